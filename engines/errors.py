@@ -1,0 +1,35 @@
+"""The one family of errors. A message names what was found, what was expected, and the way out, in a sentence."""
+
+from __future__ import annotations
+
+
+class RisError(Exception):
+    """Anything this project refuses to do. `exit_code` is what a command ends with: 2 the user's mistake, 1 ours."""
+
+    exit_code = 2
+
+
+class BundleError(RisError):
+    """A bundle that is missing, damaged, too new, or would be overwritten."""
+
+
+class EngineError(RisError):
+    """An engine that is not installed, cannot run here, or was fed something its graph does not take."""
+
+
+class ImageError(RisError):
+    """An image that cannot be read or is out of limits."""
+
+
+class ExpressionError(RisError):
+    """An expression or category that the model cannot be asked."""
+
+
+class CheckpointError(RisError):
+    """Weights that are missing, damaged or of another model."""
+
+
+class ParityError(RisError):
+    """An exported graph that does not agree with its reference; never a warning."""
+
+    exit_code = 1

@@ -1,0 +1,268 @@
+"""The whole export: reference pass, five graphs, each checked right after it is written, and the bundle around them.
+
+Everything is written to a hidden sibling of the target, which is renamed when it is complete. A failed or killed
+export leaves the target as it was; the leftovers of a killed one are removed by the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ris.engines import EngineOptions, Graph, TensorSpec, create
+from ris.engines.errors import BundleError, ParityError
+from ris.export import graphs, precision
+from ris.export.live_reference import first_image_only, reference_arrays
+from ris.export.onnx_writer import write_onnx
+from ris.export.sample import CATEGORIES, EXPRESSIONS, sample_image
+from ris.export.tokenizer import build_tokenizer, read_vocabulary
+from ris.reference.categories import COCO_PANOPTIC
+from ris.reference.config import ModelConfig
+from ris.reference.model import RISModel
+from ris.reference.pixel_decoder import Sampling
+from ris.reference.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD
+from ris.runtime.bundle import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Bundle,
+    Categories,
+    DensePrompt,
+    GraphEntry,
+    Manifest,
+    Postprocess,
+    Precision,
+    Preprocess,
+    Source,
+    SquareImage,
+    StageParity,
+    Text,
+    hash_files,
+)
+from ris.runtime.model import open_model
+from ris.runtime.parity import TOLERANCES, ParityReport, check_model, check_stage, failed_rows
+from tokenizers import Tokenizer
+from torch import nn
+
+Report = Callable[[str], None]
+"""Called with the name of each step as it begins."""
+
+STEPS = ("weights", "reference pass", *graphs.STAGES, "end to end", "bundle")
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written: the bundle's folder, its manifest, and the end-to-end parity report."""
+
+    path: Path
+    manifest: Manifest
+    parity: ParityReport
+
+
+def export_bundle(
+    make_model: Callable[[], RISModel],
+    config: ModelConfig,
+    out: Path,
+    *,
+    source: Source,
+    precision_name: Precision = "fp32",
+    sampling: Sampling = "native",
+    vocabulary: Path | None = None,
+    overwrite: bool = False,
+    report: Report = lambda step: None,
+) -> ExportResult:
+    """Exports the model of `make_model` into the bundle `out`.
+
+    sampling: the form of the deformable attention's bilinear sampling, "native" GridSample or "gather".
+    Raises BundleError where `out` is in the way or the disk is full, CheckpointError for an unfit vocabulary, and
+    ParityError where a graph does not agree with the reference.
+    """
+    with _building(out, overwrite) as folder:
+        tokenizer = build_tokenizer(read_vocabulary(vocabulary, config))
+        report("weights")
+        model = make_model()
+        needed = sum(p.numel() for p in model.parameters()) * 4
+        free = shutil.disk_usage(folder).free
+        if free < 1.2 * needed:
+            raise BundleError(
+                f"{out}: the disk is too full: the export needs about {needed * 1.2 / 1e9:.1f} GB, "
+                f"{free / 1e9:.1f} GB are free"
+            )
+        report("reference pass")
+        image = sample_image()
+        images = [image, np.ascontiguousarray(image[:, ::-1])]
+        reference = reference_arrays(model, tokenizer, images, EXPRESSIONS, CATEGORIES, [0, 1, 0])
+        (folder / "graphs").mkdir()
+        entries, parity = {}, {}
+        for stage in graphs.STAGES:
+            report(stage)
+            entry, rows = _export_stage(stage, model, reference, folder, precision_name, sampling)
+            entries[stage] = entry
+            parity |= rows
+        categories = _write_categories(model, folder) if config.query == "category" else None
+        del model
+        report("end to end")
+        golden = first_image_only(reference)
+        files = _write_files(folder, tokenizer, golden, categories)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            writer={name: metadata.version(name) for name in ("ris-runtime", "torch", "onnx", "onnxscript")},
+            source=source,
+            model=json.loads(json.dumps(config.to_dict())),
+            precision=precision_name,
+            graphs=entries,
+            preprocess=_preprocess(config),
+            text=Text("tokenizer.json", config.max_tokens),
+            dense_prompt=DensePrompt(config.dense_prompt_grid, config.sam.grid, config.dense_interpolation),
+            postprocess=Postprocess("bilinear", 0.0),
+            no_target=config.no_target != "none",
+            categories=categories,
+            golden="golden.npz",
+            files=files,
+            parity=parity,
+            mask_iou=0.0,
+        )
+        with open_model(Bundle(folder, manifest), engine="onnxruntime") as runtime:
+            checked = check_model(runtime, golden)
+        _require(checked.failures, "the bundle")
+        report("bundle")
+        manifest = dataclasses.replace(manifest, parity=parity | checked.rows, mask_iou=checked.mask_iou)
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return ExportResult(out, manifest, checked)
+
+
+def _export_stage(
+    stage: str,
+    model: RISModel,
+    reference: dict[str, NDArray[Any]],
+    folder: Path,
+    precision_name: Precision,
+    sampling: Sampling,
+) -> tuple[GraphEntry, dict[str, StageParity]]:
+    """Writes one graph and checks it on two batch sizes."""
+    signature = graphs.signature(stage, model.config)
+    module: nn.Module = graphs.build(stage, model, sampling)
+    file = f"graphs/{stage}.onnx"
+    path = folder / file
+    classes = write_onnx(module, signature, path)
+    kept: dict[str, str] = {}
+    if precision_name == "fp16":
+        kept = precision.islands(path, classes)
+        precision.convert_to_fp16(path, kept)
+    names = [file] + [f"{file}.data"] * path.with_name(path.name + ".data").exists()
+    entry = GraphEntry(
+        file=file,
+        sha256=hash_files(folder, names),
+        precision=precision_name,
+        fp32_islands=kept,
+        inputs=tuple(TensorSpec(a.name, a.dtype, a.shape) for a in signature.inputs),
+        outputs=tuple(TensorSpec(a.name, a.dtype, a.shape) for a in signature.outputs),
+        parameters=precision.count_parameters(path),
+        sampling=sampling if stage == "fusion" else None,
+    )
+    graph = Graph(stage, path, entry.inputs, entry.outputs)
+    engine = create("onnxruntime", EngineOptions())
+    with engine.open(graph, engine.compile(graph)) as session:
+        rows = check_stage(stage, session, reference)
+        single = check_stage(stage, session, first_image_only(reference, expressions=1))
+    for name, found in (("", rows), (" with batch 1", single)):
+        _require(tuple(failed_rows(found, TOLERANCES[precision_name])), f"{stage}{name}")
+    return entry, rows
+
+
+def _require(failures: tuple[str, ...], what: str) -> None:
+    if failures:
+        raise ParityError(f"{what} does not agree with the PyTorch reference: {'; '.join(failures)}")
+
+
+def _preprocess(config: ModelConfig) -> Preprocess:
+    return Preprocess(
+        sam=SquareImage(config.sam.image_size, "pillow-bilinear-uint8", SAM_MEAN, SAM_STD),
+        clip=SquareImage(config.clip.image_size, "bicubic", CLIP_MEAN, CLIP_STD),
+    )
+
+
+def _write_categories(model: RISModel, folder: Path) -> Categories:
+    names = COCO_PANOPTIC[: len(model.text_embeddings)]
+    (folder / "categories.json").write_text(json.dumps(names, indent=0) + "\n", encoding="utf-8")
+    np.save(folder / "categories.npy", model.text_embeddings.numpy())
+    return Categories("categories.json", "categories.npy")
+
+
+def _write_files(
+    folder: Path, tokenizer: Tokenizer, golden: dict[str, NDArray[Any]], categories: Categories | None
+) -> dict[str, str]:
+    """tokenizer.json and golden.npz; returns the sha256 of everything that is not a graph."""
+    tokenizer.save(str(folder / "tokenizer.json"))
+    kept = {k: v for k, v in golden.items() if k not in ("image", "image_index")}
+    np.savez_compressed(folder / "golden.npz", **kept)  # type: ignore[arg-type]
+    names = ["tokenizer.json", "golden.npz"]
+    if categories is not None:
+        names += [categories.names, categories.features]
+    return hash_files(folder, names)
+
+
+@contextlib.contextmanager
+def _building(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A hidden sibling folder of `out` that takes its place when the block ends well, and is removed when not."""
+    _check_target(out, overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(out)
+    folder = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        folder.mkdir()
+        yield folder
+        if out.exists():
+            old = out.with_name(f".{out.name}.old-{os.getpid()}")
+            out.rename(old)
+            folder.rename(out)
+            shutil.rmtree(old)
+        else:
+            folder.rename(out)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BundleError(f"{out}: the disk is full; nothing was written. Free some space and run again") from None
+        if error.errno in (errno.EACCES, errno.EROFS):
+            raise BundleError(f"{out}: no permission to write there") from None
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise BundleError(f"{out} exists and is not a folder; choose another --out")
+    if any(out.iterdir()) and not (out / MANIFEST).exists():
+        raise BundleError(f"{out} exists and is not a bundle, so it is not overwritten; choose another --out")
+    if not overwrite:
+        raise BundleError(f"{out} exists; use --force to replace it, or choose another --out")
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Partial bundles of exports to the same target whose process is gone."""
+    for leftover in out.parent.glob(f".{out.name}.partial-*"):
+        process = leftover.name.rsplit("-", 1)[1]
+        if not process.isdigit() or not _alive(int(process)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

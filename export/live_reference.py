@@ -1,0 +1,142 @@
+"""The PyTorch reference as arrays: what an export is checked against, what golden.npz holds, and `--reference`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from ris.engines.errors import CheckpointError
+from ris.reference.categories import COCO_PANOPTIC
+from ris.reference.config import ModelConfig
+from ris.reference.deterministic import deterministic_model
+from ris.reference.model import RISModel
+from ris.reference.preprocess import prepare_image, resize_logits, resize_to_square
+from ris.runtime.bundle import Bundle
+from tokenizers import Tokenizer
+
+
+def reference_arrays(
+    model: RISModel,
+    tokenizer: Tokenizer,
+    images: Sequence[NDArray[np.uint8]],
+    expressions: Sequence[str],
+    categories: Sequence[str],
+    image_index: Sequence[int],
+) -> dict[str, NDArray[Any]]:
+    """One pass of the reference over B images and N expressions; the arrays of `ris.runtime.parity`, batched.
+
+    Also `image` [B, 3, S, S] and `image_index` int32 [N], which golden.npz leaves out.
+    """
+    config = model.config
+    ids = np.zeros((len(expressions), config.max_tokens), np.int32)
+    for row, expression in zip(ids, expressions, strict=True):
+        found = tokenizer.encode(expression).ids[: config.max_tokens]
+        row[: len(found)] = found
+    rows = torch.tensor([COCO_PANOPTIC.index(name) for name in categories])
+    with torch.no_grad():
+        prepared = [prepare_image(image, config) for image in images]
+        image = torch.cat([p[0] for p in prepared])
+        clip_image = torch.cat([p[1] for p in prepared])
+        # image by image: SAM's attention maps of a batch would need gigabytes
+        embeddings = torch.cat([model.encode_sam(image[i : i + 1]) for i in range(len(images))])
+        clip_tokens = torch.cat([model.encode_clip(clip_image[i : i + 1]) for i in range(len(images))])
+        index = torch.tensor(list(image_index))
+        out = model.ask(embeddings[index], clip_tokens[index], torch.from_numpy(ids).long(), rows)
+        arrays: dict[str, NDArray[Any]] = {
+            "rgb": images[0],
+            "square": resize_to_square(images[0], config.sam.image_size),
+            "image": image.numpy(),
+            "clip_image": clip_image.numpy(),
+            "input_ids": ids,
+            "image_index": np.asarray(image_index, np.int32),
+            "image_embeddings": embeddings.numpy(),
+            "clip_tokens": clip_tokens.numpy(),
+            "text_features": out.text_features.numpy(),
+            "category_feature": model.text_embeddings[rows].numpy(),
+            "dense_prompt": out.dense_prompt.numpy(),
+            "dense_embedding": out.dense_embedding.numpy(),
+            "sparse_prompt": out.sparse_prompt.numpy(),
+            "mask_logits": out.mask_logits.numpy(),
+            "expressions": np.asarray(expressions),
+            "categories": np.asarray(categories),
+        }
+        if out.no_target_logits is not None:
+            arrays["no_target_logits"] = out.no_target_logits.numpy()
+    return arrays
+
+
+_PER_IMAGE = ("clip_image", "image_embeddings", "clip_tokens", "image")
+_PER_EXPRESSION = (
+    "input_ids", "text_features", "category_feature", "dense_prompt", "dense_embedding", "sparse_prompt",
+    "mask_logits", "no_target_logits", "expressions", "categories",
+)  # fmt: skip
+
+
+def first_image_only(arrays: dict[str, NDArray[Any]], expressions: int | None = None) -> dict[str, NDArray[Any]]:
+    """The part of `reference_arrays` that belongs to the first image, at most `expressions` of its expressions."""
+    chosen = np.flatnonzero(arrays["image_index"] == 0)[:expressions]
+    part = dict(arrays)
+    for name in _PER_IMAGE:
+        part[name] = arrays[name][:1]
+    for name in _PER_EXPRESSION:
+        if name in arrays:
+            part[name] = arrays[name][chosen]
+    part["image_index"] = np.zeros(len(chosen), np.int32)
+    return part
+
+
+def rebuild_model(bundle: Bundle) -> RISModel:
+    """The reference model that a bundle was exported from. Raises CheckpointError where its weights are not at hand."""
+    source = bundle.manifest.source
+    if source.kind != "deterministic" or source.seed is None:
+        raise CheckpointError(
+            f"{bundle.path} was made from the checkpoint {source.checkpoint}, which is not part of the bundle; "
+            "compare with its golden outputs (leave --reference out)"
+        )
+    return deterministic_model(ModelConfig.from_dict(bundle.manifest.model), source.seed)
+
+
+def live_reference(
+    bundle: Bundle, image: NDArray[np.uint8], expressions: Sequence[str], categories: Sequence[str] | None
+) -> dict[str, NDArray[Any]]:
+    """The reference's arrays for an image and expressions of the user's own, for `ris-parity --reference`."""
+    tokenizer = Tokenizer.from_file(str(bundle.file(bundle.manifest.text.tokenizer)))
+    names = list(categories) if categories else ["person"] * len(expressions)
+    return reference_arrays(rebuild_model(bundle), tokenizer, [image], expressions, names, [0] * len(expressions))
+
+
+def timed_reference(
+    bundle: Bundle, image: NDArray[np.uint8], expressions: tuple[str, str], threads: int | None
+) -> Callable[[], tuple[float, float]]:
+    """PyTorch eager FP32 on one image and two expressions, for `ris-bench --pytorch`.
+
+    Each call of the result returns the seconds from pixels to a mask, and of a further expression on that image.
+    """
+    model = rebuild_model(bundle)
+    tokenizer = Tokenizer.from_file(str(bundle.file(bundle.manifest.text.tokenizer)))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    size = image.shape[:2]
+
+    def ask(embeddings: torch.Tensor, tokens: torch.Tensor, expression: str) -> None:
+        ids = torch.zeros(1, model.config.max_tokens, dtype=torch.long)
+        found = tokenizer.encode(expression).ids[: model.config.max_tokens]
+        ids[0, : len(found)] = torch.tensor(found)
+        out = model.ask(embeddings, tokens, ids, torch.tensor([0]))
+        (resize_logits(out.mask_logits, *size) > 0).numpy()
+
+    def run() -> tuple[float, float]:
+        with torch.no_grad():
+            start = time.perf_counter()
+            sam_image, clip_image = prepare_image(image, model.config)
+            embeddings, tokens = model.encode_sam(sam_image), model.encode_clip(clip_image)
+            ask(embeddings, tokens, expressions[0])
+            middle = time.perf_counter()
+            ask(embeddings, tokens, expressions[1])
+        return middle - start, time.perf_counter() - middle
+
+    return run

@@ -1,0 +1,188 @@
+"""The deformable pixel decoder (docs/model.md 8): Mask2Former's encoder with three levels and an altered FPN.
+
+transformers' Mask2Former pixel decoder was tried first: its FPN runs the other way and has no adapters, so only the
+encoder layer could have been shared, under other key names. The layer is short; it is written out here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from ris.reference.layers import ConvNorm, sine_positions
+from torch import Tensor, nn
+
+Sampling = Literal["native", "gather"]
+Size = tuple[int, int]
+
+
+def bilinear_sample(value: Tensor, locations: Tensor, size: Size, sampling: Sampling) -> Tensor:
+    """Samples maps at locations in [0, 1] units, bilinear, zeros outside, pixel centres at half integers.
+
+    value [G, H*W, D] with size = (H, W); locations [G, Q, P, 2] as (x, y) -> [G, D, Q, P]. "native" is torch's
+    grid_sample (one GridSample node); "gather" is the same sum written as four row gathers, for engines whose
+    GridSample is wrong (docs/design.md, The five graphs).
+    """
+    height, width = size
+    if sampling == "native":
+        maps = value.transpose(1, 2).unflatten(2, (height, width))
+        return F.grid_sample(maps, 2 * locations - 1, align_corners=False)
+    groups, queries, points = locations.shape[:3]
+    scale = torch.from_numpy(np.array([width, height], np.float32)).to(locations)
+    pixel = locations * scale - 0.5
+    floor = pixel.floor()
+    fraction = pixel - floor
+    rows = value.flatten(0, 1)
+    first = (torch.arange(groups, device=value.device) * (height * width))[:, None, None]
+    result: Tensor | None = None
+    for dy in (0, 1):
+        for dx in (0, 1):
+            x, y = floor[..., 0] + dx, floor[..., 1] + dy
+            inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+            weight_x = fraction[..., 0] if dx else 1 - fraction[..., 0]
+            weight_y = fraction[..., 1] if dy else 1 - fraction[..., 1]
+            weight = weight_x * weight_y * inside.to(value.dtype)
+            index = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
+            picked = rows.index_select(0, (index.long() + first).flatten()).reshape(groups, queries, points, -1)
+            term = picked * weight[..., None]
+            result = term if result is None else result + term
+    assert result is not None
+    return result.permute(0, 3, 1, 2)
+
+
+class DeformableAttention(nn.Module):
+    """Multi-scale deformable attention: each query samples `points` places of every level."""
+
+    def __init__(self, width: int, heads: int, levels: int, points: int) -> None:
+        super().__init__()
+        self.heads, self.levels, self.points = heads, levels, points
+        self.sampling: Sampling = "native"
+        self.sampling_offsets = nn.Linear(width, heads * levels * points * 2)
+        self.attention_weights = nn.Linear(width, heads * levels * points)
+        self.value_proj = nn.Linear(width, width)
+        self.output_proj = nn.Linear(width, width)
+
+    def forward(self, query: Tensor, centres: Tensor, tokens: Tensor, sizes: list[Size]) -> Tensor:
+        """query [B, Q, C], centres [Q, 2] in [0, 1] as (x, y), tokens [B, S, C], sizes of the levels -> [B, Q, C]."""
+        queries, width = query.shape[1:]
+        heads, levels, points = self.heads, self.levels, self.points
+        depth = width // heads
+        value = self.value_proj(tokens).unflatten(2, (heads, depth)).transpose(1, 2).flatten(0, 1)
+        offsets = self.sampling_offsets(query).unflatten(2, (heads, levels, points, 2))
+        weights = self.attention_weights(query).unflatten(2, (heads, levels * points)).softmax(-1)
+        offsets = offsets.permute(0, 2, 3, 1, 4, 5).flatten(0, 1)  # [B*heads, levels, Q, points, 2]
+        weights = weights.transpose(1, 2).flatten(0, 1)  # [B*heads, Q, levels*points]
+        sampled = []
+        start = 0
+        for level, (height, level_width) in enumerate(sizes):
+            end = start + height * level_width
+            size = torch.from_numpy(np.array([level_width, height], np.float32)).to(offsets)
+            locations = centres[:, None] + offsets[:, level] / size
+            sampled.append(bilinear_sample(value[:, start:end], locations, (height, level_width), self.sampling))
+            start = end
+        mixed = (torch.cat(sampled, -1) * weights[:, None]).sum(-1)  # [B*heads, depth, Q]
+        mixed = mixed.unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2)
+        return self.output_proj(mixed)
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm deformable attention and feed-forward, keys as in the checkpoint."""
+
+    def __init__(self, width: int, heads: int, levels: int, points: int, hidden: int) -> None:
+        super().__init__()
+        self.self_attn = DeformableAttention(width, heads, levels, points)
+        self.norm1 = nn.LayerNorm(width)
+        self.linear1 = nn.Linear(width, hidden)
+        self.linear2 = nn.Linear(hidden, width)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor, positions: Tensor, centres: Tensor, sizes: list[Size], first: int = 0) -> Tensor:
+        """Updates the tokens from index `first` on and returns those: [B, S - first, C]."""
+        x = tokens[:, first:]
+        x = self.norm1(x + self.self_attn(x + positions[:, first:], centres[first:], tokens, sizes))
+        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+
+
+class _Encoder(nn.Module):
+    def __init__(self, layers: int, width: int, heads: int, levels: int, points: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(width, heads, levels, points, hidden) for _ in range(layers))
+
+
+class _Transformer(nn.Module):
+    def __init__(self, layers: int, width: int, heads: int, levels: int, points: int, hidden: int) -> None:
+        super().__init__()
+        self.level_embed = nn.Parameter(torch.empty(levels, width).normal_())
+        self.encoder = _Encoder(layers, width, heads, levels, points, hidden)
+
+
+class PixelDecoder(nn.Module):
+    """p2 (2g), p3 (g), p4 (g/2) of CLIP's pyramid -> mask features and the three encoder maps."""
+
+    levels = 3
+
+    def __init__(
+        self, inputs: int, width: int, heads: int, layers: int, points: int, hidden: int, clip_grid_only: bool
+    ) -> None:
+        super().__init__()
+        self.clip_grid_only = clip_grid_only
+        self.input_proj = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(inputs, width, 1), nn.GroupNorm(32, width)) for _ in range(self.levels)
+        )
+        self.transformer = _Transformer(layers, width, heads, self.levels, points, hidden)
+        for step in (1, 2, 3):
+            setattr(self, f"adapter_{step}", ConvNorm(inputs, width, 1, nn.GroupNorm(32, width)))
+            setattr(self, f"layer_{step}", ConvNorm(width, width, 3, nn.GroupNorm(32, width)))
+        self.mask_features = nn.Conv2d(width, width, 1)
+
+    def set_sampling(self, sampling: Sampling) -> None:
+        """Chooses the form of the bilinear sampling, "native" or "gather", for every layer."""
+        for layer in self.transformer.encoder.layers:
+            layer.self_attn.sampling = sampling
+
+    def encode(self, p2: Tensor, p3: Tensor, p4: Tensor, finest_only: bool = False) -> list[Tensor]:
+        """The encoder's maps, coarse to fine: [B, C, g/2, g/2], [.., g, g], [.., 2g, 2g].
+
+        With `finest_only` the last layer updates the finest level alone and only that map is returned: nothing else
+        of the last layer reaches the mask or the no-target logits (docs/model.md 17).
+        """
+        sizes: list[Size] = []
+        tokens, positions, centres = [], [], []
+        for level, (project, feature) in enumerate(zip(self.input_proj, (p4, p3, p2), strict=True)):
+            feature = project(feature)
+            height, width = feature.shape[-2:]
+            sizes.append((height, width))
+            tokens.append(feature.flatten(2).transpose(1, 2))
+            sine = sine_positions(height, width, feature.shape[1], feature)
+            positions.append(sine + self.transformer.level_embed[level])
+            y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+            centres.append(np.stack([(x + 0.5) / width, (y + 0.5) / height], -1).reshape(-1, 2))
+        sequence, position = torch.cat(tokens, 1), torch.cat(positions, 1)
+        centre = torch.from_numpy(np.concatenate(centres)).to(sequence)
+        layers = self.transformer.encoder.layers
+        for layer in layers[:-1]:
+            sequence = layer(sequence, position, centre, sizes)
+        first = sum(h * w for h, w in sizes[:-1]) if finest_only else 0
+        sequence = layers[-1](sequence, position, centre, sizes, first)
+        kept = sizes[-1:] if finest_only else sizes
+        parts = sequence.split([h * w for h, w in kept], 1)
+        return [part.transpose(1, 2).unflatten(2, size) for part, size in zip(parts, kept, strict=True)]
+
+    def fpn(self, finest: Tensor, p2: Tensor, p3: Tensor, p4: Tensor) -> list[Tensor]:
+        """The FPN's maps from the encoder's finest one: [g/2, g, 2g], or without the last step [g/2, g]."""
+        steps = [(3, p4), (2, p3)] if self.clip_grid_only else [(3, p4), (2, p3), (1, p2)]
+        maps = []
+        feature = finest
+        for step, skip in steps:
+            resized = F.interpolate(feature, size=skip.shape[-2:], mode="bilinear", align_corners=False)
+            adapted = getattr(self, f"adapter_{step}")(skip)
+            feature = F.relu(getattr(self, f"layer_{step}")(adapted + resized))
+            maps.append(feature)
+        return maps
+
+    def forward(self, p2: Tensor, p3: Tensor, p4: Tensor, finest_only: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """-> (mask features [B, C, grid, grid], the maps of `encode`)."""
+        maps = self.encode(p2, p3, p4, finest_only)
+        return self.mask_features(self.fpn(maps[-1], p2, p3, p4)[-1]), maps

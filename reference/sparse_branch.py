@@ -1,0 +1,27 @@
+"""The sparse branch: a query attends to the words and becomes SAM's one sparse prompt (docs/model.md 9)."""
+
+from __future__ import annotations
+
+from ris.reference.config import SparseBranchKind
+from ris.reference.layers import CrossAttentionLayer, FeedForwardLayer
+from torch import Tensor, nn
+
+
+class SparseBranch(nn.Module):
+    """query [B, 1, C] and text [B, T, C] -> one token [B, 1, C]. All T positions are attended to, padding included.
+
+    "feed_forward" is the released code: LN(q + MHA(q, text)), then a post-norm feed-forward layer. "additive" is the
+    supplement's wording (docs/model.md 19): LN(q) + MHA(q, text), nothing after it.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, kind: SparseBranchKind) -> None:
+        super().__init__()
+        self.kind = kind
+        self.ca = CrossAttentionLayer(width, heads)
+        if kind == "feed_forward":
+            self.fcs = FeedForwardLayer(width, hidden)
+
+    def forward(self, query: Tensor, text: Tensor) -> Tensor:
+        if self.kind == "additive":
+            return self.ca.norm(query) + self.ca.multihead_attn(query, text, text)
+        return self.fcs(self.ca(query, query, text, text))

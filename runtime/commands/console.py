@@ -1,0 +1,145 @@
+"""What the commands share: errors in a line, progress on a terminal or as plain lines, numbers for people."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from ris.engines.errors import BundleError, RisError
+
+T = TypeVar("T")
+
+
+class RisCommand(click.Command):
+    """A click command that prints a RisError as one line and ends with its exit code: 2 the user's mistake, 1 ours.
+
+    `--debug` adds the traceback. Examples in the help text keep their line breaks.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        debug = ctx.params.pop("debug")
+        previous = signal.signal(signal.SIGTERM, _stop)
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except RisError as error:
+            if debug:
+                traceback.print_exc()
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("Stopped; nothing half-written is left behind.", err=True)
+            ctx.exit(130)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            kind = type(error).__name__
+            click.echo(f"Internal error: {kind}: {error}. Run again with --debug and report it, please.", err=True)
+            ctx.exit(1)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a command like Ctrl-C does, so that temporary files are removed."""
+    raise KeyboardInterrupt
+
+
+def find_bundle(given: str | None) -> Path:
+    """The bundle to use: the one given, $RIS_BUNDLE, or ./ris-bundle. Raises BundleError where there is none."""
+    if given:
+        return Path(given)
+    if variable := os.environ.get("RIS_BUNDLE"):
+        return Path(variable)
+    if Path("ris-bundle").exists():
+        return Path("ris-bundle")
+    raise BundleError("no bundle: give --bundle, set $RIS_BUNDLE, or make ./ris-bundle with ris-export")
+
+
+class StepProgress:
+    """Named steps of one long job: a bar with the step's name and elapsed time, or one plain line a step."""
+
+    def __init__(self, title: str, steps: int) -> None:
+        self._console = Console(stderr=True)
+        self._start = time.perf_counter()
+        self._bar: Progress | None = None
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._task = self._bar.add_task(title, total=steps, completed=-1)
+        self._title = title
+
+    def __enter__(self) -> StepProgress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, step: str) -> None:
+        """Called as each step begins."""
+        if self._bar:
+            self._bar.advance(self._task)
+            self._bar.update(self._task, description=f"{self._title}: {step}")
+        else:
+            click.echo(f"[{time.perf_counter() - self._start:6.1f} s] {self._title}: {step}", err=True)
+
+
+def track(items: Iterable[T], total: int, title: str) -> Iterator[T]:
+    """`items` with a progress bar on a terminal, or a plain line now and then elsewhere; silent for a few items."""
+    console = Console(stderr=True)
+    if total < 2:
+        yield from items
+    elif console.is_terminal:
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            for item in items:
+                yield item
+                bar.advance(task)
+    else:
+        last = time.perf_counter()
+        for done, item in enumerate(items, 1):
+            yield item
+            if time.perf_counter() - last > 5 or done == total:
+                last = time.perf_counter()
+                click.echo(f"{title}: {done} of {total}", err=True)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a failed write below `path` into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise RisError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def size(count: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"

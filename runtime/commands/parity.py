@@ -1,0 +1,103 @@
+"""`ris-parity`: how far a bundle is from its reference, on this machine and engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from ris.engines import DEVICE_NAMES, ENGINE_NAMES
+from ris.engines.errors import ExpressionError, ParityError, RisError
+from ris.runtime.commands.console import RisCommand, find_bundle
+from ris.runtime.image import load_rgb
+from ris.runtime.model import Model, load
+from ris.runtime.parity import TOLERANCES, ParityReport, check_model, load_golden
+
+
+@click.command(cls=RisCommand)
+@click.argument("bundle", required=False, type=click.Path())
+@click.option("--reference", is_flag=True,
+              help="Compare with the PyTorch model itself instead of golden.npz; needs the [export] extra.")  # fmt: skip
+@click.option("--image", type=click.Path(path_type=Path), help="With --reference: your own image.")
+@click.option("-e", "--expression", "expressions", multiple=True, help="With --image: what to ask; may be repeated.")
+@click.option("--category", "categories", multiple=True, help="With --image: one category per expression.")
+@click.option("--engine", type=click.Choice(ENGINE_NAMES), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(DEVICE_NAMES), default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def main(
+    bundle: str | None,
+    reference: bool,
+    image: Path | None,
+    expressions: tuple[str, ...],
+    categories: tuple[str, ...],
+    engine: str,
+    device: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Compares BUNDLE with its reference: every stage on its own, the host's steps, and masks end to end.
+
+    Ends with exit code 1 where a stage is out of tolerance. BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle.
+
+    \b
+    Examples:
+      ris-parity ris-bundle
+      ris-parity ris-bundle --reference --image photo.jpg -e "left man"
+    """
+    if image is not None and not (reference and expressions):
+        raise ExpressionError("--image needs --reference and at least one --expression")
+    if (expressions or categories) and image is None:
+        raise ExpressionError("--expression and --category need --image")
+    with load(find_bundle(bundle), engine=engine, device=device, threads=threads) as model:
+        if reference:
+            arrays = _live_reference(model, image, expressions, categories)
+        else:
+            arrays = load_golden(model.bundle)
+        report = check_model(model, arrays)
+        if as_json:
+            click.echo(json.dumps(dataclasses.asdict(report), indent=2))
+        else:
+            _print(model, report, "the PyTorch model" if reference else "golden.npz")
+    if report.failures:
+        raise ParityError(f"out of tolerance: {'; '.join(report.failures)}")
+
+
+def _live_reference(
+    model: Model, image: Path | None, expressions: tuple[str, ...], categories: tuple[str, ...]
+) -> dict[str, Any]:
+    """The reference lives in `ris.export`, which the runtime does not depend on: it is loaded by name, here only."""
+    if importlib.util.find_spec("torch") is None:
+        raise RisError('--reference needs PyTorch: pip install "ris-runtime[cpu,export]"')
+    live = importlib.import_module("ris.export.live_reference")
+    if image is None:
+        golden = load_golden(model.bundle)
+        rgb, expressions = golden["rgb"], tuple(map(str, golden["expressions"]))
+        categories = tuple(map(str, golden["categories"]))
+    else:
+        rgb = load_rgb(image)
+    arrays: dict[str, Any] = live.live_reference(model.bundle, rgb, expressions, categories or None)
+    return arrays
+
+
+def _print(model: Model, report: ParityReport, against: str) -> None:
+    manifest = model.bundle.manifest
+    infos = {f"{i.engine} {i.version} on {i.device}" for i in model.sessions.values()}
+    table = Table(title=f"{model.bundle.path}, {manifest.precision}, {', '.join(sorted(infos))}, against {against}")
+    for heading in ("stage", "largest error", "mean error", "relative", "cosine"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for name, row in report.rows.items():
+        table.add_row(name, f"{row.max_abs:.2e}", f"{row.mean_abs:.2e}", f"{row.relative:.2e}", f"{row.cosine:.8f}")
+    Console(width=110).print(table)
+    tolerance = TOLERANCES[manifest.precision]
+    click.echo(
+        f"masks: IoU {report.mask_iou:.6f} (accepted from {tolerance.mask_iou}), "
+        f"flipped pixels {report.flipped:.5%}; relative error accepted: {tolerance.stage:.0e} a stage, "
+        f"{tolerance.mask_logits:.0e} end to end"
+    )

@@ -1,0 +1,91 @@
+"""Bilinear and bicubic resizing as a separable linear map, equal to torch.nn.functional.interpolate.
+
+`align_corners=False`, no antialiasing, bicubic with a = -0.75. Source coordinates are computed in float32 the way
+torch does, so the weights agree to the last bits. A map is resized by two small matrix products; an image or a mask
+by gathering a few rows per output row, which is cheaper when the matrix would be almost empty.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mode = Literal["bilinear", "bicubic"]
+MODES: tuple[Mode, ...] = ("bilinear", "bicubic")
+Float = NDArray[np.float32]
+
+
+@functools.lru_cache(maxsize=64)
+def taps(source: int, target: int, mode: Mode) -> tuple[NDArray[np.intp], Float]:
+    """For each of `target` outputs the source indices and their weights, both [target, 2 or 4].
+
+    Indices past the border are clamped to it. Raises ValueError for an unknown mode.
+    """
+    scale = np.float32(source) / np.float32(target)
+    position = scale * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+    if mode == "bilinear":
+        position = np.maximum(position, np.float32(0))
+        first = np.floor(position)
+        t = position - first
+        weights = np.stack([1 - t, t], -1)
+        offsets = np.arange(0, 2)
+    elif mode == "bicubic":
+        first = np.floor(position)
+        t = position - first
+        weights = np.stack([_outer(t + 1), _inner(t), _inner(1 - t), _outer(2 - t)], -1)
+        offsets = np.arange(-1, 3)
+    else:
+        raise ValueError(f"unknown interpolation {mode!r}; there are {', '.join(MODES)}")
+    indices = np.clip(first.astype(np.intp)[:, None] + offsets, 0, source - 1)
+    indices.setflags(write=False)
+    weights = weights.astype(np.float32)
+    weights.setflags(write=False)
+    return indices, weights
+
+
+def _inner(x: Float) -> Float:
+    """Keys' cubic kernel with a = -0.75 for |x| <= 1."""
+    return ((np.float32(1.25) * x - np.float32(2.25)) * x) * x + np.float32(1)
+
+
+def _outer(x: Float) -> Float:
+    """Keys' cubic kernel with a = -0.75 for 1 < |x| < 2."""
+    a = np.float32(-0.75)
+    return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+
+
+@functools.lru_cache(maxsize=64)
+def matrix(source: int, target: int, mode: Mode) -> Float:
+    """The same map as a dense [target, source] matrix; rows sum to one."""
+    indices, weights = taps(source, target, mode)
+    dense = np.zeros((target, source), np.float32)
+    np.add.at(dense, (np.arange(target)[:, None], indices), weights)
+    dense.setflags(write=False)
+    return dense
+
+
+def resize_maps(maps: Float, height: int, width: int, mode: Mode) -> Float:
+    """Resizes feature maps [..., h, w] to [..., height, width], float32, by two matrix products."""
+    h, w = maps.shape[-2:]
+    if (h, w) == (height, width):
+        return maps
+    rows, columns = matrix(h, height, mode), matrix(w, width, mode)
+    across = np.ascontiguousarray(maps, np.float32).reshape(-1, w) @ columns.T
+    return rows @ across.reshape(*maps.shape[:-1], width)
+
+
+def resize_rows(array: Float, target: int, mode: Mode, start: int = 0, stop: int | None = None) -> Float:
+    """Resizes axis 0 of `array` [h, ...] to `target` rows and returns rows start to stop of the result."""
+    indices, weights = taps(array.shape[0], target, mode)
+    indices, weights = indices[start:stop], weights[start:stop]
+    shape = (len(indices),) + (1,) * (array.ndim - 1)
+    out = array[indices[:, 0]]
+    out *= weights[:, 0].reshape(shape)
+    for tap in range(1, indices.shape[1]):
+        term = array[indices[:, tap]]
+        term *= weights[:, tap].reshape(shape)
+        out += term
+    return out

@@ -1,0 +1,126 @@
+"""Masks out: logits to a mask of the image's own size, COCO run-length encoding, and the overlay picture."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from ris.runtime.interpolate import Float, resize_rows
+
+_STRIPE = 1 << 20  # pixels of full-size logits held at a time
+
+
+class Rle(TypedDict):
+    """COCO's compressed run-length encoding: size [height, width], counts as its ASCII string."""
+
+    size: list[int]
+    counts: str
+
+
+def resize_logits(logits: Float, height: int, width: int) -> Float:
+    """Mask logits [m, m] -> [height, width], bilinear without antialiasing, float32."""
+    return resize_rows(_widen(logits, width), height, "bilinear")
+
+
+def mask_from_logits(logits: Float, height: int, width: int, threshold: float = 0.0) -> NDArray[np.bool_]:
+    """Mask logits [m, m] -> bool [height, width]: bilinear, then above `threshold`.
+
+    Works in stripes of rows, so a 100-megapixel mask never needs its logits in memory at once.
+    """
+    wide = _widen(logits, width)
+    mask = np.empty((height, width), np.bool_)
+    step = max(1, _STRIPE // width)
+    for start in range(0, height, step):
+        rows = resize_rows(wide, height, "bilinear", start, min(start + step, height))
+        np.greater(rows, np.float32(threshold), out=mask[start : start + step])
+    return mask
+
+
+def _widen(logits: Float, width: int) -> Float:
+    """[m, m] -> [m, width]."""
+    return np.ascontiguousarray(resize_rows(np.ascontiguousarray(logits.T), width, "bilinear").T)
+
+
+def mask_score(logits: Float, threshold: float = 0.0) -> float:
+    """Mean foreground probability over the mask, from the low-resolution logits; 0 where the mask is empty."""
+    inside = logits[logits > threshold]
+    return float((1 / (1 + np.exp(-inside.astype(np.float64)))).mean()) if inside.size else 0.0
+
+
+def encode_rle(mask: NDArray[np.bool_]) -> Rle:
+    """bool [H, W] -> COCO's compressed RLE, the same string that pycocotools writes."""
+    height, width = mask.shape
+    flat = np.asarray(mask, np.bool_).ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    edges = np.concatenate([[0], changes, [flat.size]])
+    runs = np.diff(edges).tolist()
+    if flat.size and flat[0]:
+        runs.insert(0, 0)  # counts begin with background
+    return Rle(size=[height, width], counts=_pack_counts(runs))
+
+
+def decode_rle(rle: Rle) -> NDArray[np.bool_]:
+    """The inverse of `encode_rle`. Raises ValueError where the counts do not fill the size."""
+    height, width = rle["size"]
+    runs = _unpack_counts(rle["counts"])
+    if sum(runs) != height * width:
+        raise ValueError(f"run lengths add up to {sum(runs)}, the mask has {height * width} pixels")
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape((height, width), order="F")
+
+
+def _pack_counts(runs: list[int]) -> str:
+    """From the third run on the difference to the run two before, in signed 5-bit groups, low first, from '0' up."""
+    out = bytearray()
+    for i, run in enumerate(runs):
+        value = run - runs[i - 2] if i > 2 else run
+        more = True
+        while more:
+            group = value & 0x1F
+            value >>= 5
+            more = value != (-1 if group & 0x10 else 0)
+            out.append(group + (0x20 if more else 0) + 48)
+    return out.decode("ascii")
+
+
+def _unpack_counts(counts: str) -> list[int]:
+    runs: list[int] = []
+    position = 0
+    while position < len(counts):
+        value, shift, more = 0, 0, True
+        while more:
+            group = ord(counts[position]) - 48
+            value |= (group & 0x1F) << shift
+            more = bool(group & 0x20)
+            position += 1
+            shift += 5
+        if group & 0x10:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+    return runs
+
+
+COLOURS = ((230, 57, 70), (29, 132, 226), (42, 157, 92), (244, 162, 39), (142, 68, 200), (0, 180, 190))
+"""Overlay colours, taken in turn when an image has several expressions."""
+
+
+def overlay(rgb: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """The image with the mask tinted and its outline drawn, uint8 [H, W, 3]."""
+    out = rgb.copy()
+    tint = np.asarray(colour, np.uint16)
+    out[mask] = (rgb[mask].astype(np.uint16) + tint) // 2
+    radius = max(1, round(min(mask.shape) / 400))
+    out[mask & ~_eroded(mask, radius)] = colour
+    return out
+
+
+def _eroded(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """The mask without its outermost `radius` pixels; the image's border does not count as an edge."""
+    inner = mask.copy()
+    for shift in range(1, radius + 1):
+        inner[shift:] &= mask[:-shift]
+        inner[:-shift] &= mask[shift:]
+        inner[:, shift:] &= mask[:, :-shift]
+        inner[:, :-shift] &= mask[:, shift:]
+    return inner

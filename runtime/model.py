@@ -1,0 +1,306 @@
+"""The runtime itself: open a bundle, encode an image once, ask it as often as you like.
+
+    model = load("ris-bundle")
+    scene = model.encode_image("photo.jpg")
+    result = scene.segment("left man")
+    result.mask  # bool [H, W]
+
+Thread rule: a Model and its Scenes may be used from several threads at once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from ris.engines import EngineOptions, Session, SessionInfo, create
+from ris.engines.errors import ExpressionError, RisError
+from ris.runtime.bundle import STAGES, Bundle, open_bundle
+from ris.runtime.image import ImageLike, load_rgb, prepare_image
+from ris.runtime.interpolate import Float, resize_maps
+from ris.runtime.masks import Rle, encode_rle, mask_from_logits, mask_score, resize_logits
+from ris.runtime.text import ExpressionTokenizer
+
+Timings = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The answer to one expression.
+
+    mask: bool [H, W] of the image's own size, all False where the model says "no target";
+    logits: float32 [m, m], the decoder's low-resolution mask logits, before any no-target decision;
+    score: mean foreground probability over the mask, 0 for an empty one;
+    no_target: probability that the expression names nothing in the image, None where the model has no such head;
+    timings: seconds by stage; `image.*` were spent once for all expressions of the scene, the others are this
+    expression's share of its batch;
+    notes: what the user should know, such as words the model does not know.
+    """
+
+    expression: str
+    mask: NDArray[np.bool_]
+    logits: Float
+    score: float
+    no_target: float | None
+    is_no_target: bool
+    category: str | None
+    timings: Timings = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    def rle(self) -> Rle:
+        """The mask in COCO's compressed run-length encoding."""
+        return encode_rle(self.mask)
+
+    def full_logits(self) -> Float:
+        """The mask logits at the image's own size, float32 [H, W]."""
+        return resize_logits(self.logits, *self.mask.shape)
+
+
+@contextmanager
+def _timed(timings: Timings, name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[name] = timings.get(name, 0.0) + time.perf_counter() - start
+
+
+class Scene:
+    """An encoded image. Keeps the encoders' outputs, so that each further expression skips them.
+
+    height, width: of the image after its EXIF orientation; timings: seconds spent on the image.
+    """
+
+    def __init__(
+        self, model: Model, height: int, width: int, image_embeddings: Float, clip_tokens: Float, timings: Timings
+    ) -> None:
+        self._model = model
+        self.height, self.width = height, width
+        self.image_embeddings, self.clip_tokens = image_embeddings, clip_tokens
+        self.timings = timings
+
+    def segment(
+        self, expression: str, *, category: str | None = None, no_target_threshold: float = 0.5
+    ) -> Segmentation:
+        """The mask of one expression; `segment_many` says what can go wrong."""
+        categories = None if category is None else [category]
+        return self.segment_many([expression], categories=categories, no_target_threshold=no_target_threshold)[0]
+
+    def segment_many(
+        self,
+        expressions: Sequence[str],
+        *,
+        categories: Sequence[str] | None = None,
+        no_target_threshold: float = 0.5,
+    ) -> list[Segmentation]:
+        """The masks of several expressions, `max_expressions` of them at a time.
+
+        categories: the object's category name for each expression, for a model that asks by category.
+        no_target_threshold: from this probability on the mask is empty. Raises ExpressionError.
+        """
+        if isinstance(expressions, str):
+            raise ExpressionError("segment_many takes a list of expressions; for a single one use segment")
+        results: list[Segmentation] = []
+        step = self._model.max_expressions
+        for start in range(0, len(expressions), step):
+            part = slice(start, start + step)
+            chosen = None if categories is None else categories[part]
+            results += self._model._ask(self, expressions[part], chosen, no_target_threshold)
+        return results
+
+
+class Model:
+    """Five opened graphs and what links them. Made by `load`; close it, or use it in a `with` block."""
+
+    def __init__(self, bundle: Bundle, sessions: Mapping[str, Session], max_expressions: int) -> None:
+        manifest = bundle.manifest
+        self.bundle = bundle
+        self.max_expressions = max_expressions
+        self._sessions = dict(sessions)
+        self._tokenize = ExpressionTokenizer(bundle.file(manifest.text.tokenizer), manifest.text.max_tokens)
+        self.categories: list[str] = []
+        self._category_features: Float | None = None
+        if manifest.categories is not None:
+            self.categories = json.loads(bundle.file(manifest.categories.names).read_text(encoding="utf-8"))
+            self._category_features = np.load(bundle.file(manifest.categories.features), allow_pickle=False)
+
+    @property
+    def trained(self) -> bool:
+        """False where the weights are made up and the masks mean nothing."""
+        return self.bundle.manifest.source.trained
+
+    @property
+    def sessions(self) -> dict[str, SessionInfo]:
+        """What really runs each graph."""
+        return {stage: session.info for stage, session in self._sessions.items()}
+
+    @property
+    def open_sessions(self) -> Mapping[str, Session]:
+        """The sessions themselves, for parity checks and benchmarks."""
+        return self._sessions
+
+    def encode_image(self, image: ImageLike) -> Scene:
+        """Runs the two image encoders once.
+
+        image: a path, a PIL image, or a uint8 array [H, W], [H, W, 3] RGB or [H, W, 4] RGBA. Raises ImageError.
+        """
+        timings: Timings = {}
+        with _timed(timings, "image.load"):
+            rgb = load_rgb(image)
+        with _timed(timings, "image.prepare"):
+            sam_image, clip_image = prepare_image(rgb, self.bundle.manifest.preprocess)
+        embeddings = self._run("sam_image_encoder", {"image": sam_image}, timings, "image.")["image_embeddings"]
+        tokens = self._run("clip_image_encoder", {"image": clip_image}, timings, "image.")["clip_tokens"]
+        height, width = rgb.shape[:2]
+        return Scene(self, height, width, embeddings, tokens, timings)
+
+    def segment(self, image: ImageLike, expression: str, *, category: str | None = None) -> Segmentation:
+        """One image, one expression. For several expressions encode the image once: `encode_image`."""
+        return self.encode_image(image).segment(expression, category=category)
+
+    def _run(self, stage: str, feeds: dict[str, np.ndarray], timings: Timings, prefix: str = "") -> dict[str, Float]:
+        session = self._sessions.get(stage)
+        if session is None:
+            raise RisError("the model is closed; load the bundle again")
+        with _timed(timings, prefix + stage):
+            return session.run(feeds)
+
+    def _ask(
+        self, scene: Scene, expressions: Sequence[str], categories: Sequence[str] | None, no_target_threshold: float
+    ) -> list[Segmentation]:
+        manifest = self.bundle.manifest
+        timings: Timings = {}
+        with _timed(timings, "tokenize"):
+            names = self._category_names(expressions, categories)
+            tokens = self._tokenize(expressions)
+        text = self._run("text_encoder", {"input_ids": tokens.ids}, timings)["text_features"]
+        index = np.zeros(len(expressions), np.int32)
+        feeds = {
+            "clip_tokens": scene.clip_tokens,
+            "text_features": text,
+            "text_mask": tokens.mask,
+            "image_index": index,
+        }
+        if manifest.no_target:
+            feeds["image_embeddings"] = scene.image_embeddings
+        if self._category_features is not None:
+            rows = [self.categories.index(name) for name in names if name is not None]
+            feeds["category_feature"] = np.ascontiguousarray(self._category_features[rows])
+        fused = self._run("fusion", feeds, timings)
+        link = manifest.dense_prompt
+        with _timed(timings, "dense_prompt"):
+            dense = resize_maps(fused["dense_prompt"], link.target, link.target, link.interpolation)
+        feeds = {
+            "image_embeddings": scene.image_embeddings,
+            "dense_prompt": dense,
+            "sparse_prompt": fused["sparse_prompt"],
+            "image_index": index,
+        }
+        logits = self._run("mask_decoder", feeds, timings)["mask_logits"][:, 0]
+        probabilities = _no_target_probabilities(fused.get("no_target_logits"), len(expressions))
+        results = []
+        for expression, name, low, probability, notes in zip(
+            expressions, names, logits, probabilities, tokens.notes, strict=True
+        ):
+            own: Timings = {stage: seconds / len(expressions) for stage, seconds in timings.items()}
+            absent = probability is not None and probability >= no_target_threshold
+            with _timed(own, "mask"):
+                threshold = manifest.postprocess.threshold
+                if absent:
+                    mask, score = np.zeros((scene.height, scene.width), np.bool_), 0.0
+                else:
+                    mask = mask_from_logits(low, scene.height, scene.width, threshold)
+                    score = mask_score(low, threshold)
+            results.append(
+                Segmentation(expression, mask, low, score, probability, absent, name, scene.timings | own, notes)
+            )
+        return results
+
+    def _category_names(self, expressions: Sequence[str], categories: Sequence[str] | None) -> list[str | None]:
+        """One known category name for each expression, or None for each where the model has no categories."""
+        if not self.categories:
+            if categories:
+                raise ExpressionError("this model does not ask by category; leave the category out")
+            return [None] * len(expressions)
+        if categories is None:
+            raise ExpressionError(
+                "this model asks by category: name each object's COCO category too (--category person)"
+            )
+        if len(categories) != len(expressions):
+            raise ExpressionError(f"{len(expressions)} expressions need as many categories, got {len(categories)}")
+        for name in categories:
+            if name not in self.categories:
+                near = get_close_matches(name, self.categories, n=3, cutoff=0.3) or self.categories[:3]
+                raise ExpressionError(f"there is no category {name!r}; the nearest are {', '.join(near)}")
+        return list(categories)
+
+    def close(self) -> None:
+        """Gives the engines' memory back; may be called twice."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _no_target_probabilities(logits: Float | None, count: int) -> list[float | None]:
+    """Softmax over (target, no target); class 1 is "no target"."""
+    if logits is None:
+        return [None] * count
+    difference = logits[:, 0].astype(np.float64) - logits[:, 1]
+    return [float(p) for p in 1 / (1 + np.exp(difference))]
+
+
+def load(
+    bundle: str | Path,
+    *,
+    engine: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+    strict: bool = False,
+    verify: bool = True,
+    max_expressions: int = 8,
+) -> Model:
+    """Opens a bundle for inference.
+
+    engine: "auto" or a name from `ris.engines.ENGINE_NAMES`; device: "cpu" or "cuda"; threads: CPU threads, default
+    all cores; strict: refuse to run any node off the device; verify: check the files' hashes; max_expressions: the
+    most expressions that go through the graphs at once, which bounds memory.
+    Raises BundleError and EngineError.
+    """
+    return open_model(
+        open_bundle(bundle, verify=verify),
+        engine=engine,
+        options=EngineOptions(device, threads, strict),
+        max_expressions=max_expressions,
+    )
+
+
+def open_model(
+    bundle: Bundle, *, engine: str = "auto", options: EngineOptions | None = None, max_expressions: int = 8
+) -> Model:
+    """`load` for a bundle that is open already."""
+    if max_expressions < 1:
+        raise RisError(f"max_expressions must be at least 1, got {max_expressions}")
+    chosen = create(engine, options)
+    sessions: dict[str, Session] = {}
+    try:
+        for stage in STAGES:
+            graph = bundle.graph(stage)
+            sessions[stage] = chosen.open(graph, chosen.compile(graph))
+        return Model(bundle, sessions, max_expressions)
+    except BaseException:
+        for session in sessions.values():
+            session.close()
+        raise
