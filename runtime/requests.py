@@ -23,7 +23,12 @@ class Request:
 def looks_like_image(argument: str) -> bool:
     """Whether a command-line argument means an image, a folder of images or a JSONL file, not an expression."""
     path = Path(argument)
-    return path.suffix.lower() in IMAGE_SUFFIXES | {".jsonl"} or path.exists()
+    if path.suffix.lower() in IMAGE_SUFFIXES | {".jsonl"}:
+        return True
+    try:
+        return bool(argument) and path.exists()
+    except (OSError, ValueError):  # too long for a file name, or with a null byte in it
+        return False
 
 
 def collect(sources: Sequence[str], expressions: Sequence[str], categories: Sequence[str] | None) -> list[Request]:

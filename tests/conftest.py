@@ -24,3 +24,62 @@ def full_size_model():
     from ris.reference.deterministic import deterministic_model
 
     return deterministic_model(PRESETS["vitb-vitl336"])
+
+
+def _export(folder, config, precision="fp32", sampling="native"):
+    from ris.export.bundle_writer import export_bundle
+    from ris.reference.deterministic import deterministic_model
+    from ris.runtime.bundle import Source
+
+    source = Source(kind="deterministic", trained=False, seed=0, checkpoint=None, checkpoint_sha256=None)
+    out = folder / "ris-bundle"
+    export_bundle(
+        lambda: deterministic_model(config), config, out, source=source, precision_name=precision, sampling=sampling
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory):
+    """[CLS] variant with the no-target head, FP32: what `ris-export` writes without arguments."""
+    from ris.reference.config import PRESETS
+
+    return _export(tmp_path_factory.mktemp("tiny"), PRESETS["tiny"])
+
+
+@pytest.fixture(scope="session")
+def tiny_fp16_bundle(tmp_path_factory):
+    from ris.reference.config import PRESETS
+
+    return _export(tmp_path_factory.mktemp("tiny-fp16"), PRESETS["tiny"], precision="fp16")
+
+
+@pytest.fixture(scope="session")
+def tiny_category_bundle(tmp_path_factory):
+    from ris.reference.config import PRESETS
+
+    return _export(tmp_path_factory.mktemp("tiny-category"), PRESETS["tiny"].with_category_query())
+
+
+@pytest.fixture(scope="session")
+def tiny_supplement_bundle(tmp_path_factory):
+    """The supplement's configuration, with the sampling written as gathers."""
+    from ris.reference.config import PRESETS
+
+    return _export(tmp_path_factory.mktemp("tiny-supplement"), PRESETS["tiny"].with_supplement(), sampling="gather")
+
+
+@pytest.fixture
+def bundle_copy(tiny_bundle, tmp_path):
+    """A bundle that a test may damage."""
+    import shutil
+
+    return shutil.copytree(tiny_bundle, tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """uint8 RGB [480, 640, 3]: the drawn park."""
+    from ris.export.sample import sample_image
+
+    return sample_image()

@@ -1,0 +1,166 @@
+"""`ris-export`: what it says, what it refuses, and that nothing is lost when it fails or is killed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from ris.export import bundle_writer
+from ris.export.command import PRESET_NAMES, main
+from ris.reference.config import PRESETS
+from ris.runtime import open_bundle
+
+COMMAND = Path(sys.executable).parent / "ris-export"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def export(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def names(folder):
+    return sorted(p.name for p in Path(folder).iterdir())
+
+
+def test_presets_in_the_help_are_the_real_ones():
+    assert set(PRESET_NAMES) == set(PRESETS)
+
+
+def test_the_whole_command(here):
+    """The demo, from the shell: progress, what was written, parity per stage, the next commands."""
+    done = subprocess.run([COMMAND], capture_output=True, text=True, timeout=600, cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert "exporting the built-in demo" in done.stderr
+    for stage in ("reference pass", "sam_image_encoder", "fusion", "end to end"):
+        assert f"Export: {stage}" in done.stderr
+    assert "Wrote ris-bundle: fp32" in done.stdout
+    assert done.stdout.count("relative error") == 5
+    assert 'Next:\n  ris-infer image.jpg "left man"\n  ris-parity ris-bundle' in done.stdout
+    open_bundle(here / "ris-bundle")
+    assert names(here) == ["ris-bundle"]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--precision", "fp12"], "'fp12' is not one of 'fp32', 'fp16'"),
+    (["--preset", "vitb-vitl336"], "no weights for vitb-vitl336; --random-weights 0"),
+    (["--preset", "huge"], "'huge' is not one of"),
+    (["--vocabulary", "nosuch.txt"], "'nosuch.txt' does not exist"),
+    (["--vocabulary", "short.txt"], "must begin with [PAD]"),
+    (["--vocabulary", "long.txt"], "the vocabulary has 400 tokens, the model's BERT has 320"),
+    (["--out", "taken"], "taken exists and is not a bundle, so it is not overwritten"),
+    (["--out", "taken", "--force"], "taken exists and is not a bundle, so it is not overwritten"),
+    (["--out", "short.txt"], "short.txt exists and is not a folder"),
+])  # fmt: skip
+def test_one_sentence_for_each_mistake(here, arguments, message):
+    Path("short.txt").write_text("a\nb\n")
+    Path("long.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(395))]))
+    Path("taken").mkdir()
+    Path("taken/thesis.txt").write_text("mine")
+    done = export(*arguments)
+    assert done.exit_code == 2
+    assert message in done.output
+    assert "Traceback" not in done.output
+    assert Path("taken/thesis.txt").read_text() == "mine"
+    assert names(here) == ["long.txt", "short.txt", "taken"]
+
+
+def test_an_existing_bundle_is_replaced_only_by_force(here, tiny_bundle):
+    shutil.copytree(tiny_bundle, "ris-bundle")
+    (here / "ris-bundle" / "old").write_text("")
+    done = export()
+    assert done.exit_code == 2
+    assert "ris-bundle exists; use --force to replace it" in done.output
+    done = export("--force")
+    assert done.exit_code == 0, done.output
+    assert not (here / "ris-bundle" / "old").exists()
+    assert names(here) == ["ris-bundle"]
+
+
+def test_a_full_disk_leaves_the_old_bundle(here, tiny_bundle, monkeypatch):
+    shutil.copytree(tiny_bundle, "ris-bundle")
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(bundle_writer, "write_onnx", full)
+    done = export("--force")
+    assert done.exit_code == 2
+    assert "Error: ris-bundle: the disk is full; nothing was written" in done.output
+    open_bundle(here / "ris-bundle")
+    assert names(here) == ["ris-bundle"]
+
+
+def test_too_little_disk_is_seen_before_the_work(here, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    done = export()
+    assert done.exit_code == 2
+    assert "the disk is too full: the export needs about" in done.output
+    assert names(here) == []
+
+
+def test_a_graph_that_disagrees_is_an_error_with_numbers(here, monkeypatch):
+    original = bundle_writer.graphs.MaskDecoder.forward
+    wrong = lambda self, *a, **k: original(self, *a, **k) * 1.01  # noqa: E731
+    monkeypatch.setattr(bundle_writer.graphs.MaskDecoder, "forward", wrong)
+    # keep torch's view of the arguments' names
+    wrong.__signature__ = __import__("inspect").signature(original)
+    wrong.__wrapped__ = original
+    done = export()
+    assert done.exit_code == 1
+    assert "mask_decoder does not agree with the PyTorch reference" in done.output
+    assert "relative error 1.00e-02" in done.output
+    assert names(here) == []
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_export_leaves_the_old_bundle(here, tiny_bundle, sign):
+    shutil.copytree(tiny_bundle, "ris-bundle")
+    before = (here / "ris-bundle" / "manifest.json").read_bytes()
+    process = subprocess.Popen([COMMAND, "--force"], stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if "clip_image_encoder" in line:
+            break
+    process.send_signal(sign)
+    _, error = process.communicate(timeout=60)
+    if sign != signal.SIGKILL:
+        assert process.returncode == 130
+        assert "Stopped" in error
+        assert names(here) == ["ris-bundle"]
+    open_bundle(here / "ris-bundle")
+    assert (here / "ris-bundle" / "manifest.json").read_bytes() == before
+    if sign == signal.SIGKILL:  # nobody could clean up; the next export does
+        assert names(here) == [f".ris-bundle.partial-{process.pid}", "ris-bundle"]
+        assert export("--force", "--precision", "fp32").exit_code == 0
+        assert names(here) == ["ris-bundle"]
+
+
+def test_two_exports_at_once_do_not_disturb_each_other(here):
+    other = here / f".ris-bundle.partial-{os.getppid()}"  # of a process that lives
+    other.mkdir()
+    bundle_writer._remove_leftovers(here / "ris-bundle")
+    assert other.exists()
+
+
+def test_the_same_model_gives_the_same_files(here, tiny_bundle):
+    """Exporting twice gives the same graphs to the byte, so an engine cache keyed by content stays valid."""
+    start = time.time()
+    assert export("--json").exit_code == 0
+    assert time.time() > start
+    first = json.loads((tiny_bundle / "manifest.json").read_text())
+    second = json.loads((here / "ris-bundle" / "manifest.json").read_text())
+    for stage, entry in first["graphs"].items():
+        assert entry["sha256"] == second["graphs"][stage]["sha256"], stage

@@ -1,0 +1,73 @@
+"""Masks: the resize against torch, run-length encoding against pycocotools, the overlay."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pycocotools import mask as coco
+from ris.runtime.masks import decode_rle, encode_rle, mask_from_logits, mask_score, overlay, resize_logits
+
+LOGITS = np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (480, 640), (1, 1), (3, 2000), (31, 17)])
+def test_the_mask_is_torchs(size):
+    want = F.interpolate(torch.from_numpy(LOGITS)[None, None], size=size, mode="bilinear")[0, 0].numpy()
+    np.testing.assert_allclose(resize_logits(LOGITS, *size), want, atol=1e-5)
+    got = mask_from_logits(LOGITS, *size)
+    assert got.dtype == np.bool_
+    clear = np.abs(want) > 1e-5
+    np.testing.assert_array_equal(got[clear], (want > 0)[clear])
+
+
+def test_stripes_do_not_show():
+    """More rows than fit one stripe."""
+    np.testing.assert_array_equal(mask_from_logits(LOGITS, 3000, 1200), resize_logits(LOGITS, 3000, 1200) > 0)
+
+
+def test_a_threshold_shrinks_the_mask():
+    assert mask_from_logits(LOGITS, 64, 64, 1.0).sum() < mask_from_logits(LOGITS, 64, 64).sum()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (480, 640), (1, 300)])
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.5, 1.0])
+def test_rle_is_pycocotools(size, share):
+    mask = np.random.default_rng(3).random(size) < share
+    want = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    got = encode_rle(mask)
+    assert got == {"size": list(size), "counts": want["counts"].decode()}
+    np.testing.assert_array_equal(coco.decode({"size": got["size"], "counts": got["counts"].encode()}), mask)
+    np.testing.assert_array_equal(decode_rle(got), mask)
+
+
+def test_long_runs():
+    """Run lengths and differences that need several groups of five bits, both signs."""
+    mask = np.zeros((2000, 1500), bool)
+    mask[700:1900, 100:1400] = True
+    mask[5:9, 3] = True
+    assert encode_rle(mask)["counts"] == coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    np.testing.assert_array_equal(decode_rle(encode_rle(mask)), mask)
+
+
+def test_counts_that_do_not_fill_the_mask():
+    with pytest.raises(ValueError, match="add up to"):
+        decode_rle({"size": [3, 3], "counts": encode_rle(np.ones((2, 2), bool))["counts"]})
+
+
+def test_score_is_the_mean_probability_inside():
+    logits = np.array([[2.0, -5.0], [0.5, -0.1]], np.float32)
+    assert mask_score(logits) == pytest.approx((1 / (1 + np.exp(-2)) + 1 / (1 + np.exp(-0.5))) / 2)
+    assert mask_score(-np.ones((2, 2), np.float32)) == 0.0
+
+
+def test_the_overlay_tints_the_mask_and_nothing_else():
+    rgb = np.full((60, 80, 3), 100, np.uint8)
+    mask = np.zeros((60, 80), bool)
+    mask[20:40, 30:50] = True
+    picture = overlay(rgb, mask, (200, 0, 0))
+    assert (picture[~mask] == 100).all()
+    assert (picture[30, 40] == [150, 50, 50]).all()
+    assert (picture[20, 30] == [200, 0, 0]).all()
+    assert (rgb == 100).all()

@@ -1,0 +1,177 @@
+"""The Python interface: encode once, ask many; batches, threads, no target, categories."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+from ris.runtime import ExpressionError, RisError, load
+from ris.runtime.masks import decode_rle
+
+EXPRESSIONS = ["left man", "the red ball", "second car from the right", "tree", "the sky"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bundle):
+    with load(tiny_bundle) as model:
+        yield model
+
+
+@pytest.fixture
+def runs(model, monkeypatch):
+    """How often each graph runs."""
+    counts: Counter[str] = Counter()
+    for stage, session in model.open_sessions.items():
+        original = session._run
+
+        def counted(feeds, stage=stage, original=original):
+            counts[stage] += 1
+            return original(feeds)
+
+        monkeypatch.setattr(session, "_run", counted)
+    return counts
+
+
+def test_one_call(model, picture, tmp_path):
+    from PIL import Image
+
+    Image.fromarray(picture).save(tmp_path / "park.png")
+    result = model.segment(tmp_path / "park.png", "left man")
+    assert result.mask.shape == (480, 640)
+    assert result.mask.dtype == np.bool_
+    assert result.logits.shape == (64, 64)
+    assert 0.5 < result.score < 1
+    assert 0 < result.no_target < 1
+    np.testing.assert_array_equal(decode_rle(result.rle()), result.mask)
+    np.testing.assert_array_equal(result.full_logits() > 0, result.mask)
+
+
+def test_a_second_expression_costs_text_fusion_and_decoder_alone(model, picture, runs):
+    scene = model.encode_image(picture)
+    scene.segment("left man")
+    once = Counter(runs)
+    scene.segment("the dog")
+    assert once == dict.fromkeys(model.open_sessions, 1)
+    assert runs - once == {"text_encoder": 1, "fusion": 1, "mask_decoder": 1}
+
+
+def test_many_expressions_go_through_together(model, picture, runs):
+    results = model.encode_image(picture).segment_many(EXPRESSIONS)
+    assert runs["fusion"] == 1
+    assert [r.expression for r in results] == EXPRESSIONS
+    scene = model.encode_image(picture)
+    for together in results:
+        alone = scene.segment(together.expression)
+        np.testing.assert_allclose(together.logits, alone.logits, atol=1e-4)
+        assert together.no_target == pytest.approx(alone.no_target, abs=1e-5)
+
+
+def test_max_expressions_bounds_a_batch(tiny_bundle, picture):
+    with load(tiny_bundle, max_expressions=2) as small:
+        sizes = []
+        session = small.open_sessions["fusion"]
+        original = session._run
+        session._run = lambda feeds: (sizes.append(len(feeds["text_features"])), original(feeds))[1]
+        assert len(small.encode_image(picture).segment_many(EXPRESSIONS)) == 5
+        assert sizes == [2, 2, 1]
+    with pytest.raises(RisError, match="at least 1"):
+        load(tiny_bundle, max_expressions=0)
+
+
+def test_no_expressions_no_results(model, picture):
+    assert model.encode_image(picture).segment_many([]) == []
+
+
+def test_an_expression_is_no_list(model, picture):
+    with pytest.raises(ExpressionError, match="takes a list"):
+        model.encode_image(picture).segment_many("left man")
+
+
+def test_no_target_empties_the_mask(model, picture):
+    scene = model.encode_image(picture)
+    usual = scene.segment("left man", no_target_threshold=1.0)
+    assert usual.mask.any()
+    assert not usual.is_no_target
+    absent = scene.segment("left man", no_target_threshold=usual.no_target)
+    assert absent.is_no_target
+    assert not absent.mask.any()
+    assert absent.score == 0
+    np.testing.assert_array_equal(absent.logits, usual.logits)
+
+
+def test_the_no_target_probability_is_the_softmax_of_the_logits(tiny_bundle, model, picture):
+    golden = np.load(tiny_bundle / "golden.npz")
+    target, absent = golden["no_target_logits"][0]
+    want = np.exp(absent) / (np.exp(target) + np.exp(absent))
+    assert model.segment(golden["rgb"], str(golden["expressions"][0])).no_target == pytest.approx(want, abs=1e-5)
+
+
+def test_timings_name_every_stage(model, picture):
+    scene = model.encode_image(picture)
+    stages = ["tokenize", "text_encoder", "fusion", "dense_prompt", "mask_decoder", "mask"]
+    images = ["image.load", "image.prepare", "image.sam_image_encoder", "image.clip_image_encoder"]
+    assert list(scene.segment("man").timings) == images + stages
+
+
+def test_threads_share_a_model(model, picture):
+    """Eight threads on one model give what one thread gives, to the bit."""
+    scene = model.encode_image(picture)
+    alone = [scene.segment(e).logits for e in EXPRESSIONS]
+    wrong = []
+
+    def work(number):
+        own = model.encode_image(picture) if number % 2 else scene
+        for expression, want in zip(EXPRESSIONS, alone, strict=True):
+            if not np.array_equal(own.segment(expression).logits, want):
+                wrong.append((number, expression))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_closed_model_says_so(tiny_bundle, picture):
+    model = load(tiny_bundle)
+    scene = model.encode_image(picture)
+    model.close()
+    model.close()
+    for ask in (lambda: model.encode_image(picture), lambda: scene.segment("man")):
+        with pytest.raises(RisError, match="closed"):
+            ask()
+
+
+def test_one_pixel(model):
+    assert model.segment(np.zeros((1, 1, 3), np.uint8), "man").mask.shape == (1, 1)
+
+
+class TestCategoryVariant:
+    @pytest.fixture(scope="class")
+    def by_category(self, tiny_category_bundle):
+        with load(tiny_category_bundle) as model:
+            yield model
+
+    def test_a_category_for_each_expression(self, by_category, picture):
+        scene = by_category.encode_image(picture)
+        person, car = scene.segment_many(["left man", "left man"], categories=["person", "car"])
+        assert person.category == "person"
+        assert person.no_target is None
+        assert not np.array_equal(person.logits, car.logits)
+        np.testing.assert_allclose(scene.segment("left man", category="car").logits, car.logits, atol=1e-4)
+
+    @pytest.mark.parametrize(("categories", "message"), [
+        (None, "asks by category"),
+        (["persom"], "no category 'persom'; the nearest are person"),
+        (["person", "car"], "1 expressions need as many categories, got 2"),
+    ])  # fmt: skip
+    def test_what_is_wrong_with_a_category(self, by_category, picture, categories, message):
+        with pytest.raises(ExpressionError, match=message):
+            by_category.encode_image(picture).segment_many(["left man"], categories=categories)
+
+    def test_other_models_take_none(self, model, picture):
+        with pytest.raises(ExpressionError, match="does not ask by category"):
+            model.encode_image(picture).segment("man", category="person")

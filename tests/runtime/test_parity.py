@@ -1,0 +1,83 @@
+"""`ris-parity`: against golden.npz and against the live reference; exit code 1 past the tolerance."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import numpy_helper
+from PIL import Image
+from ris.runtime.bundle import sha256_of
+from ris.runtime.commands.parity import main
+from ris.runtime.parity import compare, mask_iou
+
+
+def parity(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.mark.parametrize("name", ["tiny_bundle", "tiny_fp16_bundle", "tiny_category_bundle", "tiny_supplement_bundle"])
+def test_golden(name, request):
+    done = parity(request.getfixturevalue(name))
+    assert done.exit_code == 0, done.output
+    for row in ("host.dense_embedding", "fusion.sparse_prompt", "end_to_end.mask_logits", "masks: IoU"):
+        assert row in done.output
+
+
+@pytest.mark.parametrize("name", ["tiny_bundle", "tiny_category_bundle"])
+def test_the_live_reference(name, request):
+    done = parity(request.getfixturevalue(name), "--reference", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["mask_iou"] >= 0.9999
+    assert report["rows"]["host.sam_image"]["max_abs"] == 0
+
+
+def test_the_live_reference_on_another_image(tiny_bundle, tmp_path):
+    rgb = np.random.default_rng(5).integers(0, 256, (77, 123, 3), dtype=np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    options = ["--image", tmp_path / "a.png", "-e", "the red ball", "-e", "tree"]
+    done = parity(tiny_bundle, "--reference", "--json", *options)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["rows"]["end_to_end.mask_logits"]["relative"] < 1e-3
+    assert "need --image" in parity(tiny_bundle, "-e", "tree").output
+    assert "--image needs --reference" in parity(tiny_bundle, *options).output
+
+
+def test_a_wrong_weight_is_found(bundle_copy):
+    """One bias of the decoder's hypernetwork is changed, and the hashes with it: parity sees what hashes cannot."""
+    path = bundle_copy / "graphs" / "mask_decoder.onnx"
+    model = onnx.load(path)
+    bias = next(t for t in model.graph.initializer if "hypernetwork.layers.2.bias" in t.name)
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.3), bias.name))
+    onnx.save_model(model, path)  # weights inside
+    manifest = json.loads((bundle_copy / "manifest.json").read_text())
+    manifest["graphs"]["mask_decoder"]["sha256"] = {"graphs/mask_decoder.onnx": sha256_of(path)}
+    (bundle_copy / "manifest.json").write_text(json.dumps(manifest))
+    done = parity(bundle_copy)
+    assert done.exit_code == 1
+    assert "Error: out of tolerance: mask_decoder.mask_logits" in done.output
+    assert "mask IoU" in done.output
+
+
+def test_compare():
+    want = np.array([3.0, 4.0], np.float32)
+    row = compare(np.array([3.0, 4.5], np.float32), want)
+    assert row.max_abs == 0.5
+    assert row.mean_abs == 0.25
+    assert row.relative == pytest.approx(np.sqrt(0.125) / np.sqrt(12.5))
+    assert row.cosine == pytest.approx((9 + 18) / (5 * np.hypot(3, 4.5)))
+    assert compare(want, want).cosine == pytest.approx(1)
+    assert compare(np.array([np.nan, 4.0]), want).relative == np.inf
+    assert compare(np.zeros(3), np.zeros(2)).relative == np.inf
+    assert compare(np.zeros(2), np.zeros(2)).relative == 0
+    assert compare(np.ones(2), np.zeros(2)).relative == np.inf
+
+
+def test_mask_iou():
+    a = np.array([True, True, False])
+    assert mask_iou(a, np.array([True, False, True])) == pytest.approx(1 / 3)
+    assert mask_iou(a & False, a & False) == 1

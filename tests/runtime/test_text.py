@@ -1,0 +1,82 @@
+"""Tokens equal BertTokenizer's, cut as docs/model.md 2 says; odd expressions get one sentence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from golden import inputs
+from ris.engines.errors import BundleError, ExpressionError
+from ris.export.tokenizer import build_tokenizer, read_vocabulary
+from ris.reference.config import PRESETS
+from ris.runtime.text import MAX_CHARACTERS, ExpressionTokenizer
+
+TEXTS = [
+    "left man", "second car from the right", "The LEFT man!", "man's hat, blue-ish", "a  b\tc\nd", "naïve café",
+    "人 on the left", "日本語テキスト", "emoji 🐶 dog", "x" * 101, "x" * 100, "1,000.50 apples", "[CLS] [SEP] [MASK]",
+    "don't", "…—“quotes”", "\u200bzero width", "soft\u00adhyphen", "ﬁ ligature", "Ünïcödé ÇA", "#hashtag @at", "a/b\\c",
+    "unaffable", "антон", "مرحبا", "null\x00byte", "é", "İstanbul", "ǅ", "supercalifragilisticexpialidocious",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def full_vocabulary(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vocabulary")
+    vocabulary = read_vocabulary(None, PRESETS["vitb-vitl336"])
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    build_tokenizer(vocabulary).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_ids_are_bert_tokenizers(full_vocabulary):
+    from transformers import BertTokenizer
+
+    theirs = BertTokenizer(str(full_vocabulary / "vocab.txt"))
+    ours = ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35)
+    for text in TEXTS:
+        want = theirs(text)["input_ids"][:35]
+        got = ours([text]).ids[0]
+        assert got[: len(want)].tolist() == want, text
+        assert not got[len(want) :].any(), text
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_golden_expressions(full_vocabulary, seed):
+    tokens = ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35)([inputs.EXPRESSIONS[seed][0]])
+    ids, mask = inputs.tokens(seed)
+    np.testing.assert_array_equal(tokens.ids, ids)
+    np.testing.assert_array_equal(tokens.mask, mask)
+    assert tokens.ids.dtype == np.int32
+    assert tokens.mask.dtype == np.float32
+
+
+def test_a_long_sentence_loses_its_end_and_says_so(full_vocabulary):
+    tokens = ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35)(["man " * 33, "man " * 40 + "dog"])
+    assert tokens.ids[0, 34] == 102  # [CLS] + 33 + [SEP] just fits
+    assert tokens.ids[1, 34] != 102
+    assert not tokens.notes[0]
+    assert "did not see" in tokens.notes[1][0]
+    assert tokens.notes[1][0].endswith("dog'")
+
+
+def test_unknown_words_are_named(full_vocabulary):
+    notes = ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35)(["left 🐶 man"]).notes[0]
+    assert notes == ("words the model does not know: 🐶",)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "is empty"),
+    ("  \n ", "is empty"),
+    ("word " * 10_000, f"50000 characters, at most {MAX_CHARACTERS}"),
+    ("\u200b", "no words in it"),
+    ("\ud800", "not valid Unicode"),
+    (7, "must be text, got int"),
+])  # fmt: skip
+def test_what_is_no_expression(full_vocabulary, text, message):
+    with pytest.raises(ExpressionError, match=message):
+        ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35)([text])
+
+
+def test_a_file_that_is_no_tokenizer(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(BundleError, match="not a tokenizer"):
+        ExpressionTokenizer(tmp_path / "tokenizer.json", 35)

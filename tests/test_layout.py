@@ -1,0 +1,77 @@
+"""The rules of docs/design.md, The folders: who imports whom, and what the thin runtime must never load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import REPO
+
+MAY_IMPORT = {
+    "reference": {"reference"},
+    "engines": {"engines"},
+    "runtime": {"runtime", "engines"},
+    "calibration": {"calibration", "engines"},
+    "export": {"export", "reference", "calibration", "engines", "runtime"},
+}
+HEAVY = {"torch", "torchvision", "transformers", "onnx", "onnxscript", "segment_anything", "open_clip", "safetensors"}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+@pytest.mark.parametrize("folder", sorted(MAY_IMPORT))
+def test_folders_import_only_what_they_may(folder):
+    for path in sorted((REPO / folder).rglob("*.py")):
+        for name in imported(path):
+            parts = name.split(".")
+            if parts[0] == "ris":
+                assert parts[1] in MAY_IMPORT[folder], f"{path} imports {name}"
+            if folder in ("engines", "runtime", "calibration"):
+                assert parts[0] not in HEAVY, f"{path} imports {name}"
+
+
+def run_python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def test_the_runtime_works_where_the_heavy_packages_do_not_exist(tiny_bundle):
+    """Every import of a heavy package fails in this process; a mask comes out all the same."""
+    done = run_python(
+        f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {HEAVY!r}:
+            raise ImportError("not installed: " + name)
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+from ris.runtime import load
+import ris.runtime.commands.infer, ris.runtime.commands.parity, ris.runtime.commands.bench
+with load({str(tiny_bundle)!r}) as model:
+    print(model.segment(np.zeros((30, 40, 3), np.uint8), "left man").mask.shape)
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(30, 40)"
+
+
+def test_import_is_light():
+    """Importing the runtime loads no engine and no tokenizer: those come with the first bundle."""
+    code = "import sys, ris.runtime; print(*sorted({n.split('.')[0] for n in sys.modules}))"
+    loaded = set(run_python(code).stdout.split())
+    assert "numpy" in loaded
+    assert not loaded & (HEAVY | {"onnxruntime", "tokenizers", "rich", "click"})
+
+
+def test_no_file_is_too_long_to_finish():
+    long = [p for d in MAY_IMPORT for p in (REPO / d).rglob("*.py") if len(p.read_text().splitlines()) > 500]
+    assert not long
