@@ -1,1 +1,1 @@
-"""Reference model -> five ONNX graphs -> precision -> bundle. The command is `ris-export`; the call is `export_bundle`."""
+"""Reference model -> five ONNX graphs -> precision -> bundle: `ris-export`, or `bundle_writer.export_bundle`."""

@@ -103,7 +103,8 @@ def export_bundle(
         images = [image, np.ascontiguousarray(image[:, ::-1])]
         reference = reference_arrays(model, tokenizer, images, EXPRESSIONS, CATEGORIES, [0, 1, 0])
         (folder / "graphs").mkdir()
-        entries, parity = {}, {}
+        entries: dict[str, GraphEntry] = {}
+        parity: dict[str, StageParity] = {}
         for stage in graphs.STAGES:
             report(stage)
             entry, rows = _export_stage(stage, model, reference, folder, precision_name, sampling)
@@ -154,16 +155,19 @@ def _export_stage(
     module: nn.Module = graphs.build(stage, model, sampling)
     file = f"graphs/{stage}.onnx"
     path = folder / file
-    classes = write_onnx(module, signature, path)
+    scopes = write_onnx(module, signature, path)
     kept: dict[str, str] = {}
-    if precision_name == "fp16":
-        kept = precision.islands(path, classes)
+    graph_precision: Precision = "fp32" if stage in precision.FP32_GRAPHS else precision_name
+    if graph_precision == "fp16":
+        kept = precision.islands(path, scopes)
         precision.convert_to_fp16(path, kept)
+    elif precision_name == "fp16":
+        kept = {"*": precision.FP32_GRAPHS[stage]}
     names = [file] + [f"{file}.data"] * path.with_name(path.name + ".data").exists()
     entry = GraphEntry(
         file=file,
         sha256=hash_files(folder, names),
-        precision=precision_name,
+        precision=graph_precision,
         fp32_islands=kept,
         inputs=tuple(TensorSpec(a.name, a.dtype, a.shape) for a in signature.inputs),
         outputs=tuple(TensorSpec(a.name, a.dtype, a.shape) for a in signature.outputs),
@@ -176,7 +180,7 @@ def _export_stage(
         rows = check_stage(stage, session, reference)
         single = check_stage(stage, session, first_image_only(reference, expressions=1))
     for name, found in (("", rows), (" with batch 1", single)):
-        _require(tuple(failed_rows(found, TOLERANCES[precision_name])), f"{stage}{name}")
+        _require(tuple(failed_rows(found, TOLERANCES[graph_precision])), f"{stage}{name}")
     return entry, rows
 
 

@@ -19,23 +19,56 @@ PRESET_NAMES = ("vitb-vitl336", "tiny")
 
 
 @click.command(cls=RisCommand)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("ris-bundle"), show_default=True,
-              help="The bundle to write, a folder.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True,
-              help="What the graphs compute in. FP16 keeps inputs, outputs and a few layers in FP32.")  # fmt: skip
-@click.option("--random-weights", type=int, metavar="SEED",
-              help="Export an untrained model with made-up weights, for benchmarks; its masks mean nothing.")  # fmt: skip
-@click.option("--preset", type=click.Choice(PRESET_NAMES), help="The architecture. Default with --random-weights: "
-              "vitb-vitl336, the paper's; otherwise the demo's.")  # fmt: skip
-@click.option("--variant", type=click.Choice(["cls", "category"]), default="cls", show_default=True,
-              help="What the sparse branch asks with: BERT's [CLS] (and a no-target head), or a COCO category.")  # fmt: skip
-@click.option("--supplement", is_flag=True,
-              help="The architecture as the paper's supplement words it, where the released code differs.")  # fmt: skip
-@click.option("--grid-sample", type=click.Choice(["native", "gather"]), default="native", show_default=True,
-              help="How deformable attention samples: GridSample nodes, or gathers for engines whose GridSample is "
-              "wrong (TensorRT).")  # fmt: skip
-@click.option("--vocabulary", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-              help="A vocab.txt. Default: bert-base-uncased's for full-size BERT.")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("ris-bundle"),
+    show_default=True,
+    help="The bundle to write, a folder.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="What the graphs compute in. FP16 keeps inputs, outputs and a few layers in FP32.",
+)
+@click.option(
+    "--random-weights",
+    type=int,
+    metavar="SEED",
+    help="Export an untrained model with made-up weights, for benchmarks; its masks mean nothing.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(PRESET_NAMES),
+    help="The architecture. Default with --random-weights: vitb-vitl336, the paper's; otherwise the demo's.",
+)
+@click.option(
+    "--variant",
+    type=click.Choice(["cls", "category"]),
+    default="cls",
+    show_default=True,
+    help="What the sparse branch asks with: BERT's [CLS] (and a no-target head), or a COCO category.",
+)
+@click.option(
+    "--supplement",
+    is_flag=True,
+    help="The architecture as the paper's supplement words it, where the released code differs.",
+)
+@click.option(
+    "--grid-sample",
+    type=click.Choice(["native", "gather"]),
+    default="native",
+    show_default=True,
+    help="How deformable attention samples: GridSample nodes, or gathers for engines whose GridSample is "
+    "wrong (TensorRT).",
+)
+@click.option(
+    "--vocabulary",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A vocab.txt. Default: bert-base-uncased's for full-size BERT.",
+)
 @click.option("--force", is_flag=True, help="Replace the bundle if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def main(
@@ -130,6 +163,8 @@ def _print(result: ExportResult, seconds: float) -> None:
         files = sum((out / name).stat().st_size for name in entry.sha256)
         worst = max(row.relative for name, row in manifest.parity.items() if name.startswith(stage + "."))
         kept = f", {len(entry.fp32_islands)} nodes kept FP32" if entry.fp32_islands else ""
+        if "*" in entry.fp32_islands:
+            kept = ", kept FP32"
         click.echo(
             f"  {stage:<19} {size(files):>8}  {entry.parameters / 1e6:7.2f} M weights  relative error {worst:.1e}{kept}"
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -184,11 +185,11 @@ class SamImageEncoder(nn.Module):
 class _ClipBlock(nn.Module):
     """One residual block of CLIP; `skip` leading tokens are keys only (the class token of the last block)."""
 
-    def __init__(self, block: nn.Module, skip: int) -> None:
+    def __init__(self, block: Any, skip: int) -> None:
         super().__init__()
         self.ln_1, self.ln_2 = block.ln_1, block.ln_2
         self.c_fc, self.c_proj = block.mlp.c_fc, block.mlp.c_proj
-        self.attn = block.attn
+        self.attn: Any = block.attn
         self.skip = skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -210,7 +211,7 @@ class ClipImageEncoder(nn.Module):
 
     def __init__(self, model: RISModel) -> None:
         super().__init__()
-        visual = model.clip_dense.clip_model.visual
+        visual: Any = model.clip_dense.clip_model.visual
         self.conv1, self.ln_pre = visual.conv1, visual.ln_pre
         self.class_token = nn.Buffer((visual.class_embedding + visual.positional_embedding[0])[None, None])
         self.positions = nn.Buffer(visual.positional_embedding[1:].clone())
@@ -242,7 +243,7 @@ class TextEncoder(nn.Module):
         self.heads = model.config.bert.heads
         self.lang_mlp = model.lang_mlp
 
-    def _attend(self, layer: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
+    def _attend(self, layer: Any, x: Tensor, bias: Tensor) -> Tensor:
         own = layer.attention.self
         depth = x.shape[-1] // self.heads
         q, k, v = (f(x).unflatten(2, (self.heads, depth)).transpose(1, 2) for f in (own.query, own.key, own.value))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 OPSET = 20
 _TRACE_SIZES = {"images": 2, "expressions": 3}  # unequal and above one: the exporter bakes in axes of size 1
-_CLASSES = "pkg.torch.onnx.class_hierarchy"
+_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def trace_inputs(signature: GraphSignature) -> dict[str, Tensor]:
@@ -30,7 +30,7 @@ def trace_inputs(signature: GraphSignature) -> dict[str, Tensor]:
 def write_onnx(module: nn.Module, signature: GraphSignature, path: Path) -> dict[str, list[str]]:
     """Traces `module` and writes `path` and `path.data`. The module's argument names are the graph's input names.
 
-    Returns for every node the classes of the modules it came from, outermost first; FP32 islands are chosen by these.
+    Returns for every node the paths of the modules it came from, outermost first; FP32 islands are chosen by these.
     Whatever names the source files is stripped.
     """
     axes = {name: torch.export.Dim(name, min=1, max=1024) for name in _TRACE_SIZES}
@@ -53,10 +53,10 @@ def write_onnx(module: nn.Module, signature: GraphSignature, path: Path) -> dict
 
 def _strip(path: Path) -> dict[str, list[str]]:
     model = onnx.load(path, load_external_data=False)
-    classes = {}
+    scopes = {}
     for node in model.graph.node:
         properties = {p.key: p.value for p in node.metadata_props}
-        classes[node.name] = _parse(properties.get(_CLASSES, "[]"))
+        scopes[node.name] = _parse(properties.get(_SCOPES, "[]"))
         del node.metadata_props[:]
         node.doc_string = ""
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
@@ -66,7 +66,7 @@ def _strip(path: Path) -> dict[str, list[str]]:
     del model.graph.metadata_props[:]
     model.doc_string = model.graph.doc_string = ""
     onnx.save_model(model, path)
-    return classes
+    return scopes
 
 
 def _parse(text: str) -> list[str]:

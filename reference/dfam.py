@@ -53,6 +53,12 @@ class DFAM(nn.Module):
     """Three layers of queries with a SAM path (carried on) and a CLIP path (read out after the last layer)."""
 
     layers = 3
+    CA_layers: nn.ModuleList
+    SA_layers: nn.ModuleList
+    transformer_ffn_layers: nn.ModuleList
+    CA_layers2: nn.ModuleList
+    SA_layers2: nn.ModuleList
+    transformer_ffn_layers2: nn.ModuleList
 
     def __init__(
         self, width: int, heads: int, hidden: int, queries: int, text_width: int, no_target: NoTargetHead

@@ -7,6 +7,7 @@ plain matrix products, instance norm as a module of its own (the exporter keeps 
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class MLP(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int, layers: int) -> None:
         super().__init__()
         widths = [inputs] + [hidden] * (layers - 1) + [outputs]
-        self.layers = nn.ModuleList(nn.Linear(n, k) for n, k in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(n, k) for n, k in itertools.pairwise(widths))
 
     def forward(self, input: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

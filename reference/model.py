@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +70,7 @@ def build_sam(config: ModelConfig) -> Sam:
             mlp_ratio=4,
             out_chans=width,
             qkv_bias=True,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
             use_rel_pos=True,
             window_size=sam.window,
             global_attn_indexes=sam.global_blocks,
@@ -186,7 +187,7 @@ class RISModel(nn.Module):
 
     def encode_clip(self, clip_image: Tensor) -> Tensor:
         """clip_image [B, 3, c, c], normalised -> the last block's patch tokens [B, g*g, width] (docs/model.md 4)."""
-        visual = self.clip_dense.clip_model.visual
+        visual: Any = self.clip_dense.clip_model.visual
         patches = visual.conv1(clip_image).flatten(2).transpose(1, 2)
         class_token = visual.class_embedding.expand(patches.shape[0], 1, -1)
         tokens = torch.cat([class_token, patches], 1) + visual.positional_embedding
@@ -288,6 +289,6 @@ def empty_model(config: ModelConfig, *, clip_text_tower: bool = False) -> RISMod
     model.sam.pixel_mean = torch.zeros(3, 1, 1)
     model.sam.pixel_std = torch.ones(3, 1, 1)
     if clip_text_tower:
-        clip = model.clip_dense.clip_model
+        clip: Any = model.clip_dense.clip_model
         clip.attn_mask = torch.full((clip.context_length,) * 2, float("-inf")).triu(1)
     return model.eval()

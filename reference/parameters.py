@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 from ris.reference.config import PRESETS
 from ris.reference.model import RISModel, empty_model
-from torch import nn
 
 # Table 2 of the supplement, millions; an empty cell where the supplement counts a component in its total only
 TABLE_2: dict[str, float] = {"SAM ViT": 89.67, "CLIP ViT": 304.3, "SAM decoder": 4.06, "BERT": 108.9, "DFAM": 6.90,
@@ -17,27 +16,27 @@ TABLE_2: dict[str, float] = {"SAM ViT": 89.67, "CLIP ViT": 304.3, "SAM decoder":
 NOTES = {"PWAM": "the supplement's figure is ten times the count", "DFAM": "without the no-target head"}
 
 
-def count(modules: Iterable[nn.Module]) -> int:
+def count(*modules: Any) -> int:
     """Number of parameters of all modules together."""
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
 def component_counts(model: RISModel) -> dict[str, int]:
     """Parameters by component, in the order of the table."""
-    head = count([model.decoder.nt_embed]) if hasattr(model.decoder, "nt_embed") else 0
+    head = count(model.decoder.nt_embed) if hasattr(model.decoder, "nt_embed") else 0
     return {
-        "SAM ViT": count([model.sam.image_encoder]),
-        "CLIP ViT": count([model.clip_dense.clip_model.visual]),
-        "SAM decoder": count([model.sam.mask_decoder]),
-        "BERT": count([model.text_encoder]),
-        "DFAM": count([model.decoder]) - head,
+        "SAM ViT": count(model.sam.image_encoder),
+        "CLIP ViT": count(model.clip_dense.clip_model.visual),
+        "SAM decoder": count(model.sam.mask_decoder),
+        "BERT": count(model.text_encoder),
+        "DFAM": count(model.decoder) - head,
         "no-target head": head,
-        "PWAM": count([model.adaptor_clip]),
-        "CLIP pyramid": count([model.backbone_clip]),
-        "pixel decoder": count([model.clip_pixel_decoder]),
-        "SAM pyramid": count([model.backbone_sam]),
-        "sparse branch": count([model.txt2txt]),
-        "lang_mlp and clip_mlpl": count([model.lang_mlp, model.clip_mlpl]),
+        "PWAM": count(model.adaptor_clip),
+        "CLIP pyramid": count(model.backbone_clip),
+        "pixel decoder": count(model.clip_pixel_decoder),
+        "SAM pyramid": count(model.backbone_sam),
+        "sparse branch": count(model.txt2txt),
+        "lang_mlp and clip_mlpl": count(model.lang_mlp, model.clip_mlpl),
     }
 
 

@@ -66,7 +66,7 @@ class DeformableAttention(nn.Module):
 
     def forward(self, query: Tensor, centres: Tensor, tokens: Tensor, sizes: list[Size]) -> Tensor:
         """query [B, Q, C], centres [Q, 2] in [0, 1] as (x, y), tokens [B, S, C], sizes of the levels -> [B, Q, C]."""
-        queries, width = query.shape[1:]
+        _queries, width = query.shape[1:]
         heads, levels, points = self.heads, self.levels, self.points
         depth = width // heads
         value = self.value_proj(tokens).unflatten(2, (heads, depth)).transpose(1, 2).flatten(0, 1)
@@ -139,8 +139,9 @@ class PixelDecoder(nn.Module):
 
     def set_sampling(self, sampling: Sampling) -> None:
         """Chooses the form of the bilinear sampling, "native" or "gather", for every layer."""
-        for layer in self.transformer.encoder.layers:
-            layer.self_attn.sampling = sampling
+        for module in self.modules():
+            if isinstance(module, DeformableAttention):
+                module.sampling = sampling
 
     def encode(self, p2: Tensor, p3: Tensor, p4: Tensor, finest_only: bool = False) -> list[Tensor]:
         """The encoder's maps, coarse to fine: [B, C, g/2, g/2], [.., g, g], [.., 2g, 2g].

@@ -29,8 +29,9 @@ Precision = Literal["fp32", "fp16"]
 class GraphEntry:
     """One graph: where it is, what is in it, what goes in and out.
 
-    file: relative to the bundle; sha256: of every file it needs, by relative name; fp32_islands: what stays FP32 in
-    an FP16 graph and why; sampling: "native" or "gather" bilinear sampling (fusion), else null.
+    file: relative to the bundle; sha256: of every file it needs, by relative name; fp32_islands: node name to reason
+    for what stays FP32 in an FP16 graph, or "*" for a whole graph of an FP16 bundle; sampling: "native" or "gather"
+    bilinear sampling (fusion), else null.
     """
 
     file: str
@@ -166,7 +167,8 @@ def _build(kind: Any, value: Any, at: str, problems: list[str]) -> Any:
         hints = typing.get_type_hints(kind)
         names = [f.name for f in dataclasses.fields(kind)]
         problems += [f"{at}{name} is missing" for name in names if name not in value]
-        return kind(**{n: _build(hints[n], value.get(n), f"{at}{n}.", problems) if n in value else None for n in names})  # type: ignore[operator]
+        found = {n: _build(hints[n], value[n], f"{at}{n}.", problems) for n in names if n in value}
+        return None if len(found) < len(names) else typing.cast(Any, kind)(**found)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None

@@ -29,16 +29,19 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What is accepted: relative error of a stage on its own, of the mask logits end to end, and mask IoU."""
+    """What is accepted: relative error of a stage on its own and of the mask logits end to end; for masks an IoU, or
+    as few flipped pixels (a share of the image): in a mask of a few pixels one flip is a large part.
+    """
 
     stage: float
     mask_logits: float
     mask_iou: float
+    flipped: float
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(stage=1e-4, mask_logits=1e-3, mask_iou=0.9999),
-    "fp16": Tolerance(stage=1e-2, mask_logits=2e-2, mask_iou=0.998),
+    "fp32": Tolerance(stage=1e-4, mask_logits=1e-3, mask_iou=0.9999, flipped=1e-5),
+    "fp16": Tolerance(stage=1e-2, mask_logits=2e-2, mask_iou=0.998, flipped=1e-4),
 }
 END_TO_END = "end_to_end.mask_logits"
 
@@ -131,7 +134,7 @@ def check_model(model: Model, reference: Arrays, tolerance: Tolerance | None = N
         ious.append(mask_iou(result.mask, wanted))
         flips.append(float((result.mask != wanted).mean()))
     failures = failed_rows(rows, tolerance)
-    if min(ious) < tolerance.mask_iou:
+    if min(ious) < tolerance.mask_iou and max(flips) > tolerance.flipped:
         failures.append(f"mask IoU {min(ious):.5f}, accepted from {tolerance.mask_iou}")
     return ParityReport(rows, min(ious), max(flips), tuple(failures))
 

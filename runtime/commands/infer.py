@@ -19,14 +19,35 @@ from ris.runtime.results import FORMATS, ResultWriter, describe
 @click.argument("arguments", nargs=-1, required=True, metavar="IMAGE... [EXPRESSION...]")
 @click.option("-e", "--expression", "more", multiple=True, help="An expression; may be repeated.")
 @click.option("--bundle", type=click.Path(), help="The bundle. Default: $RIS_BUNDLE, then ./ris-bundle.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("ris-output"), show_default=True,
-              help="Folder for the results.")  # fmt: skip
-@click.option("--format", "formats", type=click.Choice(FORMATS), multiple=True, default=("mask", "overlay"),
-              show_default=True, help="What to write; may be repeated.")  # fmt: skip
-@click.option("--category", "categories", multiple=True,
-              help="The object's COCO category, for models that ask by category; once, or once per expression.")  # fmt: skip
-@click.option("--no-target-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-              help="From this probability on the answer is \"no target\" and the mask is empty.")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("ris-output"),
+    show_default=True,
+    help="Folder for the results.",
+)
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice(FORMATS),
+    multiple=True,
+    default=("mask", "overlay"),
+    show_default=True,
+    help="What to write; may be repeated.",
+)
+@click.option(
+    "--category",
+    "categories",
+    multiple=True,
+    help="The object's COCO category, for models that ask by category; once, or once per expression.",
+)
+@click.option(
+    "--no-target-threshold",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help='From this probability on the answer is "no target" and the mask is empty.',
+)
 @click.option("--engine", type=click.Choice(ENGINE_NAMES), default="auto", show_default=True)
 @click.option("--device", type=click.Choice(DEVICE_NAMES), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")

@@ -22,8 +22,11 @@ from ris.runtime.parity import TOLERANCES, ParityReport, check_model, load_golde
 
 @click.command(cls=RisCommand)
 @click.argument("bundle", required=False, type=click.Path())
-@click.option("--reference", is_flag=True,
-              help="Compare with the PyTorch model itself instead of golden.npz; needs the [export] extra.")  # fmt: skip
+@click.option(
+    "--reference",
+    is_flag=True,
+    help="Compare with the PyTorch model itself instead of golden.npz; needs the [export] extra.",
+)
 @click.option("--image", type=click.Path(path_type=Path), help="With --reference: your own image.")
 @click.option("-e", "--expression", "expressions", multiple=True, help="With --image: what to ask; may be repeated.")
 @click.option("--category", "categories", multiple=True, help="With --image: one category per expression.")
@@ -56,10 +59,7 @@ def main(
     if (expressions or categories) and image is None:
         raise ExpressionError("--expression and --category need --image")
     with load(find_bundle(bundle), engine=engine, device=device, threads=threads) as model:
-        if reference:
-            arrays = _live_reference(model, image, expressions, categories)
-        else:
-            arrays = load_golden(model.bundle)
+        arrays = _live_reference(model, image, expressions, categories) if reference else load_golden(model.bundle)
         report = check_model(model, arrays)
         if as_json:
             click.echo(json.dumps(dataclasses.asdict(report), indent=2))

@@ -28,7 +28,9 @@ def test_auto_takes_the_first_that_is_installed(monkeypatch):
 
 
 def test_an_unknown_engine_lists_the_valid_names():
-    with pytest.raises(EngineError, match=f"there is no engine 'tenssorrt'; this version has {', '.join(ENGINE_NAMES)}"):
+    with pytest.raises(
+        EngineError, match=f"there is no engine 'tenssorrt'; this version has {', '.join(ENGINE_NAMES)}"
+    ):
         select("tenssorrt")
 
 

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 from ris.export.graphs import STAGES
+from ris.export.precision import FP32_GRAPHS
 from ris.runtime import load, open_bundle
 from ris.runtime.parity import load_golden, mask_iou
 
@@ -21,25 +22,37 @@ def types(graph):
     return found | {t.name: t.data_type for t in graph.initializer}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+HALF = [stage for stage in STAGES if stage not in FP32_GRAPHS]
+
+
+def test_the_mask_decoder_stays_fp32_and_says_why(half):
+    entry = half.manifest.graphs["mask_decoder"]
+    assert entry.precision == "fp32"
+    assert "4.6 M weights" in entry.fp32_islands["*"]
+    assert [half.manifest.graphs[s].precision for s in HALF] == ["fp16"] * 4
+
+
+@pytest.mark.parametrize("stage", HALF)
 def test_weights_and_matrix_products_are_half(half, stage):
     graph = onnx.load(half.graph(stage).path).graph
     kinds = types(graph)
-    entry = half.manifest.graphs[stage]
+    islands = half.manifest.graphs[stage].fp32_islands
     heavy = [n for n in graph.node if n.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose")]
-    assert heavy
+    assert [n for n in heavy if n.name not in islands]
     for node in heavy:
-        assert node.name not in entry.fp32_islands
-        weights = [kinds[i] for i in node.input if i in kinds]
-        assert TensorProto.FLOAT not in weights, node.name
-    large = [t for t in graph.initializer if np.prod(t.dims) > 1024 and t.data_type == TensorProto.FLOAT]
-    assert not large
+        wrong = TensorProto.FLOAT16 if node.name in islands else TensorProto.FLOAT
+        assert wrong not in [kinds[i] for i in node.input if i in kinds], node.name
+    read_by_islands = {i for n in graph.node if n.name in islands for i in n.input}
+    for tensor in graph.initializer:
+        if np.prod(tensor.dims) > 1024 and tensor.name not in read_by_islands:
+            assert tensor.data_type != TensorProto.FLOAT, tensor.name
 
 
 def test_islands_are_named_with_their_reason(half):
     entries = half.manifest.graphs
     assert any("instance norm" in reason for reason in entries["fusion"].fp32_islands.values())
-    for stage in STAGES:
+    assert any("group norm" in reason for reason in entries["fusion"].fp32_islands.values())
+    for stage in HALF:
         graph = onnx.load(half.graph(stage).path, load_external_data=False).graph
         names = {node.name: node for node in graph.node}
         kinds = types(graph)
@@ -49,9 +62,20 @@ def test_islands_are_named_with_their_reason(half):
             assert TensorProto.FLOAT16 not in [kinds.get(i) for i in node.input], f"{stage}: {name} is not FP32"
 
 
+def test_an_island_reads_what_was_never_rounded(half):
+    """No value goes to FP16 and straight back to FP32."""
+    for stage in HALF:
+        graph = onnx.load(half.graph(stage).path, load_external_data=False).graph
+        made = {name: node for node in graph.node for name in node.output}
+        for node in graph.node:
+            if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT and node.input[0] in made:
+                before = made[node.input[0]]
+                assert not (before.op_type == "Cast" and before.attribute[0].i == TensorProto.FLOAT16), node.name
+
+
 def test_half_the_size(half, tiny_bundle):
     def weights(bundle):
-        return sum((bundle.path / f"graphs/{s}.onnx.data").stat().st_size for s in STAGES)
+        return sum((bundle.path / f"graphs/{s}.onnx.data").stat().st_size for s in HALF)
 
     assert weights(half) < 0.55 * weights(open_bundle(tiny_bundle))
 
