@@ -70,21 +70,25 @@ def _merge_repeated_casts(model: onnx.ModelProto) -> None:
 
 
 def _skip_casts_there_and_back(model: onnx.ModelProto) -> None:
-    """Lets an island read the FP32 value itself where the converter casts it to FP16 and back."""
-    half_of = {
+    """Lets an island read the FP32 value itself, where the converter casts it to FP16 and back or casts FP32 weights."""
+    float_type = onnx.TensorProto.FLOAT
+    origin = {t.name: t.name for t in model.graph.initializer if t.data_type == float_type}
+    origin |= {
         node.output[0]: node.input[0]
         for node in model.graph.node
         if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT16
     }
     full = {
-        node.output[0]: half_of[node.input[0]]
+        node.output[0]: origin[node.input[0]]
         for node in model.graph.node
-        if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT and node.input[0] in half_of
+        if node.op_type == "Cast" and node.attribute[0].i == float_type and node.input[0] in origin
     }
     outputs = {value.name for value in model.graph.output}
     for node in list(model.graph.node):
         for i, name in enumerate(node.input):
             node.input[i] = full.get(name, name)
+        if node.op_type == "Cast" and node.output[0] in full and node.output[0] in outputs:
+            node.CopyFrom(onnx.helper.make_node("Identity", [full[node.output[0]]], node.output, node.name))
     used = {name for node in model.graph.node for name in node.input} | outputs
     for node in list(model.graph.node):
         if node.op_type == "Cast" and node.output[0] not in used:
