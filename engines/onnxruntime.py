@@ -19,6 +19,12 @@ from ris.engines.errors import EngineError
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
+def _usable_cores() -> int:
+    """The cores this process may use, which in a container are fewer than the machine has."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
@@ -68,7 +74,7 @@ class OnnxRuntimeEngine(Engine):
         options.log_severity_level = 3
         # planning one block for all activations doubles SAM's memory (7.0 against 3.8 GB at full size, batch 1)
         options.enable_mem_pattern = False
-        options.intra_op_num_threads = self.options.threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = self.options.threads or _usable_cores()
         providers = [self._provider]
         if self.options.device != "cpu":
             if self.options.strict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import resource
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,7 +159,8 @@ def _export(
 def _print(result: ExportResult, seconds: float) -> None:
     manifest, out = result.manifest, result.path
     total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    click.echo(f"Wrote {out}: {manifest.precision}, {size(total)}, in {seconds:.0f} s")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    click.echo(f"Wrote {out}: {manifest.precision}, {size(total)}, in {seconds:.0f} s, peak memory {size(peak)}")
     for stage, entry in manifest.graphs.items():
         files = sum((out / name).stat().st_size for name in entry.sha256)
         worst = max(row.relative for name, row in manifest.parity.items() if name.startswith(stage + "."))
