@@ -70,7 +70,7 @@ def _merge_repeated_casts(model: onnx.ModelProto) -> None:
 
 
 def _skip_casts_there_and_back(model: onnx.ModelProto) -> None:
-    """Lets an island read the FP32 value itself, where the converter casts it to FP16 and back or casts FP32 weights."""
+    """Lets an island read the FP32 value itself, where it would be cast to FP16 and back, or FP32 weights be cast."""
     float_type = onnx.TensorProto.FLOAT
     origin = {t.name: t.name for t in model.graph.initializer if t.data_type == float_type}
     origin |= {
