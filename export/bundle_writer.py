@@ -95,8 +95,8 @@ def export_bundle(
         free = shutil.disk_usage(folder).free
         if free < 1.2 * needed:
             raise BundleError(
-                f"{out}: the disk is too full: the export needs about {needed * 1.2 / 1e9:.1f} GB, "
-                f"{free / 1e9:.1f} GB are free"
+                f"{out}: the disk is too full: the export needs about {needed * 1.2 / 1e6:.0f} MB, "
+                f"{free / 1e6:.0f} MB are free"
             )
         report("reference pass")
         image = sample_image()
@@ -219,9 +219,9 @@ def _write_files(
 @contextlib.contextmanager
 def _building(out: Path, overwrite: bool) -> Iterator[Path]:
     """A hidden sibling folder of `out` that takes its place when the block ends well, and is removed when not."""
+    _recover(out)
     _check_target(out, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(out)
     folder = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         folder.mkdir()
@@ -254,11 +254,17 @@ def _check_target(out: Path, overwrite: bool) -> None:
         raise BundleError(f"{out} exists; use --force to replace it, or choose another --out")
 
 
-def _remove_leftovers(out: Path) -> None:
-    """Partial bundles of exports to the same target whose process is gone."""
-    for leftover in out.parent.glob(f".{out.name}.partial-*"):
-        process = leftover.name.rsplit("-", 1)[1]
-        if not process.isdigit() or not _alive(int(process)):
+def _recover(out: Path) -> None:
+    """Cleans up behind killed exports to the same target: removes what is half-written, and puts the old bundle back
+    where the kill fell between the two renames.
+    """
+    for leftover in out.parent.glob(f".{out.name}.*-*"):
+        kind, _, process = leftover.name.removeprefix(f".{out.name}.").partition("-")
+        if kind not in ("partial", "old") or not process.isdigit() or _alive(int(process)):
+            continue
+        if kind == "old" and not out.exists():
+            leftover.rename(out)
+        else:
             shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -1,7 +1,7 @@
 """The deformable pixel decoder (docs/model.md 8): Mask2Former's encoder with three levels and an altered FPN.
 
-transformers' Mask2Former pixel decoder was tried first: its FPN runs the other way and has no adapters, so only the
-encoder layer could have been shared, under other key names. The layer is short; it is written out here.
+transformers' Mask2Former pixel decoder does not fit: its FPN goes from coarse to fine only, without adapters, so its
+encoder layer alone could have been shared, under other key names. The layer is short; it is written out here.
 """
 
 from __future__ import annotations

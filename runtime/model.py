@@ -107,12 +107,12 @@ class Scene:
         """
         if isinstance(expressions, str):
             raise ExpressionError("segment_many takes a list of expressions; for a single one use segment")
+        names = self._model._category_names(expressions, categories)
         results: list[Segmentation] = []
         step = self._model.max_expressions
         for start in range(0, len(expressions), step):
             part = slice(start, start + step)
-            chosen = None if categories is None else categories[part]
-            results += self._model._ask(self, expressions[part], chosen, no_target_threshold)
+            results += self._model._ask(self, expressions[part], names[part], no_target_threshold)
         return results
 
 
@@ -173,12 +173,12 @@ class Model:
             return session.run(feeds)
 
     def _ask(
-        self, scene: Scene, expressions: Sequence[str], categories: Sequence[str] | None, no_target_threshold: float
+        self, scene: Scene, expressions: Sequence[str], names: Sequence[str | None], no_target_threshold: float
     ) -> list[Segmentation]:
+        """One pass of the expression graphs; names: the known category of each, None for models without."""
         manifest = self.bundle.manifest
         timings: Timings = {}
         with _timed(timings, "tokenize"):
-            names = self._category_names(expressions, categories)
             tokens = self._tokenize(expressions)
         text = self._run("text_encoder", {"input_ids": tokens.ids}, timings)["text_features"]
         index = np.zeros(len(expressions), np.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import click
@@ -127,8 +128,11 @@ def _per_expression(categories: tuple[str, ...], expressions: int) -> tuple[str,
 def _answer(
     request: Request, model: Model, writer: ResultWriter, out: Path, no_target_threshold: float
 ) -> tuple[list[Segmentation], list[Path]]:
+    start = time.perf_counter()
     rgb = load_rgb(request.image)
+    loaded = time.perf_counter() - start
     scene = model.encode_image(rgb)
+    scene.timings["image.load"] = loaded  # of the file; `encode_image` was handed pixels, which the overlay needs too
     results = scene.segment_many(
         request.expressions, categories=request.categories, no_target_threshold=no_target_threshold
     )

@@ -130,7 +130,13 @@ def test_a_graph_that_disagrees_is_an_error_with_numbers(here, monkeypatch):
 def test_a_killed_export_leaves_the_old_bundle(here, tiny_bundle, sign):
     shutil.copytree(tiny_bundle, "ris-bundle")
     before = (here / "ris-bundle" / "manifest.json").read_bytes()
-    process = subprocess.Popen([COMMAND, "--force"], stderr=subprocess.PIPE, text=True)
+    # a test run in the background has SIGINT ignored, and children inherit that
+    process = subprocess.Popen(
+        [COMMAND, "--force"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for line in process.stderr:
         if "clip_image_encoder" in line:
             break
@@ -151,8 +157,18 @@ def test_a_killed_export_leaves_the_old_bundle(here, tiny_bundle, sign):
 def test_two_exports_at_once_do_not_disturb_each_other(here):
     other = here / f".ris-bundle.partial-{os.getppid()}"  # of a process that lives
     other.mkdir()
-    bundle_writer._remove_leftovers(here / "ris-bundle")
+    bundle_writer._recover(here / "ris-bundle")
     assert other.exists()
+
+
+def test_a_kill_between_the_renames_loses_nothing(here, tiny_bundle):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    shutil.copytree(tiny_bundle, f".ris-bundle.old-{gone.pid}")
+    shutil.copytree(tiny_bundle, f".ris-bundle.partial-{gone.pid}")
+    assert "ris-bundle exists; use --force" in export().output
+    open_bundle(here / "ris-bundle")
+    assert names(here) == ["ris-bundle"]
 
 
 def test_the_same_model_gives_the_same_files(here, tiny_bundle):
