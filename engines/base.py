@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
+
 from ris.engines.errors import EngineError
 
 DTYPES = {"float32": np.float32, "int32": np.int32}

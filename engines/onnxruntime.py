@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+
 from ris.engines.base import Engine, EngineOptions, Graph, Session, SessionInfo
 from ris.engines.errors import EngineError
 

@@ -20,6 +20,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import nn
+
 from ris.engines import EngineOptions, Graph, TensorSpec, create
 from ris.engines.errors import BundleError, ParityError
 from ris.export import graphs, precision
@@ -51,13 +54,9 @@ from ris.runtime.bundle import (
 )
 from ris.runtime.model import open_model
 from ris.runtime.parity import TOLERANCES, ParityReport, check_model, check_stage, failed_rows
-from tokenizers import Tokenizer
-from torch import nn
 
 Report = Callable[[str], None]
 """Called with the name of each step as it begins."""
-
-STEPS = ("weights", "reference pass", *graphs.STAGES, "end to end", "bundle")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
 from ris.engines.errors import CheckpointError, RisError
 from ris.runtime.commands.console import RisCommand, StepProgress, size
 
@@ -108,7 +109,7 @@ def main(
             "No weights were given: exporting the built-in demo (tiny, made-up weights; masks mean nothing).", err=True
         )
     start = time.perf_counter()
-    with StepProgress("Export", 9) as progress:
+    with StepProgress("Export", 10) as progress:
         progress("libraries")
         result = _export(
             name, random_weights or 0, variant, supplement, out, precision, grid_sample, vocabulary, force, progress

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from ris.reference.config import ModelConfig
-from ris.reference.model import RISModel
-from ris.reference.pixel_decoder import Sampling
 from segment_anything.modeling.common import LayerNorm2d as SamLayerNorm2d
 from segment_anything.modeling.image_encoder import Block, get_rel_pos
 from torch import Tensor, nn
+
+from ris.reference.config import ModelConfig
+from ris.reference.model import RISModel
+from ris.reference.pixel_decoder import Sampling
 
 STAGES = ("sam_image_encoder", "clip_image_encoder", "text_encoder", "fusion", "mask_decoder")
 

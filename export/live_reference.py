@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
 from ris.engines.errors import CheckpointError
 from ris.reference.categories import COCO_PANOPTIC
 from ris.reference.config import ModelConfig
@@ -16,7 +18,6 @@ from ris.reference.deterministic import deterministic_model
 from ris.reference.model import RISModel
 from ris.reference.preprocess import prepare_image, resize_logits, resize_to_square
 from ris.runtime.bundle import Bundle
-from tokenizers import Tokenizer
 
 
 def reference_arrays(

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import onnx
 import torch
-from ris.export.graphs import GraphSignature
 from torch import Tensor, nn
+
+from ris.export.graphs import GraphSignature
 
 OPSET = 20
 _TRACE_SIZES = {"images": 2, "expressions": 3}  # unequal and above one: the exporter bakes in axes of size 1

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+
 from ris.reference.config import ModelConfig
 from ris.reference.model import RISModel, empty_model
 

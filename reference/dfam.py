@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from ris.reference.config import NoTargetHead
 from ris.reference.layers import (
     MLP,
@@ -15,7 +17,6 @@ from ris.reference.layers import (
     SelfAttentionLayer,
     sine_positions,
 )
-from torch import Tensor, nn
 
 BLOCKED = -1e4  # added to the logit of a blocked key: exp(-1e4) is 0 in every precision, and FP16 can hold it
 

@@ -1,7 +1,7 @@
 """Small layers that several parts of the model share. Parameter names follow the official checkpoints.
 
 They are written so that they also export well: channel LayerNorm as permute -> LayerNorm -> permute, attention as
-plain matrix products, instance norm as a module of its own (the exporter keeps it in FP32 by that name).
+plain matrix products.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ class PointwiseConv1d(nn.Conv1d):
 class InstanceNorm(nn.Module):
     """Normalises each channel of [B, N, C] over the N positions of one image; no affine part, eps 1e-5.
 
-    FP16 implementations of InstanceNormalization are wrong in places, so it is spelled out here and the exporter
-    finds it by this class's name to keep it in FP32.
+    Spelled out, because FP16 implementations of the InstanceNormalization operator are wrong in places.
     """
 
     def forward(self, input: Tensor) -> Tensor:

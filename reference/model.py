@@ -15,15 +15,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
 from ris.reference.config import ClipConfig, ModelConfig
 from ris.reference.dfam import DFAM, DfamOutputs
 from ris.reference.pixel_decoder import PixelDecoder
 from ris.reference.pwam import PWAMAdaptor
 from ris.reference.pyramid import ClipPyramid, SamPyramid
 from ris.reference.sparse_branch import SparseBranch
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from torch import Tensor, nn
-from transformers import BertConfig, BertModel
 
 
 @dataclass

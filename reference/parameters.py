@@ -7,6 +7,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+
 from ris.reference.config import PRESETS
 from ris.reference.model import RISModel, empty_model
 

@@ -11,8 +11,9 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ris.reference.layers import ConvNorm, sine_positions
 from torch import Tensor, nn
+
+from ris.reference.layers import ConvNorm, sine_positions
 
 Sampling = Literal["native", "gather"]
 Size = tuple[int, int]

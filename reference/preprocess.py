@@ -6,8 +6,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from ris.reference.config import ModelConfig
 from torch import Tensor
+
+from ris.reference.config import ModelConfig
 
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

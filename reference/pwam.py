@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ris.reference.layers import InstanceNorm, PointwiseConv1d
 from torch import Tensor, nn
+
+from ris.reference.layers import InstanceNorm, PointwiseConv1d
 
 
 class _ImageLanguageAttention(nn.Module):
@@ -54,8 +55,3 @@ class PWAMAdaptor(nn.Module):
     def __init__(self, image_width: int, width: int) -> None:
         super().__init__()
         self.fusion = PWAM(image_width, width)
-
-
-def attention_values(pwam: PWAM, clip_tokens: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-    """The language-aligned features `lang` of docs/model.md 6, [B, P, C]; kept apart for the golden test."""
-    return pwam.image_lang_att(pwam.project_image(clip_tokens)[1], text, mask)

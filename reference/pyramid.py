@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ris.reference.layers import ConvNorm, LayerNorm2d
 from torch import Tensor, nn
+
+from ris.reference.layers import ConvNorm, LayerNorm2d
 
 
 def _two_convs(inputs: int, outputs: int) -> list[nn.Module]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor, nn
+
 from ris.reference.config import SparseBranchKind
 from ris.reference.layers import CrossAttentionLayer, FeedForwardLayer
-from torch import Tensor, nn
 
 
 class SparseBranch(nn.Module):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from ris.runtime.bundle import STAGES
 from ris.runtime.model import Model, Scene, Segmentation, Timings
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
 from ris.engines.errors import ImageError
 from ris.runtime.bundle import Preprocess
 from ris.runtime.interpolate import Float, resize_rows

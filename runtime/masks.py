@@ -6,6 +6,7 @@ from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+
 from ris.runtime.interpolate import Float, resize_rows
 
 _STRIPE = 1 << 20  # pixels of full-size logits held at a time

@@ -22,6 +22,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+
 from ris.engines import EngineOptions, Session, SessionInfo, create
 from ris.engines.errors import ExpressionError, RisError
 from ris.runtime.bundle import STAGES, Bundle, open_bundle

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from ris.engines import Session
 from ris.engines.errors import BundleError
 from ris.runtime.bundle import Bundle, Precision, StageParity

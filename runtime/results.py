@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
 from ris.runtime.masks import COLOURS, overlay
 from ris.runtime.model import Model, Segmentation
 

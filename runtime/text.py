@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from ris.engines.errors import BundleError, ExpressionError
 from ris.runtime.interpolate import Float
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPO
 from PIL import Image
+
+from conftest import REPO
 from ris.export.sample import sample_image
 
 README = (REPO / "README.md").read_text(encoding="utf-8")

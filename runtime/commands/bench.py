@@ -12,6 +12,7 @@ import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
 from ris.engines import DEVICE_NAMES, ENGINE_NAMES
 from ris.engines.errors import RisError
 from ris.runtime.bench import Alternative, BenchReport, Spread, bench

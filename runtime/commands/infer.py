@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import click
+
 from ris.engines import DEVICE_NAMES, ENGINE_NAMES
 from ris.engines.errors import ImageError, RisError
 from ris.runtime.commands.console import RisCommand, disk_errors, find_bundle, track

@@ -12,6 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
+
 from ris.engines import DEVICE_NAMES, ENGINE_NAMES
 from ris.engines.errors import ExpressionError, ParityError, RisError
 from ris.runtime.commands.console import RisCommand, find_bundle

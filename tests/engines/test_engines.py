@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 import pytest
+
 from ris.engines import ENGINE_NAMES, TABLE, EngineOptions, Graph, TensorSpec, create, select
 from ris.engines.errors import EngineError
 from ris.runtime import load, open_bundle

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
 from ris.export import bundle_writer
 from ris.export.command import PRESET_NAMES, main
 from ris.reference.config import PRESETS

@@ -10,6 +10,7 @@ import resource
 import numpy as np
 import pytest
 from click.testing import CliRunner
+
 from conftest import GOLDEN
 from golden import inputs
 from ris.export.command import main

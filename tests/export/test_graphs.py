@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
+
 from ris.engines import create
 from ris.export.graphs import STAGES, signature
 from ris.reference.config import PRESETS

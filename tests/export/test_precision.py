@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
+
 from ris.export.graphs import STAGES
 from ris.export.precision import FP32_GRAPHS
 from ris.runtime import load, open_bundle

@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+
 from conftest import GOLDEN
 from golden import inputs
 from ris.reference.model import empty_model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from conftest import GOLDEN
 from golden import inputs
 from ris.reference.config import PRESETS
@@ -58,14 +59,15 @@ def golden_file(name: str):
 
 @golden_file("module_pwam")
 def test_pwam(golden):
-    from ris.reference.pwam import PWAM, attention_values
+    from ris.reference.pwam import PWAM
 
     pwam = filled(PWAM(1024, 256), "adaptor_clip.fusion.")
     mask = torch.zeros(1, 35)
     mask[:, :7] = 1
-    arguments = tensor("pwam.vis", (1, 576, 1024)), tensor("pwam.lang", (1, 35, 256)), mask
-    golden.check("language_aligned", attention_values(pwam, *arguments))
-    golden.check("fused", pwam(*arguments))
+    clip_tokens, text = tensor("pwam.vis", (1, 576, 1024)), tensor("pwam.lang", (1, 35, 256))
+    queries = pwam.project_image(clip_tokens)[1]
+    golden.check("language_aligned", pwam.image_lang_att(queries, text, mask))
+    golden.check("fused", pwam(clip_tokens, text, mask))
 
 
 @golden_file("module_clip_pyramid")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+
 from conftest import GOLDEN
 from ris.reference import parameters
 from ris.reference.categories import COCO_PANOPTIC

@@ -7,6 +7,7 @@ import shutil
 
 import jsonschema
 import pytest
+
 from conftest import REPO
 from ris.runtime import BundleError, load, open_bundle
 from ris.runtime.bundle import FORMAT_VERSION, manifest_from_dict

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from pycocotools import mask as coco
+
 from ris.runtime import load
 from ris.runtime.commands.infer import main
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from ris.runtime.interpolate import MODES, matrix, resize_maps, resize_rows, taps
 
 SIZES = [(48, 64), (24, 64), (12, 16), (6, 16), (1024, 336), (256, 84), (256, 1024), (64, 37), (7, 7), (5, 1), (1, 9)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pycocotools import mask as coco
+
 from ris.runtime.masks import decode_rle, encode_rle, mask_from_logits, mask_score, overlay, resize_logits
 
 LOGITS = np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32)

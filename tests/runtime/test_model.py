@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+
 from ris.runtime import ExpressionError, RisError, load
 from ris.runtime.masks import decode_rle
 

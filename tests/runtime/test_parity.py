@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import numpy_helper
 from PIL import Image
+
 from ris.runtime import load
 from ris.runtime.bundle import sha256_of
 from ris.runtime.commands.parity import main

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from golden import inputs
 from ris.engines.errors import BundleError, ExpressionError
 from ris.export.tokenizer import build_tokenizer, read_vocabulary
