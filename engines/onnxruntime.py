@@ -75,6 +75,8 @@ class OnnxRuntimeEngine(Engine):
         options.log_severity_level = 3
         # planning one block for all activations doubles SAM's memory (7.0 against 3.8 GB at full size, batch 1)
         options.enable_mem_pattern = False
+        # idle threads of one graph would spin on the cores that the next graph and the host need
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.intra_op_num_threads = self.options.threads or _usable_cores()
         providers = [self._provider]
         if self.options.device != "cpu":

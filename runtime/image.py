@@ -119,8 +119,7 @@ def prepare_image(rgb: NDArray[np.uint8], preprocess: Preprocess) -> tuple[Float
         plane -= np.float32(sam.mean[channel])
         plane /= np.float32(sam.std[channel])
     # rows first, on interleaved channels; then columns, as rows of the transposed image
-    levels = square.astype(np.float32)
-    tall = resize_rows(levels, clip.size, "bicubic")  # [c, S, 3]
+    tall = resize_rows(square, clip.size, "bicubic")  # [c, S, 3]
     small = resize_rows(np.ascontiguousarray(tall.transpose(1, 2, 0)), clip.size, "bicubic")  # [c (x), 3, c (y)]
     small /= np.float32(255)
     small -= np.asarray(clip.mean, np.float32)[:, None]

@@ -77,15 +77,18 @@ def resize_maps(maps: Float, height: int, width: int, mode: Mode) -> Float:
     return rows @ across.reshape(*maps.shape[:-1], width)
 
 
-def resize_rows(array: Float, target: int, mode: Mode, start: int = 0, stop: int | None = None) -> Float:
-    """Resizes axis 0 of `array` [h, ...] to `target` rows and returns rows start to stop of the result."""
+def resize_rows(
+    array: Float | NDArray[np.uint8], target: int, mode: Mode, start: int = 0, stop: int | None = None
+) -> Float:
+    """Resizes axis 0 of `array` [h, ...] to `target` rows and returns rows start to stop of the result, float32."""
     indices, weights = taps(array.shape[0], target, mode)
     indices, weights = indices[start:stop], weights[start:stop]
     shape = (len(indices),) + (1,) * (array.ndim - 1)
-    out = array[indices[:, 0]]
+    out = array[indices[:, 0]].astype(np.float32, copy=False)
     out *= weights[:, 0].reshape(shape)
+    term = np.empty_like(out)
     for tap in range(1, indices.shape[1]):
-        term = array[indices[:, tap]]
+        term[...] = array[indices[:, tap]]
         term *= weights[:, tap].reshape(shape)
         out += term
     return out

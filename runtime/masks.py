@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ris.runtime.interpolate import Float, resize_rows
 
-_STRIPE = 1 << 20  # pixels of full-size logits held at a time
+_STRIPE = 1 << 16  # pixels of full-size logits held at a time: they stay in the cache
 
 
 class Rle(TypedDict):
