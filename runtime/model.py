@@ -23,8 +23,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ris.engines import EngineOptions, Session, SessionInfo, create
-from ris.engines.errors import ExpressionError, RisError
+from ris.engines import EngineOptions, Session, SessionInfo, create, select
+from ris.engines.errors import EngineError, ExpressionError, RisError
 from ris.runtime.bundle import STAGES, Bundle, open_bundle
 from ris.runtime.image import ImageLike, load_rgb, prepare_image
 from ris.runtime.interpolate import Float, resize_maps
@@ -294,7 +294,11 @@ def open_model(
     """`load` for a bundle that is open already."""
     if max_expressions < 1:
         raise RisError(f"max_expressions must be at least 1, got {max_expressions}")
-    chosen = create(engine, options)
+    row = select(engine)
+    unfit = sorted({e.precision for e in bundle.manifest.graphs.values()} - set(row.precisions))
+    if unfit:
+        raise EngineError(f"engine {row.name!r} does not run {', '.join(unfit)} graphs; {bundle.path} has some")
+    chosen = create(row.name, options)
     sessions: dict[str, Session] = {}
     try:
         for stage in STAGES:

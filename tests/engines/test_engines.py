@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -57,6 +59,13 @@ def test_a_provider_that_does_not_start_is_an_error(tiny_bundle, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     with pytest.raises(EngineError, match=r"CUDAExecutionProvider was asked for and did not start.*--device cpu"):
         load(tiny_bundle, device="cuda")
+
+
+def test_an_engine_that_cannot_run_a_precision_says_so(tiny_fp16_bundle, monkeypatch):
+    fp32_only = replace(TABLE[0], precisions=("fp32",))
+    monkeypatch.setattr("ris.engines.table.TABLE", (fp32_only,))
+    with pytest.raises(EngineError, match="'onnxruntime' does not run fp16 graphs"):
+        load(tiny_fp16_bundle)
 
 
 def test_a_session_says_what_runs(session):
