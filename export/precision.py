@@ -73,10 +73,13 @@ def _skip_casts_there_and_back(model: onnx.ModelProto) -> None:
     """Lets an island read the FP32 value itself, where it would be cast to FP16 and back, or FP32 weights be cast."""
     float_type = onnx.TensorProto.FLOAT
     origin = {t.name: t.name for t in model.graph.initializer if t.data_type == float_type}
+    kinds = {v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.input)}
     origin |= {
         node.output[0]: node.input[0]
         for node in model.graph.node
-        if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT16
+        if node.op_type == "Cast"
+        and node.attribute[0].i == onnx.TensorProto.FLOAT16
+        and kinds.get(node.input[0], float_type) == float_type  # not a cast from integers or booleans
     }
     full = {
         node.output[0]: origin[node.input[0]]
