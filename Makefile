@@ -9,7 +9,7 @@ PACKAGES := reference export calibration engines runtime
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e ".[cpu,export,dev]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[cpu,export,train,dev]"
 	touch $@
 
 demo: $(VENV)/installed
@@ -27,7 +27,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	@mkdir -p build/types/ris
 	@for name in $(PACKAGES); do ln -sfn ../../../$$name build/types/ris/$$name; done
-	MYPYPATH=build/types $(BIN)/mypy --explicit-package-bases -p ris.reference -p ris.export -p ris.engines -p ris.runtime
+	MYPYPATH=build/types $(BIN)/mypy --explicit-package-bases -p ris.reference -p ris.export -p ris.calibration -p ris.engines -p ris.runtime
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -1,1 +1,5 @@
-"""What the activations are: calibration data, ranges, FP16 islands chosen by measurement, INT8. Nothing yet."""
+"""What a model is trained, calibrated and measured with.
+
+`scenes` draws pictures with referring expressions and exact masks. Activation ranges, FP16 islands chosen by
+measurement and INT8 are still to come.
+"""

@@ -16,6 +16,12 @@ from ris.engines.errors import EngineError
 DTYPES = {"float32": np.float32, "int32": np.int32}
 
 
+def first_line(error: BaseException) -> str:
+    """An exception for a one-line message."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One input or output of a graph: name, dtype ("float32" or "int32"), shape with named dynamic axes."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from ris.engines.base import Engine, EngineOptions, Graph, Session, SessionInfo
+from ris.engines.base import Engine, EngineOptions, Graph, Session, SessionInfo, first_line
 from ris.engines.errors import EngineError
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -24,10 +24,6 @@ def _usable_cores() -> int:
     """The cores this process may use, which in a container are fewer than the machine has."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 class OnnxRuntimeSession(Session):
@@ -45,7 +41,7 @@ class OnnxRuntimeSession(Session):
         try:
             values = session.run(self._outputs, dict(feeds))
         except Exception as error:
-            raise EngineError(f"{self.graph.stage}: ONNX Runtime failed: {_first_line(error)}") from error
+            raise EngineError(f"{self.graph.stage}: ONNX Runtime failed: {first_line(error)}") from error
         return dict(zip(self._outputs, values, strict=True))
 
     def close(self) -> None:
@@ -87,7 +83,7 @@ class OnnxRuntimeEngine(Engine):
         try:
             session = onnxruntime.InferenceSession(str(artifact), options, providers=providers)
         except Exception as error:
-            raise EngineError(f"{graph.stage}: ONNX Runtime cannot open {artifact}: {_first_line(error)}") from error
+            raise EngineError(f"{graph.stage}: ONNX Runtime cannot open {artifact}: {first_line(error)}") from error
         running = tuple(session.get_providers())
         if running[0] != self._provider:
             raise EngineError(

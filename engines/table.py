@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 
-from ris.engines.base import Engine, EngineOptions
+from ris.engines.base import Engine, EngineOptions, first_line
 from ris.engines.errors import EngineError
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """A row: name, devices, precisions its graphs may have, the pip extras that bring it, and where it lives."""
+    """A row: name, devices, precisions its graphs may have, the pip extras that bring it, and where it lives.
+
+    distributions: the packages on the index that bring the import `package`; at most one may be installed.
+    """
 
     name: str
     devices: tuple[str, ...]
     precisions: tuple[str, ...]
     extras: tuple[str, ...]
     package: str
+    distributions: tuple[str, ...]
     module: str
+
+    def installed(self) -> dict[str, str]:
+        """Version by name of the distributions that are installed."""
+        found = {}
+        for name in self.distributions:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found[name] = importlib.metadata.version(name)
+        return found
+
+    def conflict(self) -> str | None:
+        """Why the installation cannot be trusted: two distributions that overwrite each other's files."""
+        installed = self.installed()
+        if len(installed) < 2:
+            return None
+        return (
+            f"{' and '.join(installed)} are both installed and overwrite each other; "
+            f"pip uninstall {' '.join(installed)}, then install one of them again"
+        )
 
     def missing(self) -> str | None:
         """Why the engine cannot be used here, or None where its package is installed."""
@@ -37,6 +60,7 @@ TABLE: tuple[EngineSpec, ...] = (
         precisions=("fp32", "fp16"),
         extras=("cpu", "gpu"),
         package="onnxruntime",
+        distributions=("onnxruntime", "onnxruntime-gpu"),
         module="ris.engines.onnxruntime",
     ),
 )
@@ -69,5 +93,11 @@ def create(name: str = "auto", options: EngineOptions | None = None) -> Engine:
     options = options or EngineOptions()
     if options.device not in row.devices:
         raise EngineError(f"engine {row.name!r} has no device {options.device!r}; it has {', '.join(row.devices)}")
-    engine: Engine = importlib.import_module(row.module).ENGINE(options)
+    try:
+        make = importlib.import_module(row.module).ENGINE
+    except Exception as error:
+        raise EngineError(
+            f"engine {row.name!r} is installed but broken: {first_line(error)}; install {row.package!r} again"
+        ) from error
+    engine: Engine = make(options)
     return engine

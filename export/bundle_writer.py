@@ -29,12 +29,12 @@ from ris.export import graphs, precision
 from ris.export.live_reference import first_image_only, reference_arrays
 from ris.export.onnx_writer import write_onnx
 from ris.export.sample import CATEGORIES, EXPRESSIONS, sample_image
-from ris.export.tokenizer import build_tokenizer, read_vocabulary
-from ris.reference.categories import COCO_PANOPTIC
+from ris.reference.categories import category_entries
 from ris.reference.config import ModelConfig
 from ris.reference.model import RISModel
 from ris.reference.pixel_decoder import Sampling
 from ris.reference.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD
+from ris.reference.tokenizer import tokenizer_from
 from ris.runtime.bundle import (
     FORMAT_VERSION,
     MANIFEST,
@@ -87,7 +87,7 @@ def export_bundle(
     ParityError where a graph does not agree with the reference.
     """
     with _building(out, overwrite) as folder:
-        tokenizer = build_tokenizer(read_vocabulary(vocabulary, config))
+        tokenizer = tokenizer_from(vocabulary, config)
         report("weights")
         model = make_model()
         needed = sum(p.numel() for p in model.parameters()) * 4
@@ -196,8 +196,8 @@ def _preprocess(config: ModelConfig) -> Preprocess:
 
 
 def _write_categories(model: RISModel, folder: Path) -> Categories:
-    names = COCO_PANOPTIC[: len(model.text_embeddings)]
-    (folder / "categories.json").write_text(json.dumps(names, indent=0) + "\n", encoding="utf-8")
+    rows = ",\n".join(json.dumps(entry) for entry in category_entries(len(model.text_embeddings)))
+    (folder / "categories.json").write_text(f"[\n{rows}\n]\n", encoding="utf-8")
     np.save(folder / "categories.npy", model.text_embeddings.numpy())
     return Categories("categories.json", "categories.npy")
 
@@ -219,7 +219,7 @@ def _write_files(
 def _building(out: Path, overwrite: bool) -> Iterator[Path]:
     """A hidden sibling folder of `out` that takes its place when the block ends well, and is removed when not."""
     _recover(out)
-    _check_target(out, overwrite)
+    check_target(out, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
@@ -242,7 +242,8 @@ def _building(out: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_target(out: Path, overwrite: bool) -> None:
+def check_target(out: Path, overwrite: bool) -> None:
+    """Raises BundleError where `out` is something that an export must not replace."""
     if not out.exists():
         return
     if not out.is_dir():

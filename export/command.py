@@ -6,6 +6,7 @@ import importlib.util
 import json
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,17 @@ import click
 
 from ris.engines.errors import CheckpointError, RisError
 from ris.runtime.commands.console import RisCommand, StepProgress, size
+from ris.runtime.commands.weight_files import weight_file_options
 
 if TYPE_CHECKING:
     from ris.export.bundle_writer import ExportResult
+    from ris.export.sources import ModelSource
 
-PRESET_NAMES = ("vitb-vitl336", "tiny")
+PRESET_NAMES = ("vitb-vitl336", "tiny", "demo")
 
 
 @click.command(cls=RisCommand)
+@weight_file_options()
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -44,14 +48,14 @@ PRESET_NAMES = ("vitb-vitl336", "tiny")
 @click.option(
     "--preset",
     type=click.Choice(PRESET_NAMES),
-    help="The architecture. Default with --random-weights: vitb-vitl336, the paper's; otherwise the demo's.",
+    help="The architecture. Default: what the checkpoint says; with --random-weights vitb-vitl336, the paper's; "
+    "otherwise the demo's.",
 )
 @click.option(
     "--variant",
     type=click.Choice(["cls", "category"]),
-    default="cls",
-    show_default=True,
-    help="What the sparse branch asks with: BERT's [CLS] (and a no-target head), or a COCO category.",
+    help="What the sparse branch asks with: BERT's [CLS] (and a no-target head), or a COCO category. Default: what "
+    "the checkpoint says; cls without one.",
 )
 @click.option(
     "--supplement",
@@ -69,92 +73,120 @@ PRESET_NAMES = ("vitb-vitl336", "tiny")
 @click.option(
     "--vocabulary",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A vocab.txt. Default: bert-base-uncased's for full-size BERT.",
+    help="A vocab.txt. Default: that of --bert, else bert-base-uncased's for full-size BERT.",
 )
 @click.option("--force", is_flag=True, help="Replace the bundle if it exists.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+@click.option("--dry-run", is_flag=True, help="Say what was found, what is missing, and the plan; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written (or the dry run) as JSON.")
 def main(
     out: Path,
     precision: str,
     random_weights: int | None,
     preset: str | None,
-    variant: str,
+    variant: str | None,
     supplement: bool,
     grid_sample: str,
     vocabulary: Path | None,
     force: bool,
+    dry_run: bool,
     as_json: bool,
+    **files: Path | None,
 ) -> None:
     """Exports a model into a bundle of five ONNX graphs, each checked against PyTorch as it is written.
 
-    Without weights it exports the built-in demo: the tiny architecture with made-up weights, to try the tools with.
+    --checkpoint takes a trained model; variant and sizes are read off it. A component file replaces what training
+    leaves alone (SAM's image encoder, CLIP) and fills in what the checkpoint lacks of the rest (SAM's mask decoder,
+    BERT). Without weights it exports the built-in demo: the tiny architecture with made-up weights.
 
     \b
     Examples:
       ris-export
       ris-export --precision fp16 --out demo-fp16
+      ris-export --checkpoint model_final.pth --dry-run
+      ris-export --checkpoint model_final.pth --precision fp16
+      ris-export --checkpoint trained.pth --sam-checkpoint sam_vit_b_01ec64.pth --clip-checkpoint ViT-L-14-336px.pt
       ris-export --random-weights 0 --out full-size
     """
     for package in ("torch", "onnx", "segment_anything", "open_clip", "transformers", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise RisError(f'ris-export needs {package}: pip install "ris-runtime[cpu,export]"')
-    if preset == "vitb-vitl336" and random_weights is None:
+    from_files = any(files.values())
+    if from_files and random_weights is not None:
+        raise CheckpointError("--random-weights and weight files contradict each other; give one of them")
+    if preset == "vitb-vitl336" and random_weights is None and not from_files:
         raise CheckpointError(
-            "there are no weights for vitb-vitl336; --random-weights 0 exports it untrained, for benchmarks"
+            "there are no weights for vitb-vitl336; --random-weights 0 exports it untrained, for benchmarks, and "
+            "--checkpoint with trained ones"
         )
-    demo = random_weights is None
-    name = preset or ("tiny" if demo else "vitb-vitl336")
-    if demo:
+    if random_weights is None and not from_files:
         click.echo(
             "No weights were given: exporting the built-in demo (tiny, made-up weights; masks mean nothing).", err=True
         )
+
+    def find() -> ModelSource:
+        from ris.export import sources
+        from ris.reference.checkpoint import WeightFiles
+
+        if from_files:
+            return sources.from_files(WeightFiles(**files), preset, variant, supplement)
+        name = preset or ("tiny" if random_weights is None else "vitb-vitl336")
+        return sources.made_up(name, random_weights or 0, variant, supplement)
+
+    if dry_run:
+        _dry_run(find, out, precision, vocabulary, force, as_json)
+        return
     start = time.perf_counter()
-    with StepProgress("Export", 10) as progress:
+    with StepProgress("Export", 11 if from_files else 10) as progress:
         progress("libraries")
-        result = _export(
-            name, random_weights or 0, variant, supplement, out, precision, grid_sample, vocabulary, force, progress
+        from ris.export.bundle_writer import check_target, export_bundle
+
+        check_target(out, force)
+        source = find()
+        if from_files:
+            progress("checkpoint")
+        result = export_bundle(
+            source.make,
+            source.config,
+            out,
+            source=source.describe(),
+            precision_name=precision,  # type: ignore[arg-type]
+            sampling=grid_sample,  # type: ignore[arg-type]
+            vocabulary=vocabulary or source.vocabulary,
+            overwrite=force,
+            report=progress,
         )
+    warnings = source.warnings
     if as_json:
-        click.echo(
-            json.dumps({"bundle": str(out), "parity": json.loads(result.manifest.to_json())["parity"]}, indent=2)
-        )
+        parity = json.loads(result.manifest.to_json())["parity"]
+        click.echo(json.dumps({"bundle": str(out), "parity": parity, "warnings": warnings}, indent=2))
     else:
         _print(result, time.perf_counter() - start)
+    for warning in warnings:
+        click.echo(warning, err=True)
 
 
-def _export(
-    preset: str,
-    seed: int,
-    variant: str,
-    supplement: bool,
-    out: Path,
-    precision: str,
-    grid_sample: str,
-    vocabulary: Path | None,
-    force: bool,
-    progress: StepProgress,
-) -> ExportResult:
-    from ris.export.bundle_writer import export_bundle
-    from ris.reference.config import PRESETS
-    from ris.reference.deterministic import deterministic_model
-    from ris.runtime.bundle import Source
+def _dry_run(
+    find: Callable[[], ModelSource], out: Path, precision: str, vocabulary: Path | None, force: bool, as_json: bool
+) -> None:
+    """Prints what an export would do; ends with 2 where it would not work."""
+    from ris.export import plan as plans
+    from ris.export.bundle_writer import check_target
 
-    config = PRESETS[preset]
-    if variant == "category":
-        config = config.with_category_query()
-    if supplement:
-        config = config.with_supplement()
-    return export_bundle(
-        lambda: deterministic_model(config, seed),
-        config,
-        out,
-        source=Source(kind="deterministic", trained=False, seed=seed, checkpoint=None, checkpoint_sha256=None),
-        precision_name=precision,  # type: ignore[arg-type]
-        sampling=grid_sample,  # type: ignore[arg-type]
-        vocabulary=vocabulary,
-        overwrite=force,
-        report=progress,
-    )
+    try:
+        source = find()
+    except RisError as error:
+        if not as_json:
+            raise
+        click.echo(json.dumps({"plan": {"works": False, "problems": [str(error)]}}, indent=2))
+        raise click.exceptions.Exit(error.exit_code) from None
+    vocabulary = vocabulary or source.vocabulary
+    plan = plans.make_plan(source, precision, out, vocabulary, lambda: check_target(out, force))  # type: ignore[arg-type]
+    if as_json:
+        click.echo(json.dumps(plans.report(source, plan), indent=2))
+    else:
+        click.echo("\n".join(plans.lines(source, plan)))
+    if plan.problems:
+        raise click.exceptions.Exit(2)
 
 
 def _print(result: ExportResult, seconds: float) -> None:
@@ -175,6 +207,8 @@ def _print(result: ExportResult, seconds: float) -> None:
     click.echo(f"  end to end: mask logits {end:.1e}, mask IoU {manifest.mask_iou:.6f} against PyTorch")
     if not manifest.source.trained:
         click.echo("  The weights are made up: this bundle shows speed and parity, its masks mean nothing.")
+    else:
+        click.echo(f"  Made from {manifest.source.checkpoint}, {manifest.model['query']} variant.")
     flag = "" if str(out) == "ris-bundle" else f" --bundle {out}"
     category = " --category person" if manifest.categories else ""
     click.echo(f'Next:\n  ris-infer image.jpg "left man"{category}{flag}\n  ris-parity {out}')

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,9 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ris.engines.errors import CheckpointError
+from ris.export.sources import rebuild_model
 from ris.reference.categories import COCO_PANOPTIC
-from ris.reference.config import ModelConfig
-from ris.reference.deterministic import deterministic_model
+from ris.reference.checkpoint import WeightFiles
 from ris.reference.model import RISModel
 from ris.reference.preprocess import prepare_image, resize_logits, resize_to_square
 from ris.runtime.bundle import Bundle
@@ -90,34 +90,35 @@ def first_image_only(arrays: dict[str, NDArray[Any]], expressions: int | None = 
     return part
 
 
-def rebuild_model(bundle: Bundle) -> RISModel:
-    """The reference model that a bundle was exported from. Raises CheckpointError where its weights are not at hand."""
-    source = bundle.manifest.source
-    if source.kind != "deterministic" or source.seed is None:
-        raise CheckpointError(
-            f"{bundle.path} was made from the checkpoint {source.checkpoint}, which is not part of the bundle; "
-            "compare with its golden outputs (leave --reference out)"
-        )
-    return deterministic_model(ModelConfig.from_dict(bundle.manifest.model), source.seed)
-
-
 def live_reference(
-    bundle: Bundle, image: NDArray[np.uint8], expressions: Sequence[str], categories: Sequence[str] | None
+    bundle: Bundle,
+    image: NDArray[np.uint8],
+    expressions: Sequence[str],
+    categories: Sequence[str] | None,
+    files: Mapping[str, Path | None] | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """The reference's arrays for an image and expressions of the user's own, for `ris-parity --reference`."""
+    """The reference's arrays for an image and expressions of the user's own, for `ris-parity --reference`.
+
+    files: the weight files of a bundle that was made from a checkpoint, by the names of `WeightFiles`.
+    """
     tokenizer = Tokenizer.from_file(str(bundle.file(bundle.manifest.text.tokenizer)))
     names = list(categories) if categories else ["person"] * len(expressions)
-    return reference_arrays(rebuild_model(bundle), tokenizer, [image], expressions, names, [0] * len(expressions))
+    model = rebuild_model(bundle, WeightFiles(**(files or {})))
+    return reference_arrays(model, tokenizer, [image], expressions, names, [0] * len(expressions))
 
 
 def timed_reference(
-    bundle: Bundle, image: NDArray[np.uint8], expressions: tuple[str, str], threads: int | None
+    bundle: Bundle,
+    image: NDArray[np.uint8],
+    expressions: tuple[str, str],
+    threads: int | None,
+    files: Mapping[str, Path | None] | None = None,
 ) -> Callable[[], tuple[float, float]]:
     """PyTorch eager FP32 on one image and two expressions, for `ris-bench --pytorch`.
 
     Each call of the result returns the seconds from pixels to a mask, and of a further expression on that image.
     """
-    model = rebuild_model(bundle)
+    model = rebuild_model(bundle, WeightFiles(**(files or {})))
     tokenizer = Tokenizer.from_file(str(bundle.file(bundle.manifest.text.tokenizer)))
     if threads is not None:
         torch.set_num_threads(threads)

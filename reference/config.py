@@ -152,4 +152,25 @@ def _tiny() -> ModelConfig:
     )  # fmt: skip
 
 
-PRESETS: dict[str, ModelConfig] = {"vitb-vitl336": ModelConfig(), "tiny": _tiny()}
+def _demo() -> ModelConfig:
+    """What trains on two CPU cores in hours and still has every module: 256-pixel input, 128-pixel mask logits."""
+    return ModelConfig(
+        preset="demo",
+        sam=SamConfig(image_size=256, patch_size=8, width=128, depth=6, heads=4, window=8, global_blocks=(2, 5)),
+        clip=ClipConfig(
+            image_size=96, patch_size=12, width=128, layers=4, heads=4, embed_dim=64,
+            text_width=64, text_layers=1, text_heads=1, text_vocab_size=512,
+        ),
+        bert=BertSpec(vocab_size=256, width=128, layers=3, heads=4, mlp_width=256, positions=64),
+        prompt_width=128,
+        pyramid_width=96,
+        heads=4,
+        deformable_layers=2,
+        deformable_points=2,
+        ffn_width=256,
+        dfam_queries=20,
+        decoder_mlp_width=256,
+    )  # fmt: skip
+
+
+PRESETS: dict[str, ModelConfig] = {"vitb-vitl336": ModelConfig(), "tiny": _tiny(), "demo": _demo()}

@@ -120,7 +120,10 @@ class _Transformer(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """p2 (2g), p3 (g), p4 (g/2) of CLIP's pyramid -> mask features and the three encoder maps."""
+    """p2 (2g), p3 (g), p4 (g/2) of CLIP's pyramid -> mask features and the three encoder maps.
+
+    clip_grid_only: the FPN ends at CLIP's own grid, so its last step (`adapter_1`, `layer_1`) does not exist.
+    """
 
     levels = 3
 
@@ -133,7 +136,7 @@ class PixelDecoder(nn.Module):
             nn.Sequential(nn.Conv2d(inputs, width, 1), nn.GroupNorm(32, width)) for _ in range(self.levels)
         )
         self.transformer = _Transformer(layers, width, heads, self.levels, points, hidden)
-        for step in (1, 2, 3):
+        for step in (2, 3) if clip_grid_only else (1, 2, 3):
             setattr(self, f"adapter_{step}", ConvNorm(inputs, width, 1, nn.GroupNorm(32, width)))
             setattr(self, f"layer_{step}", ConvNorm(width, width, 3, nn.GroupNorm(32, width)))
         self.mask_features = nn.Conv2d(width, width, 1)

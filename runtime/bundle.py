@@ -96,11 +96,20 @@ class Categories:
 
 
 @dataclass(frozen=True)
+class ComponentFile:
+    """A file beside the checkpoint that gave weights: SAM's, CLIP's or BERT's own; file: its name alone."""
+
+    component: Literal["sam", "clip", "bert"]
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Source:
     """What the bundle was made from.
 
     kind: "deterministic" (made-up weights of `seed`) or "checkpoint" (file name and sha256); `trained` is false where
-    the masks mean nothing.
+    the masks mean nothing. components: further weight files; may be absent.
     """
 
     kind: Literal["deterministic", "checkpoint"]
@@ -108,6 +117,7 @@ class Source:
     seed: int | None
     checkpoint: str | None
     checkpoint_sha256: str | None
+    components: tuple[ComponentFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,10 +175,12 @@ def _build(kind: Any, value: Any, at: str, problems: list[str]) -> Any:
         if not isinstance(value, dict):
             return _wrong(at, "an object", value, problems)
         hints = typing.get_type_hints(kind)
-        names = [f.name for f in dataclasses.fields(kind)]
-        problems += [f"{at}{name} is missing" for name in names if name not in value]
-        found = {n: _build(hints[n], value[n], f"{at}{n}.", problems) for n in names if n in value}
-        return None if len(found) < len(names) else typing.cast(Any, kind)(**found)
+        fields = dataclasses.fields(kind)
+        missing = [f.name for f in fields if f.name not in value and f.default is dataclasses.MISSING]
+        problems += [f"{at}{name} is missing" for name in missing]
+        names = [f.name for f in fields if f.name in value]
+        found = {n: _build(hints[n], value[n], f"{at}{n}.", problems) for n in names}
+        return None if missing else typing.cast(Any, kind)(**found)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None

@@ -10,12 +10,10 @@ Thread rule: a Model and its Scenes may be used from several threads at once.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 from ris.engines import EngineOptions, Session, SessionInfo, create, select
 from ris.engines.errors import EngineError, ExpressionError, RisError
 from ris.runtime.bundle import STAGES, Bundle, open_bundle
+from ris.runtime.categories import AUTO, CategoryTable, Guess
 from ris.runtime.image import ImageLike, load_rgb, prepare_image
 from ris.runtime.interpolate import Float, resize_maps
 from ris.runtime.masks import Rle, encode_rle, mask_from_logits, mask_score, resize_logits
@@ -44,7 +43,9 @@ class Segmentation:
     no_target: probability that the expression names nothing in the image, None where the model has no such head;
     timings: seconds by stage; `image.*` were spent once for all expressions of the scene, the others are this
     expression's share of its batch;
-    notes: what the user should know, such as words the model does not know.
+    notes: what the user should know, such as words the model does not know;
+    category, category_word: the category that was asked, and the expression's word that it was guessed from, None
+    where it was given.
     """
 
     expression: str
@@ -56,6 +57,7 @@ class Segmentation:
     category: str | None
     timings: Timings = field(repr=False)
     notes: tuple[str, ...] = ()
+    category_word: str | None = None
 
     def rle(self) -> Rle:
         """The mask in COCO's compressed run-length encoding."""
@@ -88,7 +90,7 @@ class Scene:
         self.timings = timings
 
     def segment(
-        self, expression: str, *, category: str | None = None, no_target_threshold: float = 0.5
+        self, expression: str, *, category: str | None = None, no_target_threshold: float | None = 0.5
     ) -> Segmentation:
         """The mask of one expression; `segment_many` says what can go wrong."""
         categories = None if category is None else [category]
@@ -99,21 +101,26 @@ class Scene:
         expressions: Sequence[str],
         *,
         categories: Sequence[str] | None = None,
-        no_target_threshold: float = 0.5,
+        no_target_threshold: float | None = 0.5,
     ) -> list[Segmentation]:
         """The masks of several expressions, `max_expressions` of them at a time.
 
-        categories: the object's category name for each expression, for a model that asks by category.
-        no_target_threshold: from this probability on the mask is empty. Raises ExpressionError.
+        categories: the object's category name for each expression, for a model that asks by category; "auto" guesses
+        it from the expression (and does nothing for other models).
+        no_target_threshold: from this probability on, 0 to 1, the mask is empty; None: never. Raises ExpressionError.
         """
         if isinstance(expressions, str):
             raise ExpressionError("segment_many takes a list of expressions; for a single one use segment")
-        names = self._model._category_names(expressions, categories)
+        if no_target_threshold is not None and not 0 <= no_target_threshold <= 1:
+            raise ExpressionError(
+                f"no_target_threshold is a probability from 0 to 1, or None for never; got {no_target_threshold}"
+            )
+        asked = self._model._categories_to_ask(expressions, categories)
         results: list[Segmentation] = []
         step = self._model.max_expressions
         for start in range(0, len(expressions), step):
             part = slice(start, start + step)
-            results += self._model._ask(self, expressions[part], names[part], no_target_threshold)
+            results += self._model._ask(self, expressions[part], asked[part], no_target_threshold)
         return results
 
 
@@ -126,11 +133,16 @@ class Model:
         self.max_expressions = max_expressions
         self._sessions = dict(sessions)
         self._tokenize = ExpressionTokenizer(bundle.file(manifest.text.tokenizer), manifest.text.max_tokens)
-        self.categories: list[str] = []
+        self._table: CategoryTable | None = None
         self._category_features: Float | None = None
         if manifest.categories is not None:
-            self.categories = json.loads(bundle.file(manifest.categories.names).read_text(encoding="utf-8"))
+            self._table = CategoryTable.read(bundle.file(manifest.categories.names))
             self._category_features = np.load(bundle.file(manifest.categories.features), allow_pickle=False)
+
+    @property
+    def categories(self) -> list[str]:
+        """The names that a model which asks by category knows; empty for others."""
+        return list(self._table.names) if self._table else []
 
     @property
     def trained(self) -> bool:
@@ -162,9 +174,17 @@ class Model:
         height, width = rgb.shape[:2]
         return Scene(self, height, width, embeddings, tokens, timings)
 
-    def segment(self, image: ImageLike, expression: str, *, category: str | None = None) -> Segmentation:
+    def segment(
+        self,
+        image: ImageLike,
+        expression: str,
+        *,
+        category: str | None = None,
+        no_target_threshold: float | None = 0.5,
+    ) -> Segmentation:
         """One image, one expression. For several expressions encode the image once: `encode_image`."""
-        return self.encode_image(image).segment(expression, category=category)
+        scene = self.encode_image(image)
+        return scene.segment(expression, category=category, no_target_threshold=no_target_threshold)
 
     def _run(self, stage: str, feeds: dict[str, np.ndarray], timings: Timings, prefix: str = "") -> dict[str, Float]:
         session = self._sessions.get(stage)
@@ -174,9 +194,13 @@ class Model:
             return session.run(feeds)
 
     def _ask(
-        self, scene: Scene, expressions: Sequence[str], names: Sequence[str | None], no_target_threshold: float
+        self,
+        scene: Scene,
+        expressions: Sequence[str],
+        asked: Sequence[Guess | None],
+        no_target_threshold: float | None,
     ) -> list[Segmentation]:
-        """One pass of the expression graphs; names: the known category of each, None for models without."""
+        """One pass of the expression graphs; asked: the known category of each, None for models without."""
         manifest = self.bundle.manifest
         timings: Timings = {}
         with _timed(timings, "tokenize"):
@@ -191,8 +215,8 @@ class Model:
         }
         if manifest.no_target:
             feeds["image_embeddings"] = scene.image_embeddings
-        if self._category_features is not None:
-            rows = [self.categories.index(name) for name in names if name is not None]
+        if self._category_features is not None and self._table is not None:
+            rows = [self._table.row(guess.category) for guess in asked if guess is not None]
             feeds["category_feature"] = np.ascontiguousarray(self._category_features[rows])
         fused = self._run("fusion", feeds, timings)
         link = manifest.dense_prompt
@@ -207,11 +231,11 @@ class Model:
         logits = self._run("mask_decoder", feeds, timings)["mask_logits"][:, 0]
         probabilities = _no_target_probabilities(fused.get("no_target_logits"), len(expressions))
         results = []
-        for expression, name, low, probability, notes in zip(
-            expressions, names, logits, probabilities, tokens.notes, strict=True
+        for expression, guess, low, probability, notes in zip(
+            expressions, asked, logits, probabilities, tokens.notes, strict=True
         ):
             own: Timings = {stage: seconds / len(expressions) for stage, seconds in timings.items()}
-            absent = probability is not None and probability >= no_target_threshold
+            absent = probability is not None and no_target_threshold is not None and probability >= no_target_threshold
             with _timed(own, "mask"):
                 threshold = manifest.postprocess.threshold
                 if absent:
@@ -219,28 +243,32 @@ class Model:
                 else:
                     mask = mask_from_logits(low, scene.height, scene.width, threshold)
                     score = mask_score(low, threshold)
+            name, word = (guess.category, guess.word) if guess else (None, None)
+            if word:
+                notes = (*notes, f"guessed the category {name} from {word!r}")
             results.append(
-                Segmentation(expression, mask, low, score, probability, absent, name, scene.timings | own, notes)
+                Segmentation(expression, mask, low, score, probability, absent, name, scene.timings | own, notes, word)
             )
         return results
 
-    def _category_names(self, expressions: Sequence[str], categories: Sequence[str] | None) -> list[str | None]:
-        """One known category name for each expression, or None for each where the model has no categories."""
-        if not self.categories:
-            if categories:
+    def _categories_to_ask(self, expressions: Sequence[str], categories: Sequence[str] | None) -> list[Guess | None]:
+        """A known category for each expression, guessed for "auto"; None for each where the model has none."""
+        if self._table is None:
+            if any(name != AUTO for name in categories or ()):
                 raise ExpressionError("this model does not ask by category; leave the category out")
             return [None] * len(expressions)
         if categories is None:
             raise ExpressionError(
-                "this model asks by category: name each object's COCO category too (--category person)"
+                "this model asks by category: name each object's COCO category too (--category person), "
+                "or have it guessed (--category auto)"
             )
         if len(categories) != len(expressions):
             raise ExpressionError(f"{len(expressions)} expressions need as many categories, got {len(categories)}")
-        for name in categories:
-            if name not in self.categories:
-                near = get_close_matches(name, self.categories, n=3, cutoff=0.3) or self.categories[:3]
-                raise ExpressionError(f"there is no category {name!r}; the nearest are {', '.join(near)}")
-        return list(categories)
+        table = self._table
+        return [
+            table.guess(text) if name == AUTO else table.known(name)
+            for name, text in zip(categories, expressions, strict=True)
+        ]
 
     def close(self) -> None:
         """Gives the engines' memory back; may be called twice."""

@@ -125,7 +125,7 @@ def check_model(model: Model, reference: Arrays, tolerance: Tolerance | None = N
 
     expressions = [str(e) for e in reference["expressions"]]
     categories = [str(c) for c in reference["categories"]] if manifest.categories else None
-    results = model.encode_image(rgb).segment_many(expressions, categories=categories, no_target_threshold=2.0)
+    results = model.encode_image(rgb).segment_many(expressions, categories=categories, no_target_threshold=None)
     logits = np.stack([r.logits for r in results])[:, None]
     rows[END_TO_END] = compare(logits, reference["mask_logits"])
     ious, flips = [], []

@@ -106,6 +106,7 @@ def describe(image: Path, result: Segmentation, model: Model) -> dict[str, Any]:
         "width": width,
         "expression": result.expression,
         "category": result.category,
+        "category_guessed_from": result.category_word,
         "no_target_probability": result.no_target,
         "is_no_target": result.is_no_target,
         "score": result.score,

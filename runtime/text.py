@@ -76,4 +76,7 @@ class ExpressionTokenizer:
                    if token == "[UNK]"]  # fmt: skip
         if unknown:
             notes.append(f"words the model does not know: {', '.join(unknown)}")
-        return encoding.ids[: self._max_tokens], tuple(notes)
+        ids = encoding.ids[: self._max_tokens]
+        if 0 in ids:
+            notes.append("[PAD] is padding to the model: it does not read it")
+        return ids, tuple(notes)

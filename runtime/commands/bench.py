@@ -17,6 +17,7 @@ from ris.engines import DEVICE_NAMES, ENGINE_NAMES
 from ris.engines.errors import RisError
 from ris.runtime.bench import Alternative, BenchReport, Spread, bench
 from ris.runtime.commands.console import RisCommand, StepProgress, find_bundle
+from ris.runtime.commands.weight_files import require_flag, weight_file_options
 from ris.runtime.image import load_rgb
 from ris.runtime.model import load
 from ris.runtime.parity import load_golden
@@ -29,6 +30,7 @@ EXPRESSIONS = ("left man", "second car from the right")
 @click.option("--image", type=click.Path(path_type=Path), help="Default: noise of 1024x1024 pixels.")
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--pytorch", is_flag=True, help="Time PyTorch eager FP32 in turn; needs the [export] extra.")
+@weight_file_options("--pytorch")
 @click.option("--engine", type=click.Choice(ENGINE_NAMES), default="auto", show_default=True)
 @click.option("--device", type=click.Choice(DEVICE_NAMES), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
@@ -42,14 +44,19 @@ def main(
     device: str,
     threads: int | None,
     as_json: bool,
+    **files: Path | None,
 ) -> None:
     """Times BUNDLE: first mask, next expression, every stage, and the runtime's own share.
+
+    PyTorch beside a bundle that was made from a checkpoint needs that checkpoint, the very file.
 
     \b
     Examples:
       ris-bench ris-bundle
       ris-bench full-size --pytorch --runs 5
+      ris-bench ris-bundle --pytorch --checkpoint model_final.pth
     """
+    require_flag(files, "--pytorch", pytorch)
     if image is None:
         rgb = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
     else:
@@ -61,7 +68,7 @@ def main(
                 raise RisError('--pytorch needs PyTorch: pip install "ris-runtime[cpu,export]"')
             # loaded by name, here only: the runtime does not depend on `ris.export`
             live = importlib.import_module("ris.export.live_reference")
-            alternatives["PyTorch eager FP32"] = live.timed_reference(model.bundle, rgb, EXPRESSIONS, threads)
+            alternatives["PyTorch eager FP32"] = live.timed_reference(model.bundle, rgb, EXPRESSIONS, threads, files)
         categories = None
         if model.categories:
             categories = tuple(map(str, load_golden(model.bundle)["categories"][:2]))

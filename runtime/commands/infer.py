@@ -41,7 +41,8 @@ from ris.runtime.results import FORMATS, ResultWriter, describe
     "--category",
     "categories",
     multiple=True,
-    help="The object's COCO category, for models that ask by category; once, or once per expression.",
+    help="The object's COCO category, for models that ask by category; once, or once per expression. "
+    '"auto" guesses it from the expression and says what it guessed.',
 )
 @click.option(
     "--no-target-threshold",
@@ -82,6 +83,7 @@ def main(
       ris-infer photo.jpg "left man" "the dog" --format overlay --format rle
       ris-infer photos/ -e "red car" --out masks
       ris-infer requests.jsonl --json
+      ris-infer photo.jpg "left man" --category auto
     """
     sources, expressions = _split(arguments)
     expressions += more

@@ -16,6 +16,7 @@ from rich.table import Table
 from ris.engines import DEVICE_NAMES, ENGINE_NAMES
 from ris.engines.errors import ExpressionError, ParityError, RisError
 from ris.runtime.commands.console import RisCommand, find_bundle
+from ris.runtime.commands.weight_files import require_flag, weight_file_options
 from ris.runtime.image import load_rgb
 from ris.runtime.model import Model, load
 from ris.runtime.parity import TOLERANCES, ParityReport, check_model, load_golden
@@ -28,6 +29,7 @@ from ris.runtime.parity import TOLERANCES, ParityReport, check_model, load_golde
     is_flag=True,
     help="Compare with the PyTorch model itself instead of golden.npz; needs the [export] extra.",
 )
+@weight_file_options("--reference")
 @click.option("--image", type=click.Path(path_type=Path), help="With --reference: your own image.")
 @click.option("-e", "--expression", "expressions", multiple=True, help="With --image: what to ask; may be repeated.")
 @click.option("--category", "categories", multiple=True, help="With --image: one category per expression.")
@@ -45,22 +47,28 @@ def main(
     device: str,
     threads: int | None,
     as_json: bool,
+    **files: Path | None,
 ) -> None:
     """Compares BUNDLE with its reference: every stage on its own, the host's steps, and masks end to end.
 
-    Ends with exit code 1 where a stage is out of tolerance. BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle.
+    Ends with exit code 1 where a stage is out of tolerance. BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle. The
+    reference of a bundle that was made from a checkpoint needs that checkpoint, the very file.
 
     \b
     Examples:
       ris-parity ris-bundle
       ris-parity ris-bundle --reference --image photo.jpg -e "left man"
+      ris-parity ris-bundle --reference --checkpoint model_final.pth
     """
+    require_flag(files, "--reference", reference)
     if image is not None and not (reference and expressions):
         raise ExpressionError("--image needs --reference and at least one --expression")
     if (expressions or categories) and image is None:
         raise ExpressionError("--expression and --category need --image")
     with load(find_bundle(bundle), engine=engine, device=device, threads=threads) as model:
-        arrays = _live_reference(model, image, expressions, categories) if reference else load_golden(model.bundle)
+        arrays = (
+            _live_reference(model, image, expressions, categories, files) if reference else load_golden(model.bundle)
+        )
         report = check_model(model, arrays)
         if as_json:
             click.echo(json.dumps(dataclasses.asdict(report), indent=2))
@@ -71,7 +79,11 @@ def main(
 
 
 def _live_reference(
-    model: Model, image: Path | None, expressions: tuple[str, ...], categories: tuple[str, ...]
+    model: Model,
+    image: Path | None,
+    expressions: tuple[str, ...],
+    categories: tuple[str, ...],
+    files: dict[str, Path | None],
 ) -> dict[str, Any]:
     """The reference lives in `ris.export`, which the runtime does not depend on: it is loaded by name, here only."""
     if importlib.util.find_spec("torch") is None:
@@ -83,7 +95,7 @@ def _live_reference(
         categories = tuple(map(str, golden["categories"]))
     else:
         rgb = load_rgb(image)
-    arrays: dict[str, Any] = live.live_reference(model.bundle, rgb, expressions, categories or None)
+    arrays: dict[str, Any] = live.live_reference(model.bundle, rgb, expressions, categories or None, files)
     return arrays
 
 

@@ -1,0 +1,11 @@
+"""Readers of referring-segmentation data sets in their original files, for training, calibration and evaluation.
+
+data = read_refer("data", "refcoco", split="val")
+for image in data.images:                       # its file, and every expression about it
+    for reference in image.references: ...
+"""
+
+from ris.calibration.datasets.refer import DATASETS, ReferData, Reference, ReferImage, reference_mask
+from ris.calibration.datasets.refer import read as read_refer
+
+__all__ = ["DATASETS", "ReferData", "ReferImage", "Reference", "read_refer", "reference_mask"]

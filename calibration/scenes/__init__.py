@@ -1,0 +1,25 @@
+"""Scenes with referring expressions: what the demo model is trained and measured on.
+
+scene = make_scene(seed=7, split="train")               # image, and objects with exact masks
+for sample in make_samples(scene, seed=0, count=6):     # "left man", "all dogs", ...
+    mask = target_mask(scene, sample)
+"""
+
+from ris.calibration.scenes.glyphs import Split, kinds
+from ris.calibration.scenes.grammar import Sample, make_samples, target_mask, vocabulary_words
+from ris.calibration.scenes.scene import Scene, SceneObject, make_scene
+
+KINDS = kinds()
+"""The kinds of thing that scenes show."""
+
+__all__ = [
+    "KINDS",
+    "Sample",
+    "Scene",
+    "SceneObject",
+    "Split",
+    "make_samples",
+    "make_scene",
+    "target_mask",
+    "vocabulary_words",
+]

@@ -1,0 +1,110 @@
+"""Does an engine really run here? A one-node graph goes through it from file to result.
+
+The graph is ONNX's protobuf written out by hand, since the runtime has no onnx package; a test compares it with what
+that package writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ris.engines.base import EngineOptions, Graph, TensorSpec, first_line
+from ris.engines.errors import EngineError
+from ris.engines.table import create
+
+_SPEC = TensorSpec("x", "float32", (4,)), TensorSpec("y", "float32", (4,))
+_FLOAT, _IR_VERSION, _OPSET = 1, 9, 20
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What came of it on one device. problem: why the engine does not run there, None where it does."""
+
+    engine: str
+    device: str
+    version: str | None
+    providers: tuple[str, ...]
+    problem: str | None
+
+
+def probe(name: str, device: str = "cpu") -> Probe:
+    """Runs the one-node graph on engine `name`; whatever goes wrong is in the answer, nothing is raised."""
+    try:
+        engine = create(name, EngineOptions(device, threads=1))
+        with tempfile.TemporaryDirectory(prefix="ris-probe-") as folder:
+            path = Path(folder) / "probe.onnx"
+            path.write_bytes(one_node_graph())
+            graph = Graph("probe", path, _SPEC[:1], _SPEC[1:])
+            with engine.open(graph, engine.compile(graph)) as session:
+                x = np.array([-1.5, 0, 0.25, 3], np.float32)
+                y = session.run({"x": x})["y"]
+                if not np.array_equal(y, x + x):
+                    raise EngineError(f"it computes {y.tolist()} where {(x + x).tolist()} is right")
+                return Probe(name, device, session.info.version, session.info.providers, None)
+    except Exception as error:
+        return Probe(name, device, None, (), first_line(error))
+
+
+def probe_apart(name: str, device: str = "cpu", timeout: float = 120) -> Probe:
+    """`probe` in a process of its own, so that an engine that crashes or hangs is an answer too."""
+    command = [sys.executable, "-P", "-m", "ris.engines.probe", name, device]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return Probe(name, device, None, (), f"it did not answer within {timeout:.0f} seconds")
+    try:
+        data = json.loads(done.stdout.strip().splitlines()[-1])
+        return Probe(**data | {"providers": tuple(data["providers"])})
+    except (ValueError, IndexError, TypeError, KeyError):
+        how = f"exit code {done.returncode}"
+        if done.returncode < 0:
+            how = f"signal {-done.returncode} ({signal.strsignal(-done.returncode)})"
+        last = done.stderr.strip().splitlines()[-1:]
+        return Probe(name, device, None, (), "; ".join([f"it crashed with {how}", *last]))
+
+
+def one_node_graph() -> bytes:
+    """A serialised ONNX model: y = x + x, float32 [4]."""
+    node = _text(1, "x") + _text(1, "x") + _text(2, "y") + _text(4, "Add")
+    graph = _part(1, node) + _text(2, "probe") + _part(11, _value("x")) + _part(12, _value("y"))
+    opset = _text(1, "") + _number(2, _OPSET)
+    return _number(1, _IR_VERSION) + _part(7, graph) + _part(8, opset)
+
+
+def _value(name: str) -> bytes:
+    """ValueInfoProto: a name and a tensor type."""
+    shape = _part(1, _number(1, 4))
+    tensor = _number(1, _FLOAT) + _part(2, shape)
+    return _text(1, name) + _part(2, _part(1, tensor))
+
+
+def _number(field: int, value: int) -> bytes:
+    """A field of wire type 0; all numbers here fit one byte."""
+    return bytes([field << 3, value])
+
+
+def _part(field: int, content: bytes) -> bytes:
+    """A field of wire type 2, its length in base 128."""
+    length, rest = bytearray(), len(content)
+    while rest > 127:
+        length.append(rest & 127 | 128)
+        rest >>= 7
+    length.append(rest)
+    return bytes([field << 3 | 2]) + bytes(length) + content
+
+
+def _text(field: int, value: str) -> bytes:
+    return _part(field, value.encode())
+
+
+if __name__ == "__main__":
+    print(json.dumps(dataclasses.asdict(probe(*sys.argv[1:3]))))

@@ -1,0 +1,230 @@
+"""The layouts of the component files, brought to the key names of the whole model (docs/checkpoints.md)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ris.engines.errors import CheckpointError
+from ris.reference.checkpoint.files import Entry, WeightFile, open_weights, stack
+
+Component = Literal["checkpoint", "sam", "clip", "bert"]
+Entries = dict[str, Entry]
+
+CLIP = "clip_dense.clip_model."
+
+# what a file is, told by its keys; the first that fits
+_SIGNS: tuple[tuple[str, Component | None, tuple[str, ...]], ...] = (
+    ("a checkpoint of the whole model", "checkpoint", ("adaptor_clip.", "clip_pixel_decoder.", "txt2txt.", "lang_mlp.",
+                                                       "clip_dense.", "backbone_clip.")),
+    ("SAM's weights in Meta's layout", "sam", ("image_encoder.patch_embed.", "image_encoder.blocks.0.attn.qkv.")),
+    ("SAM's weights in transformers' layout", None, ("vision_encoder.patch_embed.",)),
+    ("a CLIP with a ResNet image tower", None, ("visual.layer1.",)),
+    ("CLIP's weights", "clip", ("visual.class_embedding", "visual.conv1.", "vision_model.embeddings.",
+                                "text_model.embeddings.", "ln_final.")),
+    ("BERT's weights", "bert", ("embeddings.word_embeddings.", "bert.embeddings.word_embeddings.")),
+)  # fmt: skip
+_OPTION = {"checkpoint": "--checkpoint", "sam": "--sam-checkpoint", "clip": "--clip-checkpoint", "bert": "--bert"}
+_EXPECTED = {
+    "checkpoint": "a checkpoint of the whole model",
+    "sam": "SAM's weights in Meta's layout (sam_vit_b_01ec64.pth)",
+    "clip": "CLIP's weights (OpenAI's, open_clip's or transformers' layout)",
+    "bert": "BERT's weights (transformers' layout)",
+}
+
+
+@dataclass(frozen=True)
+class ComponentWeights:
+    """A component file under the whole model's key names.
+
+    file: the weights, None where a BERT folder has a vocabulary alone; heads: of the attention, where a config.json
+    says so ("clip", "clip_text", "bert"); vocabulary: vocab.txt or tokenizer.json.
+    """
+
+    component: Component
+    file: WeightFile | None
+    entries: Entries
+    heads: dict[str, int]
+    vocabulary: Path | None = None
+
+
+def looks_like(names: Iterable[str]) -> tuple[str, Component | None]:
+    """(what a file with these keys is, the component it can serve as or None)."""
+    found = list(names)
+    for words, component, signs in _SIGNS:
+        if any(name.startswith(signs) for name in found):
+            return words, component
+    return f"something unknown (its first keys are {', '.join(found[:3])})", None
+
+
+def require(file: WeightFile, wanted: Component) -> None:
+    """Raises CheckpointError where a file is not what its option stands for, saying where it belongs."""
+    words, component = looks_like(file.entries)
+    if component == wanted:
+        return
+    if component is None:
+        way_out = "it cannot be used here"
+    else:
+        way_out = f"give {'its folder' if component == 'bert' else 'it'} as {_OPTION[component]}"
+    raise CheckpointError(
+        f"{file.path}, given as {_OPTION[wanted]}, is {words}; expected {_EXPECTED[wanted]}; {way_out}"
+    )
+
+
+def open_checkpoint(path: Path) -> WeightFile:
+    """A training checkpoint. Raises CheckpointError for anything else."""
+    file = open_weights(path)
+    require(file, "checkpoint")
+    return file
+
+
+def open_sam(path: Path) -> ComponentWeights:
+    """SAM's weights in Meta's layout: `image_encoder.*`, `prompt_encoder.*`, `mask_decoder.*`."""
+    file = open_weights(path)
+    require(file, "sam")
+    return ComponentWeights("sam", file, {f"sam.{name}": entry for name, entry in file.entries.items()}, {})
+
+
+# --- CLIP -------------------------------------------------------------------------------------------------------
+
+_HF_CLIP: tuple[tuple[str, str], ...] = (
+    (r"^vision_model\.embeddings\.class_embedding$", "visual.class_embedding"),
+    (r"^vision_model\.embeddings\.patch_embedding\.weight$", "visual.conv1.weight"),
+    (r"^vision_model\.embeddings\.position_embedding\.weight$", "visual.positional_embedding"),
+    (r"^vision_model\.pre_layrnorm\.", "visual.ln_pre."),
+    (r"^vision_model\.post_layernorm\.", "visual.ln_post."),
+    (r"^vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
+    (r"^visual_projection\.weight$", "visual.proj"),
+    (r"^text_model\.embeddings\.token_embedding\.", "token_embedding."),
+    (r"^text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),
+    (r"^text_model\.final_layer_norm\.", "ln_final."),
+    (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
+    (r"^text_projection\.weight$", "text_projection"),
+    (r"\.self_attn\.out_proj\.", ".attn.out_proj."),
+    (r"\.layer_norm1\.", ".ln_1."),
+    (r"\.layer_norm2\.", ".ln_2."),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+)
+_TRANSPOSED = ("visual.proj", "text_projection")
+# numbers that OpenAI's archives keep as buffers, and masks that open_clip has saved at times
+_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "logit_bias")
+
+
+def open_clip(path: Path) -> ComponentWeights:
+    """CLIP's weights: OpenAI's archive, open_clip's state dict, or transformers' CLIPModel (a file or its folder).
+
+    Raises CheckpointError for an activation other than QuickGELU, where a config.json tells.
+    """
+    config = _read_config(path) if path.is_dir() else {}
+    file = open_weights(_weights_in(path, "--clip-checkpoint") if path.is_dir() else path)
+    require(file, "clip")
+    heads = {}
+    for part, name in (("vision_config", "clip"), ("text_config", "clip_text")):
+        own = config.get(part) or {}
+        if own.get("hidden_act", "quick_gelu") != "quick_gelu":
+            raise CheckpointError(
+                f"{path / 'config.json'}: this CLIP uses {own['hidden_act']}, the model runs OpenAI's QuickGELU; "
+                "give the weights that OpenAI trained"
+            )
+        if "num_attention_heads" in own:
+            heads[name] = int(own["num_attention_heads"])
+    entries = file.entries
+    if any(name.startswith(("vision_model.", "text_model.")) for name in entries):
+        entries = _from_transformers_clip(entries)
+    # open_clip's CustomTextCLIP keeps the text tower one level down
+    entries = {
+        name.removeprefix("text."): entry
+        for name, entry in entries.items()
+        if name.rpartition(".")[2] not in _NOT_WEIGHTS
+    }
+    return ComponentWeights("clip", file, {CLIP + name: entry for name, entry in entries.items()}, heads)
+
+
+def _from_transformers_clip(entries: Entries) -> Entries:
+    """transformers' CLIPModel keys as OpenAI's: names, packed q/k/v, projections stored the other way round."""
+    renamed: Entries = {}
+    for name, entry in entries.items():
+        if name.endswith("position_ids"):
+            continue
+        for pattern, replacement in _HF_CLIP:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = entry.transpose() if name in _TRANSPOSED else entry
+    for name in [n for n in renamed if ".self_attn.q_proj." in n]:
+        parts = [name.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv"]
+        if all(part in renamed for part in parts):
+            packed = name.replace(".self_attn.q_proj.", ".attn.in_proj_")
+            renamed[packed] = stack([renamed.pop(part) for part in parts])
+    return renamed
+
+
+# --- BERT -------------------------------------------------------------------------------------------------------
+
+
+def open_bert(path: Path) -> ComponentWeights:
+    """A BERT folder: config.json, model.safetensors or pytorch_model.bin, vocab.txt or tokenizer.json.
+
+    A folder with a vocabulary alone is fine. Raises CheckpointError for another architecture or a cased vocabulary.
+    """
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path} is no folder; --bert takes the folder with config.json, model.safetensors or pytorch_model.bin, "
+            "and vocab.txt or tokenizer.json"
+        )
+    config = _read_config(path)
+    for name, wanted in (("model_type", "bert"), ("hidden_act", "gelu"), ("layer_norm_eps", 1e-12),
+                         ("position_embedding_type", "absolute")):  # fmt: skip
+        if config.get(name, wanted) != wanted:
+            raise CheckpointError(
+                f"{path / 'config.json'} has {name} {config[name]!r}, the model's BERT has {wanted!r}; give "
+                "bert-base-uncased, or a model fine-tuned from it"
+            )
+    heads = {"bert": int(config["num_attention_heads"])} if "num_attention_heads" in config else {}
+    vocabulary = next((path / n for n in ("tokenizer.json", "vocab.txt") if (path / n).is_file()), None)
+    if _read_json(path / "tokenizer_config.json").get("do_lower_case") is False:
+        raise CheckpointError(f"{path} holds a cased BERT; the model's text is lower-cased, give the uncased one")
+    if vocabulary is not None and not any((path / n).is_file() for n in _WEIGHT_NAMES):
+        return ComponentWeights("bert", None, {}, heads, vocabulary)
+    file = open_weights(_weights_in(path, "--bert"))
+    require(file, "bert")
+    entries = {}
+    for name, entry in file.entries.items():
+        name = name.removeprefix("bert.")
+        if not name.startswith(("pooler.", "cls.", "classifier.")) and not name.endswith("position_ids"):
+            name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+            entries[f"text_encoder.{name}"] = entry
+    return ComponentWeights("bert", file, entries, heads, vocabulary)
+
+
+_WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+def _weights_in(folder: Path, option: str) -> Path:
+    for name in _WEIGHT_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder}, given as {option}, holds none of {', '.join(_WEIGHT_NAMES)}")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    return _read_json(folder / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no such file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); download it again") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is no JSON object; download it again")
+    return found
+
+
+OPENERS: dict[Component, Callable[[Path], ComponentWeights]] = {"sam": open_sam, "clip": open_clip, "bert": open_bert}

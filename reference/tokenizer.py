@@ -1,0 +1,164 @@
+"""The bundle's tokenizer.json: BERT's WordPiece, from a vocabulary or from a tokenizer of the user's own.
+
+The ids are those of `transformers`' BertTokenizer, which since version 5 is the `tokenizers` library underneath, as
+BertTokenizerFast was before. The old pure-Python class differs in a few exotic places, none of which is English: a
+capital sigma at the end of a word, unassigned code points, and characters that Unicode has added since about its
+version 8 or given another kind since.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+
+from ris.engines.errors import CheckpointError
+from ris.reference.config import ModelConfig
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def read_vocabulary(path: Path | None, config: ModelConfig) -> list[str]:
+    """A vocab.txt, one token a line; without a path the one that belongs to the preset.
+
+    Full-size BERT gets bert-base-uncased's, the demo the words of its scenes (any other word is unknown to it), another
+    narrow one a few words and all ASCII letters.
+    """
+    if path is None:
+        name = "bert-base-uncased-vocab.txt" if config.bert.vocab_size == 30522 else "tiny-vocab.txt"
+        name = "demo-vocab.txt" if config.preset == "demo" else name
+        text = resources.files("ris.reference").joinpath("data", name).read_text(encoding="utf-8")
+    else:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path} is not a vocabulary that can be read: {error}") from None
+    tokens = text.removesuffix("\n").split("\n")
+    if len(tokens) > config.bert.vocab_size:
+        raise CheckpointError(
+            f"the vocabulary has {len(tokens)} tokens, the model's BERT has {config.bert.vocab_size} embeddings"
+        )
+    missing = [token for token in SPECIAL if token not in tokens]
+    if missing or tokens[0] != "[PAD]":
+        raise CheckpointError(f"the vocabulary must begin with [PAD] and contain {', '.join(SPECIAL)}")
+    return tokens
+
+
+def build_tokenizer(
+    vocabulary: list[str],
+    *,
+    lowercase: bool = True,
+    strip_accents: bool | None = None,
+    handle_chinese_chars: bool = True,
+) -> Tokenizer:
+    """BertTokenizer's behaviour with the `tokenizers` library: same normalisation, same splits, same ids.
+
+    strip_accents: None does it where `lowercase` is on, as BertTokenizer does.
+    """
+    ids = {token: i for i, token in enumerate(vocabulary)}
+    tokenizer = Tokenizer(WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = BertNormalizer(True, handle_chinese_chars, strip_accents, lowercase)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])]
+    )
+    return tokenizer
+
+
+def tokenizer_from(path: Path | None, config: ModelConfig) -> Tokenizer:
+    """A tokenizer for the bundle, without truncation and padding, from what a user has.
+
+    path: a vocab.txt, a Hugging Face tokenizer.json, or a folder with either (tokenizer.json is taken where there are
+    both, as `transformers` does); a tokenizer_config.json beside it may say `do_lower_case`, `strip_accents` and
+    `tokenize_chinese_chars`. None: the preset's own vocabulary. Raises CheckpointError where the file cannot be read
+    or is no BERT tokenizer that fits the model's embedding table.
+    """
+    if path is None:
+        return build_tokenizer(read_vocabulary(None, config))
+    file = _tokenizer_file(path)
+    options = _normalizer_options(file.with_name("tokenizer_config.json"))
+    if file.suffix.lower() != ".json":
+        return build_tokenizer(read_vocabulary(file, config), **options)
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{file} is not a tokenizer that can be read: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if options:
+        tokenizer.normalizer = _changed_normalizer(tokenizer, options, file)
+    if problems := _problems(tokenizer, config):
+        raise CheckpointError(f"{file} does not fit the model: {'; '.join(problems)}")
+    return tokenizer
+
+
+def _tokenizer_file(path: Path) -> Path:
+    if path.is_dir():
+        for name in ("tokenizer.json", "vocab.txt"):
+            if (path / name).is_file():
+                return path / name
+        raise CheckpointError(f"{path} has neither tokenizer.json nor vocab.txt")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such tokenizer; give a vocab.txt, a tokenizer.json or a folder with one")
+    return path
+
+
+def _normalizer_options(path: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says about the normaliser, under `build_tokenizer`'s names."""
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    names = {
+        "do_lower_case": "lowercase",
+        "strip_accents": "strip_accents",
+        "tokenize_chinese_chars": "handle_chinese_chars",
+    }
+    options = {}
+    for theirs, ours in names.items():
+        value = data.get(theirs) if isinstance(data, dict) else None
+        if isinstance(value, bool):
+            options[ours] = value
+        elif value is not None:
+            raise CheckpointError(f"{path}: {theirs} should be true or false, found {value!r}")
+    return options
+
+
+def _changed_normalizer(tokenizer: Tokenizer, options: dict[str, Any], file: Path) -> BertNormalizer:
+    """tokenizer.json's own normaliser under tokenizer_config.json's options, which win, as in `transformers`."""
+    normalizer = tokenizer.normalizer
+    if not isinstance(normalizer, BertNormalizer):
+        raise CheckpointError(f"{file} has no BERT normaliser; its tokenizer_config.json cannot be applied")
+    for name, value in options.items():
+        setattr(normalizer, name, value)
+    return normalizer
+
+
+def _problems(tokenizer: Tokenizer, config: ModelConfig) -> list[str]:
+    if not isinstance(tokenizer.model, WordPiece):
+        return [f"it is {type(tokenizer.model).__name__}, BERT's is WordPiece"]
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    problems = []
+    missing = [token for token in SPECIAL if token not in ids]
+    if missing:
+        problems.append(f"it has no {', '.join(missing)}")
+    elif ids["[PAD]"] != 0:
+        problems.append(f"[PAD] has id {ids['[PAD]']}, it should be 0")
+    last = max(ids.values(), default=0)
+    if last >= config.bert.vocab_size:
+        problems.append(f"it has ids up to {last}, the model's BERT has {config.bert.vocab_size} embeddings")
+    if not missing:
+        found = tokenizer.encode("left man").ids
+        if len(found) < 3 or (found[0], found[-1]) != (ids["[CLS]"], ids["[SEP]"]):
+            problems.append("it does not put [CLS] before and [SEP] behind the text")
+    return problems

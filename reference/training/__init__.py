@@ -1,0 +1,1 @@
+"""Training: the supplement's losses and recipe, on drawn scenes or on RefCOCO's files (docs/training.md)."""

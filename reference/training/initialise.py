@@ -1,0 +1,75 @@
+"""Starting values for what has no pre-trained weights. The modules' own constructors do most of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ris.engines.errors import CheckpointError
+from ris.reference.checkpoint import WeightFiles
+from ris.reference.checkpoint.loading import partial_weights
+from ris.reference.config import ModelConfig
+from ris.reference.model import RISModel
+from ris.reference.pixel_decoder import DeformableAttention
+
+
+def fresh_model(config: ModelConfig, seed: int) -> RISModel:
+    """An untrained model of `config`, float32, every parameter drawn from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = RISModel(config)
+        for module in model.modules():
+            if isinstance(module, DeformableAttention):
+                _spread_samples(module)
+        nn.init.trunc_normal_(model.sam.image_encoder.pos_embed, std=0.02)
+        model.text_embeddings.zero_()
+        for scale in (model.decoder.logit_scale, model.decoder.logit_scale_condsim):
+            nn.init.constant_(scale, math.log(1 / 0.07))
+    return model
+
+
+def starting_model(config: ModelConfig, seed: int, files: WeightFiles, say: Callable[[str], None]) -> RISModel:
+    """`fresh_model`, with every tensor that the weight files have: pre-trained encoders, or a whole checkpoint.
+
+    say: called with a line on what came from where. Raises CheckpointError for files that cannot be read and for
+    tensors of other sizes than the preset's.
+    """
+    model = fresh_model(config, seed)
+    if not files:
+        return model
+    entries, notes = partial_weights(files)
+    state = model.state_dict()
+    wrong = [
+        f"{key} is {list(entries[key].shape)}, the preset's is {list(value.shape)}"
+        for key, value in state.items()
+        if key in entries and entries[key].shape != tuple(value.shape)
+    ]
+    if wrong:
+        raise CheckpointError(f"the weight files are not the preset's ({config.preset}): {'; '.join(wrong[:3])}")
+    given = [key for key in state if key in entries]
+    model.load_state_dict({key: entries[key].read() for key in given}, strict=False)
+    for note in notes:
+        say(note)
+    say(f"{len(given)} of {len(state)} tensors come from the files, the others start at random")
+    return model
+
+
+def _spread_samples(attention: DeformableAttention) -> None:
+    """Each head starts looking in a direction of its own, each point a pixel further out, all with equal weight."""
+    nn.init.zeros_(attention.sampling_offsets.weight)
+    nn.init.zeros_(attention.attention_weights.weight)
+    nn.init.zeros_(attention.attention_weights.bias)
+    angles = torch.arange(attention.heads) * (2 * math.pi / attention.heads)
+    direction = torch.stack([angles.cos(), angles.sin()], -1)
+    direction = direction / direction.abs().amax(-1, keepdim=True)
+    steps = torch.arange(1, attention.points + 1)[None, None, :, None]
+    offsets = direction[:, None, None] * steps
+    offsets = offsets.expand(-1, attention.levels, -1, -1)
+    with torch.no_grad():
+        attention.sampling_offsets.bias.copy_(offsets.reshape(-1))
+    for layer in (attention.value_proj, attention.output_proj):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)

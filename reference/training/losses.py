@@ -1,0 +1,141 @@
+"""The losses (docs/model.md 20): main mask, DFAM's masks and embeddings by matched query, no-target, pretext."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ris.reference.model import RISModel
+from ris.reference.training.forward import TrainingOutputs
+from ris.reference.training.recipe import LossWeights
+
+
+@dataclass
+class Targets:
+    """What is right, for N expressions about B images.
+
+    masks [N, S, S] float32 of 0 and 1 at the model's square. present [N] bool: False where nothing is referred to.
+    image_index [N] int64. same [N, N] bool: pairs of expressions that mean the same thing (always true on the
+    diagonal). kinds [B, S, S] int64 for the pretext head, or None: 0 is background.
+    """
+
+    masks: Tensor
+    present: Tensor
+    image_index: Tensor
+    same: Tensor
+    kinds: Tensor | None = None
+
+
+class PretextHeads(nn.Module):
+    """One linear layer on each image encoder's output that names what every patch shows; training alone uses it."""
+
+    def __init__(self, sam_width: int, clip_width: int, kinds: int) -> None:
+        super().__init__()
+        self.sam = nn.Conv2d(sam_width, kinds + 1, 1)
+        self.clip = nn.Linear(clip_width, kinds + 1)
+
+
+def dice(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+    """1 - Dice of sigmoid(logits) with target over the last axis: [..., P] and [..., P] -> [...]."""
+    probability = logits.sigmoid()
+    overlap = (probability * target).sum(-1)
+    return 1 - (2 * overlap + smooth) / (probability.sum(-1) + target.sum(-1) + smooth)
+
+
+def mask_loss(mask_logits: Tensor, targets: Targets, weights: LossWeights) -> Tensor:
+    """The main term, at the model's square, averaged over expressions that have a target; 0 where none has."""
+    chosen = targets.present.nonzero()[:, 0]
+    if len(chosen) == 0:
+        return mask_logits.sum() * 0.0
+    masks = targets.masks[chosen]
+    logits = F.interpolate(mask_logits[chosen].float(), size=masks.shape[-2:], mode="bilinear", align_corners=False)
+    flat, truth = logits[:, 0].flatten(1), masks.flatten(1)
+    bce = F.binary_cross_entropy_with_logits(flat, truth)
+    return weights.mask_dice * dice(flat, truth).mean() + weights.mask_bce * bce
+
+
+def match(query_masks: Tensor, similarity: Tensor, truth: Tensor, index: Tensor, weights: LossWeights) -> Tensor:
+    """The query of each expression: [N] int64, the one with the lowest cost.
+
+    An expression has one target mask, so Hungarian matching comes down to the cheapest query. query_masks [B, Q, P]
+    logits, similarity [N, Q] logits with the own sentence, truth [N, P], index [N].
+    """
+    with torch.no_grad():
+        logits = query_masks[index]
+        pixels = logits.shape[-1]
+        bce = F.softplus(logits).mean(-1) - torch.einsum("nqp,np->nq", logits, truth) / pixels
+        cost = weights.dfam_bce * bce + weights.dfam_dice * dice(logits, truth[:, None])
+        return (cost - weights.vl * similarity.sigmoid()).argmin(1)
+
+
+def dfam_loss(model: RISModel, out: TrainingOutputs, targets: Targets, weights: LossWeights) -> tuple[Tensor, Tensor]:
+    """(mask terms, sentence term), each the mean over the initial queries and the three layers, times its weights."""
+    index = targets.image_index
+    height, width = out.query_masks[0].shape[-2:]
+    truth = F.adaptive_avg_pool2d(targets.masks[:, None], (height, width)).flatten(1)
+    chosen = targets.present.nonzero()[:, 0]
+    masks = vl = out.mask_logits.sum() * 0.0
+    rows = torch.arange(len(index), device=truth.device)
+    counted = ~targets.same | torch.eye(len(index), dtype=torch.bool, device=truth.device)
+    for logits, objects in zip(out.query_masks, out.objects, strict=True):
+        logits = logits.float().flatten(2)
+        projected = F.normalize(model.decoder.to_logits_bert(objects).float(), dim=-1)
+        sentences = F.normalize(out.sentences.float(), dim=-1)
+        similarity = projected @ sentences.T * model.decoder.logit_scale.exp()  # [N, Q, N]
+        best = match(logits, similarity.detach()[rows, :, rows], truth, index, weights)
+        label = torch.zeros_like(similarity)
+        label[chosen, best[chosen], chosen] = 1.0
+        # a pair that means the same thing is neither right nor wrong
+        use = counted[:, None].expand_as(similarity)
+        vl = vl + F.binary_cross_entropy_with_logits(similarity[use], label[use]) * similarity.shape[1]
+        if len(chosen):
+            picked = logits[index[chosen], best[chosen]]
+            bce = F.binary_cross_entropy_with_logits(picked, truth[chosen])
+            masks = masks + weights.dfam_bce * bce + weights.dfam_dice * dice(picked, truth[chosen]).mean()
+    layers = len(out.query_masks)
+    return masks / layers, weights.vl * vl / layers
+
+
+def no_target_loss(logits: Tensor, present: Tensor, weights: LossWeights) -> Tensor:
+    """Weighted cross entropy; class 1 means "no target"."""
+    classes = torch.tensor(weights.no_target_classes, dtype=torch.float32, device=logits.device)
+    return F.cross_entropy(logits.float(), (~present).long(), weight=classes)
+
+
+def kind_shares(kinds: Tensor, classes: int, side: int) -> Tensor:
+    """kinds [B, S, S] int64 -> the share of each class in side x side cells, float32 [B, classes, side, side]."""
+    images, size = kinds.shape[0], kinds.shape[-1]
+    cell = torch.arange(size, device=kinds.device) * side // size
+    cells = cell[:, None] * side + cell
+    place = (torch.arange(images, device=kinds.device)[:, None, None] * classes + kinds) * side**2 + cells
+    counts = torch.bincount(place.flatten(), minlength=images * classes * side**2).float()
+    shares = counts.unflatten(0, (images, classes, side, side))
+    return shares / shares.sum(1, keepdim=True)
+
+
+def pretext_loss(heads: PretextHeads, image_embeddings: Tensor, clip_tokens: Tensor, kinds: Tensor) -> Tensor:
+    """Cross entropy of both heads against the share of each kind in every patch; kinds [B, S, S]."""
+    sam = heads.sam(image_embeddings).float()
+    clip = heads.clip(clip_tokens).float().transpose(1, 2)
+    side = round(clip.shape[-1] ** 0.5)
+    classes = sam.shape[1]
+    loss = F.cross_entropy(sam, kind_shares(kinds, classes, sam.shape[-1]))
+    return loss + F.cross_entropy(clip.unflatten(2, (side, side)), kind_shares(kinds, classes, side))
+
+
+def total_loss(
+    model: RISModel, heads: PretextHeads | None, out: TrainingOutputs, targets: Targets, weights: LossWeights
+) -> tuple[Tensor, dict[str, float]]:
+    """The sum that is minimised and its parts by name, weighted."""
+    parts = {"mask": mask_loss(out.mask_logits, targets, weights)}
+    masks, vl = dfam_loss(model, out, targets, weights)
+    parts["dfam"], parts["vl"] = weights.dfam * masks, weights.dfam * vl
+    if out.no_target_logits is not None:
+        parts["no_target"] = weights.no_target * no_target_loss(out.no_target_logits, targets.present, weights)
+    if heads is not None and targets.kinds is not None and weights.pretext:
+        parts["pretext"] = weights.pretext * pretext_loss(heads, out.image_embeddings, out.clip_tokens, targets.kinds)
+    total = torch.stack(list(parts.values())).sum()
+    return total, {name: float(value.detach()) for name, value in parts.items()}

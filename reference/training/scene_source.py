@@ -1,0 +1,53 @@
+"""Drawn scenes as a source of training samples."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ris.calibration.scenes import KINDS, Split, make_samples, make_scene, target_mask
+from ris.reference.categories import COCO_PANOPTIC
+from ris.reference.training.data import RawBatch
+
+
+class SceneSource:
+    """`images` scenes with `expressions` expressions each; scene numbers start at `first`.
+
+    Deterministic: scene i of a split is the same everywhere, and so are its expressions.
+    """
+
+    def __init__(self, split: Split, size: int, images: int, expressions: int, first: int = 0) -> None:
+        self.split, self.size = split, size
+        self.images, self.expressions, self.first = images, expressions, first
+        self.kinds = len(KINDS)
+
+    def batch(self, step: int) -> RawBatch:
+        """Scenes first + step * images and on."""
+        images, masks, present, index, words, meaning, categories, kind_maps, sorts = [], [], [], [], [], [], [], [], []
+        for i in range(self.images):
+            number = self.first + step * self.images + i
+            scene = make_scene(number, self.split, self.size)
+            images.append(scene.image)
+            kinds = np.zeros((self.size, self.size), np.uint8)
+            for thing in scene.objects:
+                kinds[thing.mask] = KINDS.index(thing.kind) + 1
+            kind_maps.append(kinds)
+            for sample in make_samples(scene, number, self.expressions):
+                masks.append(target_mask(scene, sample))
+                present.append(bool(sample.targets))
+                index.append(i)
+                words.append(sample.expression)
+                # what is not there means the same only in the same words
+                meaning.append((i, sample.targets) if sample.targets else sample.expression)
+                categories.append(COCO_PANOPTIC.index(sample.category) if sample.category else -1)
+                sorts.append(sample.kind)
+        return RawBatch(
+            images=np.stack(images),
+            masks=np.stack(masks),
+            present=np.asarray(present),
+            image_index=np.asarray(index, np.int64),
+            expressions=tuple(words),
+            meaning=tuple(meaning),
+            categories=np.asarray(categories, np.int64),
+            kinds=np.stack(kind_maps),
+            expression_kinds=tuple(sorts),
+        )

@@ -1,0 +1,140 @@
+"""`ris-doctor`: what this machine can run, what not and why, and whether a bundle is whole. Thin over `examine`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from ris.engines.errors import BundleError
+from ris.runtime.commands.console import RisCommand, find_bundle, size
+from ris.runtime.doctor import as_dict, examine
+
+
+@click.command(cls=RisCommand)
+@click.argument("bundle", required=False, type=click.Path())
+@click.option("--check", is_flag=True, help="Run the bundle's golden parity too, as ris-parity does.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (keys: ris.runtime.doctor).")
+@click.option("-v", "--verbose", is_flag=True, help="Show more: FP32 islands by reason, what wrote the bundle.")
+@click.pass_context
+def main(context: click.Context, bundle: str | None, check: bool, as_json: bool, verbose: bool) -> None:
+    """Says what this machine can run, what not and why, and whether BUNDLE is whole.
+
+    BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle; none is no error. The text names neither the machine nor its
+    user and can be pasted in an issue. Ends with exit code 2 where there is something to fix.
+
+    \b
+    Examples:
+      ris-doctor
+      ris-doctor ris-bundle --check
+      ris-doctor --json
+    """
+    try:
+        path = find_bundle(bundle)
+    except BundleError:
+        if check:
+            raise
+        path = None
+    report = examine(path, check=check)
+    data = as_dict(report)
+    click.echo(json.dumps(data, indent=2) if as_json else _as_text(data, verbose))
+    if not report.healthy:
+        context.exit(2)
+
+
+def _as_text(data: dict[str, Any], verbose: bool) -> str:
+    lines = [*_machine(data), "", *_engines(data["engines"])]
+    if data["bundle"]:
+        lines += ["", *_bundle(data["bundle"], verbose)]
+    said = [f"Note: {note}." for note in data["notes"]]
+    said += [f"Problem: {problem['what']}. Way out: {problem['way_out']}." for problem in data["problems"]]
+    return "\n".join([*lines, "", *said, *[""] * bool(said), data["verdict"]])
+
+
+def _machine(data: dict[str, Any]) -> list[str]:
+    cpu, memory, gpus = data["cpu"], data["memory"], data["gpus"]
+    quota = f", a container's quota of {cpu['quota']:g}" if cpu["quota"] is not None else ""
+    limit = f", a container's limit of {size(memory['limit'])}" if memory["limit"] else ""
+    rows = {
+        "versions": _pairs(data["packages"]),
+        "for exporting": _pairs(data["export_packages"]) or "nothing installed (only ris-export needs it)",
+        "system": ", ".join(data["system"].values()),
+        "processor": f"{cpu['model']} ({cpu['architecture']}), {cpu['usable']} of {cpu['present']} cores{quota}",
+        "  features": " ".join(cpu["features"]) or "none that matter here, or unknown",
+        "memory": f"{_size(memory['total'])}, {_size(memory['available'])} available{limit}",
+        "GPU": "; ".join(map(_gpu, gpus["found"])) or f"none found: {gpus['note']}",
+    }
+    return [f"{name:<14} {text}" for name, text in rows.items()]
+
+
+def _engines(engines: list[dict[str, Any]]) -> list[str]:
+    lines = ["Engines"]
+    for engine in engines:
+        name = f"  {engine['name']}"
+        if engine["missing"]:
+            lines.append(f"{name}: not here: {engine['missing']}")
+        for probe in engine["probes"]:
+            if probe["problem"]:
+                lines.append(f"{name} on {probe['device']}: no: {probe['problem']}")
+            else:
+                what = f"{', '.join(engine['precisions'])}; {', '.join(probe['providers'])}"
+                lines.append(f"{name} on {probe['device']}: runs, version {probe['version']} ({what})")
+    return lines
+
+
+def _bundle(bundle: dict[str, Any], verbose: bool) -> list[str]:
+    lines = [f"Bundle {bundle['path']}"]
+    if bundle["format_version"] is None:
+        return [*lines, "  cannot be read"]
+    source = bundle["source"]
+    made = f"checkpoint {source['checkpoint']}" if source["checkpoint"] else f"made-up weights, seed {source['seed']}"
+    head = "a no-target head" if bundle["no_target_head"] else "no no-target head"
+    hashes = "every file has the hash of the export" if bundle["whole"] else "damaged"
+    trained = "trained" if source["trained"] else "untrained"
+    lines += [
+        f"  files: {hashes}; format {bundle['format_version']}",
+        f"  model: {bundle['preset']}, {bundle['query']} query, {head}; {trained}, from {made}",
+    ]
+    for stage, graph in bundle["graphs"].items():
+        islands = sum(graph["islands"].values())
+        whole = any(reason.startswith("*: ") for reason in graph["islands"])
+        kept = ", all of it kept FP32" if whole else f", {islands} FP32 islands" if islands else ""
+        weights = f"{graph['parameters']:,} parameters, weights {_shares(graph['weights'])}"
+        runs = graph["runs"] or graph["problem"] or "not opened"
+        lines.append(f"  {stage}: {graph['asked']}{kept}; {weights}; {runs}")
+        for reason, count in graph["islands"].items() if verbose else ():
+            lines.append(f"    FP32, {count} x: {reason.removeprefix('*: ')}")
+    for name, text in (("recorded", "parity at the export"), ("checked", "parity here, now")):
+        if parity := bundle[name]:
+            lines.append(f"  {text}: {_parity(parity)}")
+    if verbose:
+        lines.append(f"  written by: {_pairs(bundle['writer'])}")
+    return lines
+
+
+def _parity(parity: dict[str, Any]) -> str:
+    parts = [f"masks IoU {parity['mask_iou']:.6f}"]
+    if parity["end_to_end"] is not None:
+        parts.append(f"mask logits {parity['end_to_end']:.1e} relative")
+    if parity["worst_stage"]:
+        parts.append(f"worst stage {parity['worst_stage']} {parity['worst']:.1e}")
+    return ", ".join(parts)
+
+
+def _shares(weights: dict[str, int]) -> str:
+    total = sum(weights.values())
+    return ", ".join(f"{count / total:.1%} {kind}" for kind, count in weights.items()) if total else "none"
+
+
+def _pairs(values: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in values.items())
+
+
+def _gpu(gpu: dict[str, Any]) -> str:
+    capability = f", compute capability {gpu['compute_capability']}" if gpu["compute_capability"] else ""
+    return f"{gpu['name']}, driver {gpu['driver']}, {gpu['memory']} MiB{capability}"
+
+
+def _size(count: int | None) -> str:
+    return "unknown" if count is None else size(count)

@@ -1,0 +1,94 @@
+"""How many weights of which type an ONNX file has, read from its protobuf without the onnx package.
+
+Only lengths and tags are followed: ModelProto.graph (7) -> GraphProto.initializer (5) -> TensorProto.dims (1) and
+data_type (2). Raw data is skipped, so a large file costs no memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+from ris.engines.errors import BundleError
+
+WEIGHT_TYPES = {
+    1: "fp32", 2: "uint8", 3: "int8", 10: "fp16", 11: "fp64", 16: "bf16", 17: "fp8", 18: "fp8", 19: "fp8", 20: "fp8",
+    21: "uint4", 22: "int4", 23: "fp4",
+}  # fmt: skip
+"""ONNX's numbers for the types weights come in; whole numbers of 16 bits and more are shapes and indices."""
+
+_GRAPH, _INITIALIZER, _DIMS, _DATA_TYPE = 7, 5, 1, 2
+
+
+def count_weights(path: Path) -> dict[str, int]:
+    """Number of weights by type, the most frequent first. Raises BundleError for a file that is not ONNX."""
+    counts: dict[str, int] = {}
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for graph in _parts(data, (0, len(data)), _GRAPH):
+                for tensor in _parts(data, graph, _INITIALIZER):
+                    kind, size = _tensor(data, tensor)
+                    if kind in WEIGHT_TYPES:
+                        name = WEIGHT_TYPES[kind]
+                        counts[name] = counts.get(name, 0) + size
+    except (OSError, ValueError, IndexError) as error:
+        raise BundleError(f"{path} is not an ONNX file that can be read ({error})") from None
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _tensor(data: mmap.mmap, span: tuple[int, int]) -> tuple[int, int]:
+    """Data type and number of elements."""
+    kind, size = 0, 1
+    for field, value in _fields(data, span):
+        if field == _DATA_TYPE and isinstance(value, int):
+            kind = value
+        elif field == _DIMS and isinstance(value, int):
+            size *= value
+        elif field == _DIMS and isinstance(value, tuple):  # packed
+            at, end = value
+            while at < end:
+                n, at = _number(data, at)
+                size *= n
+    return kind, size
+
+
+def _parts(data: mmap.mmap, span: tuple[int, int], wanted: int) -> Iterator[tuple[int, int]]:
+    for field, value in _fields(data, span):
+        if field == wanted and isinstance(value, tuple):
+            yield value
+
+
+def _fields(data: mmap.mmap, span: tuple[int, int]) -> Iterator[tuple[int, int | tuple[int, int]]]:
+    """Every field of a message: its number, and its value or the span of its content."""
+    at, end = span
+    while at < end:
+        tag, at = _number(data, at)
+        field, kind = tag >> 3, tag & 7
+        if kind == 0:
+            value, at = _number(data, at)
+            yield field, value
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        elif kind == 2:
+            length, at = _number(data, at)
+            if at + length > end:
+                raise ValueError("it is cut short")
+            yield field, (at, at + length)
+            at += length
+        else:
+            raise ValueError("it is no protobuf")
+
+
+def _number(data: mmap.mmap, at: int) -> tuple[int, int]:
+    """A number in base 128, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at += 1
+        if byte < 128:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("it is no protobuf")

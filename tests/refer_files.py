@@ -1,0 +1,74 @@
+"""Small data sets in the forms of RefCOCO (pickle) and gRefCOCO (JSON): drawn scenes as their images."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+from PIL import Image
+
+from ris.calibration.scenes import make_samples, make_scene
+
+CATEGORIES = [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}, {"id": 18, "name": "dog"}]
+
+
+def write_refer(root, name="refcoco", images=6, size=96, splits=("train", "val")):
+    """Writes data set `name` below `root`; images go to the splits in turn. Returns the references that were written.
+
+    Objects are boxes around the scenes' objects, as polygons; the second object of an image is COCO's uncompressed
+    run-length code. RefCOCO has one object a reference, gRefCOCO also two and none.
+    """
+    generalised = name == "grefcoco"
+    folder, pictures = root / name, root / "images" / "train2014"
+    folder.mkdir(parents=True)
+    pictures.mkdir(parents=True, exist_ok=True)
+    shapes, annotations, refs, sentence = [], [], [], 0
+    for number in range(1, images + 1):
+        scene = make_scene(number, "train", size)
+        file = f"COCO_train2014_{number:012d}.jpg"
+        Image.fromarray(scene.image).resize((size + 24, size)).save(pictures / file)
+        shapes.append({"id": number, "file_name": file, "height": size, "width": size + 24})
+        own = []
+        for place in range(2):
+            x, y = 8 + 40 * place, 10 + number
+            identifier = number * 10 + place
+            polygon = [x, y, x + 20, y, x + 20, y + 30, x, y + 30]
+            outline = [polygon] if place == 0 else uncompressed(size, size + 24, (x, y, 20, 30))
+            own.append(identifier)
+            annotations.append(
+                {"id": identifier, "image_id": number, "category_id": CATEGORIES[place]["id"], "segmentation": outline,
+                 "area": 600, "bbox": [x, y, 20, 30], "iscrowd": 0}
+            )  # fmt: skip
+        split = splits[(number - 1) % len(splits)]
+        words = [sample.expression for sample in make_samples(scene, number, 4)]
+        targets = [[own[0]], [own[1]], own, [-1]] if generalised else [own[0], own[1]]
+        for target, text in zip(targets, words, strict=False):
+            category = [1] if generalised else 1
+            sentences = []
+            for version in (text, f"the {text}"):
+                sentences.append({"raw": version, "sent": version, "tokens": version.split(), "sent_id": sentence})
+                sentence += 1
+            refs.append(
+                {"ref_id": len(refs), "ann_id": target, "image_id": number, "split": split, "file_name": file,
+                 "category_id": category, "sentences": sentences, "sent_ids": [s["sent_id"] for s in sentences]}
+            )  # fmt: skip
+    if generalised:
+        (folder / "grefs(unc).json").write_text(json.dumps(refs))
+    else:
+        by = "umd" if name == "refcocog" else "unc"
+        (folder / f"refs({by}).p").write_bytes(pickle.dumps(refs, protocol=2))
+    instances = {"images": shapes, "annotations": annotations, "categories": CATEGORIES}
+    (folder / "instances.json").write_text(json.dumps(instances))
+    return refs
+
+
+def uncompressed(height, width, box):
+    """A box as COCO's uncompressed run-length code: columns first, runs of 0 and 1 in turn."""
+    mask = np.zeros((height, width), bool)
+    x, y, w, h = box
+    mask[y : y + h, x : x + w] = True
+    flat = mask.flatten(order="F")
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff(np.concatenate([[0], edges, [flat.size]]))
+    return {"size": [height, width], "counts": counts.tolist()}

@@ -1,0 +1,299 @@
+"""Training: the batched forward pass is the model's own, the losses are the formulas, a resumed run is the same run."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from ris.engines.errors import CheckpointError, RisError
+from ris.reference.config import PRESETS
+from ris.reference.tokenizer import tokenizer_from
+from ris.reference.training.data import RawBatch, batches, hide_words, prepare_images, token_ids
+from ris.reference.training.features import FeatureStore
+from ris.reference.training.forward import ask, encode
+from ris.reference.training.initialise import fresh_model
+from ris.reference.training.loop import Trainer
+from ris.reference.training.losses import Targets, dice, kind_shares, mask_loss, match, no_target_loss
+from ris.reference.training.measure import Figures
+from ris.reference.training.plot import plot_log
+from ris.reference.training.recipe import RECIPES, LossWeights, Recipe
+from ris.reference.training.scene_source import SceneSource
+
+TINY = PRESETS["tiny"]
+RECIPE = replace(RECIPES["demo"], images=2, expressions=3, steps=4, warmup=2, bf16=False, lessons=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizer_from(None, TINY)
+
+
+@pytest.fixture
+def source():
+    return SceneSource("train", TINY.sam.image_size, RECIPE.images, RECIPE.expressions)
+
+
+def trainer(folder, source, tokenizer, recipe=RECIPE, config=TINY, **options):
+    return Trainer(folder, recipe, lambda: fresh_model(config, 0), source, source, tokenizer,
+                   validation_steps=1, workers=0, **options)  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", ["cls", "category"])
+def test_the_batched_forward_pass_gives_what_the_model_gives(variant, source, tokenizer):
+    config = TINY if variant == "cls" else TINY.with_category_query()
+    model = fresh_model(config, 3).eval()
+    model.text_embeddings.normal_(generator=torch.Generator().manual_seed(0))
+    batch = next(batches(source, config, tokenizer, 0, 1, workers=0))
+    index = batch.targets.image_index
+    with torch.no_grad():
+        out = ask(model, *encode(model, batch.image, batch.clip_image, False), batch.input_ids, index, batch.category)
+        plain = model(batch.image[index], batch.clip_image[index], batch.input_ids, batch.category)
+    assert len(index) == 6
+    torch.testing.assert_close(out.mask_logits, plain.mask_logits, rtol=1e-4, atol=1e-4)
+    if variant == "cls":
+        torch.testing.assert_close(out.no_target_logits, plain.no_target_logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(out.query_masks[-1][index], plain.dfam.mask_logits[-1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(out.objects[-1], plain.dfam.object_embedding, rtol=1e-4, atol=1e-4)
+    else:
+        assert out.no_target_logits is None
+
+
+def test_images_are_prepared_as_for_inference(source):
+    from ris.reference.preprocess import prepare_image
+
+    raw = source.batch(0)
+    sam, clip = prepare_images(raw.images, TINY)
+    for i, image in enumerate(raw.images):
+        expected = prepare_image(image, TINY)
+        torch.testing.assert_close(sam[i], expected[0][0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(clip[i], expected[1][0], rtol=0, atol=1e-5)
+
+
+def test_main_loss_by_hand():
+    """Two expressions on a 1x2 image, the second without target: logits 0 against mask (1, 0)."""
+    masks = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    targets = Targets(masks, torch.tensor([True, False]), torch.tensor([0, 0]), torch.eye(2, dtype=torch.bool))
+    weights = LossWeights()
+    found = mask_loss(torch.zeros(2, 1, 2, 2), targets, weights)
+    soft_dice = 1 - (2 * 1.0 + 1) / (2.0 + 2.0 + 1)  # four pixels at 0.5, two of them on the mask
+    assert found.item() == pytest.approx(2.0 * soft_dice + 0.5 * math.log(2))
+    nothing = replace_present(targets, torch.tensor([False, False]))
+    assert mask_loss(torch.zeros(2, 1, 2, 2), nothing, weights).item() == 0.0
+
+
+def replace_present(targets, present):
+    return Targets(targets.masks, present, targets.image_index, targets.same)
+
+
+def test_dice_is_0_on_the_truth_and_near_1_on_its_opposite():
+    truth = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    assert dice((truth - 0.5) * 100, truth).item() == pytest.approx(0.0, abs=1e-6)
+    assert dice((0.5 - truth) * 100, truth).item() == pytest.approx(1 - 1 / 5)
+
+
+def test_matching_takes_the_query_whose_mask_fits():
+    truth = (torch.arange(16) < 5).float()[None]
+    queries = torch.stack([torch.zeros(16), (truth[0] - 0.5) * 8, (0.5 - truth[0]) * 8])[None]
+    assert match(queries, torch.zeros(1, 3), truth, torch.tensor([0]), LossWeights()).tolist() == [1]
+    # two masks alike: the sentence decides
+    twins = torch.stack([queries[0, 1], queries[0, 1]])[None]
+    assert match(twins, torch.tensor([[-3.0, 3.0]]), truth, torch.tensor([0]), LossWeights()).tolist() == [1]
+
+
+def test_no_target_is_class_1():
+    sure = torch.tensor([[9.0, -9.0], [-9.0, 9.0]])
+    assert no_target_loss(sure, torch.tensor([True, False]), LossWeights()).item() < 1e-6
+    assert no_target_loss(sure, torch.tensor([False, True]), LossWeights()).item() > 10
+
+
+def test_kind_shares_count_pixels():
+    kinds = torch.zeros(1, 8, 8, dtype=torch.long)
+    kinds[0, :2, :4] = 2
+    shares = kind_shares(kinds, 3, 2)
+    assert shares[0, :, 0, 0].tolist() == [0.5, 0.0, 0.5]
+    assert shares[0, 0].sum() == 3.5
+    torch.testing.assert_close(shares.sum(1), torch.ones(1, 2, 2))
+
+
+def test_the_rate_warms_up_and_falls_to_nothing():
+    recipe = Recipe(learning_rate=1.0, steps=100, warmup=10, decay=0.5)
+    assert [recipe.rate(s) for s in (0, 9, 10, 49)] == [0.1, 1.0, 1.0, 1.0]
+    assert recipe.rate(75) == pytest.approx(0.5)
+    assert recipe.rate(100) == pytest.approx(0.0)
+
+
+def test_recipes_survive_json():
+    for recipe in RECIPES.values():
+        assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    with pytest.raises(TypeError, match="momentum"):
+        Recipe.from_dict({"momentum": 1})
+
+
+def test_hidden_words_keep_the_rest_in_order(tokenizer):
+    ids = token_ids(tokenizer, ("the left man", "man"), 35)
+    hidden = hide_words(ids.clone(), tokenizer, 1.0, np.random.default_rng(0))
+    unknown = tokenizer.token_to_id("[UNK]")
+    for before, after in zip(ids, hidden, strict=True):
+        assert (after == unknown).sum() == 1
+        assert after[(after != unknown) & (after != 0)].tolist() == before[before != 0].tolist()
+
+
+def test_figures_by_hand():
+    figures = Figures()
+    half, full, empty = np.array([[1, 0]], bool), np.array([[1, 1]], bool), np.zeros((1, 2), bool)
+    figures.add(full, full, False)  # IoU 1
+    figures.add(half, full, False)  # IoU 1/2: not above 0.5
+    figures.add(full, full, True)  # refused though it is there
+    figures.add(half, empty, True)  # rightly refused
+    figures.add(half, empty, False)  # should have been refused
+    found = figures.summary()
+    assert found["miou"] == pytest.approx(2.5 / 3)
+    assert found["precision_0.5"] == pytest.approx(2 / 3)
+    assert found["oiou"] == pytest.approx(5 / 6)
+    assert (found["t_acc"], found["n_acc"]) == (pytest.approx(2 / 3), 0.5)
+    assert found["giou"] == pytest.approx((1 + 0.5 + 0 + 1 + 0) / 5)
+
+
+def states(folder):
+    return torch.load(folder / "state.pt", weights_only=True)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, source, tokenizer):
+    trainer(tmp_path / "whole", source, tokenizer).run(log_every=1, save_every=2, validate_every=4)
+
+    broken = trainer(tmp_path / "broken", source, tokenizer)
+    step, broken.train_step = broken.train_step, None
+
+    def dies_at_the_fourth(batch):
+        if broken.step == 3:
+            raise RuntimeError("killed")
+        return step(batch)
+
+    broken.train_step = dies_at_the_fourth
+    with pytest.raises(RuntimeError):
+        broken.run(log_every=1, save_every=2, validate_every=4)
+    again = trainer(tmp_path / "broken", source, tokenizer)
+    assert again.resume()
+    assert again.step == 2  # the state of step 2; step 3 is done anew
+    again.run(log_every=1, save_every=2, validate_every=4)
+
+    whole, broken_state = states(tmp_path / "whole"), states(tmp_path / "broken")
+    assert whole["step"] == broken_state["step"] == 4
+    for part in ("model", "average", "heads"):
+        for key, value in whole[part].items():
+            assert torch.equal(value, broken_state[part][key]), key
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "broken")
+    ]
+    assert [x["step"] for x in logs[0]] == [x["step"] for x in logs[1]] == [1, 2, 3, 4]
+    assert [x["losses"] for x in logs[0]] == [x["losses"] for x in logs[1]]
+    assert logs[0][-1]["validation"]["all"]["samples"] == 6
+    plot_log(tmp_path / "whole" / "log.jsonl", tmp_path / "log.png")
+    assert (tmp_path / "log.png").stat().st_size > 10_000
+
+
+def test_training_learns_and_the_weights_carry_their_sizes(tmp_path, tokenizer):
+    """On one batch, again and again, the mask loss goes down; the file it leaves is a checkpoint."""
+
+    class OneBatch(SceneSource):
+        def batch(self, step):
+            return super().batch(0)
+
+    recipe = replace(RECIPE, steps=30, learning_rate=2e-3, unknown_words=0.0)
+    run = trainer(tmp_path, OneBatch("train", 256, 2, 3), tokenizer, recipe)
+    run.run(log_every=1, validate_every=1000)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["losses"]["mask"] < 0.75 * lines[0]["losses"]["mask"]
+    assert lines[-1]["losses"]["pretext"] < 0.75 * lines[0]["losses"]["pretext"]
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["ris_config"])["preset"] == "tiny"
+        assert set(run.model.state_dict()) == set(file.keys())
+
+
+def test_lessons_come_first_and_teach_the_encoders_alone(tmp_path, source, tokenizer):
+    lessons = SceneSource("train", 256, 3, 1, first=50)
+    recipe = replace(RECIPE, lessons=2, steps=3)
+    run = trainer(tmp_path, source, tokenizer, recipe, lesson_source=lessons)
+    before = {k: v.clone() for k, v in run.model.state_dict().items()}
+    run.run(log_every=1, stop=2)
+    changed = {k for k, v in run.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed
+    assert all(k.startswith(("sam.image_encoder.", "clip_dense.")) for k in changed)
+    again = trainer(tmp_path, source, tokenizer, recipe, lesson_source=lessons)
+    assert again.resume()
+    again.run(log_every=1)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [set(x["losses"]) for x in lines[:2]] == [{"pretext"}] * 2
+    assert set(lines[2]["losses"]) == {"mask", "dfam", "vl", "no_target", "pretext"}
+    plot_log(tmp_path / "log.jsonl", tmp_path / "log.png")
+
+
+def test_another_recipe_does_not_go_on_with_the_state(tmp_path, source, tokenizer):
+    first = trainer(tmp_path, source, tokenizer)
+    first.save()
+    with pytest.raises(CheckpointError, match="another recipe or preset"):
+        trainer(tmp_path, source, tokenizer, replace(RECIPE, learning_rate=1.0)).resume()
+    assert trainer(tmp_path, source, tokenizer, replace(RECIPE, steps=99)).resume()  # a longer run is the same run
+    (tmp_path / "state.pt").write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        trainer(tmp_path, source, tokenizer).resume()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, source, tokenizer):
+    run = trainer(tmp_path, source, tokenizer)
+    with torch.no_grad():
+        run.model.lang_mlp.weight.fill_(float("nan"))
+    with pytest.raises(RisError, match="not finite at step 0"):
+        run.run()
+
+
+def test_frozen_parts_stay_and_stored_features_change_nothing(tmp_path, tokenizer):
+    """With frozen encoders a run over stored features is the run without, up to their float16."""
+
+    class Named(SceneSource):
+        kinds = 0
+
+        def batch(self, step):
+            raw = super().batch(0)
+            return RawBatch(**(vars(raw) | {"kinds": None, "image_keys": ("first", "second")}))
+
+    recipe = replace(RECIPES["supplement"], images=2, expressions=3, steps=2, bf16=False, learning_rate=1e-3)
+    source = Named("train", 256, 2, 3)
+    source.kinds = 0
+    plain = trainer(tmp_path / "plain", source, tokenizer, recipe)
+    before = {k: v.clone() for k, v in plain.model.state_dict().items()}
+    plain.run(validate_every=1000)
+    stored = trainer(tmp_path / "stored", source, tokenizer, recipe, features=tmp_path / "features")
+    stored.run(validate_every=1000)
+    assert len(list((tmp_path / "features").rglob("*.npz"))) == 2
+    changed = [k for k, v in plain.model.state_dict().items() if not torch.equal(v, before[k])]
+    assert changed
+    assert not [k for k in changed if k.startswith(recipe.frozen)]
+    for key in changed:
+        torch.testing.assert_close(stored.model.state_dict()[key], plain.model.state_dict()[key], rtol=0.05, atol=5e-3)
+
+
+def test_stored_features_belong_to_their_weights_and_damage_is_repaired(tmp_path):
+    model = fresh_model(TINY, 0).eval()
+    store = FeatureStore(tmp_path, model)
+    assert store.read("a") is None
+    store.write("a", torch.ones(4, 2, 2), torch.zeros(9, 3))
+    embeddings, tokens = store.read("a")
+    assert embeddings.shape == (4, 2, 2)
+    assert tokens.shape == (9, 3)
+    next(store.folder.glob("*.npz")).write_bytes(b"torn")
+    assert store.read("a") is None
+    other = FeatureStore(tmp_path, fresh_model(TINY, 1))
+    assert other.folder != store.folder
+
+
+def test_stored_features_need_frozen_encoders(tmp_path, source, tokenizer):
+    with pytest.raises(RisError, match="frozen image encoders"):
+        trainer(tmp_path, source, tokenizer, features=tmp_path / "features")
