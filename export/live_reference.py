@@ -12,11 +12,14 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from ris.calibration.evaluation.run import Answer
 from ris.export.sources import rebuild_model
 from ris.reference.categories import COCO_PANOPTIC
-from ris.reference.checkpoint import WeightFiles
+from ris.reference.checkpoint import WeightFiles, load_model
 from ris.reference.model import RISModel
 from ris.reference.preprocess import prepare_image, resize_logits, resize_to_square
+from ris.reference.tokenizer import tokenizer_from
+from ris.reference.training.data import token_ids
 from ris.runtime.bundle import Bundle
 
 
@@ -142,3 +145,34 @@ def timed_reference(
         return middle - start, time.perf_counter() - middle
 
     return run
+
+
+class ReferenceSegmenter:
+    """The PyTorch model of weight files (names of `WeightFiles`), FP32, for `ris-eval --pytorch`.
+
+    Its tokenizer is the --bert folder's, else the preset's. Raises CheckpointError as `load_model` does.
+    """
+
+    def __init__(self, files: Mapping[str, Path | None], threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._model, inspection = load_model(WeightFiles(**files))
+        self._tokenizer = tokenizer_from(inspection.vocabulary, self._model.config)
+
+    @torch.no_grad()
+    def answer(
+        self, rgb: NDArray[np.uint8], expressions: Sequence[str], categories: Sequence[str | None]
+    ) -> list[Answer]:
+        """One answer an expression, in order; without a category's name the first row of the table is asked."""
+        model = self._model
+        image, clip_image = prepare_image(rgb, model.config)
+        ids = token_ids(self._tokenizer, tuple(expressions), model.config.max_tokens)
+        rows = torch.tensor([COCO_PANOPTIC.index(name) if name else 0 for name in categories])
+        count = (len(expressions), -1, -1)
+        embeddings, tokens = model.encode_sam(image), model.encode_clip(clip_image)
+        out = model.ask(embeddings.expand(*count, -1), tokens.expand(count), ids, rows)
+        masks = (resize_logits(out.mask_logits, *rgb.shape[:2])[:, 0] > 0).numpy()
+        if out.no_target_logits is None:
+            return [Answer(mask, None) for mask in masks]
+        probabilities = out.no_target_logits.softmax(1)[:, 1].tolist()
+        return [Answer(mask, probability) for mask, probability in zip(masks, probabilities, strict=True)]

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "reference": {"reference"},
     "engines": {"engines"},
     "runtime": {"runtime", "engines"},
-    "calibration": {"calibration", "engines"},
+    "calibration": {"calibration", "engines", "runtime"},
     "export": {"export", "reference", "calibration", "engines", "runtime"},
 }
 # modules that a folder may import beyond those: the one family of errors; training data; what commands share
@@ -23,6 +23,7 @@ ALSO = {
     "reference/training": (
         "ris.engines.errors",
         "ris.calibration.datasets",
+        "ris.calibration.evaluation.metrics",
         "ris.calibration.scenes",
         "ris.runtime.commands.console",
         "ris.runtime.commands.weight_files",

@@ -30,7 +30,7 @@ def files(tmp_path_factory):
     torch.save(below(state, "sam."), folder / "sam.pth")
     save_training_checkpoint(folder / "category.pth", tiny_state(TINY.with_category_query()))
     save_training_checkpoint(folder / "other.pth", tiny_state(seed=4))
-    words = Path(__file__).parents[2] / "export" / "data" / "tiny-vocab.txt"
+    words = Path(__file__).parents[2] / "reference" / "data" / "tiny-vocab.txt"
     (folder / "bert").mkdir()
     (folder / "bert" / "vocab.txt").write_text(words.read_text() + "zebra\n")
     return folder

@@ -20,7 +20,6 @@ from ris.reference.training.forward import ask, encode
 from ris.reference.training.initialise import fresh_model
 from ris.reference.training.loop import Trainer
 from ris.reference.training.losses import Targets, dice, kind_shares, mask_loss, match, no_target_loss
-from ris.reference.training.measure import Figures
 from ris.reference.training.plot import plot_log
 from ris.reference.training.recipe import RECIPES, LossWeights, Recipe
 from ris.reference.training.scene_source import SceneSource
@@ -142,22 +141,6 @@ def test_hidden_words_keep_the_rest_in_order(tokenizer):
     for before, after in zip(ids, hidden, strict=True):
         assert (after == unknown).sum() == 1
         assert after[(after != unknown) & (after != 0)].tolist() == before[before != 0].tolist()
-
-
-def test_figures_by_hand():
-    figures = Figures()
-    half, full, empty = np.array([[1, 0]], bool), np.array([[1, 1]], bool), np.zeros((1, 2), bool)
-    figures.add(full, full, False)  # IoU 1
-    figures.add(half, full, False)  # IoU 1/2: not above 0.5
-    figures.add(full, full, True)  # refused though it is there
-    figures.add(half, empty, True)  # rightly refused
-    figures.add(half, empty, False)  # should have been refused
-    found = figures.summary()
-    assert found["miou"] == pytest.approx(2.5 / 3)
-    assert found["precision_0.5"] == pytest.approx(2 / 3)
-    assert found["oiou"] == pytest.approx(5 / 6)
-    assert (found["t_acc"], found["n_acc"]) == (pytest.approx(2 / 3), 0.5)
-    assert found["giou"] == pytest.approx((1 + 0.5 + 0 + 1 + 0) / 5)
 
 
 def states(folder):
