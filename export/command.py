@@ -143,6 +143,9 @@ def main(
         check_target(out, force)
         source = find()
         if from_files:
+            from ris.export.plan import found_lines
+
+            click.echo("\n".join(found_lines(source)), err=True)
             progress("checkpoint")
         result = export_bundle(
             source.make,

@@ -140,8 +140,8 @@ def describe_config(config: ModelConfig) -> str:
     )
 
 
-def lines(source: ModelSource, plan: Plan) -> list[str]:
-    """What a dry run found, for people."""
+def found_lines(source: ModelSource) -> list[str]:
+    """What is in the files and what model that is, for people: formats, variant, sizes, who gives what, dead keys."""
     text = [f"From: {source.origin}"]
     found = source.inspection
     if found is not None:
@@ -158,7 +158,14 @@ def lines(source: ModelSource, plan: Plan) -> list[str]:
         dead = ", ".join(f"{module} {count}" for module, count in keys.dead_by_module().items())
         text.append(f"  not loaded: {len(keys.dead)} dead tensors{f' ({dead})' if dead else ''}")
         text.append(f"  loaded, without effect on inference: {len(keys.idle)}; absent, not needed: {len(keys.absent)}")
-        text += [f"  {line}" for line in keys.problems()]
+    return text
+
+
+def lines(source: ModelSource, plan: Plan) -> list[str]:
+    """What a dry run found, for people."""
+    text = found_lines(source)
+    if source.inspection is not None:
+        text += [f"  {line}" for line in source.inspection.keys.problems()]
     text.append(f"Tokenizer: {plan.tokenizer}")
     text.append(f"Plan: {plan.out}, {plan.precision}, about {plan.bundle_bytes / 1e6:.0f} MB")
     for graph in plan.graphs:

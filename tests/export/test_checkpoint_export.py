@@ -43,6 +43,7 @@ def bundle(files, tmp_path_factory):
                "--bert", files / "bert", "--out", out)  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "Made from model_final.pth, cls variant." in done.output
+    assert "Model: tiny, cls variant with a no-target head" in done.output
     assert "made up" not in done.output
     return out
 
