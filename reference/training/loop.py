@@ -62,6 +62,7 @@ class Trainer:
         self.device = torch.device(device)
         self.model = make_model().to(self.device)
         self.step = 0
+        self._updating = False
         config = self.model.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed + 1)
@@ -170,9 +171,11 @@ class Trainer:
             given = [g for g in gradients if g is not None]
             parameter.grad = torch.stack(given).sum(0).div_(len(found)) if given else None
         nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm)
+        self._updating = True
         self.optimiser.step()
         self.step += 1
         self._average()
+        self._updating = False
         return losses
 
     def _part_gradients(self, batch: Batch) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
@@ -227,7 +230,10 @@ class Trainer:
         self, *, log_every: int = 20, save_every: int = 200, validate_every: int = 500, stop: int | None = None,
         report: Callable[[Progress], None] = lambda line: None,
     ) -> None:  # fmt: skip
-        """Trains to the recipe's last step (or `stop`); Ctrl-C saves the state before it leaves."""
+        """Trains to the recipe's last step (or `stop`); Ctrl-C saves the state before it leaves.
+
+        report: called with every line of the log. Raises RisError where the loss is no longer a number.
+        """
         last = min(self.recipe.steps, stop or self.recipe.steps)
         self.model.train()
         sums: dict[str, float] = {}
@@ -249,7 +255,8 @@ class Trainer:
                 if self.step % save_every == 0 or done:
                     self.save()
         except KeyboardInterrupt:
-            self.save()
+            if not self._updating:  # half an update is no state to go on from: the last saved one is
+                self.save()
             raise
 
 

@@ -5,6 +5,7 @@ another image and expression than the golden ones (docs/model.md 22).
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from ris.export.command import main
 from ris.reference.checkpoint import WeightFiles, load_model
 from ris.reference.preprocess import prepare_image
 from ris.runtime import load
+from ris.runtime.bundle import STAGES
 from ris.runtime.masks import mask_from_logits
 from ris.runtime.parity import mask_iou
 
@@ -91,8 +93,14 @@ def test_the_key_report(checkpoint):
 def test_another_image_and_expression_than_the_golden_ones(checkpoint, tmp_path):
     """From the file to a mask without PyTorch, against the reference's forward, in units of the logits' deviation."""
     bundle = tmp_path / "bundle"
-    done = CliRunner().invoke(main, ["--checkpoint", str(checkpoint), "--out", str(bundle)])
+    done = CliRunner().invoke(main, ["--checkpoint", str(checkpoint), "--out", str(bundle), "--json"])
     assert done.exit_code == 0, done.output
+    # everything so far in this process, the exporter included
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < 10e9
+    rows = json.loads(done.stdout)["parity"]
+    assert rows["end_to_end.mask_logits"]["relative"] < 1e-3
+    for stage in STAGES:
+        assert max(r["relative"] for name, r in rows.items() if name.startswith(stage)) < 1e-4
     image, expression = inputs.image(1), inputs.EXPRESSIONS[1][0]
     with load(bundle) as runtime:
         result = runtime.encode_image(image).segment(expression, no_target_threshold=1.0)

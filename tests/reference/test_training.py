@@ -182,6 +182,28 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, source, token
     assert (tmp_path / "log.png").stat().st_size > 10_000
 
 
+def test_ctrl_c_saves_whole_steps_only(tmp_path, source, tokenizer):
+    run = trainer(tmp_path, source, tokenizer)
+    step, run.train_step = run.train_step, None
+
+    def interrupted(batch):
+        if run.step == 1:
+            raise KeyboardInterrupt
+        return step(batch)
+
+    run.train_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        run.run(save_every=100)
+    assert states(tmp_path)["step"] == 1
+
+    again = trainer(tmp_path, source, tokenizer)
+    again.resume()
+    again._average = lambda: (_ for _ in ()).throw(KeyboardInterrupt)  # between the optimiser and the average
+    with pytest.raises(KeyboardInterrupt):
+        again.run(save_every=100)
+    assert states(tmp_path)["step"] == 1
+
+
 def test_training_learns_and_the_weights_carry_their_sizes(tmp_path, tokenizer):
     """On one batch, again and again, the mask loss goes down; the file it leaves is a checkpoint."""
 
