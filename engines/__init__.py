@@ -1,19 +1,36 @@
 """One file per engine behind one contract (`base`) and one table (`table`)."""
 
-from ris.engines.base import Engine, EngineOptions, Graph, Session, SessionInfo, TensorSpec
+from ris.engines.base import (
+    Compiled,
+    DeviceValue,
+    Engine,
+    EngineOptions,
+    Graph,
+    Progress,
+    Session,
+    SessionInfo,
+    TensorSpec,
+    Value,
+    silent,
+)
 from ris.engines.table import DEVICE_NAMES, ENGINE_NAMES, TABLE, EngineSpec, create, select
 
 __all__ = [
     "DEVICE_NAMES",
     "ENGINE_NAMES",
     "TABLE",
+    "Compiled",
+    "DeviceValue",
     "Engine",
     "EngineOptions",
     "EngineSpec",
     "Graph",
+    "Progress",
     "Session",
     "SessionInfo",
     "TensorSpec",
+    "Value",
     "create",
     "select",
+    "silent",
 ]

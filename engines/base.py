@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -15,11 +15,42 @@ from ris.engines.errors import EngineError
 
 DTYPES = {"float32": np.float32, "int32": np.int32}
 
+Progress = Callable[[str, str, float | None], None]
+"""Called while an engine compiles: stage, what is going on, and how much of it is done (0 to 1, None: unknown)."""
+
+
+def silent(stage: str, what: str, done: float | None) -> None:
+    """The Progress of those who do not look."""
+
 
 def first_line(error: BaseException) -> str:
     """An exception for a one-line message."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+class DeviceValue(ABC):
+    """An array that stayed on the device: what a session gives for `keep`, and what another one of the same engine
+    takes as it is. It has the device memory to itself and gives it back when it is closed or forgotten.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @abstractmethod
+    def numpy(self) -> np.ndarray:
+        """A copy on the host. Raises EngineError where the copy fails or the value is closed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives the device memory back; may be called twice."""
+
+
+Value = np.ndarray | DeviceValue
 
 
 @dataclass(frozen=True)
@@ -30,7 +61,7 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | str, ...]
 
-    def mismatch(self, array: np.ndarray) -> str | None:
+    def mismatch(self, array: Value) -> str | None:
         """Why `array` does not fit, or None where it does."""
         expected = f"{self.dtype} [{', '.join(map(str, self.shape))}]"
         fits = array.ndim == len(self.shape) and all(
@@ -43,25 +74,47 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph to run: its stage name, its ONNX file, and what goes in and out."""
+    """A graph to run: its stage name, its ONNX file, and what goes in and out.
+
+    sha256: of every file it needs, by name, empty where nobody has computed them; precision: "fp32" or "fp16";
+    fp32_islands: the nodes of an FP16 graph that stay FP32, by name; sampling: "native" where it has GridSample nodes,
+    "gather" or None; cache: the folder for what engines compile from it, None for the user's own.
+    """
 
     stage: str
     path: Path
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "fp32"
+    fp32_islands: frozenset[str] = frozenset()
+    sampling: str | None = None
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
 class EngineOptions:
     """What a user may ask of any engine.
 
-    device: "cpu" or "cuda"; threads: CPU threads per session, None for all cores; strict: refuse to run any node of a
-    graph off the device that was asked for.
+    device: "cpu", "cuda", or "auto" for the engine's first; threads: CPU threads per session, None for all cores;
+    strict: refuse to run any node of a graph off the device that was asked for.
+
+    For engines that compile: max_batch, max_expressions: the most images and expressions of one call; build: compile
+    what is not in the cache, False to refuse instead; workspace: bytes a plan may use beyond its weights and values,
+    None for the engine's own limit; version_compatible: also runs on later versions of the engine; hardware_compatible:
+    also runs on later GPU generations; strip_weights: leave the weights out of the plan and take them from the graph.
     """
 
-    device: str = "cpu"
+    device: str = "auto"
     threads: int | None = None
     strict: bool = False
+    max_batch: int = 1
+    max_expressions: int = 8
+    build: bool = True
+    workspace: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    strip_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,21 +134,29 @@ class Session(ABC):
         self.graph = graph
         self.info = info
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Runs the graph once: arrays by input name in, arrays by output name out.
+    def run(self, feeds: Mapping[str, Value]) -> dict[str, np.ndarray]:
+        """Runs the graph once: values by input name in, arrays by output name out.
 
         Raises EngineError for a missing, unknown or misshapen input, after `close`, and where the engine itself fails.
         """
+        self._check(feeds)
+        return self._run(feeds)
+
+    def run_and_keep(self, feeds: Mapping[str, Value]) -> Mapping[str, Value]:
+        """`run`, but outputs may stay on the device, for sessions of the same engine. Plain arrays on a CPU."""
+        return self.run(feeds)
+
+    def _check(self, feeds: Mapping[str, Value]) -> None:
+        """Raises EngineError for a missing, unknown or misshapen input."""
         names = {spec.name for spec in self.graph.inputs}
         problems = [f"input {name!r} is missing" for name in sorted(names - set(feeds))]
         problems += [f"there is no input {name!r}" for name in sorted(set(feeds) - names)]
         problems += [m for spec in self.graph.inputs if spec.name in feeds and (m := spec.mismatch(feeds[spec.name]))]
         if problems:
             raise EngineError(f"{self.graph.stage}: {'; '.join(problems)}")
-        return self._run(feeds)
 
     @abstractmethod
-    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run(self, feeds: Mapping[str, Value]) -> dict[str, np.ndarray]:
         """`run` behind its checks."""
 
     @abstractmethod
@@ -109,6 +170,18 @@ class Session(ABC):
         self.close()
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """What came of a graph. report: what the engine said about it, as JSON, empty where nothing is compiled; seconds:
+    that the build took, whenever it was; built_now: not from the cache.
+    """
+
+    artifact: Path
+    report: Mapping[str, Any]
+    seconds: float
+    built_now: bool
+
+
 class Engine(ABC):
     """One way to run graphs. Made by `ris.engines.create`, never by name elsewhere."""
 
@@ -116,8 +189,15 @@ class Engine(ABC):
         self.options = options
 
     @abstractmethod
-    def compile(self, graph: Graph) -> Path:
-        """The artifact to open: made from the graph, or the graph's own file where the engine reads ONNX as it is."""
+    def build(self, graph: Graph, progress: Progress = silent) -> Compiled:
+        """The artifact to open: made from the graph, or the graph's own file where the engine reads ONNX as it is.
+
+        Raises EngineError where the graph does not compile, and where it would have to under `build=False`.
+        """
+
+    def compile(self, graph: Graph, progress: Progress = silent) -> Path:
+        """`build`'s artifact alone."""
+        return self.build(graph, progress).artifact
 
     @abstractmethod
     def open(self, graph: Graph, artifact: Path) -> Session:

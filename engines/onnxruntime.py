@@ -14,7 +14,19 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from ris.engines.base import Engine, EngineOptions, Graph, Session, SessionInfo, first_line
+from ris.engines.base import (
+    Compiled,
+    DeviceValue,
+    Engine,
+    EngineOptions,
+    Graph,
+    Progress,
+    Session,
+    SessionInfo,
+    Value,
+    first_line,
+    silent,
+)
 from ris.engines.errors import EngineError
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -34,12 +46,13 @@ class OnnxRuntimeSession(Session):
         self._session = session
         self._outputs = [spec.name for spec in graph.outputs]
 
-    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run(self, feeds: Mapping[str, Value]) -> dict[str, np.ndarray]:
         session = self._session
         if session is None:
             raise EngineError(f"{self.graph.stage}: the session is closed; load the bundle again")
         try:
-            values = session.run(self._outputs, dict(feeds))
+            arrays = {k: v.numpy() if isinstance(v, DeviceValue) else v for k, v in feeds.items()}
+            values = session.run(self._outputs, arrays)
         except Exception as error:
             raise EngineError(f"{self.graph.stage}: ONNX Runtime failed: {first_line(error)}") from error
         return dict(zip(self._outputs, values, strict=True))
@@ -61,9 +74,9 @@ class OnnxRuntimeEngine(Engine):
                 '"ris-runtime[gpu]" in an environment without "ris-runtime[cpu]"'
             )
 
-    def compile(self, graph: Graph) -> Path:
+    def build(self, graph: Graph, progress: Progress = silent) -> Compiled:
         """The graph's own file."""
-        return graph.path
+        return Compiled(graph.path, {}, 0.0, built_now=False)
 
     def open(self, graph: Graph, artifact: Path) -> Session:
         """Loads the graph and checks that the provider that was asked for is the one that runs."""

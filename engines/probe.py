@@ -19,7 +19,7 @@ import numpy as np
 
 from ris.engines.base import EngineOptions, Graph, TensorSpec, first_line
 from ris.engines.errors import EngineError
-from ris.engines.table import create
+from ris.engines.table import create, select
 
 _SPEC = TensorSpec("x", "float32", (4,)), TensorSpec("y", "float32", (4,))
 _FLOAT, _IR_VERSION, _OPSET = 1, 9, 20
@@ -39,11 +39,13 @@ class Probe:
 def probe(name: str, device: str = "cpu") -> Probe:
     """Runs the one-node graph on engine `name`; whatever goes wrong is in the answer, nothing is raised."""
     try:
+        if reason := select(name).unusable():
+            raise EngineError(reason)
         engine = create(name, EngineOptions(device, threads=1))
         with tempfile.TemporaryDirectory(prefix="ris-probe-") as folder:
             path = Path(folder) / "probe.onnx"
             path.write_bytes(one_node_graph())
-            graph = Graph("probe", path, _SPEC[:1], _SPEC[1:])
+            graph = Graph("probe", path, _SPEC[:1], _SPEC[1:], cache=Path(folder))
             with engine.open(graph, engine.compile(graph)) as session:
                 x = np.array([-1.5, 0, 0.25, 3], np.float32)
                 y = session.run({"x": x})["y"]

@@ -6,10 +6,14 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from ris.engines.base import Engine, EngineOptions, first_line
+from ris.engines.cuda import driver_problem
 from ris.engines.errors import EngineError
+
+# what every engine honours; the rest has to be in its row
+_COMMON_OPTIONS = ("device", "threads", "strict", "max_batch", "max_expressions", "build")
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,8 @@ class EngineSpec:
     """A row: name, devices, precisions its graphs may have, the pip extras that bring it, and where it lives.
 
     distributions: the packages on the index that bring the import `package`; at most one may be installed.
+    needs_gathers: its GridSample is not to be trusted, so it takes graphs that sample with gathers only; options: which
+    EngineOptions it honours beyond the common ones.
     """
 
     name: str
@@ -26,6 +32,8 @@ class EngineSpec:
     package: str
     distributions: tuple[str, ...]
     module: str
+    needs_gathers: bool = False
+    options: tuple[str, ...] = ()
 
     def installed(self) -> dict[str, str]:
         """Version by name of the distributions that are installed."""
@@ -52,6 +60,10 @@ class EngineSpec:
             return f"the package {self.package!r} is not installed; {choices}"
         return None
 
+    def unusable(self) -> str | None:
+        """Why the engine cannot run graphs here: not installed, or no device that it runs on."""
+        return self.missing() or (None if "cpu" in self.devices else driver_problem())
+
 
 TABLE: tuple[EngineSpec, ...] = (
     EngineSpec(
@@ -63,22 +75,44 @@ TABLE: tuple[EngineSpec, ...] = (
         distributions=("onnxruntime", "onnxruntime-gpu"),
         module="ris.engines.onnxruntime",
     ),
+    EngineSpec(
+        name="tensorrt",
+        devices=("cuda",),
+        precisions=("fp32", "fp16"),
+        extras=("tensorrt",),
+        package="tensorrt",
+        distributions=("tensorrt-cu12", "tensorrt-cu13"),
+        module="ris.engines.tensorrt",
+        needs_gathers=True,
+        options=("workspace", "version_compatible", "hardware_compatible", "strip_weights"),
+    ),
+    EngineSpec(
+        name="tensorrt-rtx",
+        devices=("cuda",),
+        precisions=("fp32", "fp16"),
+        extras=("tensorrt-rtx",),
+        package="tensorrt_rtx",
+        distributions=("tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
+        module="ris.engines.tensorrt_rtx",
+        needs_gathers=True,
+        options=("workspace",),
+    ),
 )
 
 ENGINE_NAMES: tuple[str, ...] = ("auto", *(row.name for row in TABLE))
-DEVICE_NAMES: tuple[str, ...] = tuple(dict.fromkeys(device for row in TABLE for device in row.devices))
+DEVICE_NAMES: tuple[str, ...] = ("auto", *dict.fromkeys(device for row in TABLE for device in row.devices))
 
 
 def select(name: str = "auto") -> EngineSpec:
-    """The row called `name`; "auto" is the first one that is installed.
+    """The row called `name`; "auto" is the first one that is installed and has a device here.
 
     Raises EngineError for an unknown name and for an engine that is not installed: asked for by name, never replaced.
     """
     if name == "auto":
         for row in TABLE:
-            if row.missing() is None:
+            if row.unusable() is None:
                 return row
-        raise EngineError("no engine is installed: " + "; ".join(f"{row.name}: {row.missing()}" for row in TABLE))
+        raise EngineError("no engine runs here: " + "; ".join(f"{row.name}: {row.unusable()}" for row in TABLE))
     for row in TABLE:
         if row.name == name:
             if reason := row.missing():
@@ -88,11 +122,26 @@ def select(name: str = "auto") -> EngineSpec:
 
 
 def create(name: str = "auto", options: EngineOptions | None = None) -> Engine:
-    """An engine ready to open graphs. Raises EngineError as `select` does, and for a device the engine has not."""
+    """An engine ready to compile and open graphs.
+
+    Raises EngineError as `select` does, for a device that the engine has not, and for an option it does not honour.
+    """
     row = select(name)
     options = options or EngineOptions()
+    if options.device == "auto":
+        options = replace(options, device=row.devices[0])
     if options.device not in row.devices:
         raise EngineError(f"engine {row.name!r} has no device {options.device!r}; it has {', '.join(row.devices)}")
+    honoured = (*_COMMON_OPTIONS, *row.options)
+    asked = [f.name for f in fields(options) if f.name not in honoured and getattr(options, f.name) != f.default]
+    if asked:
+        raise EngineError(
+            f"engine {row.name!r} has no option {', '.join(asked)}; leave it out, or ask for an engine that has"
+        )
+    if min(options.max_batch, options.max_expressions) < 1:
+        raise EngineError(
+            f"max_batch and max_expressions must be at least 1, got {options.max_batch} and {options.max_expressions}"
+        )
     try:
         make = importlib.import_module(row.module).ENGINE
     except Exception as error:

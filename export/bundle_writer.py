@@ -36,6 +36,7 @@ from ris.reference.pixel_decoder import Sampling
 from ris.reference.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD
 from ris.reference.tokenizer import tokenizer_from
 from ris.runtime.bundle import (
+    ENGINES,
     FORMAT_VERSION,
     MANIFEST,
     Bundle,
@@ -229,6 +230,8 @@ def _building(out: Path, overwrite: bool) -> Iterator[Path]:
             old = out.with_name(f".{out.name}.old-{os.getpid()}")
             out.rename(old)
             folder.rename(out)
+            if (old / ENGINES).is_dir():  # compiled graphs are found by content, so those of the same graphs still fit
+                (old / ENGINES).rename(out / ENGINES)
             shutil.rmtree(old)
         else:
             folder.rename(out)

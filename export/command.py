@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ris.engines.errors import CheckpointError, RisError
+from ris.engines import ENGINE_NAMES, EngineSpec, create, select
+from ris.engines.errors import CheckpointError, EngineError, RisError
+from ris.runtime.bundle import Bundle
+from ris.runtime.commands.compile import build_options, compile_and_show, engine_options
 from ris.runtime.commands.console import RisCommand, StepProgress, size
 from ris.runtime.commands.weight_files import weight_file_options
 
@@ -65,11 +68,15 @@ PRESET_NAMES = ("vitb-vitl336", "tiny", "demo")
 @click.option(
     "--grid-sample",
     type=click.Choice(["native", "gather"]),
-    default="native",
-    show_default=True,
     help="How deformable attention samples: GridSample nodes, or gathers for engines whose GridSample is "
-    "wrong (TensorRT).",
+    "wrong (TensorRT). Default: what --engine needs; native without one.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINE_NAMES),
+    help="Compile the graphs for this engine too, when they are written (ris-compile does it later).",
+)
+@build_options()
 @click.option(
     "--vocabulary",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -85,7 +92,14 @@ def main(
     preset: str | None,
     variant: str | None,
     supplement: bool,
-    grid_sample: str,
+    grid_sample: str | None,
+    engine: str | None,
+    max_batch: int,
+    max_expressions: int,
+    workspace: int | None,
+    version_compatible: bool,
+    hardware_compatible: bool,
+    strip_weights: bool,
     vocabulary: Path | None,
     force: bool,
     dry_run: bool,
@@ -102,6 +116,7 @@ def main(
     Examples:
       ris-export
       ris-export --precision fp16 --out demo-fp16
+      ris-export --precision fp16 --engine tensorrt-rtx --out demo-rtx
       ris-export --checkpoint model_final.pth --dry-run
       ris-export --checkpoint model_final.pth --precision fp16
       ris-export --checkpoint trained.pth --sam-checkpoint sam_vit_b_01ec64.pth --clip-checkpoint ViT-L-14-336px.pt
@@ -110,6 +125,26 @@ def main(
     for package in ("torch", "onnx", "segment_anything", "open_clip", "transformers", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise RisError(f'ris-export needs {package}: pip install "ris-runtime[cpu,export]"')
+    # an engine that cannot compile here is an error before anything is written
+    row = None if engine is None else select(engine)
+    compiler = None
+    if row is not None:
+        compiler = create(
+            row.name,
+            engine_options(
+                max_batch=max_batch,
+                max_expressions=max_expressions,
+                workspace=workspace,
+                version_compatible=version_compatible,
+                hardware_compatible=hardware_compatible,
+                strip_weights=strip_weights,
+            ),
+        )
+        if engine == "auto":
+            click.echo(f"--engine auto: {row.name}", err=True)
+        if row.needs_gathers and grid_sample == "native":
+            raise EngineError(f"engine {row.name!r} needs --grid-sample gather; leave --grid-sample out")
+    sampling = grid_sample or ("gather" if row is not None and row.needs_gathers else "native")
     from_files = any(files.values())
     if from_files and random_weights is not None:
         raise CheckpointError("--random-weights and weight files contradict each other; give one of them")
@@ -153,17 +188,23 @@ def main(
             out,
             source=source.describe(),
             precision_name=precision,  # type: ignore[arg-type]
-            sampling=grid_sample,  # type: ignore[arg-type]
+            sampling=sampling,  # type: ignore[arg-type]
             vocabulary=vocabulary or source.vocabulary,
             overwrite=force,
             report=progress,
         )
     warnings = source.warnings
+    if not as_json:
+        _print(result, time.perf_counter() - start)
+    engines = {}
+    if row is not None and compiler is not None:
+        engines[row.name] = compile_and_show(Bundle(out, result.manifest), row, compiler, quiet=as_json)
     if as_json:
         parity = json.loads(result.manifest.to_json())["parity"]
-        click.echo(json.dumps({"bundle": str(out), "parity": parity, "warnings": warnings}, indent=2))
+        data = {"bundle": str(out), "parity": parity, "warnings": warnings}
+        click.echo(json.dumps(data | ({"engines": engines} if engines else {}), indent=2))
     else:
-        _print(result, time.perf_counter() - start)
+        _print_next(result, row)
     for warning in warnings:
         click.echo(warning, err=True)
 
@@ -212,6 +253,15 @@ def _print(result: ExportResult, seconds: float) -> None:
         click.echo("  The weights are made up: this bundle shows speed and parity, its masks mean nothing.")
     else:
         click.echo(f"  Made from {manifest.source.checkpoint}, {manifest.model['query']} variant.")
+
+
+def _print_next(result: ExportResult, row: EngineSpec | None) -> None:
+    """The commands to go on with; an engine that cannot run here is not in them."""
+    out = result.path
     flag = "" if str(out) == "ris-bundle" else f" --bundle {out}"
-    category = " --category person" if manifest.categories else ""
-    click.echo(f'Next:\n  ris-infer image.jpg "left man"{category}{flag}\n  ris-parity {out}')
+    category = " --category person" if result.manifest.categories else ""
+    engine = f" --engine {row.name}" if row is not None and row.name != "onnxruntime" else ""
+    if row is not None and (reason := row.unusable()):
+        click.echo(f"{row.name} cannot run here: {reason}. The next commands use what can.")
+        engine = ""
+    click.echo(f'Next:\n  ris-infer image.jpg "left man"{category}{flag}{engine}\n  ris-parity {out}{engine}')

@@ -21,6 +21,7 @@ from ris.engines.errors import BundleError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+ENGINES = "engines"  # the folder for what engines compile; no part of the manifest
 STAGES = ("sam_image_encoder", "clip_image_encoder", "text_encoder", "fusion", "mask_decoder")
 Precision = Literal["fp32", "fp16"]
 
@@ -219,7 +220,17 @@ class Bundle:
     def graph(self, stage: str) -> Graph:
         """The graph of `stage` as an engine takes it."""
         entry = self.manifest.graphs[stage]
-        return Graph(stage, self.path / entry.file, entry.inputs, entry.outputs)
+        return Graph(
+            stage,
+            self.path / entry.file,
+            entry.inputs,
+            entry.outputs,
+            sha256=entry.sha256,
+            precision=entry.precision,
+            fp32_islands=frozenset(entry.fp32_islands),
+            sampling=entry.sampling,
+            cache=self.path / ENGINES,
+        )
 
     def file(self, name: str) -> Path:
         """The path of a file that the manifest names."""

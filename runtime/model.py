@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,10 +21,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ris.engines import EngineOptions, Session, SessionInfo, create, select
-from ris.engines.errors import EngineError, ExpressionError, RisError
+from ris.engines import EngineOptions, Progress, Session, SessionInfo, Value, create, select, silent
+from ris.engines.errors import ExpressionError, RisError
 from ris.runtime.bundle import STAGES, Bundle, open_bundle
 from ris.runtime.categories import AUTO, CategoryTable, Guess
+from ris.runtime.compile import require_fit
 from ris.runtime.image import ImageLike, load_rgb, prepare_image
 from ris.runtime.interpolate import Float, resize_maps
 from ris.runtime.masks import Rle, encode_rle, mask_from_logits, mask_score, resize_logits
@@ -76,13 +77,14 @@ def _timed(timings: Timings, name: str) -> Iterator[None]:
 
 
 class Scene:
-    """An encoded image. Keeps the encoders' outputs, so that each further expression skips them.
+    """An encoded image. Keeps the encoders' outputs, on the device where there is one, so that each further expression
+    skips them.
 
     height, width: of the image after its EXIF orientation; timings: seconds spent on the image.
     """
 
     def __init__(
-        self, model: Model, height: int, width: int, image_embeddings: Float, clip_tokens: Float, timings: Timings
+        self, model: Model, height: int, width: int, image_embeddings: Value, clip_tokens: Value, timings: Timings
     ) -> None:
         self._model = model
         self.height, self.width = height, width
@@ -169,8 +171,8 @@ class Model:
             rgb = load_rgb(image)
         with _timed(timings, "image.prepare"):
             sam_image, clip_image = prepare_image(rgb, self.bundle.manifest.preprocess)
-        embeddings = self._run("sam_image_encoder", {"image": sam_image}, timings, "image.")["image_embeddings"]
-        tokens = self._run("clip_image_encoder", {"image": clip_image}, timings, "image.")["clip_tokens"]
+        embeddings = self._encode("sam_image_encoder", sam_image, timings)["image_embeddings"]
+        tokens = self._encode("clip_image_encoder", clip_image, timings)["clip_tokens"]
         height, width = rgb.shape[:2]
         return Scene(self, height, width, embeddings, tokens, timings)
 
@@ -186,11 +188,21 @@ class Model:
         scene = self.encode_image(image)
         return scene.segment(expression, category=category, no_target_threshold=no_target_threshold)
 
-    def _run(self, stage: str, feeds: dict[str, np.ndarray], timings: Timings, prefix: str = "") -> dict[str, Float]:
+    def _session(self, stage: str) -> Session:
         session = self._sessions.get(stage)
         if session is None:
             raise RisError("the model is closed; load the bundle again")
-        with _timed(timings, prefix + stage):
+        return session
+
+    def _encode(self, stage: str, image: Float, timings: Timings) -> Mapping[str, Value]:
+        """Runs an image encoder; its outputs stay where they are."""
+        session = self._session(stage)
+        with _timed(timings, f"image.{stage}"):
+            return session.run_and_keep({"image": image})
+
+    def _run(self, stage: str, feeds: Mapping[str, Value], timings: Timings) -> dict[str, Float]:
+        session = self._session(stage)
+        with _timed(timings, stage):
             return session.run(feeds)
 
     def _ask(
@@ -207,7 +219,7 @@ class Model:
             tokens = self._tokenize(expressions)
         text = self._run("text_encoder", {"input_ids": tokens.ids}, timings)["text_features"]
         index = np.zeros(len(expressions), np.int32)
-        feeds = {
+        feeds: dict[str, Value] = {
             "clip_tokens": scene.clip_tokens,
             "text_features": text,
             "text_mask": tokens.mask,
@@ -295,43 +307,50 @@ def load(
     bundle: str | Path,
     *,
     engine: str = "auto",
-    device: str = "cpu",
+    device: str = "auto",
     threads: int | None = None,
     strict: bool = False,
     verify: bool = True,
     max_expressions: int = 8,
+    build: bool = True,
+    progress: Progress = silent,
 ) -> Model:
     """Opens a bundle for inference.
 
-    engine: "auto" or a name from `ris.engines.ENGINE_NAMES`; device: "cpu" or "cuda"; threads: CPU threads, default
-    all cores; strict: refuse to run any node off the device; verify: check the files' hashes; max_expressions: the
-    most expressions that go through the graphs at once, which bounds memory.
+    engine: "auto" or a name from `ris.engines.ENGINE_NAMES`; device: "cpu", "cuda", or "auto" for the engine's
+    first; threads: CPU threads, default all cores; strict: refuse to run any node off the device; verify: check the
+    files' hashes; max_expressions: the most expressions that go through the graphs at once, which bounds memory;
+    build: compile what an engine needs compiled and has not in its cache, False to refuse; progress: called meanwhile.
     Raises BundleError and EngineError.
     """
     return open_model(
         open_bundle(bundle, verify=verify),
         engine=engine,
-        options=EngineOptions(device, threads, strict),
+        options=EngineOptions(device, threads, strict, build=build),
         max_expressions=max_expressions,
+        progress=progress,
     )
 
 
 def open_model(
-    bundle: Bundle, *, engine: str = "auto", options: EngineOptions | None = None, max_expressions: int = 8
+    bundle: Bundle,
+    *,
+    engine: str = "auto",
+    options: EngineOptions | None = None,
+    max_expressions: int = 8,
+    progress: Progress = silent,
 ) -> Model:
     """`load` for a bundle that is open already."""
     if max_expressions < 1:
         raise RisError(f"max_expressions must be at least 1, got {max_expressions}")
     row = select(engine)
-    unfit = sorted({e.precision for e in bundle.manifest.graphs.values()} - set(row.precisions))
-    if unfit:
-        raise EngineError(f"engine {row.name!r} does not run {', '.join(unfit)} graphs; {bundle.path} has some")
-    chosen = create(row.name, options)
+    require_fit(bundle, row)
+    chosen = create(row.name, replace(options or EngineOptions(), max_expressions=max_expressions))
     sessions: dict[str, Session] = {}
     try:
         for stage in STAGES:
             graph = bundle.graph(stage)
-            sessions[stage] = chosen.open(graph, chosen.compile(graph))
+            sessions[stage] = chosen.open(graph, chosen.compile(graph, progress))
         return Model(bundle, sessions, max_expressions)
     except BaseException:
         for session in sessions.values():

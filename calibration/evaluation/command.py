@@ -22,7 +22,7 @@ from ris.calibration.evaluation.run import BundleSegmenter, Evaluation, Segmente
 from ris.calibration.evaluation.samples import EvaluationImage, refer_images, scene_images
 from ris.engines import DEVICE_NAMES, ENGINE_NAMES
 from ris.engines.errors import RisError
-from ris.runtime import load
+from ris.runtime.commands.compile import load_showing
 from ris.runtime.commands.console import RisCommand, find_bundle
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
 
@@ -44,7 +44,7 @@ REPORT_SECONDS = 10  # between progress lines off a terminal
 @click.option("--pytorch", is_flag=True, help="Evaluate the PyTorch model of --checkpoint instead of a bundle.")
 @weight_file_options("--pytorch")
 @click.option("--engine", type=click.Choice(ENGINE_NAMES), default="auto", show_default=True)
-@click.option("--device", type=click.Choice(DEVICE_NAMES), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(DEVICE_NAMES), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def main(
@@ -109,7 +109,7 @@ def _segmenter(
     """(its name, what to ask). The PyTorch model lives in `ris.export`: it is loaded by name, here only."""
     if not pytorch:
         path = find_bundle(bundle)
-        with load(path, engine=engine, device=device, threads=threads) as model:
+        with load_showing(path, engine=engine, device=device, threads=threads) as model:
             yield f"{path}, {model.bundle.manifest.precision}", BundleSegmenter(model)
         return
     if importlib.util.find_spec("torch") is None:

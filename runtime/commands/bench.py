@@ -16,10 +16,10 @@ from rich.table import Table
 from ris.engines import DEVICE_NAMES, ENGINE_NAMES
 from ris.engines.errors import RisError
 from ris.runtime.bench import Alternative, BenchReport, Spread, bench
+from ris.runtime.commands.compile import load_showing
 from ris.runtime.commands.console import RisCommand, StepProgress, find_bundle
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
 from ris.runtime.image import load_rgb
-from ris.runtime.model import load
 from ris.runtime.parity import load_golden
 
 EXPRESSIONS = ("left man", "second car from the right")
@@ -32,7 +32,7 @@ EXPRESSIONS = ("left man", "second car from the right")
 @click.option("--pytorch", is_flag=True, help="Time PyTorch eager FP32 in turn; needs the [export] extra.")
 @weight_file_options("--pytorch")
 @click.option("--engine", type=click.Choice(ENGINE_NAMES), default="auto", show_default=True)
-@click.option("--device", type=click.Choice(DEVICE_NAMES), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(DEVICE_NAMES), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def main(
@@ -61,7 +61,7 @@ def main(
         rgb = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
     else:
         rgb = load_rgb(image)
-    with load(find_bundle(bundle), engine=engine, device=device, threads=threads) as model:
+    with load_showing(find_bundle(bundle), engine=engine, device=device, threads=threads) as model:
         alternatives: dict[str, Alternative] = {}
         if pytorch:
             if importlib.util.find_spec("torch") is None:

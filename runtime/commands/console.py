@@ -107,6 +107,56 @@ class StepProgress:
             click.echo(f"[{time.perf_counter() - self._start:6.1f} s] {self._title}: {step}", err=True)
 
 
+class CompileProgress:
+    """What an engine does while it compiles: a bar for each graph on a terminal, a line now and then elsewhere.
+
+    Silent as long as nothing is compiled. Use it in a `with` block.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._start = time.perf_counter()
+        self._bar: Progress | None = None
+        self._stage = ""
+        self._quarter = 0
+
+    def __enter__(self) -> CompileProgress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def __call__(self, stage: str, what: str, done: float | None) -> None:
+        """An engine's Progress; called from the engine's thread."""
+        if done is None and what != "parsing":
+            self._console.print(f"{stage}: {what}", highlight=False, markup=False, soft_wrap=True)
+        elif self._console.is_terminal:
+            self._show(stage, what, done or 0.0)
+        else:
+            self._say(stage, what, done or 0.0)
+
+    def _show(self, stage: str, what: str, done: float) -> None:
+        if self._bar is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+            self._bar = Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True)
+            self._bar.start()
+        if stage != self._stage:
+            for task in self._bar.task_ids:
+                self._bar.remove_task(task)
+            self._stage, self._task = stage, self._bar.add_task(stage, total=1.0)
+        self._bar.update(self._task, completed=done, description=f"Compile {stage}: {what}")
+
+    def _say(self, stage: str, what: str, done: float) -> None:
+        if stage != self._stage:
+            self._stage, self._quarter = stage, -1
+        if int(done * 4) > self._quarter:
+            self._quarter = int(done * 4)
+            seconds = time.perf_counter() - self._start
+            click.echo(f"[{seconds:6.1f} s] Compile {stage}: {what}, {done:.0%}", err=True)
+
+
 def track(items: Iterable[T], total: int, title: str) -> Iterator[T]:
     """`items` with a progress bar on a terminal, or a plain line now and then elsewhere; silent for a few items."""
     console = Console(stderr=True)

@@ -1,0 +1,285 @@
+"""ONNX -> plan: parse, profiles, build, and a count of what precision the layers really got."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ris.engines.base import EngineOptions, Graph, Progress
+from ris.engines.errors import EngineError
+from ris.engines.tensorrt_precision import Layer, count_precisions, layers_from_json, layers_from_log
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build and with what. trt: the module; title: its name and version for people; has_driver: a GPU can be
+    used; timing_cache: the file of measured kernel times, None where the module measures none.
+    """
+
+    trt: Any
+    title: str
+    graph: Graph
+    options: EngineOptions
+    has_driver: bool
+    timing_cache: Path | None
+
+
+def profiles(graph: Graph, options: EngineOptions) -> dict[str, list[list[int]]]:
+    """Smallest, usual and largest shape of every input with a dynamic axis.
+
+    The usual one, which TensorRT picks its kernels for, is a single image and a single expression.
+    Raises EngineError for an axis that is neither images nor expressions.
+    """
+    largest = {"images": options.max_batch, "expressions": options.max_expressions}
+    found = {}
+    for spec in graph.inputs:
+        axes = [axis for axis in spec.shape if isinstance(axis, str)]
+        if unknown := set(axes) - set(largest):
+            raise EngineError(f"{graph.stage}: input {spec.name!r} has an unknown axis {sorted(unknown)[0]!r}")
+        if axes:
+            one = [1 if isinstance(axis, str) else axis for axis in spec.shape]
+            found[spec.name] = [one, one, [largest[axis] if isinstance(axis, str) else axis for axis in spec.shape]]
+    return found
+
+
+def build_plan(request: BuildRequest, artifact: Path, progress: Progress) -> dict[str, Any]:
+    """Writes the plan of the request's graph and returns the cache's report: layers by precision, inputs, bytes.
+
+    Raises EngineError with all of the parser's or the builder's errors, and where a layer of an FP16 graph computes in
+    FP32 beyond the manifest's islands. Ctrl-C stops the build at its next step; nothing of it is left.
+    """
+    stop = threading.Event()
+    layers, source = _run_interruptibly(lambda: _build(request, artifact, progress, stop), stop)
+    if not layers:
+        raise EngineError(
+            f"{request.graph.stage}: {request.title} does not say what precision its layers have, so the plan cannot "
+            "be trusted; report it with that version"
+        )
+    counted = count_precisions(layers, request.graph)
+    if counted.unexpected:
+        shown = ", ".join(counted.unexpected[:5]) + (" and more" if len(counted.unexpected) > 5 else "")
+        raise EngineError(
+            f"{request.graph.stage}: FP16 was asked for, but {request.title} computes {len(counted.unexpected)} of "
+            f"{len(layers)} layers in FP32 that are no islands of the manifest: {shown}"
+        )
+    return {"layers": counted.counts, "layers_from": source}
+
+
+def _run_interruptibly(work: Callable[[], T], stop: threading.Event) -> T:
+    """`work` in a thread of its own. A KeyboardInterrupt here sets `stop` and waits for it to end.
+
+    An exception must not pass through TensorRT's frames, and Python delivers Ctrl-C to the main thread only.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="tensorrt-build")
+    thread.start()
+    interrupted = False
+    while thread.is_alive():
+        try:
+            thread.join(0.2)
+        except KeyboardInterrupt:
+            interrupted = True
+            stop.set()
+    if interrupted:
+        raise KeyboardInterrupt
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _build(request: BuildRequest, artifact: Path, progress: Progress, stop: threading.Event) -> tuple[list[Layer], str]:
+    """The build itself; returns the plan's layers and where they are known from."""
+    trt, graph, options = request.trt, request.graph, request.options
+    logger = _make_logger(trt)
+    # the monitor has to outlive everything that uses it
+    monitor = _make_monitor(trt, lambda what, done: progress(graph.stage, what, done), stop)
+    progress(graph.stage, "parsing", None)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(graph.path)):
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        text = "; ".join(map(_parser_error, errors)) or logger.errors_in_a_line()
+        raise EngineError(f"{graph.stage}: {request.title} cannot read {graph.path}: {text}")
+    _check_inputs(network, graph)
+    config = builder.create_builder_config()
+    config.progress_monitor = monitor
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector tells names only
+    config.clear_flag(trt.BuilderFlag.TF32)  # what stays FP32 does so for its precision; TF32 keeps 10 bits of it
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.strip_weights:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)  # plain REFIT has dropped biases (11.3)
+    shapes = profiles(graph, options)
+    if shapes:
+        profile = builder.create_optimization_profile()
+        for name, (smallest, usual, largest) in shapes.items():
+            profile.set_shape(name, smallest, usual, largest)
+        if config.add_optimization_profile(profile) < 0:
+            raise EngineError(f"{graph.stage}: {request.title} refuses the shapes {shapes}")
+    if request.timing_cache is not None:
+        _load_timing_cache(config, request.timing_cache)
+    progress(graph.stage, "building", 0.0)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        if stop.is_set():
+            raise EngineError(f"{graph.stage}: the build was stopped")
+        raise EngineError(f"{graph.stage}: {request.title} cannot build {graph.path}: {logger.errors_in_a_line()}")
+    artifact.write_bytes(plan)
+    if request.timing_cache is not None:
+        _save_timing_cache(config, request.timing_cache)
+    if request.has_driver and (layers := _inspect(trt, logger, artifact)):
+        return layers, "engine inspector"
+    return layers_from_log(logger.layers), "build log"
+
+
+def _check_inputs(network: Any, graph: Graph) -> None:
+    """Raises EngineError where the parsed network's inputs are not those of the manifest."""
+    found = sorted(network.get_input(i).name for i in range(network.num_inputs))
+    wanted = sorted(spec.name for spec in graph.inputs)
+    if found != wanted:
+        raise EngineError(
+            f"{graph.stage}: {graph.path} has the inputs {', '.join(found)}, the manifest says {', '.join(wanted)}; "
+            "export the bundle again"
+        )
+
+
+def _parser_error(error: Any) -> str:
+    """One of the parser's errors: node, operator, and its own words."""
+    code = str(error.code()).rpartition(".")[2]
+    where = f"node {error.node_name()!r} ({error.node_operator()}): " if error.node_operator() else ""
+    return f"{where}{code}: {' '.join(error.desc().split())} [{error.func()}]"
+
+
+def _inspect(trt: Any, logger: Any, artifact: Path) -> list[Layer]:
+    """The layers of a plan as the engine inspector has them; empty where it does not load or says nothing."""
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(artifact.read_bytes())
+    if engine is None:
+        return []
+    inspector = engine.create_engine_inspector()
+    return layers_from_json(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def _load_timing_cache(config: Any, file: Path) -> None:
+    """Hands the builder the measured times of earlier builds; a file it refuses is started anew."""
+    try:
+        data = file.read_bytes()
+    except OSError:
+        data = b""
+    if not config.set_timing_cache(config.create_timing_cache(data), False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _save_timing_cache(config: Any, file: Path) -> None:
+    """Keeps the measured times; builds go on without them where the folder cannot be written."""
+    cache = config.get_timing_cache()
+    if cache is None:
+        return
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(cache.serialize())
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+
+
+def _make_logger(trt: Any) -> Any:
+    """A logger that keeps errors, and the list of the built engine's layers from the verbose messages."""
+
+    class Collector(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.layers = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(" ".join(message.split()))
+            elif "LayerType: " in message:
+                self.layers = message
+
+        def errors_in_a_line(self) -> str:
+            return "; ".join(dict.fromkeys(self.errors)) or "it gave no reason"
+
+    return Collector()
+
+
+def _make_monitor(trt: Any, report: Callable[[str, float], None], stop: threading.Event) -> Any:
+    """A progress monitor: reports the innermost phase and the whole build's fraction, which never goes back."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.tree = PhaseTree()
+            self.lock = threading.Lock()  # TensorRT calls from several threads
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with self.lock:
+                self.tree.start(phase_name, parent_phase, num_steps)
+
+        def phase_finish(self, phase_name: str) -> None:
+            with self.lock:
+                self.tree.finish(phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            with self.lock:
+                before = self.tree.fraction
+                self.tree.step(phase_name, step)
+                after = self.tree.fraction
+            if int(after * 100) > int(before * 100):
+                report(phase_name, after)
+            return not stop.is_set()
+
+    return Monitor()
+
+
+class PhaseTree:
+    """Turns nested phases with steps into one fraction, 0 to 1, that never goes back."""
+
+    def __init__(self) -> None:
+        self.fraction = 0.0
+        self._phases: dict[str, list[Any]] = {}  # name -> parent, steps, steps done
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        self._phases[name] = [parent, max(steps, 1), 0]
+
+    def step(self, name: str, step: int) -> None:
+        if phase := self._phases.get(name):
+            phase[2] = max(phase[2], step + 1)
+        self._update(name)
+
+    def finish(self, name: str) -> None:
+        self._phases.pop(name, None)
+
+    def _update(self, name: str) -> None:
+        """A phase's own fraction is part of the step that its parent is at."""
+        inner = 0.0
+        current: str | None = name
+        seen: set[str] = set()
+        while current in self._phases and current not in seen:
+            seen.add(current)
+            parent, steps, done = self._phases[current]
+            inner = min(1.0, (done + inner) / steps)
+            current = parent
+        self.fraction = max(self.fraction, inner)

@@ -1,0 +1,261 @@
+"""A TensorRT plan on a GPU: one execution context and CUDA graph per set of shapes, pinned host buffers.
+
+Thread rule: `run` may be called from several threads; the calls on one session take turns. Every session has its own
+stream, so those of different sessions overlap. A call returns when its outputs are whole, kept ones too, which is why
+a kept value may be used on any other session's stream.
+
+The modules `tensorrt` (or `tensorrt_rtx`) and `cuda.bindings.runtime` are values, so that the bookkeeping can be
+exercised without a GPU.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ris.engines.base import DTYPES, Graph, Session, SessionInfo, Value
+from ris.engines.cuda import CudaValue, DeviceMemory, PinnedArray, call
+from ris.engines.errors import EngineError
+
+Shapes = tuple[tuple[int, ...], ...]
+
+MAX_BUCKETS = 4
+"""Sets of shapes that keep their context and buffers; the one unused for longest goes first."""
+
+
+def open_session(
+    trt: Any, cuda: Any, graph: Graph, info: SessionInfo, plan: bytes, refit_from: Path | None = None
+) -> TensorRtSession:
+    """Deserialises a plan. refit_from: the ONNX file that gives a plan without weights its weights back.
+
+    The caller has asked for the driver before. Raises EngineError with TensorRT's words where the plan does not load,
+    and where its inputs and outputs are not the graph's.
+    """
+    logger = _make_logger(trt)
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise EngineError(
+            f"{graph.stage}: {info.engine} {info.version} cannot load the plan: {logger.in_a_line()}; plans load on "
+            "the GPU architecture and version they were built for, so compile it again here"
+        )
+    if refit_from is not None:
+        _refit(trt, logger, engine, graph, refit_from)
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    wanted = [spec.name for spec in (*graph.inputs, *graph.outputs)]
+    if sorted(names) != sorted(wanted):
+        raise EngineError(f"{graph.stage}: the plan has the values {', '.join(names)}, expected {', '.join(wanted)}")
+    return TensorRtSession(trt, cuda, graph, info, runtime, engine, logger)
+
+
+def _refit(trt: Any, logger: Any, engine: Any, graph: Graph, onnx: Path) -> None:
+    """Gives a stripped plan the weights of the graph it was built from."""
+    refitter = trt.Refitter(engine, logger)
+    parser = trt.OnnxParserRefitter(refitter, logger)
+    if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
+        missing = ", ".join(refitter.get_missing_weights()) or logger.in_a_line()
+        raise EngineError(f"{graph.stage}: the plan cannot take its weights from {onnx}: {missing}; compile it again")
+
+
+def _make_logger(trt: Any) -> Any:
+    """A logger that keeps the last errors."""
+
+    class Errors(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors = [*self.errors[-4:], " ".join(message.split())]
+
+        def in_a_line(self) -> str:
+            return "; ".join(dict.fromkeys(self.errors)) or "it gave no reason"
+
+    return Errors()
+
+
+class _Bucket:
+    """Everything that one set of input shapes needs: context, buffers on both sides, and the captured CUDA graph."""
+
+    def __init__(self, session: TensorRtSession, shapes: Shapes) -> None:
+        self._cuda = session.cuda
+        self._graph_exec: Any = None
+        self._warm = False
+        self.device: dict[str, DeviceMemory] = {}
+        self.host: dict[str, PinnedArray] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.context: Any = None
+        try:
+            self._prepare(session, shapes)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, session: TensorRtSession, shapes: Shapes) -> None:
+        stage = session.graph.stage
+        self.context = session.engine.create_execution_context()
+        if self.context is None:
+            raise EngineError(
+                f"{stage}: no execution context ({session.logger.in_a_line()}); the GPU's memory may be full"
+            )
+        for spec, shape in zip(session.graph.inputs, shapes, strict=True):
+            if not self.context.set_input_shape(spec.name, shape):
+                _, _, largest = session.engine.get_tensor_profile_shape(spec.name, 0)
+                raise EngineError(
+                    f"{stage}: input {spec.name!r} is {list(shape)}, the plan takes up to {list(largest)}; compile it "
+                    "with a larger --max-batch or --max-expressions"
+                )
+            self.shapes[spec.name] = shape
+        if unresolved := self.context.infer_shapes():
+            raise EngineError(f"{stage}: TensorRT cannot tell the shape of {', '.join(unresolved)}; compile it again")
+        for spec in session.graph.outputs:
+            self.shapes[spec.name] = tuple(self.context.get_tensor_shape(spec.name))
+        for spec in (*session.graph.inputs, *session.graph.outputs):
+            dtype = np.dtype(DTYPES[spec.dtype])
+            shape = self.shapes[spec.name]
+            self.device[spec.name] = DeviceMemory(self._cuda, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+            self.host[spec.name] = PinnedArray(self._cuda, shape, dtype)
+            if not self.context.set_tensor_address(spec.name, self.device[spec.name].address):
+                raise EngineError(f"{stage}: TensorRT refuses the memory for {spec.name!r}; report it, please")
+
+    def enqueue(self, session: TensorRtSession) -> None:
+        """Puts one execution on the stream: as it is the first time, which warms up what capture must not see; from
+        the second on as a CUDA graph.
+        """
+        if self._graph_exec is None and session.may_capture and self._warm:
+            self._capture(session)
+        if self._graph_exec is not None:
+            call(self._cuda, "cudaGraphLaunch", self._graph_exec, session.stream)
+        else:
+            self._execute(session)
+        self._warm = True
+
+    def _execute(self, session: TensorRtSession) -> None:
+        if not self.context.execute_async_v3(int(session.stream)):
+            raise EngineError(f"{session.graph.stage}: TensorRT failed: {session.logger.in_a_line()}")
+
+    def _capture(self, session: TensorRtSession) -> None:
+        """Records one execution. Where that is impossible the session goes on without, and says so in `notes`."""
+        cuda, stream = self._cuda, session.stream
+        call(cuda, "cudaStreamBeginCapture", stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        failure: EngineError | None = None
+        try:
+            self._execute(session)
+        except EngineError as error:
+            failure = error
+        code, recorded = cuda.cudaStreamEndCapture(stream)  # ends the capture whatever happened in it
+        if failure is None and int(code) == 0:
+            try:
+                # flags 0: the call is the same in CUDA 12 and 13
+                self._graph_exec = call(cuda, "cudaGraphInstantiate", recorded, 0)
+            except EngineError as problem:
+                failure = problem
+        if int(code) == 0 and recorded is not None:
+            cuda.cudaGraphDestroy(recorded)
+        if self._graph_exec is None:
+            session.may_capture = False
+            session.notes.append(f"no CUDA graph: {failure or 'the capture failed'}")
+
+    def close(self) -> None:
+        if self._graph_exec is not None:
+            self._cuda.cudaGraphExecDestroy(self._graph_exec)
+            self._graph_exec = None
+        self.context = None  # before the memory it points to
+        for memory in self.device.values():
+            memory.close()
+        for array in self.host.values():
+            array.close()
+
+
+class TensorRtSession(Session):
+    """Runs a plan. notes: what the user should know, such as why there is no CUDA graph."""
+
+    def __init__(
+        self, trt: Any, cuda: Any, graph: Graph, info: SessionInfo, runtime: Any, engine: Any, logger: Any
+    ) -> None:
+        super().__init__(graph, info)
+        self.cuda = cuda
+        self.engine, self.logger = engine, logger
+        self._runtime = runtime  # has to outlive the engine
+        self.stream: Any = call(cuda, "cudaStreamCreateWithFlags", cuda.cudaStreamNonBlocking)
+        self.may_capture = True
+        self.notes: list[str] = []
+        self._buckets: OrderedDict[Shapes, _Bucket] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _run(self, feeds: Mapping[str, Value]) -> dict[str, np.ndarray]:
+        with self._lock:
+            bucket = self._enqueue(feeds)
+            to_host = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+            for spec in self.graph.outputs:
+                pinned = bucket.host[spec.name]
+                source, size = bucket.device[spec.name].address, pinned.array.nbytes
+                call(self.cuda, "cudaMemcpyAsync", pinned.address, source, size, to_host, self.stream)
+            self._wait()
+            return {spec.name: bucket.host[spec.name].array.copy() for spec in self.graph.outputs}
+
+    def run_and_keep(self, feeds: Mapping[str, Value]) -> Mapping[str, Value]:
+        """Runs the graph once and leaves every output on the device, in memory of its own."""
+        self._check(feeds)
+        with self._lock:
+            bucket = self._enqueue(feeds)
+            on_device = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+            kept: dict[str, Value] = {}
+            for spec in self.graph.outputs:
+                array = bucket.host[spec.name].array
+                memory = DeviceMemory(self.cuda, array.nbytes)
+                source = bucket.device[spec.name].address
+                call(self.cuda, "cudaMemcpyAsync", memory.address, source, array.nbytes, on_device, self.stream)
+                kept[spec.name] = CudaValue(self.cuda, memory, array.shape, array.dtype)
+            self._wait()
+            return kept
+
+    def _enqueue(self, feeds: Mapping[str, Value]) -> _Bucket:
+        """Puts the inputs' copies and the execution on the stream."""
+        if self.engine is None:
+            raise EngineError(f"{self.graph.stage}: the session is closed; load the bundle again")
+        bucket = self._bucket(tuple(tuple(feeds[spec.name].shape) for spec in self.graph.inputs))
+        kinds = self.cuda.cudaMemcpyKind
+        for spec in self.graph.inputs:
+            value, pinned = feeds[spec.name], bucket.host[spec.name]
+            target, size = bucket.device[spec.name].address, pinned.array.nbytes
+            if isinstance(value, CudaValue):
+                source, kind = value.address, kinds.cudaMemcpyDeviceToDevice
+            elif isinstance(value, np.ndarray):
+                np.copyto(pinned.array, value)
+                source, kind = pinned.address, kinds.cudaMemcpyHostToDevice
+            else:
+                raise EngineError(f"{self.graph.stage}: input {spec.name!r} lies on a device of another engine")
+            call(self.cuda, "cudaMemcpyAsync", target, source, size, kind, self.stream)
+        bucket.enqueue(self)
+        return bucket
+
+    def _bucket(self, shapes: Shapes) -> _Bucket:
+        """The bucket of these shapes; makes room for a new one first."""
+        if shapes in self._buckets:
+            self._buckets.move_to_end(shapes)
+            return self._buckets[shapes]
+        while len(self._buckets) >= MAX_BUCKETS:
+            self._buckets.popitem(last=False)[1].close()
+        bucket = self._buckets[shapes] = _Bucket(self, shapes)
+        return bucket
+
+    def _wait(self) -> None:
+        call(self.cuda, "cudaStreamSynchronize", self.stream)
+
+    def close(self) -> None:
+        """Waits for a call that is running, then gives everything back."""
+        with self._lock:
+            if self.engine is None:
+                return
+            for bucket in self._buckets.values():
+                bucket.close()
+            self._buckets.clear()
+            self.cuda.cudaStreamDestroy(self.stream)
+            self.engine = self._runtime = None

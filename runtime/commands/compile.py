@@ -1,0 +1,118 @@
+"""`ris-compile`: a bundle's graphs for an engine, compiled ahead of the first run. Thin over `compile_bundle`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ris.engines import ENGINE_NAMES, Engine, EngineOptions, EngineSpec, create, select
+from ris.runtime.bundle import Bundle, open_bundle
+from ris.runtime.commands.console import CompileProgress, RisCommand, find_bundle, size
+from ris.runtime.compile import CompiledGraph, compile_bundle
+from ris.runtime.model import Model, load
+
+
+def build_options() -> Callable[[Any], Any]:
+    """The options that say how to compile, for every command that does; `engine_options` reads them."""
+    options = (
+        click.option(
+            "--max-batch", type=click.IntRange(1), default=1, show_default=True, help="Most images of a call."
+        ),
+        click.option(
+            "--max-expressions",
+            type=click.IntRange(1),
+            default=8,
+            show_default=True,
+            help="Most expressions of a call.",
+        ),
+        click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Most scratch memory of a graph."),
+        click.option("--version-compatible", is_flag=True, help="Plans that later versions of the engine load too."),
+        click.option("--hardware-compatible", is_flag=True, help="Plans for this GPU generation and later ones."),
+        click.option("--strip-weights", is_flag=True, help="Plans without weights, which take them from the graphs."),
+    )
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def engine_options(build: bool = True, **given: Any) -> EngineOptions:
+    """What `build_options` gave, as an engine takes it."""
+    workspace = given.pop("workspace")
+    return EngineOptions(build=build, workspace=workspace and workspace * 2**20, **given)
+
+
+@click.command(cls=RisCommand)
+@click.argument("bundle", required=False, type=click.Path())
+@click.option("--engine", type=click.Choice(ENGINE_NAMES), default="auto", show_default=True)
+@build_options()
+@click.option("--no-build", is_flag=True, help="Only say what is there; end with 2 where something is missing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def main(bundle: str | None, engine: str, no_build: bool, as_json: bool, **given: Any) -> None:
+    """Compiles the graphs of BUNDLE for an engine and keeps the result in its engines/ folder.
+
+    What fits is taken from there the next time, by this command as by ris-infer. BUNDLE defaults to $RIS_BUNDLE, then
+    ./ris-bundle. tensorrt compiles for the GPU of this machine, tensorrt-rtx for any that it supports, without one too.
+
+    \b
+    Examples:
+      ris-compile ris-bundle --engine tensorrt
+      ris-compile ris-bundle --engine tensorrt-rtx --max-expressions 4
+    """
+    row = select(engine)
+    chosen = create(row.name, engine_options(not no_build, **given))
+    report = compile_and_show(open_bundle(find_bundle(bundle)), row, chosen, quiet=as_json)
+    if as_json:
+        click.echo(json.dumps({"engine": row.name, "graphs": report}, indent=2))
+
+
+def load_showing(bundle: str | Path, **options: Any) -> Model:
+    """`load`, with progress where an engine has to compile first."""
+    with CompileProgress() as progress:
+        return load(bundle, progress=progress, **options)
+
+
+def compile_and_show(bundle: Bundle, row: EngineSpec, engine: Engine, quiet: bool) -> dict[str, Any]:
+    """Compiles with progress and prints the table, unless `quiet`; returns the report as data, by stage."""
+    start = time.perf_counter()
+    with CompileProgress() as progress:
+        compiled = compile_bundle(bundle, row, engine, progress)
+    if not quiet:
+        _print(bundle.path, row.name, compiled, time.perf_counter() - start)
+    return {stage: graph.to_dict() for stage, graph in compiled.items()}
+
+
+def _print(path: Path, engine: str, compiled: Mapping[str, CompiledGraph], seconds: float) -> None:
+    if not any(graph.layers for graph in compiled.values()):
+        click.echo(f"{engine} runs the graphs of {path} as they are; there is nothing to compile.")
+        return
+    kinds = sorted({kind for graph in compiled.values() for kind in graph.layers})
+    table = Table(title=f"{path} for {engine}: layers by the precision they have")
+    table.add_column("graph")
+    for heading in ("asked", *kinds, "size", "compiled in"):
+        table.add_column(heading, justify="right")
+    for stage, graph in compiled.items():
+        counts = [str(graph.layers.get(kind, 0)) for kind in kinds]
+        table.add_row(
+            stage,
+            graph.asked,
+            *counts,
+            size(graph.bytes),
+            f"{graph.seconds:.1f} s" if graph.built_now else "from the cache",
+        )
+    Console(width=110).print(table)
+    sources = ", ".join(sorted({graph.layers_from for graph in compiled.values() if graph.layers_from}))
+    click.echo(
+        f"{sum(g.built_now for g in compiled.values())} of {len(compiled)} graphs compiled in {seconds:.1f} s, "
+        f"{size(sum(g.bytes for g in compiled.values()))}; precisions as the {sources} has them, mixed: with a cast"
+    )

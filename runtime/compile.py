@@ -1,0 +1,63 @@
+"""Compiling a bundle's graphs for an engine, ahead of the first run; what comes out lies in the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ris.engines import Engine, EngineSpec, Progress, silent
+from ris.engines.errors import EngineError
+from ris.runtime.bundle import STAGES, Bundle
+
+
+@dataclass(frozen=True)
+class CompiledGraph:
+    """One graph. asked: its precision in the manifest; layers: number of layers by the precision that they really have,
+    empty where the engine runs the ONNX file as it is; seconds: that the build took; built_now: not from the cache.
+    """
+
+    asked: str
+    artifact: Path
+    bytes: int
+    layers: Mapping[str, int]
+    layers_from: str | None
+    seconds: float
+    built_now: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return vars(self) | {"artifact": str(self.artifact), "layers": dict(self.layers)}
+
+
+def require_fit(bundle: Bundle, row: EngineSpec) -> None:
+    """Raises EngineError where the bundle has graphs that the engine does not run."""
+    unfit = sorted({e.precision for e in bundle.manifest.graphs.values()} - set(row.precisions))
+    if unfit:
+        raise EngineError(f"engine {row.name!r} does not run {', '.join(unfit)} graphs; {bundle.path} has some")
+    native = [stage for stage, entry in bundle.manifest.graphs.items() if entry.sampling == "native"]
+    if row.needs_gathers and native:
+        raise EngineError(
+            f"engine {row.name!r} does not run GridSample nodes reliably, and {', '.join(native)} of {bundle.path} has "
+            f"some; export the bundle again with --engine {row.name} or --grid-sample gather"
+        )
+
+
+def compile_bundle(
+    bundle: Bundle, row: EngineSpec, engine: Engine, progress: Progress = silent
+) -> dict[str, CompiledGraph]:
+    """Compiles the five graphs, or finds them in the cache; by stage. `engine` is one of `row`. Raises EngineError."""
+    require_fit(bundle, row)
+    found = {}
+    for stage in STAGES:
+        compiled = engine.build(bundle.graph(stage), progress)
+        found[stage] = CompiledGraph(
+            asked=bundle.manifest.graphs[stage].precision,
+            artifact=compiled.artifact,
+            bytes=compiled.artifact.stat().st_size,
+            layers=compiled.report.get("layers", {}),
+            layers_from=compiled.report.get("layers_from"),
+            seconds=compiled.seconds,
+            built_now=compiled.built_now,
+        )
+    return found
