@@ -1,0 +1,266 @@
+"""Doubles of cuda.bindings.runtime and of TensorRT's runtime objects that record what is asked of them.
+
+Device memory is host memory, so copies and executions really happen; capture records executions and launch repeats
+them. tests/engines/test_tensorrt_api.py checks every name and signature here against the real modules.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+
+import numpy as np
+
+
+class Handle(int):
+    """A stream, a graph or an executable graph."""
+
+
+class Cuda:
+    """Stands in for the module cuda.bindings.runtime. fail: name of a function -> error code of its next calls."""
+
+    class cudaMemcpyKind:  # noqa: N801
+        cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice = 1, 2, 3
+
+    class cudaStreamCaptureMode:  # noqa: N801
+        cudaStreamCaptureModeThreadLocal = 1
+
+    class cudaDeviceAttr:  # noqa: N801
+        cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor = 75, 76
+
+    cudaStreamNonBlocking = 1
+
+    def __init__(self):
+        self.calls = []
+        self.fail = {}
+        self.device, self.pinned = {}, {}
+        self.streams, self.graphs, self.executables = set(), {}, {}
+        self.capturing = {}
+        self._handles = itertools.count(1)
+
+    def _note(self, name, *values):
+        self.calls.append(name)
+        code = self.fail.get(name, 0)
+        return (code, *(None if code else value for value in values))
+
+    def names(self):
+        """The calls so far, and none from now on."""
+        calls, self.calls = self.calls, []
+        return calls
+
+    @property
+    def leaks(self):
+        return [*self.device, *self.pinned, *self.streams, *self.graphs, *self.executables]
+
+    def cudaGetDeviceCount(self):
+        return self._note("cudaGetDeviceCount", 1)
+
+    def cudaGetDevice(self):
+        return self._note("cudaGetDevice", 0)
+
+    def cudaDeviceGetAttribute(self, attr, device):
+        return self._note("cudaDeviceGetAttribute", {75: 9, 76: 0}[attr])
+
+    def cudaGetErrorString(self, error):
+        return 0, f"error {int(error)}".encode()
+
+    def _allocate(self, name, blocks, size):
+        if self.fail.get(name):
+            return self._note(name, None)
+        block = ctypes.create_string_buffer(size)
+        blocks[ctypes.addressof(block)] = block
+        return self._note(name, ctypes.addressof(block))
+
+    def cudaMalloc(self, size):
+        return self._allocate("cudaMalloc", self.device, size)
+
+    def cudaMallocHost(self, size):
+        return self._allocate("cudaMallocHost", self.pinned, size)
+
+    def cudaFree(self, devPtr):  # noqa: N803
+        del self.device[devPtr]  # a KeyError: freed twice, or never allocated
+        return self._note("cudaFree")
+
+    def cudaFreeHost(self, ptr):
+        del self.pinned[ptr]
+        return self._note("cudaFreeHost")
+
+    def _place(self, address, count, blocks):
+        for start, block in blocks.items():
+            if start <= address and address + count <= start + len(block):
+                return
+        raise AssertionError(f"{count} bytes at {address} are no such memory")
+
+    def cudaMemcpyAsync(self, dst, src, count, kind, stream):
+        assert stream in self.streams
+        assert stream not in self.capturing, "host copies must not be captured"
+        sides = {1: (self.device, self.pinned), 2: (self.pinned, self.device), 3: (self.device, self.device)}
+        for address, blocks in zip((dst, src), sides[kind], strict=True):
+            self._place(address, count, blocks)
+        ctypes.memmove(dst, src, count)
+        return self._note(f"copy {kind}")
+
+    def cudaMemcpy(self, dst, src, count, kind):
+        assert kind == 2
+        self._place(src, count, self.device)
+        ctypes.memmove(dst, src, count)
+        return self._note("cudaMemcpy")
+
+    def cudaStreamCreateWithFlags(self, flags):
+        stream = Handle(next(self._handles))
+        self.streams.add(stream)
+        return self._note("cudaStreamCreateWithFlags", stream)
+
+    def cudaStreamDestroy(self, stream):
+        self.streams.remove(stream)
+        return self._note("cudaStreamDestroy")
+
+    def cudaStreamSynchronize(self, stream):
+        assert stream in self.streams
+        return self._note("cudaStreamSynchronize")
+
+    def cudaStreamBeginCapture(self, stream, mode):
+        self.capturing[stream] = []
+        return self._note("cudaStreamBeginCapture")
+
+    def cudaStreamEndCapture(self, stream):
+        work = self.capturing.pop(stream)
+        if self.fail.get("cudaStreamEndCapture"):
+            return self._note("cudaStreamEndCapture", None)
+        graph = Handle(next(self._handles))
+        self.graphs[graph] = work
+        return self._note("cudaStreamEndCapture", graph)
+
+    def cudaGraphInstantiate(self, graph, flags):
+        if self.fail.get("cudaGraphInstantiate"):
+            return self._note("cudaGraphInstantiate", None)
+        executable = Handle(next(self._handles))
+        self.executables[executable] = self.graphs[graph]
+        return self._note("cudaGraphInstantiate", executable)
+
+    def cudaGraphDestroy(self, graph):
+        del self.graphs[graph]
+        return self._note("cudaGraphDestroy")
+
+    def cudaGraphLaunch(self, graphExec, stream):  # noqa: N803
+        for work in self.executables[graphExec]:
+            work()
+        return self._note("cudaGraphLaunch")
+
+    def cudaGraphExecDestroy(self, graphExec):  # noqa: N803
+        del self.executables[graphExec]
+        return self._note("cudaGraphExecDestroy")
+
+
+class IExecutionContext:
+    def __init__(self, engine):
+        self._engine = engine
+        self._shapes, self._addresses = {}, {}
+
+    def set_input_shape(self, name, shape):
+        fits = all(a <= b for a, b in zip(shape, self._engine._largest[name], strict=True))
+        self._shapes[name] = tuple(shape)
+        return fits
+
+    def infer_shapes(self):
+        return [] if self._engine._shapes_known else ["y"]
+
+    def get_tensor_shape(self, name):
+        return self._shapes.get(name, self._shapes["x"])
+
+    def set_tensor_address(self, name, memory):
+        self._engine._cuda._place(memory, 1, self._engine._cuda.device)
+        self._addresses[name] = memory
+        return True
+
+    def execute_async_v3(self, stream_handle):
+        """y = 2 x + index[0]"""
+        cuda = self._engine._cuda
+        cuda.calls.append("execute")
+        if self._engine._fails or (self._engine._no_capture and stream_handle in cuda.capturing):
+            return False
+        assert set(self._addresses) == {"x", "index", "y"}
+
+        def view(name, dtype):
+            size = int(np.prod(self.get_tensor_shape(name))) * 4
+            return np.frombuffer((ctypes.c_char * size).from_address(self._addresses[name]), dtype)
+
+        def work():
+            np.copyto(view("y", np.float32), 2 * view("x", np.float32) + view("index", np.int32)[0])
+
+        if stream_handle in cuda.capturing:
+            cuda.capturing[stream_handle].append(work)
+        else:
+            work()
+        return True
+
+
+class ICudaEngine:
+    """x float32 [n, 4] up to n = 8, index int32 [m] up to 8 -> y float32 like x."""
+
+    num_io_tensors = 3
+
+    def __init__(self, cuda):
+        self._cuda = cuda
+        self._largest = {"x": (8, 4), "index": (8,)}
+        self._fails = self._no_capture = False
+        self._shapes_known = True
+        self._contexts = True
+
+    def get_tensor_name(self, index):
+        return ("x", "index", "y")[index]
+
+    def get_tensor_profile_shape(self, name, profile_index):
+        return [tuple(1 for _ in self._largest[name])] * 2 + [self._largest[name]]
+
+    def create_execution_context(self):
+        return IExecutionContext(self) if self._contexts else None
+
+
+class Runtime:
+    def __init__(self, logger):
+        self._logger = logger
+
+    def deserialize_cuda_engine(self, serialized_engine):
+        if serialized_engine == b"bad":
+            self._logger.log(TensorRt.ILogger.Severity.ERROR, "Error Code 6:\n  the plan is of another device")
+            return None
+        return TensorRt.engine
+
+
+class Refitter:
+    """fails: what it lacks."""
+
+    lacks = ()
+
+    def __init__(self, engine, logger):
+        self._engine = engine
+
+    def refit_cuda_engine(self):
+        return not self.lacks
+
+    def get_missing_weights(self):
+        return list(self.lacks)
+
+
+class OnnxParserRefitter:
+    def __init__(self, refitter, logger):
+        self.files = []
+
+    def refit_from_file(self, model):
+        self.files.append(model)
+        return True
+
+
+class TensorRt:
+    """Stands in for the module tensorrt, as far as a session uses it. engine: what deserialising gives."""
+
+    class ILogger:
+        class Severity:
+            INTERNAL_ERROR, ERROR, WARNING = 0, 1, 2
+
+        def __init__(self):
+            pass
+
+    Runtime, Refitter, OnnxParserRefitter = Runtime, Refitter, OnnxParserRefitter
+    engine: ICudaEngine

@@ -1,0 +1,218 @@
+"""The session's bookkeeping over doubles: buckets, copies, CUDA graphs, lifetimes, threads, error paths."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from cuda_double import Cuda, ICudaEngine, Refitter, TensorRt
+from ris.engines import Graph, SessionInfo, TensorSpec
+from ris.engines.cuda import compute_capability
+from ris.engines.errors import EngineError
+from ris.engines.tensorrt_session import MAX_BUCKETS, open_session
+
+H2D, D2H, D2D = "copy 1", "copy 2", "copy 3"
+
+
+@pytest.fixture
+def cuda():
+    return Cuda()
+
+
+@pytest.fixture
+def engine(cuda, monkeypatch):
+    engine = ICudaEngine(cuda)
+    monkeypatch.setattr(TensorRt, "engine", engine, raising=False)
+    return engine
+
+
+@pytest.fixture
+def graph(tmp_path):
+    inputs = TensorSpec("x", "float32", ("images", 4)), TensorSpec("index", "int32", ("expressions",))
+    return Graph("fusion", tmp_path / "fusion.onnx", inputs, (TensorSpec("y", "float32", ("images", 4)),))
+
+
+def open_it(cuda, graph, plan=b"good", refit=None):
+    return open_session(TensorRt, cuda, graph, SessionInfo("tensorrt", "10.16", "cuda", ("TensorRT",)), plan, refit)
+
+
+def feeds(n=1, index=1, fill=1.0):
+    return {"x": np.full((n, 4), fill, np.float32), "index": np.array([index], np.int32)}
+
+
+def test_runs_once_as_it_is_and_then_as_a_graph(cuda, engine, graph):
+    with open_it(cuda, graph) as session:
+        cuda.names()
+        assert np.array_equal(session.run(feeds())["y"], np.full((1, 4), 3, np.float32))
+        allocation = ["cudaMalloc", "cudaMallocHost"] * 3
+        assert cuda.names() == [*allocation, H2D, H2D, "execute", D2H, "cudaStreamSynchronize"]
+        assert session.run(feeds(index=5))["y"][0, 0] == 7
+        capture = ["cudaStreamBeginCapture", "execute", "cudaStreamEndCapture", "cudaGraphInstantiate"]
+        tail = ["cudaGraphDestroy", "cudaGraphLaunch", D2H, "cudaStreamSynchronize"]
+        assert cuda.names() == [H2D, H2D, *capture, *tail]
+        assert session.run(feeds(fill=2.5))["y"][0, 0] == 6
+        assert cuda.names() == [H2D, H2D, "cudaGraphLaunch", D2H, "cudaStreamSynchronize"]
+        assert not session.notes
+    assert not cuda.leaks
+
+
+def test_outputs_are_the_callers_own(cuda, engine, graph):
+    with open_it(cuda, graph) as session:
+        first = session.run(feeds(fill=1))["y"]
+        session.run(feeds(fill=9))
+        assert first[0, 0] == 3
+
+
+def test_a_bucket_for_each_set_of_shapes_and_no_more_than_fit(cuda, engine, graph):
+    with open_it(cuda, graph) as session:
+        for n in (1, 2, 1):
+            assert session.run(feeds(n))["y"].shape == (n, 4)
+        assert len(cuda.device) == 6
+        for n in range(1, 9):
+            session.run(feeds(n))
+        assert len(cuda.device) == 3 * MAX_BUCKETS
+        assert session.run(feeds(1))["y"].shape == (1, 4)
+    assert not cuda.leaks
+
+
+def test_values_stay_on_the_device_between_sessions(cuda, engine, graph):
+    with open_it(cuda, graph) as encoder, open_it(cuda, graph) as decoder:
+        kept = encoder.run_and_keep(feeds(2))["y"]
+        assert kept.shape == (2, 4)
+        assert kept.ndim == 2
+        encoder.run_and_keep(feeds(2, fill=100))["y"].close()  # another image must not touch it
+        cuda.names()
+        assert decoder.run({"x": kept, "index": np.array([1], np.int32)})["y"][0, 0] == 7
+        assert cuda.names().count(D2D) == 1
+        assert np.array_equal(kept.numpy(), np.full((2, 4), 3, np.float32))
+    assert len(cuda.device) == 1  # it outlives its session
+    kept.close()
+    kept.close()
+    assert not cuda.leaks
+    with pytest.raises(EngineError, match="the value on the device was closed; encode the image again"):
+        kept.numpy()
+
+
+def test_a_forgotten_value_gives_its_memory_back(cuda, engine, graph):
+    with open_it(cuda, graph) as session:
+        session.run_and_keep(feeds())
+        assert len(cuda.device) == 3
+    assert not cuda.leaks
+
+
+def test_without_capture_it_goes_on_and_says_so(cuda, engine, graph):
+    engine._no_capture = True
+    with open_it(cuda, graph) as session:
+        for index in range(3):
+            assert session.run(feeds(index=index))["y"][0, 0] == 2 + index
+        assert len(session.notes) == 1
+        assert "no CUDA graph: fusion: TensorRT failed" in session.notes[0]
+        assert "cudaGraphLaunch" not in cuda.names()
+    assert not cuda.leaks
+
+
+@pytest.mark.parametrize("name", ["cudaStreamEndCapture", "cudaGraphInstantiate"])
+def test_a_graph_that_cannot_be_made(cuda, engine, graph, name):
+    cuda.fail[name] = 900
+    with open_it(cuda, graph) as session:
+        for _ in range(3):
+            assert session.run(feeds())["y"][0, 0] == 3
+        assert len(session.notes) == 1
+    assert not cuda.leaks
+
+
+@pytest.mark.parametrize(("name", "left"), [("cudaMalloc", 0), ("cudaMallocHost", 0), ("copy 1", 6)])
+def test_failures_are_errors_in_cudas_words_and_leak_nothing(cuda, engine, graph, name, left):
+    with open_it(cuda, graph) as session:
+        cuda.fail[name] = 2
+        with pytest.raises(EngineError, match=r"cuda\w+ failed: error 2; see nvidia-smi"):
+            session.run(feeds())
+        assert len(cuda.device) + len(cuda.pinned) == left
+        cuda.fail.clear()
+        assert session.run(feeds())["y"][0, 0] == 3
+    assert not cuda.leaks
+
+
+def test_tensorrts_own_failures(cuda, engine, graph):
+    with open_it(cuda, graph) as session:
+        engine._fails = True
+        with pytest.raises(EngineError, match="fusion: TensorRT failed: it gave no reason"):
+            session.run(feeds())
+        engine._contexts = False
+        with pytest.raises(EngineError, match="no execution context"):
+            session.run(feeds(2))
+        engine._contexts, engine._shapes_known = True, False
+        with pytest.raises(EngineError, match="cannot tell the shape of y"):
+            session.run(feeds(3))
+    assert not cuda.leaks
+
+
+def test_shapes_beyond_the_profile_name_the_limit(cuda, engine, graph):
+    with (
+        open_it(cuda, graph) as session,
+        pytest.raises(EngineError, match=r"'x' is \[9, 4\], the plan takes up to \[8, 4\]; .*--max-batch"),
+    ):
+        session.run(feeds(9))
+    assert not cuda.leaks
+
+
+def test_feeds_are_checked_before_anything_happens(cuda, engine, graph):
+    with open_it(cuda, graph) as session:
+        cuda.names()
+        for run in (session.run, session.run_and_keep):
+            with pytest.raises(EngineError, match=r"input 'index' is missing; input 'x' is float64"):
+                run({"x": np.zeros((1, 4))})
+        assert not cuda.names()
+
+
+def test_a_closed_session(cuda, engine, graph):
+    session = open_it(cuda, graph)
+    session.run(feeds())
+    session.close()
+    session.close()
+    assert not cuda.leaks
+    with pytest.raises(EngineError, match="fusion: the session is closed"):
+        session.run(feeds())
+
+
+def test_calls_from_several_threads_take_turns(cuda, engine, graph):
+    wrong = []
+
+    def work(index):
+        for n in (1, 2, 3):
+            y = session.run(feeds(n, index))["y"]
+            wrong.extend([] if (y == 2 + index).all() else [y])
+
+    with open_it(cuda, graph) as session:
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+    assert not cuda.leaks
+
+
+def test_a_plan_that_does_not_load_is_an_error_in_tensorrts_words(cuda, engine, graph):
+    with pytest.raises(EngineError, match="fusion: tensorrt 10.16 cannot load the plan: Error Code 6: the plan is of"):
+        open_it(cuda, graph, b"bad")
+    assert not cuda.calls
+
+
+def test_a_plan_of_another_graph(cuda, engine, graph):
+    other = Graph(graph.stage, graph.path, graph.inputs[:1], graph.outputs)
+    with pytest.raises(EngineError, match="the plan has the values x, index, y, expected x, y"):
+        open_it(cuda, other)
+
+
+def test_a_stripped_plan_takes_its_weights_from_the_graph(cuda, engine, graph, monkeypatch):
+    open_it(cuda, graph, refit=graph.path).close()
+    monkeypatch.setattr(Refitter, "lacks", ("w1", "w2"))
+    with pytest.raises(EngineError, match=r"cannot take its weights from .*fusion.onnx: w1, w2"):
+        open_it(cuda, graph, refit=graph.path)
+
+
+def test_the_device_is_named_by_its_compute_capability(cuda):
+    assert compute_capability(cuda) == "sm_90"
