@@ -113,7 +113,7 @@ def _build(request: BuildRequest, artifact: Path, progress: Progress, stop: thre
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph.path)):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        text = "; ".join(map(_parser_error, errors)) or logger.errors_in_a_line()
+        text = "; ".join(map(_describe, errors)) or logger.errors_in_a_line()
         raise EngineError(f"{graph.stage}: {request.title} cannot read {graph.path}: {text}")
     _check_inputs(network, graph)
     config = builder.create_builder_config()
@@ -144,6 +144,7 @@ def _build(request: BuildRequest, artifact: Path, progress: Progress, stop: thre
         if stop.is_set():
             raise EngineError(f"{graph.stage}: the build was stopped")
         raise EngineError(f"{graph.stage}: {request.title} cannot build {graph.path}: {logger.errors_in_a_line()}")
+    progress(graph.stage, "built", 1.0)
     artifact.write_bytes(plan)
     if request.timing_cache is not None:
         _save_timing_cache(config, request.timing_cache)
@@ -154,7 +155,8 @@ def _build(request: BuildRequest, artifact: Path, progress: Progress, stop: thre
 
 def _check_inputs(network: Any, graph: Graph) -> None:
     """Raises EngineError where the parsed network's inputs are not those of the manifest."""
-    found = sorted(network.get_input(i).name for i in range(network.num_inputs))
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    found = sorted(tensor.name for tensor in tensors)
     wanted = sorted(spec.name for spec in graph.inputs)
     if found != wanted:
         raise EngineError(
@@ -163,11 +165,12 @@ def _check_inputs(network: Any, graph: Graph) -> None:
         )
 
 
-def _parser_error(error: Any) -> str:
+def _describe(parser_error: Any) -> str:
     """One of the parser's errors: node, operator, and its own words."""
-    code = str(error.code()).rpartition(".")[2]
-    where = f"node {error.node_name()!r} ({error.node_operator()}): " if error.node_operator() else ""
-    return f"{where}{code}: {' '.join(error.desc().split())} [{error.func()}]"
+    code = str(parser_error.code()).rpartition(".")[2]
+    operator = parser_error.node_operator()
+    where = f"node {parser_error.node_name()!r} ({operator}): " if operator else ""
+    return f"{where}{code}: {' '.join(parser_error.desc().split())} [{parser_error.func()}]"
 
 
 def _inspect(trt: Any, logger: Any, artifact: Path) -> list[Layer]:
@@ -192,13 +195,13 @@ def _load_timing_cache(config: Any, file: Path) -> None:
 
 def _save_timing_cache(config: Any, file: Path) -> None:
     """Keeps the measured times; builds go on without them where the folder cannot be written."""
-    cache = config.get_timing_cache()
-    if cache is None:
+    timing_cache = config.get_timing_cache()
+    if timing_cache is None:
         return
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(cache.serialize())
+        partial.write_bytes(timing_cache.serialize())
         partial.replace(file)
     except OSError:
         partial.unlink(missing_ok=True)

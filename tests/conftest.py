@@ -69,6 +69,14 @@ def tiny_supplement_bundle(tmp_path_factory):
     return _export(tmp_path_factory.mktemp("tiny-supplement"), PRESETS["tiny"].with_supplement(), sampling="gather")
 
 
+@pytest.fixture(scope="session")
+def tiny_gather_bundle(tmp_path_factory):
+    """FP16, with the sampling written as gathers: what `--engine tensorrt` exports."""
+    from ris.reference.config import PRESETS
+
+    return _export(tmp_path_factory.mktemp("tiny-gather"), PRESETS["tiny"], precision="fp16", sampling="gather")
+
+
 @pytest.fixture
 def bundle_copy(tiny_bundle, tmp_path):
     """A bundle that a test may damage."""

@@ -1,0 +1,281 @@
+"""Graphs through TensorRT-RTX's real compiler, which needs no GPU: plans, precision, the parser's words, Ctrl-C."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import helper
+
+from ris.engines import EngineOptions, Graph, TensorSpec, create, select
+from ris.engines.cuda import driver_problem
+from ris.engines.errors import EngineError
+from ris.engines.probe import probe
+from ris.engines.tensorrt_build import PhaseTree, profiles
+from ris.engines.tensorrt_precision import Layer, count_precisions, layers_from_json, layers_from_log
+from ris.runtime import load, open_bundle
+from ris.runtime.bundle import STAGES
+from ris.runtime.commands.compile import main as compile_command
+from ris.runtime.compile import compile_bundle
+
+X = TensorSpec("x", "float32", ("images", 3))
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+
+
+@pytest.fixture(scope="module")
+def rtx():
+    return pytest.importorskip("tensorrt_rtx", reason='tensorrt_rtx is not installed ("ris-runtime[tensorrt-rtx]")')
+
+
+@pytest.fixture
+def without_driver():
+    if driver_problem() is None:
+        pytest.skip("there is a CUDA driver here")
+
+
+@pytest.fixture(scope="module")
+def compiled(rtx, tiny_gather_bundle):
+    """The five graphs, compiled once for this module."""
+    progress = []
+    bundle = open_bundle(tiny_gather_bundle)
+    row = select("tensorrt-rtx")
+    graphs = compile_bundle(bundle, row, create(row.name), lambda *event: progress.append(event))
+    return bundle, graphs, progress
+
+
+def test_all_five_graphs_compile_in_the_precision_that_was_asked_for(compiled, rtx):
+    bundle, graphs, _ = compiled
+    assert tuple(graphs) == STAGES
+    for stage, graph in graphs.items():
+        assert graph.built_now
+        assert graph.artifact.parent.parent == bundle.path / "engines"
+        sidecar = json.loads(graph.artifact.with_suffix(".json").read_text())
+        assert sidecar["recipe"]["version"] == rtx.__version__
+        assert sidecar["bytes"] == graph.bytes > 10000
+        if stage == "mask_decoder":
+            assert set(graph.layers) <= {"fp32", "integer"}
+        else:
+            assert graph.layers["fp16"] > graph.layers.get("fp32", 0)
+
+
+def test_the_second_time_they_come_from_the_cache(compiled):
+    bundle, graphs, _ = compiled
+    row = select("tensorrt-rtx")
+    again = compile_bundle(bundle, row, create(row.name, EngineOptions(build=False)))
+    assert not any(graph.built_now for graph in again.values())
+    assert {s: g.artifact for s, g in again.items()} == {s: g.artifact for s, g in graphs.items()}
+    with pytest.raises(EngineError, match=r"is of another profiles.dense_prompt .*\[8, .*, here \[\[1, .*\[3, "):
+        create(row.name, EngineOptions(build=False, max_expressions=3)).build(bundle.graph("mask_decoder"))
+
+
+def test_progress_is_real_and_never_goes_back(compiled):
+    _, _, progress = compiled
+    for stage in STAGES:
+        done = [fraction for name, _, fraction in progress if name == stage and fraction is not None]
+        assert done == sorted(done)
+        assert done[0] == 0
+        assert 0.9 < done[-1] <= 1
+    assert len({what for _, what, _ in progress}) > 5
+
+
+def test_plans_need_a_driver(compiled, without_driver):
+    bundle, graphs, _ = compiled
+    graph = bundle.graph("text_encoder")
+    with pytest.raises(EngineError, match="text_encoder: engine 'tensorrt-rtx' cannot run here: no CUDA driver"):
+        create("tensorrt-rtx").open(graph, graphs["text_encoder"].artifact)
+    with pytest.raises(EngineError, match="no CUDA driver"):
+        load(bundle.path, engine="tensorrt-rtx")
+    assert probe("tensorrt-rtx", "cuda").problem.startswith("no CUDA driver")
+    assert select("auto").name == "onnxruntime"
+
+
+def test_grid_sample_nodes_are_refused(rtx, tiny_fp16_bundle):
+    row = select("tensorrt-rtx")
+    with pytest.raises(EngineError, match=r"fusion of .* has some; export .* --grid-sample gather"):
+        compile_bundle(open_bundle(tiny_fp16_bundle), row, create(row.name))
+    with pytest.raises(EngineError, match="fusion samples with GridSample, which is wrong in several versions"):
+        create(row.name).build(open_bundle(tiny_fp16_bundle).graph("fusion"))
+
+
+def test_an_fp32_graph_is_no_fp16_graph(compiled):
+    """What an ignored FP16 flag would give."""
+    graph = dataclasses.replace(compiled[0].graph("mask_decoder"), precision="fp16", fp32_islands=frozenset())
+    with pytest.raises(EngineError, match=r"FP16 was asked for, but TensorRT-RTX .* computes \d+ of \d+ layers in FP32"):
+        create("tensorrt-rtx", EngineOptions(max_expressions=2)).build(graph)
+    assert not list(compiled[0].path.glob("engines/.*partial*"))
+
+
+def test_an_island_that_the_manifest_does_not_name(compiled):
+    graph = dataclasses.replace(compiled[0].graph("sam_image_encoder"), fp32_islands=frozenset())
+    with pytest.raises(EngineError, match="computes 1 of"):
+        create("tensorrt-rtx", EngineOptions(max_batch=2)).build(graph)
+
+
+def small_graph(path, *nodes, domain=""):
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["images", 3]) for name in "xy"]
+    graph = helper.make_graph(list(nodes), "small", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", 20), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return Graph("fusion", path, (X,), (dataclasses.replace(X, name="y"),), cache=path.parent / "engines")
+
+
+def test_unsupported_operators_are_all_named_in_the_parsers_words(rtx, tmp_path):
+    nodes = [
+        helper.make_node("Unique", ["x"], ["u"], name="first"),
+        helper.make_node("Det", ["x"], ["d"], name="second"),
+        helper.make_node("Add", ["x", "x"], ["y"]),
+    ]
+    graph = small_graph(tmp_path / "a.onnx", *nodes)
+    with pytest.raises(EngineError) as caught:
+        create("tensorrt-rtx").build(graph)
+    text = str(caught.value)
+    assert text.startswith("fusion: TensorRT-RTX ")
+    assert "node 'first' (Unique): UNSUPPORTED_NODE" in text
+    assert "node 'second' (Det): UNSUPPORTED_NODE" in text
+    assert "\n" not in text
+
+
+def test_an_unknown_operator(rtx, tmp_path):
+    graph = small_graph(
+        tmp_path / "a.onnx", helper.make_node("Magic", ["x"], ["y"], name="m", domain="x.y"), domain="x.y"
+    )
+    with pytest.raises(EngineError, match=r"node 'm' \(Magic\): INVALID_NODE: .*Plugin not found"):
+        create("tensorrt-rtx").build(graph)
+
+
+def test_a_broken_graph(rtx, tmp_path, compiled):
+    graph = dataclasses.replace(compiled[0].graph("fusion"), path=tmp_path / "fusion.onnx", sha256={})
+    graph.path.write_bytes(compiled[0].graph("fusion").path.read_bytes()[:5000])
+    with pytest.raises(EngineError, match="cannot read .*: MODEL_DESERIALIZE_FAILED: .*Failed to parse the ONNX model"):
+        create("tensorrt-rtx").build(graph)
+
+
+def test_a_graph_of_other_inputs(rtx, tmp_path):
+    graph = small_graph(tmp_path / "a.onnx", helper.make_node("Add", ["x", "x"], ["y"]))
+    other = dataclasses.replace(graph, inputs=(dataclasses.replace(X, name="z"),))
+    with pytest.raises(EngineError, match="has the inputs x, the manifest says z; export the bundle again"):
+        create("tensorrt-rtx").build(other)
+
+
+def test_ctrl_c_stops_the_build_and_leaves_nothing(rtx, tiny_gather_bundle, tmp_path):
+    bundle = shutil.copytree(tiny_gather_bundle, tmp_path / "copy", ignore=shutil.ignore_patterns("engines"))
+    code = "from ris.runtime.commands.compile import main; main()"
+    command = [sys.executable, "-c", code, str(bundle), "--engine", "tensorrt-rtx"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert process.stderr
+    for line in process.stderr:
+        if "Compile fusion" in line and "parsing" not in line:
+            break
+    start = time.perf_counter()
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 130
+    assert "Stopped; nothing half-written is left behind." in rest
+    assert time.perf_counter() - start < 30
+    engines = bundle / "engines"
+    assert not list(engines.glob(".*partial*"))
+    assert not list(engines.glob("*/fusion.*"))
+
+
+def test_the_command_prints_the_precision_of_every_graph(compiled):
+    path = str(compiled[0].path)
+    done = CliRunner().invoke(compile_command, [path, "--engine", "tensorrt-rtx"])
+    assert done.exit_code == 0
+    assert all(stage in done.output for stage in STAGES)
+    assert "0 of 5 graphs compiled" in done.output
+    done = CliRunner().invoke(compile_command, [path, "--engine", "tensorrt-rtx", "--json"])
+    report = json.loads(done.stdout)
+    assert report["engine"] == "tensorrt-rtx"
+    assert report["graphs"]["fusion"]["layers"]["fp16"] > 100
+
+
+def test_engines_that_compile_nothing_say_so(tiny_bundle):
+    done = CliRunner().invoke(compile_command, [str(tiny_bundle)])
+    assert "onnxruntime runs the graphs of" in done.output
+    done = CliRunner().invoke(compile_command, [str(tiny_bundle), "--workspace", "64"])
+    assert "engine 'onnxruntime' has no option workspace" in done.output
+
+
+@pytest.mark.parametrize("option", ["version_compatible", "hardware_compatible", "strip_weights"])
+def test_options_that_rtx_lacks_are_refused(rtx, option):
+    with pytest.raises(EngineError, match=f"engine 'tensorrt-rtx' has no option {option}"):
+        create("tensorrt-rtx", EngineOptions(**{option: True}))
+
+
+def test_options_out_of_range():
+    with pytest.raises(EngineError, match="must be at least 1, got 0 and 8"):
+        create("onnxruntime", EngineOptions(max_batch=0))
+
+
+def test_profiles_come_from_the_axes():
+    index = TensorSpec("index", "int32", ("expressions",))
+    fixed = TensorSpec("k", "float32", (2, 3))
+    graph = Graph("fusion", None, (X, index, fixed), ())
+    shapes = profiles(graph, EngineOptions(max_batch=4, max_expressions=6))
+    assert shapes == {"x": [[1, 3], [1, 3], [4, 3]], "index": [[1], [1], [6]]}
+    odd = Graph("fusion", None, (TensorSpec("x", "float32", ("tokens",)),), ())
+    with pytest.raises(EngineError, match="input 'x' has an unknown axis 'tokens'"):
+        profiles(odd, EngineOptions())
+
+
+def test_a_phase_is_part_of_its_parents_step():
+    tree = PhaseTree()
+    tree.start("build", None, 4)
+    tree.step("build", 0)
+    assert tree.fraction == 0.25
+    tree.start("optimise", "build", 2)
+    tree.step("optimise", 0)
+    assert tree.fraction == 0.375
+    tree.finish("optimise")
+    tree.step("unknown", 3)
+    tree.start("optimise", "build", 10)  # names come again
+    tree.step("optimise", 0)
+    assert tree.fraction == 0.375
+
+
+@pytest.mark.parametrize("key", ["Datatype", "Format/Datatype"])
+def test_layers_from_the_inspector(key):
+    """TensorRT 11's JSON and 10's, as documented; neither can be made without a GPU."""
+    half = "Half" if key == "Datatype" else "Row major linear FP16 format"
+    entry = {
+        "Name": "gemm_1",
+        "LayerType": "gemm",
+        "Inputs": [{"Name": "a", key: half}],
+        "Outputs": [{"Name": "b", key: "Float"}],
+        "Metadata": "[ONNX Layer: one]\x1e[ONNX Layer: two]",
+    }
+    expected = Layer("gemm_1", "gemm", frozenset({"fp16"}), frozenset({"fp32"}), frozenset({"one", "two"}))
+    assert layers_from_json(json.dumps({"Layers": [entry]})) == [expected]
+    assert layers_from_json(json.dumps({"Layers": ["gemm_1"]})) == []  # names only
+    assert layers_from_json("nothing") == []
+
+
+def test_layers_from_the_log():
+    line = (
+        "Name: mm, LayerType: gemm, Inputs: [ { Name: a, Dimensions: [-1,4], Datatype: Float, Format: (Linear) x }], "
+        "Constants: [ { Name: w, Datatype: Half }], Outputs: [ { Name: b, Datatype: Float }], TacticName: t, StreamId: "
+        "0, Metadata: [ONNX Layer: node_1]"
+    )
+    (layer,) = layers_from_log(f"Layers:\n{line}\n\nI/O Tensors:\n Name: a, IOMode: Input")
+    assert layer == Layer("mm", "gemm", frozenset({"fp32"}), frozenset({"fp32"}), frozenset({"node_1"}))
+    graph = Graph("fusion", None, (), (), precision="fp16")
+    assert count_precisions([layer], graph).unexpected == ("mm",)
+    island = dataclasses.replace(graph, fp32_islands=frozenset({"node_1"}))
+    assert count_precisions([layer], island) == count_precisions([layer], dataclasses.replace(graph, precision="fp32"))
+    cast = dataclasses.replace(layer, reads=frozenset({"fp16"}))
+    assert not count_precisions([cast], graph).unexpected
+    reformat = Layer("reformat", "reformat", frozenset({"fp32"}), frozenset({"fp32"}), frozenset())
+    assert not count_precisions([reformat], graph).unexpected
