@@ -55,7 +55,12 @@ def build_plan(request: BuildRequest, artifact: Path, progress: Progress) -> dic
     FP32 beyond the manifest's islands. Ctrl-C stops the build at its next step; nothing of it is left.
     """
     stop = threading.Event()
-    layers, source = _run_interruptibly(lambda: _build(request, artifact, progress, stop), stop)
+
+    def on_stop() -> None:
+        progress(request.graph.stage, "stopping at the compiler's next step", None)
+        stop.set()
+
+    layers, source = _run_interruptibly(lambda: _build(request, artifact, progress, stop), on_stop)
     if not layers:
         raise EngineError(
             f"{request.graph.stage}: {request.title} does not say what precision its layers have, so the plan cannot "
@@ -71,8 +76,8 @@ def build_plan(request: BuildRequest, artifact: Path, progress: Progress) -> dic
     return {"layers": counted.counts, "layers_from": source}
 
 
-def _run_interruptibly(work: Callable[[], T], stop: threading.Event) -> T:
-    """`work` in a thread of its own. A KeyboardInterrupt here sets `stop` and waits for it to end.
+def _run_interruptibly(work: Callable[[], T], on_stop: Callable[[], None]) -> T:
+    """`work` in a thread of its own. A KeyboardInterrupt here calls `on_stop`, and goes on when `work` has ended.
 
     An exception must not pass through TensorRT's frames, and Python delivers Ctrl-C to the main thread only.
     """
@@ -84,16 +89,21 @@ def _run_interruptibly(work: Callable[[], T], stop: threading.Event) -> T:
             results.append(work())
         except BaseException as error:
             errors.append(error)
+        finally:
+            ended.set()
 
+    ended = threading.Event()
     thread = threading.Thread(target=run, name="tensorrt-build")
     thread.start()
     interrupted = False
-    while thread.is_alive():
+    # not Thread.join: interrupted, that of Python 3.11 takes the thread for ended
+    while not ended.is_set():
         try:
-            thread.join(0.2)
+            ended.wait(0.2)
         except KeyboardInterrupt:
             interrupted = True
-            stop.set()
+            on_stop()
+    thread.join()
     if interrupted:
         raise KeyboardInterrupt
     if errors:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ris.engines import TABLE, EngineOptions, EngineSpec, create, select
+from ris.engines import TABLE, EngineSpec, create, select
 from ris.engines.errors import RisError
 from ris.engines.probe import Probe, probe_apart
 from ris.runtime import system
@@ -191,6 +191,8 @@ def _judge_engines(engines: tuple[EngineHealth, ...], gpus: Gpus, problems: list
         if conflict := _row(engine.name).conflict():
             what, _, way_out = conflict.partition("; ")
             problems.append(Problem(what, way_out))
+        elif engine.missing is None and not engine.works and _row(engine.name).unusable():
+            notes.append(f"{engine.name} is installed, but nothing here runs it: {engine.probes[0].problem}")
         elif engine.missing is None and not engine.works:
             reasons = "; ".join(f"{p.device}: {p.problem}" for p in engine.probes)
             problems.append(
@@ -264,7 +266,7 @@ def _graph(bundle: Bundle, stage: str, run: bool) -> GraphHealth:
     try:
         weights = count_weights(bundle.file(entry.file))
         if run:
-            graph, engine = bundle.graph(stage), create(select().name, EngineOptions())
+            graph, engine = bundle.graph(stage), create(select().name)
             with engine.open(graph, engine.compile(graph)) as session:
                 info = session.info
                 runs = f"{info.engine} {info.version} on {info.device} ({', '.join(info.providers)})"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RUNTIME_PACKAGES = ("ris-runtime", "numpy", "pillow", "tokenizers", "click", "rich")
-ENGINE_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx")
+ENGINE_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-cu13", "tensorrt-rtx-cu13", "cuda-bindings")
 EXPORT_PACKAGES = (
     "torch", "torchvision", "onnx", "onnxscript", "transformers", "segment-anything", "open-clip-torch", "safetensors",
 )  # fmt: skip

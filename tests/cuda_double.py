@@ -19,13 +19,13 @@ class Handle(int):
 class Cuda:
     """Stands in for the module cuda.bindings.runtime. fail: name of a function -> error code of its next calls."""
 
-    class cudaMemcpyKind:  # noqa: N801
+    class cudaMemcpyKind:
         cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice = 1, 2, 3
 
-    class cudaStreamCaptureMode:  # noqa: N801
+    class cudaStreamCaptureMode:
         cudaStreamCaptureModeThreadLocal = 1
 
-    class cudaDeviceAttr:  # noqa: N801
+    class cudaDeviceAttr:
         cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor = 75, 76
 
     cudaStreamNonBlocking = 1
@@ -77,7 +77,7 @@ class Cuda:
     def cudaMallocHost(self, size):
         return self._allocate("cudaMallocHost", self.pinned, size)
 
-    def cudaFree(self, devPtr):  # noqa: N803
+    def cudaFree(self, devPtr):
         del self.device[devPtr]  # a KeyError: freed twice, or never allocated
         return self._note("cudaFree")
 
@@ -142,12 +142,12 @@ class Cuda:
         del self.graphs[graph]
         return self._note("cudaGraphDestroy")
 
-    def cudaGraphLaunch(self, graphExec, stream):  # noqa: N803
+    def cudaGraphLaunch(self, graphExec, stream):
         for work in self.executables[graphExec]:
             work()
         return self._note("cudaGraphLaunch")
 
-    def cudaGraphExecDestroy(self, graphExec):  # noqa: N803
+    def cudaGraphExecDestroy(self, graphExec):
         del self.executables[graphExec]
         return self._note("cudaGraphExecDestroy")
 

@@ -158,7 +158,7 @@ def test_a_full_disk_is_a_sentence(home):
     def build(artifact):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(EngineError, match="fusion: the disk is full at .*free some space"):
+    with pytest.raises(EngineError, match=r"fusion: the disk is full at .*free some space"):
         obtain(RECIPE, home, build, EngineOptions())
 
 

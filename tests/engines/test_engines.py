@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 
 import numpy as np
 import onnxruntime
 import pytest
 
-from ris.engines import ENGINE_NAMES, TABLE, EngineOptions, Graph, TensorSpec, create, select
+from cuda_double import Cuda
+from ris.engines import ENGINE_NAMES, TABLE, EngineOptions, Graph, TensorSpec, create, cuda, select
 from ris.engines.errors import EngineError
 from ris.runtime import load, open_bundle
 
@@ -24,7 +26,7 @@ def session(tiny_bundle):
 def test_auto_takes_the_first_that_is_installed(monkeypatch):
     assert select("auto").name == "onnxruntime"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(EngineError, match=r'no engine is installed: .*pip install "ris-runtime\[cpu\]"'):
+    with pytest.raises(EngineError, match=r'no engine runs here: .*pip install "ris-runtime\[cpu\]"'):
         select("auto")
     with pytest.raises(EngineError, match=r"'onnxruntime' cannot run here: the package 'onnxruntime' is not installed"):
         select("onnxruntime")
@@ -44,7 +46,49 @@ def test_an_unknown_device_lists_the_valid_names():
 
 def test_every_row_names_a_module_with_an_engine():
     for row in TABLE:
-        assert create(row.name).options == EngineOptions()
+        source = importlib.util.find_spec(row.module).loader.get_source(row.module)
+        assert "\nENGINE = " in source
+        if row.unusable() is None:
+            assert create(row.name).options == EngineOptions(device=row.devices[0])
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_tensorrt_says_what_to_install(name, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    package = name.replace("-", "_")
+    with pytest.raises(EngineError) as caught:
+        select(name)
+    assert str(caught.value) == (
+        f'engine {name!r} cannot run here: the package {package!r} is not installed; pip install "ris-runtime[{name}]"'
+    )
+
+
+def test_auto_passes_over_engines_without_a_device(monkeypatch):
+    """Installed, but there is no driver: the first of the table that runs is taken."""
+    monkeypatch.setattr("ris.engines.table.TABLE", tuple(reversed(TABLE)))
+    monkeypatch.setattr("ris.engines.table.driver_problem", lambda: "no CUDA driver")
+    assert select("auto").name == "onnxruntime"
+
+
+def test_without_cuda_python_the_driver_is_asked_itself(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    def missing(name):
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    assert cuda.driver_problem() == "no CUDA driver (libcuda.so.1 is not there); install one"
+
+
+def test_a_driver_without_a_gpu_is_none(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    runtime = Cuda()
+    monkeypatch.setattr(cuda, "load", lambda: runtime)
+    assert cuda.driver_problem() is None
+    monkeypatch.setattr(runtime, "cudaGetDeviceCount", lambda: (0, 0))
+    assert cuda.driver_problem() == "the CUDA driver sees no GPU; check CUDA_VISIBLE_DEVICES"
+    monkeypatch.setattr(runtime, "cudaGetDeviceCount", lambda: (35, None))
+    assert cuda.driver_problem().startswith("no CUDA driver that fits (error 35)")
 
 
 def test_cuda_is_refused_where_it_is_not_there(tiny_bundle):

@@ -75,8 +75,9 @@ def used():
     return sorted(found, key=str)
 
 
-# Runs where the bindings are. pybind11 writes signatures as the first line of a docstring, or one for each overload.
-CHECK = """
+# Runs where the bindings are. pybind11 writes signatures into the docstring, a line each:
+# "name(self: module.Class, first: module.Kind, second: int = <Kind.X: 0>) -> bool"
+CHECK = r"""
 import importlib, json, re, sys
 module = importlib.import_module(sys.argv[1])
 problems = []
@@ -90,19 +91,18 @@ for path, count in json.loads(sys.argv[2]):
         continue
     if count is None:
         continue
-    lines = [l.strip() for l in (thing.__doc__ or "").splitlines()]
-    signatures = [re.sub(r"\\\\[[^\\\\[\\\\]]*\\\\]", "", re.sub(r"<[^>]*>", "X", l)) for l in lines if re.match(r"(\\\\d+\\\\. )?" + name + r"\\\\(self", l)]
-    if not signatures:
-        problems.append(f"{path}: no signature")
-    fits = False
-    for s in signatures:
-        inside = s[s.index("(") + 1 : s.index(") ->")].split(", ")[1:]
-        needed = [a for a in inside if " = " not in a]
-        fits = fits or len(needed) <= count <= len(inside)
-    if signatures and not fits:
-        problems.append(f"{path}: called with {count} arguments, takes {signatures}")
+    fits, signatures = False, []
+    for line in (thing.__doc__ or "").splitlines():
+        if re.match(r"\s*(\d+\. )?" + name + r"\(self", line):
+            plain = re.sub(r"\[[^\[\]]*\]", "", re.sub(r"<[^>]*>", "X", line))
+            arguments = plain[plain.index("(") + 1 : plain.index(") ->")].split(", ")[1:]
+            required = [a for a in arguments if " = " not in a]
+            fits = fits or len(required) <= count <= len(arguments)
+            signatures.append(line.strip())
+    if not fits:
+        problems.append(f"{path}: called with {count} arguments, takes {signatures or 'nobody says what'}")
 print(json.dumps(problems))
-""".replace("\\\\", "\\")
+"""
 
 
 def test_what_is_used_is_found_in_the_source():

@@ -113,7 +113,7 @@ def test_grid_sample_nodes_are_refused(rtx, tiny_fp16_bundle):
 def test_an_fp32_graph_is_no_fp16_graph(compiled):
     """What an ignored FP16 flag would give."""
     graph = dataclasses.replace(compiled[0].graph("mask_decoder"), precision="fp16", fp32_islands=frozenset())
-    with pytest.raises(EngineError, match=r"FP16 was asked for, but TensorRT-RTX .* computes \d+ of \d+ layers in FP32"):
+    with pytest.raises(EngineError, match=r"FP16 was asked for, but TensorRT-RTX .* computes \d+ of \d+ layers"):
         create("tensorrt-rtx", EngineOptions(max_expressions=2)).build(graph)
     assert not list(compiled[0].path.glob("engines/.*partial*"))
 
@@ -159,7 +159,7 @@ def test_an_unknown_operator(rtx, tmp_path):
 def test_a_broken_graph(rtx, tmp_path, compiled):
     graph = dataclasses.replace(compiled[0].graph("fusion"), path=tmp_path / "fusion.onnx", sha256={})
     graph.path.write_bytes(compiled[0].graph("fusion").path.read_bytes()[:5000])
-    with pytest.raises(EngineError, match="cannot read .*: MODEL_DESERIALIZE_FAILED: .*Failed to parse the ONNX model"):
+    with pytest.raises(EngineError, match=r"cannot read .*: MODEL_DESERIALIZE_FAILED: .*Failed to parse the ONNX"):
         create("tensorrt-rtx").build(graph)
 
 

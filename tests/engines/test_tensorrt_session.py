@@ -196,7 +196,7 @@ def test_calls_from_several_threads_take_turns(cuda, engine, graph):
 
 
 def test_a_plan_that_does_not_load_is_an_error_in_tensorrts_words(cuda, engine, graph):
-    with pytest.raises(EngineError, match="fusion: tensorrt 10.16 cannot load the plan: Error Code 6: the plan is of"):
+    with pytest.raises(EngineError, match=r"fusion: tensorrt 10.16 cannot load the plan: Error Code 6: the plan is of"):
         open_it(cuda, graph, b"bad")
     assert not cuda.calls
 

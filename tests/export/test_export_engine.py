@@ -1,0 +1,68 @@
+"""`ris-export --engine`: what cannot compile is said before anything is written; what was compiled stays."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from ris.export.bundle_writer import _building
+from ris.export.command import main
+from ris.runtime.bundle import ENGINES, MANIFEST
+
+
+def export(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_an_engine_that_is_missing_is_one_sentence_and_nothing_is_written(tmp_path):
+    if importlib.util.find_spec("tensorrt") is not None:
+        pytest.skip("this machine has tensorrt")
+    out = tmp_path / "bundle"
+    done = export("--engine", "tensorrt", "--out", out)
+    assert done.exit_code == 2
+    assert done.output == (
+        "Error: engine 'tensorrt' cannot run here: the package 'tensorrt' is not installed; "
+        'pip install "ris-runtime[tensorrt]"\n'
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_grid_sample_nodes_and_tensorrt_contradict_each_other(tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    done = export("--engine", "tensorrt-rtx", "--grid-sample", "native", "--out", tmp_path / "bundle")
+    assert done.exit_code == 2
+    assert "engine 'tensorrt-rtx' needs --grid-sample gather; leave --grid-sample out" in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_auto_says_what_it_took(tmp_path):
+    done = export("--engine", "auto", "--dry-run", "--out", tmp_path / "bundle")
+    assert done.exit_code == 0
+    assert "--engine auto: onnxruntime" in done.output
+
+
+def test_an_export_compiles_for_the_engine_with_gathers(tmp_path, monkeypatch):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    out = tmp_path / "bundle"
+    done = export("--precision", "fp16", "--engine", "tensorrt-rtx", "--max-expressions", 2, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "5 of 5 graphs compiled" in done.output
+    assert json.loads((out / MANIFEST).read_text())["graphs"]["fusion"]["sampling"] == "gather"
+    assert len(list((out / ENGINES).glob("*/*.plan"))) == 5
+
+
+def test_what_was_compiled_outlives_the_bundle_that_is_replaced(tmp_path):
+    """The same export gives the same graphs, and compiled graphs are found by content."""
+    out = tmp_path / "bundle"
+    with _building(out, overwrite=False) as folder:
+        (folder / MANIFEST).write_text("first")
+    (out / ENGINES / "key").mkdir(parents=True)
+    with _building(out, overwrite=True) as folder:
+        (folder / MANIFEST).write_text("second")
+    assert (out / MANIFEST).read_text() == "second"
+    assert (out / ENGINES / "key").is_dir()
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
