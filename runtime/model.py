@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -171,8 +172,13 @@ class Model:
             rgb = load_rgb(image)
         with _timed(timings, "image.prepare"):
             sam_image, clip_image = prepare_image(rgb, self.bundle.manifest.preprocess)
-        embeddings = self._encode("sam_image_encoder", sam_image, timings)["image_embeddings"]
-        tokens = self._encode("clip_image_encoder", clip_image, timings)["clip_tokens"]
+        jobs = {"sam_image_encoder": sam_image, "clip_image_encoder": clip_image}
+        if all(self._session(stage).info.device == "cuda" for stage in jobs):
+            with ThreadPoolExecutor(len(jobs)) as pool:  # each on its own stream
+                encoded = list(pool.map(lambda stage: self._encode(stage, jobs[stage], timings), jobs))
+        else:
+            encoded = [self._encode(stage, jobs[stage], timings) for stage in jobs]
+        embeddings, tokens = encoded[0]["image_embeddings"], encoded[1]["clip_tokens"]
         height, width = rgb.shape[:2]
         return Scene(self, height, width, embeddings, tokens, timings)
 

@@ -279,3 +279,35 @@ def test_layers_from_the_log():
     assert not count_precisions([cast], graph).unexpected
     reformat = Layer("reformat", "reformat", frozenset({"fp32"}), frozenset({"fp32"}), frozenset())
     assert not count_precisions([reformat], graph).unexpected
+
+
+def test_tensorrts_own_path_as_far_as_rtx_goes(compiled, monkeypatch, tmp_path):
+    """The engine `tensorrt` over the module of TensorRT-RTX, with a driver pretended: device, timing cache, options."""
+    from cuda_double import Cuda
+    from ris.engines import cuda, tensorrt
+
+    monkeypatch.setattr(cuda, "driver_problem", lambda: None)
+    monkeypatch.setattr(cuda, "load", Cuda)
+    monkeypatch.setattr(tensorrt.TensorRtEngine, "package", "tensorrt_rtx")
+    options = EngineOptions(device="cuda", workspace=2**28, max_expressions=2)
+    graph = compiled[0].graph("text_encoder")
+    built = [tensorrt.ENGINE(options).build(graph) for _ in range(2)]
+    assert [b.built_now for b in built] == [True, False]
+    assert built[0].report["layers_from"] in ("build log", "engine inspector")
+    sidecar = json.loads(built[0].artifact.with_suffix(".json").read_text())
+    assert sidecar["recipe"]["device"] == "sm_90"
+    assert sidecar["recipe"]["options"]["workspace"] == 2**28
+    (timing,) = (tmp_path / "user" / "ris-runtime" / "engines").glob("timing-tensorrt-*-sm_90.bin")
+    first = timing.read_bytes()
+    timing.write_bytes(b"damaged")
+    tensorrt.ENGINE(dataclasses.replace(options, max_expressions=3)).build(graph)
+    assert timing.read_bytes() == first or timing.stat().st_size > 7
+    compatible = dataclasses.replace(options, hardware_compatible=True)
+    assert tensorrt.ENGINE(compatible).build(graph).artifact != built[0].artifact
+
+
+def test_tensorrt_without_a_driver_says_so_before_anything_else(without_driver, monkeypatch):
+    from ris.engines import tensorrt
+
+    with pytest.raises(EngineError, match="engine 'tensorrt' compiles and runs on a GPU only: no CUDA driver"):
+        tensorrt.ENGINE(EngineOptions(device="cuda"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -176,3 +177,17 @@ class TestCategoryVariant:
     def test_other_models_take_none(self, model, picture):
         with pytest.raises(ExpressionError, match="does not ask by category"):
             model.encode_image(picture).segment("man", category="person")
+
+
+def test_on_a_gpu_the_image_encoders_run_side_by_side(model, picture, monkeypatch):
+    alone = model.encode_image(picture)
+    both = threading.Barrier(2, timeout=30)
+    for stage in ("sam_image_encoder", "clip_image_encoder"):
+        session = model.open_sessions[stage]
+        monkeypatch.setattr(session, "info", replace(session.info, device="cuda"))
+        original = session._run
+        monkeypatch.setattr(session, "_run", lambda feeds, original=original: (both.wait(), original(feeds))[1])
+    scene = model.encode_image(picture)
+    np.testing.assert_array_equal(scene.image_embeddings, alone.image_embeddings)
+    np.testing.assert_array_equal(scene.clip_tokens, alone.clip_tokens)
+    assert {"image.sam_image_encoder", "image.clip_image_encoder"} <= set(scene.timings)
