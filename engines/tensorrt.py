@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from ris.engines import cache, cuda
 from ris.engines.base import Compiled, Engine, EngineOptions, Graph, Progress, Session, SessionInfo, silent
 from ris.engines.errors import EngineError
-from ris.engines.tensorrt_build import BuildRequest, build_plan, profiles
+from ris.engines.tensorrt_build import BUILD_VERSION, BuildRequest, build_plan, profiles
 from ris.engines.tensorrt_session import TensorRtSession, open_session
 
 
@@ -79,6 +79,7 @@ class TensorRtEngine(Engine):
             device=self._device(),
             profiles=profiles(graph, options),
             options={
+                "build_version": BUILD_VERSION,
                 "workspace": options.workspace,
                 "version_compatible": options.version_compatible,
                 "hardware_compatible": options.hardware_compatible,

@@ -15,6 +15,9 @@ from ris.engines.tensorrt_precision import Layer, count_precisions, layers_from_
 
 T = TypeVar("T")
 
+BUILD_VERSION = 1
+"""Part of a plan's key; to be raised when the code below makes other plans of the same graph and options."""
+
 
 @dataclass(frozen=True)
 class BuildRequest:
@@ -139,6 +142,9 @@ def _build(request: BuildRequest, artifact: Path, progress: Progress, stop: thre
     if options.strip_weights:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)  # plain REFIT has dropped biases (11.3)
+    if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        # TensorRT-RTX allocates while it runs, unless it is told; a CUDA graph cannot be captured then
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     shapes = profiles(graph, options)
     if shapes:
         profile = builder.create_optimization_profile()

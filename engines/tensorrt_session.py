@@ -99,7 +99,7 @@ class _Bucket:
 
     def _prepare(self, session: TensorRtSession, shapes: Shapes) -> None:
         stage = session.graph.stage
-        self.context = session.engine.create_execution_context()
+        self.context = session.create_context()
         if self.context is None:
             raise EngineError(
                 f"{stage}: no execution context ({session.logger.in_a_line()}); the GPU's memory may be full"
@@ -181,6 +181,7 @@ class TensorRtSession(Session):
     ) -> None:
         super().__init__(graph, info)
         self.cuda = cuda
+        self._trt = trt
         self.engine, self.logger = engine, logger
         self._runtime = runtime  # has to outlive the engine
         self.stream: Any = call(cuda, "cudaStreamCreateWithFlags", cuda.cudaStreamNonBlocking)
@@ -188,6 +189,18 @@ class TensorRtSession(Session):
         self.notes: list[str] = []
         self._buckets: OrderedDict[Shapes, _Bucket] = OrderedDict()
         self._lock = threading.Lock()
+
+    def create_context(self) -> Any:
+        """An execution context, None where there is no memory for it."""
+        if not hasattr(self._trt, "DynamicShapesKernelSpecializationStrategy"):
+            return self.engine.create_execution_context()
+        # TensorRT-RTX makes kernels for the shapes at hand when it runs, by default in the background; a captured
+        # graph would keep the slow ones that it starts with
+        runtime_config = self.engine.create_runtime_config()
+        runtime_config.dynamic_shapes_kernel_specialization_strategy = (
+            self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        )
+        return self.engine.create_execution_context(runtime_config)
 
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, np.ndarray]:
         with self._lock:

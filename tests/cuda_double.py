@@ -206,6 +206,7 @@ class ICudaEngine:
         self._fails = self._no_capture = False
         self._shapes_known = True
         self._contexts = True
+        self._configs = []
 
     def get_tensor_name(self, index):
         return ("x", "index", "y")[index]
@@ -213,8 +214,16 @@ class ICudaEngine:
     def get_tensor_profile_shape(self, name, profile_index):
         return [tuple(1 for _ in self._largest[name])] * 2 + [self._largest[name]]
 
-    def create_execution_context(self):
+    def create_execution_context(self, runtime_config=None):
+        self._configs.append(runtime_config)
         return IExecutionContext(self) if self._contexts else None
+
+    def create_runtime_config(self):
+        return IRuntimeConfig()
+
+
+class IRuntimeConfig:
+    """TensorRT-RTX has more of it than TensorRT."""
 
 
 class Runtime:

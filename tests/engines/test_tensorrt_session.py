@@ -214,5 +214,15 @@ def test_a_stripped_plan_takes_its_weights_from_the_graph(cuda, engine, graph, m
         open_it(cuda, graph, refit=graph.path)
 
 
+def test_rtx_makes_its_kernels_before_they_are_captured(cuda, engine, graph, monkeypatch):
+    open_it(cuda, graph).run(feeds())
+    assert engine._configs == [None]
+    strategy = type("Strategy", (), {"EAGER": "eager"})
+    monkeypatch.setattr(TensorRt, "DynamicShapesKernelSpecializationStrategy", strategy, raising=False)
+    with open_it(cuda, graph) as session:
+        session.run(feeds())
+    assert engine._configs[1].dynamic_shapes_kernel_specialization_strategy == "eager"
+
+
 def test_the_device_is_named_by_its_compute_capability(cuda):
     assert compute_capability(cuda) == "sm_90"
