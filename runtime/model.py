@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ris.engines import EngineOptions, Progress, Session, SessionInfo, Value, create, select, silent
-from ris.engines.errors import ExpressionError, RisError
+from ris.engines.errors import EngineError, ExpressionError, RisError
 from ris.runtime.bundle import STAGES, Bundle, open_bundle
 from ris.runtime.categories import AUTO, CategoryTable, Guess
 from ris.runtime.compile import require_fit
@@ -350,6 +350,8 @@ def open_model(
     if max_expressions < 1:
         raise RisError(f"max_expressions must be at least 1, got {max_expressions}")
     row = select(engine)
+    if reason := row.unusable():  # before minutes of compiling for nothing
+        raise EngineError(f"engine {row.name!r} cannot run here: {reason}")
     require_fit(bundle, row)
     chosen = create(row.name, replace(options or EngineOptions(), max_expressions=max_expressions))
     sessions: dict[str, Session] = {}
