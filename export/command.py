@@ -155,7 +155,9 @@ def main(
         )
     if random_weights is None and not from_files:
         click.echo(
-            "No weights were given: exporting the built-in demo (tiny, made-up weights; masks mean nothing).", err=True
+            f"No weights were given: exporting the built-in demo ({preset or 'tiny'}, made-up weights; masks mean "
+            "nothing).",
+            err=True,
         )
 
     def find() -> ModelSource:

@@ -17,9 +17,8 @@ from ris.export.sources import rebuild_model
 from ris.reference.categories import COCO_PANOPTIC
 from ris.reference.checkpoint import WeightFiles, load_model
 from ris.reference.model import RISModel
-from ris.reference.preprocess import prepare_image, resize_logits, resize_to_square
+from ris.reference.preprocess import prepare_image, resize_logits, resize_to_square, token_ids
 from ris.reference.tokenizer import tokenizer_from
-from ris.reference.training.data import token_ids
 from ris.runtime.bundle import Bundle
 
 
@@ -36,10 +35,7 @@ def reference_arrays(
     Also `image` [B, 3, S, S] and `image_index` int32 [N], which golden.npz leaves out.
     """
     config = model.config
-    ids = np.zeros((len(expressions), config.max_tokens), np.int32)
-    for row, expression in zip(ids, expressions, strict=True):
-        found = tokenizer.encode(expression).ids[: config.max_tokens]
-        row[: len(found)] = found
+    ids = token_ids(tokenizer, expressions, config.max_tokens)
     rows = torch.tensor([COCO_PANOPTIC.index(name) for name in categories])
     with torch.no_grad():
         prepared = [prepare_image(image, config) for image in images]
@@ -49,13 +45,13 @@ def reference_arrays(
         embeddings = torch.cat([model.encode_sam(image[i : i + 1]) for i in range(len(images))])
         clip_tokens = torch.cat([model.encode_clip(clip_image[i : i + 1]) for i in range(len(images))])
         index = torch.tensor(list(image_index))
-        out = model.ask(embeddings[index], clip_tokens[index], torch.from_numpy(ids).long(), rows)
+        out = model.ask(embeddings[index], clip_tokens[index], ids, rows)
         arrays: dict[str, NDArray[Any]] = {
             "rgb": images[0],
             "square": resize_to_square(images[0], config.sam.image_size),
             "image": image.numpy(),
             "clip_image": clip_image.numpy(),
-            "input_ids": ids,
+            "input_ids": ids.numpy().astype(np.int32),
             "image_index": np.asarray(image_index, np.int32),
             "image_embeddings": embeddings.numpy(),
             "clip_tokens": clip_tokens.numpy(),
@@ -128,9 +124,7 @@ def timed_reference(
     size = image.shape[:2]
 
     def ask(embeddings: torch.Tensor, tokens: torch.Tensor, expression: str) -> None:
-        ids = torch.zeros(1, model.config.max_tokens, dtype=torch.long)
-        found = tokenizer.encode(expression).ids[: model.config.max_tokens]
-        ids[0, : len(found)] = torch.tensor(found)
+        ids = token_ids(tokenizer, [expression], model.config.max_tokens)
         out = model.ask(embeddings, tokens, ids, torch.tensor([0]))
         (resize_logits(out.mask_logits, *size) > 0).numpy()
 
@@ -163,11 +157,11 @@ class ReferenceSegmenter:
     def answer(
         self, rgb: NDArray[np.uint8], expressions: Sequence[str], categories: Sequence[str | None]
     ) -> list[Answer]:
-        """One answer an expression, in order; without a category's name the first row of the table is asked."""
+        """One answer an expression, in order; what has no category is asked as "background", as in training."""
         model = self._model
         image, clip_image = prepare_image(rgb, model.config)
-        ids = token_ids(self._tokenizer, tuple(expressions), model.config.max_tokens)
-        rows = torch.tensor([COCO_PANOPTIC.index(name) if name else 0 for name in categories])
+        ids = token_ids(self._tokenizer, expressions, model.config.max_tokens)
+        rows = torch.tensor([COCO_PANOPTIC.index(name or "background") for name in categories])
         count = (len(expressions), -1, -1)
         embeddings, tokens = model.encode_sam(image), model.encode_clip(clip_image)
         out = model.ask(embeddings.expand(*count, -1), tokens.expand(count), ids, rows)

@@ -1,11 +1,14 @@
-"""Image preparation with Pillow and torch (docs/model.md 2): what the runtime's NumPy version is checked against."""
+"""Images and text as the model takes them (docs/model.md 2): what the runtime's version is checked against."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from ris.reference.config import ModelConfig
@@ -28,9 +31,23 @@ def prepare_image(image: np.ndarray, config: ModelConfig) -> tuple[Tensor, Tenso
 
     CLIP's image is made from SAM's resized one by bicubic interpolation without antialiasing.
     """
-    square = torch.tensor(resize_to_square(image, config.sam.image_size)).permute(2, 0, 1).float()
-    small = F.interpolate(square[None] / 255, size=(config.clip.image_size,) * 2, mode="bicubic", align_corners=False)
-    return _normalise(square, SAM_MEAN, SAM_STD)[None], _normalise(small[0], CLIP_MEAN, CLIP_STD)[None]
+    return prepare_squares(resize_to_square(image, config.sam.image_size)[None], config)
+
+
+def prepare_squares(squares: np.ndarray, config: ModelConfig) -> tuple[Tensor, Tensor]:
+    """`prepare_image` for images that have SAM's size already: uint8 RGB [B, S, S, 3] -> [B, 3, S, S], [B, 3, c, c]."""
+    square = torch.tensor(squares).permute(0, 3, 1, 2).float()
+    small = F.interpolate(square / 255, size=(config.clip.image_size,) * 2, mode="bicubic", align_corners=False)
+    return _normalise(square, SAM_MEAN, SAM_STD), _normalise(small, CLIP_MEAN, CLIP_STD)
+
+
+def token_ids(tokenizer: Tokenizer, expressions: Sequence[str], length: int) -> Tensor:
+    """int64 [N, length], cut and padded with 0 as docs/model.md 2 says."""
+    ids = torch.zeros(len(expressions), length, dtype=torch.long)
+    for row, encoded in zip(ids, tokenizer.encode_batch(list(expressions)), strict=True):
+        found = encoded.ids[:length]
+        row[: len(found)] = torch.tensor(found)
+    return ids
 
 
 def resize_logits(mask_logits: Tensor, height: int, width: int) -> Tensor:

@@ -58,16 +58,21 @@ def run_python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
 
 
-def test_the_runtime_works_where_the_heavy_packages_do_not_exist(tiny_bundle):
-    """Every import of a heavy package fails in this process; a mask comes out all the same."""
-    done = run_python(
-        f"""
+REFUSE = f"""
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {HEAVY!r}:
             raise ImportError("not installed: " + name)
 sys.meta_path.insert(0, Refuse())
+"""
+
+
+def test_the_runtime_works_where_the_heavy_packages_do_not_exist(tiny_bundle):
+    """Every import of a heavy package fails in this process; a mask comes out all the same."""
+    done = run_python(
+        REFUSE
+        + f"""
 import numpy as np
 from ris.runtime import load
 import ris.runtime.commands.infer, ris.runtime.commands.parity, ris.runtime.commands.bench, ris.runtime.commands.doctor
@@ -77,6 +82,25 @@ with load({str(tiny_bundle)!r}) as model:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(30, 40)"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "missing"),
+    [
+        ("ris.export.command", [], "torch"),
+        ("ris.reference.training.command", ["--out", "run"], "torch"),
+        ("ris.calibration.evaluation.command", ["--pytorch", "--checkpoint", "x.pth"], "torch"),
+    ],
+)
+def test_commands_that_need_pytorch_say_what_to_install(tmp_path, command, arguments, missing):
+    """Where the heavy packages are not installed: one sentence, no traceback."""
+    find = "import importlib.util; importlib.util.find_spec = lambda name: None"
+    code = f"{REFUSE}\n{find}\nfrom {command} import main\nmain({arguments!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Error: " in done.stderr
+    assert f'{missing}: pip install "ris-runtime[' in done.stderr.replace("PyTorch", "torch")
 
 
 def test_import_is_light():

@@ -43,8 +43,8 @@ class BundleSegmenter:
     def answer(
         self, rgb: NDArray[np.uint8], expressions: Sequence[str], categories: Sequence[str | None]
     ) -> list[Answer]:
-        """Encodes the image once. Raises ExpressionError where the model asks by category and one is unknown."""
-        names = [name or "auto" for name in categories] if self._model.categories else None
+        """Encodes the image once; what has no category is asked as "background", as in training."""
+        names = [name or "background" for name in categories] if self._model.categories else None
         scene = self._model.encode_image(rgb)
         found = scene.segment_many(expressions, categories=names, no_target_threshold=None)
         return [Answer(result.mask, result.no_target) for result in found]

@@ -162,13 +162,17 @@ def load_model(files: WeightFiles, *, clip_text_tower: bool = False) -> tuple[RI
     return build_model(inspection, clip_text_tower=clip_text_tower), inspection
 
 
-def partial_weights(files: WeightFiles) -> tuple[dict[str, Entry], tuple[str, ...]]:
+def partial_weights(files: WeightFiles, config: ModelConfig) -> tuple[dict[str, Entry], tuple[str, ...]]:
     """(the tensors that the files have, by the model's key names, notes), whether or not they make a whole model.
 
-    For training, which starts the rest at random. Raises CheckpointError for a file that cannot be used.
+    For training a model of `config`, which starts the rest at random; the category table is computed where a text tower
+    is there. Raises CheckpointError for a file that cannot be used.
     """
     checkpoint, components = _open(files)
     entries, notes = _merge(checkpoint, components)
+    if config.query == "category":
+        entries, table_notes = _with_table(entries, config)
+        notes += table_notes
     return entries, tuple(note for note in notes if checkpoint or "checkpoint has none" not in note)
 
 

@@ -45,7 +45,7 @@ LESSONS_FIRST, VALIDATION_FIRST = 10**8, 10**9
               show_default=True, help="The run's folder. A run that is there goes on.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps of the whole run.")
 @click.option("--stop", type=click.IntRange(1), help="Leave after this step; the run goes on later.")
-@click.option("--learning-rate", type=float, help="Peak learning rate.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Peak learning rate.")
 @click.option("--batch-images", type=click.IntRange(1), help="Images a step.")
 @click.option("--batch-expressions", type=click.IntRange(1), help="Expressions an image.")
 @click.option("--seed", type=int, help="Seed of weights, batches and order.")
@@ -85,16 +85,20 @@ def main(
         RECIPES[recipe or ("demo" if scenes else "supplement")],
         steps=steps, learning_rate=learning_rate, images=batch_images, expressions=batch_expressions, seed=seed,
     )  # fmt: skip
-    if restart and out.exists():
-        os.replace(out, _free_name(out))
+    if scenes and variant == "category":
+        raise RisError("--variant category needs a data set with COCO categories; some things in the scenes have none")
     trainer = _trainer(
         plan, data, root, images, preset or ("demo" if scenes else "vitb-vitl336"), variant, out, vocabulary,
         {"checkpoint": checkpoint, "sam": sam, "clip": clip, "bert": bert}, features, device, threads, workers,
     )  # fmt: skip
+    if restart and out.exists():
+        os.replace(out, _free_name(out))
     resumed = trainer.resume()
     click.echo(f"{out}: {'goes on at step ' + str(trainer.step) if resumed else 'a new run'}, to step {plan.steps}")
     _run(trainer, plan, stop)
-    click.echo(f"Wrote {out / 'model.safetensors'}\nNext:\n  ris-export --checkpoint {out / 'model.safetensors'}")
+    weights = out / "model.safetensors"
+    words = f" --vocabulary {vocabulary}" if vocabulary else f" --bert {bert}" if bert else ""
+    click.echo(f"Wrote {weights}\nNext:\n  ris-export --checkpoint {weights}{words}")
 
 
 def _free_name(path: Path) -> Path:

@@ -10,15 +10,17 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ris.reference.categories import COCO_PANOPTIC
 from ris.reference.config import ModelConfig
-from ris.reference.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD
+from ris.reference.preprocess import prepare_squares, token_ids
 from ris.reference.training.losses import Targets
+
+BACKGROUND = COCO_PANOPTIC.index("background")
 
 
 @dataclass(frozen=True)
@@ -97,26 +99,6 @@ class Batch:
         return cut
 
 
-def prepare_images(images: NDArray[np.uint8], config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """uint8 [B, S, S, 3] at SAM's size -> both encoders' inputs, as `preprocess.prepare_image` makes them."""
-    square = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-    small = F.interpolate(square / 255, size=(config.clip.image_size,) * 2, mode="bicubic", align_corners=False)
-
-    def normalise(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-        return (image - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-
-    return normalise(square, SAM_MEAN, SAM_STD), normalise(small, CLIP_MEAN, CLIP_STD)
-
-
-def token_ids(tokenizer: Tokenizer, expressions: tuple[str, ...], length: int) -> Tensor:
-    """int64 [N, length], cut and padded with 0 as docs/model.md 2 says."""
-    ids = torch.zeros(len(expressions), length, dtype=torch.long)
-    for row, encoded in enumerate(tokenizer.encode_batch(list(expressions))):
-        found = encoded.ids[:length]
-        ids[row, : len(found)] = torch.tensor(found)
-    return ids
-
-
 def hide_words(ids: Tensor, tokenizer: Tokenizer, share: float, generator: np.random.Generator) -> Tensor:
     """Some expressions get a word they do not know: [UNK] pushed in before one of their words. In place."""
     unknown = tokenizer.token_to_id("[UNK]") or 0
@@ -143,10 +125,12 @@ class _Steps(Dataset[Batch]):
     def __getitem__(self, item: int) -> Batch:
         step = self.first + item
         raw = self.source.batch(step)
-        image, clip_image = prepare_images(raw.images, self.config)
+        image, clip_image = prepare_squares(raw.images, self.config)
         ids = token_ids(self.tokenizer, raw.expressions, self.config.max_tokens)
         if self.unknown:
             ids = hide_words(ids, self.tokenizer, self.unknown, np.random.default_rng([step, 2]))
+        # what names no COCO thing is asked as the released loader asks it
+        categories = torch.from_numpy(np.where(raw.categories < 0, BACKGROUND, raw.categories))
         same = torch.tensor([[a == b for b in raw.meaning] for a in raw.meaning])
         targets = Targets(
             masks=torch.from_numpy(raw.masks).float(),
@@ -155,7 +139,7 @@ class _Steps(Dataset[Batch]):
             same=same,
             kinds=None if raw.kinds is None else torch.from_numpy(raw.kinds).long(),
         )
-        return Batch(image, clip_image, ids, torch.from_numpy(raw.categories).clamp(min=0), targets, raw)
+        return Batch(image, clip_image, ids, categories, targets, raw)
 
 
 def batches(

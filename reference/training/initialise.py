@@ -38,9 +38,14 @@ def starting_model(config: ModelConfig, seed: int, files: WeightFiles, say: Call
     tensors of other sizes than the preset's.
     """
     model = fresh_model(config, seed)
-    if not files:
+    entries, notes = partial_weights(files, config)
+    if config.query == "category" and "text_embeddings" not in entries:
+        raise CheckpointError(
+            "the category variant needs its table: give --clip-checkpoint with CLIP's text tower, or a checkpoint with "
+            "text_embeddings"
+        )
+    if not entries:
         return model
-    entries, notes = partial_weights(files)
     state = model.state_dict()
     wrong = [
         f"{key} is {list(entries[key].shape)}, the preset's is {list(value.shape)}"

@@ -244,7 +244,8 @@ class Trainer:
                     sums[name] = sums.get(name, 0.0) + value
                 counted += 1
                 done = self.step == last
-                checked = self.validate() if self.step % validate_every == 0 or done else None
+                due = self.step % validate_every == 0 and self.step > self.recipe.lessons  # no masks to learn before
+                checked = self.validate() if due or done else None
                 if checked is not None or self.step % log_every == 0:
                     seconds, since = time.perf_counter() - since, time.perf_counter()
                     means = {name: value / counted for name, value in sums.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -25,14 +24,13 @@ def measure(
     *,
     bf16: bool = False,
     workers: int = 1,
-    report: Callable[[int], None] = lambda done: None,
 ) -> dict[str, dict[str, float]]:
     """Runs `steps` batches; figures by kind of expression and, under "all", over everything."""
     figures: dict[str, Figures] = defaultdict(Figures)
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    for number, batch in enumerate(batches(source, model.config, tokenizer, 0, steps, workers=workers)):
+    for batch in batches(source, model.config, tokenizer, 0, steps, workers=workers):
         batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             embeddings, tokens = encode(model, batch.image, batch.clip_image, trained=False)
@@ -46,6 +44,5 @@ def measure(
         for mask, truth, absent, present, kind in rows:
             for name in ("all", kind):
                 figures[name].add(mask, truth, bool(absent), bool(present))
-        report(number + 1)
     model.train(was_training)
     return {name: figures[name].summary() for name in ("all", *sorted(set(figures) - {"all"}))}

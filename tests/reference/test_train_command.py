@@ -66,7 +66,11 @@ def test_bad_input_is_a_sentence(tmp_path):
     if not torch.cuda.is_available():
         code, text = run("--device", "cuda", "--out", tmp_path / "run")
         assert (code, "sees no CUDA device" in text) == (2, True)
+    code, text = run("--variant", "category", "--out", tmp_path / "run")
+    assert (code, "COCO categories" in text) == (2, True)
     write_refer(tmp_path)
+    code, text = run("--data", "refcoco", "--root", tmp_path, "--variant", "category", "--out", tmp_path / "run")
+    assert (code, "needs its table" in text) == (2, True)
     (tmp_path / "images" / "train2014" / "COCO_train2014_000000000001.jpg").write_bytes(b"no image")
     code, text = run("--data", "refcoco", "--root", tmp_path, "--out", tmp_path / "run", "--batch-images", 3)
     assert code == 2

@@ -13,8 +13,9 @@ from safetensors import safe_open
 
 from ris.engines.errors import CheckpointError, RisError
 from ris.reference.config import PRESETS
+from ris.reference.preprocess import token_ids
 from ris.reference.tokenizer import tokenizer_from
-from ris.reference.training.data import RawBatch, batches, hide_words, prepare_images, token_ids
+from ris.reference.training.data import RawBatch, batches, hide_words
 from ris.reference.training.features import FeatureStore
 from ris.reference.training.forward import ask, encode
 from ris.reference.training.initialise import fresh_model
@@ -61,17 +62,6 @@ def test_the_batched_forward_pass_gives_what_the_model_gives(variant, source, to
         torch.testing.assert_close(out.objects[-1], plain.dfam.object_embedding, rtol=1e-4, atol=1e-4)
     else:
         assert out.no_target_logits is None
-
-
-def test_images_are_prepared_as_for_inference(source):
-    from ris.reference.preprocess import prepare_image
-
-    raw = source.batch(0)
-    sam, clip = prepare_images(raw.images, TINY)
-    for i, image in enumerate(raw.images):
-        expected = prepare_image(image, TINY)
-        torch.testing.assert_close(sam[i], expected[0][0], rtol=0, atol=1e-5)
-        torch.testing.assert_close(clip[i], expected[1][0], rtol=0, atol=1e-5)
 
 
 def test_main_loss_by_hand():
