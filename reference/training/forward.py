@@ -21,6 +21,7 @@ class TrainingOutputs:
     mask_logits [N, 1, 4s, 4s]. query_masks: [B, Q, s, s] before DFAM's first layer and after each; they depend on the
     image alone. objects: the object embeddings [N, Q, C] at the same four places. sentences [N, C]: the projected [CLS]
     states. no_target_logits [N, 2] where the model has the head. image_embeddings [B, C, s, s], clip_tokens [B, P, w].
+    dense_prompt [N, C, d, d]: before its interpolation.
     """
 
     mask_logits: Tensor
@@ -30,6 +31,7 @@ class TrainingOutputs:
     no_target_logits: Tensor | None
     image_embeddings: Tensor
     clip_tokens: Tensor
+    dense_prompt: Tensor
 
 
 def decode_masks(model: RISModel, images: Tensor, sparse_prompt: Tensor) -> Tensor:
@@ -84,4 +86,4 @@ def ask(
         objects.append(dfam.objects(dfam.clip_step(layer, states[image_index], maps[layer], seen)))
         query_masks.append(dfam.masks(states, image_embeddings))
     decided = dfam.no_target(objects[-1])[1] if hasattr(dfam, "nt_embed") else None
-    return TrainingOutputs(mask_logits, query_masks, objects, text[:, 0], decided, image_embeddings, clip_tokens)
+    return TrainingOutputs(mask_logits, query_masks, objects, text[:, 0], decided, image_embeddings, clip_tokens, dense)

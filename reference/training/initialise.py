@@ -25,6 +25,9 @@ def fresh_model(config: ModelConfig, seed: int) -> RISModel:
             if isinstance(module, DeformableAttention):
                 _spread_samples(module)
         nn.init.trunc_normal_(model.sam.image_encoder.pos_embed, std=0.02)
+        for name, parameter in model.text_encoder.named_parameters():
+            if name.startswith("encoder.") and parameter.ndim == 2:  # BERT's own 0.02 is for 768 channels
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
         model.text_embeddings.zero_()
         for scale in (model.decoder.logit_scale, model.decoder.logit_scale_condsim):
             nn.init.constant_(scale, math.log(1 / 0.07))

@@ -22,7 +22,7 @@ from ris.reference.model import RISModel
 from ris.reference.training.data import Batch, Source, batches
 from ris.reference.training.features import FeatureStore
 from ris.reference.training.forward import ask, encode
-from ris.reference.training.losses import PretextHeads, pretext_loss, total_loss
+from ris.reference.training.losses import PretextHeads, pretext_loss, sentence_loss, total_loss
 from ris.reference.training.measure import measure
 from ris.reference.training.recipe import Recipe
 
@@ -187,8 +187,12 @@ class Trainer:
                 embeddings, tokens = encode(self.model, batch.image, batch.clip_image, self.trains_encoders)
             if self.lesson_source is not None and self.heads is not None and self.step < self.recipe.lessons:
                 assert batch.targets.kinds is not None
-                loss = self.recipe.weights.pretext * pretext_loss(self.heads, embeddings, tokens, batch.targets.kinds)
-                return {"pretext": float(loss.detach())}, torch.autograd.grad(loss, self.parameters, allow_unused=True)
+                seen = pretext_loss(self.heads, embeddings, tokens, batch.targets.kinds)
+                sentences = self.model.encode_words(batch.input_ids)[1][:, 0]
+                said = sentence_loss(self.heads, sentences, batch.targets)
+                loss = self.recipe.weights.pretext * (seen + said)
+                losses = {"pretext": float(seen.detach()), "sentence": float(said.detach())}
+                return losses, torch.autograd.grad(loss, self.parameters, allow_unused=True)
             out = ask(self.model, embeddings, tokens, batch.input_ids, batch.targets.image_index, batch.category)
             loss, losses = total_loss(self.model, self.heads, out, batch.targets, self.recipe.weights)
         return losses, torch.autograd.grad(loss, self.parameters, allow_unused=True)

@@ -30,12 +30,16 @@ class Targets:
 
 
 class PretextHeads(nn.Module):
-    """One linear layer on each image encoder's output that names what every patch shows; training alone uses it."""
+    """Linear layers that training alone uses: what every patch of either image encoder shows; what a sentence names and
+    where that is; where the dense prompt puts it."""
 
     def __init__(self, sam_width: int, clip_width: int, kinds: int) -> None:
         super().__init__()
         self.sam = nn.Conv2d(sam_width, kinds + 1, 1)
         self.clip = nn.Linear(clip_width, kinds + 1)
+        self.names = nn.Linear(sam_width, kinds)
+        self.place = nn.Linear(sam_width, 2)
+        self.dense = nn.Conv2d(sam_width, 1, 1)
 
 
 def dice(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
@@ -126,6 +130,44 @@ def pretext_loss(heads: PretextHeads, image_embeddings: Tensor, clip_tokens: Ten
     return loss + F.cross_entropy(clip.unflatten(2, (side, side)), kind_shares(kinds, classes, side))
 
 
+def named_kinds(targets: Targets, kinds: int) -> Tensor:
+    """Which kinds each expression's target shows: float32 [N, kinds] of 0 and 1."""
+    assert targets.kinds is not None
+    shown = torch.where(targets.masks > 0, targets.kinds[targets.image_index], 0)
+    rows = torch.arange(len(shown), device=shown.device)[:, None, None] * (kinds + 1)
+    counts = torch.bincount((rows + shown).flatten(), minlength=len(shown) * (kinds + 1))
+    return (counts.unflatten(0, (len(shown), kinds + 1))[:, 1:] > 0).float()
+
+
+def centres(masks: Tensor) -> Tensor:
+    """The centre of each mask, (x, y) from -1 to 1: [N, S, S] -> [N, 2]; empty masks have theirs in the middle."""
+    line = torch.linspace(-1, 1, masks.shape[-1], device=masks.device)
+    area = masks.sum((1, 2)).clamp(min=1)
+    return torch.stack([(masks.sum(1) * line).sum(-1), (masks.sum(2) * line).sum(-1)], -1) / area[:, None]
+
+
+def sentence_loss(heads: PretextHeads, sentences: Tensor, targets: Targets) -> Tensor:
+    """What sentences [N, C] name (binary cross entropy over the kinds) and where it is (squared error of the centre),
+    averaged over expressions that have a target; 0 where none has."""
+    chosen = targets.present.nonzero()[:, 0]
+    if len(chosen) == 0:
+        return sentences.sum() * 0.0
+    names, place = heads.names(sentences[chosen]).float(), heads.place(sentences[chosen]).float()
+    truth = named_kinds(targets, names.shape[1])[chosen]
+    named = F.binary_cross_entropy_with_logits(names, truth, reduction="none").sum(1).mean()
+    return named + F.mse_loss(place, centres(targets.masks[chosen]))
+
+
+def dense_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets) -> Tensor:
+    """Dice and cross entropy of a mask read off the dense prompt [N, C, d, d], over expressions that have a target."""
+    chosen = targets.present.nonzero()[:, 0]
+    logits = heads.dense(dense_prompt[chosen]).float()[:, 0].flatten(1)
+    if len(chosen) == 0:
+        return dense_prompt.sum() * 0.0
+    truth = F.adaptive_avg_pool2d(targets.masks[chosen, None], dense_prompt.shape[-2:]).flatten(1)
+    return dice(logits, truth).mean() + F.binary_cross_entropy_with_logits(logits, truth)
+
+
 def total_loss(
     model: RISModel, heads: PretextHeads | None, out: TrainingOutputs, targets: Targets, weights: LossWeights
 ) -> tuple[Tensor, dict[str, float]]:
@@ -137,5 +179,7 @@ def total_loss(
         parts["no_target"] = weights.no_target * no_target_loss(out.no_target_logits, targets.present, weights)
     if heads is not None and targets.kinds is not None and weights.pretext:
         parts["pretext"] = weights.pretext * pretext_loss(heads, out.image_embeddings, out.clip_tokens, targets.kinds)
+        parts["sentence"] = weights.pretext * sentence_loss(heads, out.sentences, targets)
+        parts["dense"] = weights.pretext * dense_loss(heads, out.dense_prompt, targets)
     total = torch.stack(list(parts.values())).sum()
     return total, {name: float(value.detach()) for name, value in parts.items()}

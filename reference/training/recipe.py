@@ -16,8 +16,9 @@ class LossWeights:
 
     mask_*: the main mask. dfam scales everything that DFAM's layers give: per layer dfam_dice, dfam_bce and vl, the
     cosine term between object embeddings and sentences. no_target: the cross entropy of the no-target head, whose
-    classes are weighted by no_target_classes. pretext is ours: a linear head names what each patch of the two image
-    encoders shows. It stands in for the pre-training that encoders trained from scratch lack; 0 where they have it.
+    classes are weighted by no_target_classes. pretext is ours, and stands in for the pre-training that encoders trained
+    from scratch lack; 0 where they have it. Linear layers name what each patch of the two image encoders shows, say
+    which kinds a sentence's target is of and where its centre lies, and read a mask off the dense prompt.
     """
 
     mask_dice: float = 2.0
@@ -37,12 +38,12 @@ class Recipe:
 
     images and expressions: a batch is that many images with that many expressions each. parts: the batch is cut by
     images into so many, whose gradients are averaged; on a CPU they run side by side. steps: optimiser steps; warmup:
-    steps of linear growth; decay: the share of the steps, at the end, over which the rate falls to zero along a cosine.
-    lessons and lesson_images: so many first steps train the image encoders alone, on the pretext term, with that many
-    images each: until they know what things are, there is nothing for words to mean. clip_norm: L2 norm of the whole
-    model's gradient. bf16: bfloat16 autocast (weights stay float32). ema: decay of the averaged weights that are
-    validated and exported; 0 keeps none. unknown_words: how often an expression gets a word that it does not know.
-    frozen: prefixes of state-dict keys that do not train.
+    steps of linear growth, at the start and after the lessons; decay: the share of the steps, at the end, over which
+    the rate falls to zero along a cosine. lessons and lesson_images: so many first steps train the encoders alone, on
+    the pretext terms, with that many images each: until they know what things are, there is nothing for words to mean.
+    clip_norm: L2 norm of the whole model's gradient. bf16: bfloat16 autocast (weights stay float32). ema: decay of the
+    averaged weights that are validated and exported; 0 keeps none. unknown_words: how often an expression gets a word
+    that it does not know. frozen: prefixes of state-dict keys that do not train.
     """
 
     name: str = "supplement"
@@ -82,9 +83,10 @@ class Recipe:
         return cls(weights=LossWeights(**weights), **values)
 
     def rate(self, step: int) -> float:
-        """The learning rate of optimiser step `step`, counted from 0."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
+        """The learning rate of optimiser step `step`, counted from 0; it warms up again after the lessons."""
+        begun = step - self.lessons if step >= self.lessons else step
+        if begun < self.warmup:
+            return self.learning_rate * (begun + 1) / self.warmup
         tail = max(1, round(self.steps * self.decay))
         into = step - (self.steps - tail)
         if into <= 0:
@@ -109,15 +111,15 @@ RECIPES: dict[str, Recipe] = {
     # from scratch, on drawn scenes: nothing is frozen, and the encoders get a lesson of their own
     "demo": Recipe(
         name="demo",
-        weights=LossWeights(pretext=1.0, no_target=1.0, no_target_classes=(1.0, 1.0)),
+        weights=LossWeights(dfam=0.1, pretext=1.0, no_target=1.0, no_target_classes=(1.0, 1.0)),
         learning_rate=5e-4,
         clip_norm=1.0,
         images=8,
         expressions=4,
         parts=2,
         steps=10_000,
-        lessons=1_500,
-        warmup=300,
+        lessons=600,
+        warmup=200,
         decay=0.35,
         ema=0.998,
         unknown_words=0.03,

@@ -20,7 +20,19 @@ from ris.reference.training.features import FeatureStore
 from ris.reference.training.forward import ask, encode
 from ris.reference.training.initialise import fresh_model
 from ris.reference.training.loop import Trainer
-from ris.reference.training.losses import Targets, dice, kind_shares, mask_loss, match, no_target_loss
+from ris.reference.training.losses import (
+    PretextHeads,
+    Targets,
+    centres,
+    dense_loss,
+    dice,
+    kind_shares,
+    mask_loss,
+    match,
+    named_kinds,
+    no_target_loss,
+    sentence_loss,
+)
 from ris.reference.training.plot import plot_log
 from ris.reference.training.recipe import RECIPES, LossWeights, Recipe
 from ris.reference.training.scene_source import SceneSource
@@ -110,10 +122,53 @@ def test_kind_shares_count_pixels():
     torch.testing.assert_close(shares.sum(1), torch.ones(1, 2, 2))
 
 
+def drawn_targets():
+    """One 8x8 image: kind 2 left above, kind 1 right of it. Three expressions: the one, both, nothing."""
+    kinds = torch.zeros(1, 8, 8, dtype=torch.long)
+    kinds[0, :4, :4], kinds[0, :4, 4:] = 2, 1
+    masks = torch.stack([(kinds[0] == 2).float(), (kinds[0] > 0).float(), torch.zeros(8, 8)])
+    index = torch.zeros(3, dtype=torch.long)
+    return Targets(masks, torch.tensor([True, True, False]), index, torch.eye(3, dtype=torch.bool), kinds)
+
+
+def test_what_a_sentence_names_and_where_it_is():
+    targets = drawn_targets()
+    assert named_kinds(targets, 3).tolist() == [[0, 1, 0], [1, 1, 0], [0, 0, 0]]
+    torch.testing.assert_close(centres(targets.masks), torch.tensor([[-4 / 7, -4 / 7], [0, -4 / 7], [0, 0]]))
+    heads = PretextHeads(4, 4, 3)
+    for parameter in heads.parameters():
+        torch.nn.init.zeros_(parameter)
+    squared = (16 / 49 * 2 + 16 / 49) / 4
+    found = sentence_loss(heads, torch.ones(3, 4), targets)
+    assert found.item() == pytest.approx(3 * math.log(2) + squared, rel=1e-5)
+    nobody = replace_present(targets, torch.zeros(3, dtype=torch.bool))
+    assert sentence_loss(heads, torch.ones(3, 4), nobody).item() == 0.0
+
+
+def test_the_dense_prompt_is_asked_for_a_mask():
+    targets, heads = drawn_targets(), PretextHeads(1, 1, 3)
+    torch.nn.init.constant_(heads.dense.weight, 50.0)
+    torch.nn.init.zeros_(heads.dense.bias)
+    right = (torch.stack([m[::4, ::4] for m in targets.masks])[:, None] - 0.5).float()
+    assert dense_loss(heads, right, targets).item() == pytest.approx(0.0, abs=1e-4)
+    assert dense_loss(heads, -right, targets).item() > 10
+    nobody = replace_present(targets, torch.zeros(3, dtype=torch.bool))
+    assert dense_loss(heads, right, nobody).item() == 0.0
+
+
+def test_narrow_bert_starts_with_different_sentences_apart(tokenizer):
+    model = fresh_model(PRESETS["demo"], 0).eval()
+    ids = token_ids(tokenizer_from(None, PRESETS["demo"]), ("left man", "all dogs", "cat next to the tree"), 35)
+    with torch.no_grad():
+        first = model.encode_words(ids)[1][:, 0]
+    assert first.std(0).mean() > 0.1 * first.std()
+
+
 def test_the_rate_warms_up_and_falls_to_nothing():
     recipe = Recipe(learning_rate=1.0, steps=100, warmup=10, decay=0.5)
     assert [recipe.rate(s) for s in (0, 9, 10, 49)] == [0.1, 1.0, 1.0, 1.0]
     assert recipe.rate(75) == pytest.approx(0.5)
+    assert [replace(recipe, lessons=20).rate(s) for s in (0, 10, 19, 20, 29, 30)] == [0.1, 1.0, 1.0, 0.1, 1.0, 1.0]
     assert recipe.rate(100) == pytest.approx(0.0)
 
 
@@ -220,13 +275,13 @@ def test_lessons_come_first_and_teach_the_encoders_alone(tmp_path, source, token
     run.run(log_every=1, stop=2)
     changed = {k for k, v in run.model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed
-    assert all(k.startswith(("sam.image_encoder.", "clip_dense.")) for k in changed)
+    assert all(k.startswith(("sam.image_encoder.", "clip_dense.", "text_encoder.", "lang_mlp.")) for k in changed)
     again = trainer(tmp_path, source, tokenizer, recipe, lesson_source=lessons)
     assert again.resume()
     again.run(log_every=1)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [set(x["losses"]) for x in lines[:2]] == [{"pretext"}] * 2
-    assert set(lines[2]["losses"]) == {"mask", "dfam", "vl", "no_target", "pretext"}
+    assert [set(x["losses"]) for x in lines[:2]] == [{"pretext", "sentence"}] * 2
+    assert set(lines[2]["losses"]) == {"mask", "dfam", "vl", "no_target", "pretext", "sentence", "dense"}
     plot_log(tmp_path / "log.jsonl", tmp_path / "log.png")
 
 
