@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import nn
 
+from ris.calibration.numerics import Ranges, emulated
 from ris.engines import EngineOptions, Graph, TensorSpec, create
 from ris.engines.errors import BundleError, ParityError
 from ris.export import graphs, precision
+from ris.export.fp16 import make_fp16
 from ris.export.live_reference import first_image_only, reference_arrays
 from ris.export.onnx_writer import write_onnx
 from ris.export.sample import CATEGORIES, EXPRESSIONS, sample_image
@@ -79,11 +81,14 @@ def export_bundle(
     sampling: Sampling = "native",
     vocabulary: Path | None = None,
     overwrite: bool = False,
+    ranges: Ranges | None = None,
     report: Report = lambda step: None,
 ) -> ExportResult:
     """Exports the model of `make_model` into the bundle `out`.
 
-    sampling: the form of the deformable attention's bilinear sampling, "native" GridSample or "gather".
+    sampling: the form of the deformable attention's bilinear sampling, "native" GridSample or "gather". ranges: of an
+    FP32 bundle of the same model; an FP16 export keeps in FP32 what they show to be too large. The parity of an FP16
+    bundle, in the manifest, is that of true FP16 arithmetic.
     Raises BundleError where `out` is in the way or the disk is full, CheckpointError for an unfit vocabulary, and
     ParityError where a graph does not agree with the reference.
     """
@@ -107,7 +112,7 @@ def export_bundle(
         parity: dict[str, StageParity] = {}
         for stage in graphs.STAGES:
             report(stage)
-            entry, rows = _export_stage(stage, model, reference, folder, precision_name, sampling)
+            entry, rows = _export_stage(stage, model, reference, folder, precision_name, sampling, ranges, report)
             entries[stage] = entry
             parity |= rows
         categories = _write_categories(model, folder) if config.query == "category" else None
@@ -133,13 +138,21 @@ def export_bundle(
             parity=parity,
             mask_iou=0.0,
         )
-        with open_model(Bundle(folder, manifest), engine="onnxruntime") as runtime:
-            checked = check_model(runtime, golden)
-        _require(checked.failures, "the bundle")
+        checked = _check(Bundle(folder, manifest), golden)
+        if precision_name == "fp16":
+            with emulated(Bundle(folder, manifest)) as rounded:
+                checked = _check(rounded, golden)
         report("bundle")
         manifest = dataclasses.replace(manifest, parity=parity | checked.rows, mask_iou=checked.mask_iou)
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return ExportResult(out, manifest, checked)
+
+
+def _check(bundle: Bundle, golden: dict[str, NDArray[Any]]) -> ParityReport:
+    with open_model(bundle, engine="onnxruntime") as runtime:
+        checked = check_model(runtime, golden)
+    _require(checked.failures, "the bundle")
+    return checked
 
 
 def _export_stage(
@@ -149,6 +162,8 @@ def _export_stage(
     folder: Path,
     precision_name: Precision,
     sampling: Sampling,
+    ranges: Ranges | None,
+    report: Report,
 ) -> tuple[GraphEntry, dict[str, StageParity]]:
     """Writes one graph and checks it on two batch sizes."""
     signature = graphs.signature(stage, model.config)
@@ -156,32 +171,44 @@ def _export_stage(
     file = f"graphs/{stage}.onnx"
     path = folder / file
     scopes = write_onnx(module, signature, path)
+    inputs = tuple(TensorSpec(a.name, a.dtype, a.shape) for a in signature.inputs)
+    outputs = tuple(TensorSpec(a.name, a.dtype, a.shape) for a in signature.outputs)
+    graph = Graph(stage, path, inputs, outputs)
     kept: dict[str, str] = {}
+    rounded: dict[str, StageParity] = {}  # what true FP16 arithmetic gives
     graph_precision: Precision = "fp32" if stage in precision.FP32_GRAPHS else precision_name
+    if ranges and ranges.sha256.get(stage) != hash_files(folder, _files(folder, file)):
+        raise BundleError(
+            f"the ranges were measured on another {stage} than the one exported here; run ris-calibrate ranges on an "
+            "FP32 bundle of this model with the same options"
+        )
     if graph_precision == "fp16":
-        kept = precision.islands(path, scopes)
-        precision.convert_to_fp16(path, kept)
+        known = ranges.stages[stage] if ranges else None
+        kept, rounded = make_fp16(graph, scopes, reference, known, lambda what: report(f"{stage}: {what}"))
     elif precision_name == "fp16":
         kept = {"*": precision.FP32_GRAPHS[stage]}
-    names = [file] + [f"{file}.data"] * path.with_name(path.name + ".data").exists()
     entry = GraphEntry(
         file=file,
-        sha256=hash_files(folder, names),
+        sha256=hash_files(folder, _files(folder, file)),
         precision=graph_precision,
         fp32_islands=kept,
-        inputs=tuple(TensorSpec(a.name, a.dtype, a.shape) for a in signature.inputs),
-        outputs=tuple(TensorSpec(a.name, a.dtype, a.shape) for a in signature.outputs),
+        inputs=inputs,
+        outputs=outputs,
         parameters=precision.count_parameters(path),
         sampling=sampling if stage == "fusion" else None,
     )
-    graph = Graph(stage, path, entry.inputs, entry.outputs)
     engine = create("onnxruntime", EngineOptions())
     with engine.open(graph, engine.compile(graph)) as session:
         rows = check_stage(stage, session, reference)
         single = check_stage(stage, session, first_image_only(reference, expressions=1))
     for name, found in (("", rows), (" with batch 1", single)):
         _require(tuple(failed_rows(found, TOLERANCES[graph_precision])), f"{stage}{name}")
-    return entry, rows
+    return entry, rounded or rows
+
+
+def _files(folder: Path, graph: str) -> list[str]:
+    """The names of a graph's files: the graph, and its data where it has any."""
+    return [graph] + [f"{graph}.data"] * (folder / f"{graph}.data").exists()
 
 
 def _require(failures: tuple[str, ...], what: str) -> None:

@@ -82,6 +82,12 @@ PRESET_NAMES = ("vitb-vitl336", "tiny", "demo")
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="A vocab.txt. Default: that of --bert, else bert-base-uncased's for full-size BERT.",
 )
+@click.option(
+    "--ranges",
+    "ranges_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="What ris-calibrate ranges measured on an FP32 bundle of this model: FP16 spares what comes near its limit.",
+)
 @click.option("--force", is_flag=True, help="Replace the bundle if it exists.")
 @click.option("--dry-run", is_flag=True, help="Say what was found, what is missing, and the plan; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written (or the dry run) as JSON.")
@@ -101,6 +107,7 @@ def main(
     hardware_compatible: bool,
     strip_weights: bool,
     vocabulary: Path | None,
+    ranges_file: Path | None,
     force: bool,
     dry_run: bool,
     as_json: bool,
@@ -125,6 +132,13 @@ def main(
     for package in ("torch", "onnx", "segment_anything", "open_clip", "transformers", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise RisError(f'ris-export needs {package}: pip install "ris-runtime[cpu,export]"')
+    if ranges_file and precision != "fp16":
+        raise RisError("--ranges says what FP16 has to spare; it belongs to --precision fp16")
+    ranges = None
+    if ranges_file:
+        from ris.calibration.numerics import read_ranges
+
+        ranges = read_ranges(ranges_file)
     # an engine that cannot compile here is an error before anything is written
     row = None if engine is None else select(engine)
     compiler = None
@@ -193,6 +207,7 @@ def main(
             sampling=sampling,  # type: ignore[arg-type]
             vocabulary=vocabulary or source.vocabulary,
             overwrite=force,
+            ranges=ranges,
             report=progress,
         )
     warnings = source.warnings

@@ -5,11 +5,18 @@ The converter is onnxruntime.transformers.float16, which ships in the onnxruntim
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
+
+from ris.calibration.numerics.ranges import FP16_MAX, TensorRange
+
+SMALLEST = 2.0**-24  # FP16's smallest positive number
+MARGIN = 2.0  # calibration samples are not all there is: what reaches half of FP16's limit counts as out of range
 
 # Graphs that stay FP32 as a whole, and why.
 FP32_GRAPHS = {
@@ -43,21 +50,49 @@ def islands(path: Path, scopes: dict[str, list[str]]) -> dict[str, str]:
     return found
 
 
-def convert_to_fp16(path: Path, keep_fp32: dict[str, str]) -> None:
-    """Rewrites the graph at `path` (and its data file) in FP16, except for the nodes of `keep_fp32`."""
-    model = onnx.load(path)
+def out_of_range(path: Path, ranges: Mapping[str, TensorRange]) -> dict[str, str]:
+    """Node name -> reason, for every node that writes or reads a value which comes near FP16's limit, or whose weights
+    lie beyond it.
+
+    Readers too: on its way into an FP16 operator such a value would be cast, and be infinite.
+    """
+    graph = onnx.load(path).graph
+    too_large = {
+        name: f"{name} reaches {entry.largest:.3g} in calibration; FP16 ends at {FP16_MAX:.0f}"
+        for name, entry in ranges.items()
+        if not entry.largest * MARGIN <= FP16_MAX
+    }
+    for tensor in graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            largest = float(np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0))
+            if not largest <= FP16_MAX:
+                too_large[tensor.name] = f"{tensor.name} holds {largest:.3g}; FP16 ends at {FP16_MAX:.0f}"
+    found = {}
+    for node in graph.node:
+        names = [name for name in (*node.output, *node.input) if name in too_large]
+        if names:
+            found[node.name] = too_large[names[0]]
+    return found
+
+
+def convert_to_fp16(source: Path, target: Path, keep_fp32: Mapping[str, str]) -> None:
+    """Writes the FP32 graph of `source` to `target`, data file and all, in FP16 except for the nodes of `keep_fp32`."""
+    model = onnx.load(source)
     blocked = [op for op in DEFAULT_OP_BLOCK_LIST if op not in ("Min", "Max")]
     half = convert_float_to_float16(
         model,
         keep_io_types=True,
         disable_shape_infer=True,  # the exporter wrote every value's type, and inference would copy the weights
+        min_positive_val=SMALLEST,  # the converter's own limits are 1e-7 and 1e4, beyond which it changes weights
+        max_finite_val=FP16_MAX,
         op_block_list=blocked,
         node_block_list=list(keep_fp32),
     )
     _merge_repeated_casts(half)
     _skip_casts_there_and_back(half)
     OnnxModel(half).topological_sort(is_deterministic=True)  # the converter appends its casts at the end
-    save_with_data(half, path)
+    del half.graph.value_info[:]  # the types that the values had before
+    save_with_data(half, target)
 
 
 def _merge_repeated_casts(model: onnx.ModelProto) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ris.engines import Session
+from ris.engines import Graph, Session
 from ris.engines.errors import BundleError
 from ris.runtime.bundle import Bundle, Precision, StageParity
 from ris.runtime.image import prepare_image
@@ -71,8 +71,8 @@ def compare(got: NDArray[Any], want: NDArray[Any]) -> StageParity:
     return StageParity(float(difference.max()), float(difference.mean()), float(relative), min(cosine, 1.0))
 
 
-def stage_feeds(stage: str, session: Session, reference: Arrays) -> dict[str, NDArray[Any]]:
-    """The reference's arrays under the names of `session`'s inputs."""
+def graph_feeds(graph: Graph, reference: Arrays) -> dict[str, NDArray[Any]]:
+    """The reference's arrays under the names of the graph's inputs."""
     special = {
         "text_mask": lambda: (reference["input_ids"] != 0).astype(np.float32),
         "image_index": lambda: np.asarray(
@@ -80,11 +80,11 @@ def stage_feeds(stage: str, session: Session, reference: Arrays) -> dict[str, ND
         ),
     }
     feeds: dict[str, NDArray[Any]] = {}
-    for spec in session.graph.inputs:
+    for spec in graph.inputs:
         name = spec.name
-        if stage == "clip_image_encoder":
+        if graph.stage == "clip_image_encoder":
             name = "clip_image"
-        elif stage == "mask_decoder" and name == "dense_prompt":
+        elif graph.stage == "mask_decoder" and name == "dense_prompt":
             name = "dense_embedding"
         feeds[spec.name] = special[name]() if name in special else np.asarray(reference[name])
     return feeds
@@ -92,7 +92,7 @@ def stage_feeds(stage: str, session: Session, reference: Arrays) -> dict[str, ND
 
 def check_stage(stage: str, session: Session, reference: Arrays) -> dict[str, StageParity]:
     """Runs one graph on the reference's inputs; a row `stage.output` for each of its outputs."""
-    outputs = session.run(stage_feeds(stage, session, reference))
+    outputs = session.run(graph_feeds(session.graph, reference))
     return {f"{stage}.{name}": compare(value, reference[name]) for name, value in outputs.items()}
 
 

@@ -51,7 +51,8 @@ def test_folders_import_only_what_they_may(folder):
                 allowed = parts[1] in MAY_IMPORT[folder] or name in also
                 assert allowed, f"{path} imports {name}"
             if folder in ("engines", "runtime", "calibration"):
-                assert parts[0] not in HEAVY, f"{path} imports {name}"
+                allowed = {"onnx"} if path.parent == REPO / "calibration" / "numerics" else set()
+                assert parts[0] not in HEAVY - allowed, f"{path} imports {name}"
 
 
 def run_python(code):

@@ -75,7 +75,8 @@ def test_linked_files_exist():
 
 
 def test_every_command_has_help():
-    for name in ("ris-export", "ris-infer", "ris-parity", "ris-bench", "ris-doctor", "ris-train", "ris-eval"):
+    names = "export compile infer parity bench doctor train eval calibrate".split()
+    for name in (f"ris-{n}" for n in names):
         program = Path(sys.executable).parent / name
         done = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0

@@ -1,0 +1,65 @@
+"""A bundle that rounds as FP16 hardware does, so that everything that takes a bundle can say what FP16 costs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from ris.calibration.numerics.half import emulate_half
+from ris.calibration.numerics.ranges import link_data
+from ris.engines.errors import BundleError
+from ris.runtime import Bundle, open_bundle
+from ris.runtime.bundle import MANIFEST, hash_files
+
+EMULATES = "ris-calibrate emulate"
+"""The manifest's `writer` names this in an emulated bundle."""
+
+
+def emulate_bundle(bundle: Bundle, out: Path) -> Bundle:
+    """Writes to the new folder `out` what `emulate_half` makes of the FP16 bundle's graphs; the rest is the same.
+
+    Raises BundleError where `out` exists or `bundle` is not FP16.
+    """
+    manifest = bundle.manifest
+    if manifest.precision != "fp16":
+        raise BundleError(f"{bundle.path} is {manifest.precision}; only FP16 has to be emulated on a CPU")
+    if EMULATES in manifest.writer:
+        raise BundleError(f"{bundle.path} is an emulated bundle already")
+    if out.exists():
+        raise BundleError(f"{out} exists; choose another folder")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / "graphs").mkdir(parents=True)
+        for name in manifest.files:
+            shutil.copyfile(bundle.file(name), partial / name)
+        graphs = dict(manifest.graphs)
+        for stage, entry in graphs.items():
+            source, target = bundle.path / entry.file, partial / entry.file
+            link_data(source, target.parent)
+            if entry.precision == "fp16":
+                emulate_half(source, target)
+            else:
+                shutil.copyfile(source, target)
+            graphs[stage] = dataclasses.replace(entry, sha256=hash_files(partial, list(entry.sha256)))
+        writer = {**manifest.writer, EMULATES: metadata.version("ris-runtime")}
+        changed = dataclasses.replace(manifest, graphs=graphs, writer=writer)
+        (partial / MANIFEST).write_text(changed.to_json(), encoding="utf-8")
+        partial.rename(out)
+    except OSError as error:
+        raise BundleError(f"{out} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return open_bundle(out, verify=False)
+
+
+@contextlib.contextmanager
+def emulated(bundle: Bundle) -> Iterator[Bundle]:
+    """`emulate_bundle` in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="ris-emulated-") as folder:
+        yield emulate_bundle(bundle, Path(folder) / "bundle")

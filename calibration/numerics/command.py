@@ -1,0 +1,127 @@
+"""`ris-calibrate`: what the numbers in a bundle do. Thin over `measure_ranges` and `emulate_bundle`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ris.calibration.samples import CalibrationSample, request_samples, scene_samples
+from ris.engines.errors import RisError
+from ris.runtime import open_bundle
+from ris.runtime.bundle import STAGES
+from ris.runtime.commands.console import RisCommand, find_bundle, track
+from ris.runtime.requests import collect
+
+if TYPE_CHECKING:
+    from ris.calibration.numerics.ranges import Ranges
+
+
+@click.group()
+def main() -> None:
+    """Measures what calculation in fewer bits would do to a bundle.
+
+    \b
+    Examples:
+      ris-calibrate ranges ris-bundle
+      ris-calibrate emulate fp16-bundle --out emulated
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise click.ClickException('ris-calibrate needs onnx: pip install "ris-runtime[cpu,export]"')
+
+
+@main.command(cls=RisCommand)
+@click.argument("bundle", required=False, type=click.Path())
+@click.argument("images", nargs=-1, type=click.Path())
+@click.option("-e", "--expression", "expressions", multiple=True, help="What to ask of IMAGES; may be repeated.")
+@click.option("--category", "categories", multiple=True, help="For models that ask by category; once per expression.")
+@click.option(
+    "--samples", type=click.IntRange(1), default=100, show_default=True, help="Without IMAGES: scenes' expressions."
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write all ranges to this JSON file.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
+@click.option("--json", "as_json", is_flag=True, help="Print all ranges as JSON.")
+def ranges(
+    bundle: str | None,
+    images: tuple[str, ...],
+    expressions: tuple[str, ...],
+    categories: tuple[str, ...],
+    samples: int,
+    out: Path | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Runs BUNDLE's graphs over IMAGES (files, folders, JSONL) and notes every value's largest magnitude.
+
+    Without IMAGES the samples are drawn scenes. FP16 ends at 65504; `ris-export --precision fp16 --ranges FILE` keeps
+    in FP32 whatever comes near it.
+
+    \b
+    Examples:
+      ris-calibrate ranges ris-bundle --samples 200 --out ranges.json
+      ris-calibrate ranges ris-bundle photos -e "left man" -e "the dog" --out ranges.json
+      ris-calibrate ranges ris-bundle requests.jsonl
+    """
+    from ris.calibration.numerics.ranges import measure_ranges
+
+    if expressions and not images:
+        raise RisError("--expression is asked of IMAGES; give some")
+    opened = open_bundle(find_bundle(bundle))
+    stream: Iterator[CalibrationSample] = scene_samples(samples)
+    count = -(-samples // 4)
+    if images:
+        requests = collect(list(images), expressions, categories or None)
+        stream, count = request_samples(requests), len(requests)
+    found = measure_ranges(opened, track(stream, count, "Ranges"), threads=threads)
+    if out:
+        found.write(out)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found), indent=1, sort_keys=True))
+        return
+    _print(found)
+    if out:
+        click.echo(f"Wrote {out}")
+
+
+def _print(found: Ranges) -> None:
+    from ris.calibration.numerics.ranges import FP16_MAX
+
+    table = Table(title=f"Largest magnitudes over {found.samples} expressions (FP16 ends at {FP16_MAX:.0f})")
+    for column in ("graph", "values", "largest", "written by", "beyond FP16"):
+        table.add_column(column)
+    for stage in STAGES:
+        entries = found.stages[stage].values()
+        top = max(entries, key=lambda entry: entry.largest)
+        beyond = sum(not entry.largest <= FP16_MAX for entry in entries)
+        table.add_row(stage, str(len(entries)), f"{top.largest:.4g}", f"{top.node} ({top.operator})", str(beyond))
+    Console(width=120).print(table)
+    for stage, name, entry in found.above(FP16_MAX):
+        click.echo(f"{stage}: {name} reaches {entry.largest:.4g}, written by {entry.node} ({entry.operator})")
+
+
+@main.command(cls=RisCommand)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The new bundle.")
+def emulate(bundle: Path, out: Path) -> None:
+    """Writes a bundle that computes on a CPU what the FP16 BUNDLE computes on FP16 hardware, overflow included.
+
+    ONNX Runtime's CPU runs most of FP16 graphs in FP32, which hides rounding and overflow. Here every operator's result
+    is rounded. `ris-parity` and `ris-eval` take the result like any bundle; it is slower than FP32 and no product.
+
+    \b
+    Examples:
+      ris-calibrate emulate fp16-bundle --out emulated
+      ris-parity emulated
+      ris-eval emulated --samples 500
+    """
+    from ris.calibration.numerics.bundles import emulate_bundle
+
+    emulate_bundle(open_bundle(bundle), out)
+    click.echo(f"Wrote {out}\nNext:\n  ris-parity {out}\n  ris-eval {out} --samples 500")
