@@ -190,8 +190,12 @@ class Trainer:
                 seen = pretext_loss(self.heads, embeddings, tokens, batch.targets.kinds)
                 sentences = self.model.encode_words(batch.input_ids)[1][:, 0]
                 said = sentence_loss(self.heads, sentences, batch.targets)
-                loss = self.recipe.weights.pretext * (seen + said)
-                losses = {"pretext": float(seen.detach()), "sentence": float(said.detach())}
+                loss = self.recipe.weights.pretext * (seen[0] + seen[1] + said)
+                losses = {
+                    "sam": float(seen[0].detach()),
+                    "clip": float(seen[1].detach()),
+                    "sentence": float(said.detach()),
+                }
                 return losses, torch.autograd.grad(loss, self.parameters, allow_unused=True)
             out = ask(self.model, embeddings, tokens, batch.input_ids, batch.targets.image_index, batch.category)
             loss, losses = total_loss(self.model, self.heads, out, batch.targets, self.recipe.weights)

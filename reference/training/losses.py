@@ -120,14 +120,23 @@ def kind_shares(kinds: Tensor, classes: int, side: int) -> Tensor:
     return shares / shares.sum(1, keepdim=True)
 
 
-def pretext_loss(heads: PretextHeads, image_embeddings: Tensor, clip_tokens: Tensor, kinds: Tensor) -> Tensor:
-    """Cross entropy of both heads against the share of each kind in every patch; kinds [B, S, S]."""
+def pretext_loss(
+    heads: PretextHeads, image_embeddings: Tensor, clip_tokens: Tensor, kinds: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy of each encoder's head (SAM's, CLIP's) against the share of each kind in every patch [B, S, S].
+
+    What is background, most of an image, counts a quarter of what is not.
+    """
     sam = heads.sam(image_embeddings).float()
     clip = heads.clip(clip_tokens).float().transpose(1, 2)
     side = round(clip.shape[-1] ** 0.5)
     classes = sam.shape[1]
-    loss = F.cross_entropy(sam, kind_shares(kinds, classes, sam.shape[-1]))
-    return loss + F.cross_entropy(clip.unflatten(2, (side, side)), kind_shares(kinds, classes, side))
+    weight = torch.full((classes,), 2.0, device=sam.device)
+    weight[0] = 0.5
+    return (
+        F.cross_entropy(sam, kind_shares(kinds, classes, sam.shape[-1]), weight),
+        F.cross_entropy(clip.unflatten(2, (side, side)), kind_shares(kinds, classes, side), weight),
+    )
 
 
 def named_kinds(targets: Targets, kinds: int) -> Tensor:
@@ -178,7 +187,8 @@ def total_loss(
     if out.no_target_logits is not None:
         parts["no_target"] = weights.no_target * no_target_loss(out.no_target_logits, targets.present, weights)
     if heads is not None and targets.kinds is not None and weights.pretext:
-        parts["pretext"] = weights.pretext * pretext_loss(heads, out.image_embeddings, out.clip_tokens, targets.kinds)
+        seen = pretext_loss(heads, out.image_embeddings, out.clip_tokens, targets.kinds)
+        parts["sam"], parts["clip"] = weights.pretext * seen[0], weights.pretext * seen[1]
         parts["sentence"] = weights.pretext * sentence_loss(heads, out.sentences, targets)
         parts["dense"] = weights.pretext * dense_loss(heads, out.dense_prompt, targets)
     total = torch.stack(list(parts.values())).sum()

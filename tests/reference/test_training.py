@@ -261,7 +261,7 @@ def test_training_learns_and_the_weights_carry_their_sizes(tmp_path, tokenizer):
     run.run(log_every=1, validate_every=1000)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["losses"]["mask"] < 0.75 * lines[0]["losses"]["mask"]
-    assert lines[-1]["losses"]["pretext"] < 0.75 * lines[0]["losses"]["pretext"]
+    assert lines[-1]["losses"]["sam"] < 0.75 * lines[0]["losses"]["sam"]
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert json.loads(file.metadata()["ris_config"])["preset"] == "tiny"
         assert set(run.model.state_dict()) == set(file.keys())
@@ -280,8 +280,8 @@ def test_lessons_come_first_and_teach_the_encoders_alone(tmp_path, source, token
     assert again.resume()
     again.run(log_every=1)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [set(x["losses"]) for x in lines[:2]] == [{"pretext", "sentence"}] * 2
-    assert set(lines[2]["losses"]) == {"mask", "dfam", "vl", "no_target", "pretext", "sentence", "dense"}
+    assert [set(x["losses"]) for x in lines[:2]] == [{"sam", "clip", "sentence"}] * 2
+    assert set(lines[2]["losses"]) == {"mask", "dfam", "vl", "no_target", "sam", "clip", "sentence", "dense"}
     plot_log(tmp_path / "log.jsonl", tmp_path / "log.png")
 
 
