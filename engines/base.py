@@ -119,12 +119,21 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """What really runs: engine and version, device, execution providers in order."""
+    """What really runs: engine and version, device, execution providers in order, and how many of the graph's nodes
+    each of them got, where the engine tells.
+    """
 
     engine: str
     version: str
     device: str
     providers: tuple[str, ...]
+    nodes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """The providers for people, with their nodes: "CUDAExecutionProvider 812 nodes, CPUExecutionProvider 9"."""
+        counted = [f"{name} {self.nodes[name]}" for name in self.providers if name in self.nodes]
+        return ", ".join([f"{counted[0]} nodes", *counted[1:]] if counted else self.providers)
 
 
 class Session(ABC):

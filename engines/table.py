@@ -87,6 +87,17 @@ TABLE: tuple[EngineSpec, ...] = (
         options=("workspace", "version_compatible", "hardware_compatible", "strip_weights"),
     ),
     EngineSpec(
+        name="onnxruntime-tensorrt",
+        devices=("cuda",),
+        precisions=("fp32", "fp16"),
+        extras=("gpu",),
+        package="onnxruntime",
+        distributions=("onnxruntime", "onnxruntime-gpu"),
+        module="ris.engines.onnxruntime_tensorrt",
+        needs_gathers=True,
+        options=("workspace", "hardware_compatible"),
+    ),
+    EngineSpec(
         name="tensorrt-rtx",
         devices=("cuda",),
         precisions=("fp32", "fp16"),

@@ -269,7 +269,7 @@ def _graph(bundle: Bundle, stage: str, run: bool) -> GraphHealth:
             graph, engine = bundle.graph(stage), create(select().name)
             with engine.open(graph, engine.compile(graph)) as session:
                 info = session.info
-                runs = f"{info.engine} {info.version} on {info.device} ({', '.join(info.providers)})"
+                runs = f"{info.engine} {info.version} on {info.device} ({info.where})"
     except RisError as error:
         problem = str(error) if run else None
     return GraphHealth(entry.precision, islands, entry.parameters, weights, runs, problem)

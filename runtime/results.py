@@ -118,7 +118,12 @@ def describe(image: Path, result: Segmentation, model: Model) -> dict[str, Any]:
         "trained": model.trained,
         "precision": {stage: entry.precision for stage, entry in manifest.graphs.items()},
         "engine": {
-            stage: {"engine": f"{info.engine} {info.version}", "device": info.device, "providers": list(info.providers)}
+            stage: {
+                "engine": f"{info.engine} {info.version}",
+                "device": info.device,
+                "providers": list(info.providers),
+                "nodes": dict(info.nodes),
+            }
             for stage, info in model.sessions.items()
         },
     }

@@ -75,7 +75,7 @@ def test_linked_files_exist():
 
 
 def test_every_command_has_help():
-    names = "export compile infer parity bench doctor train eval calibrate".split()
+    names = ["export", "compile", "infer", "parity", "bench", "doctor", "train", "eval", "calibrate"]
     for name in (f"ris-{n}" for n in names):
         program = Path(sys.executable).parent / name
         done = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=120)

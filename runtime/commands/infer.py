@@ -169,7 +169,6 @@ def _say_what_runs(model: Model) -> None:
     for stage, info in model.sessions.items():
         entry = model.bundle.manifest.graphs[stage]
         click.echo(
-            f"{stage}: {entry.precision} graph on {info.engine} {info.version}, {info.device} "
-            f"({', '.join(info.providers)})",
+            f"{stage}: {entry.precision} graph on {info.engine} {info.version}, {info.device} ({info.where})",
             err=True,
         )

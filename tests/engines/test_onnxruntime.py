@@ -1,0 +1,190 @@
+"""ONNX Runtime beyond the CPU: bindings run for real on the CPU, providers over a recording double."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from ris.engines import EngineOptions, create, cuda, select
+from ris.engines.base import SessionInfo
+from ris.engines.errors import EngineError
+from ris.engines.onnxruntime import CPU, CUDA, OnnxRuntimeSession, OrtDeviceValue
+from ris.engines.onnxruntime_tensorrt import TENSORRT
+from ris.runtime import open_bundle
+
+
+@pytest.fixture
+def graph(tiny_supplement_bundle):
+    return open_bundle(tiny_supplement_bundle).graph("text_encoder")
+
+
+def test_bound_values_give_what_arrays_give(tiny_bundle):
+    """SAM's embeddings stay an OrtValue between two graphs."""
+    bundle = open_bundle(tiny_bundle)
+    engine = create("onnxruntime")
+    rng = np.random.default_rng(0)
+    with (
+        engine.open(bundle.graph("sam_image_encoder"), bundle.graph("sam_image_encoder").path) as sam,
+        engine.open(bundle.graph("mask_decoder"), bundle.graph("mask_decoder").path) as decoder,
+    ):
+        image = rng.normal(size=(1, 3, 256, 256)).astype(np.float32)
+        plain = sam.run({"image": image})["image_embeddings"]
+        [kept] = sam._bound({"image": image}, "cpu")
+        value = OrtDeviceValue(kept, np.dtype(np.float32))
+        np.testing.assert_array_equal(value.numpy(), plain)
+        size = plain.shape[1:]
+        feeds = {
+            "dense_prompt": rng.normal(size=(2, *size)).astype(np.float32),
+            "sparse_prompt": rng.normal(size=(2, 1, size[0])).astype(np.float32),
+            "image_index": np.zeros(2, np.int32),
+        }
+        want = decoder.run({"image_embeddings": plain, **feeds})["mask_logits"]
+        np.testing.assert_array_equal(decoder.run({"image_embeddings": value, **feeds})["mask_logits"], want)
+        with pytest.raises(EngineError, match=r"float32 \[1, 64, 16, 16\], expected"):
+            decoder.run({"image_embeddings": value, **feeds, "sparse_prompt": value})
+        value.close()
+        value.close()
+        with pytest.raises(EngineError, match="closed; encode the image again"):
+            decoder.run({"image_embeddings": value, **feeds})
+
+
+def test_a_session_tells_which_provider_got_how_many_nodes(graph):
+    engine = create("onnxruntime")
+    with engine.open(graph, graph.path) as session:
+        assert session.info.nodes[CPU] > 50
+        assert session.info.where == f"{CPU} {session.info.nodes[CPU]} nodes"
+    both = SessionInfo("onnxruntime", "1", "cuda", (CUDA, CPU), {CUDA: 812, CPU: 9})
+    assert both.where == "CUDAExecutionProvider 812 nodes, CPUExecutionProvider 9"
+    assert SessionInfo("onnxruntime", "1", "cuda", (CUDA, CPU)).where == "CUDAExecutionProvider, CPUExecutionProvider"
+
+
+class Recorded:
+    """An InferenceSession that starts whatever it is asked for, on the CPU."""
+
+    made: list
+    starts = True
+    writes_context = True
+
+    def __init__(self, model, options, providers):
+        self.model, self.options, self.asked = model, options, providers
+        Recorded.made.append(self)
+        if Recorded.writes_context and (path := self.entry("ep.context_file_path")):
+            with open(path, "wb") as file:
+                file.write(b"context of " + str(model).encode())
+
+    def entry(self, name):
+        try:
+            return self.options.get_session_config_entry(name)
+        except RuntimeError:
+            return None
+
+    def get_providers(self):
+        return [name for name, _ in self.asked] if Recorded.starts else [CPU]
+
+    def get_provider_graph_assignment_info(self):
+        return []
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """A machine whose onnxruntime has both providers."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda directory: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Recorded)
+    monkeypatch.setattr(cuda, "driver_problem", lambda: None)
+    monkeypatch.setattr(cuda, "load", lambda: None)
+    monkeypatch.setattr(cuda, "compute_capability", lambda runtime: "sm_90")
+    monkeypatch.setattr(Recorded, "made", [], raising=False)
+    monkeypatch.setattr(Recorded, "starts", True)
+    monkeypatch.setattr(Recorded, "writes_context", True)
+    return Recorded
+
+
+def test_cuda_is_asked_for_with_its_options(gpu, graph):
+    create("onnxruntime", EngineOptions("cuda")).open(graph, graph.path)
+    [session] = gpu.made
+    assert [name for name, _ in session.asked] == [CUDA, CPU]
+    assert session.asked[0][1]["use_tf32"] == "0"
+    assert session.entry("session.disable_cpu_ep_fallback") is None
+
+
+def test_strict_refuses_the_cpu(gpu, graph):
+    create("onnxruntime", EngineOptions("cuda", strict=True)).open(graph, graph.path)
+    [session] = gpu.made
+    assert [name for name, _ in session.asked] == [CUDA]
+    assert session.entry("session.disable_cpu_ep_fallback") == "1"
+
+
+def test_what_stays_on_the_device_is_bound_there(gpu, graph):
+    class Binding:
+        def __init__(self):
+            self.calls = []
+
+        def __getattr__(self, name):
+            return lambda *arguments: self.calls.append((name, *arguments))
+
+        def get_outputs(self):
+            return [type("Value", (), {"shape": lambda self: [1, 35, 64]})()]
+
+    binding = Binding()
+    inner = type("Session", (), {"io_binding": lambda self: binding, "run_with_iobinding": lambda self, b: None})()
+    session = OnnxRuntimeSession(graph, SessionInfo("onnxruntime", "1", "cuda", (CUDA,)), inner, "cuda")
+    kept = session.run_and_keep({"input_ids": np.zeros((1, 35), np.int32)})
+    assert isinstance(kept["text_features"], OrtDeviceValue)
+    assert kept["text_features"].shape == (1, 35, 64)
+    assert [call[0] for call in binding.calls] == ["bind_cpu_input", "bind_output"]
+    assert binding.calls[1] == ("bind_output", "text_features", "cuda")
+    with pytest.raises(EngineError, match="input 'input_ids' is missing"):
+        session.run_and_keep({})
+
+
+def test_tensorrt_compiles_once_into_a_context_model(gpu, graph, tmp_path):
+    graph = replace(graph, cache=tmp_path / "engines")
+    options = EngineOptions("cuda", max_expressions=4, workspace=2**30)
+    engine = create("onnxruntime-tensorrt", options)
+    first = engine.build(graph)
+    [session] = gpu.made
+    assert [name for name, _ in session.asked] == [TENSORRT, CUDA, CPU]
+    given = session.asked[0][1]
+    assert given["trt_profile_min_shapes"] == given["trt_profile_opt_shapes"] == "input_ids:1x35"
+    assert given["trt_profile_max_shapes"] == "input_ids:4x35"
+    assert given["trt_max_workspace_size"] == str(2**30)
+    assert not any("fp16" in name or "int8" in name for name in given)  # precision is in the graph
+    assert session.entry("ep.context_embed_mode") == "1"
+    assert first.built_now
+    again = create("onnxruntime-tensorrt", options).build(graph)
+    assert (again.artifact, again.built_now) == (first.artifact, False)
+    assert create("onnxruntime-tensorrt", EngineOptions("cuda")).build(graph).artifact != first.artifact
+    engine.open(graph, first.artifact)
+    assert gpu.made[-1].model == first.artifact.read_bytes()
+    first.artifact.write_bytes(b"other")
+    with pytest.raises(EngineError, match="is damaged"):
+        engine.open(graph, first.artifact)
+
+
+def test_tensorrt_that_takes_nothing_is_an_error(gpu, graph, tmp_path, monkeypatch):
+    monkeypatch.setattr(Recorded, "writes_context", False)
+    with pytest.raises(EngineError, match="text_encoder: ONNX Runtime wrote no EPContext model"):
+        create("onnxruntime-tensorrt").build(replace(graph, cache=tmp_path))
+    monkeypatch.setattr(Recorded, "starts", False)
+    with pytest.raises(EngineError, match="TensorrtExecutionProvider was asked for and did not start"):
+        create("onnxruntime-tensorrt").build(replace(graph, cache=tmp_path))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_tensorrt_takes_gathers_only(gpu, tiny_bundle):
+    fusion = open_bundle(tiny_bundle).graph("fusion")
+    with pytest.raises(EngineError, match="fusion samples with GridSample"):
+        create("onnxruntime-tensorrt").build(fusion)
+
+
+def test_tensorrt_needs_a_gpu():
+    if cuda.driver_problem() is None:
+        pytest.skip("this machine has a GPU")
+    assert select("onnxruntime-tensorrt").unusable().startswith("no CUDA driver")
+    with pytest.raises(EngineError, match="compiles and runs on a GPU only: no CUDA driver"):
+        create("onnxruntime-tensorrt")
