@@ -6,6 +6,8 @@ than passed, and what the next graph needs stays there. Only the CPU has been ru
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -149,7 +151,10 @@ class OnnxRuntimeEngine(Engine):
                 '"ris-runtime[gpu]" in an environment without "ris-runtime[cpu]"'
             )
         if wanted != CPU and hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls(directory="")  # CUDA and cuDNN from pip's packages, where there are some
+            with contextlib.redirect_stdout(
+                io.StringIO()
+            ):  # it prints what it does not find; `start` says what matters
+                onnxruntime.preload_dlls(directory="")  # CUDA and cuDNN from pip's packages, where there are some
 
     def providers(self) -> list[tuple[str, dict[str, str]]]:
         """The providers to ask for, in order, with their options; the CPU comes after them unless `strict`."""
@@ -195,7 +200,9 @@ class OnnxRuntimeEngine(Engine):
                 providers = [*providers, (CPU, {})]  # shape arithmetic belongs there; what ran where is in the info
         shown = "its compiled graph" if isinstance(model, bytes) else model
         try:
-            session = onnxruntime.InferenceSession(model, options, providers=providers)
+            with contextlib.redirect_stdout(io.StringIO()):
+                # without fall-back a provider that cannot be loaded is an exception, though one that fails later is not
+                session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=False)
         except Exception as error:
             raise EngineError(f"{graph.stage}: ONNX Runtime cannot open {shown}: {first_line(error)}") from error
         running = session.get_providers()

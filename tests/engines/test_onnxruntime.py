@@ -68,7 +68,8 @@ class Recorded:
     starts = True
     writes_context = True
 
-    def __init__(self, model, options, providers):
+    def __init__(self, model, options, providers, enable_fallback):
+        assert not enable_fallback
         self.model, self.options, self.asked = model, options, providers
         Recorded.made.append(self)
         if Recorded.writes_context and (path := self.entry("ep.context_file_path")):
