@@ -21,6 +21,7 @@ from ris.calibration.samples import scene_samples
 from ris.engines import EngineOptions, Graph, TensorSpec, create
 from ris.engines.errors import BundleError, RisError
 from ris.export import fp16, graphs, precision
+from ris.export.command import main as export_command
 from ris.export.live_reference import reference_arrays
 from ris.export.onnx_writer import write_onnx
 from ris.export.sample import CATEGORIES, EXPRESSIONS, sample_image
@@ -243,3 +244,24 @@ def test_the_command(tiny_bundle, tiny_fp16_bundle, tmp_path, monkeypatch, pictu
     assert "ris-eval rounded --samples 500" in done.output
     done = command("emulate", tiny_bundle, "--out", "other")
     assert (done.exit_code, "only FP16 has to be emulated" in done.output) == (2, True)
+
+
+def test_an_export_keeps_what_the_ranges_say(tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = measure_ranges(open_bundle(tiny_bundle), scene_samples(2))
+    name, entry = next(iter(found.stages["clip_image_encoder"].items()))
+    found.stages["clip_image_encoder"][name] = replace(entry, largest=7e4)
+    found.write(tmp_path / "ranges.json")
+    arguments = ["--preset", "tiny", "--random-weights", "0", "--ranges", "ranges.json"]
+    done = CliRunner().invoke(export_command, [*arguments, "--precision", "fp16"])
+    assert done.exit_code == 0, done.output
+    islands = open_bundle(tmp_path / "ris-bundle").manifest.graphs["clip_image_encoder"].fp32_islands
+    assert islands[entry.node] == f"{name} reaches 7e+04 in calibration; FP16 ends at 65504"
+    done = CliRunner().invoke(export_command, arguments)
+    assert (done.exit_code, "it belongs to --precision fp16" in done.output) == (2, True)
+    found.sha256["sam_image_encoder"]["graphs/sam_image_encoder.onnx"] = "0" * 64
+    found.write(tmp_path / "ranges.json")
+    done = CliRunner().invoke(export_command, [*arguments, "--precision", "fp16", "--out", "other"])
+    assert done.exit_code == 2
+    assert "the ranges were measured on another sam_image_encoder than the one exported here" in done.output
+    assert not (tmp_path / "other").exists()
