@@ -184,7 +184,8 @@ def _export_stage(
         )
     if graph_precision == "fp16":
         known = ranges.stages[stage] if ranges else None
-        kept, rounded = make_fp16(graph, scopes, reference, known, lambda what: report(f"{stage}: {what}"))
+        one = first_image_only(reference)
+        kept, rounded = make_fp16(graph, scopes, one, known, lambda what: report(f"{stage}: {what}"))
     elif precision_name == "fp16":
         kept = {"*": precision.FP32_GRAPHS[stage]}
     entry = GraphEntry(
