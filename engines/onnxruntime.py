@@ -164,9 +164,12 @@ class OnnxRuntimeEngine(Engine):
         """The graph's own file."""
         return Compiled(graph.path, {}, 0.0, built_now=False)
 
-    def open(self, graph: Graph, artifact: Path) -> Session:
-        """Loads the graph and checks that the provider that was asked for is the one that runs."""
-        session = self.start(graph, str(artifact), self.providers())
+    def open(self, graph: Graph, artifact: Path, *, in_order: bool = False) -> Session:
+        """Loads the graph and checks that the provider that was asked for is the one that runs.
+
+        in_order: nodes run as soon as they can, in the file's order; ONNX Runtime would rather follow the outputs.
+        """
+        session = self.start(graph, str(artifact), self.providers(), in_order=in_order)
         providers = tuple(session.get_providers())
         info = SessionInfo(self.name, onnxruntime.__version__, self.options.device, providers, nodes_by(session))
         return OnnxRuntimeSession(graph, info, session, self.options.device)
@@ -177,6 +180,7 @@ class OnnxRuntimeEngine(Engine):
         model: str | bytes,
         providers: list[tuple[str, dict[str, str]]],
         entries: Mapping[str, str] | None = None,
+        in_order: bool = False,
     ) -> Any:
         """An InferenceSession of `model`, a path or an ONNX file's bytes. Raises EngineError.
 
@@ -190,6 +194,8 @@ class OnnxRuntimeEngine(Engine):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         options.intra_op_num_threads = self.options.threads or _usable_cores()
+        if in_order:
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         for name, value in (entries or {}).items():
             options.add_session_config_entry(name, value)
         first = providers[0][0]

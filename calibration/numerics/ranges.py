@@ -17,8 +17,9 @@ from onnx import TensorProto, helper
 
 from ris.calibration.numerics.half import value_types
 from ris.calibration.samples import PER_SCENE, CalibrationSample
-from ris.engines import Engine, EngineOptions, Graph, Session, TensorSpec, Value, create
+from ris.engines import EngineOptions, Graph, Session, TensorSpec, Value
 from ris.engines.errors import BundleError, RisError
+from ris.engines.onnxruntime import OnnxRuntimeEngine
 from ris.runtime import Bundle, Model
 from ris.runtime.bundle import STAGES
 
@@ -81,24 +82,28 @@ def add_range_output(source: Path, target: Path) -> list[tuple[str, TensorRange]
     model = onnx.load(source, load_external_data=False)
     kinds = value_types(model)
     graph = model.graph
-    writers = [(name, node) for node in graph.node for name in node.output if kinds.get(name) in _FLOATS]
-    extra: list[onnx.NodeProto] = []
+    nodes: list[onnx.NodeProto] = []
     rows: list[str] = []
     about: list[tuple[str, TensorRange]] = []
-    for name, node in writers:
-        value = name
-        if kinds[name] == TensorProto.FLOAT16:
-            value = f"{name}/range_input"
-            extra.append(helper.make_node("Cast", [name], [value], to=TensorProto.FLOAT))
-        for operator in ("ReduceMax", "ReduceMin"):
-            row = f"{name}/{operator}"
-            extra.append(helper.make_node(operator, [value], [f"{row}/all"], keepdims=0))
-            extra.append(helper.make_node("Reshape", [f"{row}/all", f"{_OUTPUT}/one"], [row]))
-            rows.append(row)
-        about.append((name, TensorRange(node.name, node.op_type, 0.0)))
+    for node in graph.node:
+        nodes.append(node)
+        for name in node.output:
+            if kinds.get(name) not in _FLOATS:
+                continue
+            value = name
+            if kinds[name] == TensorProto.FLOAT16:
+                value = f"{name}/range_input"
+                nodes.append(helper.make_node("Cast", [name], [value], to=TensorProto.FLOAT))
+            for operator in ("ReduceMax", "ReduceMin"):
+                row = f"{name}/{operator}"
+                nodes.append(helper.make_node(operator, [value], [f"{row}/all"], keepdims=0))
+                nodes.append(helper.make_node("Reshape", [f"{row}/all", f"{_OUTPUT}/one"], [row]))
+                rows.append(row)
+            about.append((name, TensorRange(node.name, node.op_type, 0.0)))
     graph.initializer.append(helper.make_tensor(f"{_OUTPUT}/one", TensorProto.INT64, [1], [1]))
-    extra.append(helper.make_node("Concat", rows, [_OUTPUT], axis=0))
-    graph.node.extend(extra)
+    nodes.append(helper.make_node("Concat", rows, [_OUTPUT], axis=0))
+    del graph.node[:]
+    graph.node.extend(nodes)
     graph.output.append(helper.make_tensor_value_info(_OUTPUT, TensorProto.FLOAT, [len(rows)]))
     onnx.save_model(model, target)
     return about
@@ -106,18 +111,19 @@ def add_range_output(source: Path, target: Path) -> list[tuple[str, TensorRange]
 
 def graph_ranges(graph: Graph, feeds: Mapping[str, Value], threads: int | None = None) -> dict[str, TensorRange]:
     """The ranges of one graph's values, by name, on one set of inputs."""
-    engine = create("onnxruntime", EngineOptions("cpu", threads))
+    engine = OnnxRuntimeEngine(EngineOptions("cpu", threads))
     with tempfile.TemporaryDirectory(prefix="ris-ranges-") as folder, _open(engine, graph, Path(folder)) as session:
         session.run(feeds)
         return session.ranges()
 
 
-def _open(engine: Engine, graph: Graph, folder: Path) -> _RangeSession:
+def _open(engine: OnnxRuntimeEngine, graph: Graph, folder: Path) -> _RangeSession:
     about = add_range_output(graph.path, folder / graph.path.name)
     link_data(graph.path, folder)
     outputs = (*graph.outputs, TensorSpec(_OUTPUT, "float32", (2 * len(about),)))
     wider = dataclasses.replace(graph, path=folder / graph.path.name, outputs=outputs)
-    return _RangeSession(graph, engine.open(wider, wider.path), about)
+    # in order, so that a value is measured when it is there, and not kept until the end: gigabytes at full size
+    return _RangeSession(graph, engine.open(wider, wider.path, in_order=True), about)
 
 
 class _RangeSession(Session):
@@ -156,7 +162,7 @@ def measure_ranges(
 
     report: called with the number of expressions done. Raises BundleError where a graph's weights are missing.
     """
-    engine = create("onnxruntime", EngineOptions("cpu", threads))
+    engine = OnnxRuntimeEngine(EngineOptions("cpu", threads))
     sessions: dict[str, _RangeSession] = {}
     done = 0
     with tempfile.TemporaryDirectory(prefix="ris-ranges-") as folder:
