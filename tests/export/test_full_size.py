@@ -4,6 +4,8 @@ golden file (docs/model.md 21 and 22). FP32 at full size is in test_checkpoint_f
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 
 import numpy as np
@@ -12,9 +14,11 @@ from click.testing import CliRunner
 
 from conftest import GOLDEN
 from golden import inputs
+from ris.calibration.numerics import emulated
 from ris.export.command import main
-from ris.runtime import load
+from ris.runtime import open_bundle
 from ris.runtime.masks import mask_from_logits
+from ris.runtime.model import open_model
 from ris.runtime.parity import compare, mask_iou
 
 pytestmark = pytest.mark.timeout(1500)
@@ -23,9 +27,23 @@ pytestmark = pytest.mark.timeout(1500)
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("full") / "fp16"
-    done = CliRunner().invoke(main, ["--random-weights", "0", "--precision", "fp16", "--out", str(folder), "--json"])
+    arguments = ["--random-weights", "0", "--precision", "fp16", "--out", str(folder), "--json"]
+    if importlib.util.find_spec("tensorrt_rtx"):
+        arguments += ["--engine", "tensorrt-rtx"]
+    done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
+    (folder / "report.json").write_text(done.stdout)
     return folder
+
+
+def test_tensorrt_rtx_compiles_all_five(bundle):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    plans = json.loads((bundle / "report.json").read_text())["engines"]["tensorrt-rtx"]
+    assert len(plans) == 5
+    for stage, plan in plans.items():
+        print(stage, plan["asked"], plan["layers"], f"{plan['bytes'] / 1e6:.0f} MB {plan['seconds']:.1f} s")
+        half, full = plan["layers"].get("fp16", 0), plan["layers"].get("fp32", 0)
+        assert half > full if plan["asked"] == "fp16" else half == 0
 
 
 def test_weights_are_those_of_table_2(bundle):
@@ -37,14 +55,22 @@ def test_weights_are_those_of_table_2(bundle):
     assert 108 < millions["text_encoder"] < 109.1
 
 
-def test_fp16_keeps_the_golden_mask(bundle):
+@pytest.mark.parametrize("arithmetic", ["of ONNX Runtime's CPU", "true FP16"])
+def test_fp16_keeps_the_golden_mask(bundle, arithmetic):
     golden = np.load(GOLDEN / "e2e_grefcoco_seed0.npz")
-    with load(bundle) as model:
+    opened = open_bundle(bundle)
+    with contextlib.ExitStack() as stack:
+        if arithmetic == "true FP16":
+            opened = stack.enter_context(emulated(opened))
+        model = stack.enter_context(open_model(opened))
         # made-up weights say "no target" here; the golden mask is the one before that decision
         scene = model.encode_image(inputs.image(0))
         result = scene.segment(inputs.EXPRESSIONS[0][0], no_target_threshold=None)
     want = golden["low_res_logits"][0, 0]
-    assert compare(result.logits, want).relative < 1e-2
-    assert mask_iou(mask_from_logits(result.logits, 1024, 1024), mask_from_logits(want, 1024, 1024)) >= 0.998
+    error = compare(result.logits, want).relative
+    iou = mask_iou(mask_from_logits(result.logits, 1024, 1024), mask_from_logits(want, 1024, 1024))
+    print(f"golden image, arithmetic {arithmetic}: mask logits {error:.1e} relative, mask IoU {iou:.5f}")
+    assert error < 1e-2
+    assert iou >= 0.998
     no_target = 1 / (1 + np.exp(golden["nt_logits"][0, 0] - golden["nt_logits"][0, 1]))
     assert result.no_target == pytest.approx(no_target, abs=5e-3)

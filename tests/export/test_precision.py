@@ -7,8 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from ris.calibration.numerics.half import value_types
 from ris.export.graphs import STAGES
-from ris.export.precision import FP32_GRAPHS
+from ris.export.precision import FP32_GRAPHS, RESIDUAL
+from ris.reference.config import PRESETS
 from ris.runtime import load, open_bundle
 from ris.runtime.parity import load_golden, mask_iou
 
@@ -18,25 +20,26 @@ def half(tiny_fp16_bundle):
     return open_bundle(tiny_fp16_bundle)
 
 
-def types(graph):
-    found = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
-    return found | {t.name: t.data_type for t in graph.initializer}
+def types(model):
+    found = value_types(model) | {v.name: v.type.tensor_type.elem_type for v in model.graph.input}
+    return found | {t.name: t.data_type for t in model.graph.initializer}
 
 
 HALF = [stage for stage in STAGES if stage not in FP32_GRAPHS]
 
 
-def test_the_mask_decoder_stays_fp32_and_says_why(half):
-    entry = half.manifest.graphs["mask_decoder"]
-    assert entry.precision == "fp32"
-    assert "4.6 M weights" in entry.fp32_islands["*"]
-    assert [half.manifest.graphs[s].precision for s in HALF] == ["fp16"] * 4
+def test_small_sensitive_graphs_stay_fp32_and_say_why(half):
+    graphs = half.manifest.graphs
+    assert graphs["mask_decoder"].precision == graphs["text_encoder"].precision == "fp32"
+    assert "4.6 M weights" in graphs["mask_decoder"].fp32_islands["*"]
+    assert "more mask IoU" in graphs["text_encoder"].fp32_islands["*"]
+    assert [graphs[s].precision for s in HALF] == ["fp16"] * 3
 
 
 @pytest.mark.parametrize("stage", HALF)
 def test_weights_and_matrix_products_are_half(half, stage):
-    graph = onnx.load(half.graph(stage).path).graph
-    kinds = types(graph)
+    model = onnx.load(half.graph(stage).path)
+    graph, kinds = model.graph, types(model)
     islands = half.manifest.graphs[stage].fp32_islands
     heavy = [n for n in graph.node if n.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose")]
     assert [n for n in heavy if n.name not in islands]
@@ -53,10 +56,13 @@ def test_islands_are_named_with_their_reason(half):
     entries = half.manifest.graphs
     assert any("instance norm" in reason for reason in entries["fusion"].fp32_islands.values())
     assert any("group norm" in reason for reason in entries["fusion"].fp32_islands.values())
+    # two residual sums a block
+    for stage, blocks in (("sam_image_encoder", PRESETS["tiny"].sam.depth), ("clip_image_encoder", 3)):
+        assert sum(reason == RESIDUAL for reason in entries[stage].fp32_islands.values()) == 2 * blocks
     for stage in HALF:
-        graph = onnx.load(half.graph(stage).path, load_external_data=False).graph
-        names = {node.name: node for node in graph.node}
-        kinds = types(graph)
+        model = onnx.load(half.graph(stage).path, load_external_data=False)
+        names = {node.name: node for node in model.graph.node}
+        kinds = types(model)
         assert set(entries[stage].fp32_islands) <= set(names)
         for name in entries[stage].fp32_islands:
             node = names[name]
