@@ -164,12 +164,15 @@ class OnnxRuntimeEngine(Engine):
         """The graph's own file."""
         return Compiled(graph.path, {}, 0.0, built_now=False)
 
-    def open(self, graph: Graph, artifact: Path, *, in_order: bool = False) -> Session:
-        """Loads the graph and checks that the provider that was asked for is the one that runs.
+    def open(self, graph: Graph, artifact: Path) -> Session:
+        """Loads the graph and checks that the provider that was asked for is the one that runs."""
+        return self._session(graph, self.start(graph, str(artifact), self.providers()))
 
-        in_order: nodes run as soon as they can, in the file's order; ONNX Runtime would rather follow the outputs.
-        """
-        session = self.start(graph, str(artifact), self.providers(), in_order=in_order)
+    def open_in_order(self, graph: Graph, artifact: Path) -> Session:
+        """`open`, with nodes that run as soon as they can, in the file's order; usually they follow the outputs."""
+        return self._session(graph, self.start(graph, str(artifact), self.providers(), in_order=True))
+
+    def _session(self, graph: Graph, session: Any) -> Session:
         providers = tuple(session.get_providers())
         info = SessionInfo(self.name, onnxruntime.__version__, self.options.device, providers, nodes_by(session))
         return OnnxRuntimeSession(graph, info, session, self.options.device)

@@ -19,9 +19,9 @@ from typing import Any
 import onnxruntime
 
 from ris.engines import cache, cuda
-from ris.engines.base import Compiled, EngineOptions, Graph, Progress, Session, SessionInfo, silent
+from ris.engines.base import Compiled, EngineOptions, Graph, Progress, Session, silent
 from ris.engines.errors import EngineError
-from ris.engines.onnxruntime import CUDA, CUDA_OPTIONS, OnnxRuntimeEngine, OnnxRuntimeSession, nodes_by
+from ris.engines.onnxruntime import CUDA, CUDA_OPTIONS, OnnxRuntimeEngine, nodes_by
 from ris.engines.tensorrt_build import profiles
 
 TENSORRT = "TensorrtExecutionProvider"
@@ -96,10 +96,7 @@ class OnnxRuntimeTensorRtEngine(OnnxRuntimeEngine):
     def open(self, graph: Graph, artifact: Path) -> Session:
         """A session over an EPContext model of the cache. Raises EngineError as `OnnxRuntimeEngine.open` does."""
         model = cache.read_checked(artifact, self.name)
-        session = self.start(graph, model, self.providers())
-        providers = tuple(session.get_providers())
-        info = SessionInfo(self.name, onnxruntime.__version__, "cuda", providers, nodes_by(session))
-        return OnnxRuntimeSession(graph, info, session, "cuda")
+        return self._session(graph, self.start(graph, model, self.providers()))
 
 
 def _tensorrt_version() -> str:

@@ -123,7 +123,7 @@ def _open(engine: OnnxRuntimeEngine, graph: Graph, folder: Path) -> _RangeSessio
     outputs = (*graph.outputs, TensorSpec(_OUTPUT, "float32", (2 * len(about),)))
     wider = dataclasses.replace(graph, path=folder / graph.path.name, outputs=outputs)
     # in order, so that a value is measured when it is there, and not kept until the end: gigabytes at full size
-    return _RangeSession(graph, engine.open(wider, wider.path, in_order=True), about)
+    return _RangeSession(graph, engine.open_in_order(wider, wider.path), about)
 
 
 class _RangeSession(Session):

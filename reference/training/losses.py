@@ -173,7 +173,8 @@ def dense_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets) -> T
     logits = heads.dense(dense_prompt[chosen]).float()[:, 0].flatten(1)
     if len(chosen) == 0:
         return dense_prompt.sum() * 0.0
-    truth = F.adaptive_avg_pool2d(targets.masks[chosen, None], dense_prompt.shape[-2:]).flatten(1)
+    height, width = dense_prompt.shape[-2:]
+    truth = F.adaptive_avg_pool2d(targets.masks[chosen, None], (height, width)).flatten(1)
     return dice(logits, truth).mean() + F.binary_cross_entropy_with_logits(logits, truth)
 
 
