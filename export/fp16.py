@@ -15,7 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ris.calibration.numerics.half import emulate_half
-from ris.calibration.numerics.ranges import TensorRange, graph_ranges, link_data
+from ris.calibration.numerics.ranges import TensorRange, copy_data, graph_ranges
 from ris.engines import EngineOptions, Graph, create
 from ris.export import precision
 from ris.runtime.bundle import StageParity
@@ -68,7 +68,7 @@ def check_half(graph: Graph, reference: Arrays) -> dict[str, StageParity]:
     """`check_stage` of an FP16 graph in true FP16 arithmetic."""
     with tempfile.TemporaryDirectory(prefix="rounded-", dir=graph.path.parent) as folder:
         rounded = dataclasses.replace(graph, path=Path(folder) / graph.path.name)
-        link_data(graph.path, Path(folder))
+        copy_data(graph.path, Path(folder))
         emulate_half(graph.path, rounded.path)
         engine = create("onnxruntime", EngineOptions("cpu"))
         with engine.open(rounded, rounded.path) as session:

@@ -19,38 +19,38 @@ Sampling = Literal["native", "gather"]
 Size = tuple[int, int]
 
 
-def bilinear_sample(value: Tensor, locations: Tensor, size: Size, sampling: Sampling) -> Tensor:
-    """Samples maps at locations in [0, 1] units, bilinear, zeros outside, pixel centres at half integers.
+class SampleGrid(nn.Module):
+    """Where to sample. It has no weights, and is a module so that an FP16 export finds what has to stay FP32: FP16's 11
+    bits are 0.03 pixels at pixel 48."""
 
-    value [G, H*W, D] with size = (H, W); locations [G, Q, P, 2] as (x, y) -> [G, D, Q, P]. "native" is torch's
-    grid_sample (one GridSample node); "gather" is the same sum written as four row gathers, for engines whose
-    GridSample is wrong (docs/design.md, The five graphs).
-    """
-    height, width = size
-    if sampling == "native":
-        maps = value.transpose(1, 2).unflatten(2, (height, width))
-        return F.grid_sample(maps, 2 * locations - 1, align_corners=False)
-    groups, queries, points = locations.shape[:3]
-    scale = torch.from_numpy(np.array([width, height], np.float32)).to(locations)
-    pixel = locations * scale - 0.5
-    floor = pixel.floor()
-    fraction = pixel - floor
-    rows = value.flatten(0, 1)
-    first = (torch.arange(groups, device=value.device) * (height * width))[:, None, None]
-    result: Tensor | None = None
-    for dy in (0, 1):
-        for dx in (0, 1):
-            x, y = floor[..., 0] + dx, floor[..., 1] + dy
-            inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-            weight_x = fraction[..., 0] if dx else 1 - fraction[..., 0]
-            weight_y = fraction[..., 1] if dy else 1 - fraction[..., 1]
-            weight = weight_x * weight_y * inside.to(value.dtype)
-            index = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
-            picked = rows.index_select(0, (index.long() + first).flatten()).reshape(groups, queries, points, -1)
-            term = picked * weight[..., None]
-            result = term if result is None else result + term
-    assert result is not None
-    return result.permute(0, 3, 1, 2)
+    def forward(self, centres: Tensor, offsets: Tensor, size: Size) -> Tensor:
+        """centres [Q, 2] in [0, 1], offsets [G, Q, P, 2] in pixels, both (x, y), size (H, W) -> [G, Q, P, 2] as
+        grid_sample takes it, -1 to 1."""
+        scale = torch.from_numpy(np.array([size[1], size[0]], np.float32)).to(offsets)
+        return 2 * (centres[:, None] + offsets / scale) - 1
+
+
+class Neighbours(nn.Module):
+    """What bilinear sampling reads there; like `SampleGrid`, FP32 always: FP16 counts pixels to 2048."""
+
+    def forward(self, grid: Tensor, size: Size) -> list[tuple[Tensor, Tensor]]:
+        """grid [G, Q, P, 2], size (H, W) -> for each of the four neighbours of every place its index in H*W, int64
+        [G, Q, P], and its weight [G, Q, P], 0 outside. Pixel centres are at half integers."""
+        height, width = size
+        scale = torch.from_numpy(np.array([width, height], np.float32)).to(grid)
+        pixel = ((grid + 1) * scale - 1) / 2
+        floor = pixel.floor()
+        fraction = pixel - floor
+        found = []
+        for dy in (0, 1):
+            for dx in (0, 1):
+                x, y = floor[..., 0] + dx, floor[..., 1] + dy
+                inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+                weight_x = fraction[..., 0] if dx else 1 - fraction[..., 0]
+                weight_y = fraction[..., 1] if dy else 1 - fraction[..., 1]
+                index = y.clamp(0, height - 1).long() * width + x.clamp(0, width - 1).long()
+                found.append((index, weight_x * weight_y * inside.to(weight_x.dtype)))
+        return found
 
 
 class DeformableAttention(nn.Module):
@@ -64,6 +64,8 @@ class DeformableAttention(nn.Module):
         self.attention_weights = nn.Linear(width, heads * levels * points)
         self.value_proj = nn.Linear(width, width)
         self.output_proj = nn.Linear(width, width)
+        self.grid = SampleGrid()
+        self.neighbours = Neighbours()
 
     def forward(self, query: Tensor, centres: Tensor, tokens: Tensor, sizes: list[Size]) -> Tensor:
         """query [B, Q, C], centres [Q, 2] in [0, 1] as (x, y), tokens [B, S, C], sizes of the levels -> [B, Q, C]."""
@@ -79,13 +81,31 @@ class DeformableAttention(nn.Module):
         start = 0
         for level, (height, level_width) in enumerate(sizes):
             end = start + height * level_width
-            size = torch.from_numpy(np.array([level_width, height], np.float32)).to(offsets)
-            locations = centres[:, None] + offsets[:, level] / size
-            sampled.append(bilinear_sample(value[:, start:end], locations, (height, level_width), self.sampling))
+            size = (height, level_width)
+            sampled.append(self.sample(value[:, start:end], self.grid(centres, offsets[:, level], size), size))
             start = end
         mixed = (torch.cat(sampled, -1) * weights[:, None]).sum(-1)  # [B*heads, depth, Q]
         mixed = mixed.unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2)
         return self.output_proj(mixed)
+
+    def sample(self, value: Tensor, grid: Tensor, size: Size) -> Tensor:
+        """Bilinear samples of maps, zeros outside: value [G, H*W, D], grid [G, Q, P, 2] from -1 to 1 -> [G, D, Q, P].
+
+        "native" is torch's grid_sample (one GridSample node); "gather" is the same sum written as four row gathers, for
+        engines whose GridSample is wrong (docs/design.md, The five graphs).
+        """
+        if self.sampling == "native":
+            return F.grid_sample(value.transpose(1, 2).unflatten(2, size), grid, align_corners=False)
+        groups, queries, points = grid.shape[:3]
+        rows = value.flatten(0, 1)
+        first = (torch.arange(groups, device=value.device) * (size[0] * size[1]))[:, None, None]
+        result: Tensor | None = None
+        for index, weight in self.neighbours(grid, size):
+            picked = rows.index_select(0, (index + first).flatten()).reshape(groups, queries, points, -1)
+            term = picked * weight.to(value.dtype)[..., None]
+            result = term if result is None else result + term
+        assert result is not None
+        return result.permute(0, 3, 1, 2)
 
 
 class EncoderLayer(nn.Module):

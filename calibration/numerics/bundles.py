@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ris.calibration.numerics.half import emulate_half
-from ris.calibration.numerics.ranges import link_data
+from ris.calibration.numerics.ranges import copy_data
 from ris.engines.errors import BundleError
 from ris.runtime import Bundle, open_bundle
 from ris.runtime.bundle import MANIFEST, hash_files
@@ -41,7 +41,7 @@ def emulate_bundle(bundle: Bundle, out: Path) -> Bundle:
         graphs = dict(manifest.graphs)
         for stage, entry in graphs.items():
             source, target = bundle.path / entry.file, partial / entry.file
-            link_data(source, target.parent)
+            copy_data(source, target.parent)
             if entry.precision == "fp16":
                 emulate_half(source, target)
             else:

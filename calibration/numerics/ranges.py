@@ -119,7 +119,7 @@ def graph_ranges(graph: Graph, feeds: Mapping[str, Value], threads: int | None =
 
 def _open(engine: OnnxRuntimeEngine, graph: Graph, folder: Path) -> _RangeSession:
     about = add_range_output(graph.path, folder / graph.path.name)
-    link_data(graph.path, folder)
+    copy_data(graph.path, folder)
     outputs = (*graph.outputs, TensorSpec(_OUTPUT, "float32", (2 * len(about),)))
     wider = dataclasses.replace(graph, path=folder / graph.path.name, outputs=outputs)
     # in order, so that a value is measured when it is there, and not kept until the end: gigabytes at full size
@@ -187,18 +187,15 @@ def measure_ranges(
     return Ranges(stages, done, hashes)
 
 
-def link_data(graph: Path, folder: Path) -> None:
-    """Puts the data file beside `graph`, if it has one, into `folder`: a hard link where that works, else a copy.
+def copy_data(graph: Path, folder: Path) -> None:
+    """Copies the data file beside `graph`, if it has one, into `folder`.
 
-    ONNX Runtime refuses data behind symbolic links that lead out of the model's folder.
+    Links would do, but ONNX Runtime refuses symbolic ones and the onnx package hard ones, to the original too.
     """
     data = graph.with_name(graph.name + ".data")
     if not data.exists():
         return
     try:
-        os.link(data, folder / data.name)
-    except OSError:
-        try:
-            shutil.copyfile(data, folder / data.name)
-        except OSError as error:
-            raise BundleError(f"{data} cannot be copied to {folder}: {error.strerror}") from None
+        shutil.copyfile(data, folder / data.name)
+    except OSError as error:
+        raise BundleError(f"{data} cannot be copied to {folder}: {error.strerror}") from None
