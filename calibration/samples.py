@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ris.calibration.scenes import make_samples, make_scene
+from ris.calibration.evaluation.samples import scene_images
 from ris.runtime.image import load_rgb
 from ris.runtime.requests import Request
-
-PER_SCENE = 4
 
 
 @dataclass(frozen=True)
@@ -26,14 +24,9 @@ class CalibrationSample:
 
 def scene_samples(expressions: int, size: int = 256) -> Iterator[CalibrationSample]:
     """Drawn training scenes with that many expressions in all, the same every time."""
-    number = 0
-    while expressions > 0:
-        scene = make_scene(number, "train", size)
-        found = make_samples(scene, number, min(PER_SCENE, expressions))
-        names = tuple(sample.category or "background" for sample in found)
-        yield CalibrationSample(scene.image, tuple(sample.expression for sample in found), names)
-        expressions -= len(found)
-        number += 1
+    for image in scene_images("train", expressions, size=size):
+        names = tuple(truth.category or "background" for truth in image.truths)
+        yield CalibrationSample(image.rgb, tuple(truth.expression for truth in image.truths), names)
 
 
 def request_samples(requests: Sequence[Request]) -> Iterator[CalibrationSample]:

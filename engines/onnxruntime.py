@@ -151,9 +151,7 @@ class OnnxRuntimeEngine(Engine):
                 '"ris-runtime[gpu]" in an environment without "ris-runtime[cpu]"'
             )
         if wanted != CPU and hasattr(onnxruntime, "preload_dlls"):
-            with contextlib.redirect_stdout(
-                io.StringIO()
-            ):  # it prints what it does not find; `start` says what matters
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
                 onnxruntime.preload_dlls(directory="")  # CUDA and cuDNN from pip's packages, where there are some
 
     def providers(self) -> list[tuple[str, dict[str, str]]]:
@@ -209,9 +207,8 @@ class OnnxRuntimeEngine(Engine):
                 providers = [*providers, (CPU, {})]  # shape arithmetic belongs there; what ran where is in the info
         shown = "its compiled graph" if isinstance(model, bytes) else model
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                # without fall-back a provider that cannot be loaded is an exception, though one that fails later is not
-                session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=False)
+            # without fall-back a provider that cannot be loaded is an exception, though one that fails later is not
+            session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=False)
         except Exception as error:
             raise EngineError(f"{graph.stage}: ONNX Runtime cannot open {shown}: {first_line(error)}") from error
         running = session.get_providers()

@@ -87,7 +87,8 @@ def _search(
     """
     groups: dict[str, set[str]] = {}
     for node, paths in scopes.items():
-        groups.setdefault(".".join(paths[-1].split(".")[:2]) if paths else "", set()).add(node)
+        module = paths[-2] if len(paths) > 1 else ""  # the last one is the node itself
+        groups.setdefault(".".join(module.split(".")[:2]), set()).add(node)
     alone = {name: _error(attempt(islands | dict.fromkeys(nodes, ""))) for name, nodes in groups.items()}
     chosen = dict(islands)
     rows: dict[str, StageParity] = {}

@@ -31,8 +31,8 @@ def trace_inputs(signature: GraphSignature) -> dict[str, Tensor]:
 def write_onnx(module: nn.Module, signature: GraphSignature, path: Path) -> dict[str, list[str]]:
     """Traces `module` and writes `path` and `path.data`. The module's argument names are the graph's input names.
 
-    Returns for every node the paths of the modules it came from, outermost first; FP32 islands are chosen by these.
-    Whatever names the source files is stripped.
+    Returns for every node the paths of the modules it came from, outermost first, its own name last; FP32 islands are
+    chosen by these. Whatever names the source files is stripped.
     """
     axes = {name: torch.export.Dim(name, min=1, max=1024) for name in _TRACE_SIZES}
     shapes = {a.name: {i: axes[d] for i, d in enumerate(a.shape) if isinstance(d, str)} for a in signature.inputs}

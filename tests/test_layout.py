@@ -90,6 +90,8 @@ with load({str(tiny_bundle)!r}) as model:
     [
         ("ris.export.command", [], "torch"),
         ("ris.reference.training.command", ["--out", "run"], "torch"),
+        ("ris.calibration.command", ["ranges"], "onnx"),
+        ("ris.calibration.command", ["emulate", "bundle", "--out", "x"], "onnx"),
         ("ris.calibration.evaluation.command", ["--pytorch", "--checkpoint", "x.pth"], "torch"),
     ],
 )

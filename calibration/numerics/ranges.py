@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ris.calibration.numerics.half import value_types
-from ris.calibration.samples import PER_SCENE, CalibrationSample
+from ris.calibration.samples import CalibrationSample
 from ris.engines import EngineOptions, Graph, Session, TensorSpec, Value
 from ris.engines.errors import BundleError, RisError
 from ris.engines.onnxruntime import OnnxRuntimeEngine
@@ -109,9 +109,9 @@ def add_range_output(source: Path, target: Path) -> list[tuple[str, TensorRange]
     return about
 
 
-def graph_ranges(graph: Graph, feeds: Mapping[str, Value], threads: int | None = None) -> dict[str, TensorRange]:
+def graph_ranges(graph: Graph, feeds: Mapping[str, Value]) -> dict[str, TensorRange]:
     """The ranges of one graph's values, by name, on one set of inputs."""
-    engine = OnnxRuntimeEngine(EngineOptions("cpu", threads))
+    engine = OnnxRuntimeEngine(EngineOptions("cpu"))
     with tempfile.TemporaryDirectory(prefix="ris-ranges-") as folder, _open(engine, graph, Path(folder)) as session:
         session.run(feeds)
         return session.ranges()
@@ -151,16 +151,10 @@ class _RangeSession(Session):
         self._inner.close()
 
 
-def measure_ranges(
-    bundle: Bundle,
-    samples: Iterable[CalibrationSample],
-    *,
-    threads: int | None = None,
-    report: Callable[[int], None] = lambda done: None,
-) -> Ranges:
+def measure_ranges(bundle: Bundle, samples: Iterable[CalibrationSample], *, threads: int | None = None) -> Ranges:
     """Runs the bundle's graphs over all images and expressions with ONNX Runtime on the CPU.
 
-    report: called with the number of expressions done. Raises BundleError where a graph's weights are missing.
+    Raises BundleError where a graph's weights are missing, RisError without samples.
     """
     engine = OnnxRuntimeEngine(EngineOptions("cpu", threads))
     sessions: dict[str, _RangeSession] = {}
@@ -171,12 +165,11 @@ def measure_ranges(
                 place = Path(folder) / stage
                 place.mkdir()
                 sessions[stage] = _open(engine, bundle.graph(stage), place)
-            with Model(bundle, sessions, max_expressions=PER_SCENE) as model:
+            with Model(bundle, sessions, max_expressions=4) as model:
                 for sample in samples:
                     categories = sample.categories if model.categories else None
                     model.encode_image(sample.rgb).segment_many(sample.expressions, categories=categories)
                     done += len(sample.expressions)
-                    report(done)
         finally:
             for session in sessions.values():
                 session.close()

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from ris.engines.errors import CheckpointError, RisError
+from ris.reference.checkpoint import WeightFiles, load_model
 from ris.reference.config import PRESETS
 from ris.reference.preprocess import token_ids
 from ris.reference.tokenizer import tokenizer_from
@@ -34,6 +35,7 @@ from ris.reference.training.losses import (
     sentence_loss,
 )
 from ris.reference.training.plot import plot_log
+from ris.reference.training.publish import publish
 from ris.reference.training.recipe import RECIPES, LossWeights, Recipe
 from ris.reference.training.scene_source import SceneSource
 
@@ -283,6 +285,22 @@ def test_lessons_come_first_and_teach_the_encoders_alone(tmp_path, source, token
     assert [set(x["losses"]) for x in lines[:2]] == [{"sam", "clip", "sentence"}] * 2
     assert set(lines[2]["losses"]) == {"mask", "dfam", "vl", "no_target", "sam", "clip", "sentence", "dense"}
     plot_log(tmp_path / "log.jsonl", tmp_path / "log.png")
+
+
+def test_weights_to_give_away_are_half_the_size_and_say_the_same(tmp_path, source, tokenizer):
+    run = trainer(tmp_path, source, tokenizer)
+    run.save()
+    size = publish(tmp_path / "model.safetensors", tmp_path / "half.safetensors")
+    assert size < 0.55 * (tmp_path / "model.safetensors").stat().st_size
+    model, _ = load_model(WeightFiles(checkpoint=tmp_path / "half.safetensors"))
+    for name, value in run.weights().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-3, atol=1e-6)
+    with torch.no_grad():
+        run.model.lang_mlp.weight.fill_(1e6)
+    run.average = None
+    run.save()
+    with pytest.raises(CheckpointError, match=r"lang_mlp.weight has values that float16 cannot hold"):
+        publish(tmp_path / "model.safetensors", tmp_path / "half.safetensors")
 
 
 def test_another_recipe_does_not_go_on_with_the_state(tmp_path, source, tokenizer):

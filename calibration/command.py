@@ -17,11 +17,11 @@ from ris.calibration.samples import CalibrationSample, request_samples, scene_sa
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
 from ris.runtime.bundle import STAGES
-from ris.runtime.commands.console import RisCommand, find_bundle, track
+from ris.runtime.commands.console import RisCommand, disk_errors, find_bundle, track
 from ris.runtime.requests import collect
 
 if TYPE_CHECKING:
-    from ris.calibration.numerics.ranges import Ranges
+    from ris.calibration.numerics import Ranges
 
 
 @click.group()
@@ -33,8 +33,12 @@ def main() -> None:
       ris-calibrate ranges ris-bundle
       ris-calibrate emulate fp16-bundle --out emulated
     """
+
+
+def _require_onnx() -> None:
+    """The graphs are rewritten with the onnx package, which the thin runtime does without."""
     if importlib.util.find_spec("onnx") is None:
-        raise click.ClickException('ris-calibrate needs onnx: pip install "ris-runtime[cpu,export]"')
+        raise RisError('ris-calibrate needs onnx: pip install "ris-runtime[cpu,export]"')
 
 
 @main.command(cls=RisCommand)
@@ -69,10 +73,13 @@ def ranges(
       ris-calibrate ranges ris-bundle photos -e "left man" -e "the dog" --out ranges.json
       ris-calibrate ranges ris-bundle requests.jsonl
     """
-    from ris.calibration.numerics.ranges import measure_ranges
+    _require_onnx()
+    from ris.calibration.numerics import measure_ranges
 
     if expressions and not images:
         raise RisError("--expression is asked of IMAGES; give some")
+    if out and not out.parent.is_dir():
+        raise RisError(f"{out.parent}: no such folder; make it, or choose another --out")
     opened = open_bundle(find_bundle(bundle))
     stream: Iterator[CalibrationSample] = scene_samples(samples)
     count = -(-samples // 4)
@@ -81,7 +88,8 @@ def ranges(
         stream, count = request_samples(requests), len(requests)
     found = measure_ranges(opened, track(stream, count, "Ranges"), threads=threads)
     if out:
-        found.write(out)
+        with disk_errors(out):
+            found.write(out)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found), indent=1, sort_keys=True))
         return
@@ -91,7 +99,7 @@ def ranges(
 
 
 def _print(found: Ranges) -> None:
-    from ris.calibration.numerics.ranges import FP16_MAX
+    from ris.calibration.numerics import FP16_MAX
 
     table = Table(title=f"Largest magnitudes over {found.samples} expressions (FP16 ends at {FP16_MAX:.0f})")
     for column in ("graph", "values", "largest", "written by", "beyond FP16"):
@@ -121,7 +129,8 @@ def emulate(bundle: Path, out: Path) -> None:
       ris-parity emulated
       ris-eval emulated --samples 500
     """
-    from ris.calibration.numerics.bundles import emulate_bundle
+    _require_onnx()
+    from ris.calibration.numerics import emulate_bundle
 
     emulate_bundle(open_bundle(bundle), out)
     click.echo(f"Wrote {out}\nNext:\n  ris-parity {out}\n  ris-eval {out} --samples 500")
