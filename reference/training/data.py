@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from ris.reference.categories import COCO_PANOPTIC
 from ris.reference.config import ModelConfig
 from ris.reference.preprocess import prepare_squares, token_ids
-from ris.reference.training.losses import Targets
+from ris.reference.training.targets import Targets
 
 BACKGROUND = COCO_PANOPTIC.index("background")
 
@@ -29,7 +29,7 @@ class RawBatch:
 
     images uint8 [B, S, S, 3]; masks bool [N, S, S]; present bool [N]; image_index int64 [N]; expressions N strings;
     meaning N hashable values, equal where two expressions mean the same thing; categories int64 [N], -1 for none;
-    kinds uint8 [B, S, S] or None (0 background); expression_kinds N names for reports;
+    kinds and things uint8 [B, S, S] or None, see `Targets`; expression_kinds N names for reports;
     image_keys B names of images that come again, for stored features, or None.
     """
 
@@ -41,6 +41,7 @@ class RawBatch:
     meaning: tuple[object, ...]
     categories: NDArray[np.int64]
     kinds: NDArray[np.uint8] | None
+    things: NDArray[np.uint8] | None
     expression_kinds: tuple[str, ...]
     image_keys: tuple[str, ...] | None = None
 
@@ -91,6 +92,7 @@ class Batch:
                 image_index=index[rows] - first,
                 same=self.targets.same[rows][:, rows],
                 kinds=None if self.targets.kinds is None else self.targets.kinds[first:last],
+                things=None if self.targets.things is None else self.targets.things[first:last],
             )
             keys = self.raw.image_keys
             raw = replace(self.raw, image_keys=None if keys is None else keys[first:last])
@@ -138,6 +140,7 @@ class _Steps(Dataset[Batch]):
             image_index=torch.from_numpy(raw.image_index),
             same=same,
             kinds=None if raw.kinds is None else torch.from_numpy(raw.kinds).long(),
+            things=None if raw.things is None else torch.from_numpy(raw.things).long(),
         )
         return Batch(image, clip_image, ids, categories, targets, raw)
 

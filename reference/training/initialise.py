@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +25,12 @@ def fresh_model(config: ModelConfig, seed: int) -> RISModel:
         for module in model.modules():
             if isinstance(module, DeformableAttention):
                 _spread_samples(module)
-        nn.init.trunc_normal_(model.sam.image_encoder.pos_embed, std=0.02)
+        positions = model.sam.image_encoder.pos_embed
+        assert positions is not None
+        visual: Any = model.clip_dense.clip_model.visual
+        with torch.no_grad():
+            positions.copy_(_grid_positions(config.sam.grid, config.sam.width).unflatten(1, positions.shape[1:3]))
+            visual.positional_embedding[1:] = _grid_positions(config.clip.grid, config.clip.width)[0]
         for name, parameter in model.text_encoder.named_parameters():
             if name.startswith("encoder.") and parameter.ndim == 2:  # BERT's own 0.02 is for 768 channels
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
@@ -63,6 +69,16 @@ def starting_model(config: ModelConfig, seed: int, files: WeightFiles, say: Call
         say(note)
     say(f"{len(given)} of {len(state)} tensors come from the files, the others start at random")
     return model
+
+
+def _grid_positions(side: int, width: int) -> torch.Tensor:
+    """[1, side * side, width]: half the channels sines and cosines of x, half of y. From these, left and
+    right can be told apart from the first step on."""
+    rates = 1e-4 ** (torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(side)[:, None] * rates
+    line = torch.cat([angles.sin(), angles.cos(), torch.zeros(side, (width % 4) // 2)], 1)
+    x, y = line[None].expand(side, -1, -1), line[:, None].expand(-1, side, -1)
+    return 0.5 * torch.cat([x, y, torch.zeros(side, side, width % 2)], -1).flatten(0, 1)[None]
 
 
 def _spread_samples(attention: DeformableAttention) -> None:

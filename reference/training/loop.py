@@ -22,8 +22,9 @@ from ris.reference.model import RISModel
 from ris.reference.training.data import Batch, Source, batches
 from ris.reference.training.features import FeatureStore
 from ris.reference.training.forward import ask, encode
-from ris.reference.training.losses import PretextHeads, pretext_loss, sentence_loss, total_loss
+from ris.reference.training.losses import total_loss
 from ris.reference.training.measure import measure
+from ris.reference.training.pretext import PretextHeads, pretext_loss, sentence_loss
 from ris.reference.training.recipe import Recipe
 
 STATE, LOG, WEIGHTS = "state.pt", "log.jsonl", "model.safetensors"
@@ -186,16 +187,11 @@ class Trainer:
             else:
                 embeddings, tokens = encode(self.model, batch.image, batch.clip_image, self.trains_encoders)
             if self.lesson_source is not None and self.heads is not None and self.step < self.recipe.lessons:
-                assert batch.targets.kinds is not None
-                seen = pretext_loss(self.heads, embeddings, tokens, batch.targets.kinds)
+                taught = pretext_loss(self.heads, embeddings, tokens, batch.targets)
                 sentences = self.model.encode_words(batch.input_ids)[1][:, 0]
-                said = sentence_loss(self.heads, sentences, batch.targets)
-                loss = self.recipe.weights.pretext * (seen[0] + seen[1] + said)
-                losses = {
-                    "sam": float(seen[0].detach()),
-                    "clip": float(seen[1].detach()),
-                    "sentence": float(said.detach()),
-                }
+                taught["sentence"] = sentence_loss(self.heads, sentences, batch.targets)
+                loss = self.recipe.weights.pretext * torch.stack(list(taught.values())).sum()
+                losses = {name: float(value.detach()) for name, value in taught.items()}
                 return losses, torch.autograd.grad(loss, self.parameters, allow_unused=True)
             out = ask(self.model, embeddings, tokens, batch.input_ids, batch.targets.image_index, batch.category)
             loss, losses = total_loss(self.model, self.heads, out, batch.targets, self.recipe.weights)

@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ris.reference.model import RISModel
 from ris.reference.training.forward import TrainingOutputs
+from ris.reference.training.pretext import PretextHeads, pretext_loss, sentence_loss
 from ris.reference.training.recipe import LossWeights
-
-
-@dataclass
-class Targets:
-    """What is right, for N expressions about B images.
-
-    masks [N, S, S] float32 of 0 and 1 at the model's square. present [N] bool: False where nothing is referred to.
-    image_index [N] int64. same [N, N] bool: pairs of expressions that mean the same thing (always true on the
-    diagonal). kinds [B, S, S] int64 for the pretext head, or None: 0 is background.
-    """
-
-    masks: Tensor
-    present: Tensor
-    image_index: Tensor
-    same: Tensor
-    kinds: Tensor | None = None
-
-
-class PretextHeads(nn.Module):
-    """Linear layers that training alone uses: what every patch of either image encoder shows; what a sentence names and
-    where that is; where the dense prompt puts it."""
-
-    def __init__(self, sam_width: int, clip_width: int, kinds: int) -> None:
-        super().__init__()
-        self.sam = nn.Conv2d(sam_width, kinds + 1, 1)
-        self.clip = nn.Linear(clip_width, kinds + 1)
-        self.names = nn.Linear(sam_width, kinds)
-        self.place = nn.Linear(sam_width, 2)
-        self.dense = nn.Conv2d(sam_width, 1, 1)
+from ris.reference.training.targets import Targets
 
 
 def dice(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
@@ -109,64 +80,6 @@ def no_target_loss(logits: Tensor, present: Tensor, weights: LossWeights) -> Ten
     return F.cross_entropy(logits.float(), (~present).long(), weight=classes)
 
 
-def kind_shares(kinds: Tensor, classes: int, side: int) -> Tensor:
-    """kinds [B, S, S] int64 -> the share of each class in side x side cells, float32 [B, classes, side, side]."""
-    images, size = kinds.shape[0], kinds.shape[-1]
-    cell = torch.arange(size, device=kinds.device) * side // size
-    cells = cell[:, None] * side + cell
-    place = (torch.arange(images, device=kinds.device)[:, None, None] * classes + kinds) * side**2 + cells
-    counts = torch.bincount(place.flatten(), minlength=images * classes * side**2).float()
-    shares = counts.unflatten(0, (images, classes, side, side))
-    return shares / shares.sum(1, keepdim=True)
-
-
-def pretext_loss(
-    heads: PretextHeads, image_embeddings: Tensor, clip_tokens: Tensor, kinds: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Cross entropy of each encoder's head (SAM's, CLIP's) against the share of each kind in every patch [B, S, S].
-
-    What is background, most of an image, counts a quarter of what is not.
-    """
-    sam = heads.sam(image_embeddings).float()
-    clip = heads.clip(clip_tokens).float().transpose(1, 2)
-    side = round(clip.shape[-1] ** 0.5)
-    classes = sam.shape[1]
-    weight = torch.full((classes,), 2.0, device=sam.device)
-    weight[0] = 0.5
-    return (
-        F.cross_entropy(sam, kind_shares(kinds, classes, sam.shape[-1]), weight),
-        F.cross_entropy(clip.unflatten(2, (side, side)), kind_shares(kinds, classes, side), weight),
-    )
-
-
-def named_kinds(targets: Targets, kinds: int) -> Tensor:
-    """Which kinds each expression's target shows: float32 [N, kinds] of 0 and 1."""
-    assert targets.kinds is not None
-    shown = torch.where(targets.masks > 0, targets.kinds[targets.image_index], 0)
-    rows = torch.arange(len(shown), device=shown.device)[:, None, None] * (kinds + 1)
-    counts = torch.bincount((rows + shown).flatten(), minlength=len(shown) * (kinds + 1))
-    return (counts.unflatten(0, (len(shown), kinds + 1))[:, 1:] > 0).float()
-
-
-def centres(masks: Tensor) -> Tensor:
-    """The centre of each mask, (x, y) from -1 to 1: [N, S, S] -> [N, 2]; empty masks have theirs in the middle."""
-    line = torch.linspace(-1, 1, masks.shape[-1], device=masks.device)
-    area = masks.sum((1, 2)).clamp(min=1)
-    return torch.stack([(masks.sum(1) * line).sum(-1), (masks.sum(2) * line).sum(-1)], -1) / area[:, None]
-
-
-def sentence_loss(heads: PretextHeads, sentences: Tensor, targets: Targets) -> Tensor:
-    """What sentences [N, C] name (binary cross entropy over the kinds) and where it is (squared error of the centre),
-    averaged over expressions that have a target; 0 where none has."""
-    chosen = targets.present.nonzero()[:, 0]
-    if len(chosen) == 0:
-        return sentences.sum() * 0.0
-    names, place = heads.names(sentences[chosen]).float(), heads.place(sentences[chosen]).float()
-    truth = named_kinds(targets, names.shape[1])[chosen]
-    named = F.binary_cross_entropy_with_logits(names, truth, reduction="none").sum(1).mean()
-    return named + F.mse_loss(place, centres(targets.masks[chosen]))
-
-
 def dense_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets) -> Tensor:
     """Dice and cross entropy of a mask read off the dense prompt [N, C, d, d], over expressions that have a target."""
     chosen = targets.present.nonzero()[:, 0]
@@ -187,10 +100,10 @@ def total_loss(
     parts["dfam"], parts["vl"] = weights.dfam * masks, weights.dfam * vl
     if out.no_target_logits is not None:
         parts["no_target"] = weights.no_target * no_target_loss(out.no_target_logits, targets.present, weights)
-    if heads is not None and targets.kinds is not None and weights.pretext:
-        seen = pretext_loss(heads, out.image_embeddings, out.clip_tokens, targets.kinds)
-        parts["sam"], parts["clip"] = weights.pretext * seen[0], weights.pretext * seen[1]
-        parts["sentence"] = weights.pretext * sentence_loss(heads, out.sentences, targets)
-        parts["dense"] = weights.pretext * dense_loss(heads, out.dense_prompt, targets)
+    if heads is not None and targets.things is not None and weights.pretext:
+        taught = pretext_loss(heads, out.image_embeddings, out.clip_tokens, targets)
+        taught["sentence"] = sentence_loss(heads, out.sentences, targets)
+        taught["dense"] = dense_loss(heads, out.dense_prompt, targets)
+        parts |= {name: weights.pretext * value for name, value in taught.items()}
     total = torch.stack(list(parts.values())).sum()
     return total, {name: float(value.detach()) for name, value in parts.items()}

@@ -17,8 +17,8 @@ class LossWeights:
     mask_*: the main mask. dfam scales everything that DFAM's layers give: per layer dfam_dice, dfam_bce and vl, the
     cosine term between object embeddings and sentences. no_target: the cross entropy of the no-target head, whose
     classes are weighted by no_target_classes. pretext is ours, and stands in for the pre-training that encoders trained
-    from scratch lack; 0 where they have it. Linear layers name what each patch of the two image encoders shows, say
-    which kinds a sentence's target is of and where its centre lies, and read a mask off the dense prompt.
+    from scratch lack; 0 where they have it. Linear layers say what each patch of the two image encoders shows, and
+    where and how large that is, the same of a sentence's target, and read a mask off the dense prompt.
     """
 
     mask_dice: float = 2.0

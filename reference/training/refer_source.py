@@ -72,6 +72,7 @@ class ReferSource:
             meaning=tuple(meaning),
             categories=np.asarray(categories, np.int64),
             kinds=None,
+            things=None,
             expression_kinds=("expression",) * len(words),
             image_keys=tuple(self.data.images[i].path.stem for i in self.image_numbers(step)),
         )

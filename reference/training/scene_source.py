@@ -22,15 +22,14 @@ class SceneSource:
 
     def batch(self, step: int) -> RawBatch:
         """Scenes first + step * images and on."""
-        images, masks, present, index, words, meaning, categories, kind_maps, sorts = [], [], [], [], [], [], [], [], []
+        images, masks, present, index, words, meaning, categories, sorts = [], [], [], [], [], [], [], []
+        kinds, things = np.zeros((2, self.images, self.size, self.size), np.uint8)
         for i in range(self.images):
             number = self.first + step * self.images + i
             scene = make_scene(number, self.split, self.size)
             images.append(scene.image)
-            kinds = np.zeros((self.size, self.size), np.uint8)
-            for thing in scene.objects:
-                kinds[thing.mask] = KINDS.index(thing.kind) + 1
-            kind_maps.append(kinds)
+            for thing, shown in enumerate(scene.objects):
+                kinds[i][shown.mask], things[i][shown.mask] = KINDS.index(shown.kind) + 1, thing + 1
             for sample in make_samples(scene, number, self.expressions):
                 masks.append(target_mask(scene, sample))
                 present.append(bool(sample.targets))
@@ -48,6 +47,7 @@ class SceneSource:
             expressions=tuple(words),
             meaning=tuple(meaning),
             categories=np.asarray(categories, np.int64),
-            kinds=np.stack(kind_maps),
+            kinds=kinds,
+            things=things,
             expression_kinds=tuple(sorts),
         )

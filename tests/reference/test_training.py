@@ -21,23 +21,20 @@ from ris.reference.training.features import FeatureStore
 from ris.reference.training.forward import ask, encode
 from ris.reference.training.initialise import fresh_model
 from ris.reference.training.loop import Trainer
-from ris.reference.training.losses import (
+from ris.reference.training.losses import dense_loss, dice, mask_loss, match, no_target_loss
+from ris.reference.training.plot import plot_log
+from ris.reference.training.pretext import (
     PretextHeads,
-    Targets,
-    centres,
-    dense_loss,
-    dice,
-    kind_shares,
-    mask_loss,
-    match,
+    label_shares,
     named_kinds,
-    no_target_loss,
+    places,
+    pretext_loss,
     sentence_loss,
 )
-from ris.reference.training.plot import plot_log
 from ris.reference.training.publish import publish
 from ris.reference.training.recipe import RECIPES, LossWeights, Recipe
 from ris.reference.training.scene_source import SceneSource
+from ris.reference.training.targets import Targets
 
 TINY = PRESETS["tiny"]
 RECIPE = replace(RECIPES["demo"], images=2, expressions=3, steps=4, warmup=2, bf16=False, lessons=0)
@@ -115,13 +112,13 @@ def test_no_target_is_class_1():
     assert no_target_loss(sure, torch.tensor([False, True]), LossWeights()).item() > 10
 
 
-def test_kind_shares_count_pixels():
+def test_label_shares_count_pixels():
     kinds = torch.zeros(1, 8, 8, dtype=torch.long)
     kinds[0, :2, :4] = 2
-    shares = kind_shares(kinds, 3, 2)
-    assert shares[0, :, 0, 0].tolist() == [0.5, 0.0, 0.5]
-    assert shares[0, 0].sum() == 3.5
-    torch.testing.assert_close(shares.sum(1), torch.ones(1, 2, 2))
+    shares = label_shares(kinds, 3, 2)
+    assert shares[0, 0, 0].tolist() == [0.5, 0.0, 0.5]
+    assert shares[..., 0].sum() == 3.5
+    torch.testing.assert_close(shares.sum(-1), torch.ones(1, 2, 2))
 
 
 def drawn_targets():
@@ -130,21 +127,58 @@ def drawn_targets():
     kinds[0, :4, :4], kinds[0, :4, 4:] = 2, 1
     masks = torch.stack([(kinds[0] == 2).float(), (kinds[0] > 0).float(), torch.zeros(8, 8)])
     index = torch.zeros(3, dtype=torch.long)
-    return Targets(masks, torch.tensor([True, True, False]), index, torch.eye(3, dtype=torch.bool), kinds)
+    things = torch.tensor([0, 2, 1])[kinds]
+    return Targets(masks, torch.tensor([True, True, False]), index, torch.eye(3, dtype=torch.bool), kinds, things)
+
+
+def test_places_are_centre_and_size():
+    found = places(drawn_targets().masks)
+    torch.testing.assert_close(found[0], torch.tensor([-4 / 7, -4 / 7, 1.5]))
+    torch.testing.assert_close(found[1], torch.tensor([0, -4 / 7, 2.0]))
+    torch.testing.assert_close(found[2], torch.tensor([0.0, 0.0, -0.5]))
 
 
 def test_what_a_sentence_names_and_where_it_is():
     targets = drawn_targets()
     assert named_kinds(targets, 3).tolist() == [[0, 1, 0], [1, 1, 0], [0, 0, 0]]
-    torch.testing.assert_close(centres(targets.masks), torch.tensor([[-4 / 7, -4 / 7], [0, -4 / 7], [0, 0]]))
     heads = PretextHeads(4, 4, 3)
     for parameter in heads.parameters():
         torch.nn.init.zeros_(parameter)
-    squared = (16 / 49 * 2 + 16 / 49) / 4
+    squared = (16 / 49 * 2 + 1.5**2 + 16 / 49 + 2.0**2) / 2
     found = sentence_loss(heads, torch.ones(3, 4), targets)
     assert found.item() == pytest.approx(3 * math.log(2) + squared, rel=1e-5)
     nobody = replace_present(targets, torch.zeros(3, dtype=torch.bool))
     assert sentence_loss(heads, torch.ones(3, 4), nobody).item() == 0.0
+
+
+def test_what_patches_show_and_where_that_is():
+    targets, heads = drawn_targets(), PretextHeads(6, 6, 2)
+    # channels that say it outright: which of three kinds, then x, y and size
+    cells = torch.tensor([[0, 0, 1, -4 / 7, -4 / 7, 1.5], [0, 1, 0, 4 / 7, -4 / 7, 1.5],
+                          [1, 0, 0, -0.5, 0.5, 9.0], [1, 0, 0, 0.5, 0.5, -9.0]])  # fmt: skip
+    for kinds, place in ((heads.sam, heads.sam_places), (heads.clip, heads.clip_places)):
+        for layer, weight in ((kinds, 100 * torch.eye(6)[:3]), (place, torch.eye(6)[3:])):
+            torch.nn.init.zeros_(layer.bias)
+            layer.weight.data = weight
+    right = pretext_loss(heads, cells.T.reshape(1, 6, 2, 2), cells[None], targets)
+    assert all(value.item() == pytest.approx(0.0, abs=1e-6) for value in right.values())
+    cells[2, 3] += 1.0  # background: a quarter, in a total of 2.5
+    moved = pretext_loss(heads, cells.T.reshape(1, 6, 2, 2), cells[None], targets)
+    assert (moved["sam"].item(), moved["clip"].item()) == pytest.approx((0.0, 0.0), abs=1e-6)
+    assert (moved["sam_places"].item(), moved["clip_places"].item()) == pytest.approx((0.1, 0.1))
+
+
+def test_positions_can_be_read_off_the_start():
+    config = PRESETS["demo"]
+    model = fresh_model(config, 0)
+    for found, side in (
+        (model.sam.image_encoder.pos_embed[0].flatten(0, 1), config.sam.grid),
+        (model.clip_dense.clip_model.visual.positional_embedding[1:], config.clip.grid),
+    ):
+        x = torch.arange(side).repeat(side).double()[:, None]
+        known = torch.cat([found.detach().double(), torch.ones(side**2, 1)], 1)
+        fitted = known @ torch.linalg.lstsq(known, x, driver="gelsd").solution
+        assert (fitted - x).abs().max() < 0.05
 
 
 def test_the_dense_prompt_is_asked_for_a_mask():
@@ -330,7 +364,7 @@ def test_frozen_parts_stay_and_stored_features_change_nothing(tmp_path, tokenize
 
         def batch(self, step):
             raw = super().batch(0)
-            return RawBatch(**(vars(raw) | {"kinds": None, "image_keys": ("first", "second")}))
+            return RawBatch(**(vars(raw) | {"kinds": None, "things": None, "image_keys": ("first", "second")}))
 
     recipe = replace(RECIPES["supplement"], images=2, expressions=3, steps=2, bf16=False, learning_rate=1e-3)
     source = Named("train", 256, 2, 3)
