@@ -152,6 +152,7 @@ class ReferenceSegmenter:
             torch.set_num_threads(threads)
         self._model, inspection = load_model(WeightFiles(**files))
         self._tokenizer = tokenizer_from(inspection.vocabulary, self._model.config)
+        self.square, self.threshold = self._model.config.sam.image_size, 0.0
 
     @torch.no_grad()
     def answer(
@@ -165,8 +166,8 @@ class ReferenceSegmenter:
         count = (len(expressions), -1, -1)
         embeddings, tokens = model.encode_sam(image), model.encode_clip(clip_image)
         out = model.ask(embeddings.expand(*count, -1), tokens.expand(count), ids, rows)
-        masks = (resize_logits(out.mask_logits, *rgb.shape[:2])[:, 0] > 0).numpy()
+        logits = out.mask_logits[:, 0].numpy()
         if out.no_target_logits is None:
-            return [Answer(mask, None) for mask in masks]
+            return [Answer(low, None) for low in logits]
         probabilities = out.no_target_logits.softmax(1)[:, 1].tolist()
-        return [Answer(mask, probability) for mask, probability in zip(masks, probabilities, strict=True)]
+        return [Answer(low, probability) for low, probability in zip(logits, probabilities, strict=True)]

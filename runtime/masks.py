@@ -58,7 +58,7 @@ def encode_rle(mask: NDArray[np.bool_]) -> Rle:
     runs = np.diff(edges).tolist()
     if flat.size and flat[0]:
         runs.insert(0, 0)  # counts begin with background
-    return Rle(size=[height, width], counts=_pack_counts(runs))
+    return Rle(size=[height, width], counts=pack_counts(runs))
 
 
 def decode_rle(rle: Rle) -> NDArray[np.bool_]:
@@ -71,8 +71,11 @@ def decode_rle(rle: Rle) -> NDArray[np.bool_]:
     return np.repeat(values, runs).reshape((height, width), order="F")
 
 
-def _pack_counts(runs: list[int]) -> str:
-    """From the third run on the difference to the run two before, in signed 5-bit groups, low first, from '0' up."""
+def pack_counts(runs: list[int]) -> str:
+    """Run lengths, background first -> the compressed string.
+
+    From the third run on the difference to the run two before, in signed 5-bit groups, low first, from '0' up.
+    """
     out = bytearray()
     for i, run in enumerate(runs):
         value = run - runs[i - 2] if i > 2 else run

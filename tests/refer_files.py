@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ris.calibration.scenes import make_samples, make_scene
+from ris.runtime.masks import encode_rle
 
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}, {"id": 18, "name": "dog"}]
 
@@ -61,6 +62,44 @@ def write_refer(root, name="refcoco", images=6, size=96, splits=("train", "val")
     instances = {"images": shapes, "annotations": annotations, "categories": CATEGORIES}
     (folder / "instances.json").write_text(json.dumps(instances))
     return refs
+
+
+def write_scenes(root, name, images):
+    """Evaluation images as a data set `name` below `root`, pixels and masks unchanged: PNG files, run-length codes.
+
+    RefCOCO has no untargeted expressions and Ref-ZOM marks them by their source; a reference has one annotation.
+    """
+    folder, pictures = root / name, root / "images" / "train2014"
+    folder.mkdir(parents=True)
+    pictures.mkdir(parents=True, exist_ok=True)
+    shapes, annotations, refs = [], [], []
+    for number, image in enumerate(images, 1):
+        file = f"COCO_train2014_{number:012d}.png"
+        Image.fromarray(image.rgb).save(pictures / file)
+        height, width = image.rgb.shape[:2]
+        shapes.append({"id": number, "file_name": file, "height": height, "width": width})
+        for truth in image.truths:
+            given = -1
+            if truth.targeted:
+                given = len(annotations) + 1
+                annotations.append({"id": given, "image_id": number, "category_id": 1,
+                                    "segmentation": dict(encode_rle(truth.mask))})  # fmt: skip
+            elif not name.startswith(("gref", "ref-zom")):
+                continue
+            source = {"source": "one" if truth.targeted else "zero"} if name == "ref-zom" else {}
+            sentence = {"raw": truth.expression, "sent_id": len(refs)}
+            if name != "ref-zom":
+                sentence["sent"] = truth.expression
+            refs.append({"ref_id": len(refs), "image_id": number, "split": "val", "sent_ids": [len(refs)],
+                         "ann_id": [given] if name.startswith("gref") else given, **source,
+                         "sentences": [sentence]})  # fmt: skip
+    if name == "grefcoco":
+        (folder / "grefs(unc).json").write_text(json.dumps(refs))
+    else:
+        by = {"refcocog": "umd", "ref-zom": "final"}.get(name, "unc")
+        (folder / f"refs({by}).p").write_bytes(pickle.dumps(refs, protocol=2))
+    instances = {"images": shapes, "annotations": annotations, "categories": CATEGORIES}
+    (folder / "instances.json").write_text(json.dumps(instances))
 
 
 def uncompressed(height, width, box):

@@ -5,7 +5,8 @@ for image in data.images:                       # its file, and every expression
     for reference in image.references: ...
 """
 
+from ris.calibration.datasets.lines import read_lines
 from ris.calibration.datasets.refer import DATASETS, ReferData, Reference, ReferImage, reference_mask
 from ris.calibration.datasets.refer import read as read_refer
 
-__all__ = ["DATASETS", "ReferData", "ReferImage", "Reference", "read_refer", "reference_mask"]
+__all__ = ["DATASETS", "ReferData", "ReferImage", "Reference", "read_lines", "read_refer", "reference_mask"]

@@ -1,10 +1,13 @@
-"""RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO as their authors publish them, and where people usually keep them.
+"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and Ref-ZOM as their authors publish them, and where people usually keep them.
 
     ROOT/refcoco/refs(unc).p         ROOT/refcoco/instances.json       the same in refcoco+, refcocog
     ROOT/grefcoco/grefs(unc).json    ROOT/grefcoco/instances.json
-    ROOT/images/train2014/COCO_train2014_000000000009.jpg              or any folder with these files
+    ROOT/ref-zom/refs(final).p       ROOT/ref-zom/instances.json       published as Ref-ZOM(final).p
+    ROOT/images/train2014/COCO_train2014_000000000009.jpg              or any folder with these files; Ref-ZOM's come
+                                                                       from train2014 and val2014, put into one
 
-A reference is one object (RefCOCO) or any number of objects, none included (gRefCOCO, ann_id -1), with its sentences.
+A reference is one object (RefCOCO) or any number of objects, none included (gRefCOCO, ann_id -1; Ref-ZOM, source
+"zero"), with its sentences.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ris.calibration.datasets.plain_pickle import load_plain_pickle
 from ris.engines.errors import RisError
+from ris.runtime.masks import Rle, decode_rle, pack_counts
 
 # folder and split-by of each data set, as the authors name them; the first split-by is the usual one
 DATASETS: dict[str, tuple[str, ...]] = {
@@ -27,11 +32,19 @@ DATASETS: dict[str, tuple[str, ...]] = {
     "refcoco+": ("unc",),
     "refcocog": ("umd", "google"),
     "grefcoco": ("unc",),
+    "ref-zom": ("final",),
 }
-IMAGE_FOLDERS = ("images/train2014", "images/mscoco/images/train2014", "train2014", "images")
+IMAGE_FOLDERS = (
+    "images/trainval2014",
+    "trainval2014",
+    "images/train2014",
+    "images/mscoco/images/train2014",
+    "train2014",
+    "images",
+)
 _WHERE = (
-    "the RefCOCO files are published with the refer API (refcoco.zip, refcoco+.zip, refcocog.zip), gRefCOCO's by its "
-    "authors, the images by COCO (train2014)"
+    "the RefCOCO files are published with the refer API (refcoco.zip, refcoco+.zip, refcocog.zip), gRefCOCO's and "
+    "Ref-ZOM's by their authors, the images by COCO (train2014; Ref-ZOM: val2014 too, in one folder)"
 )
 
 
@@ -52,8 +65,9 @@ class Reference:
 
 @dataclass(frozen=True)
 class ReferImage:
-    """One image of the split and every expression about it."""
+    """One image of the split and every expression about it. name: what the data set calls it."""
 
+    name: str
     path: Path
     height: int
     width: int
@@ -123,20 +137,24 @@ def _assemble(name: str, split: str, refs: Any, instances: Any, pictures: Path) 
         if ref["split"] != split:
             continue
         given = ref["ann_id"]
-        ids = tuple(int(i) for i in (given if isinstance(given, list | tuple) else [given]) if int(i) >= 0)
+        absent = ref.get("source") == "zero"
+        ids = tuple(
+            int(i) for i in (given if isinstance(given, list | tuple) else [given]) if not absent and int(i) >= 0
+        )
         unknown = [i for i in ids if i not in annotations]
         if unknown:
             raise ValueError(f"annotation {unknown[0]} of reference {ref['ref_id']} is not in instances.json")
         wanted.update(ids)
         category = names[int(annotations[ids[0]]["category_id"])] if ids else None
-        by_image[int(ref["image_id"])] += [
-            Reference(str(sentence["sent"]), ids, category, int(ref["ref_id"]), int(sentence["sent_id"]))
-            for sentence in ref["sentences"]
-        ]
+        for sentence in ref["sentences"]:
+            text = str(sentence["sent"] if "sent" in sentence else sentence["raw"])
+            found = Reference(text, ids, category, int(ref["ref_id"]), int(sentence["sent_id"]))
+            by_image[int(ref["image_id"])].append(found)
     if not by_image:
         raise RisError(f"{name} has no split {split!r}; it has {', '.join(sorted(splits))}")
     images = tuple(
         ReferImage(
+            str(shapes[number]["file_name"]),
             pictures / str(shapes[number]["file_name"]),
             int(shapes[number]["height"]),
             int(shapes[number]["width"]),
@@ -155,22 +173,48 @@ def _assemble(name: str, split: str, refs: Any, instances: Any, pictures: Path) 
 def reference_mask(data: ReferData, image: ReferImage, reference: Reference) -> NDArray[np.bool_]:
     """The union of the reference's annotations, bool [height, width]; all False where nothing is meant.
 
-    Outlines are polygons, or COCO's run-length codes (compressed or not), rasterised by pycocotools. Raises RisError
-    where that is not installed.
+    Outlines are polygons, COCO's run-length codes (compressed or not), or PNG files, where all but 0 is the object.
+    Raises RisError for one that cannot be read, and where pycocotools, which rasterises polygons, is not installed.
     """
     mask = np.zeros((image.height, image.width), np.bool_)
     if not reference.annotations:
         return mask
+    for number in reference.annotations:
+        outline = data.outlines[number]
+        found = _png(outline) if isinstance(outline, Path) else _rasterised(outline, image.height, image.width)
+        if found.shape != mask.shape:
+            raise RisError(f"{image.path} is {image.height}x{image.width} (height x width), a mask of it {found.shape}")
+        mask |= found
+    return mask
+
+
+def _png(path: Path) -> NDArray[np.bool_]:
+    try:
+        with Image.open(path) as opened:
+            values = np.asarray(opened if opened.mode in ("1", "L", "P", "I", "I;16") else opened.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RisError(f"{path} cannot be read: {error}") from error
+    return (values if values.ndim == 2 else values.max(-1)) > 0
+
+
+def _rasterised(outline: Any, height: int, width: int) -> NDArray[np.bool_]:
+    if isinstance(outline, dict):
+        return decode_any_rle(outline)
     try:
         from pycocotools import mask as coco
     except ImportError as error:
-        raise RisError('outlines need pycocotools: pip install "ris-runtime[train]"') from error
-    for number in reference.annotations:
-        outline = data.outlines[number]
-        if isinstance(outline, dict):
-            compressed = isinstance(outline["counts"], str | bytes)
-            code = outline if compressed else coco.frPyObjects(outline, image.height, image.width)
-        else:
-            code = coco.merge(coco.frPyObjects(outline, image.height, image.width))
-        mask |= coco.decode(code).astype(np.bool_)
-    return mask
+        raise RisError('polygons need pycocotools: pip install "ris-runtime[eval]"') from error
+    found: NDArray[np.bool_] = coco.decode(coco.merge(coco.frPyObjects(outline, height, width))).astype(np.bool_)
+    return found
+
+
+def decode_any_rle(code: dict[str, Any]) -> NDArray[np.bool_]:
+    """COCO's run-length code, counts a string (compressed) or a list of numbers -> bool [H, W]. Raises RisError."""
+    try:
+        counts = code["counts"]
+        if isinstance(counts, list):
+            counts = pack_counts([int(run) for run in counts])
+        text = counts.decode("ascii") if isinstance(counts, bytes) else str(counts)
+        return decode_rle(Rle(size=[int(side) for side in code["size"]], counts=text))
+    except (KeyError, TypeError, ValueError, IndexError, UnicodeDecodeError) as error:
+        raise RisError(f"a mask's run-length code is damaged ({type(error).__name__}: {error})") from error

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ris.calibration.datasets import ReferData, reference_mask
 from ris.calibration.scenes import Split, make_samples, make_scene, target_mask
@@ -41,10 +41,20 @@ class EvaluationImage:
     truths: tuple[Truth, ...]
 
 
-def scene_images(split: Split, samples: int, *, first: int = 0, size: int = 256) -> Iterator[EvaluationImage]:
-    """Scenes from number `first` on with `PER_SCENE` expressions each, `samples` expressions in all."""
-    number = first
+def scene_images(
+    split: Split, samples: int, *, first: int = 0, size: int = 256, done: Mapping[str, int] | None = None
+) -> Iterator[EvaluationImage]:
+    """Scenes from number `first` on with `PER_SCENE` expressions each, `samples` expressions in all.
+
+    done: names of images that are left out, and how many expressions they had.
+    """
+    number = first - 1
     while samples > 0:
+        number += 1
+        name = f"{split}-{number}"
+        if done and name in done:
+            samples -= done[name]
+            continue
         scene = make_scene(number, split, size)
         truths = []
         for sample in make_samples(scene, number, min(PER_SCENE, samples)):
@@ -55,20 +65,29 @@ def scene_images(split: Split, samples: int, *, first: int = 0, size: int = 256)
             mask = target_mask(scene, sample)
             truths.append(Truth(sample.expression, mask, bool(sample.targets), sample.category, sample.kind, mirrored))
         samples -= len(truths)
-        yield EvaluationImage(f"{split}-{number}", scene.image, tuple(truths))
-        number += 1
+        yield EvaluationImage(name, scene.image, tuple(truths))
 
 
-def refer_images(data: ReferData) -> Iterator[EvaluationImage]:
-    """Every image of a split with every expression. Raises RisError for an image that cannot be read."""
+def refer_images(data: ReferData, done: Container[str] = ()) -> Iterator[EvaluationImage]:
+    """Every image of a split with every expression, but for those of these names.
+
+    Images are taken as the file has them: outlines know nothing of EXIF. Raises RisError for an image that cannot be
+    read or has another size than its outlines.
+    """
     for entry in data.images:
+        if entry.name in done:
+            continue
         try:
             with Image.open(entry.path) as opened:
-                rgb = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
-        except OSError as error:
+                rgb = np.asarray(opened.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise RisError(f"{entry.path} cannot be read: {error}") from error
         truths = tuple(
             Truth(r.expression, reference_mask(data, entry, r), bool(r.annotations), r.category, "expression")
             for r in entry.references
         )
-        yield EvaluationImage(entry.path.name, rgb, truths)
+        for truth in truths:
+            if truth.mask.shape != rgb.shape[:2]:
+                found, said = "x".join(map(str, rgb.shape[:2])), "x".join(map(str, truth.mask.shape))
+                raise RisError(f"{entry.path} is {found} pixels (height x width), its masks are {said}")
+        yield EvaluationImage(entry.name, rgb, truths)

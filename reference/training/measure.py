@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from ris.calibration.evaluation.metrics import Figures
+from ris.calibration.evaluation.metrics import Tally
 from ris.reference.model import RISModel
 from ris.reference.preprocess import resize_logits
 from ris.reference.training.data import Source, batches
@@ -26,7 +26,7 @@ def measure(
     workers: int = 1,
 ) -> dict[str, dict[str, float]]:
     """Runs `steps` batches; figures by kind of expression and, under "all", over everything."""
-    figures: dict[str, Figures] = defaultdict(Figures)
+    tallies: dict[str, Tally] = defaultdict(Tally)
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -43,6 +43,6 @@ def measure(
         rows = zip(masks, raw.masks, refused, raw.present, raw.expression_kinds, strict=True)
         for mask, truth, absent, present, kind in rows:
             for name in ("all", kind):
-                figures[name].add(mask, truth, bool(absent), bool(present))
+                tallies[name].add(mask, truth, bool(absent), bool(present))
     model.train(was_training)
-    return {name: figures[name].summary() for name in ("all", *sorted(set(figures) - {"all"}))}
+    return {name: tallies[name].figures().score("scenes") for name in ("all", *sorted(set(tallies) - {"all"}))}

@@ -8,11 +8,14 @@ import pickle
 
 import numpy as np
 import pytest
-from refer_files import write_refer
+from PIL import Image
+from refer_files import uncompressed, write_refer, write_scenes
 
-from ris.calibration.datasets import read_refer, reference_mask
+from ris.calibration.datasets import read_lines, read_refer, reference_mask
 from ris.calibration.datasets.plain_pickle import load_plain_pickle
+from ris.calibration.evaluation.samples import scene_images
 from ris.engines.errors import RisError
+from ris.runtime.masks import encode_rle
 
 
 @pytest.mark.parametrize("name", ["refcoco", "refcoco+", "refcocog"])
@@ -113,3 +116,99 @@ def test_an_unknown_annotation_is_named(tmp_path):
     path.write_text(json.dumps(instances))
     with pytest.raises(RisError, match="annotation 10 of reference 0 is not in"):
         read_refer(tmp_path, "refcoco", "train")
+
+
+def test_ref_zom_says_where_nothing_is_meant(tmp_path):
+    images = list(scene_images("heldout", 24, size=64))
+    write_scenes(tmp_path, "ref-zom", images)
+    data = read_refer(tmp_path, "ref-zom", "val")
+    assert [i.name for i in data.images] == [f"COCO_train2014_{n:012d}.png" for n in range(1, len(images) + 1)]
+    for image, entry in zip(images, data.images, strict=True):
+        assert [r.expression for r in entry.references] == [t.expression for t in image.truths]
+        assert [bool(r.annotations) for r in entry.references] == [t.targeted for t in image.truths]
+        for truth, reference in zip(image.truths, entry.references, strict=True):
+            np.testing.assert_array_equal(reference_mask(data, entry, reference), truth.mask)
+    assert not all(t.targeted for image in images for t in image.truths)
+    # a zero reference may name an object that is somewhere else: its source decides
+    refs = pickle.loads((tmp_path / "ref-zom" / "refs(final).p").read_bytes())
+    zero = next(r for r in refs if r["source"] == "zero")
+    zero["ann_id"] = 1
+    (tmp_path / "ref-zom" / "refs(final).p").write_bytes(pickle.dumps(refs))
+    again = read_refer(tmp_path, "ref-zom", "val")
+    assert [r.annotations for i in again.images for r in i.references if r.reference_id == zero["ref_id"]] == [()]
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Three images, masks in every form."""
+    mask = np.zeros((40, 60), bool)
+    mask[5:20, 10:30] = True
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "masks" / "1.png")
+    coloured = np.zeros((40, 60, 4), np.uint8)
+    coloured[..., 3] = 255
+    coloured[mask] = (0, 200, 0, 255)
+    Image.fromarray(coloured).save(tmp_path / "masks" / "2.png")
+    for name in ("a", "b"):
+        Image.new("RGB", (60, 40)).save(tmp_path / f"{name}.jpg")
+    rows = [
+        {"image": "a.jpg", "expression": "left man", "mask": "masks/1.png", "category": "person"},
+        {"image": "b.jpg", "expression": "the dog", "mask": dict(encode_rle(mask))},
+        {"image": "a.jpg", "expression": "a zebra", "mask": None},
+        {"image": "b.jpg", "expression": "the other", "mask": uncompressed(40, 60, (10, 5, 20, 15))},
+        {"image": "b.jpg", "expression": "the third", "mask": "masks/2.png"},
+    ]
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    return path, mask
+
+
+def test_a_data_set_of_ones_own(own):
+    path, mask = own
+    data = read_lines(path)
+    assert [(i.name, i.height, i.width, len(i.references)) for i in data.images] == [
+        ("a.jpg", 40, 60, 2),
+        ("b.jpg", 40, 60, 3),
+    ]
+    first, zebra = data.images[0].references
+    assert (first.category, zebra.annotations) == ("person", ())
+    for image in data.images:
+        for reference in image.references:
+            want = mask if reference.expression != "a zebra" else np.zeros_like(mask)
+            np.testing.assert_array_equal(reference_mask(data, image, reference), want)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 1: not of the form"),
+        ('["a.jpg"]', "line 1: not of the form"),
+        ('{"image": "a.jpg", "expression": "x"}', "line 1: .*: 'mask' is missing"),
+        ('{"image": "a.jpg", "expression": "x", "mask": 3}', "a file name, a run-length code or null"),
+        ('{"image": "nosuch.jpg", "expression": "x", "mask": null}', r"nosuch\.jpg \(line 1 of .* cannot be read"),
+        ("", "has no lines"),
+    ],
+)
+def test_a_bad_line_is_named(own, line, words):
+    path, _ = own
+    path.write_text(line)
+    with pytest.raises(RisError, match=words):
+        read_lines(path)
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        ("masks/nosuch.png", r"nosuch\.png cannot be read"),
+        ({"size": [40, 60], "counts": "zz"}, "run-length code is damaged"),
+        ({"size": [40, 60]}, "run-length code is damaged"),
+        ({"size": [40, 60], "counts": [5, 5]}, "run-length code is damaged"),
+        ({"size": [2, 2], "counts": [4]}, r"40x60 \(height x width\), a mask of it \(2, 2\)"),
+    ],
+)
+def test_a_bad_mask_is_one_sentence(own, mask, words):
+    path, _ = own
+    path.write_text(json.dumps({"image": "a.jpg", "expression": "x", "mask": mask}))
+    data = read_lines(path)
+    with pytest.raises(RisError, match=words):
+        reference_mask(data, data.images[0], data.images[0].references[0])

@@ -76,6 +76,34 @@ def test_every_operator_rounds_as_numpy_does(tmp_path):
     assert np.isfinite(run(plain, x=x)[0]).all()  # ONNX Runtime's CPU on the FP16 graph itself: why this exists
 
 
+def test_a_product_and_its_bias_round_once(tmp_path):
+    rng = np.random.default_rng(0)
+    w, b = rng.normal(size=(64, 8)).astype(np.float16), rng.normal(size=8).astype(np.float16)
+    value = helper.make_tensor_value_info
+    for outputs, once in ((("y",), True), (("y", "m"), False)):  # a product that is read elsewhere is a value
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], ["m"], "matmul"),
+            helper.make_node("Add", ["b", "m"], ["y"], "add"),
+        ]
+        graph = helper.make_graph(
+            nodes, "g", [value("x", HALF, [4, 64])], [value(name, HALF, [4, 8]) for name in outputs],
+            [numpy_helper.from_array(w, "w"), numpy_helper.from_array(b, "b")],
+        )  # fmt: skip
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        onnx.save_model(model, tmp_path / "linear.onnx")
+        assert emulate_half(tmp_path / "linear.onnx", tmp_path / "rounded.onnx") == (1 if once else 2)
+        rounded = onnx.load(tmp_path / "rounded.onnx")
+        for v in (*rounded.graph.input, *rounded.graph.output):
+            v.type.tensor_type.elem_type = FULL
+        onnx.save_model(rounded, tmp_path / "rounded.onnx")
+        x = rng.normal(size=(4, 64)).astype(np.float16).astype(np.float32)
+        product = x @ w.astype(np.float32)
+        if not once:
+            product = product.astype(np.float16).astype(np.float32)
+        want = (product + b.astype(np.float32)).astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(run(tmp_path / "rounded.onnx", x=x)[0], want)
+
+
 def test_ranges_by_hand(tmp_path):
     nodes = [
         helper.make_node("Mul", ["x", "x"], ["square"], "mul"),

@@ -55,10 +55,7 @@ def test_weights_are_those_of_table_2(bundle):
     assert 108 < millions["text_encoder"] < 109.1
 
 
-@pytest.mark.parametrize("arithmetic", [
-    "of ONNX Runtime's CPU",
-    pytest.param("true FP16", marks=pytest.mark.xfail(strict=True, reason="0.9975 so far (docs/precision.md)")),
-])  # fmt: skip
+@pytest.mark.parametrize("arithmetic", ["of ONNX Runtime's CPU", "true FP16"])
 def test_fp16_keeps_the_golden_mask(bundle, arithmetic):
     golden = np.load(GOLDEN / "e2e_grefcoco_seed0.npz")
     opened = open_bundle(bundle)

@@ -1,0 +1,136 @@
+"""What `ris-eval` and `ris-eval compare` share: options, the model to ask, the evaluation and its progress."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ris.calibration.evaluation.features import FeatureCache
+from ris.calibration.evaluation.metrics import PROTOCOLS, Figures
+from ris.calibration.evaluation.results import ResultsFolder
+from ris.calibration.evaluation.run import AT, BundleSegmenter, Evaluation, Segmenter, evaluate
+from ris.calibration.evaluation.sources import SampleSource
+from ris.engines import DEVICE_NAMES, ENGINE_NAMES
+from ris.engines.errors import RisError
+from ris.runtime.bundle import MANIFEST
+from ris.runtime.commands.compile import load_showing
+
+F = TypeVar("F", bound=Callable[..., Any])
+REPORT_SECONDS = 10  # between progress lines off a terminal
+Opened = tuple[str, dict[str, Any], Segmenter]
+"""A model's name for people, what its answers depend on, and the model."""
+
+
+def sample_options(command: F) -> F:
+    """--data, --split, --samples, --root, --images, --at: what is asked, and at what size it is compared."""
+    folder = click.Path(exists=True, file_okay=False)
+    options = (
+        click.option("--data", default="scenes", show_default=True, metavar="NAME",
+                     help="scenes, refcoco, refcoco+, refcocog, grefcoco, ref-zom, or a .jsonl file."),
+        click.option("--split", help="Default: heldout for scenes, val for data sets."),
+        click.option("--samples", type=click.IntRange(1), default=2000, show_default=True,
+                     help="Scenes: how many expressions."),
+        click.option("--root", type=folder, help="The data set's folder."),
+        click.option("--images", type=folder, help="The folder of COCO's images."),
+        click.option("--at", type=click.Choice(AT), default="image", show_default=True,
+                     help="Compare masks at the image's own size, at the model's square, or at 480x480."),
+        click.option("--features", type=click.Path(path_type=Path), help="Keep encoded images in this folder."),
+        click.option("--features-limit", type=click.FloatRange(0), default=20.0, show_default=True,
+                     help="The most that folder may hold, GB."),
+        click.option("--engine", type=click.Choice(ENGINE_NAMES), default="auto", show_default=True),
+        click.option("--device", type=click.Choice(DEVICE_NAMES), default="auto", show_default=True),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+protocol_option = click.option(
+    "--protocol", type=click.Choice(list(PROTOCOLS)), help="How to count. Default: the benchmark's own way."
+)
+threshold_option = click.option(
+    "--no-target-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+    help="From this probability on an expression counts as refused.",
+)  # fmt: skip
+
+
+@contextmanager
+def open_bundle_to_ask(
+    path: Path, engine: str, device: str, threads: int | None, cache: FeatureCache | None
+) -> Iterator[Opened]:
+    """A bundle through the runtime; what its answers depend on are its manifest and the engine."""
+    with load_showing(path, engine=engine, device=device, threads=threads) as model:
+        manifest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
+        ran = sorted({f"{info.engine} {info.version} on {info.device}" for info in model.sessions.values()})
+        about = {"model": manifest[:32], "engine": ", ".join(ran)}
+        name = f"{path.name}, {model.bundle.manifest.precision}, {about['engine']}"
+        yield name, about, BundleSegmenter(model, cache)
+
+
+@contextmanager
+def open_reference(files: dict[str, Path | None], threads: int | None) -> Iterator[Opened]:
+    """The PyTorch model lives in `ris.export`: it is loaded by name, here only."""
+    if importlib.util.find_spec("torch") is None:
+        raise RisError('--pytorch needs PyTorch: pip install "ris-runtime[cpu,export]"')
+    live = importlib.import_module("ris.export.live_reference")
+    segmenter: Segmenter = live.ReferenceSegmenter(files, threads)
+    given = {name: path for name, path in files.items() if path is not None}
+    about = {"model": {name: [str(p.resolve()), p.stat().st_mtime] for name, p in given.items()}, "engine": "PyTorch"}
+    yield f"{', '.join(p.name for p in given.values())}, PyTorch FP32", about, segmenter
+
+
+def evaluate_showing(
+    segmenter: Segmenter,
+    source: SampleSource,
+    at: str,
+    protocol: str,
+    threshold: float,
+    name: str,
+    about: dict[str, Any],
+    out: Path | None,
+    restart: bool = False,
+) -> Evaluation:
+    """`evaluate` with a progress bar, into the folder `out` where one is given."""
+    read, total = source.read()
+    folder = None
+    if out is not None:
+        folder = ResultsFolder(out, {"name": name, **about, "at": at, "samples": source.to_dict()}, restart)
+    done = {image: len(result.answers) for image, result in folder.done.items()} if folder else {}
+    if done:
+        click.echo(f"{out}: goes on after {sum(done.values())} of {total} expressions", err=True)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    last = time.perf_counter()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("evaluating", total=total)
+
+        def report(count: int, figures: Callable[[], Figures]) -> None:
+            nonlocal last
+            if time.perf_counter() - last < (1 if console.is_terminal else REPORT_SECONDS):
+                return
+            last = time.perf_counter()
+            scores = figures().score("scenes")
+            so_far = f"mean IoU {scores['miou']:.3f}" if "miou" in scores else "no targets yet"
+            bar.update(task, completed=count, description=so_far)
+            if not console.is_terminal:
+                click.echo(f"{count} of {total} expressions, {so_far}", err=True)
+
+        try:
+            return evaluate(
+                segmenter, source.stream(read, done), threshold=threshold, at=at, protocol=protocol,
+                folder=folder, report=report,
+            )  # fmt: skip
+        finally:
+            if folder is not None:
+                folder.close()

@@ -1,0 +1,105 @@
+"""The image encoders' outputs on disk: another evaluation over the same images with the same encoders skips them.
+
+Entries are keyed by content, pixels and encoder files alike, written whole or not at all, and may be shared by any
+number of processes; the ones that were used longest ago go when the folder is full.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ris.engines import Value
+from ris.engines.errors import RisError
+from ris.runtime import Model, Scene
+
+ENCODERS = {"sam_image_encoder": "image_embeddings", "clip_image_encoder": "clip_tokens"}
+_KEPT = 0.9  # of the limit, after old entries went
+
+
+class FeatureCache:
+    """A folder of encoded images, at most `limit` bytes (6.5 MB an image at full size). Not for several threads."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        """Raises RisError where the folder cannot be made."""
+        self.folder, self.limit = folder, limit
+        self.hits = self.misses = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RisError(f"{folder} cannot be made: {error.strerror}") from error
+        self._size = sum(size for _, size, _ in self._entries())
+
+    def encode(self, model: Model, rgb: NDArray[np.uint8]) -> Scene:
+        """`model.encode_image`, from the folder where it is there. A damaged entry is written anew."""
+        path = self.folder / f"{self._key(model, rgb)}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                values = [found[name] for name in ENCODERS.values()]
+            os.utime(path)
+            self.hits += 1
+            height, width = rgb.shape[:2]
+            return Scene(model, height, width, values[0], values[1], {})
+        except FileNotFoundError:
+            pass
+        except Exception:  # zipfile, numpy and the OS have many words for "damaged"
+            path.unlink(missing_ok=True)
+        self.misses += 1
+        scene = model.encode_image(rgb)
+        self._write(path, _host(scene.image_embeddings), _host(scene.clip_tokens))
+        return scene
+
+    def _key(self, model: Model, rgb: NDArray[np.uint8]) -> str:
+        manifest = model.bundle.manifest
+        files = [manifest.graphs[stage].sha256 for stage in ENCODERS]
+        # another engine rounds differently
+        engines = [[info.engine, info.device] for info in (model.sessions[stage] for stage in ENCODERS)]
+        about = json.dumps([files, engines, asdict(manifest.preprocess), rgb.shape], sort_keys=True)
+        return hashlib.sha256(about.encode() + np.ascontiguousarray(rgb).tobytes()).hexdigest()
+
+    def _write(self, path: Path, image_embeddings: NDArray[np.float32], clip_tokens: NDArray[np.float32]) -> None:
+        size = image_embeddings.nbytes + clip_tokens.nbytes
+        if size > self.limit:
+            return
+        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, image_embeddings=image_embeddings, clip_tokens=clip_tokens)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise RisError(f"{self.folder} cannot be written: {error.strerror}") from error
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        self._size += size
+        if self._size > self.limit:
+            self._trim()
+
+    def _entries(self) -> list[tuple[float, int, Path]]:
+        """(last use, bytes, file), oldest first."""
+        found = []
+        for path in self.folder.glob("*.npz"):
+            with contextlib.suppress(FileNotFoundError):  # another process has removed it
+                stat = path.stat()
+                found.append((stat.st_mtime, stat.st_size, path))
+        return sorted(found)
+
+    def _trim(self) -> None:
+        entries = self._entries()
+        self._size = sum(size for _, size, _ in entries)
+        for _, size, path in entries:
+            if self._size <= _KEPT * self.limit:
+                break
+            path.unlink(missing_ok=True)
+            self._size -= size
+
+
+def _host(value: Value) -> NDArray[np.float32]:
+    return np.asarray(value if isinstance(value, np.ndarray) else value.numpy(), np.float32)
