@@ -9,7 +9,7 @@ PACKAGES := reference export calibration engines runtime
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e ".[cpu,export,train,eval,dev]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[cpu,openvino,export,train,eval,dev]"
 	touch $@
 
 demo: $(VENV)/installed

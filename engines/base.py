@@ -103,6 +103,9 @@ class EngineOptions:
     what is not in the cache, False to refuse instead; workspace: bytes a plan may use beyond its weights and values,
     None for the engine's own limit; version_compatible: also runs on later versions of the engine; hardware_compatible:
     also runs on later GPU generations; strip_weights: leave the weights out of the plan and take them from the graph.
+
+    For engines that choose the precision themselves: compute: "fp32", "bf16" or "fp16", None for the graph's own.
+    throughput: many calls at once matter more than how long one takes.
     """
 
     device: str = "auto"
@@ -115,6 +118,8 @@ class EngineOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     strip_weights: bool = False
+    compute: str | None = None
+    throughput: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ris.engines.base import Engine, EngineOptions, first_line
 from ris.engines.cuda import driver_problem
 from ris.engines.errors import EngineError
 
+COMPUTES = ("fp32", "bf16", "fp16")
 # what every engine honours; the rest has to be in its row
 _COMMON_OPTIONS = ("device", "threads", "strict", "max_batch", "max_expressions", "build")
 
@@ -74,6 +75,16 @@ TABLE: tuple[EngineSpec, ...] = (
         package="onnxruntime",
         distributions=("onnxruntime", "onnxruntime-gpu"),
         module="ris.engines.onnxruntime",
+    ),
+    EngineSpec(
+        name="openvino",
+        devices=("cpu", "gpu", "npu"),
+        precisions=("fp32", "fp16"),
+        extras=("openvino",),
+        package="openvino",
+        distributions=("openvino",),
+        module="ris.engines.openvino",
+        options=("compute", "throughput"),
     ),
     EngineSpec(
         name="tensorrt",
@@ -149,6 +160,8 @@ def create(name: str = "auto", options: EngineOptions | None = None) -> Engine:
         raise EngineError(
             f"engine {row.name!r} has no option {', '.join(asked)}; leave it out, or ask for an engine that has"
         )
+    if options.compute not in (None, *COMPUTES):
+        raise EngineError(f"there is no precision {options.compute!r}; known are {', '.join(COMPUTES)}")
     if min(options.max_batch, options.max_expressions) < 1:
         raise EngineError(
             f"max_batch and max_expressions must be at least 1, got {options.max_batch} and {options.max_expressions}"

@@ -319,20 +319,22 @@ def load(
     verify: bool = True,
     max_expressions: int = 8,
     build: bool = True,
+    compute: str | None = None,
     progress: Progress = silent,
 ) -> Model:
     """Opens a bundle for inference.
 
-    engine: "auto" or a name from `ris.engines.ENGINE_NAMES`; device: "cpu", "cuda", or "auto" for the engine's
+    engine: "auto" or a name from `ris.engines.ENGINE_NAMES`; device: "cpu", "cuda", ..., or "auto" for the engine's
     first; threads: CPU threads, default all cores; strict: refuse to run any node off the device; verify: check the
     files' hashes; max_expressions: the most expressions that go through the graphs at once, which bounds memory;
-    build: compile what an engine needs compiled and has not in its cache, False to refuse; progress: called meanwhile.
+    build: compile what an engine needs compiled and has not in its cache, False to refuse; compute: "fp32", "bf16" or
+    "fp16" for an engine that chooses the precision itself, default the bundle's; progress: called while it compiles.
     Raises BundleError and EngineError.
     """
     return open_model(
         open_bundle(bundle, verify=verify),
         engine=engine,
-        options=EngineOptions(device, threads, strict, build=build),
+        options=EngineOptions(device, threads, strict, build=build, compute=compute),
         max_expressions=max_expressions,
         progress=progress,
     )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from rich.console import Console
@@ -20,19 +20,17 @@ from ris.calibration.evaluation.metrics import PROTOCOLS, Figures
 from ris.calibration.evaluation.results import ResultsFolder
 from ris.calibration.evaluation.run import AT, BundleSegmenter, Evaluation, Segmenter, evaluate
 from ris.calibration.evaluation.sources import SampleSource
-from ris.engines import DEVICE_NAMES, ENGINE_NAMES
 from ris.engines.errors import RisError
 from ris.runtime.bundle import MANIFEST
-from ris.runtime.commands.compile import load_showing
+from ris.runtime.commands.running import Running, running_options
 
-F = TypeVar("F", bound=Callable[..., Any])
 REPORT_SECONDS = 10  # between progress lines off a terminal
 Opened = tuple[str, dict[str, Any], Segmenter]
 """A model's name for people, what its answers depend on, and the model."""
 
 
-def sample_options(command: F) -> F:
-    """--data, --split, --samples, --root, --images, --at: what is asked, and at what size it is compared."""
+def sample_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What is asked, at what size it is compared, and what runs it."""
     folder = click.Path(exists=True, file_okay=False)
     options = (
         click.option("--data", default="scenes", show_default=True, metavar="NAME",
@@ -47,13 +45,11 @@ def sample_options(command: F) -> F:
         click.option("--features", type=click.Path(path_type=Path), help="Keep encoded images in this folder."),
         click.option("--features-limit", type=click.FloatRange(0), default=20.0, show_default=True,
                      help="The most that folder may hold, GB."),
-        click.option("--engine", type=click.Choice(ENGINE_NAMES), default="auto", show_default=True),
-        click.option("--device", type=click.Choice(DEVICE_NAMES), default="auto", show_default=True),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores."),
     )  # fmt: skip
+    result: Callable[..., Any] = running_options(command)
     for option in reversed(options):
-        command = option(command)
-    return command
+        result = option(result)
+    return result
 
 
 protocol_option = click.option(
@@ -66,13 +62,13 @@ threshold_option = click.option(
 
 
 @contextmanager
-def open_bundle_to_ask(
-    path: Path, engine: str, device: str, threads: int | None, cache: FeatureCache | None
-) -> Iterator[Opened]:
+def open_bundle_to_ask(path: Path, running: Running, cache: FeatureCache | None) -> Iterator[Opened]:
     """A bundle through the runtime; what its answers depend on are its manifest and the engine."""
-    with load_showing(path, engine=engine, device=device, threads=threads) as model:
+    with running.load(path) as model:
         manifest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
         ran = sorted({f"{info.engine} {info.version} on {info.device}" for info in model.sessions.values()})
+        if running.compute:
+            ran.append(f"computing in {running.compute}")
         about = {"model": manifest[:32], "engine": ", ".join(ran)}
         name = f"{path.name}, {model.bundle.manifest.precision}, {about['engine']}"
         yield name, about, BundleSegmenter(model, cache)

@@ -25,6 +25,7 @@ from ris.calibration.evaluation.run import Evaluation
 from ris.calibration.evaluation.sources import SampleSource
 from ris.engines.errors import RisError
 from ris.runtime.commands.console import RisCommand, find_bundle
+from ris.runtime.commands.running import Running
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
 
 
@@ -69,9 +70,7 @@ def run(
     at: str,
     features: Path | None,
     features_limit: float,
-    engine: str,
-    device: str,
-    threads: int | None,
+    running: Running,
     protocol: str | None,
     no_target_threshold: float,
     out: Path | None,
@@ -99,9 +98,9 @@ def run(
     source = SampleSource(data, split, samples, root, images)
     cache = FeatureCache(features, int(features_limit * 1e9)) if features else None
     if pytorch:
-        opened = open_reference(files, threads)
+        opened = open_reference(files, running.threads)
     else:
-        opened = open_bundle_to_ask(find_bundle(bundle), engine, device, threads, cache)
+        opened = open_bundle_to_ask(find_bundle(bundle), running, cache)
     with opened as (name, about, segmenter):
         found = evaluate_showing(
             segmenter, source, at, protocol or source.protocol, no_target_threshold, name, about, out, restart

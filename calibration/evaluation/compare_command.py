@@ -30,6 +30,7 @@ from ris.calibration.scenes import Split, make_scene
 from ris.engines.errors import RisError
 from ris.runtime.bundle import MANIFEST
 from ris.runtime.commands.console import RisCommand, disk_errors
+from ris.runtime.commands.running import Running
 from ris.runtime.image import load_rgb
 
 
@@ -56,9 +57,7 @@ def compare(
     at: str,
     features: Path | None,
     features_limit: float,
-    engine: str,
-    device: str,
-    threads: int | None,
+    running: Running,
     as_json: bool,
 ) -> None:
     """What differs between MODELS, each a bundle or a folder of `ris-eval --out`; the first is what the others are
@@ -80,12 +79,12 @@ def compare(
     cache = FeatureCache(features, int(features_limit * 1e9)) if features else None
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    runs = []
+    runs: list[Run] = []
     for number, model in enumerate(models, 1):
         folder = model
         if (model / MANIFEST).exists():
             folder = out / "answers" / f"{number}-{model.name}"
-            with open_bundle_to_ask(model, engine, device, threads, cache) as (name, about, segmenter):
+            with open_bundle_to_ask(model, running, cache) as (name, about, segmenter):
                 evaluate_showing(
                     segmenter, source, at, protocol or source.protocol, no_target_threshold, name, about, folder
                 )

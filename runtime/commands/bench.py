@@ -13,11 +13,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ris.engines import DEVICE_NAMES, ENGINE_NAMES
 from ris.engines.errors import RisError
 from ris.runtime.bench import Alternative, BenchReport, Spread, bench
-from ris.runtime.commands.compile import load_showing
 from ris.runtime.commands.console import RisCommand, StepProgress, find_bundle
+from ris.runtime.commands.running import Running, running_options
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
 from ris.runtime.image import load_rgb
 from ris.runtime.parity import load_golden
@@ -31,18 +30,14 @@ EXPRESSIONS = ("left man", "second car from the right")
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--pytorch", is_flag=True, help="Time PyTorch eager FP32 in turn; needs the [export] extra.")
 @weight_file_options("--pytorch")
-@click.option("--engine", type=click.Choice(ENGINE_NAMES), default="auto", show_default=True)
-@click.option("--device", type=click.Choice(DEVICE_NAMES), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
+@running_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def main(
     bundle: str | None,
     image: Path | None,
     runs: int,
     pytorch: bool,
-    engine: str,
-    device: str,
-    threads: int | None,
+    running: Running,
     as_json: bool,
     **files: Path | None,
 ) -> None:
@@ -61,14 +56,16 @@ def main(
         rgb = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
     else:
         rgb = load_rgb(image)
-    with load_showing(find_bundle(bundle), engine=engine, device=device, threads=threads) as model:
+    with running.load(find_bundle(bundle)) as model:
         alternatives: dict[str, Alternative] = {}
         if pytorch:
             if importlib.util.find_spec("torch") is None:
                 raise RisError('--pytorch needs PyTorch: pip install "ris-runtime[cpu,export]"')
             # loaded by name, here only: the runtime does not depend on `ris.export`
             live = importlib.import_module("ris.export.live_reference")
-            alternatives["PyTorch eager FP32"] = live.timed_reference(model.bundle, rgb, EXPRESSIONS, threads, files)
+            alternatives["PyTorch eager FP32"] = live.timed_reference(
+                model.bundle, rgb, EXPRESSIONS, running.threads, files
+            )
         categories = None
         if model.categories:
             categories = tuple(map(str, load_golden(model.bundle)["categories"][:2]))

@@ -16,7 +16,6 @@ from ris.engines import ENGINE_NAMES, Engine, EngineOptions, EngineSpec, create,
 from ris.runtime.bundle import Bundle, open_bundle
 from ris.runtime.commands.console import CompileProgress, RisCommand, find_bundle, size
 from ris.runtime.compile import CompiledGraph, compile_bundle
-from ris.runtime.model import Model, load
 
 
 def build_options() -> Callable[[Any], Any]:
@@ -74,12 +73,6 @@ def main(bundle: str | None, engine: str, no_build: bool, as_json: bool, **given
     report = compile_and_show(open_bundle(find_bundle(bundle)), row, chosen, quiet=as_json)
     if as_json:
         click.echo(json.dumps({"engine": row.name, "graphs": report}, indent=2))
-
-
-def load_showing(bundle: str | Path, **options: Any) -> Model:
-    """`load`, with progress where an engine has to compile first."""
-    with CompileProgress() as progress:
-        return load(bundle, progress=progress, **options)
 
 
 def compile_and_show(bundle: Bundle, row: EngineSpec, engine: Engine, quiet: bool) -> dict[str, Any]:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import click
 
-from ris.engines import DEVICE_NAMES, ENGINE_NAMES
 from ris.engines.errors import ImageError, RisError
-from ris.runtime.commands.compile import load_showing
 from ris.runtime.commands.console import RisCommand, disk_errors, find_bundle, track
+from ris.runtime.commands.running import Running, running_options
 from ris.runtime.image import load_rgb
 from ris.runtime.model import Model, Segmentation
 from ris.runtime.requests import Request, collect, looks_like_image
@@ -52,9 +51,7 @@ from ris.runtime.results import FORMATS, ResultWriter, describe
     show_default=True,
     help='From this probability on the answer is "no target" and the mask is empty.',
 )
-@click.option("--engine", type=click.Choice(ENGINE_NAMES), default="auto", show_default=True)
-@click.option("--device", type=click.Choice(DEVICE_NAMES), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
+@running_options
 @click.option("--no-verify", is_flag=True, help="Do not check the bundle's hashes at load.")
 @click.option("--no-build", is_flag=True, help="Fail where an engine would have to compile the graphs first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per result on standard output.")
@@ -67,9 +64,7 @@ def main(
     formats: tuple[str, ...],
     categories: tuple[str, ...],
     no_target_threshold: float,
-    engine: str,
-    device: str,
-    threads: int | None,
+    running: Running,
     no_verify: bool,
     no_build: bool,
     as_json: bool,
@@ -91,14 +86,7 @@ def main(
     sources, expressions = _split(arguments)
     expressions += more
     requests = collect(sources, expressions, _per_expression(categories, len(expressions)))
-    with load_showing(
-        find_bundle(bundle),
-        engine=engine,
-        device=device,
-        threads=threads,
-        verify=not no_verify,
-        build=not no_build,
-    ) as model:
+    with running.load(find_bundle(bundle), verify=not no_verify, build=not no_build) as model:
         if not model.trained:
             click.echo("Warning: this bundle has made-up weights; its masks mean nothing.", err=True)
         if verbose:

@@ -13,10 +13,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ris.engines import DEVICE_NAMES, ENGINE_NAMES
 from ris.engines.errors import ExpressionError, ParityError, RisError
-from ris.runtime.commands.compile import load_showing
 from ris.runtime.commands.console import RisCommand, find_bundle
+from ris.runtime.commands.running import Running, running_options
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
 from ris.runtime.image import load_rgb
 from ris.runtime.model import Model
@@ -34,9 +33,7 @@ from ris.runtime.parity import TOLERANCES, ParityReport, check_model, load_golde
 @click.option("--image", type=click.Path(path_type=Path), help="With --reference: your own image.")
 @click.option("-e", "--expression", "expressions", multiple=True, help="With --image: what to ask; may be repeated.")
 @click.option("--category", "categories", multiple=True, help="With --image: one category per expression.")
-@click.option("--engine", type=click.Choice(ENGINE_NAMES), default="auto", show_default=True)
-@click.option("--device", type=click.Choice(DEVICE_NAMES), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
+@running_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def main(
     bundle: str | None,
@@ -44,9 +41,7 @@ def main(
     image: Path | None,
     expressions: tuple[str, ...],
     categories: tuple[str, ...],
-    engine: str,
-    device: str,
-    threads: int | None,
+    running: Running,
     as_json: bool,
     **files: Path | None,
 ) -> None:
@@ -66,7 +61,7 @@ def main(
         raise ExpressionError("--image needs --reference and at least one --expression")
     if (expressions or categories) and image is None:
         raise ExpressionError("--expression and --category need --image")
-    with load_showing(find_bundle(bundle), engine=engine, device=device, threads=threads) as model:
+    with running.load(find_bundle(bundle)) as model:
         arrays = (
             _live_reference(model, image, expressions, categories, files) if reference else load_golden(model.bundle)
         )

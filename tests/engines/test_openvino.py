@@ -1,0 +1,134 @@
+"""OpenVINO on the CPU: the same masks, its own precision only where asked, one compilation, errors in a sentence."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ris.engines import EngineOptions, Graph, TensorSpec, create, select
+from ris.engines.errors import EngineError
+from ris.runtime import load, open_bundle
+from ris.runtime.parity import TOLERANCES, check_model, graph_feeds, load_golden
+
+openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def opened(bundle, stage="text_encoder", **options):
+    graph = replace(open_bundle(bundle).graph(stage), cache=None)
+    engine = create("openvino", EngineOptions(**options))
+    return engine.open(graph, engine.compile(graph))
+
+
+def test_every_stage_agrees_with_the_reference(tiny_bundle):
+    with load(tiny_bundle, engine="openvino") as model:
+        report = check_model(model, load_golden(model.bundle), TOLERANCES["fp32"])
+        assert report.failures == ()
+        for info in model.sessions.values():
+            assert (info.engine, info.device) == ("openvino", "cpu")
+            assert info.providers[0] == "CPU fp32"  # never its own choice
+            assert not any("bf16" in name for name in info.providers)
+
+
+def test_the_category_variant_too(tiny_category_bundle):
+    with load(tiny_category_bundle, engine="openvino") as model:
+        assert check_model(model, load_golden(model.bundle), TOLERANCES["fp32"]).failures == ()
+
+
+def test_many_expressions_and_images_of_any_number(tiny_bundle):
+    with opened(tiny_bundle) as session:
+        for count in (1, 3, 2):
+            ids = np.ones((count, 35), np.int32)
+            assert session.run({"input_ids": ids})["text_features"].shape[0] == count
+
+
+@pytest.mark.skipif(not BF16, reason="this CPU has no bfloat16")
+def test_bf16_is_what_runs_where_it_is_asked(tiny_bundle, tiny_fp16_bundle):
+    with load(tiny_bundle, engine="openvino", compute="bf16") as model:
+        for info in model.sessions.values():
+            assert info.nodes["CPU bf16"] > info.nodes.get("CPU fp32", 0)
+            assert "CPU bf16" in info.where
+        report = check_model(model, load_golden(model.bundle), TOLERANCES["fp16"])
+        assert 0.95 < report.mask_iou < 0.9999
+    # an FP16 graph runs in bfloat16 on a CPU without FP16, and what stays FP32 in the bundle stays FP32
+    with load(tiny_fp16_bundle, engine="openvino") as model:
+        expected = "fp16" if "fp16" in create("openvino").computes() else "bf16"
+        assert f"CPU {expected}" in model.sessions["sam_image_encoder"].providers
+        assert model.sessions["mask_decoder"].providers[0] == "CPU fp32"
+    with load(tiny_fp16_bundle, engine="openvino", compute="fp32") as model:
+        assert all(info.providers[0] == "CPU fp32" for info in model.sessions.values())
+
+
+def test_compiled_once_and_again_for_another_precision(tiny_bundle):
+    graph = replace(open_bundle(tiny_bundle).graph("mask_decoder"), cache=None)
+    builds = [
+        create("openvino", options).build(graph)
+        for options in (
+            EngineOptions(),
+            EngineOptions(threads=1),  # no part of what is compiled
+            EngineOptions(throughput=True),
+        )
+    ]
+    assert [build.built_now for build in builds] == [True, False, True]
+    assert builds[0].report["layers"]["fp32"] > 50
+    assert builds[0].artifact.stat().st_size > 100_000
+    blob = bytearray(builds[0].artifact.read_bytes())
+    blob[1000] ^= 1
+    builds[0].artifact.write_bytes(blob)
+    with pytest.raises(EngineError, match="damaged"):
+        create("openvino").open(graph, builds[0].artifact)
+    assert create("openvino").build(graph).built_now
+
+
+def test_threads_share_a_session(tiny_bundle):
+    """Eight threads at once give what one gives, bit for bit, and no answer changes afterwards."""
+    golden = load_golden(open_bundle(tiny_bundle))
+    with opened(tiny_bundle, "fusion", threads=1) as session:
+        feeds = graph_feeds(session.graph, golden)
+        feeds = [{**feeds, "clip_tokens": feeds["clip_tokens"] * scale} for scale in np.linspace(0.5, 1.5, 8)]
+        feeds = [{name: np.asarray(value, value.dtype if name == "image_index" else np.float32)
+                  for name, value in one.items()} for one in feeds]  # fmt: skip
+        alone = [session.run(one) for one in feeds]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(session.run, feeds * 4))
+        for i, outputs in enumerate(together):
+            for name, value in outputs.items():
+                np.testing.assert_array_equal(value, alone[i % 8][name])
+
+
+def test_what_is_not_there_is_said(tiny_bundle, tmp_path):
+    with pytest.raises(EngineError, match="OpenVINO has no device 'gpu' here; it has cpu"):
+        create("openvino", EngineOptions(device="gpu"))
+    with pytest.raises(EngineError, match="no device 'cuda'; it has cpu, gpu, npu"):
+        create("openvino", EngineOptions(device="cuda"))
+    with pytest.raises(EngineError, match="there is no precision 'int4'; known are fp32, bf16, fp16"):
+        create("openvino", EngineOptions(compute="int4"))
+    with pytest.raises(EngineError, match="'onnxruntime' has no option compute"):
+        create("onnxruntime", EngineOptions(compute="bf16"))
+    lacking = [name for name in ("fp16", "bf16") if name not in create("openvino").computes()]
+    for name in lacking:
+        with pytest.raises(EngineError, match=f"does not compute in {name}; it has fp32"):
+            create("openvino", EngineOptions(compute=name))
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no graph")
+    graph = Graph("text_encoder", broken, (TensorSpec("x", "float32", (1,)),), ())
+    with pytest.raises(EngineError, match=r"text_encoder: OpenVINO cannot compile .*broken\.onnx: ") as caught:
+        create("openvino").compile(graph)
+    assert "\n" not in str(caught.value)
+    session = opened(tiny_bundle)
+    session.close()
+    session.close()
+    with pytest.raises(EngineError, match="the session is closed"):
+        session.run({"input_ids": np.ones((1, 35), np.int32)})
+
+
+def test_it_is_in_the_table():
+    assert select("openvino").extras == ("openvino",)
