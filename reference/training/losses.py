@@ -80,9 +80,12 @@ def no_target_loss(logits: Tensor, present: Tensor, weights: LossWeights) -> Ten
     return F.cross_entropy(logits.float(), (~present).long(), weight=classes)
 
 
-def dense_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets) -> Tensor:
-    """Dice and cross entropy of a mask read off the dense prompt [N, C, d, d], over expressions that have a target."""
-    chosen = targets.present.nonzero()[:, 0]
+def dense_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets, absences: bool) -> Tensor:
+    """Dice and cross entropy of a mask read off the dense prompt [N, C, d, d], over expressions that have a target;
+    absences: and over those that have none, for which the mask is empty."""
+    chosen = (
+        torch.arange(len(dense_prompt), device=dense_prompt.device) if absences else targets.present.nonzero()[:, 0]
+    )
     logits = heads.dense(dense_prompt[chosen]).float()[:, 0].flatten(1)
     if len(chosen) == 0:
         return dense_prompt.sum() * 0.0
@@ -92,9 +95,14 @@ def dense_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets) -> T
 
 
 def total_loss(
-    model: RISModel, heads: PretextHeads | None, out: TrainingOutputs, targets: Targets, weights: LossWeights
+    model: RISModel,
+    heads: PretextHeads | None,
+    out: TrainingOutputs,
+    targets: Targets,
+    weights: LossWeights,
+    absences: bool = True,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The sum that is minimised and its parts by name, weighted."""
+    """The sum that is minimised and its parts by name, weighted. absences: see `Recipe`."""
     parts = {"mask": mask_loss(out.mask_logits, targets, weights)}
     masks, vl = dfam_loss(model, out, targets, weights)
     parts["dfam"], parts["vl"] = weights.dfam * masks, weights.dfam * vl
@@ -103,7 +111,7 @@ def total_loss(
     if heads is not None and targets.things is not None and weights.pretext:
         taught = pretext_loss(heads, out.image_embeddings, out.clip_tokens, targets)
         taught["sentence"] = sentence_loss(heads, out.sentences, targets)
-        taught["dense"] = dense_loss(heads, out.dense_prompt, targets)
+        taught["dense"] = dense_loss(heads, out.dense_prompt, targets, absences)
         parts |= {name: weights.pretext * value for name, value in taught.items()}
     total = torch.stack(list(parts.values())).sum()
     return total, {name: float(value.detach()) for name, value in parts.items()}

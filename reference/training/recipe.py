@@ -41,6 +41,8 @@ class Recipe:
     steps of linear growth, at the start and after the lessons; decay: the share of the steps, at the end, over which
     the rate falls to zero along a cosine. lessons and lesson_images: so many first steps train the encoders alone, on
     the pretext terms, with that many images each: until they know what things are, there is nothing for words to mean.
+    absences: from this step on, the dense prompt's pretext asks for an empty mask where nothing is referred to; before,
+    it asks nothing: what is there comes first.
     clip_norm: L2 norm of the whole model's gradient. bf16: bfloat16 autocast (weights stay float32). ema: decay of the
     averaged weights that are validated and exported; 0 keeps none. unknown_words: how often an expression gets a word
     that it does not know. frozen: prefixes of state-dict keys that do not train.
@@ -59,6 +61,7 @@ class Recipe:
     decay: float = 0.1
     lessons: int = 0
     lesson_images: int = 16
+    absences: int = 0
     ema: float = 0.0
     bf16: bool = True
     unknown_words: float = 0.0
@@ -119,6 +122,7 @@ RECIPES: dict[str, Recipe] = {
         parts=2,
         steps=10_000,
         lessons=800,
+        absences=2000,
         warmup=200,
         decay=0.35,
         ema=0.998,

@@ -186,10 +186,14 @@ def test_the_dense_prompt_is_asked_for_a_mask():
     torch.nn.init.constant_(heads.dense.weight, 50.0)
     torch.nn.init.zeros_(heads.dense.bias)
     right = (torch.stack([m[::4, ::4] for m in targets.masks])[:, None] - 0.5).float()
-    assert dense_loss(heads, right, targets).item() == pytest.approx(0.0, abs=1e-4)
-    assert dense_loss(heads, -right, targets).item() > 10
+    assert dense_loss(heads, right, targets, absences=False).item() == pytest.approx(0.0, abs=1e-4)
+    assert dense_loss(heads, -right, targets, absences=False).item() > 10
+    assert dense_loss(heads, right, targets, absences=True).item() == pytest.approx(0.0, abs=1e-3)
+    everywhere = torch.ones_like(right)
+    seen = replace_present(targets, torch.tensor([False, False, True]))
+    assert dense_loss(heads, everywhere, seen, absences=True).item() > 10
     nobody = replace_present(targets, torch.zeros(3, dtype=torch.bool))
-    assert dense_loss(heads, right, nobody).item() == 0.0
+    assert dense_loss(heads, right, nobody, absences=False).item() == 0.0
 
 
 def test_narrow_bert_starts_with_different_sentences_apart(tokenizer):
