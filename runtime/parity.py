@@ -11,7 +11,7 @@ A reference is a dictionary of arrays. `golden.npz` in the bundle holds one, so 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ris.engines import Graph, Session
 from ris.engines.errors import BundleError
-from ris.runtime.bundle import Bundle, Precision, StageParity
+from ris.runtime.bundle import Bundle, Manifest, Precision, StageParity
 from ris.runtime.image import prepare_image
 from ris.runtime.interpolate import resize_maps
 from ris.runtime.masks import mask_from_logits
@@ -44,7 +44,17 @@ TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(stage=1e-4, mask_logits=1e-3, mask_iou=0.9999, flipped=1e-5),
     "fp16": Tolerance(stage=1e-2, mask_logits=2e-2, mask_iou=0.998, flipped=1e-4),
 }
+MADE_UP_FP16_IOU = 0.995
+"""Made-up weights give masks that are all boundary: FP16 as such costs them 0.002 to 0.003, and a fault far more."""
 END_TO_END = "end_to_end.mask_logits"
+
+
+def tolerance_of(manifest: Manifest) -> Tolerance:
+    """What is accepted of a bundle."""
+    found = TOLERANCES[manifest.precision]
+    if manifest.precision == "fp16" and not manifest.source.trained:
+        return replace(found, mask_iou=MADE_UP_FP16_IOU)
+    return found
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,7 @@ def load_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
 def check_model(model: Model, reference: Arrays, tolerance: Tolerance | None = None) -> ParityReport:
     """Every stage on its own, the host's own steps, and the whole chain from the image file's pixels to masks."""
     manifest = model.bundle.manifest
-    tolerance = tolerance or TOLERANCES[manifest.precision]
+    tolerance = tolerance or tolerance_of(manifest)
     rgb = np.asarray(reference["rgb"])
     image, clip_image = prepare_image(rgb, manifest.preprocess)
     sam = manifest.preprocess.sam

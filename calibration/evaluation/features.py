@@ -60,8 +60,9 @@ class FeatureCache:
     def _key(self, model: Model, rgb: NDArray[np.uint8]) -> str:
         manifest = model.bundle.manifest
         files = [manifest.graphs[stage].sha256 for stage in ENCODERS]
-        # another engine rounds differently
-        engines = [[info.engine, info.device] for info in (model.sessions[stage] for stage in ENCODERS)]
+        # another engine, version or precision rounds differently
+        ran = [model.sessions[stage] for stage in ENCODERS]
+        engines = [[info.engine, info.version, info.device, info.providers] for info in ran]
         about = json.dumps([files, engines, asdict(manifest.preprocess), rgb.shape], sort_keys=True)
         return hashlib.sha256(about.encode() + np.ascontiguousarray(rgb).tobytes()).hexdigest()
 

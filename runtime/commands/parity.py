@@ -19,7 +19,7 @@ from ris.runtime.commands.running import Running, running_options
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
 from ris.runtime.image import load_rgb
 from ris.runtime.model import Model
-from ris.runtime.parity import TOLERANCES, ParityReport, check_model, load_golden
+from ris.runtime.parity import ParityReport, check_model, load_golden, tolerance_of
 
 
 @click.command(cls=RisCommand)
@@ -104,7 +104,7 @@ def _print(model: Model, report: ParityReport, against: str) -> None:
     for name, row in report.rows.items():
         table.add_row(name, f"{row.max_abs:.2e}", f"{row.mean_abs:.2e}", f"{row.relative:.2e}", f"{row.cosine:.8f}")
     Console(width=110).print(table)
-    tolerance = TOLERANCES[manifest.precision]
+    tolerance = tolerance_of(manifest)
     click.echo(
         f"masks: IoU {report.mask_iou:.6f} (accepted from {tolerance.mask_iou}), "
         f"flipped pixels {report.flipped:.5%}; relative error accepted: {tolerance.stage:.0e} a stage, "
