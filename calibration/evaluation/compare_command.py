@@ -38,6 +38,7 @@ from ris.runtime.image import load_rgb
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("ris-comparison"),
               show_default=True, help="The folder for report.html, report.json and samples.csv.")  # fmt: skip
+@click.option("--restart", is_flag=True, help="Throw away the answers that --out has.")
 @click.option("--worst", type=click.IntRange(0), default=12, show_default=True, help="Disagreements to show.")
 @protocol_option
 @threshold_option
@@ -46,6 +47,7 @@ from ris.runtime.image import load_rgb
 def compare(
     models: tuple[Path, ...],
     out: Path,
+    restart: bool,
     worst: int,
     protocol: str | None,
     no_target_threshold: float,
@@ -86,7 +88,15 @@ def compare(
             folder = out / "answers" / f"{number}-{model.name}"
             with open_bundle_to_ask(model, running, cache) as (name, about, segmenter):
                 evaluate_showing(
-                    segmenter, source, at, protocol or source.protocol, no_target_threshold, name, about, folder
+                    segmenter,
+                    source,
+                    at,
+                    protocol or source.protocol,
+                    no_target_threshold,
+                    name,
+                    about,
+                    folder,
+                    restart,
                 )
         elif not (model / SETUP).exists():
             raise RisError(f"{model} is neither a bundle nor a folder of ris-eval --out")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -98,7 +99,6 @@ class ResultsFolder:
         self.done: dict[str, ImageResult] = {}
         self._file: TextIO | None = None
         setup = json.loads(json.dumps(setup))
-        path.mkdir(parents=True, exist_ok=True)
         lines: list[str] = []
         if (path / SETUP).exists() and not restart:
             theirs = read_setup(path)
@@ -109,17 +109,28 @@ class ResultsFolder:
                         f"{setup.get(name)!r}); choose another --out, or give --restart"
                     )
             lines = [result.to_json() + "\n" for result in read_results(path)]
-        temporary = path / (RESULTS + ".part")
-        temporary.write_text("".join(lines), encoding="utf-8")  # without a line that was cut off
-        os.replace(temporary, path / RESULTS)
-        (path / SETUP).write_text(json.dumps(setup, indent=1) + "\n", encoding="utf-8")
+        with self._writing():
+            path.mkdir(parents=True, exist_ok=True)
+            temporary = path / (RESULTS + ".part")
+            temporary.write_text("".join(lines), encoding="utf-8")  # without a line that was cut off
+            os.replace(temporary, path / RESULTS)
+            (path / SETUP).write_text(json.dumps(setup, indent=1) + "\n", encoding="utf-8")
         self.done = {result.image: result.slim() for result in map(ImageResult.from_json, lines)}
 
     def add(self, result: ImageResult) -> None:
-        if self._file is None:
-            self._file = (self.path / RESULTS).open("a", encoding="utf-8")
-        self._file.write(result.to_json() + "\n")
-        self._file.flush()
+        """Raises RisError where the disk does not take it; the next run goes on from the line before."""
+        with self._writing():
+            if self._file is None:
+                self._file = (self.path / RESULTS).open("a", encoding="utf-8")
+            self._file.write(result.to_json() + "\n")
+            self._file.flush()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RisError(f"{self.path} cannot be written: {error.strerror or error}") from error
 
     def close(self) -> None:
         if self._file is not None:

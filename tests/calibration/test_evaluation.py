@@ -129,6 +129,7 @@ def test_bad_input_is_a_sentence(tmp_path, tiny_bundle):
         (("--pytorch", "--checkpoint", "x.pth", "--features", tmp_path), "does not go with --pytorch"),
         ((tiny_bundle, "--split", "testA"), "train and heldout"),
         (("--pytorch",), "no weight files were given"),
+        ((tiny_bundle, "--samples", 4, "--out", tiny_bundle / "manifest.json" / "x"), "cannot be written"),
         ((tiny_bundle, "--data", "refcoco", "--root", tmp_path), "list of references is missing"),
     ):
         code, _, err = run(*arguments)
