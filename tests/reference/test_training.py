@@ -21,7 +21,7 @@ from ris.reference.training.features import FeatureStore
 from ris.reference.training.forward import ask, encode
 from ris.reference.training.initialise import fresh_model
 from ris.reference.training.loop import Trainer
-from ris.reference.training.losses import dense_loss, dice, mask_loss, match, no_target_loss
+from ris.reference.training.losses import dense_loss, dice, mask_loss, match, no_target_loss, total_loss
 from ris.reference.training.plot import plot_log
 from ris.reference.training.pretext import (
     PretextHeads,
@@ -320,9 +320,22 @@ def test_lessons_come_first_and_teach_the_encoders_alone(tmp_path, source, token
     assert again.resume()
     again.run(log_every=1)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [set(x["losses"]) for x in lines[:2]] == [{"sam", "clip", "sentence"}] * 2
-    assert set(lines[2]["losses"]) == {"mask", "dfam", "vl", "no_target", "sam", "clip", "sentence", "dense"}
+    taught = {"sam", "sam_places", "clip", "clip_places", "sentence"}
+    assert [set(x["losses"]) for x in lines[:2]] == [taught] * 2
+    assert set(lines[2]["losses"]) == taught | {"mask", "dfam", "vl", "no_target", "dense"}
     plot_log(tmp_path / "log.jsonl", tmp_path / "log.png")
+
+
+def test_absences_are_taught_from_their_step_on(tmp_path, source, tokenizer, monkeypatch):
+    asked = []
+
+    def recorded(*arguments):
+        asked.append(arguments[-1])
+        return total_loss(*arguments)
+
+    monkeypatch.setattr("ris.reference.training.loop.total_loss", recorded)
+    trainer(tmp_path, source, tokenizer, replace(RECIPE, absences=2, parts=1)).run(stop=3)
+    assert asked == [False, False, True]
 
 
 def test_weights_to_give_away_are_half_the_size_and_say_the_same(tmp_path, source, tokenizer):
