@@ -133,7 +133,7 @@ def _trainer(
     validation: Source
     lessons: Source | None = None
     if data == "scenes":
-        source = SceneSource("train", size, plan.images, plan.expressions)
+        source = SceneSource("train", size, plan.images, plan.expressions, augment=plan.augment)
         validation = SceneSource("train", size, plan.images, plan.expressions, VALIDATION_FIRST)
         lessons = SceneSource("train", size, plan.lesson_images, 4, LESSONS_FIRST)
         checks = 25

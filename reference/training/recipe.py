@@ -41,6 +41,7 @@ class Recipe:
     steps of linear growth, at the start and after the lessons; decay: the share of the steps, at the end, over which
     the rate falls to zero along a cosine. lessons and lesson_images: so many first steps train the encoders alone, on
     the pretext terms, with that many images each: until they know what things are, there is nothing for words to mean.
+    augment: from this step on drawn scenes vary in more than their glyphs and backgrounds do; None: never.
     absences: from this step on, the dense prompt's pretext asks for an empty mask where nothing is referred to; before,
     it asks nothing: what is there comes first.
     clip_norm: L2 norm of the whole model's gradient. bf16: bfloat16 autocast (weights stay float32). ema: decay of the
@@ -62,6 +63,7 @@ class Recipe:
     lessons: int = 0
     lesson_images: int = 16
     absences: int = 0
+    augment: int | None = None
     ema: float = 0.0
     bf16: bool = True
     unknown_words: float = 0.0
@@ -123,6 +125,7 @@ RECIPES: dict[str, Recipe] = {
         steps=10_000,
         lessons=800,
         absences=2000,
+        augment=3200,
         warmup=200,
         decay=0.35,
         ema=0.998,

@@ -6,17 +6,21 @@ import numpy as np
 
 from ris.calibration.scenes import KINDS, Split, make_samples, make_scene, target_mask
 from ris.reference.categories import COCO_PANOPTIC
+from ris.reference.training.augment import vary
 from ris.reference.training.data import RawBatch
 
 
 class SceneSource:
     """`images` scenes with `expressions` expressions each; scene numbers start at `first`.
 
-    Deterministic: scene i of a split is the same everywhere, and so are its expressions.
+    Deterministic: scene i of a split is the same everywhere, and so are its expressions. augment: from this step on
+    images are varied (`augment.vary`); None: never.
     """
 
-    def __init__(self, split: Split, size: int, images: int, expressions: int, first: int = 0) -> None:
-        self.split, self.size = split, size
+    def __init__(
+        self, split: Split, size: int, images: int, expressions: int, first: int = 0, augment: int | None = None
+    ) -> None:
+        self.split, self.size, self.augment = split, size, augment
         self.images, self.expressions, self.first = images, expressions, first
         self.kinds = len(KINDS)
 
@@ -27,7 +31,8 @@ class SceneSource:
         for i in range(self.images):
             number = self.first + step * self.images + i
             scene = make_scene(number, self.split, self.size)
-            images.append(scene.image)
+            varied = self.augment is not None and step >= self.augment
+            images.append(vary(scene, np.random.default_rng([number, 3])) if varied else scene.image)
             for thing, shown in enumerate(scene.objects):
                 kinds[i][shown.mask], things[i][shown.mask] = KINDS.index(shown.kind) + 1, thing + 1
             for sample in make_samples(scene, number, self.expressions):

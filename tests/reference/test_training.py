@@ -326,6 +326,24 @@ def test_lessons_come_first_and_teach_the_encoders_alone(tmp_path, source, token
     plot_log(tmp_path / "log.jsonl", tmp_path / "log.png")
 
 
+def test_varied_scenes_keep_their_masks_and_hues():
+    plain = SceneSource("train", 96, 4, 2)
+    varied = SceneSource("train", 96, 4, 2, augment=1)
+    for step in (0, 1):
+        a, b = plain.batch(step), varied.batch(step)
+        assert np.array_equal(a.images, b.images) == (step == 0)
+        assert a.expressions == b.expressions
+        np.testing.assert_array_equal(a.masks, b.masks)
+        np.testing.assert_array_equal(b.images, varied.batch(step).images)
+    # no hue that training's glyphs have not: what was clearly redder than green, or the reverse, is not turned round
+    a, b = plain.batch(1).images.astype(int), varied.batch(1).images.astype(int)
+    before, after = a[..., 0] - a[..., 1], b[..., 0] - b[..., 1]
+    clear = np.abs(before) > 60
+    assert clear.any()
+    assert ((before * after < 0) & (np.abs(after) > 40))[clear].mean() < 0.01
+    assert (a != b).mean() > 0.5
+
+
 def test_absences_are_taught_from_their_step_on(tmp_path, source, tokenizer, monkeypatch):
     asked = []
 
