@@ -5,7 +5,8 @@ for sample in make_samples(scene, seed=0, count=6):     # "left man", "all dogs"
     mask = target_mask(scene, sample)
 """
 
-from ris.calibration.scenes.glyphs import Split, kinds
+from ris.calibration.scenes.backgrounds import draw_background
+from ris.calibration.scenes.glyphs import Split, kinds, looks
 from ris.calibration.scenes.grammar import Sample, make_samples, target_mask, vocabulary_words
 from ris.calibration.scenes.scene import Scene, SceneObject, make_scene
 
@@ -18,6 +19,8 @@ __all__ = [
     "Scene",
     "SceneObject",
     "Split",
+    "draw_background",
+    "looks",
     "make_samples",
     "make_scene",
     "target_mask",

@@ -6,9 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from ris.calibration.scenes import Scene
-from ris.calibration.scenes.backgrounds import draw_background
-from ris.calibration.scenes.glyphs import looks
+from ris.calibration.scenes import Scene, draw_background, looks
 
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -49,5 +47,5 @@ def _recoloured(
     """pixels [P, 3] with another saturation (a factor) and brightness."""
     grey = (pixels @ _GREY)[:, None]
     light = rng.uniform(0.92, 1.08) if named else rng.uniform(0.75, 1.2)
-    found: NDArray[np.float32] = (grey + np.float32(rng.uniform(*saturation)) * (pixels - grey)) * np.float32(light)
-    return found
+    changed = (grey + np.float32(rng.uniform(*saturation)) * (pixels - grey)) * np.float32(light)
+    return changed.astype(np.float32)
