@@ -6,23 +6,25 @@ for sample in make_samples(scene, seed=0, count=6):     # "left man", "all dogs"
 """
 
 from ris.calibration.scenes.backgrounds import draw_background
-from ris.calibration.scenes.glyphs import Split, kinds, looks
+from ris.calibration.scenes.glyphs import Split, kinds, variant_colours
 from ris.calibration.scenes.grammar import Sample, make_samples, target_mask, vocabulary_words
 from ris.calibration.scenes.scene import Scene, SceneObject, make_scene
+from ris.calibration.scenes.words import COLOURS
 
 KINDS = kinds()
 """The kinds of thing that scenes show."""
 
 __all__ = [
+    "COLOURS",
     "KINDS",
     "Sample",
     "Scene",
     "SceneObject",
     "Split",
     "draw_background",
-    "looks",
     "make_samples",
     "make_scene",
     "target_mask",
+    "variant_colours",
     "vocabulary_words",
 ]

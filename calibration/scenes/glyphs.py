@@ -81,6 +81,29 @@ def picture(variant: Variant) -> Image.Image:
     return Image.fromarray(recoloured(np.asarray(glyph), variant.hue, variant.gain))
 
 
+@cache
+def variant_colours(kind: str, name: str) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+    """Colours of a variant at up to 400 of its pixels, float32 RGB [P, 3], and those of every held-out variant of its
+    kind with about the same outline at the same places."""
+    (own,) = [v for v in all_variants() if (v.kind, v.name) == (kind, name)]
+    shown = picture(own)
+    solid = np.asarray(shown.getchannel("A")) > 127
+    inside = np.flatnonzero(solid.ravel())
+    inside = inside[np.linspace(0, len(inside) - 1, min(400, len(inside))).astype(int)]
+
+    def colours(image: Image.Image) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = np.asarray(image)[..., :3].reshape(-1, 3)[inside].astype(np.float32)
+        return found
+
+    others = [picture(v).resize(shown.size, Image.Resampling.BILINEAR) for v in variants_of(kind, "heldout")]
+    alike = []
+    for other in others:
+        covered = np.asarray(other.getchannel("A")) > 127
+        if (solid & covered).sum() > 0.85 * (solid | covered).sum():
+            alike.append(colours(other))
+    return colours(shown), alike
+
+
 def recoloured(rgba: NDArray[np.uint8], hue: float, gain: tuple[float, float, float]) -> NDArray[np.uint8]:
     """uint8 RGBA [H, W, 4] with its hue turned by `hue` degrees about the grey axis, then each channel times `gain`."""
     cos, sin = math.cos(math.radians(hue)), math.sin(math.radians(hue))

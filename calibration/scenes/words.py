@@ -47,12 +47,13 @@ _WORDS: dict[str, tuple[tuple[str, str, float], ...]] = {
     "guitar": (("guitar", "guitars", 1),),
     "book": (("book", "books", 1),),
 }
-_COLOURS = {
+COLOURS = {
     "apple": ("red", "green"),
     "car": ("red", "blue", "green", "yellow"),
     "cat": ("black", "orange"),
     "book": ("red", "green", "blue"),
 }
+"""Kind -> the colours that tell its variants apart."""
 
 COCO = {kind: kind for kind in _WORDS if kind not in ("tree", "flower", "guitar")}
 """Kind -> the nearest COCO category; trees, flowers and guitars have none."""
@@ -64,7 +65,7 @@ def _nouns() -> tuple[Noun, ...]:
     out.append(Noun("person", "people", PEOPLE, weight=1.2))
     out += [Noun("boy", "boys", ("child",), "boy"), Noun("girl", "girls", ("child",), "girl")]
     out.append(Noun("bearded man", "bearded men", ("man",), "bearded"))
-    for kind, colours in _COLOURS.items():
+    for kind, colours in COLOURS.items():
         one, many, _ = _WORDS[kind][0]
         out += [Noun(f"{colour} {one}", f"{colour} {many}", (kind,), colour) for colour in colours]
     return tuple(out)

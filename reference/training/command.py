@@ -135,7 +135,7 @@ def _trainer(
     if data == "scenes":
         source = SceneSource("train", size, plan.images, plan.expressions, augment=plan.augment)
         validation = SceneSource("train", size, plan.images, plan.expressions, VALIDATION_FIRST)
-        lessons = SceneSource("train", size, plan.lesson_images, 4, LESSONS_FIRST)
+        lessons = SceneSource("train", size, plan.lesson_images, 4, LESSONS_FIRST, plan.augment)
         checks = 25
     else:
         assert root is not None

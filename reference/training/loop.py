@@ -194,8 +194,7 @@ class Trainer:
                 losses = {name: float(value.detach()) for name, value in taught.items()}
                 return losses, torch.autograd.grad(loss, self.parameters, allow_unused=True)
             out = ask(self.model, embeddings, tokens, batch.input_ids, batch.targets.image_index, batch.category)
-            absences = self.step >= self.recipe.absences
-            loss, losses = total_loss(self.model, self.heads, out, batch.targets, self.recipe.weights, absences)
+            loss, losses = total_loss(self.model, self.heads, out, batch.targets, self.recipe.weights)
         return losses, torch.autograd.grad(loss, self.parameters, allow_unused=True)
 
     @torch.no_grad()

@@ -80,17 +80,11 @@ def no_target_loss(logits: Tensor, present: Tensor, weights: LossWeights) -> Ten
     return F.cross_entropy(logits.float(), (~present).long(), weight=classes)
 
 
-def dense_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets, absences: bool) -> Tensor:
-    """Dice and cross entropy of a mask read off the dense prompt [N, C, d, d], over expressions that have a target;
-    absences: and over those that have none, for which the mask is empty."""
-    chosen = (
-        torch.arange(len(dense_prompt), device=dense_prompt.device) if absences else targets.present.nonzero()[:, 0]
-    )
-    logits = heads.dense(dense_prompt[chosen]).float()[:, 0].flatten(1)
-    if len(chosen) == 0:
-        return dense_prompt.sum() * 0.0
-    height, width = dense_prompt.shape[-2:]
-    truth = F.adaptive_avg_pool2d(targets.masks[chosen, None], (height, width)).flatten(1)
+def dense_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets) -> Tensor:
+    """Dice and cross entropy of a mask read off the dense prompt [N, C, d, d]; it is empty for expressions that have no
+    target, from which the no-target head learns."""
+    logits = heads.dense(dense_prompt).float()[:, 0].flatten(1)
+    truth = F.adaptive_avg_pool2d(targets.masks[:, None], dense_prompt.shape[-2:]).flatten(1)
     return dice(logits, truth).mean() + F.binary_cross_entropy_with_logits(logits, truth)
 
 
@@ -100,9 +94,8 @@ def total_loss(
     out: TrainingOutputs,
     targets: Targets,
     weights: LossWeights,
-    absences: bool = True,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The sum that is minimised and its parts by name, weighted. absences: see `Recipe`."""
+    """The sum that is minimised and its parts by name, weighted."""
     parts = {"mask": mask_loss(out.mask_logits, targets, weights)}
     masks, vl = dfam_loss(model, out, targets, weights)
     parts["dfam"], parts["vl"] = weights.dfam * masks, weights.dfam * vl
@@ -111,7 +104,7 @@ def total_loss(
     if heads is not None and targets.things is not None and weights.pretext:
         taught = pretext_loss(heads, out.image_embeddings, out.clip_tokens, targets)
         taught["sentence"] = sentence_loss(heads, out.sentences, targets)
-        taught["dense"] = dense_loss(heads, out.dense_prompt, targets, absences)
+        taught["dense"] = dense_loss(heads, out.dense_prompt, targets)
         parts |= {name: weights.pretext * value for name, value in taught.items()}
     total = torch.stack(list(parts.values())).sum()
     return total, {name: float(value.detach()) for name, value in parts.items()}

@@ -41,10 +41,8 @@ class Recipe:
     steps of linear growth, at the start and after the lessons; decay: the share of the steps, at the end, over which
     the rate falls to zero along a cosine. lessons and lesson_images: so many first steps train the encoders alone, on
     the pretext terms, with that many images each: until they know what things are, there is nothing for words to mean.
-    augment: from this step on drawn scenes vary in more than their glyphs and backgrounds do; None: never.
-    absences: from this step on, the dense prompt's pretext asks for an empty mask where nothing is referred to; before,
-    it asks nothing: what is there comes first.
-    clip_norm: L2 norm of the whole model's gradient. bf16: bfloat16 autocast (weights stay float32). ema: decay of the
+    augment: drawn scenes vary in more than their glyphs and backgrounds do. clip_norm: L2 norm of the whole model's
+    gradient. bf16: bfloat16 autocast (weights stay float32). ema: decay of the
     averaged weights that are validated and exported; 0 keeps none. unknown_words: how often an expression gets a word
     that it does not know. frozen: prefixes of state-dict keys that do not train.
     """
@@ -62,8 +60,7 @@ class Recipe:
     decay: float = 0.1
     lessons: int = 0
     lesson_images: int = 16
-    absences: int = 0
-    augment: int | None = None
+    augment: bool = False
     ema: float = 0.0
     bf16: bool = True
     unknown_words: float = 0.0
@@ -116,16 +113,15 @@ RECIPES: dict[str, Recipe] = {
     # from scratch, on drawn scenes: nothing is frozen, and the encoders get a lesson of their own
     "demo": Recipe(
         name="demo",
-        weights=LossWeights(dfam=0.1, pretext=1.0, no_target=1.0, no_target_classes=(1.0, 1.0)),
+        weights=LossWeights(dfam=0.1, pretext=1.0, no_target=1.0, no_target_classes=(1.0, 2.0)),
         learning_rate=5e-4,
         clip_norm=1.0,
         images=8,
         expressions=4,
         parts=2,
-        steps=10_000,
+        steps=9_000,
         lessons=800,
-        absences=2000,
-        augment=3200,
+        augment=True,
         warmup=200,
         decay=0.35,
         ema=0.998,

@@ -13,12 +13,12 @@ from ris.reference.training.data import RawBatch
 class SceneSource:
     """`images` scenes with `expressions` expressions each; scene numbers start at `first`.
 
-    Deterministic: scene i of a split is the same everywhere, and so are its expressions. augment: from this step on
-    images are varied (`augment.vary`); None: never.
+    Deterministic: scene i of a split is the same everywhere, and so are its expressions. augment: images are
+    varied (`augment.vary`).
     """
 
     def __init__(
-        self, split: Split, size: int, images: int, expressions: int, first: int = 0, augment: int | None = None
+        self, split: Split, size: int, images: int, expressions: int, first: int = 0, augment: bool = False
     ) -> None:
         self.split, self.size, self.augment = split, size, augment
         self.images, self.expressions, self.first = images, expressions, first
@@ -31,8 +31,7 @@ class SceneSource:
         for i in range(self.images):
             number = self.first + step * self.images + i
             scene = make_scene(number, self.split, self.size)
-            varied = self.augment is not None and step >= self.augment
-            images.append(vary(scene, np.random.default_rng([number, 3])) if varied else scene.image)
+            images.append(vary(scene, np.random.default_rng([number, 3])) if self.augment else scene.image)
             for thing, shown in enumerate(scene.objects):
                 kinds[i][shown.mask], things[i][shown.mask] = KINDS.index(shown.kind) + 1, thing + 1
             for sample in make_samples(scene, number, self.expressions):
