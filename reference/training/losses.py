@@ -84,7 +84,8 @@ def dense_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets) -> T
     """Dice and cross entropy of a mask read off the dense prompt [N, C, d, d]; it is empty for expressions that have no
     target, from which the no-target head learns."""
     logits = heads.dense(dense_prompt).float()[:, 0].flatten(1)
-    truth = F.adaptive_avg_pool2d(targets.masks[:, None], dense_prompt.shape[-2:]).flatten(1)
+    height, width = dense_prompt.shape[-2:]
+    truth = F.adaptive_avg_pool2d(targets.masks[:, None], (height, width)).flatten(1)
     return dice(logits, truth).mean() + F.binary_cross_entropy_with_logits(logits, truth)
 
 
