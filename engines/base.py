@@ -105,7 +105,6 @@ class EngineOptions:
     also runs on later GPU generations; strip_weights: leave the weights out of the plan and take them from the graph.
 
     For engines that choose the precision themselves: compute: "fp32", "bf16" or "fp16", None for the graph's own.
-    throughput: many calls at once matter more than how long one takes.
     """
 
     device: str = "auto"
@@ -119,7 +118,6 @@ class EngineOptions:
     hardware_compatible: bool = False
     strip_weights: bool = False
     compute: str | None = None
-    throughput: bool = False
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class OpenVinoEngine(Engine):
     def _settings(self, graph: Graph) -> dict[str, Any]:
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": _HINTS[self._compute(graph)],
-            "PERFORMANCE_HINT": "THROUGHPUT" if self.options.throughput else "LATENCY",
+            "PERFORMANCE_HINT": "LATENCY",
         }
         if self.options.threads is not None and self.device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = self.options.threads
@@ -89,12 +89,14 @@ class OpenVinoEngine(Engine):
             version=openvino.get_version(),
             device=f"{self.device} {self._name()} {' '.join(sorted(self._capabilities))}",
             profiles={},  # every axis stays dynamic
-            options={"compute": self._compute(graph), "throughput": self.options.throughput},
+            options={"compute": self._compute(graph)},
         )
 
         def compile_to(file: Path) -> dict[str, Any]:
             progress(graph.stage, "compiling", None)
-            compiled = self._load(graph, lambda: self._core.compile_model(str(graph.path), self.device, settings))
+            compiled = self._tried(
+                "compile", graph, lambda: self._core.compile_model(str(graph.path), self.device, settings)
+            )
             with file.open("wb") as target:
                 target.write(compiled.export_model().getbuffer())
             return {"layers": layers(compiled), "layers_from": "OpenVINO's runtime graph"}
@@ -105,7 +107,9 @@ class OpenVinoEngine(Engine):
         """A session over a compiled graph of the cache. Raises EngineError."""
         blob = cache.read_checked(artifact, self.name)
         settings = self._settings(graph)  # an imported graph does not remember what it was compiled for
-        compiled = self._load(graph, lambda: self._core.import_model(io.BytesIO(blob), self.device, settings))
+        compiled = self._tried(
+            "import its own compiled", graph, lambda: self._core.import_model(io.BytesIO(blob), self.device, settings)
+        )
         counted = layers(compiled)
         info = SessionInfo(
             engine=self.name,
@@ -116,11 +120,11 @@ class OpenVinoEngine(Engine):
         )
         return OpenVinoSession(graph, info, compiled)
 
-    def _load(self, graph: Graph, make: Any) -> Any:
+    def _tried(self, doing: str, graph: Graph, make: Any) -> Any:
         try:
             return make()
         except RuntimeError as error:
-            raise EngineError(f"{graph.stage}: OpenVINO cannot compile {graph.path}: {_reason(error)}") from error
+            raise EngineError(f"{graph.stage}: OpenVINO cannot {doing} {graph.path}: {_reason(error)}") from error
 
 
 def _reason(error: RuntimeError) -> str:

@@ -84,7 +84,7 @@ TABLE: tuple[EngineSpec, ...] = (
         package="openvino",
         distributions=("openvino",),
         module="ris.engines.openvino",
-        options=("compute", "throughput"),
+        options=("compute",),
     ),
     EngineSpec(
         name="tensorrt",

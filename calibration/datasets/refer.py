@@ -199,6 +199,10 @@ def _png(path: Path) -> NDArray[np.bool_]:
 
 def _rasterised(outline: Any, height: int, width: int) -> NDArray[np.bool_]:
     if isinstance(outline, dict):
+        if list(outline.get("size", ())) != [height, width]:  # before anything of that size is made
+            raise RisError(
+                f"a run-length code is of {outline.get('size')}, its image {[height, width]} (height, width)"
+            )
         return decode_any_rle(outline)
     try:
         from pycocotools import mask as coco

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,26 @@ Opened = tuple[str, dict[str, Any], Segmenter]
 """A model's name for people, what its answers depend on, and the model."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What `sample_options` gave: the samples, and how answers are kept and counted. protocol: None for the usual one
+    of the data; threshold: from this no-target probability on an expression counts as refused."""
+
+    source: SampleSource
+    at: str
+    protocol: str | None
+    threshold: float
+    features: Path | None
+    features_limit: float
+
+    def cache(self) -> FeatureCache | None:
+        """The folder of encoded images, where one was asked for. Raises RisError."""
+        return FeatureCache(self.features, int(self.features_limit * 1e9)) if self.features else None
+
+
 def sample_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What is asked, at what size it is compared, and what runs it."""
+    """What is asked, how it is counted (the command gets them as one argument, `asked`), and what runs it
+    (`running`)."""
     folder = click.Path(exists=True, file_okay=False)
     options = (
         click.option("--data", default="scenes", show_default=True, metavar="NAME",
@@ -42,23 +62,26 @@ def sample_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--images", type=folder, help="The folder of COCO's images."),
         click.option("--at", type=click.Choice(AT), default="image", show_default=True,
                      help="Compare masks at the image's own size, at the model's square, or at 480x480."),
+        click.option("--protocol", type=click.Choice(list(PROTOCOLS)),
+                     help="How to count. Default: the benchmark's own way."),
+        click.option("--no-target-threshold", "threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+                     help="From this probability on an expression counts as refused."),
         click.option("--features", type=click.Path(path_type=Path), help="Keep encoded images in this folder."),
         click.option("--features-limit", type=click.FloatRange(0), default=20.0, show_default=True,
                      help="The most that folder may hold, GB."),
     )  # fmt: skip
-    result: Callable[..., Any] = running_options(command)
+
+    @functools.wraps(command)
+    def collected(*args: Any, data: str, split: str | None, samples: int, root: str | None, images: str | None,
+                  at: str, protocol: str | None, threshold: float, features: Path | None, features_limit: float,
+                  **others: Any) -> Any:  # fmt: skip
+        source = SampleSource(data, split, samples, root, images)
+        return command(*args, asked=Asked(source, at, protocol, threshold, features, features_limit), **others)
+
+    result: Callable[..., Any] = running_options(collected)
     for option in reversed(options):
         result = option(result)
     return result
-
-
-protocol_option = click.option(
-    "--protocol", type=click.Choice(list(PROTOCOLS)), help="How to count. Default: the benchmark's own way."
-)
-threshold_option = click.option(
-    "--no-target-threshold", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-    help="From this probability on an expression counts as refused.",
-)  # fmt: skip
 
 
 @contextmanager
@@ -86,22 +109,14 @@ def open_reference(files: dict[str, Path | None], threads: int | None) -> Iterat
     yield f"{', '.join(p.name for p in given.values())}, PyTorch FP32", about, segmenter
 
 
-def evaluate_showing(
-    segmenter: Segmenter,
-    source: SampleSource,
-    at: str,
-    protocol: str,
-    threshold: float,
-    name: str,
-    about: dict[str, Any],
-    out: Path | None,
-    restart: bool = False,
-) -> Evaluation:
+def evaluate_showing(asked: Asked, opened: Opened, out: Path | None, restart: bool = False) -> Evaluation:
     """`evaluate` with a progress bar, into the folder `out` where one is given."""
+    name, about, segmenter = opened
+    source = asked.source
     read, total = source.read()
     folder = None
     if out is not None:
-        folder = ResultsFolder(out, {"name": name, **about, "at": at, "samples": source.to_dict()}, restart)
+        folder = ResultsFolder(out, {"name": name, **about, "at": asked.at, "samples": source.to_dict()}, restart)
     done = {image: len(result.answers) for image, result in folder.done.items()} if folder else {}
     if done:
         click.echo(f"{out}: goes on after {sum(done.values())} of {total} expressions", err=True)
@@ -124,8 +139,8 @@ def evaluate_showing(
 
         try:
             return evaluate(
-                segmenter, source.stream(read, done), threshold=threshold, at=at, protocol=protocol,
-                folder=folder, report=report,
+                segmenter, source.stream(read, done), threshold=asked.threshold, at=asked.at,
+                protocol=asked.protocol or source.protocol, folder=folder, report=report,
             )  # fmt: skip
         finally:
             if folder is not None:

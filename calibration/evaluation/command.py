@@ -11,18 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from ris.calibration.evaluation.asking import (
+    Asked,
     evaluate_showing,
     open_bundle_to_ask,
     open_reference,
-    protocol_option,
     sample_options,
-    threshold_option,
 )
 from ris.calibration.evaluation.compare_command import compare
-from ris.calibration.evaluation.features import FeatureCache
 from ris.calibration.evaluation.metrics import PROTOCOLS
 from ris.calibration.evaluation.run import Evaluation
-from ris.calibration.evaluation.sources import SampleSource
 from ris.engines.errors import RisError
 from ris.runtime.commands.console import RisCommand, find_bundle
 from ris.runtime.commands.running import Running
@@ -52,8 +49,6 @@ def main() -> None:
 @main.command(cls=RisCommand)
 @click.argument("bundle", required=False, type=click.Path())
 @sample_options
-@protocol_option
-@threshold_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False),
               help="A folder for every answer; an evaluation that was stopped goes on from it.")  # fmt: skip
 @click.option("--restart", is_flag=True, help="Throw away what --out has.")
@@ -62,17 +57,8 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def run(
     bundle: str | None,
-    data: str,
-    split: str | None,
-    samples: int,
-    root: str | None,
-    images: str | None,
-    at: str,
-    features: Path | None,
-    features_limit: float,
+    asked: Asked,
     running: Running,
-    protocol: str | None,
-    no_target_threshold: float,
     out: Path | None,
     restart: bool,
     pytorch: bool,
@@ -91,26 +77,27 @@ def run(
       ris-eval --pytorch --checkpoint checkpoints/demo/model.safetensors
     """
     require_flag(files, "--pytorch", pytorch)
+    if restart and out is None:
+        raise RisError("--restart throws away what --out has; there is no --out")
     if pytorch and bundle:
         raise RisError("give a bundle or --pytorch, not both")
-    if pytorch and features:
+    if pytorch and asked.features:
         raise RisError("--features keeps what a bundle's encoders give; it does not go with --pytorch")
-    source = SampleSource(data, split, samples, root, images)
-    cache = FeatureCache(features, int(features_limit * 1e9)) if features else None
+    if pytorch and running.chosen:
+        raise RisError("--engine, --device and --compute run a bundle; they do not go with --pytorch")
+    cache = asked.cache()
     if pytorch:
-        opened = open_reference(files, running.threads)
+        model = open_reference(files, running.threads)
     else:
-        opened = open_bundle_to_ask(find_bundle(bundle), running, cache)
-    with opened as (name, about, segmenter):
-        found = evaluate_showing(
-            segmenter, source, at, protocol or source.protocol, no_target_threshold, name, about, out, restart
-        )
+        model = open_bundle_to_ask(find_bundle(bundle), running, cache)
+    with model as opened:
+        found = evaluate_showing(asked, opened, out, restart)
     if cache is not None:
         click.echo(f"{cache.hits} images were encoded before, {cache.misses} were not", err=True)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found), indent=2))
     else:
-        _print(name, found)
+        _print(opened[0], found)
 
 
 def _print(name: str, found: Evaluation) -> None:

@@ -14,24 +14,22 @@ from rich.console import Console
 from rich.table import Table
 
 from ris.calibration.evaluation.asking import (
+    Asked,
     evaluate_showing,
     open_bundle_to_ask,
-    protocol_option,
     sample_options,
-    threshold_option,
 )
 from ris.calibration.evaluation.compare import Comparison, Run, compare_runs
-from ris.calibration.evaluation.features import FeatureCache
 from ris.calibration.evaluation.metrics import PROTOCOLS
 from ris.calibration.evaluation.report import require_matplotlib, to_dict, write_report
 from ris.calibration.evaluation.results import SETUP
+from ris.calibration.evaluation.samples import read_image
 from ris.calibration.evaluation.sources import SampleSource
 from ris.calibration.scenes import Split, make_scene
 from ris.engines.errors import RisError
 from ris.runtime.bundle import MANIFEST
 from ris.runtime.commands.console import RisCommand, disk_errors
 from ris.runtime.commands.running import Running
-from ris.runtime.image import load_rgb
 
 
 @click.command(cls=RisCommand)
@@ -40,8 +38,6 @@ from ris.runtime.image import load_rgb
               show_default=True, help="The folder for report.html, report.json and samples.csv.")  # fmt: skip
 @click.option("--restart", is_flag=True, help="Throw away the answers that --out has.")
 @click.option("--worst", type=click.IntRange(0), default=12, show_default=True, help="Disagreements to show.")
-@protocol_option
-@threshold_option
 @sample_options
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def compare(
@@ -49,16 +45,7 @@ def compare(
     out: Path,
     restart: bool,
     worst: int,
-    protocol: str | None,
-    no_target_threshold: float,
-    data: str,
-    split: str | None,
-    samples: int,
-    root: str | None,
-    images: str | None,
-    at: str,
-    features: Path | None,
-    features_limit: float,
+    asked: Asked,
     running: Running,
     as_json: bool,
 ) -> None:
@@ -77,8 +64,7 @@ def compare(
     if len(models) < 2:
         raise RisError("give two models or more to compare")
     require_matplotlib()
-    source = SampleSource(data, split, samples, root, images)
-    cache = FeatureCache(features, int(features_limit * 1e9)) if features else None
+    cache = asked.cache()
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     runs: list[Run] = []
@@ -86,28 +72,18 @@ def compare(
         folder = model
         if (model / MANIFEST).exists():
             folder = out / "answers" / f"{number}-{model.name}"
-            with open_bundle_to_ask(model, running, cache) as (name, about, segmenter):
-                evaluate_showing(
-                    segmenter,
-                    source,
-                    at,
-                    protocol or source.protocol,
-                    no_target_threshold,
-                    name,
-                    about,
-                    folder,
-                    restart,
-                )
+            with open_bundle_to_ask(model, running, cache) as opened:
+                evaluate_showing(asked, opened, folder, restart)
         elif not (model / SETUP).exists():
             raise RisError(f"{model} is neither a bundle nor a folder of ris-eval --out")
         run = Run.read(folder)
         if run.name in {other.name for other in runs}:
             run = dataclasses.replace(run, name=f"{run.name} ({number})")
         runs.append(run)
-    asked = SampleSource(**{**runs[0].samples, "samples": runs[0].samples["samples"] or 1})
-    found = compare_runs(runs, protocol or asked.protocol, no_target_threshold)
+    source = SampleSource(**{**runs[0].samples, "samples": runs[0].samples["samples"] or 1})
+    found = compare_runs(runs, asked.protocol or source.protocol, asked.threshold)
     with disk_errors(out):
-        files = write_report(found, out, worst, _pictures(asked))
+        files = write_report(found, out, worst, _pictures(source))
     if as_json:
         click.echo(json.dumps(to_dict(found), indent=2))
         return
@@ -127,7 +103,7 @@ def _pictures(source: SampleSource) -> Callable[[str], NDArray[np.uint8] | None]
         return lambda name: None
     assert read is not None
     paths = {image.name: image.path for image in read.images}
-    return lambda name: load_rgb(paths[name]) if name in paths else None
+    return lambda name: read_image(paths[name]) if name in paths else None
 
 
 def _print(found: Comparison) -> None:

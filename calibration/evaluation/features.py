@@ -1,7 +1,8 @@
 """The image encoders' outputs on disk: another evaluation over the same images with the same encoders skips them.
 
 Entries are keyed by content, pixels and encoder files alike, written whole or not at all, and may be shared by any
-number of processes; the ones that were used longest ago go when the folder is full.
+number of processes; the ones that were used longest ago go when the folder is full. Each process counts what it
+writes and looks at the whole folder when that fills it: several at once may pass the limit by what the others write.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from ris.runtime import Model, Scene
 
 ENCODERS = {"sam_image_encoder": "image_embeddings", "clip_image_encoder": "clip_tokens"}
 _KEPT = 0.9  # of the limit, after old entries went
+_STALE = 3600.0  # seconds: nobody writes an entry for that long
 
 
 class FeatureCache:
@@ -36,6 +39,10 @@ class FeatureCache:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RisError(f"{folder} cannot be made: {error.strerror}") from error
+        for part in folder.glob("*.part"):  # of processes that were killed
+            with contextlib.suppress(OSError):
+                if time.time() - part.stat().st_mtime > _STALE:
+                    part.unlink()
         self._size = sum(size for _, size, _ in self._entries())
 
     def encode(self, model: Model, rgb: NDArray[np.uint8]) -> Scene:

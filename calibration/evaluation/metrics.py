@@ -27,12 +27,6 @@ _MEANINGS = {
 }
 
 
-def iou(mask: Mask, truth: Mask) -> float:
-    """Intersection over union; 1 where both are empty."""
-    union = int((mask | truth).sum())
-    return int((mask & truth).sum()) / union if union else 1.0
-
-
 @dataclass(frozen=True)
 class Figures:
     """What is known of N answered expressions, int64 or bool [N] each; every metric follows from it.

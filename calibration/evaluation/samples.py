@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,20 +69,24 @@ def scene_images(
         yield EvaluationImage(name, scene.image, tuple(truths))
 
 
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """A data set's image as the file has it, uint8 RGB [H, W, 3]: outlines know nothing of EXIF. Raises RisError."""
+    try:
+        with Image.open(path) as opened:
+            return np.asarray(opened.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RisError(f"{path} cannot be read: {error}") from error
+
+
 def refer_images(data: ReferData, done: Container[str] = ()) -> Iterator[EvaluationImage]:
     """Every image of a split with every expression, but for those of these names.
 
-    Images are taken as the file has them: outlines know nothing of EXIF. Raises RisError for an image that cannot be
-    read or has another size than its outlines.
+    Raises RisError for an image that cannot be read or has another size than its outlines.
     """
     for entry in data.images:
         if entry.name in done:
             continue
-        try:
-            with Image.open(entry.path) as opened:
-                rgb = np.asarray(opened.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise RisError(f"{entry.path} cannot be read: {error}") from error
+        rgb = read_image(entry.path)
         truths = tuple(
             Truth(r.expression, reference_mask(data, entry, r), bool(r.annotations), r.category, "expression")
             for r in entry.references

@@ -24,6 +24,11 @@ class Running:
     threads: int | None
     compute: str | None
 
+    @property
+    def chosen(self) -> bool:
+        """Whether an engine, a device or a precision was asked for."""
+        return (self.engine, self.device, self.compute) != ("auto", "auto", None)
+
     def load(self, bundle: str | Path, **more: Any) -> Model:
         """`ris.runtime.load`, with progress where an engine has to compile first."""
         with CompileProgress() as progress:

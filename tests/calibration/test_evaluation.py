@@ -127,6 +127,8 @@ def test_bad_input_is_a_sentence(tmp_path, tiny_bundle):
         ((tiny_bundle, "--data", "nosuch.jsonl"), "nosuch.jsonl cannot be read"),
         ((tiny_bundle, "--data", "x.jsonl", "--split", "val"), "has no splits"),
         (("--pytorch", "--checkpoint", "x.pth", "--features", tmp_path), "does not go with --pytorch"),
+        (("--pytorch", "--checkpoint", "x.pth", "--engine", "openvino"), "do not go with --pytorch"),
+        ((tiny_bundle, "--restart"), "there is no --out"),
         ((tiny_bundle, "--split", "testA"), "train and heldout"),
         (("--pytorch",), "no weight files were given"),
         ((tiny_bundle, "--samples", 4, "--out", tiny_bundle / "manifest.json" / "x"), "cannot be written"),

@@ -74,7 +74,7 @@ def test_compiled_once_and_again_for_another_precision(tiny_bundle):
         for options in (
             EngineOptions(),
             EngineOptions(threads=1),  # no part of what is compiled
-            EngineOptions(throughput=True),
+            EngineOptions(compute="bf16"),
         )
     ]
     assert [build.built_now for build in builds] == [True, False, True]
