@@ -12,8 +12,10 @@ A reference is one object (RefCOCO) or any number of objects, none included (gRe
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,28 +183,41 @@ def reference_mask(data: ReferData, image: ReferImage, reference: Reference) -> 
         return mask
     for number in reference.annotations:
         outline = data.outlines[number]
+        shape = _size(outline)  # before anything of that size is made
+        if shape is not None and shape != mask.shape:
+            raise RisError(f"{image.path} is {image.height}x{image.width} (height x width), a mask of it {shape}")
         found = _png(outline) if isinstance(outline, Path) else _rasterised(outline, image.height, image.width)
-        if found.shape != mask.shape:
-            raise RisError(f"{image.path} is {image.height}x{image.width} (height x width), a mask of it {found.shape}")
         mask |= found
     return mask
 
 
-def _png(path: Path) -> NDArray[np.bool_]:
+def _size(outline: Any) -> tuple[int, int] | None:
+    """(height, width) that a PNG or a run-length code says it has; None for polygons, which have none, and for a
+    damaged code."""
+    if isinstance(outline, Path):
+        with _opened(outline) as image:
+            return image.height, image.width
+    size = outline.get("size") if isinstance(outline, dict) else None
+    return (size[0], size[1]) if isinstance(size, list | tuple) and len(size) == 2 else None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
-        with Image.open(path) as opened:
-            values = np.asarray(opened if opened.mode in ("1", "L", "P", "I", "I;16") else opened.convert("RGB"))
+        with Image.open(path) as image:
+            yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise RisError(f"{path} cannot be read: {error}") from error
+
+
+def _png(path: Path) -> NDArray[np.bool_]:
+    with _opened(path) as image:
+        values = np.asarray(image if image.mode in ("1", "L", "P", "I", "I;16") else image.convert("RGB"))
     return (values if values.ndim == 2 else values.max(-1)) > 0
 
 
 def _rasterised(outline: Any, height: int, width: int) -> NDArray[np.bool_]:
     if isinstance(outline, dict):
-        if list(outline.get("size", ())) != [height, width]:  # before anything of that size is made
-            raise RisError(
-                f"a run-length code is of {outline.get('size')}, its image {[height, width]} (height, width)"
-            )
         return decode_any_rle(outline)
     try:
         from pycocotools import mask as coco
@@ -219,6 +234,8 @@ def decode_any_rle(code: dict[str, Any]) -> NDArray[np.bool_]:
         if isinstance(counts, list):
             counts = pack_counts([int(run) for run in counts])
         text = counts.decode("ascii") if isinstance(counts, bytes) else str(counts)
-        return decode_rle(Rle(size=[int(side) for side in code["size"]], counts=text))
+        if not all(isinstance(side, int) for side in code["size"]):
+            raise ValueError(f"its size is {code['size']}")
+        return decode_rle(Rle(size=list(code["size"]), counts=text))
     except (KeyError, TypeError, ValueError, IndexError, UnicodeDecodeError) as error:
         raise RisError(f"a mask's run-length code is damaged ({type(error).__name__}: {error})") from error

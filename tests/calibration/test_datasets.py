@@ -203,6 +203,8 @@ def test_a_bad_line_is_named(own, line, words):
         ({"size": [40, 60], "counts": "zz"}, "run-length code is damaged"),
         ({"size": [40, 60]}, "run-length code is damaged"),
         ({"size": [40, 60], "counts": [5, 5]}, "run-length code is damaged"),
+        ({"size": 40, "counts": [5, 5]}, "run-length code is damaged"),
+        ({"size": [40.0, "x"], "counts": [5, 5]}, r"a mask of it \(40.0, 'x'\)"),
         ({"size": [2, 2], "counts": [4]}, r"40x60 \(height x width\), a mask of it \(2, 2\)"),
     ],
 )
