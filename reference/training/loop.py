@@ -194,7 +194,8 @@ class Trainer:
                 losses = {name: float(value.detach()) for name, value in taught.items()}
                 return losses, torch.autograd.grad(loss, self.parameters, allow_unused=True)
             out = ask(self.model, embeddings, tokens, batch.input_ids, batch.targets.image_index, batch.category)
-            loss, losses = total_loss(self.model, self.heads, out, batch.targets, self.recipe.weights)
+            presence = self.recipe.presence is not None and self.step >= self.recipe.presence
+            loss, losses = total_loss(self.model, self.heads, out, batch.targets, self.recipe.weights, presence)
         return losses, torch.autograd.grad(loss, self.parameters, allow_unused=True)
 
     @torch.no_grad()

@@ -89,14 +89,22 @@ def dense_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets) -> T
     return dice(logits, truth).mean() + F.binary_cross_entropy_with_logits(logits, truth)
 
 
+def presence_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets) -> Tensor:
+    """Cross entropy of "something is meant", said by the four strongest positions of the mask that is read off the
+    dense prompt [N, C, d, d]. `dense_loss` says the same too softly: one thing is few of many positions."""
+    logits = heads.dense(dense_prompt).float().flatten(1).topk(4).values.mean(1)
+    return F.binary_cross_entropy_with_logits(logits, targets.present.float())
+
+
 def total_loss(
     model: RISModel,
     heads: PretextHeads | None,
     out: TrainingOutputs,
     targets: Targets,
     weights: LossWeights,
+    presence: bool = False,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The sum that is minimised and its parts by name, weighted."""
+    """The sum that is minimised and its parts by name, weighted; presence: with `presence_loss`."""
     parts = {"mask": mask_loss(out.mask_logits, targets, weights)}
     masks, vl = dfam_loss(model, out, targets, weights)
     parts["dfam"], parts["vl"] = weights.dfam * masks, weights.dfam * vl
@@ -106,6 +114,8 @@ def total_loss(
         taught = pretext_loss(heads, out.image_embeddings, out.clip_tokens, targets)
         taught["sentence"] = sentence_loss(heads, out.sentences, targets)
         taught["dense"] = dense_loss(heads, out.dense_prompt, targets)
+        if presence:
+            taught["presence"] = presence_loss(heads, out.dense_prompt, targets)
         parts |= {name: weights.pretext * value for name, value in taught.items()}
     total = torch.stack(list(parts.values())).sum()
     return total, {name: float(value.detach()) for name, value in parts.items()}

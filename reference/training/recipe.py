@@ -41,10 +41,11 @@ class Recipe:
     steps of linear growth, at the start and after the lessons; decay: the share of the steps, at the end, over which
     the rate falls to zero along a cosine. lessons and lesson_images: so many first steps train the encoders alone, on
     the pretext terms, with that many images each: until they know what things are, there is nothing for words to mean.
-    augment: drawn scenes vary in more than their glyphs and backgrounds do. clip_norm: L2 norm of the whole model's
-    gradient. bf16: bfloat16 autocast (weights stay float32). ema: decay of the
-    averaged weights that are validated and exported; 0 keeps none. unknown_words: how often an expression gets a word
-    that it does not know. frozen: prefixes of state-dict keys that do not train.
+    presence: from this step on the pretext also asks whether anything is meant at all; before, what is there comes
+    first; None: never. augment: drawn scenes vary in more than their glyphs and backgrounds do. clip_norm: L2 norm of
+    the whole model's gradient. bf16: bfloat16 autocast (weights stay float32). ema: decay of the averaged weights that
+    are validated and exported; 0 keeps none. unknown_words: how often an expression gets a word that it does not know.
+    frozen: prefixes of state-dict keys that do not train.
     """
 
     name: str = "supplement"
@@ -60,6 +61,7 @@ class Recipe:
     decay: float = 0.1
     lessons: int = 0
     lesson_images: int = 16
+    presence: int | None = None
     augment: bool = False
     ema: float = 0.0
     bf16: bool = True
@@ -121,6 +123,7 @@ RECIPES: dict[str, Recipe] = {
         parts=2,
         steps=9_000,
         lessons=800,
+        presence=2300,
         augment=True,
         warmup=200,
         decay=0.35,

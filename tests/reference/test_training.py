@@ -25,7 +25,7 @@ from ris.reference.training.features import FeatureStore
 from ris.reference.training.forward import ask, encode
 from ris.reference.training.initialise import fresh_model
 from ris.reference.training.loop import Trainer
-from ris.reference.training.losses import dense_loss, dice, mask_loss, match, no_target_loss
+from ris.reference.training.losses import dense_loss, dice, mask_loss, match, no_target_loss, presence_loss
 from ris.reference.training.plot import plot_log
 from ris.reference.training.pretext import (
     PretextHeads,
@@ -196,6 +196,21 @@ def test_the_dense_prompt_is_asked_for_a_mask():
     assert not targets.masks[~targets.present].any()
     everywhere = torch.where(targets.present[:, None, None, None], right, 0.5)
     assert dense_loss(heads, everywhere, targets).item() > 3
+
+
+def test_whether_anything_is_meant_is_asked_from_its_step_on(tmp_path, source, tokenizer):
+    targets, heads = drawn_targets(), PretextHeads(1, 1, 3)
+    torch.nn.init.constant_(heads.dense.weight, 50.0)
+    torch.nn.init.zeros_(heads.dense.bias)
+    quiet = torch.full((3, 1, 4, 4), -1.0)
+    one_spot = quiet.clone()
+    one_spot[:2, :, :2, :2] = 1.0  # the third expression means nothing
+    assert presence_loss(heads, one_spot, targets).item() == pytest.approx(0.0, abs=1e-4)
+    assert presence_loss(heads, quiet, targets).item() == pytest.approx(50 * 2 / 3, rel=1e-3)
+    assert presence_loss(heads, -quiet, targets).item() == pytest.approx(50 / 3, rel=1e-3)
+    trainer(tmp_path, source, tokenizer, replace(RECIPE, presence=2, parts=1)).run(stop=3, log_every=1)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert ["presence" in line["losses"] for line in lines] == [False, False, True]
 
 
 def test_narrow_bert_starts_with_different_sentences_apart(tokenizer):
