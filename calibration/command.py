@@ -1,4 +1,4 @@
-"""`ris-calibrate`: what the numbers in a bundle do. Thin over `measure_ranges` and `emulate_bundle`."""
+"""`ris-calibrate`: what the numbers in a bundle do. Thin over `measure_ranges`, `emulate_bundle`, `quantise_bundle`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from ris.calibration.int8.command import int8
 from ris.calibration.samples import CalibrationSample, request_samples, scene_samples
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
@@ -26,13 +27,17 @@ if TYPE_CHECKING:
 
 @click.group()
 def main() -> None:
-    """Measures what calculation in fewer bits would do to a bundle.
+    """Measures what calculation in fewer bits would do to a bundle, and writes INT8 bundles.
 
     \b
     Examples:
       ris-calibrate ranges ris-bundle
       ris-calibrate emulate fp16-bundle --out emulated
+      ris-calibrate int8 ris-bundle --out int8-bundle
     """
+
+
+main.add_command(int8)
 
 
 def _require_onnx() -> None:

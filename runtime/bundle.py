@@ -24,6 +24,23 @@ MANIFEST = "manifest.json"
 ENGINES = "engines"  # the folder for what engines compile; no part of the manifest
 STAGES = ("sam_image_encoder", "clip_image_encoder", "text_encoder", "fusion", "mask_decoder")
 Precision = Literal["fp32", "fp16"]
+BundlePrecision = Literal[Precision, "int8"]
+
+
+@dataclass(frozen=True)
+class Int8:
+    """How products of a graph came to be INT8, by QuantizeLinear and DequantizeLinear in the graph; the rest of it keeps
+    the graph's precision.
+
+    layers: how many; calibrator: "minmax", "percentile" (of `percentile`) or "entropy"; alpha: of the smoothing, null
+    for none; samples: expressions that it was calibrated with.
+    """
+
+    layers: int
+    calibrator: str
+    percentile: float | None
+    alpha: float | None
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -31,8 +48,8 @@ class GraphEntry:
     """One graph: where it is, what is in it, what goes in and out.
 
     file: relative to the bundle; sha256: of every file it needs, by relative name; fp32_islands: node name to reason
-    for what stays FP32 in an FP16 graph, or "*" for a whole graph of an FP16 bundle; sampling: "native" or "gather"
-    bilinear sampling (fusion), else null.
+    for what stays FP32 in an FP16 graph and for products that do in an INT8 graph, or "*" for a whole graph of such a
+    bundle; sampling: "native" or "gather" bilinear sampling (fusion), else null; int8: null where nothing is INT8.
     """
 
     file: str
@@ -43,6 +60,12 @@ class GraphEntry:
     outputs: tuple[TensorSpec, ...]
     parameters: int
     sampling: str | None
+    int8: Int8 | None = None
+
+    @property
+    def shown(self) -> str:
+        """The precision for people."""
+        return f"int8 and {self.precision}" if self.int8 else self.precision
 
 
 @dataclass(frozen=True)
@@ -139,7 +162,7 @@ class Manifest:
     writer: dict[str, str]
     source: Source
     model: dict[str, Any]
-    precision: Precision
+    precision: BundlePrecision
     graphs: dict[str, GraphEntry]
     preprocess: Preprocess
     text: Text

@@ -52,7 +52,7 @@ def compile_bundle(
     for stage in STAGES:
         compiled = engine.build(bundle.graph(stage), progress)
         found[stage] = CompiledGraph(
-            asked=bundle.manifest.graphs[stage].precision,
+            asked=bundle.manifest.graphs[stage].shown,
             artifact=compiled.artifact,
             bytes=compiled.artifact.stat().st_size,
             layers=compiled.report.get("layers", {}),

@@ -272,7 +272,7 @@ def _graph(bundle: Bundle, stage: str, run: bool) -> GraphHealth:
                 runs = f"{info.engine} {info.version} on {info.device} ({info.where})"
     except RisError as error:
         problem = str(error) if run else None
-    return GraphHealth(entry.precision, islands, entry.parameters, weights, runs, problem)
+    return GraphHealth(entry.shown, islands, entry.parameters, weights, runs, problem)
 
 
 def _parity(report: ParityReport) -> Parity:

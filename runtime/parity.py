@@ -47,10 +47,16 @@ TOLERANCES: dict[Precision, Tolerance] = {
 MADE_UP_FP16_IOU = 0.995
 """Made-up weights give masks that are all boundary: FP16 as such costs them 0.002 to 0.003, and a fault far more."""
 END_TO_END = "end_to_end.mask_logits"
+INT8_MARGIN, INT8_IOU = 1.5, 0.03
+"""An INT8 bundle is measured by what it had when it was calibrated: so many times that error, so much less mask IoU."""
 
 
 def tolerance_of(manifest: Manifest) -> Tolerance:
     """What is accepted of a bundle."""
+    if manifest.precision == "int8":
+        stages = [row.relative for name, row in manifest.parity.items() if name != END_TO_END]
+        end = manifest.parity[END_TO_END].relative
+        return Tolerance(INT8_MARGIN * max(stages), INT8_MARGIN * end, manifest.mask_iou - INT8_IOU, flipped=1e-3)
     found = TOLERANCES[manifest.precision]
     if manifest.precision == "fp16" and not manifest.source.trained:
         return replace(found, mask_iou=MADE_UP_FP16_IOU)
