@@ -87,5 +87,5 @@ def request_set(requests: Sequence[Request]) -> SampleSet:
         except OSError as error:
             raise ImageError(f"{request.image} cannot be read: {error.strerror}") from None
         told.update(repr((request, about.st_size, about.st_mtime_ns)).encode())
-    make = tuple((lambda r=part: next(request_samples([r]))) for part in parts)  # type: ignore[misc]
+    make = tuple((lambda r=part: next(request_samples([r]))) for part in parts)
     return SampleSet(make, sum(len(request.expressions) for request in requests), told.hexdigest())

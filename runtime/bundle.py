@@ -29,8 +29,8 @@ BundlePrecision = Literal[Precision, "int8"]
 
 @dataclass(frozen=True)
 class Int8:
-    """How products of a graph came to be INT8, by QuantizeLinear and DequantizeLinear in the graph; the rest of it keeps
-    the graph's precision.
+    """How products of a graph came to be INT8, by QuantizeLinear and DequantizeLinear in the graph; the rest of it has
+    the graph's own precision.
 
     layers: how many; calibrator: "minmax", "percentile" (of `percentile`) or "entropy"; alpha: of the smoothing, null
     for none; samples: expressions that it was calibrated with.

@@ -92,6 +92,7 @@ with load({str(tiny_bundle)!r}) as model:
         ("ris.reference.training.command", ["--out", "run"], "torch"),
         ("ris.calibration.command", ["ranges"], "onnx"),
         ("ris.calibration.command", ["emulate", "bundle", "--out", "x"], "onnx"),
+        ("ris.calibration.command", ["int8", "bundle", "--out", "x"], "onnx"),
         ("ris.calibration.evaluation.command", ["--pytorch", "--checkpoint", "x.pth"], "torch"),
     ],
 )

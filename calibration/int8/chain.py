@@ -117,7 +117,7 @@ class Chain:
         tokens = self._tokenize(sample.expressions)
         if stage == "text_encoder":
             return {"input_ids": tokens.ids}
-        feeds = {"image_index": np.zeros(len(sample.expressions), np.int32)}
+        feeds: Arrays = {"image_index": np.zeros(len(sample.expressions), np.int32)}
         if stage == "mask_decoder":
             link = manifest.dense_prompt
             dense = output("fusion", "dense_prompt")
@@ -159,10 +159,10 @@ class Chain:
                     changed[stage] = sessions[stage].run(self.feeds(stage, i, sample, changed))
                 wanted = self.recorded(i, "mask_decoder")["mask_logits"]
                 got = changed["mask_decoder"]["mask_logits"] if touched else wanted
-                size = sample.rgb.shape[:2]
+                height, width = sample.rgb.shape[:2]
                 for number in range(len(sample.expressions)):
-                    ours = mask_from_logits(got[number, 0], *size, threshold)
-                    theirs = mask_from_logits(wanted[number, 0], *size, threshold)
+                    ours = mask_from_logits(got[number, 0], height, width, threshold)
+                    theirs = mask_from_logits(wanted[number, 0], height, width, threshold)
                     ious.append(mask_iou(ours, theirs))
                     if sample.truths is not None and sample.truths[number].any():
                         truths.append(mask_iou(ours, sample.truths[number]))

@@ -57,7 +57,7 @@ class Int8Report:
     options: Int8Options
     samples: int
     calibrator: Calibrator
-    calibrators: dict[str, Score]
+    calibrators: dict[Calibrator, Score]
     graphs: dict[str, Score]
     layers: tuple[LayerCost, ...]
     quantised: dict[str, int]
@@ -90,14 +90,19 @@ def quantise_bundle(
         raise BundleError(f"{bundle.path} is {manifest.precision}; INT8 is made from an FP32 bundle")
     if not len(samples):
         raise RisError("there are no calibration samples")
+    old = _old(out)
+    if old.exists() and not out.exists():  # killed between two renames
+        old.rename(out)
     _check_target(out, overwrite)
+    asked = asdict(options)
+    for name in ("max_iou_drop", "against", "calibrator", "sensitivity"):  # what was measured serves any of these
+        del asked[name]
     setup = {
-        "options": asdict(options),
+        "options": asked,
         "samples": samples.fingerprint,
         "graphs": {stage: entry.sha256 for stage, entry in manifest.graphs.items()},
         "version": metadata.version("ris-runtime"),
     }
-    del setup["options"]["max_iou_drop"], setup["options"]["sensitivity"]  # what was measured serves any target
     work = Work(work_folder(out), setup)
     if work.restarted:
         say(f"{work.folder} was of other samples or options: beginning again")
@@ -118,13 +123,17 @@ def quantise_bundle(
     return finished
 
 
+def _old(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old")
+
+
 def work_folder(out: Path) -> Path:
     """Where a calibration keeps what it has found, until it ends."""
     return out.with_name(f".{out.name}.calibration")
 
 
 def _choose(quantiser: Quantiser, options: Int8Options, expressions: int) -> tuple[Int8Report, list[LayerKey]]:
-    scores: dict[str, Score] = {}
+    scores: dict[Calibrator, Score] = {}
     every = list(quantiser.layers)
     if not every:
         raise RisError(f"{', '.join(options.graphs)}: there is nothing to quantise")
@@ -210,7 +219,7 @@ def _write(
         changed = dataclasses.replace(changed, parity=checked.rows, mask_iou=checked.mask_iou)
         (partial / MANIFEST).write_text(changed.to_json(), encoding="utf-8")
         if out.exists():
-            old = out.with_name(f".{out.name}.old")
+            old = _old(out)
             shutil.rmtree(old, ignore_errors=True)
             out.rename(old)
             partial.rename(out)

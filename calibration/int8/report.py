@@ -72,12 +72,9 @@ def lines(report: Int8Report) -> list[str]:
         found.append(f"  all of {stage} alone: {score.drop(against):.4f}")
     for cost in report.layers[:5]:
         found.append(f"  {cost.stage} {cost.name} alone: {cost.drop:.4f}")
-    score = report.score
-    truth = (
-        ""
-        if score.truth is None
-        else f"; mean IoU with the true masks {score.truth:.4f}, FP32 {score.reference_truth:.4f}"
-    )
+    score, truth = report.score, ""
+    if score.truth is not None:
+        truth = f"; mean IoU with the true masks {score.truth:.4f}, FP32 {score.reference_truth:.4f}"
     found.append(f"  over {report.samples} expressions: mask IoU {score.iou:.4f} against FP32{truth}")
     found.append(f"  on the bundle's golden image: lowest mask IoU {report.mask_iou:.4f} against PyTorch")
     return found

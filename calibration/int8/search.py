@@ -76,11 +76,11 @@ class Quantiser:
         layers = [self.layers[key] for key in chosen if key[0] == stage]
         write_quantised(found.path, target, layers, found.thresholds(layers, calibrator, self.percentile))
 
-    def best_calibrator(self) -> tuple[Calibrator, dict[str, Score]]:
+    def best_calibrator(self) -> tuple[Calibrator, dict[Calibrator, Score]]:
         """The calibrator that loses least with every layer in INT8, and the scores of all."""
         every = list(self.layers)
         scores = {name: self.score(every, name, f"All layers, {name}") for name in CALIBRATORS}
-        return min(CALIBRATORS, key=lambda name: scores[name].drop(self.against)), dict(scores)
+        return min(CALIBRATORS, key=lambda name: scores[name].drop(self.against)), scores
 
     def sensitivity(self, calibrator: Calibrator) -> list[LayerCost]:
         """What each layer alone costs, the worst first."""

@@ -91,7 +91,7 @@ def _channels(
     """The largest magnitude by channel, float32 [K], by activation."""
     name = f"{stage}.channels"
     found = work.load_arrays(name)
-    done = int(found.pop("samples", np.int64(0)))
+    done = int(found.pop("samples", np.array(0)))
 
     def look(activation: str, values: NDArray[np.float32]) -> None:
         largest = largest_by_channel(values)
@@ -101,7 +101,7 @@ def _channels(
         reader = ActivationReader(chain.bundle.graph(stage), layers, work.folder / stage, threads)
         for i, feeds, show in _pass(chain, stage, reader, done, track, f"Channels {stage}"):
             show(feeds, look)
-            work.save_arrays(name, found | {"samples": np.int64(i + 1)})
+            work.save_arrays(name, found | {"samples": np.array(i + 1)})
     return found
 
 
@@ -110,7 +110,7 @@ def _histograms(
 ) -> dict[str, Histogram]:
     name = f"{stage}.histograms"
     kept = work.load_arrays(name)
-    done = int(kept.pop("samples", np.int64(0)))
+    done = int(kept.pop("samples", np.array(0)))
     names = list(dict.fromkeys(name for layer in layers for name in layer.activations))
     found = {n: Histogram() for n in names}
     if kept:
@@ -128,5 +128,5 @@ def _histograms(
             "top": np.array([found[n].top for n in names]),
             "largest": np.array([found[n].largest for n in names]),
         }
-        work.save_arrays(name, arrays | {"samples": np.int64(i + 1)})
+        work.save_arrays(name, arrays | {"samples": np.array(i + 1)})
     return found
