@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from ris.engines.base import Graph
 
-_FLOATS = {"half": "fp16", "fp16": "fp16", "float": "fp32", "fp32": "fp32", "bf16": "bf16", "bfloat16": "bf16"}
+_TYPES = {
+    "half": "fp16", "fp16": "fp16", "float": "fp32", "fp32": "fp32", "bf16": "bf16", "bfloat16": "bf16", "int8": "int8",
+}  # fmt: skip
 # layers that do the arithmetic that precision is about, by the names of their type and of the fused kernels
 _MATRIX = re.compile(r"gemm|conv|correlation|matrix|(?<![a-z])fc|_fc", re.IGNORECASE)
 _NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e]+)\]")
@@ -22,8 +24,8 @@ _DATATYPE = re.compile(r"Datatype: ([^,}]+)")
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a plan. reads, writes: the types of its floating-point values ("fp16", "fp32", "bf16"; scale factors
-    and weights do not count); nodes: the ONNX nodes it was made from, as far as is known.
+    """One layer of a plan. reads, writes: the types of its floating-point and quantised values ("fp16", "fp32",
+    "bf16", "int8"; scale factors and weights do not count); nodes: the ONNX nodes it was made from, as far as is known.
     """
 
     name: str
@@ -34,7 +36,7 @@ class Layer:
 
     @property
     def precision(self) -> str:
-        """The type of all its values; "mixed" where it casts, "integer" where it has no floating-point value."""
+        """The type of all its values; "mixed" where it casts, "integer" where it has neither kind."""
         values = self.reads | self.writes
         return "mixed" if len(values) > 1 else next(iter(values), "integer")
 
@@ -112,9 +114,9 @@ def layers_from_json(text: str) -> list[Layer]:
 
 
 def _types(texts: Iterable[str]) -> frozenset[str]:
-    """Floating-point types as TensorRT words them, such as "Half" or "Row major linear FP16 format"."""
+    """Floating-point and quantised types as TensorRT words them, such as "Half" or "Row major linear FP16 format"."""
     words = (word for text in texts for word in re.findall(r"\w+", text.lower()))
-    return frozenset(_FLOATS[word] for word in words if word in _FLOATS)
+    return frozenset(_TYPES[word] for word in words if word in _TYPES)
 
 
 def _nodes(metadata: str) -> frozenset[str]:

@@ -62,7 +62,9 @@ class Histogram:
             share = np.cumsum(self.counts) / self.counts.sum()
             last = int(np.searchsorted(share, percentile / 100))
         else:
-            last = _least_information_lost(self.counts) - 1
+            counts = self.counts.copy()
+            counts[0] = counts[1]  # padding is exactly 0: it costs nothing, and would drown the rest
+            last = _least_information_lost(counts) - 1
         return min((last + 1) * self.top / BINS, self.largest)
 
 
