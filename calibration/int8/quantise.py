@@ -95,7 +95,7 @@ def quantise_bundle(
         old.rename(out)
     _check_target(out, overwrite)
     asked = asdict(options)
-    for name in ("max_iou_drop", "against", "calibrator", "sensitivity"):  # what was measured serves any of these
+    for name in ("graphs", "max_iou_drop", "against", "calibrator", "sensitivity"):  # results serve any of these
         del asked[name]
     setup = {
         "options": asked,
