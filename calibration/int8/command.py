@@ -12,7 +12,7 @@ from ris.calibration.samples import request_set, scene_set
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
 from ris.runtime.bundle import STAGES
-from ris.runtime.commands.console import RisCommand, find_bundle, track
+from ris.runtime.commands.console import RisCommand, disk_errors, find_bundle, track
 from ris.runtime.requests import collect
 
 
@@ -96,18 +96,19 @@ def int8(
         raise RisError("--against truth needs true masks, which only the drawn scenes have; leave IMAGES out")
     opened = open_bundle(find_bundle(bundle))
     found = request_set(collect(list(images), expressions, categories or None)) if images else scene_set(samples)
-    done = quantise_bundle(
-        opened,
-        found,
-        out,
-        Int8Options(
-            graphs=graphs or IMAGE_ENCODERS, alpha=None if no_smooth else alpha, sensitivity=not quick, **options
-        ),
-        threads=threads,
-        overwrite=force,
-        track=track,
-        say=lambda line: click.echo(line, err=True),
-    )
+    with disk_errors(out):
+        done = quantise_bundle(
+            opened,
+            found,
+            out,
+            Int8Options(
+                graphs=graphs or IMAGE_ENCODERS, alpha=None if no_smooth else alpha, sensitivity=not quick, **options
+            ),
+            threads=threads,
+            overwrite=force,
+            track=track,
+            say=lambda line: click.echo(line, err=True),
+        )
     written = write_report(done, report or out.with_name(f"{out.name}-report"))
     if as_json:
         click.echo(done.to_json(), nl=False)
