@@ -56,7 +56,8 @@ def tolerance_of(manifest: Manifest) -> Tolerance:
     if manifest.precision == "int8":
         stages = [row.relative for name, row in manifest.parity.items() if name != END_TO_END]
         end = manifest.parity[END_TO_END].relative
-        return Tolerance(INT8_MARGIN * max(stages, default=0.0), INT8_MARGIN * end, manifest.mask_iou - INT8_IOU, flipped=1e-3)
+        worst = max(stages, default=0.0)
+        return Tolerance(INT8_MARGIN * worst, INT8_MARGIN * end, manifest.mask_iou - INT8_IOU, flipped=1e-3)
     found = TOLERANCES[manifest.precision]
     if manifest.precision == "fp16" and not manifest.source.trained:
         return replace(found, mask_iou=MADE_UP_FP16_IOU)
