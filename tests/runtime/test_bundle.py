@@ -87,7 +87,7 @@ def test_a_newer_format_says_what_to_do(bundle_copy):
 @pytest.mark.parametrize(("change", "message"), [
     (lambda m: m.pop("text"), "text is missing"),
     (lambda m: m["graphs"].pop("fusion"), "no graph fusion"),
-    (lambda m: m.update(precision="fp8"), "precision should be 'fp32' or 'fp16', found 'fp8'"),
+    (lambda m: m.update(precision="fp8"), "precision should be 'fp32' or 'fp16' or 'int8', found 'fp8'"),
     (lambda m: m["dense_prompt"].update(grid="12"), "dense_prompt.grid should be int"),
     (lambda m: m["dense_prompt"].update(interpolation="nearest"), "'bilinear' or 'bicubic'"),
     (lambda m: m["preprocess"]["sam"].update(size=True), "preprocess.sam.size should be int"),
