@@ -1,0 +1,330 @@
+// Pictures for libris's examples: PNG, JPEG and PPM files to upright RGB, as the Python runtime reads them; masks and
+// overlays to files. Define RIS_WITH_PNG and RIS_WITH_JPEG where libpng and libjpeg are. Throws std::runtime_error.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <csetjmp>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <fstream>
+#include <limits>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#ifdef RIS_WITH_PNG
+#include <png.h>
+#endif
+#ifdef RIS_WITH_JPEG
+#include <jerror.h>
+#include <jpeglib.h>
+#endif
+
+namespace pictures {
+
+/// 8-bit RGB, rows without padding, the top row first.
+struct Picture {
+    std::int32_t width = 0, height = 0;
+    std::vector<std::uint8_t> rgb;
+
+    std::size_t pixels() const { return static_cast<std::size_t>(width) * static_cast<std::size_t>(height); }
+
+    void resize(unsigned long w, unsigned long h, const std::string &path) {
+        if (w < 1 || h < 1 || w > 1'000'000 || h > 120'000'000 / w) {
+            throw std::runtime_error(path + " is " + std::to_string(w) + "x" + std::to_string(h) +
+                                     " pixels; the limit is 120 megapixels");
+        }
+        width = static_cast<std::int32_t>(w);
+        height = static_cast<std::int32_t>(h);
+        rgb.resize(3 * pixels());
+    }
+};
+
+/// The orientation, 1 to 8, in an EXIF block that begins with its byte order ("II" or "MM"); 1 where there is none.
+inline int exif_orientation(const std::uint8_t *data, std::size_t size) {
+    if (size < 8 || data[0] != data[1] || (data[0] != 'I' && data[0] != 'M')) return 1;
+    const bool little = data[0] == 'I';
+    const auto number = [&](std::size_t at, std::size_t bytes) {  // `at` + `bytes` is at most `size`
+        std::size_t value = 0;
+        for (std::size_t i = 0; i < bytes; ++i) value = value << 8 | data[at + (little ? bytes - 1 - i : i)];
+        return value;
+    };
+    constexpr std::size_t kOrientation = 0x0112, kShort = 3, kEntry = 12;
+    const std::size_t directory = number(4, 4);
+    if (number(2, 2) != 42 || directory > size || size - directory < 2) return 1;
+    const std::size_t entries = std::min(number(directory, 2), (size - directory - 2) / kEntry);
+    for (std::size_t i = 0; i < entries; ++i) {
+        const std::size_t entry = directory + 2 + i * kEntry;
+        if (number(entry, 2) != kOrientation) continue;
+        const std::size_t value = number(entry + 8, 2);
+        return number(entry + 2, 2) == kShort && value >= 1 && value <= 8 ? static_cast<int>(value) : 1;
+    }
+    return 1;
+}
+
+/// As a viewer shows a picture that has this orientation.
+inline Picture upright(Picture from, int orientation) {
+    if (orientation < 2 || orientation > 8) return from;
+    const std::size_t width = static_cast<std::size_t>(from.width), height = static_cast<std::size_t>(from.height);
+    const bool turned = orientation >= 5;  // rows become columns
+    const bool flip_x = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
+    const bool flip_y = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+    Picture to;
+    to.width = turned ? from.height : from.width;
+    to.height = turned ? from.width : from.height;
+    to.rgb.resize(from.rgb.size());
+    std::uint8_t *out = to.rgb.data();
+    for (std::size_t y = 0; y < (turned ? width : height); ++y) {
+        for (std::size_t x = 0; x < (turned ? height : width); ++x, out += 3) {
+            const std::size_t column = turned ? y : x, row = turned ? x : y;
+            const std::size_t source = (flip_y ? height - 1 - row : row) * width + (flip_x ? width - 1 - column : column);
+            std::copy_n(&from.rgb[3 * source], 3, out);
+        }
+    }
+    return to;
+}
+
+struct CloseFile {
+    void operator()(std::FILE *file) const { std::fclose(file); }
+};
+using File = std::unique_ptr<std::FILE, CloseFile>;
+
+inline File open_file(const std::string &path, const char *mode) {
+    File file(std::fopen(path.c_str(), mode));
+    if (!file) throw std::runtime_error(path + " cannot be opened");
+    return file;
+}
+
+#ifdef RIS_WITH_PNG
+namespace detail {
+
+// libpng tells errors by a call that must not return: a jump back, past no object that has a destructor.
+struct Png {
+    png_structp png;
+    png_infop info = nullptr;
+    std::string message;
+    int orientation = 1;
+
+    Png()
+        : png(png_create_read_struct(
+              PNG_LIBPNG_VER_STRING, this,
+              [](png_structp from, png_const_charp text) {
+                  static_cast<Png *>(png_get_error_ptr(from))->message = text;
+                  png_longjmp(from, 1);
+              },
+              [](png_structp, png_const_charp) {})) {
+        if (png != nullptr) info = png_create_info_struct(png);
+        if (info == nullptr) throw std::bad_alloc();
+    }
+    Png(const Png &) = delete;
+    Png &operator=(const Png &) = delete;
+    ~Png() { png_destroy_read_struct(&png, &info, nullptr); }
+};
+
+}  // namespace detail
+
+inline Picture read_png(const std::string &path) {
+    Picture picture;
+    const File file = open_file(path, "rb");
+    detail::Png reader;
+    std::vector<std::uint8_t> pixels;
+    std::vector<png_bytep> rows;
+    if (setjmp(png_jmpbuf(reader.png)) != 0) throw std::runtime_error(path + ": " + reader.message);
+    png_init_io(reader.png, file.get());
+    png_read_info(reader.png, reader.info);
+    const png_uint_32 width = png_get_image_width(reader.png, reader.info);
+    const png_uint_32 height = png_get_image_height(reader.png, reader.info);
+    picture.resize(width, height, path);
+    const bool grey = png_get_color_type(reader.png, reader.info) == PNG_COLOR_TYPE_GRAY;
+    png_set_expand(reader.png);
+    if (png_get_bit_depth(reader.png, reader.info) == 16) {
+        if (grey) png_set_scale_16(reader.png);  // rounded for grey, cut for colours: as Pillow has them
+        else png_set_strip_16(reader.png);
+    }
+    png_set_gray_to_rgb(reader.png);
+    png_set_interlace_handling(reader.png);
+    png_read_update_info(reader.png, reader.info);
+    const std::size_t channels = png_get_channels(reader.png, reader.info);
+    const std::size_t stride = png_get_rowbytes(reader.png, reader.info);
+    pixels.resize(stride * height);
+    for (std::size_t y = 0; y < height; ++y) rows.push_back(&pixels[y * stride]);
+    png_read_image(reader.png, rows.data());
+    png_read_end(reader.png, reader.info);
+    png_bytep exif = nullptr;
+    png_uint_32 exif_size = 0;
+    if (png_get_eXIf_1(reader.png, reader.info, &exif_size, &exif) != 0) {
+        reader.orientation = exif_orientation(exif, exif_size);
+    }
+
+    for (std::size_t i = 0; i < picture.pixels(); ++i) {
+        const std::uint8_t *from = &pixels[i * channels];
+        const unsigned alpha = channels == 4 ? from[3] : 255;
+        for (std::size_t c = 0; c < 3; ++c) {  // over white, rounded
+            const unsigned sum = from[c] * alpha + 255 * (255 - alpha) + 128;
+            picture.rgb[3 * i + c] = static_cast<std::uint8_t>((sum + (sum >> 8)) >> 8);
+        }
+    }
+    return upright(std::move(picture), reader.orientation);
+}
+#endif
+
+#ifdef RIS_WITH_JPEG
+namespace detail {
+
+// As with libpng, an error is a jump back.
+struct Jpeg {
+    jpeg_decompress_struct info{};
+    jpeg_error_mgr errors{};
+    std::jmp_buf back;
+    char message[JMSG_LENGTH_MAX] = "";
+    bool cut_short = false;
+    int orientation = 1;
+
+    Jpeg() {
+        info.err = jpeg_std_error(&errors);
+        info.client_data = this;
+        errors.error_exit = [](j_common_ptr from) {
+            Jpeg *self = static_cast<Jpeg *>(from->client_data);
+            from->err->format_message(from, self->message);
+            std::longjmp(self->back, 1);
+        };
+        errors.emit_message = [](j_common_ptr from, int level) {
+            Jpeg *self = static_cast<Jpeg *>(from->client_data);
+            if (level < 0 && from->err->msg_code == JWRN_JPEG_EOF) self->cut_short = true;
+        };
+    }
+    Jpeg(const Jpeg &) = delete;
+    Jpeg &operator=(const Jpeg &) = delete;
+    ~Jpeg() { jpeg_destroy_decompress(&info); }
+};
+
+}  // namespace detail
+
+inline Picture read_jpeg(const std::string &path) {
+    Picture picture;
+    const File file = open_file(path, "rb");
+    detail::Jpeg jpeg;
+    if (setjmp(jpeg.back) != 0) throw std::runtime_error(path + ": " + jpeg.message);
+    jpeg_create_decompress(&jpeg.info);
+    jpeg_stdio_src(&jpeg.info, file.get());
+    jpeg_save_markers(&jpeg.info, JPEG_APP0 + 1, 0xffff);
+    jpeg_read_header(&jpeg.info, TRUE);
+    for (const jpeg_marker_struct *marker = jpeg.info.marker_list; marker != nullptr; marker = marker->next) {
+        const JOCTET *data = marker->data;
+        if (marker->data_length < 6 || !std::equal(data, data + 6, "Exif\0")) continue;  // and a second 0
+        jpeg.orientation = exif_orientation(data + 6, marker->data_length - 6);
+        break;
+    }
+    jpeg.info.out_color_space = JCS_RGB;
+    jpeg_start_decompress(&jpeg.info);
+    picture.resize(jpeg.info.output_width, jpeg.info.output_height, path);
+    while (jpeg.info.output_scanline < jpeg.info.output_height) {
+        JSAMPROW row = &picture.rgb[3 * static_cast<std::size_t>(picture.width) * jpeg.info.output_scanline];
+        jpeg_read_scanlines(&jpeg.info, &row, 1);
+    }
+    if (jpeg.cut_short) throw std::runtime_error(path + " is damaged or cut short");
+    return upright(std::move(picture), jpeg.orientation);
+}
+#endif
+
+inline Picture read_ppm(const std::string &path) {
+    std::ifstream file(path, std::ios::binary);
+    std::string magic;
+    unsigned long numbers[3] = {};
+    file >> magic;
+    for (unsigned long &number : numbers) {
+        while (file >> std::ws && file.peek() == '#') file.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+        file >> number;
+    }
+    file.get();
+    if (!file || magic != "P6" || numbers[2] != 255) {
+        throw std::runtime_error(path + " is no picture that can be read (PPM"
+#ifdef RIS_WITH_PNG
+                                        ", PNG"
+#endif
+#ifdef RIS_WITH_JPEG
+                                        ", JPEG"
+#endif
+                                        ")");
+    }
+    Picture picture;
+    picture.resize(numbers[0], numbers[1], path);
+    if (!file.read(reinterpret_cast<char *>(picture.rgb.data()), static_cast<std::streamsize>(picture.rgb.size()))) {
+        throw std::runtime_error(path + " is cut short");
+    }
+    return picture;
+}
+
+/// Any of the formats, told apart by the first bytes.
+inline Picture read(const std::string &path) {
+    char magic[2] = {};
+    std::ifstream file(path, std::ios::binary);
+    if (!file.read(magic, 2)) throw std::runtime_error(path + ": no picture that can be read");
+#ifdef RIS_WITH_PNG
+    if (magic[0] == '\x89' && magic[1] == 'P') return read_png(path);
+#endif
+#ifdef RIS_WITH_JPEG
+    if (magic[0] == '\xff' && magic[1] == '\xd8') return read_jpeg(path);
+#endif
+    return read_ppm(path);
+}
+
+/// channels: 1 grey or 3 RGB. Writes `stem`.png, or .pgm and .ppm where there is no libpng; returns the file's name.
+inline std::string write(const std::string &stem, const std::vector<std::uint8_t> &pixels, std::int32_t width,
+                         std::int32_t height, int channels) {
+#ifdef RIS_WITH_PNG
+    const std::string path = stem + ".png";
+    png_image png{};
+    png.version = PNG_IMAGE_VERSION;
+    png.width = static_cast<png_uint_32>(width);
+    png.height = static_cast<png_uint_32>(height);
+    png.format = channels == 1 ? PNG_FORMAT_GRAY : PNG_FORMAT_RGB;
+    if (png_image_write_to_file(&png, path.c_str(), 0, pixels.data(), 0, nullptr) == 0) {
+        throw std::runtime_error(path + ": " + png.message);
+    }
+#else
+    const std::string path = stem + (channels == 1 ? ".pgm" : ".ppm");
+    std::ofstream file(path, std::ios::binary);
+    file << (channels == 1 ? "P5\n" : "P6\n") << width << " " << height << "\n255\n";
+    file.write(reinterpret_cast<const char *>(pixels.data()), static_cast<std::streamsize>(pixels.size()));
+    if (!file.flush()) throw std::runtime_error(path + " cannot be written");
+#endif
+    return path;
+}
+
+/// The picture with the mask tinted and its outline drawn. mask: 1 inside, of the picture's size. turn: the expression's
+/// number, which gives the colour.
+inline std::vector<std::uint8_t> overlay(const Picture &picture, const std::uint8_t *mask, std::size_t turn) {
+    static constexpr std::uint8_t colours[6][3] = {{230, 57, 70},  {29, 132, 226}, {42, 157, 92},
+                                                   {244, 162, 39}, {142, 68, 200}, {0, 180, 190}};
+    const std::uint8_t *colour = colours[turn % 6];
+    const std::size_t width = static_cast<std::size_t>(picture.width), height = static_cast<std::size_t>(picture.height);
+    // the outline: what lies at most `radius` from outside in its row or column; the picture's border is no edge
+    const double quarter_percent = static_cast<double>(std::min(width, height)) / 400;
+    const std::size_t radius = static_cast<std::size_t>(std::max(1L, std::lrint(quarter_percent)));
+    std::vector<std::uint8_t> inner(mask, mask + width * height);
+    const auto erode = [&](std::size_t first, std::size_t count, std::size_t step) {
+        for (std::size_t i = 0; i < count; ++i) {
+            if (mask[first + i * step] != 0) continue;
+            const std::size_t last = std::min(count - 1, i + radius);
+            for (std::size_t j = i > radius ? i - radius : 0; j <= last; ++j) inner[first + j * step] = 0;
+        }
+    };
+    for (std::size_t y = 0; y < height; ++y) erode(y * width, width, 1);
+    for (std::size_t x = 0; x < width; ++x) erode(x, height, width);
+    std::vector<std::uint8_t> out = picture.rgb;
+    for (std::size_t i = 0; i < width * height; ++i) {
+        if (mask[i] == 0) continue;
+        for (std::size_t c = 0; c < 3; ++c) {
+            out[3 * i + c] = inner[i] == 0 ? colour[c] : static_cast<std::uint8_t>((out[3 * i + c] + colour[c]) / 2);
+        }
+    }
+    return out;
+}
+
+}  // namespace pictures

@@ -1,0 +1,150 @@
+#include "bundle.h"
+
+#include "error.h"
+#include "json.h"
+#include "sha256.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <future>
+#include <system_error>
+#include <thread>
+
+namespace libris {
+namespace fs = std::filesystem;
+
+const std::array<const char *, kStages> kStageNames = {"sam_image_encoder", "clip_image_encoder", "text_encoder",
+                                                       "fusion", "mask_decoder"};
+
+namespace {
+
+constexpr uintmax_t kLargestText = uintmax_t{256} << 20;
+constexpr unsigned kHashThreads = 4;
+
+bool lies_outside(const std::string &name) {
+    const fs::path path(name);
+    return name.empty() || path.is_absolute() || std::find(path.begin(), path.end(), "..") != path.end();
+}
+
+// What is wrong with a file of the bundle; empty where nothing is.
+std::string damage(const Bundle &bundle, const std::string &name, const std::string &sha256, bool verify) {
+    const std::string path = bundle.file(name);
+    std::error_code error;
+    if (!fs::is_regular_file(path, error)) return name + " is missing";
+    if (!verify) return "";
+    try {
+        if (sha256_of_file(path) == sha256) return "";
+    } catch (const std::runtime_error &unreadable) {
+        return name + " " + unreadable.what();
+    }
+    return name + " is not the file that was exported (sha256 differs)";
+}
+
+std::vector<std::string> all_damage(const Bundle &bundle, bool verify) {
+    const Manifest &manifest = bundle.manifest;
+    std::map<std::string, std::string> expected = manifest.files;
+    for (const Graph &graph : manifest.graphs) expected.insert(graph.sha256.begin(), graph.sha256.end());
+    // what will be opened must be among what is checked
+    std::vector<std::string> opened = {manifest.tokenizer};
+    if (manifest.categories) opened.insert(opened.end(), {manifest.categories->first, manifest.categories->second});
+    for (const Graph &graph : manifest.graphs) opened.push_back(graph.file);
+    std::vector<std::string> problems;
+    for (const std::string &name : opened) {
+        if (expected.count(name) == 0) problems.push_back(name + " has no sha256 in the manifest");
+    }
+    for (const auto &[name, hash] : expected) {
+        if (lies_outside(name)) problems.push_back(name + " lies outside the bundle");
+    }
+    if (!problems.empty()) return problems;
+
+    const std::vector<std::pair<std::string, std::string>> items(expected.begin(), expected.end());
+    std::vector<std::string> found(items.size());
+    std::atomic<size_t> next{0};
+    const auto work = [&] {
+        for (size_t i = next++; i < items.size(); i = next++) {
+            found[i] = damage(bundle, items[i].first, items[i].second, verify);
+        }
+    };
+    std::vector<std::future<void>> others;  // which wait for their threads, whatever is thrown here
+    try {
+        const unsigned count = std::clamp(std::thread::hardware_concurrency(), 1u, kHashThreads);
+        for (unsigned i = 1; verify && i < count; ++i) others.push_back(std::async(std::launch::async, work));
+    } catch (const std::system_error &) {
+        // no more threads to be had: this one does the rest
+    }
+    work();
+    for (std::future<void> &other : others) other.get();
+    for (std::string &problem : found) {
+        if (!problem.empty()) problems.push_back(std::move(problem));
+    }
+    return problems;
+}
+
+}  // namespace
+
+const TensorSpec &Graph::output(const std::string &name) const {
+    for (const TensorSpec &spec : outputs) {
+        if (spec.name == name) return spec;
+    }
+    throw Error(RIS_ERROR_BUNDLE, file + " has no output " + name + "; export the bundle again");
+}
+
+Bundle open_bundle(const std::string &path, bool verify) {
+    std::error_code error;
+    if (!fs::exists(path, error)) {
+        throw Error(RIS_ERROR_BUNDLE, path + ": no such bundle; make one with ris-export");
+    }
+    if (!fs::is_directory(path, error)) {
+        throw Error(RIS_ERROR_BUNDLE, path + " is a file; a bundle is the folder that ris-export writes");
+    }
+    const std::string manifest = path + "/manifest.json";
+    if (!fs::is_regular_file(manifest, error)) {
+        throw Error(RIS_ERROR_BUNDLE, path + " has no manifest.json, so it is not a bundle; make one with ris-export");
+    }
+    Bundle bundle{path, parse_manifest(read_file(manifest, "manifest"), manifest)};
+    const std::vector<std::string> problems = all_damage(bundle, verify);
+    if (!problems.empty()) {
+        std::string all;
+        for (const std::string &problem : problems) all += (all.empty() ? "" : "; ") + problem;
+        throw Error(RIS_ERROR_BUNDLE, path + " is damaged: " + all + ". Export the bundle again");
+    }
+    return bundle;
+}
+
+std::string read_file(const std::string &path, const char *what) {
+    std::error_code error;
+    const uintmax_t size = fs::file_size(path, error);
+    std::ifstream file(path, std::ios::binary);
+    if (error || !file || size > kLargestText) {
+        throw Error(RIS_ERROR_BUNDLE, path + " is no " + what + " that can be read; export the bundle again");
+    }
+    std::string text(static_cast<size_t>(size), '\0');
+    if (!file.read(text.data(), static_cast<std::streamsize>(size))) {
+        throw Error(RIS_ERROR_BUNDLE, path + " cannot be read to its end; export the bundle again");
+    }
+    return text;
+}
+
+Features parse_features(const std::string &data, const std::string &path) {
+    const Error damaged(RIS_ERROR_BUNDLE, path + " is no float32 .npy table [rows, width]; export the bundle again");
+    // magic, version, length of the header, and the header: a Python dictionary as text
+    if (data.size() < 10 || data.compare(0, 6, "\x93NUMPY") != 0 || data[6] != 1) throw damaged;
+    const size_t start = 10 + (static_cast<unsigned char>(data[8]) | size_t{static_cast<unsigned char>(data[9])} << 8);
+    if (start > data.size()) throw damaged;
+    const std::string header = data.substr(10, start - 10);
+    const size_t shape = header.find("'shape': (");
+    unsigned long rows = 0, width = 0;
+    if (header.find("'descr': '<f4'") == std::string::npos || header.find("'fortran_order': False") == std::string::npos ||
+        shape == std::string::npos || std::sscanf(header.c_str() + shape, "'shape': (%9lu, %9lu)", &rows, &width) != 2 ||
+        rows == 0 || width == 0 || (data.size() - start) / sizeof(float) != static_cast<size_t>(rows) * width) {
+        throw damaged;
+    }
+    Features features{rows, width, std::vector<float>(static_cast<size_t>(rows) * width)};
+    std::memcpy(features.values.data(), data.data() + start, features.values.size() * sizeof(float));
+    return features;
+}
+
+}  // namespace libris

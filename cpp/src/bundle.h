@@ -1,0 +1,86 @@
+// The bundle: a folder with a manifest, as ris-export writes it (runtime/manifest.schema.json).
+#pragma once
+
+#include "interpolate.h"
+
+#include <array>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace libris {
+
+constexpr int kFormatVersion = 1;
+
+enum Stage { sam_image_encoder, clip_image_encoder, text_encoder, fusion, mask_decoder, kStages };
+extern const std::array<const char *, kStages> kStageNames;
+
+// A graph's input or output. shape: sizes, or a kind of batch axis.
+struct TensorSpec {
+    static constexpr int images = -1, expressions = -2;
+    std::string name;
+    bool is_int32;
+    std::vector<int> shape;
+};
+
+struct Graph {
+    std::string file;  // relative to the bundle
+    std::string precision;  // for its user's eyes: it is in the graph, whose inputs and outputs are float32
+    std::string sampling;  // "native", "gather" or "" where nothing is sampled
+    std::map<std::string, std::string> sha256;
+    std::vector<TensorSpec> inputs, outputs;
+
+    // The output `name`. Throws where the graph has none.
+    const TensorSpec &output(const std::string &name) const;
+};
+
+// How an encoder's square is made: mean and std are of levels 0-255 for SAM, 0-1 for CLIP.
+struct Square {
+    int size;
+    std::array<float, 3> mean, std;
+};
+
+struct Preprocess {
+    Square sam, clip;
+};
+
+struct Manifest {
+    std::string source_kind;
+    bool trained;
+    std::string preset;
+    std::string precision;
+    std::array<Graph, kStages> graphs;
+    Preprocess preprocess;
+    std::string tokenizer;
+    int max_tokens;
+    int dense_grid, dense_target;
+    Interpolation dense_interpolation;
+    float threshold;
+    bool no_target;
+    std::optional<std::pair<std::string, std::string>> categories;  // files of names and of features
+    std::map<std::string, std::string> files;                       // sha256 of what is no graph
+};
+
+struct Bundle {
+    std::string path;
+    Manifest manifest;
+
+    std::string file(const std::string &name) const { return path + "/" + name; }
+};
+
+// Reads the manifest and checks the files: present and, with `verify`, unchanged since the export. Throws Error with
+// all that are missing or damaged.
+Bundle open_bundle(const std::string &path, bool verify);
+
+// A whole file of at most 256 MB. Throws Error of `what` it is.
+std::string read_file(const std::string &path, const char *what);
+
+// The category variant's text features, [rows, width], from the bytes of a float32 .npy file; `path` is for messages.
+struct Features {
+    size_t rows, width;
+    std::vector<float> values;
+};
+Features parse_features(const std::string &data, const std::string &path);
+
+}  // namespace libris

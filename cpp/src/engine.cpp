@@ -1,0 +1,343 @@
+#include "engine.h"
+
+#include "context.h"
+#include "error.h"
+#include "widen.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <thread>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+namespace libris {
+namespace {
+
+// The oldest API that has all that libris calls: a library may be older than the headers, and newer ones speak it too.
+constexpr uint32_t kApiVersion = 20;
+static_assert(ORT_API_VERSION >= kApiVersion, "libris needs ONNX Runtime's headers from 1.20 on");
+
+// A log that nobody sees: errors come as statuses, and a library does not print.
+void ORT_API_CALL swallow(void *, OrtLoggingLevel, const char *, const char *, const char *, const char *) {}
+
+// The process's one environment. It is never destroyed, since at exit other threads may still run graphs.
+Ort::Env &environment() {
+    static Ort::Env *const env = [] {
+        const OrtApi *api = OrtGetApiBase()->GetApi(kApiVersion);
+        if (api == nullptr) {
+            throw Error(RIS_ERROR_ENGINE, "this ONNX Runtime is " + onnxruntime_version() + ", libris needs 1." +
+                                              std::to_string(kApiVersion) +
+                                              " or later; give it a newer libonnxruntime.so");
+        }
+        Ort::InitApi(api);
+        return new Ort::Env(ORT_LOGGING_LEVEL_ERROR, "ris", swallow, nullptr);
+    }();
+    return *env;
+}
+
+// An error's first line, without the places in ONNX Runtime's source that it passed.
+std::string reason(const std::string &text) {
+    std::string line = text.substr(0, text.find('\n'));
+    const size_t tag = line.rfind("[ONNXRuntimeError] : ");  // [ONNXRuntimeError] : number : kind : sentence
+    const size_t number = tag == std::string::npos ? tag : line.find(" : ", tag);
+    const size_t kind = number == std::string::npos ? number : line.find(" : ", number + 3);
+    const size_t sentence = kind == std::string::npos ? kind : line.find(" : ", kind + 3);
+    if (sentence != std::string::npos) line.erase(0, sentence + 3);
+    while (!line.empty() && line.back() == ' ') line.pop_back();
+    return line;
+}
+
+const char *onnxruntime_name(Provider provider) {
+    switch (provider) {
+        case Provider::cuda: return "CUDAExecutionProvider";
+        case Provider::tensorrt: return "TensorrtExecutionProvider";
+        case Provider::cpu: break;
+    }
+    return "CPUExecutionProvider";
+}
+
+void require_available(Provider provider) {
+    const std::vector<std::string> available = Ort::GetAvailableProviders();
+    if (std::find(available.begin(), available.end(), onnxruntime_name(provider)) != available.end()) return;
+    std::string all;
+    for (const std::string &name : available) all += (all.empty() ? "" : ", ") + name;
+    throw Error(RIS_ERROR_ENGINE, std::string("this ONNX Runtime has no ") + onnxruntime_name(provider) + " (it has " +
+                                      all + "); give libris a libonnxruntime.so that was built with it, or ask for "
+                                      "providers \"cpu\"");
+}
+
+using Settings = std::map<std::string, std::string>;
+
+template <class Options, class Update>
+void update(Options *options, const Settings &settings, Update call) {
+    std::vector<const char *> keys, values;
+    for (const auto &[key, value] : settings) {
+        keys.push_back(key.c_str());
+        values.push_back(value.c_str());
+    }
+    Ort::ThrowOnError(call(options, keys.data(), values.data(), keys.size()));
+}
+
+void append_cuda(Ort::SessionOptions &session, int device_id) {
+    const OrtApi &api = Ort::GetApi();
+    OrtCUDAProviderOptionsV2 *made = nullptr;
+    Ort::ThrowOnError(api.CreateCUDAProviderOptions(&made));
+    const std::unique_ptr<OrtCUDAProviderOptionsV2, decltype(api.ReleaseCUDAProviderOptions)> cuda(
+        made, api.ReleaseCUDAProviderOptions);
+    // TF32 is off, since what is FP32 is so for its precision; the exhaustive search takes a minute at full size
+    update(made,
+           {{"device_id", std::to_string(device_id)},
+            {"use_tf32", "0"},
+            {"cudnn_conv_algo_search", "HEURISTIC"},
+            {"arena_extend_strategy", "kSameAsRequested"}},
+           api.UpdateCUDAProviderOptions);
+    session.AppendExecutionProvider_CUDA_V2(*cuda);
+}
+
+// The sizes of a graph's inputs as the TensorRT provider takes them, for `expressions` of them.
+std::string profile(const Graph &graph, int expressions) {
+    std::string all;
+    for (const TensorSpec &spec : graph.inputs) {
+        std::string sizes;
+        for (const int size : spec.shape) {
+            const int real = size == TensorSpec::images ? 1 : size == TensorSpec::expressions ? expressions : size;
+            sizes += (sizes.empty() ? "" : "x") + std::to_string(real);
+        }
+        all += (all.empty() ? "" : ",") + spec.name + ":" + sizes;
+    }
+    return all;
+}
+
+Settings tensorrt_settings(const Graph &graph, const EngineOptions &options) {
+    Settings settings = {{"device_id", std::to_string(options.device_id)},
+                         {"trt_profile_min_shapes", profile(graph, 1)},
+                         {"trt_profile_opt_shapes", profile(graph, 1)},
+                         {"trt_profile_max_shapes", profile(graph, options.max_expressions)}};
+    if (!options.engine_cache.empty()) {
+        settings["trt_timing_cache_enable"] = "1";
+        settings["trt_timing_cache_path"] = options.engine_cache;
+    }
+    return settings;
+}
+
+void append_tensorrt(Ort::SessionOptions &session, const Settings &settings) {
+    const OrtApi &api = Ort::GetApi();
+    OrtTensorRTProviderOptionsV2 *made = nullptr;
+    Ort::ThrowOnError(api.CreateTensorRTProviderOptions(&made));
+    const std::unique_ptr<OrtTensorRTProviderOptionsV2, decltype(api.ReleaseTensorRTProviderOptions)> tensorrt(
+        made, api.ReleaseTensorRTProviderOptions);
+    update(made, settings, api.UpdateTensorRTProviderOptions);
+    session.AppendExecutionProvider_TensorRT_V2(*tensorrt);
+}
+
+// tensorrt: the TensorRT provider's settings; used with that provider alone.
+Ort::SessionOptions session_options(Provider provider, const EngineOptions &options, const Settings &tensorrt) {
+    Ort::SessionOptions session;
+    session.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
+    // planning one block for all activations doubles SAM's memory at full size
+    session.DisableMemPattern();
+    // idle threads of one graph would spin on the cores that the next graph and the host need
+    session.AddConfigEntry("session.force_spinning_stop", "1");
+    session.SetIntraOpNumThreads(options.threads);
+    if (provider == Provider::cpu) return session;
+    if (options.strict) session.AddConfigEntry("session.disable_cpu_ep_fallback", "1");
+    if (provider == Provider::tensorrt) append_tensorrt(session, tensorrt);
+    append_cuda(session, options.device_id);  // after TensorRT: what that does not take
+    return session;
+}
+
+bool fits(const std::vector<int64_t> &shape, const TensorSpec &spec, int64_t expressions) {
+    if (shape.size() != spec.shape.size()) return false;
+    for (size_t i = 0; i < shape.size(); ++i) {
+        const int want = spec.shape[i];
+        if (shape[i] != (want == TensorSpec::images ? 1 : want == TensorSpec::expressions ? expressions : want)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+}  // namespace
+
+const char *provider_name(Provider provider) {
+    switch (provider) {
+        case Provider::cuda: return "cuda";
+        case Provider::tensorrt: return "tensorrt";
+        case Provider::cpu: break;
+    }
+    return "cpu";
+}
+
+std::array<Provider, kStages> parse_providers(const std::string &text) {
+    const auto provider = [&](const std::string &name) {
+        for (const Provider one : {Provider::cpu, Provider::cuda, Provider::tensorrt}) {
+            if (name == provider_name(one)) return one;
+        }
+        throw Error(RIS_ERROR_ARGUMENT, "options.providers: there is no provider " + quoted(name) +
+                                            "; there are cpu, cuda and tensorrt");
+    };
+    std::array<Provider, kStages> all{};
+    for (size_t start = 0, end = 0; end != std::string::npos; start = end + 1) {
+        end = text.find(',', start);
+        const std::string part = text.substr(start, end == std::string::npos ? end : end - start);
+        const size_t equals = part.find('=');
+        if (equals == std::string::npos) {
+            if (start != 0) {
+                throw Error(RIS_ERROR_ARGUMENT, "options.providers: " + quoted(part) +
+                                                    " names no graph; write fusion=cpu for an exception");
+            }
+            all.fill(provider(part));
+            continue;
+        }
+        const std::string stage = part.substr(0, equals);
+        const auto found = std::find(kStageNames.begin(), kStageNames.end(), stage);
+        if (found == kStageNames.end()) {
+            std::string names;
+            for (const char *name : kStageNames) names += (names.empty() ? "" : ", ") + std::string(name);
+            throw Error(RIS_ERROR_ARGUMENT,
+                        "options.providers: there is no graph " + quoted(stage) + "; there are " + names);
+        }
+        all[static_cast<size_t>(found - kStageNames.begin())] = provider(part.substr(equals + 1));
+    }
+    return all;
+}
+
+void check_engine_cache(const std::string &folder, const std::array<Provider, kStages> &providers) {
+    if (folder.empty()) return;
+    if (std::find(providers.begin(), providers.end(), Provider::tensorrt) == providers.end()) {
+        throw Error(RIS_ERROR_ARGUMENT, "options.engine_cache is for the provider tensorrt, which runs no graph here");
+    }
+    std::error_code error;
+    if (!std::filesystem::is_directory(folder, error)) {
+        throw Error(RIS_ERROR_ARGUMENT, "options.engine_cache: there is no folder " + quoted(folder, 400) +
+                                            "; make it first");
+    }
+}
+
+int usable_cores() {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(CPU_COUNT(&set), 1);
+#endif
+    return std::max(static_cast<int>(std::thread::hardware_concurrency()), 1);
+}
+
+void start_onnxruntime() { environment(); }
+
+std::string onnxruntime_version() { return OrtGetApiBase()->GetVersionString(); }
+
+Session::Session(const Bundle &bundle, Stage stage, const EngineOptions &options)
+    : name_(kStageNames[stage]),
+      inputs_(bundle.manifest.graphs[stage].inputs),
+      outputs_(bundle.manifest.graphs[stage].outputs) {
+    const Graph &graph = bundle.manifest.graphs[stage];
+    const Provider provider = options.providers[stage];
+    require_available(provider);
+    if (provider == Provider::tensorrt && graph.sampling == "native") {
+        throw Error(RIS_ERROR_ENGINE, name_ + " samples with GridSample, which is wrong in several versions of TensorRT; "
+                                              "export the bundle with --grid-sample gather");
+    }
+    try {
+        const Settings tensorrt = provider == Provider::tensorrt ? tensorrt_settings(graph, options) : Settings{};
+        if (provider != Provider::tensorrt || options.engine_cache.empty()) {
+            if (provider == Provider::cpu && graph.precision == "fp16") {
+                open_widened(bundle.file(graph.file), session_options(provider, options, tensorrt));
+            } else {
+                open(bundle.file(graph.file), session_options(provider, options, tensorrt));
+            }
+            return;
+        }
+        std::string built_for = "onnxruntime " + onnxruntime_version();
+        for (const auto &[key, value] : tensorrt) built_for += "\n" + key + "=" + value;
+        const ContextModel context(options.engine_cache, kStageNames[stage], graph, built_for);
+        if (context.is_whole()) {
+            try {
+                open(context.path(), session_options(provider, options, tensorrt));
+                context_ = "read";
+                return;
+            } catch (const std::exception &) {
+                session_ = Ort::Session(nullptr);  // another GPU or TensorRT, or part of a graph: compiled again
+            }
+        }
+        context.discard();
+        Ort::SessionOptions writing = session_options(provider, options, tensorrt);
+        writing.AddConfigEntry("ep.context_enable", "1");
+        writing.AddConfigEntry("ep.context_file_path", context.path().c_str());
+        writing.AddConfigEntry("ep.context_embed_mode", "1");  // the engine inside the file, whose hash is kept
+        open(bundle.file(graph.file), writing);
+        context.seal();
+        context_ = context.is_whole() ? "written" : "";
+    } catch (const Ort::Exception &error) {
+        const char *const gpu = provider == Provider::cpu ? "" : "; check the GPU's driver and that CUDA's libraries "
+                                                                 "are found, or ask for providers \"cpu\"";
+        throw Error(RIS_ERROR_ENGINE, name_ + ": ONNX Runtime cannot open " + bundle.file(graph.file) + " on " +
+                                          provider_name(provider) + ": " + reason(error.what()) + gpu);
+    }
+}
+
+void Session::open(const std::string &path, const Ort::SessionOptions &options) {
+    session_ = Ort::Session(environment(), path.c_str(), options);
+    check_names(path);
+}
+
+void Session::open_widened(const std::string &path, Ort::SessionOptions options) {
+    const std::string onnx = widened(read_file(path, "graph"), path);
+    const std::string folder = std::filesystem::absolute(path).parent_path().string();  // where its weights are
+    options.AddConfigEntry("session.model_external_initializers_file_folder_path", folder.c_str());
+    session_ = Ort::Session(environment(), onnx.data(), onnx.size(), options);
+    check_names(path);
+}
+
+void Session::check_names(const std::string &path) const {
+    const Ort::AllocatorWithDefaultOptions allocator;
+    std::vector<std::string> names, expected;
+    for (size_t i = 0; i < session_.GetInputCount(); ++i) {
+        names.emplace_back(session_.GetInputNameAllocated(i, allocator).get());
+    }
+    for (size_t i = 0; i < session_.GetOutputCount(); ++i) {
+        names.emplace_back(session_.GetOutputNameAllocated(i, allocator).get());
+    }
+    for (const TensorSpec &spec : inputs_) expected.push_back(spec.name);
+    for (const TensorSpec &spec : outputs_) expected.push_back(spec.name);
+    std::sort(names.begin(), names.end());
+    std::sort(expected.begin(), expected.end());
+    if (names != expected) {
+        throw Error(RIS_ERROR_BUNDLE,
+                    name_ + ": " + path + " has not the inputs and outputs that the manifest says; export the bundle again");
+    }
+}
+
+std::vector<Ort::Value> Session::run(const Feeds &feeds, int64_t expressions) const {
+    std::vector<const char *> input_names, output_names;
+    std::vector<const OrtValue *> inputs;
+    for (const auto &[name, value] : feeds) {
+        input_names.push_back(name);
+        inputs.push_back(*value);
+    }
+    for (const TensorSpec &spec : outputs_) output_names.push_back(spec.name.c_str());
+    std::vector<Ort::Value> values;
+    values.reserve(outputs_.size());
+    std::vector<OrtValue *> outputs(outputs_.size(), nullptr);
+    try {
+        Ort::ThrowOnError(Ort::GetApi().Run(session_, nullptr, input_names.data(), inputs.data(), inputs.size(),
+                                            output_names.data(), output_names.size(), outputs.data()));
+    } catch (const Ort::Exception &error) {
+        throw Error(RIS_ERROR_ENGINE, name_ + ": ONNX Runtime failed: " + reason(error.what()));
+    }
+    for (OrtValue *output : outputs) values.emplace_back(output);
+    for (size_t i = 0; i < values.size(); ++i) {
+        const auto info = values[i].GetTensorTypeAndShapeInfo();
+        if (info.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ||
+            !fits(info.GetShape(), outputs_[i], expressions)) {
+            throw Error(RIS_ERROR_BUNDLE, name_ + ": the output " + outputs_[i].name +
+                                              " has not the shape that the manifest says; export the bundle again");
+        }
+    }
+    return values;
+}
+
+}  // namespace libris

@@ -1,0 +1,86 @@
+// The runtime itself: open a bundle, encode an image once, ask it as often as you like.
+#pragma once
+
+#include "engine.h"
+#include "image.h"
+#include "tokenizer.h"
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace libris {
+
+struct Options {
+    std::array<Provider, kStages> providers{};
+    std::string engine_cache;
+    int device_id = 0, threads = 0, max_expressions = 8;
+    bool strict = false, verify = true;
+};
+
+// The answer to one expression; no_target: -1 where the model has no such head.
+struct Answer {
+    std::vector<uint8_t> mask;
+    std::vector<float> logits;
+    std::string notes;
+    double no_target = -1, score = 0;
+    bool is_no_target = false;
+};
+
+// The answers to one question, for an image of width x height.
+struct Result {
+    int width, height, mask_size;
+    std::vector<Answer> answers;
+};
+
+// Several expressions; categories: names, or none for a model that does not ask by category.
+struct Question {
+    std::vector<Tokens> expressions;
+    std::vector<std::string> categories;
+    double no_target_threshold;
+};
+
+// What the two image encoders made of an image.
+struct Encoded {
+    int width, height;
+    Ort::Value image_embeddings{nullptr}, clip_tokens{nullptr};
+};
+
+class Model {
+public:
+    Model(const std::string &path, const Options &options);
+
+    const std::string &info() const { return info_; }
+    int max_tokens() const { return bundle_.manifest.max_tokens; }
+    Tokens tokenize(std::string_view expression) const { return (*tokenizer_)(expression); }
+
+    // `row`: token ids, padded with 0 or not. Throws Error where the model has no such ids.
+    Tokens tokens_of(const int32_t *row, size_t length) const;
+
+    Encoded encode_image(const Image &image) const;
+    Result ask(const Encoded &scene, const Question &question) const;
+
+private:
+    // Some of a question's expressions, which go through the graphs at once.
+    void ask_part(const Encoded &scene, const Question &question, size_t start, size_t count,
+                  const std::vector<size_t> &category_rows, Result &result) const;
+    std::vector<size_t> category_rows(const Question &question) const;
+
+    Bundle bundle_;
+    size_t max_expressions_;
+    int mask_size_, prompt_width_;
+    std::vector<Session> sessions_;
+    std::unique_ptr<Tokenizer> tokenizer_;
+    std::vector<std::string> category_names_;
+    Features category_features_{};
+    std::string info_;
+};
+
+// An encoded image and the model that it can be put to, unless that is closed.
+struct Scene {
+    std::weak_ptr<const Model> model;
+    Encoded encoded;
+};
+
+}  // namespace libris

@@ -1,0 +1,319 @@
+// The C boundary: checks arguments, turns handles into objects and exceptions into statuses.
+#include "ris.h"
+
+#include "error.h"
+#include "model.h"
+
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <unordered_map>
+
+namespace libris {
+namespace {
+
+std::string &last_error() {
+    thread_local std::string message;
+    return message;
+}
+
+ris_status fail(ris_status status, const char *message) noexcept {
+    try {
+        last_error() = message;
+    } catch (...) {
+        last_error().clear();  // no memory for the sentence; the status says it
+    }
+    return status;
+}
+
+template <class Call>
+ris_status guarded(Call call) noexcept {
+    try {
+        call();
+        return RIS_OK;
+    } catch (const Error &error) {
+        return fail(error.status, error.what());
+    } catch (const std::bad_alloc &) {
+        return fail(RIS_ERROR_MEMORY, "out of memory");
+    } catch (const std::length_error &) {
+        return fail(RIS_ERROR_MEMORY, "out of memory: more was asked for than can be addressed");
+    } catch (const std::exception &error) {
+        return fail(RIS_ERROR_INTERNAL, error.what());
+    } catch (...) {
+        return fail(RIS_ERROR_INTERNAL, "an exception of an unknown kind");
+    }
+}
+
+// Objects by handle. A handle is a number that is given out once in a process, of any kind: no address, so that a freed
+// one can be told from a living one.
+std::atomic<uintptr_t> next_handle{1};
+
+template <class Handle, class Object>
+class Handles {
+public:
+    Handles(const char *kind, const char *maker) : kind_(kind), maker_(maker) {}
+
+    Handle *add(std::shared_ptr<Object> object) {
+        const uintptr_t number = next_handle++;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        objects_[number] = std::move(object);
+        return reinterpret_cast<Handle *>(number);
+    }
+
+    std::shared_ptr<Object> get(const Handle *handle) const {
+        if (handle == nullptr) {
+            throw Error(RIS_ERROR_ARGUMENT, std::string(kind_) + " is NULL; pass what " + maker_ + " returned");
+        }
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto found = objects_.find(reinterpret_cast<uintptr_t>(handle));
+        if (found == objects_.end()) throw stale();
+        return found->second;
+    }
+
+    void remove(const Handle *handle) {
+        if (handle == nullptr) return;
+        std::shared_ptr<Object> last;  // dies outside the lock
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto found = objects_.find(reinterpret_cast<uintptr_t>(handle));
+        if (found == objects_.end()) throw stale();
+        last = std::move(found->second);
+        objects_.erase(found);
+    }
+
+private:
+    Error stale() const {
+        return Error(RIS_ERROR_HANDLE, std::string("this ") + kind_ + " was closed or freed already, or is not what " +
+                                           maker_ + " returned");
+    }
+
+    const char *kind_, *maker_;
+    mutable std::mutex mutex_;
+    std::unordered_map<uintptr_t, std::shared_ptr<Object>> objects_;
+};
+
+// They live as long as the process: at exit other threads may still hold handles.
+auto &models() {
+    static auto *const all = new Handles<ris_model, const Model>("model", "ris_open");
+    return *all;
+}
+
+auto &scenes() {
+    static auto *const all = new Handles<ris_scene, const Scene>("scene", "ris_encode_image");
+    return *all;
+}
+
+auto &results() {
+    static auto *const all = new Handles<ris_result, const Result>("result", "ris_ask");
+    return *all;
+}
+
+template <class T>
+T &require(T *pointer, const char *name) {
+    if (pointer == nullptr) throw Error(RIS_ERROR_ARGUMENT, std::string(name) + " is NULL");
+    return *pointer;
+}
+
+constexpr size_t kMostExpressions = 65536;  // in one question, so that a count of -1 is no array to read
+constexpr size_t kLargestStruct = 4096;     // of any later version's, so that garbage is not read as a size
+
+// first: the struct's size in the first version of libris that had it.
+void require_size(size_t size, size_t first, const char *name) {
+    if (size >= first && size <= kLargestStruct) return;
+    throw Error(RIS_ERROR_ARGUMENT, std::string(name) + ".struct_size is " + std::to_string(size) +
+                                        "; start from the INIT macro of ris.h");
+}
+
+// A caller's struct over `ours`, which has the defaults. What a newer caller's has beyond ours must be zero; when ours
+// grows, an older caller's is shorter, and never shorter than the first version's.
+template <class Struct>
+Struct read_struct(const Struct *theirs, Struct ours, const char *name) {
+    if (theirs == nullptr) return ours;
+    const size_t size = theirs->struct_size;
+    require_size(size, sizeof(Struct), name);
+    const auto *bytes = reinterpret_cast<const unsigned char *>(theirs);
+    for (size_t i = sizeof(Struct); i < size; ++i) {
+        if (bytes[i] != 0) {
+            throw Error(RIS_ERROR_ARGUMENT, std::string(name) + " sets what libris " + ris_version() +
+                                                " does not know; use a newer libris");
+        }
+    }
+    std::memcpy(static_cast<void *>(&ours), theirs, std::min(size, sizeof(Struct)));
+    return ours;
+}
+
+void require_range(int64_t value, int64_t least, int64_t most, const char *name) {
+    if (value >= least && value <= most) return;
+    throw Error(RIS_ERROR_ARGUMENT, std::string(name) + " should be from " + std::to_string(least) + " to " +
+                                        std::to_string(most) + ", found " + std::to_string(value));
+}
+
+Options options_of(const ris_options *given) {
+    const ris_options found = read_struct<ris_options>(given, RIS_OPTIONS_INIT, "options");
+    require_range(found.device_id, 0, 1023, "options.device_id");
+    require_range(found.threads, 0, 1024, "options.threads");
+    require_range(found.strict, 0, 1, "options.strict");
+    require_range(found.verify, 0, 1, "options.verify");
+    require_range(found.max_expressions, 1, 4096, "options.max_expressions");
+    require_range(found.reserved, 0, 0, "options.reserved");
+    Options options;
+    if (found.providers != nullptr) options.providers = parse_providers(found.providers);
+    if (found.engine_cache != nullptr) options.engine_cache = found.engine_cache;
+    check_engine_cache(options.engine_cache, options.providers);
+    options.device_id = found.device_id;
+    options.threads = found.threads;
+    options.max_expressions = found.max_expressions;
+    options.strict = found.strict != 0;
+    options.verify = found.verify != 0;
+    return options;
+}
+
+// A question without its expressions.
+Question question_of(const ris_ask_options *given, size_t count) {
+    const ris_ask_options found = read_struct<ris_ask_options>(given, RIS_ASK_INIT, "options");
+    if (!(found.no_target_threshold >= 0)) {
+        throw Error(RIS_ERROR_ARGUMENT, "options.no_target_threshold is a probability from 0 to 1, or above 1 for never; "
+                                        "found " + std::to_string(found.no_target_threshold));
+    }
+    if (count < 1 || count > kMostExpressions) {
+        throw Error(RIS_ERROR_ARGUMENT, "count is " + std::to_string(count) + "; ask for 1 to " +
+                                            std::to_string(kMostExpressions) + " expressions");
+    }
+    Question question{{}, {}, found.no_target_threshold};
+    for (size_t i = 0; found.categories != nullptr && i < count; ++i) {
+        question.categories.emplace_back(&require(found.categories[i], "a category"));
+    }
+    return question;
+}
+
+std::pair<std::shared_ptr<const Scene>, std::shared_ptr<const Model>> scene_of(const ris_scene *handle) {
+    std::shared_ptr<const Scene> scene = scenes().get(handle);
+    std::shared_ptr<const Model> model = scene->model.lock();
+    if (!model) {
+        throw Error(RIS_ERROR_HANDLE, "the scene's model was closed; open the bundle and encode the image again");
+    }
+    return {std::move(scene), std::move(model)};
+}
+
+}  // namespace
+}  // namespace libris
+
+using namespace libris;
+
+const char *ris_version(void) { return RIS_VERSION; }
+
+const char *ris_last_error(void) { return last_error().c_str(); }
+
+ris_status ris_open(const char *bundle, const ris_options *options, ris_model **model) {
+    return guarded([&] {
+        require(model, "model") = nullptr;
+        const std::string path = &require(bundle, "bundle");
+        const Options how = options_of(options);
+        *model = models().add(std::make_shared<const Model>(path, how));
+    });
+}
+
+ris_status ris_info(const ris_model *model, const char **json) {
+    return guarded([&] {
+        require(json, "json") = nullptr;
+        *json = models().get(model)->info().c_str();
+    });
+}
+
+ris_status ris_tokenize(const ris_model *model, const char *expression, int32_t *ids, size_t capacity, size_t *count) {
+    return guarded([&] {
+        const auto opened = models().get(model);
+        const size_t length = static_cast<size_t>(opened->max_tokens());
+        require(count, "count") = length;
+        require(ids, "ids");
+        const Tokens tokens = opened->tokenize(&require(expression, "expression"));
+        if (capacity < length) {
+            throw Error(RIS_ERROR_ARGUMENT, "capacity is " + std::to_string(capacity) + ", the model reads " +
+                                                std::to_string(length) + " tokens");
+        }
+        std::fill(std::copy(tokens.ids.begin(), tokens.ids.end(), ids), ids + length, 0);
+    });
+}
+
+ris_status ris_encode_image(const ris_model *model, const uint8_t *rgb, int32_t width, int32_t height, size_t stride,
+                            ris_scene **scene) {
+    return guarded([&] {
+        require(scene, "scene") = nullptr;
+        const auto opened = models().get(model);
+        require(rgb, "rgb");
+        if (width < 1 || height < 1) {
+            throw Error(RIS_ERROR_IMAGE, "the image is " + std::to_string(width) + "x" + std::to_string(height) +
+                                             " pixels; both sides should be at least 1");
+        }
+        const size_t least = 3 * static_cast<size_t>(width);
+        if (stride < least || stride > SIZE_MAX / 2 / static_cast<size_t>(height)) {
+            throw Error(RIS_ERROR_IMAGE, "stride is " + std::to_string(stride) + " bytes; a row of " +
+                                             std::to_string(width) + " RGB pixels has " + std::to_string(least));
+        }
+        Encoded encoded = opened->encode_image({rgb, width, height, stride});
+        *scene = scenes().add(std::make_shared<const Scene>(Scene{opened, std::move(encoded)}));
+    });
+}
+
+ris_status ris_ask(const ris_scene *scene, const char *const *expressions, size_t count, const ris_ask_options *options,
+                   ris_result **result) {
+    return guarded([&] {
+        require(result, "result") = nullptr;
+        const auto [asked, model] = scene_of(scene);
+        require(expressions, "expressions");
+        Question question = question_of(options, count);
+        for (size_t i = 0; i < count; ++i) {
+            question.expressions.push_back(model->tokenize(&require(expressions[i], "an expression")));
+        }
+        *result = results().add(std::make_shared<const Result>(model->ask(asked->encoded, question)));
+    });
+}
+
+ris_status ris_ask_tokens(const ris_scene *scene, const int32_t *ids, size_t count, size_t length,
+                          const ris_ask_options *options, ris_result **result) {
+    return guarded([&] {
+        require(result, "result") = nullptr;
+        const auto [asked, model] = scene_of(scene);
+        require(ids, "ids");
+        require_range(static_cast<int64_t>(std::min<size_t>(length, INT32_MAX)), 1, model->max_tokens(), "length");
+        Question question = question_of(options, count);
+        for (size_t i = 0; i < count; ++i) question.expressions.push_back(model->tokens_of(ids + i * length, length));
+        *result = results().add(std::make_shared<const Result>(model->ask(asked->encoded, question)));
+    });
+}
+
+ris_status ris_result_get(const ris_result *result, size_t index, ris_answer *answer) {
+    return guarded([&] {
+        const auto found = results().get(result);
+        const size_t size = require(answer, "answer").struct_size;
+        require_size(size, sizeof(ris_answer), "answer");
+        if (index >= found->answers.size()) {
+            throw Error(RIS_ERROR_ARGUMENT, "index is " + std::to_string(index) + ", the result has " +
+                                                std::to_string(found->answers.size()) + " answers");
+        }
+        const Answer &from = found->answers[index];
+        ris_answer filled = RIS_ANSWER_INIT;
+        filled.struct_size = size;
+        filled.mask = from.mask.data();
+        filled.logits = from.logits.data();
+        filled.notes = from.notes.c_str();
+        filled.width = found->width;
+        filled.height = found->height;
+        filled.logits_width = filled.logits_height = found->mask_size;
+        filled.is_no_target = from.is_no_target;
+        filled.no_target = from.no_target;
+        filled.score = from.score;
+        std::memcpy(static_cast<void *>(answer), &filled, std::min(size, sizeof filled));
+    });
+}
+
+ris_status ris_free_result(ris_result *result) {
+    return guarded([&] { results().remove(result); });
+}
+
+ris_status ris_free_scene(ris_scene *scene) {
+    return guarded([&] { scenes().remove(scene); });
+}
+
+ris_status ris_close(ris_model *model) {
+    return guarded([&] { models().remove(model); });
+}

@@ -1,0 +1,218 @@
+"""Each step inside libris beside the same step in Python: the vectors are made here, by the Python side."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from libris_helper import pointer
+from ris.engines.errors import ExpressionError
+from ris.engines.onnx_widen import widened
+from ris.reference.config import PRESETS
+from ris.reference.tokenizer import build_tokenizer, read_vocabulary
+from ris.runtime.bundle import open_bundle
+from ris.runtime.image import prepare_image
+from ris.runtime.interpolate import MODES, resize_maps
+from ris.runtime.masks import mask_from_logits
+from ris.runtime.text import ExpressionTokenizer
+
+MAX_TOKENS = 35
+TEXT = """left right man woman the a of in red blue umbrella second third from behind unaffable naïve café 人 日本語
+supercalifragilisticexpialidocious İstanbul ǅ ﬁ don't blue-ish 1,000.50 🐶 👩‍👩‍👧 антон مرحبا हिन्दी 한국어 각 가 Ω Å é ȩ́
+\u200b \u00ad \u3000 \x1f \x85 \u2028 x\u0301\u0323 a\u0323\u0301 \U0001d165 \ue000 [CLS] [SEP] [MASK] [PAD] [UNK]
+[mask] … — “ ” ¿ § ＄ ‿ ᠎ \ufeff xylophone Ünïcödé STRASSE ß ẞ ſ ı"""
+WORDS = TEXT.replace("\n", " ").split(" ")  # at spaces alone: other whitespace is part of the test
+
+
+def picture(rng, height, width):
+    """Noise over a gradient."""
+    ramp = np.linspace(0, 255, width)[None, :, None] * np.linspace(0.2, 1, height)[:, None, None]
+    return np.clip(ramp + rng.normal(0, 60, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("source", [1, 2, 7, 24, 32, 48, 64, 65])
+def test_interpolation(internals, mode, source):
+    rng = np.random.default_rng(source)
+    for target in (1, 16, 24, 48, 64, 100):
+        maps = rng.normal(0, 3, (5, source, max(source - 1, 1))).astype(np.float32)
+        out = np.empty((5, target, target + 3), np.float32)
+        count = ctypes.c_size_t(len(maps))
+        internals.test_resize_maps(
+            pointer(maps), count, *maps.shape[1:], target, target + 3, int(mode == "bicubic"), pointer(out)
+        )
+        np.testing.assert_allclose(out, resize_maps(maps, target, target + 3, mode), rtol=0, atol=1e-5)
+
+
+SIZES = [
+    (1, 1),
+    (1, 300),
+    (300, 1),
+    (255, 257),
+    (256, 256),
+    (256, 100),
+    (480, 640),
+    (1024, 1024),
+    (1200, 1800),
+    (37, 2500),
+    (2500, 37),
+    (301, 300),
+    (403, 301),
+    (640, 480),
+    (1800, 1200),
+]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_resampling_is_pillows(internals, size):
+    rgb = picture(np.random.default_rng(0), *size)
+    padded = np.full((size[0], 3 * size[1] + 5), 99, np.uint8)
+    padded[:, : 3 * size[1]] = rgb.reshape(size[0], -1)
+    for square in (256, 1024):
+        want = np.asarray(Image.fromarray(rgb).resize((square, square), Image.Resampling.BILINEAR))
+        out = np.empty_like(want)
+        stride = ctypes.c_size_t(padded.strides[0])
+        internals.test_resize_pillow(pointer(padded), size[1], size[0], stride, square, square, pointer(out))
+        np.testing.assert_array_equal(out, want)
+
+
+def test_encoder_inputs(internals, tiny_bundle):
+    preprocess = open_bundle(tiny_bundle, verify=False).manifest.preprocess
+    for size in SIZES:
+        rgb = picture(np.random.default_rng(1), *size)
+        sam, clip = prepare_image(rgb, preprocess)
+        got_sam, got_clip = np.empty_like(sam), np.empty_like(clip)
+        stride = ctypes.c_size_t(rgb.strides[0])
+        internals.test_prepare(
+            str(tiny_bundle).encode(), pointer(rgb), size[1], size[0], stride, pointer(got_sam), pointer(got_clip)
+        )
+        np.testing.assert_array_equal(got_sam, sam)
+        np.testing.assert_allclose(got_clip, clip, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_masks(internals, size):
+    logits = np.random.default_rng(2).normal(0, 4, (64, 64)).astype(np.float32)
+    for threshold in (0.0, 0.7):
+        out = np.empty(size, np.uint8)
+        internals.test_mask(pointer(logits), 64, 64, *size, threshold, pointer(out))
+        np.testing.assert_array_equal(out.astype(bool), mask_from_logits(logits, *size, threshold))
+
+
+def test_hashes(internals, tmp_path):
+    rng = np.random.default_rng(3)
+    for length in (0, 1, 55, 56, 63, 64, 65, 119, 120, 1000, (1 << 18) - 1, 1 << 18, (1 << 18) + 1, 3 * (1 << 18) + 60):
+        data = rng.bytes(length)
+        (tmp_path / "file").write_bytes(data)
+        out = ctypes.create_string_buffer(65)
+        internals.test_sha256(str(tmp_path / "file").encode(), out)
+        assert out.value.decode() == hashlib.sha256(data).hexdigest(), length
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory):
+    """The full-size model's tokenizer."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    build_tokenizer(read_vocabulary(None, PRESETS["vitb-vitl336"])).save(str(path))
+    return path
+
+
+def tokenize(internals, path, texts):
+    """ids [N, T], -1 for what is refused, and the notes of each."""
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([len(e) for e in encoded]).astype(np.uint64)
+    ids = np.zeros((len(texts), MAX_TOKENS), np.int32)
+    room = 1 << 22
+    lines = ctypes.create_string_buffer(room)
+    count = ctypes.c_size_t(len(texts))
+    internals.test_tokenize(
+        str(path).encode(),
+        MAX_TOKENS,
+        b"".join(encoded),
+        pointer(ends),
+        count,
+        pointer(ids),
+        lines,
+        ctypes.c_size_t(room),
+    )
+    return ids, lines.value.decode(errors="replace")
+
+
+def test_every_character_is_what_tokenizers_says(internals, tokenizer_file):
+    from tokenizers import Tokenizer
+
+    reference = Tokenizer.from_file(str(tokenizer_file))
+    texts = [f"a{c}b {c}" for c in map(chr, [*range(1, 0xD800), *range(0xE000, 0x110000)])]
+    for start in range(0, len(texts), 100_000):
+        part = texts[start : start + 100_000]
+        want = np.zeros((len(part), MAX_TOKENS), np.int32)
+        for row, encoding in zip(want, reference.encode_batch_fast(part), strict=True):
+            row[: len(encoding.ids)] = encoding.ids[:MAX_TOKENS]
+        wrong = (tokenize(internals, tokenizer_file, part)[0] != want).any(1)
+        assert not wrong.any(), [hex(ord(part[i][1])) for i in np.flatnonzero(wrong)[:20]]
+
+
+def test_several_thousand_expressions(internals, tokenizer_file, tiny_bundle):
+    rng = np.random.default_rng(4)
+    texts = [" ".join(rng.choice(WORDS, rng.integers(1, 40))) for _ in range(3000)]
+    texts += ["".join(rng.choice(WORDS, rng.integers(1, 12))) for _ in range(2000)]
+    texts += ["".join(map(chr, rng.integers(1, 0xD7FF, rng.integers(1, 60)))) for _ in range(1000)]
+    texts += ["x" * 100, "x" * 101, "é" * 101, "x" * 1000, "x" * 1001, "", " \t", "\u200b", "\u200b a"]
+    for path in (tokenizer_file, tiny_bundle / "tokenizer.json"):
+        python = ExpressionTokenizer(path, MAX_TOKENS)
+        want = np.full((len(texts), MAX_TOKENS), -1, np.int32)
+        for i, text in enumerate(texts):
+            try:
+                want[i] = python([text]).ids[0]
+            except ExpressionError:
+                continue
+        got = tokenize(internals, path, texts)[0]
+        wrong = (got != want).any(1)
+        assert not wrong.any(), [texts[i] for i in np.flatnonzero(wrong)[:5]]
+
+
+def test_notes(internals, tiny_bundle):
+    python = ExpressionTokenizer(tiny_bundle / "tokenizer.json", MAX_TOKENS)
+    texts = ["left ☃ man ☂", "the [PAD] man", "left " * 40 + "end", "[UNK] man", "Ünknown☃"]
+    lines = tokenize(internals, tiny_bundle / "tokenizer.json", texts)[1].splitlines()
+    assert lines == [f"{i} {note}" for i, text in enumerate(texts) for note in python([text]).notes[0]]
+
+
+def test_fp16_graphs_are_widened_as_in_python(internals, tiny_fp16_bundle, tmp_path):
+    internals.test_widened.restype = ctypes.c_size_t
+    for path in sorted(tiny_fp16_bundle.glob("**/*.onnx")):
+        want = widened(path)
+        assert want != path.read_bytes() or b"fp16" not in want
+        out = ctypes.create_string_buffer(2 * len(want))
+        size = internals.test_widened(str(path).encode(), out, ctypes.c_size_t(len(out)))
+        assert out.raw[:size] == want
+        (tmp_path / "cut.onnx").write_bytes(path.read_bytes()[:-3])
+        assert internals.test_widened(str(tmp_path / "cut.onnx").encode(), out, ctypes.c_size_t(len(out))) == 0
+
+
+def test_context_models_are_read_only_as_they_were_written(internals, tmp_path):
+    """An EPContext model is an engine, which runs as code: without its seal, or changed, it is not read."""
+
+    def context(action="-", graph_hash="00", built_for="onnxruntime 1.31.1"):
+        path = ctypes.create_string_buffer(4096)
+        arguments = (str(tmp_path).encode(), graph_hash.encode(), built_for.encode(), ctypes.c_char(action.encode()))
+        whole = internals.test_context(*arguments, path)
+        return bool(whole), Path(path.value.decode())
+
+    whole, path = context()
+    assert not whole
+    path.write_bytes(b"engine")
+    assert not context()[0]
+    assert context("s") == (True, path)
+    assert context()[0]
+    assert context(graph_hash="01")[1] != path
+    assert context(built_for="onnxruntime 1.32.0")[1] != path
+    path.write_bytes(b"another")
+    assert not context()[0]
+    assert context("d") == (False, path)
+    assert not [*tmp_path.iterdir()]

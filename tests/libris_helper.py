@@ -1,0 +1,106 @@
+"""The C ABI of libris through ctypes, as any other language would call it."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def run(*command, **options):
+    """Runs a command, and fails with what it printed."""
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def pointer(array):
+    """An array's memory, for ctypes."""
+    assert array.flags.c_contiguous
+    return array.ctypes.data_as(ctypes.c_void_p)
+
+
+class Answer(ctypes.Structure):
+    """ris_answer."""
+
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("mask", ctypes.POINTER(ctypes.c_uint8)),
+        ("logits", ctypes.POINTER(ctypes.c_float)),
+        ("notes", ctypes.c_char_p),
+        ("width", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("logits_width", ctypes.c_int32),
+        ("logits_height", ctypes.c_int32),
+        ("is_no_target", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("no_target", ctypes.c_double),
+        ("score", ctypes.c_double),
+    ]
+
+
+class AskOptions(ctypes.Structure):
+    """ris_ask_options."""
+
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("categories", ctypes.POINTER(ctypes.c_char_p)),
+        ("no_target_threshold", ctypes.c_double),
+    ]
+
+
+class Libris:
+    """The C ABI of a build."""
+
+    def __init__(self, path: Path) -> None:
+        self.abi = ctypes.CDLL(str(path))
+        self.abi.ris_last_error.restype = ctypes.c_char_p
+
+    def check(self, status: int) -> None:
+        assert status == 0, self.abi.ris_last_error().decode()
+
+    def open(self, bundle: Path) -> ctypes.c_void_p:
+        model = ctypes.c_void_p()
+        self.check(self.abi.ris_open(str(bundle).encode(), None, ctypes.byref(model)))
+        return model
+
+    def encode_image(self, model, rgb) -> ctypes.c_void_p:
+        scene = ctypes.c_void_p()
+        height, width = rgb.shape[:2]
+        stride = ctypes.c_size_t(rgb.strides[0])
+        self.check(self.abi.ris_encode_image(model, pointer(rgb), width, height, stride, ctypes.byref(scene)))
+        return scene
+
+    def ask(self, scene, expressions, categories=None) -> list[dict]:
+        """Each answer's fields, copied."""
+        texts = (ctypes.c_char_p * len(expressions))(*[e.encode() for e in expressions])
+        how = AskOptions(ctypes.sizeof(AskOptions), None, 0.5)
+        if categories:
+            how.categories = (ctypes.c_char_p * len(categories))(*[c.encode() for c in categories])
+        result = ctypes.c_void_p()
+        count = ctypes.c_size_t(len(expressions))
+        self.check(self.abi.ris_ask(scene, texts, count, ctypes.byref(how), ctypes.byref(result)))
+        answers = []
+        for i in range(len(expressions)):
+            answer = Answer(struct_size=ctypes.sizeof(Answer))
+            self.check(self.abi.ris_result_get(result, ctypes.c_size_t(i), ctypes.byref(answer)))
+            answers.append({
+                "mask": np.ctypeslib.as_array(answer.mask, (answer.height, answer.width)).astype(bool),
+                "logits": np.ctypeslib.as_array(answer.logits, (answer.logits_height, answer.logits_width)).copy(),
+                "notes": answer.notes.decode(),
+                "no_target": answer.no_target,
+                "is_no_target": bool(answer.is_no_target),
+                "score": answer.score,
+            })  # fmt: skip
+        self.check(self.abi.ris_free_result(result))
+        return answers
+
+
+def mask_iou(a, b) -> float:
+    """1 for two empty masks."""
+    union = (a | b).sum()
+    return float((a & b).sum() / union) if union else 1.0
