@@ -1,0 +1,94 @@
+"""`ris-batch`: many images on one machine or a Ray cluster. Thin over `plan_batch` and `run_batch`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from ris.engines.errors import RisError
+from ris.runtime.commands.console import RisCommand, disk_errors, find_bundle
+from ris.runtime.commands.running import Running, running_options
+
+
+@click.command(cls=RisCommand)
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE...")
+@click.option("-e", "--expression", "expressions", multiple=True, help="Asked of images that bring none of their own.")
+@click.option("--category", help='For models that ask by category, where the source names none; "auto" guesses it.')
+@click.option("--bundle", type=click.Path(), help="The bundle. Default: $RIS_BUNDLE, then ./ris-bundle.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("ris-batch"),
+    show_default=True,
+    help="Folder for the answers. A batch that was stopped goes on from it.",
+)
+@click.option("--restart", is_flag=True, help="Throw away the batch that --out has.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Models that run at once.")
+@click.option(
+    "--cpus", type=click.FloatRange(0, min_open=True), help="Cores for each worker. Default: its share of this machine."
+)
+@click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs for each worker, such as 0.5. Default: none.")
+@click.option("--address", help='A Ray cluster: "auto", or HOST:PORT. Default: this machine alone.')
+@click.option("--part-rows", type=click.IntRange(1), default=256, show_default=True, help="Rows of one file.")
+@click.option(
+    "--no-target-threshold",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help='From this probability on the answer is "no target" and the mask is empty.',
+)
+@running_options
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
+def main(
+    sources: tuple[Path, ...],
+    expressions: tuple[str, ...],
+    category: str | None,
+    bundle: str | None,
+    out: Path,
+    restart: bool,
+    workers: int,
+    cpus: float | None,
+    gpus: float,
+    address: str | None,
+    part_rows: int,
+    no_target_threshold: float,
+    running: Running,
+    as_json: bool,
+) -> None:
+    """Segments many images and writes Parquet with COCO run lengths, each row exactly once.
+
+    A SOURCE is a folder of images, a .jsonl file, a .parquet table (columns image, expression, maybe category) or a
+    web-dataset shard (.tar). An image is encoded once for all its rows. What cannot be read becomes a row with its
+    error. Run the same command again to go on with a batch that was stopped.
+
+    \b
+    Examples:
+      ris-batch photos -e "red car" -e "left man"
+      ris-batch requests.jsonl --out answers --workers 2
+      ris-batch shards/*.tar --address auto --workers 16 --cpus 4
+      ris-batch table.parquet --engine tensorrt --workers 2 --gpus 0.5
+    """
+    if importlib.util.find_spec("ray") is None or importlib.util.find_spec("pyarrow") is None:
+        raise RisError('ris-batch needs Ray and pyarrow: pip install "ris-runtime[cpu,ray]"')
+    from ris.serving.batch.run import BatchOptions, plan_batch, run_batch
+
+    if cpus is None:
+        cpus = float(running.threads or 1) if address else (os.cpu_count() or 1) / workers
+    options = BatchOptions(workers, cpus, gpus, address, part_rows, no_target_threshold)
+    found = find_bundle(bundle)
+    with disk_errors(out):
+        job, parts = plan_batch(out, found, sources, expressions, category, options, restart)
+        before = parts - len(job.open_parts(parts))
+        if before:
+            click.echo(f"{before} of {parts} parts are done already", err=True)
+        report = run_batch(job, parts, found, running, options)
+    if as_json:
+        click.echo(json.dumps(asdict(report)))
+        return
+    rate = f"; {report.new_rows / report.seconds:.1f} rows/s now" if report.new_rows else ""
+    click.echo(f"{report.rows} rows, {report.errors} of them errors, in {report.parts} files in {out}{rate}")

@@ -1,0 +1,103 @@
+"""What every door checks before the model sees a request: sizes, counts, queue and time, and how a refusal is said."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ris.engines.errors import ExpressionError, ImageError, RisError
+from ris.runtime.image import load_rgb
+from ris.runtime.text import MAX_CHARACTERS
+
+# those that Pillow decodes by itself: none starts a program, none follows a name inside the file to another one
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+
+
+class LimitError(RisError):
+    """A request beyond a limit. status: the HTTP status it corresponds to, 413 too large, 504 too slow."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def status_of(error: RisError) -> int:
+    """The HTTP status an error corresponds to: 400 and 413 the sender's, 504 too slow, 500 ours."""
+    if isinstance(error, LimitError):
+        return error.status
+    return 400 if isinstance(error, ImageError | ExpressionError) else 500
+
+
+@dataclass(frozen=True)
+class Limits:
+    """image_bytes: of the file as it is sent; pixels: width times height; expressions: of one request; characters: of
+    one expression; waiting: requests in the queue; seconds: that a request may wait, and then that it may be worked on.
+    """
+
+    image_bytes: int = 32_000_000
+    pixels: int = 50_000_000
+    expressions: int = 32
+    characters: int = MAX_CHARACTERS
+    waiting: int = 64
+    seconds: float = 60.0
+
+    def check_expressions(self, expressions: Sequence[str]) -> None:
+        """Raises ExpressionError where there are none, LimitError for too many or a too long one."""
+        if not expressions:
+            raise ExpressionError('nothing to look for; send an expression, such as "left man"')
+        if len(expressions) > self.expressions:
+            raise LimitError(f"{len(expressions)} expressions, at most {self.expressions} are accepted", 413)
+        longest = max(len(text) for text in expressions)
+        if longest > self.characters:
+            raise LimitError(f"an expression has {longest} characters, at most {self.characters} are accepted", 413)
+
+    def decode(self, data: bytes) -> NDArray[np.uint8]:
+        """The bytes of an image file as uint8 RGB [H, W, 3]; the size in its header counts before a pixel is decoded.
+
+        Raises ImageError for what is no image, LimitError for one that is too large.
+        """
+        if len(data) > self.image_bytes:
+            raise LimitError(
+                f"the image file has {len(data) / 1e6:.1f} MB, at most {self.image_bytes / 1e6:g} MB are accepted", 413
+            )
+        Image.init()
+        known = [name for name in FORMATS if name in Image.OPEN]
+        try:
+            with Image.open(io.BytesIO(data), formats=known) as opened:
+                width, height = opened.size
+                if width * height > self.pixels:
+                    raise self._too_many(f"{width}x{height}")
+                return load_rgb(opened)
+        except RisError:
+            raise
+        except Image.DecompressionBombError:
+            raise self._too_many("far too many") from None
+        except Exception as error:  # decoders raise many kinds; whatever it was, the bytes are no image
+            kind = type(error).__name__
+            raise ImageError(f"the image cannot be read ({kind}); send a JPEG, PNG, WebP, BMP, GIF or TIFF") from None
+
+    def _too_many(self, found: str) -> LimitError:
+        return LimitError(f"the image has {found} pixels, at most {self.pixels / 1e6:g} megapixels are accepted", 413)
+
+    def deadline(self) -> Deadline:
+        """Starts the clock of one request."""
+        return Deadline(self.seconds)
+
+
+class Deadline:
+    """When a request has taken too long. Looked at between passes of the model: a pass itself is not interrupted."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raises LimitError after the end."""
+        if time.monotonic() > self._end:
+            raise LimitError(f"the request took longer than {self._seconds:g} s; send fewer expressions at a time", 504)

@@ -1,0 +1,1 @@
+"""`ris-demo-ui`: a page to drop an image on and ask it, with Gradio."""

@@ -1,0 +1,228 @@
+"""What runs inside tritonserver's Python backend. Importable only there: Triton brings `triton_python_backend_utils`.
+
+A request is one image (the bytes of a JPEG, PNG, ... file) and any number of expressions. Requests that Triton hands
+over together are sorted by image; each image is encoded once, and kept for those that come later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from ris.engines.errors import ExpressionError, ImageError, RisError
+from ris.runtime.bundle import Bundle
+from ris.runtime.categories import AUTO
+from ris.runtime.model import Model, Segmentation, load
+from ris.serving.answering import Answerer
+from ris.serving.limits import Deadline, Limits, status_of
+
+
+@dataclass
+class Ask:
+    """One request, read and checked."""
+
+    number: int
+    image: bytes
+    expressions: list[str]
+    categories: list[str] | None
+    threshold: float
+    deadline: Deadline
+    answers: list[Segmentation] | None = None
+    error: RisError | None = None
+    from_cache: bool = False
+
+
+class TritonPythonModel:
+    """The model as Triton's Python backend calls it."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Opens the bundle in the model's own folder with the settings of config.pbtxt."""
+        config = json.loads(args["model_config"])
+        settings = json.loads(config["parameters"]["ris"]["string_value"])
+        if args["model_instance_kind"] == "GPU":
+            os.environ["CUDA_VISIBLE_DEVICES"] = args["model_instance_device_id"]
+        bundle = Path(args["model_repository"]) / args["model_version"] / "bundle"
+        self._join = bool(settings["join"])
+        self._outputs = {output["name"] for output in config["output"]}
+        self._limits = Limits(**settings["limits"])
+        model = self._open(bundle, settings)
+        self._answerer = Answerer(model, self._limits, settings["cached_images"])
+        self._metrics = Metrics(args["model_name"], args["model_instance_name"])
+        running = "; ".join(f"{stage} {info.engine} {info.where}" for stage, info in model.sessions.items())
+        pb_utils.Logger.log_info(f"{args['model_instance_name']}: {running}")
+
+    def _open(self, bundle: Path, settings: dict[str, Any]) -> Model:
+        if settings["graphs"]:
+            from ris.runtime.bundle import MANIFEST, manifest_from_dict
+            from ris.serving.triton.bls import triton_sessions
+
+            manifest = manifest_from_dict(json.loads((bundle / MANIFEST).read_text(encoding="utf-8")))
+            around = Bundle(bundle, manifest)
+            return Model(around, triton_sessions(around, settings["graphs"]), max_expressions=8)
+        names = ("engine", "device", "threads", "compute", "overlap", "low_memory", "throughput")
+        return load(bundle, **{name: settings[name] for name in names})
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """A response to each request, in order; a refused one does not touch the others."""
+        asks = [self._read(number, request) for number, request in enumerate(requests)]
+        by_image: dict[bytes, list[Ask]] = {}
+        for ask in asks:
+            if ask.error is None and not requests[ask.number].is_cancelled():
+                by_image.setdefault(hashlib.sha256(ask.image).digest(), []).append(ask)
+        for group in by_image.values():
+            self._answer(group)
+        self._metrics.count(self._answerer)
+        return [self._respond(ask, request) for ask, request in zip(asks, requests, strict=True)]
+
+    def _read(self, number: int, request: Any) -> Ask:
+        ask = Ask(number, b"", [], None, 0.5, self._limits.deadline())
+        try:
+            ask.image = _strings(request, "image")[0]
+            ask.expressions = [_text(value, "expression") for value in _strings(request, "expression")]
+            self._limits.check_expressions(ask.expressions)
+            if pb_utils.get_input_tensor_by_name(request, "category") is not None:
+                ask.categories = [_text(value, "category") for value in _strings(request, "category")]
+                if len(ask.categories) != len(ask.expressions):
+                    raise ExpressionError(f"{len(ask.expressions)} expressions need as many categories")
+            elif self._answerer.model.categories:
+                ask.categories = [AUTO] * len(ask.expressions)
+            threshold = pb_utils.get_input_tensor_by_name(request, "no_target_threshold")
+            if threshold is not None:
+                ask.threshold = float(threshold.as_numpy().reshape(-1)[0])
+        except RisError as error:
+            ask.error = error
+        return ask
+
+    def _answer(self, group: list[Ask]) -> None:
+        """All requests about one image."""
+        try:
+            for ask in group:
+                scene, ask.from_cache = self._answerer.scene(ask.image)
+        except RisError as error:
+            for ask in group:
+                ask.error = error
+            return
+        if self._join:
+            together: dict[float, list[Ask]] = {}
+            for ask in group:
+                together.setdefault(ask.threshold, []).append(ask)
+            parts = list(together.values())
+        else:
+            parts = [[ask] for ask in group]
+        for part in parts:
+            self._ask(scene, part)
+
+    def _ask(self, scene: Any, part: list[Ask]) -> None:
+        expressions = [text for ask in part for text in ask.expressions]
+        categories = None
+        if part[0].categories is not None:
+            categories = [name for ask in part for name in ask.categories or ()]
+        try:
+            found = self._answerer.ask(scene, expressions, categories, part[0].threshold, part[0].deadline)
+        except RisError as error:
+            for ask in part:
+                ask.error = error
+            return
+        start = 0
+        for ask in part:
+            own = found[start : start + len(ask.expressions)]
+            start += len(ask.expressions)
+            refused = [answer for answer in own if isinstance(answer, ExpressionError)]
+            ask.error = refused[0] if refused else None
+            ask.answers = [answer for answer in own if isinstance(answer, Segmentation)]
+
+    def _respond(self, ask: Ask, request: Any) -> Any:
+        if ask.error is not None:
+            status = status_of(ask.error)
+            code = {400: "INVALID_ARG", 413: "INVALID_ARG", 504: "UNAVAILABLE"}.get(status, "INTERNAL")
+            message = f"{status}: {ask.error}"
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code)))
+        if ask.answers is None:
+            message = "the request was cancelled"
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.CANCELLED))
+        wanted = set(request.requested_output_names()) & self._outputs
+        tensors = [pb_utils.Tensor(name, _output(name, ask)) for name in sorted(wanted)]
+        return pb_utils.InferenceResponse(output_tensors=tensors)
+
+    def finalize(self) -> None:
+        """Gives the engines' memory back."""
+        self._answerer.model.close()
+
+
+def _strings(request: Any, name: str) -> list[bytes]:
+    """The elements of a BYTES input of one row."""
+    values = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+    if values.shape[0] != 1:
+        raise ExpressionError(f"a request is about one image: {name} must be [1, ...], it is {list(values.shape)}")
+    if not all(isinstance(value, bytes) for value in values.flat):
+        raise ImageError(f"{name} did not arrive as it was sent: this Triton's Python backend needs numpy below 2")
+    return [bytes(value) for value in values.flat]
+
+
+def _text(value: bytes, name: str) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ExpressionError(f"the {name} is not valid UTF-8 text") from None
+
+
+def _output(name: str, ask: Ask) -> np.ndarray:
+    """One output of a request with N expressions: [1, N], but rle_size [1, 2], from_cache [1, 1], mask [1, N, H, W]."""
+    answers = ask.answers or []
+    if name == "mask":
+        return np.stack([answer.mask for answer in answers]).astype(np.uint8)[None]
+    if name == "rle_size":
+        return np.array([answers[0].mask.shape], np.int32)
+    if name == "from_cache":
+        return np.array([[ask.from_cache]])
+    if name == "score":
+        return np.array([[answer.score for answer in answers]], np.float32)
+    if name == "no_target":
+        return np.array([[answer.no_target for answer in answers]], np.float32)
+    if name == "is_no_target":
+        return np.array([[answer.is_no_target for answer in answers]], np.bool_)
+    texts = {
+        "rle_counts": lambda answer: answer.rle()["counts"],
+        "note": lambda answer: "; ".join(answer.notes),
+        "category_asked": lambda answer: answer.category or "",
+    }
+    return np.array([[texts[name](answer).encode() for answer in answers]], np.object_)
+
+
+class Metrics:
+    """Counters beside Triton's own, at its /metrics: encoded images found and not found, and how many are kept."""
+
+    def __init__(self, model: str, instance: str) -> None:
+        labels = {"model": model, "instance": instance}
+        self._before = {"hits": 0, "misses": 0}
+        self._families = []  # a family lives as long as its object
+        self._counters = {}
+        for name, said in (("hits", "found in"), ("misses", "not found in")):
+            family = pb_utils.MetricFamily(
+                name=f"ris_image_cache_{name}_total",
+                description=f"Requests whose image was {said} the cache of encoded images",
+                kind=pb_utils.MetricFamily.COUNTER,
+            )
+            self._families.append(family)
+            self._counters[name] = family.Metric(labels=labels)
+        family = pb_utils.MetricFamily(
+            name="ris_image_cache_images", description="Encoded images that are kept", kind=pb_utils.MetricFamily.GAUGE
+        )
+        self._families.append(family)
+        self._kept = family.Metric(labels=labels)
+
+    def count(self, answerer: Answerer) -> None:
+        """Brings the counters up to the cache's."""
+        cache = answerer.cache
+        for name, now in (("hits", cache.hits), ("misses", cache.misses)):
+            if now > self._before[name]:
+                self._counters[name].increment(now - self._before[name])
+                self._before[name] = now
+        self._kept.set(len(cache))

@@ -1,0 +1,166 @@
+"""`ris-serve`: a Triton model repository from a bundle, a server over it, and a test of it under load."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+
+from ris.runtime import open_bundle
+from ris.runtime.commands.console import RisCommand, disk_errors, find_bundle
+from ris.runtime.commands.running import Running, running_options
+from ris.serving.limits import Limits
+from ris.serving.triton.repository import Graphs, ServerOptions, write_repository
+from ris.serving.triton.server import Address, TritonServer
+
+
+@click.group()
+def main() -> None:
+    """Serves a bundle with Triton Inference Server.
+
+    \b
+    Examples:
+      ris-serve triton ris-bundle --out models
+      ris-serve start models
+      ris-serve load-test ris-bundle --requests 200
+    """
+
+
+@main.command(cls=RisCommand)
+@click.argument("bundle", required=False, type=click.Path())
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("models"),
+    show_default=True,
+    help="The model repository.",
+)
+@click.option("--force", is_flag=True, help="Replace a repository that is there.")
+@click.option(
+    "--graphs",
+    type=click.Choice(["onnx", "tensorrt"]),
+    help="A Triton model for each graph, run by the server's own ONNX Runtime or TensorRT backend, which the official "
+    "container has. Default: all five in one process, run by --engine.",
+)
+@click.option("--instances", type=click.IntRange(1), default=1, show_default=True, help="Processes with a model each.")
+@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Requests handed over together.")
+@click.option(
+    "--delay", type=click.FloatRange(0), default=0.0, show_default=True, help="Milliseconds to wait for more of them."
+)
+@click.option(
+    "--cached-images", type=click.IntRange(1), default=64, show_default=True, help="Encoded images kept a process."
+)
+@click.option("--join", is_flag=True, help="Ask several requests about one image in one pass of the graphs.")
+@click.option("--max-image-mb", type=click.FloatRange(0, min_open=True), default=32.0, show_default=True)
+@click.option("--max-megapixels", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True)
+@click.option("--max-expressions", type=click.IntRange(1), default=32, show_default=True, help="Of a request.")
+@click.option("--max-queue", type=click.IntRange(1), default=64, show_default=True, help="Requests that may wait.")
+@click.option("--max-seconds", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True)
+@running_options
+def triton(
+    bundle: str | None,
+    out: Path,
+    force: bool,
+    graphs: Graphs | None,
+    instances: int,
+    batch: int,
+    delay: float,
+    cached_images: int,
+    join: bool,
+    max_image_mb: float,
+    max_megapixels: float,
+    max_expressions: int,
+    max_queue: int,
+    max_seconds: float,
+    running: Running,
+) -> None:
+    """Writes a model repository that tritonserver loads as it is.
+
+    \b
+    Examples:
+      ris-serve triton ris-bundle --out models
+      ris-serve triton ris-bundle --out models --engine openvino --instances 2 --threads 1 --force
+      ris-serve triton ris-bundle --out models --graphs tensorrt --device cuda
+    """
+    limits = Limits(
+        image_bytes=round(max_image_mb * 1e6),
+        pixels=round(max_megapixels * 1e6),
+        expressions=max_expressions,
+        waiting=max_queue,
+        seconds=max_seconds,
+    )
+    device = "cpu" if running.device == "auto" else running.device
+    options = ServerOptions(
+        instances=instances,
+        **{**vars(running), "device": device},
+        batch=batch,
+        delay_us=round(delay * 1000),
+        cached_images=cached_images,
+        join=join,
+        graphs=graphs,
+        limits=limits,
+    )
+    with disk_errors(out):
+        names = write_repository(open_bundle(find_bundle(bundle)), out, options, force=force)
+    click.echo(f"wrote {out}: {', '.join(names)}")
+    click.echo(f"Next:\n  ris-serve start {out}\n  tritonserver --model-repository={out.absolute()}")
+
+
+@main.command(cls=RisCommand)
+@click.argument("repository", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 lets other machines in.")
+@click.option("--http-port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option("--grpc-port", type=click.IntRange(1, 65535), default=8001, show_default=True)
+@click.option("--metrics-port", type=click.IntRange(1, 65535), default=8002, show_default=True)
+def start(repository: Path, host: str, http_port: int, grpc_port: int, metrics_port: int) -> None:
+    """Runs tritonserver over a repository until it is stopped.
+
+    Takes the tritonserver on the PATH, the container's, or nvidia-pytriton's. Clients cannot load models, register
+    shared memory, or change logging and tracing.
+
+    \b
+    Examples:
+      ris-serve start models
+      ris-serve start models --host 0.0.0.0 --http-port 9000
+    """
+    with TritonServer(repository, Address(host, http_port, grpc_port, metrics_port)) as server:
+        click.echo(f"ready: http {host}:{http_port}, grpc {host}:{grpc_port}, metrics {host}:{metrics_port}")
+        server.wait()
+
+
+@main.command("load-test", cls=RisCommand)
+@click.argument("bundle", required=False, type=click.Path())
+@click.option("--requests", "count", type=click.IntRange(2), default=2000, show_default=True)
+@click.option("--clients", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--instances", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--http", is_flag=True, help="Ask over HTTP. Default: gRPC.")
+@click.option("--port", type=click.IntRange(1, 65533), default=18000, show_default=True, help="The first of three.")
+@running_options
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def load_test(
+    bundle: str | None,
+    count: int,
+    clients: int,
+    instances: int,
+    http: bool,
+    port: int,
+    running: Running,
+    as_json: bool,
+) -> None:
+    """Compares a server with the plain runtime: the same requests in a loop, and from many clients at once.
+
+    Half of the requests have an image of their own, half ask about a few images again and again. Every mask is compared
+    with the loop's. Ends with an error where one differs or a request fails.
+
+    \b
+    Examples:
+      ris-serve load-test ris-bundle
+      ris-serve load-test ris-bundle --requests 200 --clients 4 --http
+    """
+    from ris.serving.triton.load_test import run_load_test, table
+
+    report = run_load_test(find_bundle(bundle), running, count, clients, instances, http, port)
+    click.echo(json.dumps(dataclasses.asdict(report), indent=1) if as_json else table(report))
+    report.check()

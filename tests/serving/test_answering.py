@@ -1,0 +1,90 @@
+"""Encoded images are kept and shared, and one bad expression does not cost the others."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from ris.engines.errors import ExpressionError, ImageError
+from ris.runtime.model import Segmentation
+from ris.serving.answering import Answerer, SceneCache
+from ris.serving.limits import LimitError, Limits
+from serving_helpers import picture_bytes
+
+
+def test_threads_that_want_one_image_encode_it_once():
+    cache, encoded = SceneCache(2), []
+
+    def encode():
+        encoded.append(1)
+        time.sleep(0.05)
+        return "scene"
+
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(cache.get(b"k", encode))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(encoded) == 1
+    assert sorted(found) == [("scene", False)] + [("scene", True)] * 7
+    assert (cache.hits, cache.misses) == (7, 1)
+
+
+def test_the_least_recently_asked_image_goes_first():
+    cache = SceneCache(2)
+    for key in (b"a", b"b", b"a", b"c"):
+        cache.get(key, lambda: "scene")
+    assert cache.get(b"a", lambda: "new") == ("scene", True)
+    assert cache.get(b"b", lambda: "new") == ("new", False)
+    assert len(cache) == 2
+
+
+def test_nothing_is_kept_with_room_for_nothing():
+    cache = SceneCache(0)
+    assert cache.get(b"a", lambda: "scene") == ("scene", False)
+    assert len(cache) == 0
+
+
+def test_an_image_that_fails_is_not_kept():
+    cache = SceneCache(2)
+
+    def fail():
+        raise ImageError("broken")
+
+    for _ in range(2):
+        with pytest.raises(ImageError):
+            cache.get(b"a", fail)
+    assert (cache.misses, len(cache)) == (2, 0)
+
+
+def test_answers_are_the_runtimes_own(served_model):
+    answerer = Answerer(served_model)
+    image = picture_bytes(3)
+    scene, known = answerer.scene(image)
+    again, known_again = answerer.scene(bytes(image))
+    assert (known, known_again) == (False, True)
+    assert scene is again
+    [found] = answerer.ask(scene, ["left man"])
+    expected = served_model.segment(answerer.limits.decode(image), "left man")
+    assert isinstance(found, Segmentation)
+    np.testing.assert_array_equal(found.mask, expected.mask)
+
+
+def test_a_bad_expression_is_told_apart(served_model):
+    answerer = Answerer(served_model)
+    scene, _ = answerer.scene(picture_bytes(3))
+    first, bad, last = answerer.ask(scene, ["left man", "   ", "the dog"])
+    assert isinstance(first, Segmentation)
+    assert isinstance(bad, ExpressionError)
+    assert isinstance(last, Segmentation)
+
+
+def test_a_request_that_takes_too_long_is_ended_between_passes(served_model):
+    answerer = Answerer(served_model, Limits(seconds=0))
+    scene, _ = answerer.scene(picture_bytes(3))
+    with pytest.raises(LimitError, match="took longer"):
+        answerer.ask(scene, ["left man"], deadline=answerer.limits.deadline())

@@ -1,0 +1,170 @@
+"""Folders, JSONL, Parquet and web-dataset shards become the same tasks; parts hold every row once."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import pytest
+
+pa = pytest.importorskip("pyarrow", reason='pyarrow is not installed: pip install ".[ray]"')
+pq = pytest.importorskip("pyarrow.parquet")
+
+from ris.engines.errors import RisError  # noqa: E402
+from ris.runtime.bundle import Bundle, open_bundle  # noqa: E402
+from ris.serving.batch.inputs import group_by_image, read_sources  # noqa: E402
+from ris.serving.batch.parts import DEATHS, Job  # noqa: E402
+from ris.serving.batch.worker import Worker, _Images  # noqa: E402
+from ris.serving.limits import Limits  # noqa: E402
+from serving_helpers import picture_bytes  # noqa: E402
+
+
+def tasks_of(*sources, expressions=(), category=None):
+    return group_by_image(read_sources(sources, expressions, category))
+
+
+def read(task):
+    return _Images(Limits()).read(task.location)
+
+
+def test_a_folder_asks_everything_of_every_image(tmp_path):
+    for name in ("b.png", "a.jpg", "deeper/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(picture_bytes(1))
+    (tmp_path / "notes.txt").write_text("no image")
+    tasks = tasks_of(tmp_path, expressions=["x", "y"])
+    assert [(t.name, t.rows) for t in tasks] == [("a.jpg", [0, 1]), ("b.png", [2, 3]), ("deeper/c.png", [4, 5])]
+    with pytest.raises(RisError, match="nothing to look for"):
+        tasks_of(tmp_path)
+
+
+def test_lines_about_one_image_are_grouped_wherever_they_are(tmp_path):
+    lines = [
+        {"image": "a.png", "expression": "x", "mask": None},
+        {"image": "b.png", "expression": ["y", "z"], "category": "person"},
+        {"image": "a.png", "expression": "w"},
+    ]
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines) + '\n{broken\n\n{"image": 3, "expression": "x"}\n')
+    tasks = tasks_of(path, category="auto")
+    assert [(t.name, t.rows, t.expressions) for t in tasks[:2]] == [
+        ("a.png", [0, 3], ["x", "w"]),
+        ("b.png", [1, 2], ["y", "z"]),
+    ]
+    assert tasks[0].categories == ["auto", "auto"]
+    assert tasks[1].categories == ["person", "person"]
+    assert [(t.rows, t.location) for t in tasks[2:]] == [([4], None), ([5], None)]
+    assert "line 4" in tasks[2].error
+    assert "line 6: the image is not a name" in tasks[3].error
+
+
+def test_a_table_of_paths_and_a_table_of_bytes(tmp_path):
+    images = [picture_bytes(i) for i in range(3)]
+    (tmp_path / "p.png").write_bytes(images[0])
+    pq.write_table(pa.table({"image": ["p.png", None], "expression": ["x", "y"]}), tmp_path / "paths.parquet")
+    good, bad = tasks_of(tmp_path / "paths.parquet")
+    assert read(good) == images[0]
+    assert "row 1: there is no image" in bad.error
+    structs = [{"bytes": image, "path": "x"} for image in images]
+    table = pa.table({"image": structs, "expression": [["x", "y"], ["z"], ["w"]]})
+    pq.write_table(table, tmp_path / "bytes.parquet", row_group_size=2)
+    tasks = tasks_of(tmp_path / "bytes.parquet")
+    assert [t.rows for t in tasks] == [[0, 1], [2], [3]]
+    assert [read(t) for t in tasks] == images
+    pq.write_table(pa.table({"picture": ["a"]}), tmp_path / "other.parquet")
+    with pytest.raises(RisError, match="needs the columns image and expression, it has picture"):
+        tasks_of(tmp_path / "other.parquet")
+
+
+def test_a_web_dataset_shard_is_read_in_place(tmp_path):
+    images = [picture_bytes(i) for i in range(3)]
+    members = [
+        ("d/000.png", images[0]), ("d/000.txt", b"left man\nthe dog\n"),
+        ("d/001.json", b'{"expression": "x"}'), ("d/001.png", images[1]),
+        ("d/002.png", images[2]), ("d/002.json", b"{broken"),
+    ]  # fmt: skip
+    shard = tmp_path / "s.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    tasks = tasks_of(shard)
+    assert [(t.name, t.expressions) for t in tasks[:2]] == [
+        ("s.tar/d/000.png", ["left man", "the dog"]),
+        ("s.tar/d/001.png", ["x"]),
+    ]
+    assert [read(t) for t in tasks[:2]] == images[:2]
+    assert tasks[2].location is None
+    (tmp_path / "no.tar").write_bytes(b"not a tar file at all")
+    with pytest.raises(RisError, match="uncompressed tar"):
+        tasks_of(tmp_path / "no.tar")
+
+
+def test_what_is_no_source_is_said(tmp_path):
+    with pytest.raises(RisError, match="no such file or folder"):
+        tasks_of(tmp_path / "absent")
+    (tmp_path / "x.csv").write_text("a")
+    with pytest.raises(RisError, match="is not a folder"):
+        tasks_of(tmp_path / "x.csv")
+
+
+@pytest.fixture
+def job(tmp_path):
+    for i in range(5):
+        (tmp_path / f"{i}.png").write_bytes(picture_bytes(i))
+    (tmp_path / "2.png").write_bytes(b"broken")
+    job = Job(tmp_path / "out")
+    job.write_plan(tasks_of(tmp_path, expressions=["left man", "  "]), 4, {})
+    return job
+
+
+def answers(job):
+    return pq.read_table(job.folder).sort_by("row").to_pylist()
+
+
+def worker(job, bundle: Bundle):
+    running = {"engine": "onnxruntime", "device": "cpu", "threads": 1, "compute": None}
+    return Worker(str(job.folder), str(bundle.path), running, Limits(), 0.5)
+
+
+def test_a_worker_does_parts_and_records_failures_by_row(job, served_bundle, served_model):
+    assert job.planned()["parts"] == 3
+    done = worker(job, open_bundle(served_bundle))({"part": [0, 1, 2]})
+    assert done["rows"].sum() == 10
+    rows = answers(job)
+    assert [row["row"] for row in rows] == list(range(10))
+    expected = served_model.segment(job.folder.parent / "0.png", "left man")
+    assert rows[0]["rle"] == dict(expected.rle())
+    assert rows[0]["error"] is None
+    assert "the expression is empty" in rows[1]["error"]
+    assert "cannot be read" in rows[4]["error"]
+    assert rows[4]["rle"] is None
+    assert job.open_parts(3) == []
+    assert not list((job.folder / "_running").iterdir())
+
+
+def test_an_image_that_kills_workers_is_given_up(job, served_bundle, monkeypatch):
+    class KilledError(BaseException):
+        pass
+
+    doing = worker(job, open_bundle(served_bundle))
+    honest, tried = doing._image, []
+
+    def image(task):
+        if task.name == "1.png":
+            tried.append(1)
+            raise KilledError
+        return honest(task)
+
+    monkeypatch.setattr(doing, "_image", image)
+    for _ in range(DEATHS):
+        with pytest.raises(KilledError):
+            doing({"part": [0]})
+        assert job.open_parts(3) == [0, 1, 2]
+    doing({"part": [0, 1, 2]})
+    assert len(tried) == DEATHS
+    rows = answers(job)
+    assert [row["row"] for row in rows] == list(range(10))
+    assert [row["row"] for row in rows if "given up" in (row["error"] or "")] == [2, 3]

@@ -1,0 +1,107 @@
+"""The limits that every door shares: what is refused, with which status, before any pixel is decoded."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ris.engines.errors import EngineError, ExpressionError, ImageError
+from ris.serving.limits import LimitError, Limits, status_of
+from serving_helpers import picture_bytes
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header promises many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_images_of_the_usual_kinds_are_decoded(kind):
+    rgb = Limits().decode(picture_bytes(1, 50, 40, kind))
+    assert rgb.shape == (40, 50, 3)
+    assert rgb.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"/etc/passwd",
+        b"file:///etc/passwd",
+        b"http://127.0.0.1/x.png",
+        pickle.dumps({"a": 1}),
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        picture_bytes(1)[:200],
+    ],
+)
+def test_what_is_no_image_is_refused_and_nothing_else_is_opened(data, monkeypatch):
+    opened = []
+    monkeypatch.setattr("builtins.open", lambda *a, **k: opened.append(a))
+    monkeypatch.setattr(pickle, "loads", lambda *a, **k: opened.append(a))
+    with pytest.raises(ImageError) as refused:
+        Limits().decode(data)
+    assert status_of(refused.value) == 400
+    assert not opened
+
+
+@pytest.mark.parametrize("size", [(30_000, 30_000), (8_000, 7_000)])
+def test_a_pixel_bomb_is_refused_by_its_header(size):
+    start = time.perf_counter()
+    with pytest.raises(LimitError, match="pixels, at most 50 megapixels"):
+        Limits().decode(png_that_claims(*size))
+    assert time.perf_counter() - start < 5
+    assert status_of(LimitError("", 413)) == 413
+
+
+def test_a_large_file_is_refused_before_it_is_looked_at():
+    with pytest.raises(LimitError, match=r"1\.0 MB, at most 0\.5 MB"):
+        Limits(image_bytes=500_000).decode(b"x" * 1_000_000)
+
+
+def test_expressions_are_counted_and_measured():
+    limits = Limits(expressions=2, characters=10)
+    limits.check_expressions(["a", "b"])
+    with pytest.raises(ExpressionError, match="nothing to look for"):
+        limits.check_expressions([])
+    with pytest.raises(LimitError, match="3 expressions, at most 2"):
+        limits.check_expressions(["a", "b", "c"])
+    with pytest.raises(LimitError, match="11 characters, at most 10"):
+        limits.check_expressions(["a" * 11])
+
+
+def test_time_runs_out():
+    deadline = Limits(seconds=0.01).deadline()
+    time.sleep(0.02)
+    with pytest.raises(LimitError, match=r"longer than 0\.01 s") as late:
+        deadline.check()
+    assert status_of(late.value) == 504
+
+
+def test_what_is_not_the_senders_fault_is_ours():
+    assert status_of(EngineError("the engine failed")) == 500
+
+
+def test_exif_and_animation_are_read_as_elsewhere():
+    first, second = Image.new("RGB", (20, 10), "red"), Image.new("RGB", (20, 10), "blue")
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=[second])
+    assert Limits().decode(buffer.getvalue())[0, 0].tolist() == [255, 0, 0]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    first.save(buffer, "JPEG", exif=exif)
+    assert Limits().decode(buffer.getvalue()).shape == (20, 10, 3)

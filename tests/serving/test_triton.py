@@ -1,0 +1,329 @@
+"""The real tritonserver over repositories of ours: masks, caching, limits, and the models-a-graph variant."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import REPO
+from ris.engines.errors import BundleError, RisError
+from ris.runtime import open_bundle
+from ris.serving.limits import Limits
+from ris.serving.triton.repository import ServerOptions, compiled_plan, front_config, graph_config, write_repository
+from ris.serving.triton.server import Address, TritonServer, find_server
+from serving_helpers import free_ports, picture_bytes
+
+SMALL = Limits(image_bytes=200_000, pixels=1_000_000, expressions=4, characters=100, waiting=8, seconds=120)
+
+
+def no_server():
+    if importlib.util.find_spec("tritonclient") is None:
+        return "tritonclient is not installed"
+    try:
+        find_server()
+    except RisError as error:
+        return str(error)
+    return None
+
+
+needs_server = pytest.mark.skipif(no_server() is not None, reason=f"{no_server()} (make test-serving)")
+
+
+def options(**more):
+    return ServerOptions(**({"engine": "onnxruntime", "threads": 1, "limits": SMALL} | more))
+
+
+def serve(folder, bundle, chosen):
+    """Writes a repository, and a server over it that is to be used in a `with` block."""
+    write_repository(open_bundle(bundle), folder / "models", chosen)
+    log = (folder / "log").open("w")
+    return TritonServer(folder / "models", Address("127.0.0.1", *free_ports(3)), log)
+
+
+@pytest.fixture(scope="module")
+def server(served_bundle, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("triton")
+    with serve(folder, served_bundle, options(delay_us=20_000)) as running:
+        yield running
+
+
+def ask(server, image, expressions, *, grpc=False, names=("rle_counts", "rle_size", "from_cache"), **more):
+    import tritonclient.grpc
+    import tritonclient.http
+
+    triton = tritonclient.grpc if grpc else tritonclient.http
+    port = server.address.grpc if grpc else server.address.http
+    client = triton.InferenceServerClient(f"127.0.0.1:{port}", **({} if grpc else {"network_timeout": 300.0}))
+    inputs = []
+    for name, values in {"image": [image], "expression": [e.encode() for e in expressions]}.items():
+        inputs.append(triton.InferInput(name, [1, len(values)], "BYTES"))
+        inputs[-1].set_data_from_numpy(np.array([values], np.object_))
+    for name, value in more.items():
+        inputs.append(triton.InferInput(name, [1, 1], "FP32"))
+        inputs[-1].set_data_from_numpy(np.array([[value]], np.float32))
+    found = client.infer("ris", inputs, outputs=[triton.InferRequestedOutput(name) for name in names])
+    return {name: found.as_numpy(name) for name in names}
+
+
+def expected(model, image, expressions, **more):
+    return model.encode_image(Limits().decode(image)).segment_many(expressions, **more)
+
+
+@needs_server
+@pytest.mark.parametrize("grpc", [False, True], ids=["http", "grpc"])
+def test_answers_are_the_local_runtimes(server, served_model, grpc):
+    image, texts = picture_bytes(11 + grpc, 90, 70), ["left man", "the dog", "a red car"]
+    names = ("mask", "rle_counts", "rle_size", "score", "no_target", "is_no_target", "note", "from_cache")
+    found = ask(server, image, texts, grpc=grpc, names=names)
+    wanted = expected(served_model, image, texts)
+    assert found["mask"].shape == (1, 3, 70, 90)
+    assert found["rle_size"].tolist() == [[70, 90]]
+    assert not found["from_cache"].item()
+    for i, answer in enumerate(wanted):
+        np.testing.assert_array_equal(found["mask"][0, i], answer.mask)
+        assert found["rle_counts"][0, i].decode() == answer.rle()["counts"]
+        assert found["score"][0, i] == pytest.approx(answer.score, abs=1e-6)
+        assert found["no_target"][0, i] == pytest.approx(answer.no_target, abs=1e-6)
+        assert bool(found["is_no_target"][0, i]) == answer.is_no_target
+        assert found["note"][0, i].decode() == "; ".join(answer.notes)
+    assert ask(server, image, ["the dog"], grpc=grpc)["from_cache"].item()
+
+
+@needs_server
+def test_the_threshold_is_the_requests(server, served_model):
+    image = picture_bytes(21)
+    found = ask(server, image, ["left man"], names=("is_no_target", "mask"), no_target_threshold=0.0)
+    assert found["is_no_target"].item()
+    assert not found["mask"].any()
+    found = ask(server, image, ["left man"], names=("mask",), no_target_threshold=1.0)
+    [answer] = expected(served_model, image, ["left man"], no_target_threshold=1.0)
+    np.testing.assert_array_equal(found["mask"][0, 0], answer.mask)
+
+
+@needs_server
+def test_many_clients_are_batched_and_share_encoded_images(server, served_model):
+    """Requests of other lengths and images travel together, and each gets its own answer."""
+    images = [picture_bytes(30 + i, 60 + 10 * i, 50) for i in range(3)]
+    asked = [(images[i % 3], ["left man", "the dog", "a red car"][: 1 + i % 3]) for i in range(8)]
+    before = server.metrics()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda pair: ask(server, *pair, grpc=True), asked))
+    for (image, texts), answer in zip(asked, found, strict=True):
+        wanted = [a.rle()["counts"] for a in expected(served_model, image, texts)]
+        assert [counts.decode() for counts in answer["rle_counts"][0]] == wanted
+    after = server.metrics()
+
+    def grown(name):
+        return sum(after[k] - before.get(k, 0) for k in after if k.startswith(name))
+
+    assert grown("ris_image_cache_misses_total") == 3
+    assert grown("ris_image_cache_hits_total") == 5
+    assert grown("nv_inference_request_success") == 8
+    assert grown("nv_inference_exec_count") < 8
+    assert sum(v for k, v in after.items() if k.startswith("ris_image_cache_images")) >= 3
+
+
+@needs_server
+@pytest.mark.parametrize(
+    ("image", "texts", "said"),
+    [
+        (b"/etc/passwd", ["x"], "400: the image cannot be read"),
+        (b"x" * 300_000, ["x"], "413: the image file has 0.3 MB, at most 0.2 MB"),
+        (picture_bytes(1, 1300, 1000, "JPEG"), ["x"], "413: the image has 1300x1000 pixels, at most 1 megapixels"),
+        (picture_bytes(1), ["x"] * 5, "413: 5 expressions, at most 4"),
+        (picture_bytes(1), ["x" * 101], "413: an expression has 101 characters, at most 100"),
+        (picture_bytes(1), ["  "], "400: the expression is empty"),
+        (picture_bytes(1), [], "400: nothing to look for"),
+    ],
+)
+def test_what_is_refused_and_how(server, image, texts, said):
+    from tritonclient.utils import InferenceServerException
+
+    with pytest.raises(InferenceServerException) as refused:
+        ask(server, image, texts)
+    assert said in refused.value.message()
+    assert refused.value.status() == "400"
+
+
+@needs_server
+def test_clients_cannot_reach_into_the_server(server):
+    import tritonclient.http
+    from tritonclient.utils import InferenceServerException
+
+    client = tritonclient.http.InferenceServerClient(f"127.0.0.1:{server.address.http}")
+    attempts = [
+        lambda: client.load_model("ris"),
+        lambda: client.unload_model("ris"),
+        lambda: client.register_system_shared_memory("a", "/ris-test", 64),
+        lambda: client.update_log_settings({"log_file": "/tmp/ris-test"}),
+    ]
+    for attempt in attempts:
+        with pytest.raises(InferenceServerException) as refused:
+            attempt()
+        assert "restricted" in refused.value.message()
+    assert client.is_model_ready("ris")
+
+
+@needs_server
+def test_the_example_client_speaks_both(server, served_model, tmp_path):
+    (tmp_path / "photo.png").write_bytes(picture_bytes(40))
+    [answer] = expected(served_model, picture_bytes(40), ["left man"])
+    for more in ([f"127.0.0.1:{server.address.http}"], [f"127.0.0.1:{server.address.grpc}", "--grpc"]):
+        command = [sys.executable, REPO / "examples" / "triton_client.py", tmp_path / "photo.png", "left man"]
+        done = subprocess.run(
+            [*command, "--mask", tmp_path / "m.npy", "--url", *more], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["rle"] == dict(answer.rle())
+        np.testing.assert_array_equal(np.load(tmp_path / "m.npy")[0].astype(bool), answer.mask)
+
+
+@needs_server
+def test_a_full_queue_refuses_and_recovers(served_bundle, tmp_path):
+    """A burst beyond the queue: some are served, the others told so at once, and the next request is served."""
+    from tritonclient.utils import InferenceServerException
+
+    tight = Limits(waiting=1, seconds=120)
+
+    def attempt(number):
+        try:
+            return ask(server, picture_bytes(number, 1200, 900, "JPEG"), ["left man"], grpc=True) and "served"
+        except InferenceServerException as error:
+            return error.message()
+
+    with serve(tmp_path, served_bundle, options(limits=tight, batch=1)) as server:
+        with ThreadPoolExecutor(12) as pool:
+            found = list(pool.map(attempt, range(12)))
+        refused = [said for said in found if said != "served"]
+        assert "served" in found
+        assert refused
+        assert all("maximum queue size" in said for said in refused)
+        assert attempt(99) == "served"
+
+
+# what Triton's own ONNX Runtime backend does, for a server that has the Python backend alone
+ONNX_BACKEND = """
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        path = f"{args['model_repository']}/{args['model_version']}/model.onnx"
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            feeds = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            names = [output.name for output in self.session.get_outputs()]
+            found = self.session.run(names, feeds)
+            tensors = [pb_utils.Tensor(name, value) for name, value in zip(names, found)]
+            responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
+        return responses
+"""
+
+
+@needs_server
+def test_a_model_a_graph(served_bundle, served_model, tmp_path):
+    """The configurations for the container's backends, with its ONNX Runtime backend played by the Python one.
+
+    Here the expressions of several requests are asked together, too.
+    """
+    server = serve(tmp_path, served_bundle, options(graphs="onnx", join=True, delay_us=100_000))
+    for config in (tmp_path / "models").glob("ris_*/config.pbtxt"):
+        text = config.read_text()
+        assert 'backend: "onnxruntime"' in text
+        config.write_text(text.replace('backend: "onnxruntime"', 'backend: "python"'))
+        (config.parent / "1" / "model.py").write_text(ONNX_BACKEND)
+    with server:
+        image, texts = picture_bytes(50, 70, 90), ["left man", "the dog"]
+        found = ask(server, image, texts)
+        wanted = [answer.rle()["counts"] for answer in expected(served_model, image, texts)]
+        assert [counts.decode() for counts in found["rle_counts"][0]] == wanted
+        asked = [["the dog"], ["a red car", "left man"], ["left man"]]
+        with ThreadPoolExecutor(3) as pool:
+            together = list(pool.map(lambda each: ask(server, image, each, grpc=True, names=("mask",)), asked))
+        for each, answer in zip(asked, together, strict=True):
+            masks = np.stack([one.mask for one in expected(served_model, image, each)])
+            assert (answer["mask"][0].astype(bool) == masks).mean() > 0.999
+        with pytest.raises(Exception, match="400: the expression is empty"):
+            ask(server, image, ["  "])
+        assert any('model="ris_fusion"' in name for name in server.metrics())
+
+
+def test_the_configuration_follows_the_manifest(request, served_bundle):
+    """The same where no server is: what depends on the model and on the options."""
+    bundle = open_bundle(served_bundle)
+    text = front_config(bundle, options(instances=3, batch=5, delay_us=70))
+    assert 'name: "no_target"' in text
+    assert "max_batch_size: 5" in text
+    assert "count: 3 kind: KIND_CPU" in text
+    assert "max_queue_delay_microseconds: 70" in text
+    assert "max_queue_size: 8" in text
+    assert "KIND_GPU" in front_config(bundle, options(device="cuda"))
+    fusion = graph_config(bundle, "fusion", options(graphs="tensorrt"))
+    assert 'platform: "tensorrt_plan"' in fusion
+    assert "max_batch_size: 0" in fusion
+    for spec in bundle.manifest.graphs["fusion"].inputs:
+        assert f'name: "{spec.name}"' in fusion
+    pytest.importorskip("torch", reason="no PyTorch to export the category variant with")
+    text = front_config(open_bundle(request.getfixturevalue("tiny_category_bundle")), options())
+    assert 'name: "category" data_type: TYPE_STRING' in text
+    assert 'name: "category_asked"' in text
+    assert 'name: "no_target" ' not in text
+
+
+def test_a_repository_is_whole_or_not_there(served_bundle, tmp_path, monkeypatch):
+    bundle = open_bundle(served_bundle)
+    out = tmp_path / "models"
+    write_repository(bundle, out, options())
+    assert open_bundle(out / "ris" / "1" / "bundle").manifest == bundle.manifest
+    with pytest.raises(RisError, match="--force replaces it"):
+        write_repository(bundle, out, options())
+    monkeypatch.setattr("ris.serving.triton.repository.front_config", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_repository(bundle, out, options(), force=True)
+    assert (out / "ris" / "config.pbtxt").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["models"]
+    (tmp_path / "other").mkdir()
+    with pytest.raises(RisError, match="no repository of ours"):
+        write_repository(bundle, tmp_path / "other", options(), force=True)
+
+
+def test_the_bundle_stays_its_owners(served_bundle, tmp_path):
+    """No links into it: onnx refuses weights in files that have several names."""
+    write_repository(open_bundle(served_bundle), tmp_path / "models", options())
+    copied = {p.name: p for p in (tmp_path / "models").rglob("*") if p.is_file()}
+    for path in served_bundle.glob("graphs/*"):
+        assert path.stat().st_nlink == 1
+        assert copied[path.name].read_bytes() == path.read_bytes()
+
+
+def test_plans_are_found_by_what_they_were_compiled_from(served_bundle, tmp_path):
+    bundle = open_bundle(served_bundle)
+    import dataclasses
+    import shutil
+
+    copy = dataclasses.replace(bundle, path=Path(shutil.copytree(served_bundle, tmp_path / "copy")))
+    with pytest.raises(BundleError, match="0 TensorRT plans of fusion; compile it"):
+        compiled_plan(copy, "fusion")
+    current = {Path(name).name: value for name, value in bundle.manifest.graphs["fusion"].sha256.items()}
+    for key, onnx, engine in [("a", current, "tensorrt"), ("b", {"fusion.onnx": "0"}, "tensorrt"),
+                              ("c", current, "openvino")]:  # fmt: skip
+        folder = copy.path / "engines" / key
+        folder.mkdir(parents=True)
+        (folder / "fusion.json").write_text(json.dumps({"recipe": {"engine": engine, "onnx": onnx}}))
+        (folder / "fusion.plan").write_bytes(b"plan")
+    assert compiled_plan(copy, "fusion") == copy.path / "engines" / "a" / "fusion.plan"
+    shutil.copytree(copy.path / "engines" / "a", copy.path / "engines" / "d")
+    with pytest.raises(BundleError, match="2 TensorRT plans of fusion; leave one"):
+        compiled_plan(copy, "fusion")
