@@ -158,7 +158,7 @@ def _demo() -> ModelConfig:
         preset="demo",
         sam=SamConfig(image_size=256, patch_size=8, width=128, depth=6, heads=4, window=8, global_blocks=(2, 5)),
         clip=ClipConfig(
-            image_size=168, patch_size=14, width=128, layers=6, heads=4, embed_dim=64,
+            image_size=224, patch_size=14, width=128, layers=6, heads=4, embed_dim=64,
             text_width=64, text_layers=1, text_heads=1, text_vocab_size=512,
         ),
         bert=BertSpec(vocab_size=256, width=128, layers=3, heads=4, mlp_width=256, positions=64),

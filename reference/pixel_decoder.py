@@ -24,18 +24,18 @@ class SampleGrid(nn.Module):
     bits are 0.03 pixels at pixel 48."""
 
     def forward(self, centres: Tensor, offsets: Tensor, size: Size) -> Tensor:
-        """centres [Q, 2] in [0, 1], offsets [G, Q, P, 2] in pixels, both (x, y), size (H, W) -> [G, Q, P, 2] as
+        """centres [Q, 2] in [0, 1], offsets [G, P, Q, 2] in pixels, both (x, y), size (H, W) -> [G, P, Q, 2] as
         grid_sample takes it, -1 to 1."""
         scale = torch.from_numpy(np.array([size[1], size[0]], np.float32)).to(offsets)
-        return 2 * (centres[:, None] + offsets / scale) - 1
+        return 2 * (centres + offsets / scale) - 1
 
 
 class Neighbours(nn.Module):
     """What bilinear sampling reads there; like `SampleGrid`, FP32 always: FP16 counts pixels to 2048."""
 
     def forward(self, grid: Tensor, size: Size) -> list[tuple[Tensor, Tensor]]:
-        """grid [G, Q, P, 2], size (H, W) -> for each of the four neighbours of every place its index in H*W, int64
-        [G, Q, P], and its weight [G, Q, P], 0 outside. Pixel centres are at half integers."""
+        """grid [G, P, Q, 2], size (H, W) -> for each of the four neighbours of every place its index in H*W, int64
+        [G, P, Q], and its weight [G, P, Q], 0 outside. Pixel centres are at half integers."""
         height, width = size
         scale = torch.from_numpy(np.array([width, height], np.float32)).to(grid)
         pixel = ((grid + 1) * scale - 1) / 2
@@ -75,33 +75,36 @@ class DeformableAttention(nn.Module):
         value = self.value_proj(tokens).unflatten(2, (heads, depth)).transpose(1, 2).flatten(0, 1)
         offsets = self.sampling_offsets(query).unflatten(2, (heads, levels, points, 2))
         weights = self.attention_weights(query).unflatten(2, (heads, levels * points)).softmax(-1)
-        offsets = offsets.permute(0, 2, 3, 1, 4, 5).flatten(0, 1)  # [B*heads, levels, Q, points, 2]
-        weights = weights.transpose(1, 2).flatten(0, 1)  # [B*heads, Q, levels*points]
-        sampled = []
+        offsets = offsets.permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # [B*heads, levels, points, Q, 2]
+        weights = weights.unflatten(3, (levels, points)).permute(0, 2, 3, 4, 1).flatten(0, 1)  # without the 2
+        weights = weights.contiguous()
+        mixed: Tensor | None = None  # [B*heads, depth, Q]
         start = 0
         for level, (height, level_width) in enumerate(sizes):
             end = start + height * level_width
             size = (height, level_width)
-            sampled.append(self.sample(value[:, start:end], self.grid(centres, offsets[:, level], size), size))
+            sampled = self.sample(value[:, start:end], self.grid(centres, offsets[:, level], size), size)
+            term = (sampled * weights[:, None, level].to(sampled)).sum(2)
+            mixed = term if mixed is None else mixed + term
             start = end
-        mixed = (torch.cat(sampled, -1) * weights[:, None]).sum(-1)  # [B*heads, depth, Q]
+        assert mixed is not None
         mixed = mixed.unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2)
         return self.output_proj(mixed)
 
     def sample(self, value: Tensor, grid: Tensor, size: Size) -> Tensor:
-        """Bilinear samples of maps, zeros outside: value [G, H*W, D], grid [G, Q, P, 2] from -1 to 1 -> [G, D, Q, P].
+        """Bilinear samples of maps, zeros outside: value [G, H*W, D], grid [G, P, Q, 2] from -1 to 1 -> [G, D, P, Q].
 
         "native" is torch's grid_sample (one GridSample node); "gather" is the same sum written as four row gathers, for
         engines whose GridSample is wrong (docs/design.md, The five graphs).
         """
         if self.sampling == "native":
             return F.grid_sample(value.transpose(1, 2).unflatten(2, size), grid, align_corners=False)
-        groups, queries, points = grid.shape[:3]
+        groups, points, queries = grid.shape[:3]
         rows = value.flatten(0, 1)
         first = (torch.arange(groups, device=value.device) * (size[0] * size[1]))[:, None, None]
         result: Tensor | None = None
         for index, weight in self.neighbours(grid, size):
-            picked = rows.index_select(0, (index + first).flatten()).reshape(groups, queries, points, -1)
+            picked = rows.index_select(0, (index + first).flatten()).reshape(groups, points, queries, -1)
             term = picked * weight.to(value.dtype)[..., None]
             result = term if result is None else result + term
         assert result is not None

@@ -6,7 +6,7 @@ for sample in make_samples(scene, seed=0, count=6):     # "left man", "all dogs"
 """
 
 from ris.calibration.scenes.backgrounds import draw_background
-from ris.calibration.scenes.glyphs import Split, kinds, variant_colours
+from ris.calibration.scenes.glyphs import Split, hue_turn, kinds, variant_colours
 from ris.calibration.scenes.grammar import Sample, make_samples, target_mask, vocabulary_words
 from ris.calibration.scenes.scene import Scene, SceneObject, make_scene
 from ris.calibration.scenes.words import COLOURS
@@ -22,6 +22,7 @@ __all__ = [
     "SceneObject",
     "Split",
     "draw_background",
+    "hue_turn",
     "make_samples",
     "make_scene",
     "target_mask",

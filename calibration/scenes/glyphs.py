@@ -106,19 +106,23 @@ def variant_colours(kind: str, name: str) -> tuple[NDArray[np.float32], list[NDA
 
 def recoloured(rgba: NDArray[np.uint8], hue: float, gain: tuple[float, float, float]) -> NDArray[np.uint8]:
     """uint8 RGBA [H, W, 4] with its hue turned by `hue` degrees about the grey axis, then each channel times `gain`."""
+    out = rgba.copy()
+    out[..., :3] = np.clip(np.rint((rgba[..., :3] @ hue_turn(hue).T) * gain), 0, 255)
+    out[rgba[..., 3] == 0] = 0
+    return out
+
+
+def hue_turn(hue: float) -> NDArray[np.float64]:
+    """The matrix [3, 3] that turns a colour, a column, by `hue` degrees about the grey axis."""
     cos, sin = math.cos(math.radians(hue)), math.sin(math.radians(hue))
     third, root = (1 - cos) / 3, sin / math.sqrt(3)
-    turn = np.array(
+    return np.array(
         [
             [cos + third, third - root, third + root],
             [third + root, cos + third, third - root],
             [third - root, third + root, cos + third],
         ]
     )
-    out = rgba.copy()
-    out[..., :3] = np.clip(np.rint((rgba[..., :3] @ turn.T) * gain), 0, 255)
-    out[rgba[..., 3] == 0] = 0
-    return out
 
 
 @cache

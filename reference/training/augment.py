@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from ris.calibration.scenes import COLOURS, Scene, draw_background, variant_colours
+from ris.calibration.scenes import COLOURS, Scene, draw_background, hue_turn, variant_colours
 
 Float = NDArray[np.float32]
 LIGHTS = np.linspace(0.78, 1.28, 11, dtype=np.float32)  # by how much the light of two scenes may differ
@@ -28,7 +26,7 @@ def vary(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     behind = np.ones(image.shape[:2], np.bool_)
     for thing in scene.objects:
         behind &= ~thing.mask
-        if thing.kind not in COLOURS and rng.random() < 0.6:
+        if thing.kind not in COLOURS and rng.random() < 0.4:
             image[thing.mask] = repainted(image[thing.mask], thing.kind, thing.variant, rng)
     if rng.random() < 0.4:
         other = draw_background(rng, "train", image.shape[0]).astype(np.float32)
@@ -53,7 +51,7 @@ def repainted(pixels: Float, kind: str, variant: str, rng: np.random.Generator) 
     own, held_out = variant_colours(kind, variant)
     limits = [min(APART, distance(own, other)) for other in held_out]
     for _ in range(_TRIES):
-        paint = _paint(float(rng.normal(0, 50)), float(rng.uniform(0.0, 1.25)), rng.uniform(0.75, 1.2, 3))
+        paint = _paint(float(rng.normal(0, 40)), float(rng.uniform(0.0, 1.25)), rng.uniform(0.75, 1.2, 3))
         new = own @ paint
         if all(distance(new, other) >= limit for other, limit in zip(held_out, limits, strict=True)):
             painted: Float = pixels @ paint
@@ -68,13 +66,10 @@ def distance(colours: Float, other: Float) -> float:
 
 
 def _paint(hue: float, saturation: float, gain: NDArray[np.float64]) -> Float:
-    """The matrix [3, 3] that turns hues by some degrees about the grey axis, then scales saturation (0: grey) and each
-    channel; pixels [P, 3] are multiplied by it from the left."""
-    cos, sin = math.cos(math.radians(hue)), math.sin(math.radians(hue)) / math.sqrt(3)
-    third = (1 - cos) / 3
-    turn = np.full((3, 3), third) + cos * np.eye(3) + sin * np.array([[0, 1, -1], [-1, 0, 1], [1, -1, 0]])
+    """The matrix [3, 3] that turns hues by some degrees, then scales saturation (0: grey) and each channel; pixels
+    [P, 3] are multiplied by it from the left."""
     fade = saturation * np.eye(3) + (1 - saturation) * np.outer(_GREY, np.ones(3))
-    matrix: Float = (turn @ fade * gain).astype(np.float32)
+    matrix: Float = (hue_turn(hue).T @ fade * gain).astype(np.float32)
     return matrix
 
 

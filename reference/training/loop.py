@@ -47,6 +47,13 @@ def _decays(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and not any(part in name for part in ("embed", "token", "_embedding"))
 
 
+def _inner(name: str, parameter: Tensor) -> bool:
+    """Whether Muon may update it: the matrices of linear layers, but not narrow ones, whose rows are outputs by name
+    rather than directions, nor those that say where deformable attention looks."""
+    matrix = parameter.ndim == 2 and name.endswith("weight") and _decays(name, parameter)
+    return matrix and min(parameter.shape) >= 32 and "sampling_offsets" not in name and "attention_weights" not in name
+
+
 class Trainer:
     """A run in a folder: the state to go on from (`state.pt`), a log (`log.jsonl`) and the weights so far
     (`model.safetensors`: the averaged ones where the recipe keeps them)."""
@@ -79,12 +86,17 @@ class Trainer:
         self.features = FeatureStore(features, self.model) if features is not None else None
         named = [*self.model.named_parameters(), *(self.heads.named_parameters() if self.heads else [])]
         trained = [(name, p) for name, p in named if p.requires_grad]
+        inner = [p for n, p in trained if recipe.muon and _inner(n, p)]
+        others = [(n, p) for n, p in trained if not (recipe.muon and _inner(n, p))]
         groups = [
-            {"params": [p for n, p in trained if _decays(n, p)], "weight_decay": recipe.weight_decay},
-            {"params": [p for n, p in trained if not _decays(n, p)], "weight_decay": 0.0},
+            {"params": [p for n, p in others if _decays(n, p)], "weight_decay": recipe.weight_decay},
+            {"params": [p for n, p in others if not _decays(n, p)], "weight_decay": 0.0},
         ]
         self.parameters = [p for _, p in trained]
-        self.optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate)
+        self.optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.learning_rate)]
+        if inner:  # updates as large, root of the mean square, as AdamW's are at the same rate
+            decay = recipe.weight_decay
+            self.optimisers += [torch.optim.Muon(inner, weight_decay=decay, adjust_lr_fn="match_rms_adamw")]
         if self.device.type == "cpu" and recipe.parts > 1:
             each = max(1, torch.get_num_threads() // recipe.parts)
             self._threads = ThreadPoolExecutor(recipe.parts, initializer=lambda: torch.set_num_threads(each))
@@ -111,7 +123,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         if self.heads is not None:
             self.heads.load_state_dict(state["heads"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         self.average = state["average"]
         self.step = state["step"]
         self._cut_log()
@@ -126,7 +139,7 @@ class Trainer:
             "config": json.loads(json.dumps(self.model.config.to_dict())),
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict() if self.heads is not None else None,
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "average": self.average,
         }
         temporary = self.folder / (STATE + ".part")
@@ -157,8 +170,9 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One optimiser step; the losses by name. Raises RisError where the loss is no longer a number."""
         recipe = self.recipe
-        for group in self.optimiser.param_groups:
-            group["lr"] = recipe.rate(self.step)
+        for optimiser, times in zip(self.optimisers, (1.0, recipe.muon), strict=False):
+            for group in optimiser.param_groups:
+                group["lr"] = times * recipe.rate(self.step)
         batch = batch.to(self.device)
         parts = batch.split(recipe.parts)
         if self.device.type == "cpu" and len(parts) > 1:
@@ -173,7 +187,8 @@ class Trainer:
             parameter.grad = torch.stack(given).sum(0).div_(len(found)) if given else None
         nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm)
         self._updating = True
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         self.step += 1
         self._average()
         self._updating = False
@@ -194,8 +209,7 @@ class Trainer:
                 losses = {name: float(value.detach()) for name, value in taught.items()}
                 return losses, torch.autograd.grad(loss, self.parameters, allow_unused=True)
             out = ask(self.model, embeddings, tokens, batch.input_ids, batch.targets.image_index, batch.category)
-            presence = self.recipe.presence is not None and self.step >= self.recipe.presence
-            loss, losses = total_loss(self.model, self.heads, out, batch.targets, self.recipe.weights, presence)
+            loss, losses = total_loss(self.model, self.heads, out, batch.targets, self.recipe.weights)
         return losses, torch.autograd.grad(loss, self.parameters, allow_unused=True)
 
     @torch.no_grad()

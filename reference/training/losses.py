@@ -81,19 +81,27 @@ def no_target_loss(logits: Tensor, present: Tensor, weights: LossWeights) -> Ten
 
 
 def dense_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets) -> Tensor:
-    """Dice and cross entropy of a mask read off the dense prompt [N, C, d, d]; it is empty for expressions that have no
-    target, from which the no-target head learns."""
+    """Dice and cross entropy of a mask read off the dense prompt [N, C, d, d], empty for expressions that have no
+    target."""
     logits = heads.dense(dense_prompt).float()[:, 0].flatten(1)
     height, width = dense_prompt.shape[-2:]
     truth = F.adaptive_avg_pool2d(targets.masks[:, None], (height, width)).flatten(1)
     return dice(logits, truth).mean() + F.binary_cross_entropy_with_logits(logits, truth)
 
 
-def presence_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets) -> Tensor:
-    """Cross entropy of "something is meant", said by the four strongest positions of the mask that is read off the
-    dense prompt [N, C, d, d]. `dense_loss` says the same too softly: one thing is few of many positions."""
-    logits = heads.dense(dense_prompt).float().flatten(1).topk(4).values.mean(1)
-    return F.binary_cross_entropy_with_logits(logits, targets.present.float())
+def relevance_loss(model: RISModel, out: TrainingOutputs, targets: Targets) -> Tensor:
+    """Cross entropy of what the no-target head says of each query with how much of that query's mask is meant.
+
+    The head's answer is the maximum over queries, through which one query at a time would learn.
+    """
+    each = model.decoder.no_target(out.objects[-1])[0].float()  # [N, Q, 2]
+    with torch.no_grad():
+        masks = out.query_masks[-1].float().sigmoid()
+        height, width = masks.shape[-2:]
+        truth = F.adaptive_avg_pool2d(targets.masks[:, None], (height, width)).flatten(1)
+        masks = masks.flatten(2)[targets.image_index]
+        meant = torch.einsum("nqp,np->nq", masks, truth) / masks.sum(-1).clamp(min=1e-3)
+    return F.binary_cross_entropy_with_logits(each[..., 0] - each[..., 1], meant.clamp(0, 1))
 
 
 def total_loss(
@@ -102,9 +110,8 @@ def total_loss(
     out: TrainingOutputs,
     targets: Targets,
     weights: LossWeights,
-    presence: bool = False,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The sum that is minimised and its parts by name, weighted; presence: with `presence_loss`."""
+    """The sum that is minimised and its parts by name, weighted."""
     parts = {"mask": mask_loss(out.mask_logits, targets, weights)}
     masks, vl = dfam_loss(model, out, targets, weights)
     parts["dfam"], parts["vl"] = weights.dfam * masks, weights.dfam * vl
@@ -114,8 +121,8 @@ def total_loss(
         taught = pretext_loss(heads, out.image_embeddings, out.clip_tokens, targets)
         taught["sentence"] = sentence_loss(heads, out.sentences, targets)
         taught["dense"] = dense_loss(heads, out.dense_prompt, targets)
-        if presence:
-            taught["presence"] = presence_loss(heads, out.dense_prompt, targets)
+        if out.no_target_logits is not None:
+            taught["relevance"] = 2 * relevance_loss(model, out, targets)
         parts |= {name: weights.pretext * value for name, value in taught.items()}
     total = torch.stack(list(parts.values())).sum()
     return total, {name: float(value.detach()) for name, value in parts.items()}

@@ -12,9 +12,9 @@ from ris.reference.training.targets import Targets
 
 
 class PretextHeads(nn.Module):
-    """Linear layers that training alone uses. For every patch of either image encoder: which kind it shows, and the
-    place and size of the thing it is part of. For a sentence: which kinds it names, the place and size of what it
-    means. For the dense prompt: a mask."""
+    """Linear layers that training alone uses. For every patch of either image encoder: which kind it shows, the place
+    and size of the thing it is part of, and where that stands among its like. For a sentence: which kinds it names, the
+    place and size of what it means. For the dense prompt: a mask."""
 
     def __init__(self, sam_width: int, clip_width: int, kinds: int) -> None:
         super().__init__()
@@ -22,6 +22,8 @@ class PretextHeads(nn.Module):
         self.clip = nn.Linear(clip_width, kinds + 1)
         self.sam_places = nn.Linear(sam_width, 3)
         self.clip_places = nn.Linear(clip_width, 3)
+        self.sam_order = nn.Linear(sam_width, 6)
+        self.clip_order = nn.Linear(clip_width, 6)
         self.names = nn.Linear(sam_width, kinds)
         self.place = nn.Linear(sam_width, 3)
         self.dense = nn.Conv2d(sam_width, 1, 1)
@@ -47,11 +49,28 @@ def places(masks: Tensor) -> Tensor:
     return torch.cat([centre, 0.5 * area.log2()[:, None] - math.log2(masks.shape[-1]) + 2.5], -1)
 
 
-def _place_loss(found: Tensor, things: Tensor, known: Tensor) -> Tensor:
-    """Squared error of found [B, side, side, 3] against the place of the thing that fills most of each cell, known
+def order(known: Tensor, kinds: Tensor) -> Tensor:
+    """How each thing stands among those of its kind: float32 [B, classes, 6], 2**-n for n of them left of it, right of
+    it, above, below, smaller, larger; so the leftmost dog has 1 first. known [B, classes, 3]: `places`; kinds
+    [B, classes], 0 where there is no thing."""
+    like = (kinds[:, :, None] == kinds[:, None]) & (kinds[:, None] > 0)
+    before = (known[:, None] < known[:, :, None]) & like[..., None]  # [B, one, other, x y size]
+    after = (known[:, None] > known[:, :, None]) & like[..., None]
+    return 0.5 ** torch.stack([before.sum(2), after.sum(2)], -1).flatten(2).float()
+
+
+def _order_loss(found: Tensor, owner: Tensor, truth: Tensor) -> Tensor:
+    """Squared error of found [B, side, side, 6] against truth [B, classes, 6] of each cell's thing, owner
+    [B, side, side]; over cells that show one."""
+    error = ((found - truth.gather(1, owner.flatten(1)[..., None].expand(-1, -1, 6)).view_as(found)) ** 2).sum(-1)
+    shown = (owner > 0).float()
+    return (shown * error).sum() / shown.sum().clamp(min=1)
+
+
+def _place_loss(found: Tensor, owner: Tensor, known: Tensor) -> Tensor:
+    """Squared error of found [B, side, side, 3] against the place of each cell's thing, owner [B, side, side], known
     [B, classes, 3]; cells of background have their own place, no size, and count a quarter."""
     side = found.shape[1]
-    owner = label_shares(things, known.shape[1], side).argmax(-1)
     truth = known.gather(1, owner.flatten(1)[..., None].expand(-1, -1, 3)).unflatten(1, (side, side))
     line = torch.linspace(-1, 1, side + 1, device=found.device)
     middle = (line[:-1] + line[1:]) / 2
@@ -67,23 +86,26 @@ def pretext_loss(
     heads: PretextHeads, image_embeddings: Tensor, clip_tokens: Tensor, targets: Targets
 ) -> dict[str, Tensor]:
     """What the patches of either encoder show, by name: cross entropy against the share of each kind, background, most
-    of an image, counting a quarter; and where the thing is that they are part of."""
+    of an image, counting a quarter; where the thing is that fills most of them, and where it stands among its like."""
     assert targets.kinds is not None
     assert targets.things is not None
     side = round(clip_tokens.shape[1] ** 0.5)
     each = F.one_hot(targets.things).permute(0, 3, 1, 2).float()
     known = places(each.flatten(0, 1)).unflatten(0, each.shape[:2])
+    ranks = order(known, (each * targets.kinds[:, None]).amax((2, 3)))
     losses: dict[str, Tensor] = {}
-    for name, cells, kinds, place in (
-        ("sam", image_embeddings.permute(0, 2, 3, 1), heads.sam, heads.sam_places),
-        ("clip", clip_tokens.unflatten(1, (side, side)), heads.clip, heads.clip_places),
+    for name, cells, kinds, place, rank in (
+        ("sam", image_embeddings.permute(0, 2, 3, 1), heads.sam, heads.sam_places, heads.sam_order),
+        ("clip", clip_tokens.unflatten(1, (side, side)), heads.clip, heads.clip_places, heads.clip_order),
     ):
         logits = kinds(cells).float()
         weight = torch.full(logits.shape[-1:], 2.0, device=logits.device)
         weight[0] = 0.5
         shares = label_shares(targets.kinds, len(weight), cells.shape[1])
         losses[name] = F.cross_entropy(logits.flatten(0, 2), shares.flatten(0, 2), weight)
-        losses[f"{name}_places"] = _place_loss(place(cells).float(), targets.things, known)
+        owner = label_shares(targets.things, known.shape[1], cells.shape[1]).argmax(-1)
+        losses[f"{name}_places"] = _place_loss(place(cells).float(), owner, known)
+        losses[f"{name}_order"] = _order_loss(rank(cells).float(), owner, ranks)
     return losses
 
 

@@ -17,8 +17,9 @@ class LossWeights:
     mask_*: the main mask. dfam scales everything that DFAM's layers give: per layer dfam_dice, dfam_bce and vl, the
     cosine term between object embeddings and sentences. no_target: the cross entropy of the no-target head, whose
     classes are weighted by no_target_classes. pretext is ours, and stands in for the pre-training that encoders trained
-    from scratch lack; 0 where they have it. Linear layers say what each patch of the two image encoders shows, and
-    where and how large that is, the same of a sentence's target, and read a mask off the dense prompt.
+    from scratch lack; 0 where they have it. Linear layers say what each patch of the two image encoders shows, where
+    and how large that is, and whether others of its kind are left of it or larger; they say the kind, place and size of
+    a sentence's target, and read a mask off the dense prompt.
     """
 
     mask_dice: float = 2.0
@@ -41,16 +42,18 @@ class Recipe:
     steps of linear growth, at the start and after the lessons; decay: the share of the steps, at the end, over which
     the rate falls to zero along a cosine. lessons and lesson_images: so many first steps train the encoders alone, on
     the pretext terms, with that many images each: until they know what things are, there is nothing for words to mean.
-    presence: from this step on the pretext also asks whether anything is meant at all; before, what is there comes
-    first; None: never. augment: drawn scenes vary in more than their glyphs and backgrounds do. clip_norm: L2 norm of
-    the whole model's gradient. bf16: bfloat16 autocast (weights stay float32). ema: decay of the averaged weights that
-    are validated and exported; 0 keeps none. unknown_words: how often an expression gets a word that it does not know.
+    muon: weight matrices inside the network are updated by Muon, at so many times the rate, and everything else by
+    AdamW; 0: AdamW updates all. augment: drawn scenes vary in more than their glyphs and backgrounds do. clip_norm:
+    L2 norm of the whole model's gradient. bf16: bfloat16 autocast (weights stay float32). ema: decay of the averaged
+    weights that are validated and exported; 0 keeps none. unknown_words: how often an expression gets a word that it
+    does not know.
     frozen: prefixes of state-dict keys that do not train.
     """
 
     name: str = "supplement"
     weights: LossWeights = field(default_factory=LossWeights)
     learning_rate: float = 5e-5
+    muon: float = 0.0
     weight_decay: float = 0.05
     clip_norm: float = 0.01
     images: int = 4
@@ -61,7 +64,6 @@ class Recipe:
     decay: float = 0.1
     lessons: int = 0
     lesson_images: int = 16
-    presence: int | None = None
     augment: bool = False
     ema: float = 0.0
     bf16: bool = True
@@ -116,17 +118,17 @@ RECIPES: dict[str, Recipe] = {
     "demo": Recipe(
         name="demo",
         weights=LossWeights(dfam=0.1, pretext=1.0, no_target=1.0, no_target_classes=(1.0, 2.0)),
-        learning_rate=5e-4,
+        learning_rate=6e-4,
+        muon=5.0,
         clip_norm=1.0,
         images=8,
         expressions=4,
         parts=2,
-        steps=9_000,
-        lessons=800,
-        presence=2300,
+        steps=3_000,
+        lessons=600,
         augment=True,
         warmup=200,
-        decay=0.35,
+        decay=0.65,
         ema=0.998,
         unknown_words=0.03,
         frozen=("sam.prompt_encoder.",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,12 +26,13 @@ from ris.reference.training.features import FeatureStore
 from ris.reference.training.forward import ask, encode
 from ris.reference.training.initialise import fresh_model
 from ris.reference.training.loop import Trainer
-from ris.reference.training.losses import dense_loss, dice, mask_loss, match, no_target_loss, presence_loss
+from ris.reference.training.losses import dense_loss, dice, mask_loss, match, no_target_loss, relevance_loss
 from ris.reference.training.plot import plot_log
 from ris.reference.training.pretext import (
     PretextHeads,
     label_shares,
     named_kinds,
+    order,
     places,
     pretext_loss,
     sentence_loss,
@@ -164,12 +166,25 @@ def test_what_patches_show_and_where_that_is():
         for layer, weight in ((kinds, 100 * torch.eye(6)[:3]), (place, torch.eye(6)[3:])):
             torch.nn.init.zeros_(layer.bias)
             layer.weight.data = weight
+    for layer in (heads.sam_order, heads.clip_order):  # each is alone of its kind: nothing is left of it, or larger
+        torch.nn.init.ones_(layer.bias)
+        torch.nn.init.zeros_(layer.weight)
     right = pretext_loss(heads, cells.T.reshape(1, 6, 2, 2), cells[None], targets)
     assert all(value.item() == pytest.approx(0.0, abs=1e-6) for value in right.values())
     cells[2, 3] += 1.0  # background: a quarter, in a total of 2.5
     moved = pretext_loss(heads, cells.T.reshape(1, 6, 2, 2), cells[None], targets)
     assert (moved["sam"].item(), moved["clip"].item()) == pytest.approx((0.0, 0.0), abs=1e-6)
     assert (moved["sam_places"].item(), moved["clip_places"].item()) == pytest.approx((0.1, 0.1))
+
+
+def test_order_among_things_of_one_kind():
+    known = torch.tensor([[[0, 0, 9.0], [-0.5, 0, 1], [0.1, 0.2, 2], [0.3, -0.4, 3], [0, 0, 0]]])
+    found = order(known, torch.tensor([[0, 5, 5, 5, 7]]))[0]
+    # left of it, right of it, above, below, smaller, larger
+    assert found[1].tolist() == [1, 0.25, 0.5, 0.5, 1, 0.25]
+    assert found[2].tolist() == [0.5, 0.5, 0.25, 1, 0.5, 0.5]
+    assert found[3].tolist() == [0.25, 1, 1, 0.25, 0.25, 1]
+    assert found[4].tolist() == [1] * 6
 
 
 def test_positions_can_be_read_off_the_start():
@@ -198,19 +213,25 @@ def test_the_dense_prompt_is_asked_for_a_mask():
     assert dense_loss(heads, everywhere, targets).item() > 3
 
 
-def test_whether_anything_is_meant_is_asked_from_its_step_on(tmp_path, source, tokenizer):
-    targets, heads = drawn_targets(), PretextHeads(1, 1, 3)
-    torch.nn.init.constant_(heads.dense.weight, 50.0)
-    torch.nn.init.zeros_(heads.dense.bias)
-    quiet = torch.full((3, 1, 4, 4), -1.0)
-    one_spot = quiet.clone()
-    one_spot[:2, :, :2, :2] = 1.0  # the third expression means nothing
-    assert presence_loss(heads, one_spot, targets).item() == pytest.approx(0.0, abs=1e-4)
-    assert presence_loss(heads, quiet, targets).item() == pytest.approx(50 * 2 / 3, rel=1e-3)
-    assert presence_loss(heads, -quiet, targets).item() == pytest.approx(50 / 3, rel=1e-3)
-    trainer(tmp_path, source, tokenizer, replace(RECIPE, presence=2, parts=1)).run(stop=3, log_every=1)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert ["presence" in line["losses"] for line in lines] == [False, False, True]
+def test_each_query_is_asked_how_much_of_it_is_meant():
+    targets = drawn_targets()
+    side = targets.masks.shape[-1]
+    left = torch.zeros(1, 1, side, side)
+    left[..., : side // 2] = 100.0
+    query_masks = torch.cat([left, 100 - left], 1) * 2 - 100  # one query covers the left half, one the right
+    truth = torch.stack(
+        [targets.masks[:, :, : side // 2].mean((1, 2)), targets.masks[:, :, side // 2 :].mean((1, 2))], 1
+    )
+    says = truth.clamp(1e-6, 1 - 1e-6).logit()
+
+    def loss(each):
+        objects = torch.stack([each, torch.zeros_like(each)], -1)
+        decoder = SimpleNamespace(no_target=lambda o: (o, o.amax(1)))
+        out = SimpleNamespace(objects=[objects], query_masks=[query_masks])
+        return relevance_loss(SimpleNamespace(decoder=decoder), out, targets).item()
+
+    assert targets.image_index.tolist() == [0] * len(targets.masks)
+    assert loss(says) < min(loss(says + 1), loss(says - 1), loss(says.flip(1)))
 
 
 def test_narrow_bert_starts_with_different_sentences_apart(tokenizer):
@@ -337,7 +358,7 @@ def test_lessons_come_first_and_teach_the_encoders_alone(tmp_path, source, token
     assert again.resume()
     again.run(log_every=1)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    taught = {"sam", "sam_places", "clip", "clip_places", "sentence"}
+    taught = {"sam", "sam_places", "sam_order", "clip", "clip_places", "clip_order", "sentence"}
     assert [set(x["losses"]) for x in lines[:2]] == [taught] * 2
     assert set(lines[2]["losses"]) == taught | {"mask", "dfam", "vl", "no_target", "dense"}
     plot_log(tmp_path / "log.jsonl", tmp_path / "log.png")
