@@ -3,13 +3,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PACKAGES := reference export calibration engines runtime
+SERVING ?= .venv-serving
+PACKAGES := reference export calibration engines runtime serving
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-serving cpp cpp-sanitize cpp-aarch64 fuzz lint format bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e ".[cpu,openvino,export,train,eval,dev]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[cpu,openvino,export,train,eval,ray,dev]"
 	touch $@
 
 demo: $(VENV)/installed
@@ -18,8 +19,69 @@ demo: $(VENV)/installed
 	$(BIN)/ris-infer examples/park.png "left man" "the red ball on the right" --bundle demo/ris-bundle --out demo
 	@echo "Look at demo/park.left-man.overlay.png (the demo's weights are made up, so the mask means nothing yet)"
 
+# Where ONNX Runtime's headers and library cannot be fetched, the tests of libris are skipped and say so
 test: lint
+	-mkdir -p build && (test -d build/onnxruntime || cpp/get-onnxruntime.sh build/onnxruntime)
 	$(BIN)/python -m pytest
+
+build/onnxruntime:
+	mkdir -p build
+	cpp/get-onnxruntime.sh $@
+
+build/onnxruntime-aarch64:
+	mkdir -p build
+	cpp/get-onnxruntime.sh $@ aarch64
+
+build/sysroot-aarch64:
+	mkdir -p build
+	cpp/get-arm64-packages.sh $@
+
+# libris and its examples, in build/cpp (cpp/README.md says what it needs)
+LIBRIS := cmake -S cpp -DRIS_BUILD_TESTS=ON
+cpp: | build/onnxruntime
+	$(LIBRIS) -B build/cpp -DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DRIS_ONNXRUNTIME_ROOT=$(CURDIR)/build/onnxruntime
+	cmake --build build/cpp
+
+# The tests of libris that need a bundle take this one
+build/cpp-bundle: | $(VENV)/installed
+	$(BIN)/ris-export --preset tiny --out $@
+
+# The same with AddressSanitizer, its leak check and UndefinedBehaviorSanitizer; then what those see
+cpp-sanitize: build/cpp-bundle | build/onnxruntime
+	$(LIBRIS) -B build/cpp-sanitize -DRIS_ONNXRUNTIME_ROOT=$(CURDIR)/build/onnxruntime -DRIS_SANITIZE=ON -DRIS_BUILD_EXAMPLES=OFF
+	cmake --build build/cpp-sanitize
+	mkdir -p build/scratch
+	build/cpp-sanitize/tests/ris-test build/cpp-bundle build/scratch
+	build/cpp-sanitize/tests/ris-fuzz-replay 20000 cpp/tests/corpus/*
+
+# Cross-built for aarch64, and its tests under qemu-user
+cpp-aarch64: build/cpp-bundle | build/onnxruntime-aarch64 build/sysroot-aarch64
+	$(LIBRIS) -B build/cpp-aarch64 -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/cpp/cmake/aarch64-linux-gnu.cmake \
+	    -DRIS_SYSROOT=$(CURDIR)/build/sysroot-aarch64 -DRIS_ONNXRUNTIME_ROOT=$(CURDIR)/build/onnxruntime-aarch64
+	cmake --build build/cpp-aarch64
+	mkdir -p build/scratch-aarch64
+	cpp/run-aarch64.sh build/cpp-aarch64 build/onnxruntime-aarch64 build/sysroot-aarch64 \
+	    build/cpp-aarch64/tests/ris-test build/cpp-bundle build/scratch-aarch64
+	cpp/run-aarch64.sh build/cpp-aarch64 build/onnxruntime-aarch64 build/sysroot-aarch64 \
+	    build/cpp-aarch64/tests/ris-fuzz-replay 200 cpp/tests/corpus/*
+
+# libFuzzer over everything that libris reads, for FUZZ_SECONDS
+CLANG ?= $(shell command -v clang || command -v clang-14 || echo clang)
+FUZZ_SECONDS ?= 180
+fuzz: | build/onnxruntime
+	$(LIBRIS) -B build/cpp-fuzz -DRIS_ONNXRUNTIME_ROOT=$(CURDIR)/build/onnxruntime -DRIS_FUZZ=ON -DRIS_BUILD_EXAMPLES=OFF \
+	    -DCMAKE_C_COMPILER=$(CLANG) -DCMAKE_CXX_COMPILER=$(subst clang,clang++,$(CLANG)) -DRIS_FUZZ_SECONDS=$(FUZZ_SECONDS)
+	cmake --build build/cpp-fuzz --target fuzz
+
+# Triton and the page in an environment of their own: one needs numpy below 2, the other Pillow below 13
+$(SERVING)/installed: pyproject.toml constraints-serving.txt
+	$(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/pip install -q -c constraints-serving.txt -e ".[cpu,triton,ui,dev-serving]"
+	touch $@
+
+test-serving: $(VENV)/installed $(SERVING)/installed
+	$(BIN)/ris-export --preset tiny --out build/served-bundle --force
+	RIS_TEST_BUNDLE=build/served-bundle $(SERVING)/bin/python -m pytest tests/serving
 
 # mypy sees the folders under their import name, ris.*, through links
 lint: $(VENV)/installed
@@ -27,16 +89,33 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	@mkdir -p build/types/ris
 	@for name in $(PACKAGES); do ln -sfn ../../../$$name build/types/ris/$$name; done
-	MYPYPATH=build/types $(BIN)/mypy --explicit-package-bases -p ris.reference -p ris.export -p ris.calibration -p ris.engines -p ris.runtime
+	MYPYPATH=build/types $(BIN)/mypy --explicit-package-bases -p ris.reference -p ris.export -p ris.calibration -p ris.engines -p ris.runtime -p ris.serving
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The full-size model with made-up weights, beside PyTorch eager in the same run (about 10 minutes on two cores)
+# Every figure of docs/performance.md, on a machine that does nothing else: about 20 minutes on two cores after the
+# exports. What is in bench/ already is used; a bundle at bench/full-size-int8 takes part. Results: bench/*.json, .md, .png
+BENCH := $(BIN)/ris-bench
+EXPORT := $(BIN)/ris-export
+BF16 := @bench/full-size-bf16
+
 bench: $(VENV)/installed
-	test -d bench/full-size || $(BIN)/ris-export --random-weights 0 --out bench/full-size
-	$(BIN)/ris-bench bench/full-size --pytorch
+	test -d bench/full-size || $(EXPORT) --random-weights 0 --out bench/full-size
+	test -d bench/full-size-bf16 || $(EXPORT) --random-weights 0 --precision bf16 --out bench/full-size-bf16
+	test -d bench/full-size-fp16 || $(EXPORT) --random-weights 0 --precision fp16 --out bench/full-size-fp16
+	test -d bench/demo || $(EXPORT) --out bench/demo
+	$(BENCH) bench/full-size --pytorch --torch-compile --engine onnxruntime --engine openvino --engine openvino$(BF16) \
+		$(if $(wildcard bench/full-size-int8),--engine openvino@bench/full-size-int8) \
+		--cold 2 --batches 1 --limit 420 --out bench/report
+	-$(BENCH) bench/full-size --engine openvino:bf16 --engine openvino$(BF16) --engine openvino,overlap=1$(BF16) \
+		--engine openvino,max_expressions=1$(BF16) --engine openvino,low_memory=1$(BF16) --cold 1 --out bench/openvino
+	-$(BENCH) bench/full-size --engine onnxruntime --engine onnxruntime$(BF16) \
+		--engine onnxruntime@bench/full-size-fp16 --cold 1 --out bench/onnxruntime
+	-$(BENCH) bench/demo --engine onnxruntime --engine openvino --cold 5 --out bench/demo-report
+	-$(BIN)/ris-parity bench/full-size-bf16 --engine openvino
+	-$(BIN)/ris-parity bench/full-size --engine openvino --compute bf16
 
 clean:
-	rm -rf $(VENV) build demo bench *.egg-info
+	rm -rf $(VENV) $(SERVING) build demo bench *.egg-info

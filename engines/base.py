@@ -76,9 +76,10 @@ class TensorSpec:
 class Graph:
     """A graph to run: its stage name, its ONNX file, and what goes in and out.
 
-    sha256: of every file it needs, by name, empty where nobody has computed them; precision: "fp32" or "fp16";
+    sha256: of every file it needs, by name, empty where nobody has computed them; precision: "fp32", "bf16" or "fp16";
     fp32_islands: the nodes of an FP16 graph that stay FP32, by name; sampling: "native" where it has GridSample nodes,
-    "gather" or None; cache: the folder for what engines compile from it, None for the user's own.
+    "gather" or None; cache: the folder for what engines compile from it, None for the user's own; bf16: whether
+    bfloat16 will do for an FP16 graph where there is no FP16.
     """
 
     stage: str
@@ -90,6 +91,7 @@ class Graph:
     fp32_islands: frozenset[str] = frozenset()
     sampling: str | None = None
     cache: Path | None = None
+    bf16: bool = True
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ class EngineOptions:
     also runs on later GPU generations; strip_weights: leave the weights out of the plan and take them from the graph.
 
     For engines that choose the precision themselves: compute: "fp32", "bf16" or "fp16", None for the graph's own.
+    low_memory: give the memory of a graph's values back after each run; the next run has to get it again.
+    throughput: share the cores among the requests of several threads, in place of all cores for each in turn.
     """
 
     device: str = "auto"
@@ -118,12 +122,15 @@ class EngineOptions:
     hardware_compatible: bool = False
     strip_weights: bool = False
     compute: str | None = None
+    low_memory: bool = False
+    throughput: bool = False
 
 
 @dataclass(frozen=True)
 class SessionInfo:
     """What really runs: engine and version, device, execution providers in order, and how many of the graph's nodes
-    each of them got, where the engine tells.
+    each of them got, where the engine tells; precision: what most of its matrix products and convolutions compute in,
+    None where the engine does not tell.
     """
 
     engine: str
@@ -131,6 +138,7 @@ class SessionInfo:
     device: str
     providers: tuple[str, ...]
     nodes: Mapping[str, int] = field(default_factory=dict)
+    precision: str | None = None
 
     @property
     def where(self) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -24,6 +25,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ris.engines.base import Compiled, EngineOptions, Graph, Progress, silent
 from ris.engines.errors import EngineError
@@ -120,6 +124,11 @@ def read_checked(artifact: Path, engine: str) -> bytes:
 
     Raises EngineError.
     """
+    return map_checked(artifact, engine).tobytes()
+
+
+def map_checked(artifact: Path, engine: str) -> NDArray[np.uint8]:
+    """`read_checked`, mapped into memory: the file is read where it is used, and never replaced in place."""
     sidecar = _read_sidecar(artifact.with_suffix(".json"))
     if isinstance(sidecar, str):
         raise EngineError(f"{artifact}: {sidecar}; compiled graphs are only loaded with their sidecar")
@@ -128,10 +137,10 @@ def read_checked(artifact: Path, engine: str) -> bytes:
         if recipe.get(name) != wanted:
             raise EngineError(f"{artifact} is of another {name} ({recipe.get(name)}, here {wanted}); compile it again")
     try:
-        data = artifact.read_bytes()
-    except OSError as error:
-        raise EngineError(f"{artifact} cannot be read ({error.strerror}); compile it again") from None
-    if hashlib.sha256(data).hexdigest() != sidecar["sha256"]:
+        data: NDArray[np.uint8] = np.memmap(artifact, np.uint8, "r")
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{artifact} cannot be read ({error}); compile it again") from None
+    if _sha256(artifact) != sidecar["sha256"]:
         raise EngineError(f"{artifact} is damaged (its sha256 is not the sidecar's); compile it again")
     return data
 
@@ -276,5 +285,13 @@ def _to_disk(file: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
+    """sha256 of a file; computed again only where the file is another or has changed since."""
+    with path.open("rb") as file:
+        about = os.fstat(file.fileno())
+        return _hashed(path, (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns))
+
+
+@functools.lru_cache(maxsize=64)
+def _hashed(path: Path, version: tuple[int, ...]) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

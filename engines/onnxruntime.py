@@ -32,6 +32,7 @@ from ris.engines.base import (
     silent,
 )
 from ris.engines.errors import EngineError
+from ris.engines.onnx_widen import widened
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # TF32 is off, since what is FP32 is so for its precision; the exhaustive convolution search takes a minute at full size
@@ -74,17 +75,24 @@ class OrtDeviceValue(DeviceValue):
 class OnnxRuntimeSession(Session):
     """One InferenceSession. ONNX Runtime allows `run` from several threads; each run has a binding of its own.
 
-    place: ONNX Runtime's name of the device on which `run_and_keep` leaves its outputs, "cpu" for plain arrays.
+    place: ONNX Runtime's name of the device on which `run_and_keep` leaves its outputs, "cpu" for plain arrays;
+    low_memory: on a CPU, values' memory is given back after each run.
     """
 
-    def __init__(self, graph: Graph, info: SessionInfo, session: Any, place: str = "cpu") -> None:
+    def __init__(
+        self, graph: Graph, info: SessionInfo, session: Any, place: str = "cpu", low_memory: bool = False
+    ) -> None:
         super().__init__(graph, info)
         self._session, self._place = session, place
+        self._options = None
+        if low_memory:
+            self._options = onnxruntime.RunOptions()
+            self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._outputs = [spec.name for spec in graph.outputs]
 
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, np.ndarray]:
         if not any(isinstance(value, DeviceValue) for value in feeds.values()):
-            values = self._guarded(lambda session: session.run(self._outputs, dict(feeds)))
+            values = self._guarded(lambda session: session.run(self._outputs, dict(feeds), self._options))
         else:
             values = [value.numpy() for value in self._bound(feeds, "cpu")]
         return dict(zip(self._outputs, values, strict=True))
@@ -164,6 +172,9 @@ class OnnxRuntimeEngine(Engine):
 
     def open(self, graph: Graph, artifact: Path) -> Session:
         """Loads the graph and checks that the provider that was asked for is the one that runs."""
+        if self.options.device == "cpu" and graph.precision == "fp16":
+            entries = {"session.model_external_initializers_file_folder_path": str(artifact.parent.resolve())}
+            return self._session(graph, self.start(graph, widened(artifact), self.providers(), entries))
         return self._session(graph, self.start(graph, str(artifact), self.providers()))
 
     def open_in_order(self, graph: Graph, artifact: Path) -> Session:
@@ -172,8 +183,13 @@ class OnnxRuntimeEngine(Engine):
 
     def _session(self, graph: Graph, session: Any) -> Session:
         providers = tuple(session.get_providers())
-        info = SessionInfo(self.name, onnxruntime.__version__, self.options.device, providers, nodes_by(session))
-        return OnnxRuntimeSession(graph, info, session, self.options.device)
+        precision = graph.precision
+        if self.options.device == "cpu" and precision in ("fp16", "bf16"):
+            precision = "fp32"  # their weights were widened
+        info = SessionInfo(
+            self.name, onnxruntime.__version__, self.options.device, providers, nodes_by(session), precision
+        )
+        return OnnxRuntimeSession(graph, info, session, self.options.device, self.options.low_memory)
 
     def start(
         self,
@@ -205,7 +221,7 @@ class OnnxRuntimeEngine(Engine):
                 options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             else:
                 providers = [*providers, (CPU, {})]  # shape arithmetic belongs there; what ran where is in the info
-        shown = "its compiled graph" if isinstance(model, bytes) else model
+        shown = f"what was made of {graph.path}" if isinstance(model, bytes) else model
         try:
             # without fall-back a provider that cannot be loaded is an exception, though one that fails later is not
             session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=False)

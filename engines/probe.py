@@ -20,6 +20,7 @@ import numpy as np
 from ris.engines.base import EngineOptions, Graph, TensorSpec, first_line
 from ris.engines.errors import EngineError
 from ris.engines.table import create, select
+from ris.engines.wire import number, part, text
 
 _SPEC = TensorSpec("x", "float32", (4,)), TensorSpec("y", "float32", (4,))
 _FLOAT, _IR_VERSION, _OPSET = 1, 9, 20
@@ -76,36 +77,17 @@ def probe_apart(name: str, device: str = "cpu", timeout: float = 120) -> Probe:
 
 def one_node_graph() -> bytes:
     """A serialised ONNX model: y = x + x, float32 [4]."""
-    node = _text(1, "x") + _text(1, "x") + _text(2, "y") + _text(4, "Add")
-    graph = _part(1, node) + _text(2, "probe") + _part(11, _value("x")) + _part(12, _value("y"))
-    opset = _text(1, "") + _number(2, _OPSET)
-    return _number(1, _IR_VERSION) + _part(7, graph) + _part(8, opset)
+    node = text(1, "x") + text(1, "x") + text(2, "y") + text(4, "Add")
+    graph = part(1, node) + text(2, "probe") + part(11, _value("x")) + part(12, _value("y"))
+    opset = text(1, "") + number(2, _OPSET)
+    return number(1, _IR_VERSION) + part(7, graph) + part(8, opset)
 
 
 def _value(name: str) -> bytes:
     """ValueInfoProto: a name and a tensor type."""
-    shape = _part(1, _number(1, 4))
-    tensor = _number(1, _FLOAT) + _part(2, shape)
-    return _text(1, name) + _part(2, _part(1, tensor))
-
-
-def _number(field: int, value: int) -> bytes:
-    """A field of wire type 0; all numbers here fit one byte."""
-    return bytes([field << 3, value])
-
-
-def _part(field: int, content: bytes) -> bytes:
-    """A field of wire type 2, its length in base 128."""
-    length, rest = bytearray(), len(content)
-    while rest > 127:
-        length.append(rest & 127 | 128)
-        rest >>= 7
-    length.append(rest)
-    return bytes([field << 3 | 2]) + bytes(length) + content
-
-
-def _text(field: int, value: str) -> bytes:
-    return _part(field, value.encode())
+    shape = part(1, number(1, 4))
+    tensor = number(1, _FLOAT) + part(2, shape)
+    return text(1, name) + part(2, part(1, tensor))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 from ris.engines.base import Engine, EngineOptions, first_line
 from ris.engines.cuda import driver_problem
@@ -23,7 +25,8 @@ class EngineSpec:
 
     distributions: the packages on the index that bring the import `package`; at most one may be installed.
     needs_gathers: its GridSample is not to be trusted, so it takes graphs that sample with gathers only; options: which
-    EngineOptions it honours beyond the common ones.
+    EngineOptions it honours beyond the common ones; auto_features: CPU features without which "auto" passes over it,
+    since only with them it was measured to be faster than the rows below.
     """
 
     name: str
@@ -35,6 +38,7 @@ class EngineSpec:
     module: str
     needs_gathers: bool = False
     options: tuple[str, ...] = ()
+    auto_features: tuple[str, ...] = ()
 
     def installed(self) -> dict[str, str]:
         """Version by name of the distributions that are installed."""
@@ -65,26 +69,49 @@ class EngineSpec:
         """Why the engine cannot run graphs here: not installed, or no device that it runs on."""
         return self.missing() or (None if "cpu" in self.devices else driver_problem())
 
+    def passed_over(self, device: str) -> str | None:
+        """Why "auto" does not take the row for `device` here, or None where it may."""
+        if device not in ("auto", *self.devices):
+            return f"it has no device {device!r}"
+        if reason := self.unusable():
+            return reason
+        lacking = [] if device not in ("auto", "cpu") else [f for f in self.auto_features if f not in _cpu_features()]
+        return f"this CPU has no {', '.join(lacking)}, with which it is faster" if lacking else None
 
+
+@functools.cache
+def _cpu_features() -> frozenset[str]:
+    """What the CPU has, as Linux names it; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+    return frozenset(line.partition(":")[2].split())
+
+
+# in the order in which "auto" takes them
 TABLE: tuple[EngineSpec, ...] = (
-    EngineSpec(
-        name="onnxruntime",
-        devices=("cpu", "cuda"),
-        precisions=("fp32", "fp16"),
-        extras=("cpu", "gpu"),
-        package="onnxruntime",
-        distributions=("onnxruntime", "onnxruntime-gpu"),
-        module="ris.engines.onnxruntime",
-    ),
     EngineSpec(
         name="openvino",
         devices=("cpu", "gpu", "npu"),
-        precisions=("fp32", "fp16"),
+        precisions=("fp32", "bf16", "fp16"),
         extras=("openvino",),
         package="openvino",
         distributions=("openvino",),
         module="ris.engines.openvino",
-        options=("compute",),
+        options=("compute", "low_memory", "throughput"),
+        auto_features=("avx512f",),
+    ),
+    EngineSpec(
+        name="onnxruntime",
+        devices=("cpu", "cuda"),
+        precisions=("fp32", "bf16", "fp16"),
+        extras=("cpu", "gpu"),
+        package="onnxruntime",
+        distributions=("onnxruntime", "onnxruntime-gpu"),
+        module="ris.engines.onnxruntime",
+        options=("low_memory",),
     ),
     EngineSpec(
         name="tensorrt",
@@ -125,16 +152,17 @@ ENGINE_NAMES: tuple[str, ...] = ("auto", *(row.name for row in TABLE))
 DEVICE_NAMES: tuple[str, ...] = ("auto", *dict.fromkeys(device for row in TABLE for device in row.devices))
 
 
-def select(name: str = "auto") -> EngineSpec:
-    """The row called `name`; "auto" is the first one that is installed and has a device here.
+def select(name: str = "auto", device: str = "auto") -> EngineSpec:
+    """The row called `name`; "auto" is the first one of the table that is installed, has a device here, has `device`
+    unless that is "auto" too, and is known to be faster here than the rows below it.
 
     Raises EngineError for an unknown name and for an engine that is not installed: asked for by name, never replaced.
     """
     if name == "auto":
         for row in TABLE:
-            if row.unusable() is None:
+            if row.passed_over(device) is None:
                 return row
-        raise EngineError("no engine runs here: " + "; ".join(f"{row.name}: {row.unusable()}" for row in TABLE))
+        raise EngineError("no engine runs here: " + "; ".join(f"{r.name}: {r.passed_over(device)}" for r in TABLE))
     for row in TABLE:
         if row.name == name:
             if reason := row.missing():
@@ -148,8 +176,8 @@ def create(name: str = "auto", options: EngineOptions | None = None) -> Engine:
 
     Raises EngineError as `select` does, for a device that the engine has not, and for an option it does not honour.
     """
-    row = select(name)
     options = options or EngineOptions()
+    row = select(name, options.device)
     if options.device == "auto":
         options = replace(options, device=row.devices[0])
     if options.device not in row.devices:

@@ -1,18 +1,14 @@
 """The whole export: reference pass, five graphs, each checked right after it is written, and the bundle around them.
 
-Everything is written to a hidden sibling of the target, which is renamed when it is complete. A failed or killed
-export leaves the target as it was; the leftovers of a killed one are removed by the next.
+A failed or killed export leaves the target as it was (`ris.runtime.bundle_folder`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,10 +22,11 @@ from torch import nn
 from ris.calibration.numerics import Ranges, emulated
 from ris.engines import EngineOptions, Graph, TensorSpec, create
 from ris.engines.errors import BundleError, ParityError
-from ris.export import graphs, precision
+from ris.export import bf16, graphs, precision
 from ris.export.fp16 import make_fp16
 from ris.export.live_reference import first_image_only, reference_arrays
 from ris.export.onnx_writer import write_onnx
+from ris.export.operations import count_operations
 from ris.export.sample import CATEGORIES, EXPRESSIONS, sample_image
 from ris.reference.categories import category_entries
 from ris.reference.config import ModelConfig
@@ -38,7 +35,6 @@ from ris.reference.pixel_decoder import Sampling
 from ris.reference.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD
 from ris.reference.tokenizer import tokenizer_from
 from ris.runtime.bundle import (
-    ENGINES,
     FORMAT_VERSION,
     MANIFEST,
     Bundle,
@@ -55,6 +51,7 @@ from ris.runtime.bundle import (
     Text,
     hash_files,
 )
+from ris.runtime.bundle_folder import building
 from ris.runtime.model import open_model
 from ris.runtime.parity import TOLERANCES, ParityReport, check_model, check_stage, failed_rows
 
@@ -92,7 +89,7 @@ def export_bundle(
     Raises BundleError where `out` is in the way or the disk is full, CheckpointError for an unfit vocabulary, and
     ParityError where a graph does not agree with the reference.
     """
-    with _building(out, overwrite) as folder:
+    with building(out, overwrite) as folder:
         tokenizer = tokenizer_from(vocabulary, config)
         report("weights")
         model = make_model()
@@ -172,12 +169,14 @@ def _export_stage(
     file = f"graphs/{stage}.onnx"
     path = folder / file
     scopes = write_onnx(module, signature, path)
+    operations = count_operations(path)
     inputs = tuple(TensorSpec(a.name, a.dtype, a.shape) for a in signature.inputs)
     outputs = tuple(TensorSpec(a.name, a.dtype, a.shape) for a in signature.outputs)
     graph = Graph(stage, path, inputs, outputs)
     kept: dict[str, str] = {}
     rounded: dict[str, StageParity] = {}  # what true FP16 arithmetic gives
-    graph_precision: Precision = "fp32" if stage in precision.FP32_GRAPHS else precision_name
+    whole = precision.WHOLE[precision_name]
+    graph_precision: Precision = "fp32" if stage in whole else precision_name
     if ranges and ranges.sha256.get(stage) != hash_files(folder, _files(folder, file)):
         raise BundleError(
             f"the ranges were measured on another {stage} than the one exported here; run ris-calibrate ranges on an "
@@ -187,8 +186,10 @@ def _export_stage(
         known = ranges.stages[stage] if ranges else None
         one = first_image_only(reference)
         kept, rounded = make_fp16(graph, scopes, one, known, lambda what: report(f"{stage}: {what}"))
-    elif precision_name == "fp16":
-        kept = {"*": precision.FP32_GRAPHS[stage]}
+    elif graph_precision == "bf16":
+        bf16.convert_to_bf16(path)
+    elif stage in whole:
+        kept = {"*": whole[stage]}
     entry = GraphEntry(
         file=file,
         sha256=hash_files(folder, _files(folder, file)),
@@ -198,6 +199,7 @@ def _export_stage(
         outputs=outputs,
         parameters=precision.count_parameters(path),
         sampling=sampling if stage == "fusion" else None,
+        operations=operations,
     )
     engine = create("onnxruntime", EngineOptions())
     with engine.open(graph, engine.compile(graph)) as session:
@@ -243,68 +245,3 @@ def _write_files(
     if categories is not None:
         names += [categories.names, categories.features]
     return hash_files(folder, names)
-
-
-@contextlib.contextmanager
-def _building(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A hidden sibling folder of `out` that takes its place when the block ends well, and is removed when not."""
-    _recover(out)
-    check_target(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        folder.mkdir()
-        yield folder
-        if out.exists():
-            old = out.with_name(f".{out.name}.old-{os.getpid()}")
-            out.rename(old)
-            folder.rename(out)
-            if (old / ENGINES).is_dir():  # compiled graphs are found by content, so those of the same graphs still fit
-                (old / ENGINES).rename(out / ENGINES)
-            shutil.rmtree(old)
-        else:
-            folder.rename(out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise BundleError(f"{out}: the disk is full; nothing was written. Free some space and run again") from None
-        if error.errno in (errno.EACCES, errno.EROFS):
-            raise BundleError(f"{out}: no permission to write there") from None
-        raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def check_target(out: Path, overwrite: bool) -> None:
-    """Raises BundleError where `out` is something that an export must not replace."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise BundleError(f"{out} exists and is not a folder; choose another --out")
-    if any(out.iterdir()) and not (out / MANIFEST).exists():
-        raise BundleError(f"{out} exists and is not a bundle, so it is not overwritten; choose another --out")
-    if not overwrite:
-        raise BundleError(f"{out} exists; use --force to replace it, or choose another --out")
-
-
-def _recover(out: Path) -> None:
-    """Cleans up behind killed exports to the same target: removes what is half-written, and puts the old bundle back
-    where the kill fell between the two renames.
-    """
-    for leftover in out.parent.glob(f".{out.name}.*-*"):
-        kind, _, process = leftover.name.removeprefix(f".{out.name}.").partition("-")
-        if kind not in ("partial", "old") or not process.isdigit() or _alive(int(process)):
-            continue
-        if kind == "old" and not out.exists():
-            leftover.rename(out)
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -37,10 +37,11 @@ PRESET_NAMES = ("vitb-vitl336", "tiny", "demo")
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16"]),
+    type=click.Choice(["fp32", "bf16", "fp16"]),
     default="fp32",
     show_default=True,
-    help="What the graphs compute in. FP16 keeps inputs, outputs and a few layers in FP32.",
+    help="What the graphs compute in. FP16 keeps inputs, outputs and a few layers in FP32; bf16 is for CPUs: the image "
+    "encoders' weights are bfloat16, and OpenVINO computes in it.",
 )
 @click.option(
     "--random-weights",
@@ -123,6 +124,7 @@ def main(
     Examples:
       ris-export
       ris-export --precision fp16 --out demo-fp16
+      ris-export --precision bf16 --out demo-bf16
       ris-export --precision fp16 --engine tensorrt-rtx --out demo-rtx
       ris-export --checkpoint model_final.pth --dry-run
       ris-export --checkpoint model_final.pth --precision fp16
@@ -189,7 +191,8 @@ def main(
     start = time.perf_counter()
     with StepProgress("Export", 11 if from_files else 10) as progress:
         progress("libraries")
-        from ris.export.bundle_writer import check_target, export_bundle
+        from ris.export.bundle_writer import export_bundle
+        from ris.runtime.bundle_folder import check_target
 
         check_target(out, force)
         source = find()
@@ -231,7 +234,7 @@ def _dry_run(
 ) -> None:
     """Prints what an export would do; ends with 2 where it would not work."""
     from ris.export import plan as plans
-    from ris.export.bundle_writer import check_target
+    from ris.runtime.bundle_folder import check_target
 
     try:
         source = find()

@@ -112,12 +112,26 @@ def timed_reference(
     expressions: tuple[str, str],
     threads: int | None,
     files: Mapping[str, Path | None] | None = None,
+    compiled: bool = False,
 ) -> Callable[[], tuple[float, float]]:
-    """PyTorch eager FP32 on one image and two expressions, for `ris-bench --pytorch`.
+    """PyTorch FP32 on one image and two expressions, for `ris-bench --pytorch` and `--torch-compile`.
 
     Each call of the result returns the seconds from pixels to a mask, and of a further expression on that image.
+    compiled: torch.compile for each kind of block that repeats (SAM's, CLIP's, BERT's, the pixel decoder's layers),
+    nearly all of the work; compiling the model as a whole takes many times as long. The first call compiles.
     """
     model = rebuild_model(bundle, WeightFiles(**(files or {})))
+    if compiled:
+        visual: Any = model.clip_dense.clip_model.visual
+        repeated = (
+            model.sam.image_encoder.blocks,
+            visual.transformer.resblocks,
+            model.text_encoder.encoder.layer,
+            model.clip_pixel_decoder.transformer.encoder.layers,
+        )
+        for blocks in repeated:
+            for block in blocks:
+                block.compile(dynamic=False)
     tokenizer = Tokenizer.from_file(str(bundle.file(bundle.manifest.text.tokenizer)))
     if threads is not None:
         torch.set_num_threads(threads)

@@ -65,8 +65,8 @@ def make_plan(
     stages = []
     for stage in graphs.STAGES:
         parameters = _size(graphs.build(stage, model))
-        own: Precision = "fp32" if stage in precision.FP32_GRAPHS else precision_name
-        stages.append(GraphPlan(stage, parameters, own, parameters * (2 if own == "fp16" else 4)))
+        own: Precision = "fp32" if stage in precision.WHOLE[precision_name] else precision_name
+        stages.append(GraphPlan(stage, parameters, own, parameters * (4 if own == "fp32" else 2)))
     disk = disk_needed(sum(p.numel() for p in model.parameters()))
     problems = []
     if source.inspection is not None and not source.inspection.keys.fits:

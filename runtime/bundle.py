@@ -23,7 +23,11 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 ENGINES = "engines"  # the folder for what engines compile; no part of the manifest
 STAGES = ("sam_image_encoder", "clip_image_encoder", "text_encoder", "fusion", "mask_decoder")
-Precision = Literal["fp32", "fp16"]
+EMULATES = "ris-calibrate emulate"
+"""The manifest's `writer` names this in a bundle whose graphs round as FP16 hardware does."""
+BF16_STAGES = ("sam_image_encoder", "clip_image_encoder")
+"""The graphs that are worth running in bfloat16: most of the work, and not the most sensitive (docs/precision.md)."""
+Precision = Literal["fp32", "bf16", "fp16"]
 BundlePrecision = Literal[Precision, "int8"]
 
 
@@ -44,12 +48,28 @@ class Int8:
 
 
 @dataclass(frozen=True)
+class Operations:
+    """Floating-point operations of a graph's matrix products and convolutions, two for each multiply-add: `image` for
+    each image, `expression` for each expression, `fixed` for each call.
+    """
+
+    fixed: int
+    image: int
+    expression: int
+
+    def of(self, images: int, expressions: int) -> int:
+        """The operations of one call."""
+        return self.fixed + self.image * images + self.expression * expressions
+
+
+@dataclass(frozen=True)
 class GraphEntry:
     """One graph: where it is, what is in it, what goes in and out.
 
     file: relative to the bundle; sha256: of every file it needs, by relative name; fp32_islands: node name to reason
-    for what stays FP32 in an FP16 graph and for products that do in an INT8 graph, or "*" for a whole graph of such a
-    bundle; sampling: "native" or "gather" bilinear sampling (fusion), else null; int8: null where nothing is INT8.
+    for what stays FP32 in an FP16 graph and for products that do in an INT8 graph, or "*" for a whole graph of an FP16
+    or bfloat16 bundle; sampling: "native" or "gather" bilinear sampling (fusion), else null; int8: null where nothing
+    is INT8; operations: null where they were not counted; may be absent.
     """
 
     file: str
@@ -61,6 +81,7 @@ class GraphEntry:
     parameters: int
     sampling: str | None
     int8: Int8 | None = None
+    operations: Operations | None = None
 
     @property
     def shown(self) -> str:
@@ -253,6 +274,7 @@ class Bundle:
             fp32_islands=frozenset(entry.fp32_islands),
             sampling=entry.sampling,
             cache=self.path / ENGINES,
+            bf16=stage in BF16_STAGES,
         )
 
     def file(self, name: str) -> Path:

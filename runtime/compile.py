@@ -9,7 +9,10 @@ from typing import Any
 
 from ris.engines import Engine, EngineSpec, Progress, silent
 from ris.engines.errors import EngineError
-from ris.runtime.bundle import STAGES, Bundle
+from ris.runtime.bundle import EMULATES, STAGES, Bundle
+
+EMULATION_ENGINE = "onnxruntime"
+"""It keeps the roundings of an emulated bundle; others remove a cast to FP16 and back."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,10 @@ def require_fit(bundle: Bundle, row: EngineSpec) -> None:
     unfit = sorted({e.precision for e in bundle.manifest.graphs.values()} - set(row.precisions))
     if unfit:
         raise EngineError(f"engine {row.name!r} does not run {', '.join(unfit)} graphs; {bundle.path} has some")
+    if EMULATES in bundle.manifest.writer and row.name != EMULATION_ENGINE:
+        raise EngineError(
+            f"{bundle.path} rounds as FP16 hardware does, which {row.name!r} may leave out; ask for {EMULATION_ENGINE}"
+        )
     native = [stage for stage, entry in bundle.manifest.graphs.items() if entry.sampling == "native"]
     if row.needs_gathers and native:
         raise EngineError(

@@ -225,8 +225,8 @@ def _bundle(path: Path, can_run: bool, check: bool, problems: list[Problem], not
             problems.append(Problem(problem, "export the bundle again, or ask for another engine"))
     if not manifest.source.trained:
         notes.append("the bundle has made-up weights: its masks mean nothing")
-    if any("fp16" in g.weights and g.runs and "CPUExecutionProvider" in g.runs for g in graphs.values()):
-        notes.append("on the CPU, onnxruntime computes most of an fp16 graph in fp32")
+    if any("fp16" in g.weights and g.runs and " on cpu " in g.runs for g in graphs.values()):
+        notes.append("a CPU without FP16 computes fp16 graphs in fp32, or in bfloat16 where that will do")
     recorded = _parity(ParityReport(manifest.parity, manifest.mask_iou, 0.0, ()))
     checked = None
     if check and can_run and whole and not any(g.problem for g in graphs.values()):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ris.engines.errors import ImageError
 from ris.runtime.bundle import Preprocess
@@ -24,6 +25,18 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".
 """The suffixes that a folder is searched for. A file that is named outright may have any."""
 
 
+@dataclass(frozen=True)
+class Picture:
+    """An image as it was decoded: its pixels, and the size that it has and that its masks get.
+
+    pixels: RGB, a PIL image or uint8 [h, w, 3]; smaller than height x width where it was decoded as a draft.
+    """
+
+    pixels: Image.Image | NDArray[np.uint8]
+    height: int
+    width: int
+
+
 def load_rgb(source: ImageLike) -> NDArray[np.uint8]:
     """Any image as uint8 RGB [H, W, 3], as a viewer would show it.
 
@@ -31,16 +44,39 @@ def load_rgb(source: ImageLike) -> NDArray[np.uint8]:
     EXIF orientation is applied, 16-bit values are scaled to 8, transparent pixels are laid over white, and of an
     animation the first frame is taken. Raises ImageError.
     """
+    return np.asarray(load_picture(source).pixels)
+
+
+def load_picture(source: ImageLike, draft: int | None = None) -> Picture:
+    """`load_rgb` without the array, for who only wants to resize it; draft: a JPEG file may be decoded smaller, by a
+    half, a quarter or an eighth, as long as both sides keep `draft` pixels.
+    """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
-    if isinstance(source, Image.Image):
-        return _to_rgb(source, "the image")
-    path = Path(source)
+        pixels: Image.Image | NDArray[np.uint8] = _from_array(source)
+    elif isinstance(source, Image.Image):
+        pixels = _to_rgb(source, "the image")
+    else:
+        return _read(Path(source), draft)
+    height, width = pixels.shape[:2] if isinstance(pixels, np.ndarray) else pixels.size[::-1]
+    return Picture(pixels, height, width)
+
+
+def _read(path: Path, draft: int | None) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
             with Image.open(path) as opened:
-                return _to_rgb(opened, str(path))
+                _check_size(*opened.size, str(path))
+                size = opened.size
+                if draft and opened.format == "JPEG":
+                    opened.draft(None, (draft, draft))
+                scaled = opened.size != size
+                pixels = _to_rgb(opened, str(path))
+                if not scaled:
+                    width, height = pixels.size
+                else:
+                    width, height = size[::-1] if _turned(opened) else size
+                return Picture(pixels, height, width)
     except FileNotFoundError:
         raise ImageError(f"{path}: no such image file") from None
     except IsADirectoryError:
@@ -53,6 +89,14 @@ def load_rgb(source: ImageLike) -> NDArray[np.uint8]:
         raise ImageError(f"{path}: no permission to read this file") from None
 
 
+def _turned(image: Image.Image) -> bool:
+    """Whether the EXIF orientation swaps width and height."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except Exception:  # as in `_to_rgb`
+        return False
+
+
 def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or 0 in array.shape:
@@ -63,7 +107,8 @@ def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
     if channels == 3:
         _check_size(array.shape[1], array.shape[0], "the image array")
         return np.ascontiguousarray(array)
-    return _to_rgb(Image.fromarray(array if array.ndim == 2 or channels == 4 else array[..., 0]), "the image array")
+    picture = Image.fromarray(array if array.ndim == 2 or channels == 4 else array[..., 0])
+    return np.asarray(_to_rgb(picture, "the image array"))
 
 
 def _check_size(width: int, height: int, name: str) -> None:
@@ -71,7 +116,7 @@ def _check_size(width: int, height: int, name: str) -> None:
         raise ImageError(f"{name} is {width}x{height} pixels, the limit is {MAX_PIXELS / 1e6:.0f} megapixels")
 
 
-def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     _check_size(*image.size, name)
     try:
         image.load()
@@ -82,13 +127,13 @@ def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
     except Exception as error:  # Pillow raises many kinds here; a broken EXIF block is no reason to refuse the pixels
         warnings.warn(f"{name}: unreadable EXIF block, orientation not applied ({error})", stacklevel=3)
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_wide(np.asarray(image, np.float32), name)
+        return Image.fromarray(_from_wide(np.asarray(image, np.float32), name))
     try:
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image)
-        return np.asarray(image.convert("RGB"))
+        return image.convert("RGB")
     except ValueError:
         raise ImageError(f"{name} has the colour mode {image.mode}, which cannot be turned into RGB") from None
 
@@ -103,16 +148,18 @@ def _from_wide(values: NDArray[np.float32], name: str) -> NDArray[np.uint8]:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def prepare_image(rgb: NDArray[np.uint8], preprocess: Preprocess) -> tuple[Float, Float]:
-    """uint8 RGB [H, W, 3] -> (SAM's image [1, 3, S, S], CLIP's image [1, 3, c, c]), float32, normalised.
+def prepare_image(rgb: Image.Image | NDArray[np.uint8], preprocess: Preprocess) -> tuple[Float, Float]:
+    """RGB, uint8 [H, W, 3] or Pillow's -> (SAM's image [1, 3, S, S], CLIP's [1, 3, c, c]), float32, normalised.
 
     SAM's square is resized by Pillow's bilinear filter on 8-bit values, aspect ratio not kept. CLIP's is made from
     that square by bicubic interpolation without antialiasing.
     """
     sam, clip = preprocess.sam, preprocess.clip
-    square = rgb
-    if rgb.shape[:2] != (sam.size, sam.size):
-        square = np.asarray(Image.fromarray(rgb).resize((sam.size, sam.size), Image.Resampling.BILINEAR))
+    if isinstance(rgb, np.ndarray) and rgb.shape[:2] != (sam.size, sam.size):
+        rgb = Image.fromarray(rgb)
+    if isinstance(rgb, Image.Image) and rgb.size != (sam.size, sam.size):
+        rgb = rgb.resize((sam.size, sam.size), Image.Resampling.BILINEAR)
+    square = np.asarray(rgb)
     image = np.empty((1, 3, sam.size, sam.size), np.float32)
     for channel, plane in enumerate(image[0]):
         plane[:] = square[..., channel]

@@ -22,15 +22,15 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ris.engines import EngineOptions, Progress, Session, SessionInfo, Value, create, select, silent
+from ris.engines import Engine, EngineOptions, Progress, Session, SessionInfo, Value, create, select, silent
 from ris.engines.errors import EngineError, ExpressionError, RisError
-from ris.runtime.bundle import STAGES, Bundle, open_bundle
+from ris.runtime.bundle import BF16_STAGES, EMULATES, STAGES, Bundle, open_bundle
 from ris.runtime.categories import AUTO, CategoryTable, Guess
-from ris.runtime.compile import require_fit
-from ris.runtime.image import ImageLike, load_rgb, prepare_image
+from ris.runtime.compile import EMULATION_ENGINE, require_fit
+from ris.runtime.image import ImageLike, load_picture, prepare_image
 from ris.runtime.interpolate import Float, resize_maps
 from ris.runtime.masks import Rle, encode_rle, mask_from_logits, mask_score, resize_logits
-from ris.runtime.text import ExpressionTokenizer
+from ris.runtime.text import ExpressionTokenizer, Tokens
 
 Timings = dict[str, float]
 
@@ -70,6 +70,16 @@ class Segmentation:
         return resize_logits(self.logits, *self.mask.shape)
 
 
+@dataclass(frozen=True)
+class EncodedText:
+    """What the text encoder gave for some expressions: features float32 [N, T, C]."""
+
+    expressions: tuple[str, ...]
+    tokens: Tokens
+    features: Float
+    timings: Timings
+
+
 @contextmanager
 def _timed(timings: Timings, name: str) -> Iterator[None]:
     start = time.perf_counter()
@@ -85,9 +95,16 @@ class Scene:
     """
 
     def __init__(
-        self, model: Model, height: int, width: int, image_embeddings: Value, clip_tokens: Value, timings: Timings
+        self,
+        model: Model,
+        height: int,
+        width: int,
+        image_embeddings: Value,
+        clip_tokens: Value,
+        timings: Timings,
+        text: EncodedText | None = None,
     ) -> None:
-        self._model = model
+        self._model, self._text = model, text
         self.height, self.width = height, width
         self.image_embeddings, self.clip_tokens = image_embeddings, clip_tokens
         self.timings = timings
@@ -128,12 +145,18 @@ class Scene:
 
 
 class Model:
-    """Five opened graphs and what links them. Made by `load`; close it, or use it in a `with` block."""
+    """Five opened graphs and what links them. Made by `load`; close it, or use it in a `with` block.
 
-    def __init__(self, bundle: Bundle, sessions: Mapping[str, Session], max_expressions: int) -> None:
+    overlap: whether the image encoders, and text that is known with the image, run side by side; None: on GPUs.
+    """
+
+    def __init__(
+        self, bundle: Bundle, sessions: Mapping[str, Session], max_expressions: int, overlap: bool | None = None
+    ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self.max_expressions = max_expressions
+        self._overlap = overlap
         self._sessions = dict(sessions)
         self._tokenize = ExpressionTokenizer(bundle.file(manifest.text.tokenizer), manifest.text.max_tokens)
         self._table: CategoryTable | None = None
@@ -162,25 +185,39 @@ class Model:
         """The sessions themselves, for parity checks and benchmarks."""
         return self._sessions
 
-    def encode_image(self, image: ImageLike) -> Scene:
+    def encode_image(self, image: ImageLike, *, expressions: Sequence[str] = (), draft: bool = False) -> Scene:
         """Runs the two image encoders once.
 
         image: a path, a PIL image, or a uint8 array [H, W], [H, W, 3] RGB or [H, W, 4] RGBA. Raises ImageError.
+        expressions: those that will be asked first, if known: where stages overlap, their text is encoded meanwhile.
+        draft: a large JPEG is decoded at a half, a quarter or an eighth of its size, which is faster and changes what
+        the encoders see by a level or two; the scene keeps the image's own size.
         """
         timings: Timings = {}
+        preprocess = self.bundle.manifest.preprocess
         with _timed(timings, "image.load"):
-            rgb = load_rgb(image)
+            picture = load_picture(image, preprocess.sam.size if draft else None)
         with _timed(timings, "image.prepare"):
-            sam_image, clip_image = prepare_image(rgb, self.bundle.manifest.preprocess)
+            sam_image, clip_image = prepare_image(picture.pixels, preprocess)
         jobs = {"sam_image_encoder": sam_image, "clip_image_encoder": clip_image}
-        if all(self._session(stage).info.device == "cuda" for stage in jobs):
-            with ThreadPoolExecutor(len(jobs)) as pool:  # each on its own stream
+        text = None
+        if self.overlap:
+            with ThreadPoolExecutor(len(jobs) + 1) as pool:  # each graph on its own stream
+                ahead = tuple(expressions[: self.max_expressions])
+                waiting = pool.submit(self._encode_text, ahead) if ahead else None
                 encoded = list(pool.map(lambda stage: self._encode(stage, jobs[stage], timings), jobs))
+                text = waiting.result() if waiting else None
         else:
             encoded = [self._encode(stage, jobs[stage], timings) for stage in jobs]
         embeddings, tokens = encoded[0]["image_embeddings"], encoded[1]["clip_tokens"]
-        height, width = rgb.shape[:2]
-        return Scene(self, height, width, embeddings, tokens, timings)
+        return Scene(self, picture.height, picture.width, embeddings, tokens, timings, text)
+
+    @property
+    def overlap(self) -> bool:
+        """Whether stages that do not depend on each other run side by side."""
+        if self._overlap is not None:
+            return self._overlap
+        return all(self._session(stage).info.device == "cuda" for stage in ("sam_image_encoder", "clip_image_encoder"))
 
     def segment(
         self,
@@ -191,7 +228,7 @@ class Model:
         no_target_threshold: float | None = 0.5,
     ) -> Segmentation:
         """One image, one expression. For several expressions encode the image once: `encode_image`."""
-        scene = self.encode_image(image)
+        scene = self.encode_image(image, expressions=[expression])
         return scene.segment(expression, category=category, no_target_threshold=no_target_threshold)
 
     def _session(self, stage: str) -> Session:
@@ -211,6 +248,13 @@ class Model:
         with _timed(timings, stage):
             return session.run(feeds)
 
+    def _encode_text(self, expressions: Sequence[str]) -> EncodedText:
+        timings: Timings = {}
+        with _timed(timings, "tokenize"):
+            tokens = self._tokenize(expressions)
+        features = self._run("text_encoder", {"input_ids": tokens.ids}, timings)["text_features"]
+        return EncodedText(tuple(expressions), tokens, features, timings)
+
     def _ask(
         self,
         scene: Scene,
@@ -220,14 +264,14 @@ class Model:
     ) -> list[Segmentation]:
         """One pass of the expression graphs; asked: the known category of each, None for models without."""
         manifest = self.bundle.manifest
-        timings: Timings = {}
-        with _timed(timings, "tokenize"):
-            tokens = self._tokenize(expressions)
-        text = self._run("text_encoder", {"input_ids": tokens.ids}, timings)["text_features"]
+        text = scene._text
+        if text is None or text.expressions != tuple(expressions):
+            text = self._encode_text(expressions)
+        tokens, timings = text.tokens, dict(text.timings)
         index = np.zeros(len(expressions), np.int32)
         feeds: dict[str, Value] = {
             "clip_tokens": scene.clip_tokens,
-            "text_features": text,
+            "text_features": text.features,
             "text_mask": tokens.mask,
             "image_index": index,
         }
@@ -319,7 +363,10 @@ def load(
     verify: bool = True,
     max_expressions: int = 8,
     build: bool = True,
-    compute: str | None = None,
+    compute: str | Mapping[str, str] | None = None,
+    overlap: bool | None = None,
+    low_memory: bool = False,
+    throughput: bool = False,
     progress: Progress = silent,
 ) -> Model:
     """Opens a bundle for inference.
@@ -328,14 +375,19 @@ def load(
     first; threads: CPU threads, default all cores; strict: refuse to run any node off the device; verify: check the
     files' hashes; max_expressions: the most expressions that go through the graphs at once, which bounds memory;
     build: compile what an engine needs compiled and has not in its cache, False to refuse; compute: "fp32", "bf16" or
-    "fp16" for an engine that chooses the precision itself, default the bundle's; progress: called while it compiles.
+    "fp16" for an engine that chooses the precision itself (`computes_by_stage` says for which graphs), or one of them
+    by graph, default the bundle's; overlap: run graphs that do not depend on each other side by side, default on GPUs
+    only; low_memory: give memory back after every graph's run; throughput: share the cores among threads that use the
+    model at once; progress: called while it compiles.
     Raises BundleError and EngineError.
     """
     return open_model(
         open_bundle(bundle, verify=verify),
         engine=engine,
-        options=EngineOptions(device, threads, strict, build=build, compute=compute),
+        options=EngineOptions(device, threads, strict, build=build, low_memory=low_memory, throughput=throughput),
         max_expressions=max_expressions,
+        compute=compute,
+        overlap=overlap,
         progress=progress,
     )
 
@@ -346,23 +398,49 @@ def open_model(
     engine: str = "auto",
     options: EngineOptions | None = None,
     max_expressions: int = 8,
+    compute: str | Mapping[str, str] | None = None,
+    overlap: bool | None = None,
     progress: Progress = silent,
 ) -> Model:
     """`load` for a bundle that is open already."""
     if max_expressions < 1:
         raise RisError(f"max_expressions must be at least 1, got {max_expressions}")
-    row = select(engine)
+    options = replace(options or EngineOptions(), max_expressions=max_expressions)
+    if engine == "auto" and EMULATES in bundle.manifest.writer:
+        engine = EMULATION_ENGINE
+    row = select(engine, options.device)
     if reason := row.unusable():  # before minutes of compiling for nothing
         raise EngineError(f"engine {row.name!r} cannot run here: {reason}")
     require_fit(bundle, row)
-    chosen = create(row.name, replace(options or EngineOptions(), max_expressions=max_expressions))
+    by_stage = computes_by_stage(compute)
+    engines: dict[str | None, Engine] = {}
+    for asked in {by_stage[stage] for stage in STAGES}:
+        engines[asked] = create(row.name, replace(options, compute=asked))
     sessions: dict[str, Session] = {}
     try:
         for stage in STAGES:
-            graph = bundle.graph(stage)
+            graph, chosen = bundle.graph(stage), engines[by_stage[stage]]
             sessions[stage] = chosen.open(graph, chosen.compile(graph, progress))
-        return Model(bundle, sessions, max_expressions)
+        return Model(bundle, sessions, max_expressions, overlap)
     except BaseException:
         for session in sessions.values():
             session.close()
         raise
+
+
+# What a narrower precision is worth its error in: bfloat16 costs the fusion more than it costs both encoders, which
+# are most of the work; FP16 has eight times its resolution.
+_NARROW = {"bf16": BF16_STAGES, "fp16": (*BF16_STAGES, "fusion")}
+
+
+def computes_by_stage(compute: str | Mapping[str, str] | None) -> dict[str, str | None]:
+    """What each graph is asked to compute in, None for its own precision.
+
+    compute: "bf16" asks the image encoders alone, "fp16" the fusion too, "fp32" all; a mapping asks the graphs that it
+    names. Raises EngineError for a graph that is none.
+    """
+    if compute is None or isinstance(compute, str):
+        return {stage: compute if stage in _NARROW.get(compute or "", STAGES) else None for stage in STAGES}
+    if unknown := sorted(set(compute) - set(STAGES)):
+        raise EngineError(f"there is no graph {', '.join(unknown)}; there are {', '.join(STAGES)}")
+    return {stage: compute.get(stage) for stage in STAGES}

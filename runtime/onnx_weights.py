@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ris.engines.errors import BundleError
+from ris.engines.wire import fields, varint
 
 WEIGHT_TYPES = {
     1: "fp32", 2: "uint8", 3: "int8", 10: "fp16", 11: "fp64", 16: "bf16", 17: "fp8", 18: "fp8", 19: "fp8", 20: "fp8",
@@ -40,7 +41,7 @@ def count_weights(path: Path) -> dict[str, int]:
 def _tensor(data: mmap.mmap, span: tuple[int, int]) -> tuple[int, int]:
     """Data type and number of elements."""
     kind, size = 0, 1
-    for field, value in _fields(data, span):
+    for field, value in fields(data, span):
         if field == _DATA_TYPE and isinstance(value, int):
             kind = value
         elif field == _DIMS and isinstance(value, int):
@@ -48,47 +49,12 @@ def _tensor(data: mmap.mmap, span: tuple[int, int]) -> tuple[int, int]:
         elif field == _DIMS and isinstance(value, tuple):  # packed
             at, end = value
             while at < end:
-                n, at = _number(data, at)
+                n, at = varint(data, at)
                 size *= n
     return kind, size
 
 
 def _parts(data: mmap.mmap, span: tuple[int, int], wanted: int) -> Iterator[tuple[int, int]]:
-    for field, value in _fields(data, span):
+    for field, value in fields(data, span):
         if field == wanted and isinstance(value, tuple):
             yield value
-
-
-def _fields(data: mmap.mmap, span: tuple[int, int]) -> Iterator[tuple[int, int | tuple[int, int]]]:
-    """Every field of a message: its number, and its value or the span of its content."""
-    at, end = span
-    while at < end:
-        tag, at = _number(data, at)
-        field, kind = tag >> 3, tag & 7
-        if kind == 0:
-            value, at = _number(data, at)
-            yield field, value
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        elif kind == 2:
-            length, at = _number(data, at)
-            if at + length > end:
-                raise ValueError("it is cut short")
-            yield field, (at, at + length)
-            at += length
-        else:
-            raise ValueError("it is no protobuf")
-
-
-def _number(data: mmap.mmap, at: int) -> tuple[int, int]:
-    """A number in base 128, and where it ends."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at += 1
-        if byte < 128:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("it is no protobuf")

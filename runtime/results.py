@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ris.runtime.image import load_rgb
 from ris.runtime.masks import COLOURS, overlay
 from ris.runtime.model import Model, Segmentation
 
@@ -34,8 +35,13 @@ class ResultWriter:
         self._formats = formats
         self._used: set[str] = set()
 
-    def write(self, image: Path, rgb: NDArray[np.uint8], results: Sequence[Segmentation], model: Model) -> list[Path]:
-        """Writes every format for every result; returns the files in order. Raises OSError where the disk refuses."""
+    def write(
+        self, image: Path, rgb: NDArray[np.uint8] | None, results: Sequence[Segmentation], model: Model
+    ) -> list[Path]:
+        """Writes every format for every result; returns the files in order. Raises OSError where the disk refuses.
+
+        rgb: the image's pixels, None to read them from the file where an overlay needs them.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         written = []
         for number, result in enumerate(results):
@@ -50,7 +56,7 @@ class ResultWriter:
         name: str,
         base: str,
         image: Path,
-        rgb: NDArray[np.uint8],
+        rgb: NDArray[np.uint8] | None,
         result: Segmentation,
         colour: tuple[int, int, int],
         model: Model,
@@ -60,7 +66,8 @@ class ResultWriter:
             suffix, picture = ".mask.png", Image.fromarray(result.mask.astype(np.uint8) * 255)
             save = lambda file: picture.save(file, "PNG")  # noqa: E731
         elif name == "overlay":
-            suffix, picture = ".overlay.png", Image.fromarray(overlay(rgb, result.mask, colour))
+            pixels = load_rgb(image) if rgb is None else rgb
+            suffix, picture = ".overlay.png", Image.fromarray(overlay(pixels, result.mask, colour))
             save = lambda file: picture.save(file, "PNG", compress_level=1)  # noqa: E731
         elif name == "npy":
             suffix, save = ".npy", lambda file: np.save(file, result.mask)
@@ -122,6 +129,7 @@ def describe(image: Path, result: Segmentation, model: Model) -> dict[str, Any]:
                 "engine": f"{info.engine} {info.version}",
                 "device": info.device,
                 "providers": list(info.providers),
+                "computes_in": info.precision,
                 "nodes": dict(info.nodes),
             }
             for stage, info in model.sessions.items()

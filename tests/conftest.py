@@ -55,6 +55,13 @@ def tiny_fp16_bundle(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_bf16_bundle(tmp_path_factory):
+    from ris.reference.config import PRESETS
+
+    return _export(tmp_path_factory.mktemp("tiny-bf16"), PRESETS["tiny"], precision="bf16")
+
+
+@pytest.fixture(scope="session")
 def tiny_category_bundle(tmp_path_factory):
     from ris.reference.config import PRESETS
 

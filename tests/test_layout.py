@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "runtime": {"runtime", "engines"},
     "calibration": {"calibration", "engines", "runtime"},
     "export": {"export", "reference", "calibration", "engines", "runtime"},
+    "serving": {"serving", "calibration", "engines", "runtime"},
 }
 # modules that a folder may import beyond those: the one family of errors; training data; what commands share
 ALSO = {
@@ -50,7 +51,7 @@ def test_folders_import_only_what_they_may(folder):
                 also = ALSO.get(str(path.parent.relative_to(REPO)), ALSO.get(folder, ()))
                 allowed = parts[1] in MAY_IMPORT[folder] or name in also
                 assert allowed, f"{path} imports {name}"
-            if folder in ("engines", "runtime", "calibration"):
+            if folder in ("engines", "runtime", "calibration", "serving"):
                 allowed = {"onnx"} if path.parent == REPO / "calibration" / "numerics" else set()
                 assert parts[0] not in HEAVY - allowed, f"{path} imports {name}"
 
@@ -77,6 +78,7 @@ def test_the_runtime_works_where_the_heavy_packages_do_not_exist(tiny_bundle):
 import numpy as np
 from ris.runtime import load
 import ris.runtime.commands.infer, ris.runtime.commands.parity, ris.runtime.commands.bench, ris.runtime.commands.doctor
+import ris.runtime.bench.worker
 with load({str(tiny_bundle)!r}) as model:
     print(model.segment(np.zeros((30, 40, 3), np.uint8), "left man").mask.shape)
 """
@@ -94,6 +96,8 @@ with load({str(tiny_bundle)!r}) as model:
         ("ris.calibration.command", ["emulate", "bundle", "--out", "x"], "onnx"),
         ("ris.calibration.command", ["int8", "bundle", "--out", "x"], "onnx"),
         ("ris.calibration.evaluation.command", ["--pytorch", "--checkpoint", "x.pth"], "torch"),
+        ("ris.serving.batch.command", ["photos", "-e", "x"], "pyarrow"),
+        ("ris.serving.page.command", ["bundle"], "Gradio"),
     ],
 )
 def test_commands_that_need_pytorch_say_what_to_install(tmp_path, command, arguments, missing):

@@ -91,7 +91,8 @@ def open_bundle_to_ask(path: Path, running: Running, cache: FeatureCache | None)
         manifest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
         ran = sorted({f"{info.engine} {info.version} on {info.device}" for info in model.sessions.values()})
         if running.compute:
-            ran.append(f"computing in {running.compute}")
+            computes = sorted({f"{stage} {info.precision}" for stage, info in model.sessions.items()})
+            ran.append(f"computing {', '.join(computes)}")
         about = {"model": manifest[:32], "engine": ", ".join(ran)}
         name = f"{path.name}, {model.bundle.manifest.precision}, {about['engine']}"
         yield name, about, BundleSegmenter(model, cache)

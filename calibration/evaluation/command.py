@@ -21,18 +21,9 @@ from ris.calibration.evaluation.compare_command import compare
 from ris.calibration.evaluation.metrics import PROTOCOLS
 from ris.calibration.evaluation.run import Evaluation
 from ris.engines.errors import RisError
-from ris.runtime.commands.console import RisCommand, find_bundle
+from ris.runtime.commands.console import DefaultGroup, RisCommand, find_bundle
 from ris.runtime.commands.running import Running
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
-
-
-class DefaultGroup(click.Group):
-    """`ris-eval BUNDLE` is `ris-eval run BUNDLE`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or args[0] not in {*self.commands, "--help"}:
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
 
 
 @click.group(cls=DefaultGroup)

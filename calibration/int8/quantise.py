@@ -20,8 +20,9 @@ from ris.calibration.int8.statistics import measure
 from ris.calibration.int8.work import Work
 from ris.calibration.samples import SampleSet
 from ris.engines.errors import BundleError, RisError
-from ris.runtime import Bundle, open_bundle
+from ris.runtime import Bundle
 from ris.runtime.bundle import MANIFEST, Int8, hash_files
+from ris.runtime.bundle_folder import building, check_target, recover
 from ris.runtime.model import open_model
 from ris.runtime.parity import check_model, load_golden
 
@@ -90,10 +91,8 @@ def quantise_bundle(
         raise BundleError(f"{bundle.path} is {manifest.precision}; INT8 is made from an FP32 bundle")
     if not len(samples):
         raise RisError("there are no calibration samples")
-    old = _old(out)
-    if old.exists() and not out.exists():  # killed between two renames
-        old.rename(out)
-    _check_target(out, overwrite)
+    recover(out)
+    check_target(out, overwrite)  # before the work, and again when it is done
     asked = asdict(options)
     for name in ("graphs", "max_iou_drop", "against", "calibrator", "sensitivity"):  # results serve any of these
         del asked[name]
@@ -121,10 +120,6 @@ def quantise_bundle(
     finished = _write(bundle, quantiser, chosen, report, out, overwrite)
     work.remove()
     return finished
-
-
-def _old(out: Path) -> Path:
-    return out.with_name(f".{out.name}.old")
 
 
 def work_folder(out: Path) -> Path:
@@ -165,36 +160,22 @@ def _choose(quantiser: Quantiser, options: Int8Options, expressions: int) -> tup
     return report, chosen
 
 
-def _check_target(out: Path, overwrite: bool) -> None:
-    if not out.exists():
-        if not out.absolute().parent.is_dir():
-            raise BundleError(f"{out.parent}: no such folder; make it, or choose another --out")
-        return
-    if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).exists()):
-        raise BundleError(f"{out} exists and is not a bundle, so it is not overwritten; choose another --out")
-    if not overwrite:
-        raise BundleError(f"{out} exists; use --force to replace it, or choose another --out")
-
-
 def _write(
     bundle: Bundle, quantiser: Quantiser, chosen: Sequence[LayerKey], report: Int8Report, out: Path, overwrite: bool
 ) -> Int8Report:
-    """The bundle, to a hidden sibling that takes its place when it is whole."""
     manifest, options = bundle.manifest, report.options
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        (partial / "graphs").mkdir(parents=True)
+    with building(out, overwrite) as folder:
+        (folder / "graphs").mkdir()
         for name in manifest.files:
-            shutil.copyfile(bundle.file(name), partial / name)
+            shutil.copyfile(bundle.file(name), folder / name)
         graphs = dict(manifest.graphs)
         for stage, entry in graphs.items():
             if not report.quantised.get(stage):
                 for name in entry.sha256:
-                    shutil.copyfile(bundle.file(name), partial / name)
+                    shutil.copyfile(bundle.file(name), folder / name)
                 graphs[stage] = dataclasses.replace(entry, fp32_islands={"*": _why_not(stage, report)})
                 continue
-            quantiser.write(stage, list(chosen), report.calibrator, partial / entry.file)
+            quantiser.write(stage, list(chosen), report.calibrator, folder / entry.file)
             int8 = Int8(
                 layers=report.quantised[stage],
                 calibrator=report.calibrator,
@@ -203,7 +184,7 @@ def _write(
                 samples=report.samples,
             )
             graphs[stage] = dataclasses.replace(
-                entry, sha256=hash_files(partial, list(entry.sha256)), fp32_islands=report.kept[stage], int8=int8
+                entry, sha256=hash_files(folder, list(entry.sha256)), fp32_islands=report.kept[stage], int8=int8
             )
         changed = dataclasses.replace(
             manifest,
@@ -211,26 +192,12 @@ def _write(
             graphs=graphs,
             writer={**manifest.writer, WRITER: metadata.version("ris-runtime")},
         )
-        golden = load_golden(bundle)
-        with open_model(Bundle(partial, changed), engine="onnxruntime") as model:
-            checked = check_model(model, golden)
+        with open_model(Bundle(folder, changed), engine="onnxruntime") as model:
+            checked = check_model(model, load_golden(bundle))
         if not all(np.isfinite(row.relative) for row in checked.rows.values()):
             raise RisError("the INT8 graphs give values that are not finite on the bundle's own golden image")
         changed = dataclasses.replace(changed, parity=checked.rows, mask_iou=checked.mask_iou)
-        (partial / MANIFEST).write_text(changed.to_json(), encoding="utf-8")
-        if out.exists():
-            old = _old(out)
-            shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-            partial.rename(out)
-            shutil.rmtree(old)
-        else:
-            partial.rename(out)
-    except OSError as error:
-        raise BundleError(f"{out} cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    open_bundle(out, verify=False)
+        (folder / MANIFEST).write_text(changed.to_json(), encoding="utf-8")
     return dataclasses.replace(report, mask_iou=checked.mask_iou)
 
 

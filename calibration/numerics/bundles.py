@@ -14,10 +14,8 @@ from ris.calibration.numerics.half import emulate_half
 from ris.calibration.numerics.ranges import copy_data
 from ris.engines.errors import BundleError
 from ris.runtime import Bundle, open_bundle
-from ris.runtime.bundle import MANIFEST, hash_files
-
-EMULATES = "ris-calibrate emulate"
-"""The manifest's `writer` names this in an emulated bundle."""
+from ris.runtime.bundle import EMULATES, MANIFEST, hash_files
+from ris.runtime.bundle_folder import building
 
 
 def emulate_bundle(bundle: Bundle, out: Path) -> Bundle:
@@ -32,29 +30,24 @@ def emulate_bundle(bundle: Bundle, out: Path) -> Bundle:
         raise BundleError(f"{bundle.path} is an emulated bundle already")
     if out.exists():
         raise BundleError(f"{out} exists; choose another folder")
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        (partial / "graphs").mkdir(parents=True)
+    with building(out, overwrite=False) as folder:
+        (folder / "graphs").mkdir()
         for name in manifest.files:
-            shutil.copyfile(bundle.file(name), partial / name)
+            shutil.copyfile(bundle.file(name), folder / name)
         graphs = dict(manifest.graphs)
         for stage, entry in graphs.items():
-            source, target = bundle.path / entry.file, partial / entry.file
+            source, target = bundle.path / entry.file, folder / entry.file
             copy_data(source, target.parent)
             if entry.precision == "fp16":
                 emulate_half(source, target)
             else:
                 shutil.copyfile(source, target)
-            graphs[stage] = dataclasses.replace(entry, sha256=hash_files(partial, list(entry.sha256)))
+            hashes = hash_files(folder, list(entry.sha256))
+            # FP32 graphs now, whose roundings are no FP16 arithmetic that an engine may do as it likes
+            graphs[stage] = dataclasses.replace(entry, sha256=hashes, precision="fp32")
         writer = {**manifest.writer, EMULATES: metadata.version("ris-runtime")}
         changed = dataclasses.replace(manifest, graphs=graphs, writer=writer)
-        (partial / MANIFEST).write_text(changed.to_json(), encoding="utf-8")
-        partial.rename(out)
-    except OSError as error:
-        raise BundleError(f"{out} cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (folder / MANIFEST).write_text(changed.to_json(), encoding="utf-8")
     return open_bundle(out, verify=False)
 
 

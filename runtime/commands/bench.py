@@ -1,106 +1,191 @@
-"""`ris-bench`: seconds per stage on this machine, beside PyTorch in the same run if asked."""
+"""`ris-bench`: how fast a bundle runs here, beside PyTorch and the machine's own speed; `ris-bench compare`."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import importlib.util
-import json
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 
+from ris.engines import COMPUTES, DEVICE_NAMES, ENGINE_NAMES, select
 from ris.engines.errors import RisError
-from ris.runtime.bench import Alternative, BenchReport, Spread, bench
-from ris.runtime.commands.console import RisCommand, StepProgress, find_bundle
-from ris.runtime.commands.running import Running, running_options
+from ris.runtime.bench.report import BenchReport, read_report
+from ris.runtime.bench.run import Alternative, Plan, run_plan
+from ris.runtime.bench.show import compare as compare_reports
+from ris.runtime.bench.show import markdown, plot
+from ris.runtime.bundle import open_bundle
+from ris.runtime.commands.console import DefaultGroup, RisCommand, StepProgress, disk_errors, find_bundle
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
 from ris.runtime.image import load_rgb
 from ris.runtime.parity import load_golden
 
 EXPRESSIONS = ("left man", "second car from the right")
+_SWITCHES = {"overlap": bool, "low_memory": bool, "throughput": bool, "max_expressions": int}
+EAGER, COMPILED = "PyTorch eager FP32", "torch.compile FP32"
 
 
-@click.command(cls=RisCommand)
+@click.group(cls=DefaultGroup)
+def main() -> None:
+    """Says how fast a bundle runs here; `ris-bench run --help` and `ris-bench compare --help` have the options.
+
+    \b
+    Examples:
+      ris-bench ris-bundle                 one way of running it: the same as ris-bench run ris-bundle
+      ris-bench compare before.json after.json
+    """
+
+
+@main.command(cls=RisCommand)
 @click.argument("bundle", required=False, type=click.Path())
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    metavar="ENGINE[:COMPUTE][,SWITCH=VALUE...][@BUNDLE]",
+    help="A way of running it; may be repeated: openvino, openvino:bf16, openvino:bf16@other-bundle. Switches: "
+    "overlap, low_memory and throughput (0 or 1), max_expressions. Default: auto.",
+)
+@click.option("--device", type=click.Choice(DEVICE_NAMES), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads, of PyTorch too. Default: all cores.")
 @click.option("--image", type=click.Path(path_type=Path), help="Default: noise of 1024x1024 pixels.")
-@click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--pytorch", is_flag=True, help="Time PyTorch eager FP32 in turn; needs the [export] extra.")
+@click.option("--runs", type=click.IntRange(1), default=5, show_default=True, help="Rounds, after one to warm up.")
+@click.option("--cold", type=click.IntRange(0), default=3, show_default=True, help="Cold starts of each way.")
+@click.option(
+    "--batches",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Rounds of 1 to 8 images and 1 to 64 expressions together, of the fastest way.",
+)
+@click.option("--pytorch", is_flag=True, help="PyTorch eager FP32 takes its turns too; needs the [export] extra.")
+@click.option("--torch-compile", is_flag=True, help="So does PyTorch with torch.compile, which needs a C++ compiler.")
 @weight_file_options("--pytorch")
-@running_options
+@click.option("--limit", type=click.FloatRange(1), default=900.0, show_default=True,
+              help="Seconds after which a way that does not answer is left out.")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="PREFIX",
+    help="Write PREFIX.json, PREFIX.md and PREFIX.png (needs the [eval] extra).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def main(
+def run(
     bundle: str | None,
+    engines: tuple[str, ...],
+    device: str,
+    threads: int | None,
     image: Path | None,
     runs: int,
+    cold: int,
+    batches: int,
     pytorch: bool,
-    running: Running,
+    torch_compile: bool,
+    limit: float,
+    out: Path | None,
     as_json: bool,
     **files: Path | None,
 ) -> None:
-    """Times BUNDLE: first mask, next expression, every stage, and the runtime's own share.
+    """Times BUNDLE: cold start, first mask, next expression, every stage, peak memory, and how far the floor is.
 
-    PyTorch beside a bundle that was made from a checkpoint needs that checkpoint, the very file.
+    Every way of running it has a process of its own, and they take turns. The floor is the model's matrix products at
+    the rate at which this machine multiplies large matrices, measured in the same rounds. PyTorch beside a bundle that
+    was made from a checkpoint needs that checkpoint, the very file. BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle.
 
     \b
     Examples:
       ris-bench ris-bundle
-      ris-bench full-size --pytorch --runs 5
+      ris-bench ris-bundle --engine onnxruntime --engine openvino --engine openvino:bf16 --pytorch --out bench/here
+      ris-bench full-size --engine openvino:bf16 --engine openvino@full-size-int8 --batches 2
       ris-bench ris-bundle --pytorch --checkpoint model_final.pth
     """
-    require_flag(files, "--pytorch", pytorch)
+    require_flag(files, "--pytorch or --torch-compile", pytorch or torch_compile)
+    if (pytorch or torch_compile) and importlib.util.find_spec("torch") is None:
+        raise RisError('--pytorch needs PyTorch: pip install "ris-runtime[cpu,export]"')
+    if out is not None and importlib.util.find_spec("matplotlib") is None:
+        raise RisError('--out draws a plot, which needs matplotlib: pip install "ris-runtime[eval]"')
+    path = find_bundle(bundle)
+    opened = open_bundle(path)
+    alternatives = []
+    paths = {name: str(file) if file else None for name, file in files.items()}
+    for wanted, name in ((pytorch, EAGER), (torch_compile, COMPILED)):
+        if wanted:
+            alternatives.append(Alternative(name, "pytorch", str(path), compile=name == COMPILED, files=paths))
+    for text in engines or ("auto",):
+        alternatives.append(parse_engine(text, path, device, threads))
+    names = [alternative.name for alternative in alternatives]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise RisError(f"--engine {', '.join(repeated)} is given twice")
+    for other in {a.bundle for a in alternatives} - {str(path)}:
+        if open_bundle(other).manifest.model != opened.manifest.model:
+            raise RisError(f"{other} is of another architecture than {path}; only bundles of one model are compared")
     if image is None:
         rgb = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
     else:
         rgb = load_rgb(image)
-    with running.load(find_bundle(bundle)) as model:
-        alternatives: dict[str, Alternative] = {}
-        if pytorch:
-            if importlib.util.find_spec("torch") is None:
-                raise RisError('--pytorch needs PyTorch: pip install "ris-runtime[cpu,export]"')
-            # loaded by name, here only: the runtime does not depend on `ris.export`
-            live = importlib.import_module("ris.export.live_reference")
-            alternatives["PyTorch eager FP32"] = live.timed_reference(
-                model.bundle, rgb, EXPRESSIONS, running.threads, files
-            )
-        categories = None
-        if model.categories:
-            categories = tuple(map(str, load_golden(model.bundle)["categories"][:2]))
-        with StepProgress("Bench", runs + 1) as progress:
-            report = bench(model, rgb, EXPRESSIONS, categories, runs, alternatives, progress)  # type: ignore[arg-type]
-        infos = sorted({f"{i.engine} {i.version} on {i.device}" for i in model.sessions.values()})
-        if as_json:
-            click.echo(json.dumps(dataclasses.asdict(report) | {"engines": infos}, indent=2))
-        else:
-            title = f"{model.bundle.path}, {model.bundle.manifest.precision}, {', '.join(infos)}, {runs} runs"
-            _print(report, title)
+    categories: tuple[str, ...] = ()
+    if opened.manifest.categories:
+        categories = tuple(map(str, load_golden(opened)["categories"][:2]))
+    plan = Plan(runs, cold, batches, limit)
+    with StepProgress("Bench", plan.steps(alternatives)) as progress:
+        report = run_plan(opened, alternatives, rgb, EXPRESSIONS, categories, threads, plan, progress)
+    if out is not None:
+        _write(report, out)
+    if as_json:
+        click.echo(report.to_json(), nl=False)
+    else:
+        Console(width=140).print(Markdown(markdown(report)))
+    for name, reason in report.failed.items():
+        click.echo(f"Not measured: {name}: {reason}", err=True)
 
 
-def _print(report: BenchReport, title: str) -> None:
-    table = Table(title=title)
-    table.add_column("what")
-    for heading in ("median ms", "spread ms", "of first mask"):
-        table.add_column(heading, justify="right")
-    whole = report.first_mask.median
+def parse_engine(text: str, bundle: Path, device: str, threads: int | None) -> Alternative:
+    """`ENGINE[:COMPUTE][,SWITCH=VALUE...][@BUNDLE]` as an alternative. Raises RisError."""
+    rest, _, other = text.partition("@")
+    first, *switches = rest.split(",")
+    engine, _, compute = first.partition(":")
+    if engine not in ENGINE_NAMES:
+        raise RisError(f"--engine {text}: there is no engine {engine!r}; this version has {', '.join(ENGINE_NAMES)}")
+    if compute and compute not in COMPUTES:
+        raise RisError(f"--engine {text}: there is no precision {compute!r}; known are {', '.join(COMPUTES)}")
+    options: dict[str, Any] = {"engine": select(engine, device).name, "device": device, "threads": threads}
+    if compute:
+        options["compute"] = compute
+    for switch in switches:
+        name, _, value = switch.partition("=")
+        if name not in _SWITCHES or not value.isdigit():
+            raise RisError(f"--engine {text}: {switch!r} is not one of {', '.join(_SWITCHES)} with =NUMBER")
+        options[name] = _SWITCHES[name](int(value))
+    name = text if engine != "auto" else text.replace("auto", options["engine"], 1)
+    return Alternative(name, "bundle", other or str(bundle), options)
 
-    def row(name: str, spread: Spread) -> None:
-        low, high = spread.smallest * 1000, spread.largest * 1000
-        table.add_row(name, f"{spread.median * 1000:.1f}", f"{low:.1f} to {high:.1f}", f"{spread.median / whole:.1%}")
 
-    row("first mask", report.first_mask)
-    row("next expression", report.next_expression)
-    row("the runtime's own work", report.host)
-    for name, spread in report.stages.items():
-        row(f"  {name}", spread)
-    for name, (first, following) in report.alternatives.items():
-        row(f"{name}: first mask", first)
-        row(f"{name}: next expression", following)
-    Console(width=100).print(table)
-    for name, (first, following) in report.alternatives.items():
-        click.echo(
-            f"{name} / this bundle: first mask {first.median / whole:.2f}, "
-            f"next expression {following.median / report.next_expression.median:.2f}"
-        )
+def _write(report: BenchReport, out: Path) -> None:
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files = [out.with_name(f"{out.name}.{kind}") for kind in ("json", "md", "png")]
+        files[0].write_text(report.to_json(), encoding="utf-8")
+        files[1].write_text(markdown(report), encoding="utf-8")
+        plot(report, files[2])
+    for file in files:
+        click.echo(f"wrote {file}", err=True)
+
+
+@main.command(cls=RisCommand)
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+def compare(first: Path, second: Path) -> None:
+    """Says what became faster or slower from FIRST to SECOND, two files of ris-bench --out or --json.
+
+    Refuses reports of different inputs: image, expressions, model or threads.
+
+    \b
+    Examples:
+      ris-bench compare bench/before.json bench/after.json
+    """
+    Console(width=140).print(
+        Markdown(compare_reports(read_report(first), read_report(second), (str(first), str(second))))
+    )

@@ -76,6 +76,15 @@ def find_bundle(given: str | None) -> Path:
     raise BundleError("no bundle: give --bundle, set $RIS_BUNDLE, or make ./ris-bundle with ris-export")
 
 
+class DefaultGroup(click.Group):
+    """A group whose command `run` may be left out: `ris-eval BUNDLE` is `ris-eval run BUNDLE`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in {*self.commands, "--help"}:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
 class StepProgress:
     """Named steps of one long job: a bar with the step's name and elapsed time, or one plain line a step."""
 

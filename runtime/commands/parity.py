@@ -104,7 +104,7 @@ def _print(model: Model, report: ParityReport, against: str) -> None:
     for name, row in report.rows.items():
         table.add_row(name, f"{row.max_abs:.2e}", f"{row.mean_abs:.2e}", f"{row.relative:.2e}", f"{row.cosine:.8f}")
     Console(width=110).print(table)
-    tolerance = tolerance_of(manifest)
+    tolerance = tolerance_of(model)
     click.echo(
         f"masks: IoU {report.mask_iou:.6f} (accepted from {tolerance.mask_iou}), "
         f"flipped pixels {report.flipped:.5%}; relative error accepted: {tolerance.stage:.0e} a stage, "

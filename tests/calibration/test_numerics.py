@@ -19,7 +19,7 @@ from ris.calibration.numerics import FP16_MAX, emulate_bundle, emulate_half, mea
 from ris.calibration.numerics.ranges import graph_ranges
 from ris.calibration.samples import scene_samples
 from ris.engines import EngineOptions, Graph, TensorSpec, create
-from ris.engines.errors import BundleError, RisError
+from ris.engines.errors import BundleError, EngineError, RisError
 from ris.export import fp16, graphs, precision
 from ris.export.command import main as export_command
 from ris.export.live_reference import reference_arrays
@@ -212,9 +212,10 @@ def test_an_emulated_bundle_is_a_bundle(tiny_fp16_bundle, tmp_path):
     bundle = open_bundle(tiny_fp16_bundle)
     rounded = emulate_bundle(bundle, tmp_path / "rounded")
     assert open_bundle(tmp_path / "rounded").manifest.writer["ris-calibrate emulate"]
-    with open_model(bundle) as model:
+    with open_model(bundle, engine="onnxruntime") as model:
         easy = check_model(model, load_golden(bundle))
     with open_model(rounded) as model:
+        assert {info.engine for info in model.sessions.values()} == {"onnxruntime"}  # which keeps the roundings
         true = check_model(model, load_golden(rounded))
     assert true.failures == ()
     assert (
@@ -224,6 +225,8 @@ def test_an_emulated_bundle_is_a_bundle(tiny_fp16_bundle, tmp_path):
     # what the export wrote down is what true arithmetic gives
     written = bundle.manifest.parity["end_to_end.mask_logits"].relative
     assert true.rows["end_to_end.mask_logits"].relative == pytest.approx(written, rel=1e-3)
+    with pytest.raises(EngineError, match="rounds as FP16 hardware does, which 'openvino' may leave out"):
+        open_model(rounded, engine="openvino")
     with pytest.raises(BundleError, match="exists; choose another folder"):
         emulate_bundle(bundle, tmp_path / "rounded")
     with pytest.raises(BundleError, match="is an emulated bundle already"):

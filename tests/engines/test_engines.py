@@ -18,12 +18,25 @@ from ris.runtime import load, open_bundle
 @pytest.fixture
 def session(tiny_bundle):
     graph = open_bundle(tiny_bundle).graph("text_encoder")
-    engine = create()
+    engine = create("onnxruntime")
     with engine.open(graph, engine.compile(graph)) as session:
         yield session
 
 
+def test_auto_takes_openvino_where_it_is_known_to_be_faster(monkeypatch):
+    monkeypatch.setattr("ris.engines.table._cpu_features", lambda: frozenset({"avx2", "avx512f"}))
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    assert select("auto").name == "openvino"
+    assert select("auto", "cpu").name == "openvino"
+    assert select("auto", "cuda").name == "onnxruntime"  # the first that has the device
+    monkeypatch.setattr("ris.engines.table._cpu_features", lambda: frozenset({"avx2"}))
+    assert select("auto").name == "onnxruntime"
+    assert select("auto", "gpu").name == "openvino"
+    assert select("openvino").name == "openvino"  # by name it is taken anywhere
+
+
 def test_auto_takes_the_first_that_is_installed(monkeypatch):
+    monkeypatch.setattr("ris.engines.table.TABLE", tuple(row for row in TABLE if row.name != "openvino"))
     assert select("auto").name == "onnxruntime"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EngineError, match=r'no engine runs here: .*pip install "ris-runtime\[cpu\]"'):
@@ -106,7 +119,7 @@ def test_a_provider_that_does_not_start_is_an_error(tiny_bundle, monkeypatch):
 
 
 def test_an_engine_that_cannot_run_a_precision_says_so(tiny_fp16_bundle, monkeypatch):
-    fp32_only = replace(TABLE[0], precisions=("fp32",))
+    fp32_only = replace(select("onnxruntime"), precisions=("fp32",))
     monkeypatch.setattr("ris.engines.table.TABLE", (fp32_only,))
     with pytest.raises(EngineError, match="'onnxruntime' does not run fp16 graphs"):
         load(tiny_fp16_bundle)
@@ -147,4 +160,4 @@ def test_a_file_that_is_no_graph(tmp_path):
     path.write_bytes(b"not onnx")
     graph = Graph("fusion", path, (TensorSpec("x", "float32", (1,)),), ())
     with pytest.raises(EngineError, match=r"fusion: ONNX Runtime cannot open .*a\.onnx"):
-        create().open(graph, path)
+        create("onnxruntime").open(graph, path)

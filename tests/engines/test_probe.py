@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from ris.engines import TABLE, EngineOptions, create
+from ris.engines import EngineOptions, create, select
 from ris.engines.errors import EngineError
 from ris.engines.onnxruntime import OnnxRuntimeSession
 from ris.engines.probe import one_node_graph, probe, probe_apart
@@ -69,7 +69,8 @@ def test_a_broken_import_is_an_engine_error(monkeypatch):
 
 
 def test_two_distributions_of_one_import(monkeypatch):
-    assert TABLE[0].conflict() is None
+    row = select("onnxruntime")
+    assert row.conflict() is None
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.31.1")
-    assert TABLE[0].installed() == {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"}
-    assert "pip uninstall onnxruntime onnxruntime-gpu" in TABLE[0].conflict()
+    assert row.installed() == {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"}
+    assert "pip uninstall onnxruntime onnxruntime-gpu" in row.conflict()

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from ris.export import bundle_writer
 from ris.export.command import PRESET_NAMES, main
 from ris.reference.config import PRESETS
-from ris.runtime import open_bundle
+from ris.runtime import bundle_folder, open_bundle
 
 COMMAND = Path(sys.executable).parent / "ris-export"
 
@@ -55,7 +55,7 @@ def test_the_whole_command(here):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--precision", "fp12"], "'fp12' is not one of 'fp32', 'fp16'"),
+    (["--precision", "fp12"], "'fp12' is not one of 'fp32', 'bf16', 'fp16'"),
     (["--preset", "vitb-vitl336"], "no weights for vitb-vitl336; --random-weights 0"),
     (["--preset", "huge"], "'huge' is not one of"),
     (["--vocabulary", "nosuch.txt"], "'nosuch.txt' does not exist"),
@@ -157,7 +157,7 @@ def test_a_killed_export_leaves_the_old_bundle(here, tiny_bundle, sign):
 def test_two_exports_at_once_do_not_disturb_each_other(here):
     other = here / f".ris-bundle.partial-{os.getppid()}"  # of a process that lives
     other.mkdir()
-    bundle_writer._recover(here / "ris-bundle")
+    bundle_folder.recover(here / "ris-bundle")
     assert other.exists()
 
 

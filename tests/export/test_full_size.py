@@ -62,7 +62,7 @@ def test_fp16_keeps_the_golden_mask(bundle, arithmetic):
     with contextlib.ExitStack() as stack:
         if arithmetic == "true FP16":
             opened = stack.enter_context(emulated(opened))
-        model = stack.enter_context(open_model(opened))
+        model = stack.enter_context(open_model(opened, engine="onnxruntime"))
         # made-up weights say "no target" here; the golden mask is the one before that decision
         scene = model.encode_image(inputs.image(0))
         result = scene.segment(inputs.EXPRESSIONS[0][0], no_target_threshold=None)

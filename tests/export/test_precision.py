@@ -90,7 +90,7 @@ def test_half_the_size(half, tiny_bundle):
 def test_masks_agree_with_fp32(tiny_fp16_bundle, tiny_bundle):
     golden = load_golden(open_bundle(tiny_bundle))
     expressions = [str(e) for e in golden["expressions"]]
-    with load(tiny_fp16_bundle) as a, load(tiny_bundle) as b:
+    with load(tiny_fp16_bundle, engine="onnxruntime") as a, load(tiny_bundle, engine="onnxruntime") as b:
         for got, want in zip(
             a.encode_image(golden["rgb"]).segment_many(expressions),
             b.encode_image(golden["rgb"]).segment_many(expressions),

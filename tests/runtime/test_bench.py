@@ -1,28 +1,169 @@
-"""`ris-bench` reports what it times; no figure is judged here."""
+"""`ris-bench` reports what it times, and says what it could not; no figure is judged here."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import pytest
 from click.testing import CliRunner
 
-from ris.runtime.commands.bench import main
+from ris.engines.errors import RisError
+from ris.runtime.bench.report import PER_EXPRESSION, BenchReport, Inputs, Measured, Spread, read_report
+from ris.runtime.bench.run import IMAGES, Alternative, Worker, WorkerError
+from ris.runtime.bench.show import compare, markdown, warnings
+from ris.runtime.bundle import STAGES
+from ris.runtime.commands.bench import main, parse_engine
 
 
-def test_the_report(tiny_bundle):
-    done = CliRunner().invoke(main, [str(tiny_bundle), "--runs", "2", "--pytorch", "--json"])
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("bench")
+
+
+@pytest.fixture(scope="module")
+def done(tiny_bundle, folder):
+    """PyTorch, one engine that runs and one that does not."""
+    return run(
+        tiny_bundle, "--runs", 2, "--cold", 1, "--batches", 1, "--pytorch", "--threads", 2, "--json",
+        "--engine", "onnxruntime", "--engine", "onnxruntime:bf16", "--out", folder / "here",
+    )  # fmt: skip
+
+
+def test_the_report(done, folder, tiny_bundle):
     assert done.exit_code == 0, done.output
-    report = json.loads(done.stdout)
-    assert report["runs"] == 2
-    first = report["first_mask"]
-    assert 0 < first["smallest"] <= first["median"] <= first["largest"]
-    assert 0 < report["host"]["median"] < first["median"]
-    assert report["next_expression"]["median"] > 0
-    assert set(report["stages"]) >= {"image.sam_image_encoder", "fusion", "mask_decoder", "dense_prompt"}
-    assert list(report["alternatives"]) == ["PyTorch eager FP32"]
+    report = read_report(folder / "here.json")
+    assert done.stdout == report.to_json()
+    assert [m.name for m in report.alternatives] == ["PyTorch eager FP32", "onnxruntime"]
+    assert "has no option compute" in report.failed["onnxruntime:bf16"]  # and the others went on
+    assert "Not measured: onnxruntime:bf16: engine 'onnxruntime' has no option compute" in done.stderr
+    eager, own = report.alternatives
+    for spread in (eager.first_mask, own.first_mask, own.next_expression, own.host):
+        assert spread.runs == 2
+        assert 0 < spread.smallest <= spread.lower <= spread.median <= spread.upper <= spread.largest
+    assert own.next_expression.median < own.first_mask.median
+    assert set(own.stages) >= {*STAGES, "dense_prompt", "prepare", "mask"}
+    assert own.precision == dict.fromkeys(STAGES, "fp32")
+    assert own.cold_start.median > own.imports.median + own.load.median
+    assert own.peak_memory > 50e6
+    assert list(own.images) == list(IMAGES)
+    assert own.expressions[64].median > 0
+    assert set(report.photo) == {"exact", "draft"}
+    assert 0 < report.floor(own, PER_EXPRESSION) < report.floor(own)
+    assert report.rates["fp32"]["numpy"].median > 1e8
 
 
-def test_the_table(tiny_category_bundle):
-    done = CliRunner().invoke(main, [str(tiny_category_bundle), "--runs", "1"])
-    assert done.exit_code == 0, done.output
-    assert "next expression" in done.output
+def test_for_people(done, folder):
+    text = (folder / "here.md").read_text()
+    for part in (
+        "first mask",
+        "measured / floor",
+        "cold start",
+        "onnxruntime: images together",
+        "Not measured: onnxru",
+    ):
+        assert part in text
+    assert (folder / "here.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_again_is_compared(done, folder):
+    shown = run("compare", folder / "here.json", folder / "here.json")
+    assert shown.exit_code == 0, shown.output
+    assert "within the noise" in shown.output
+
+
+def test_other_inputs_are_refused(done, folder):
+    data = json.loads((folder / "here.json").read_text())
+    data["inputs"]["image"] = "0" * 64
+    (folder / "other.json").write_text(json.dumps(data))
+    refused = run("compare", folder / "here.json", folder / "other.json")
+    assert refused.exit_code == 2
+    assert "are not compared: they measured different inputs: image (" in refused.output
+    for text, message in (("{}", "is not a report"), ('{"format_version": 9}', "format version 9")):
+        (folder / "bad.json").write_text(text)
+        assert message in run("compare", folder / "here.json", folder / "bad.json").output
+    assert "cannot be read" in run("compare", folder / "here.json", folder / "none.json").output
+
+
+def spread(*values):
+    return Spread.of(values)
+
+
+@pytest.fixture
+def report():
+    slow = Measured("a", "a 1 on cpu", "b", "fp32", dict.fromkeys(STAGES, "fp32"), dict.fromkeys(STAGES, 10),
+                    spread(4.0, 5.0, 6.0), spread(1.0))  # fmt: skip
+    fast = replace(slow, name="b", first_mask=spread(2.0), precision=slow.precision | {"fusion": "bf16"})
+    return BenchReport(
+        1, Inputs("0", 1, 1, ("x", "y"), (), "m", None),
+        {"cpu": "c", "cores": 2, "versions": {}, "load_before": 0.1, "load_after": 1.0}, 3,
+        {"fp32": {"numpy": spread(4.0, 5.0), "openvino": spread(10.0)}, "bf16": {"openvino": spread(20.0)}},
+        (slow, fast), {}, {},
+    )  # fmt: skip
+
+
+def test_the_floor_is_operations_at_the_fastest_rate(report):
+    slow, fast = report.alternatives
+    assert report.rate("fp32") == 10
+    assert report.floor(slow) == pytest.approx(5.0)
+    assert report.floor(fast) == pytest.approx(4.5)
+    assert report.floor(slow, ["fusion"]) == pytest.approx(1.0)
+    assert report.floor(replace(slow, operations={})) is None
+    assert report.floor(replace(slow, precision=dict.fromkeys(STAGES, "int4"))) is None
+    assert "| b | 2.00 s | 2.50 | 4.50 s | 0.44 |" in markdown(report)
+
+
+def test_quartiles():
+    found = spread(1.0, 2.0, 3.0, 4.0, 100.0)
+    assert (found.median, found.lower, found.upper, found.largest) == (3.0, 2.0, 4.0, 100.0)
+    assert found.overlaps(spread(3.5, 4.5))
+    assert not found.overlaps(spread(4.5))
+
+
+def test_a_busy_or_unsteady_machine_is_said(report):
+    assert warnings(report) == []
+    busy = replace(report, machine=report.machine | {"load_before": 3.0})
+    assert "busy when this began: load average 3.0 on 2 cores" in warnings(busy)[0]
+    unsteady = replace(report, rates={"fp32": {"numpy": spread(4.0, 5.0, 8.0)}})
+    assert "speed varied" in warnings(unsteady)[0]
+
+
+def test_nothing_in_common(report):
+    other = replace(report, alternatives=(replace(report.alternatives[0], name="z"),))
+    with pytest.raises(RisError, match="no alternative in common"):
+        compare(report, other, ("x", "y"))
+
+
+def test_a_process_that_dies_is_an_answer():
+    with Worker({"kind": "none"}, None, 60) as worker:
+        worker._process.stdin.write("no json\n")
+        worker._process.stdin.flush()
+        with pytest.raises(WorkerError, match="its process ended with exit code 1"):
+            worker.ask("round")
+    with Worker({"kind": "none"}, None, 0.01) as worker, pytest.raises(WorkerError, match="no answer within 0 seconds"):
+        worker.ask("round")
+
+
+def test_ways_of_running(tmp_path):
+    got = parse_engine("openvino:bf16,overlap=1,max_expressions=4@other", tmp_path, "auto", 2)
+    options = {"engine": "openvino", "device": "auto", "threads": 2, "compute": "bf16", "overlap": True}
+    name = "openvino:bf16,overlap=1,max_expressions=4@other"
+    assert got == Alternative(name, "bundle", "other", options | {"max_expressions": 4})
+    for text, message in (
+        ("opnvino", "there is no engine 'opnvino'"),
+        ("openvino:bf15", "no precision 'bf15'"),
+        ("openvino,fast=1", "'fast=1' is not one of overlap, low_memory, throughput, max_expressions"),
+        ("openvino,overlap=yes", "'overlap=yes' is not one of"),
+    ):
+        with pytest.raises(RisError, match=message):
+            parse_engine(text, tmp_path, "auto", None)
+
+
+def test_the_same_way_twice(tiny_bundle):
+    refused = run(tiny_bundle, "--engine", "onnxruntime", "--engine", "onnxruntime")
+    assert refused.exit_code == 2
+    assert "--engine onnxruntime is given twice" in refused.output

@@ -20,7 +20,9 @@ def edit(bundle, change):
     path.write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("name", ["tiny_bundle", "tiny_fp16_bundle", "tiny_category_bundle", "tiny_supplement_bundle"])
+@pytest.mark.parametrize(
+    "name", ["tiny_bundle", "tiny_bf16_bundle", "tiny_fp16_bundle", "tiny_category_bundle", "tiny_supplement_bundle"]
+)
 def test_manifests_follow_the_schema(name, request):
     schema = json.loads((REPO / "runtime" / "manifest.schema.json").read_text())
     text = (request.getfixturevalue(name) / "manifest.json").read_text()
@@ -87,7 +89,7 @@ def test_a_newer_format_says_what_to_do(bundle_copy):
 @pytest.mark.parametrize(("change", "message"), [
     (lambda m: m.pop("text"), "text is missing"),
     (lambda m: m["graphs"].pop("fusion"), "no graph fusion"),
-    (lambda m: m.update(precision="fp8"), "precision should be 'fp32' or 'fp16' or 'int8', found 'fp8'"),
+    (lambda m: m.update(precision="fp8"), "precision should be 'fp32' or 'bf16' or 'fp16' or 'int8', found 'fp8'"),
     (lambda m: m["dense_prompt"].update(grid="12"), "dense_prompt.grid should be int"),
     (lambda m: m["dense_prompt"].update(interpolation="nearest"), "'bilinear' or 'bicubic'"),
     (lambda m: m["preprocess"]["sam"].update(size=True), "preprocess.sam.size should be int"),

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from ris.engines.probe import Probe
-from ris.engines.table import EngineSpec
+from ris.engines.table import TABLE, EngineSpec, select
 from ris.runtime import BundleError, doctor, open_bundle, system
 from ris.runtime.bundle import STAGES
 from ris.runtime.commands.doctor import main
@@ -44,7 +44,7 @@ def test_without_a_bundle(run):
     assert done.exit_code == 0, done.output
     for text in ("numpy ", "CPython 3.", "memory ", "GPU ", "onnxruntime on cpu: runs, version", "onnxruntime on cuda"):
         assert text in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("Ready: onnxruntime ")
+    assert done.stdout.splitlines()[-1].startswith(f"Ready: {TABLE[0].name} ")
     assert "no bundle was looked at" in done.stdout
     refused = run("--check")
     assert refused.exit_code == 2
@@ -67,7 +67,7 @@ def test_a_healthy_bundle_with_its_parity(run, tiny_bundle):
     assert "model: tiny, cls query, a no-target head; untrained, from made-up weights, seed 0" in done.stdout
     for stage in STAGES:
         assert f"  {stage}: fp32; " in done.stdout
-    assert done.stdout.count("weights 100.0% fp32; onnxruntime") == 5
+    assert done.stdout.count(f"weights 100.0% fp32; {select().name}") == 5
     assert "parity at the export: masks IoU" in done.stdout
     assert "parity here, now: masks IoU" in done.stdout
     assert "written by: " in done.stdout
@@ -87,7 +87,7 @@ def test_an_fp16_bundle_says_what_is_fp16(run, tiny_fp16_bundle):
     assert sum(graphs["fusion"]["islands"].values()) == len(
         open_bundle(tiny_fp16_bundle).manifest.graphs["fusion"].fp32_islands
     )
-    assert any("computes most of an fp16 graph in fp32" in note for note in data["notes"])
+    assert any("computes fp16 graphs in fp32, or in bfloat16" in note for note in data["notes"])
     text = run(tiny_fp16_bundle, "-v").stdout
     assert "mask_decoder: fp32, all of it kept FP32; " in text
     assert "    FP32, 1 x: " in text
@@ -163,7 +163,8 @@ def test_no_engine_at_all(run, monkeypatch):
     done = run()
     assert done.exit_code == 2
     assert "onnxruntime: not here: not installed" in done.stdout
-    assert 'Problem: no engine is installed. Way out: onnxruntime: not installed; pip install "ris-' in done.stdout
+    assert "Problem: no engine is installed. Way out: openvino: not installed; " in done.stdout
+    assert 'onnxruntime: not installed; pip install "ris-runtime[cpu]"' in done.stdout.split("Way out")[1]
 
 
 def test_two_onnxruntimes(run, monkeypatch):

@@ -11,7 +11,7 @@ from ris.reference.config import PRESETS
 from ris.reference.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD
 from ris.reference.preprocess import prepare_image as reference_prepare
 from ris.runtime.bundle import Preprocess, SquareImage
-from ris.runtime.image import MAX_PIXELS, load_rgb, prepare_image
+from ris.runtime.image import MAX_PIXELS, load_picture, load_rgb, prepare_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -122,3 +122,21 @@ def test_values_that_are_not_numbers(tmp_path):
     Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(ImageError, match="not finite"):
         load_rgb(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_draft_of_a_large_jpeg(tmp_path, orientation):
+    """Smaller pixels, the same size to the outside; what the encoders see moves by a level or so on average."""
+    smooth = Image.fromarray(RGB).resize((1200, 800), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    smooth.save(tmp_path / "a.jpg", quality=95, exif=exif)
+    exact, draft = load_picture(tmp_path / "a.jpg"), load_picture(tmp_path / "a.jpg", 256)
+    assert (draft.height, draft.width) == (exact.height, exact.width) == ((800, 1200), (1200, 800))[orientation == 6]
+    assert max(draft.pixels.size) == 600  # a quarter would be 200 high
+    full, small = (
+        np.asarray(p.pixels.resize((256, 256), Image.Resampling.BILINEAR), np.float32) for p in (exact, draft)
+    )
+    assert np.abs(full - small).mean() < 2
+    Image.fromarray(RGB).save(tmp_path / "b.png")
+    assert load_picture(tmp_path / "b.png", 4).pixels.size == (30, 20)  # only JPEG decoders can

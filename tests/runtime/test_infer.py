@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 from pycocotools import mask as coco
 
+from ris.engines import select
 from ris.runtime import load
 from ris.runtime.commands.infer import main
 
@@ -55,7 +56,20 @@ def test_mask_and_overlay_by_default(infer, here, tiny_bundle, picture):
 
 
 def test_rle_json_and_npy(infer, here):
-    done = infer("park.png", "left man", "--format", "rle", "--format", "json", "--format", "npy", "--out", "a/b")
+    done = infer(
+        "park.png",
+        "left man",
+        "--format",
+        "rle",
+        "--format",
+        "json",
+        "--format",
+        "npy",
+        "--out",
+        "a/b",
+        "--engine",
+        "onnxruntime",
+    )
     assert done.exit_code == 0, done.output
     mask = np.load("a/b/park.left-man.npy")
     assert mask.dtype == np.bool_
@@ -66,6 +80,7 @@ def test_rle_json_and_npy(infer, here):
     assert report["mask_pixels"] == mask.sum()
     assert report["precision"]["fusion"] == "fp32"
     assert report["engine"]["fusion"]["providers"] == ["CPUExecutionProvider"]
+    assert report["engine"]["fusion"]["computes_in"] == "fp32"
     assert report["trained"] is False
 
 
@@ -77,7 +92,7 @@ def test_json_lines_on_standard_output(infer):
 
 def test_verbose_says_what_runs_where(infer):
     done = infer("park.png", "man", "-v")
-    assert "fusion: fp32 graph on onnxruntime" in done.output
+    assert f"fusion: fp32 graph on {select().name}" in done.output
     assert "milliseconds: image.load" in done.output
 
 
@@ -188,3 +203,13 @@ def test_the_installed_command(here, tiny_bundle):
     )
     assert done.returncode == 0, done.stderr
     assert "wrote ris-output/park.left-man.mask.png" in done.stdout
+
+
+def test_a_draft_of_a_photo(infer, here, picture):
+    """A mask and an overlay of the photo's own size, from a photo that was decoded at a part of it."""
+    Image.fromarray(picture).resize((1280, 960)).save(here / "large.jpg", quality=95)
+    done = infer("large.jpg", "left man", "--draft")
+    assert done.exit_code == 0, done.output
+    sizes = {Image.open(file).size for file in (here / "ris-output").glob("large.*.png")}
+    assert sizes == {(1280, 960)}
+    assert len(list((here / "ris-output").glob("large.*.png"))) == 2

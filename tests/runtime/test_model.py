@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ris.runtime import ExpressionError, RisError, load
+from ris.runtime import EngineError, ExpressionError, RisError, load
 from ris.runtime.masks import decode_rle
+from ris.runtime.model import computes_by_stage
 
 EXPRESSIONS = ["left man", "the red ball", "second car from the right", "tree", "the sky"]
 
@@ -117,8 +118,15 @@ def test_timings_name_every_stage(model, picture):
     assert list(scene.segment("man").timings) == images + stages
 
 
-def test_threads_share_a_model(model, picture):
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_threads_share_a_model(tiny_bundle, picture, engine):
     """Eight threads on one model give what one thread gives, to the bit."""
+    pytest.importorskip(engine, reason=f"{engine} is not installed")
+    with load(tiny_bundle, engine=engine, overlap=engine == "openvino") as model:
+        _share(model, picture)
+
+
+def _share(model, picture):
     scene = model.encode_image(picture)
     alone = [scene.segment(e).logits for e in EXPRESSIONS]
     wrong = []
@@ -191,3 +199,41 @@ def test_on_a_gpu_the_image_encoders_run_side_by_side(model, picture, monkeypatc
     np.testing.assert_array_equal(scene.image_embeddings, alone.image_embeddings)
     np.testing.assert_array_equal(scene.clip_tokens, alone.clip_tokens)
     assert {"image.sam_image_encoder", "image.clip_image_encoder"} <= set(scene.timings)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_side_by_side_is_the_same(tiny_bundle, picture, engine, monkeypatch):
+    """Both encoders and the text of what is asked first run at once; the answer is that of one after the other."""
+    pytest.importorskip(engine, reason=f"{engine} is not installed")
+    with load(tiny_bundle, engine=engine) as model:
+        assert not model.overlap
+        alone = model.segment(picture, "left man")
+    with load(tiny_bundle, engine=engine, overlap=True) as model:
+        all_three = threading.Barrier(3, timeout=60)
+        for stage in ("sam_image_encoder", "clip_image_encoder", "text_encoder"):
+            session = model.open_sessions[stage]
+            monkeypatch.setattr(
+                session, "_run", lambda feeds, original=session._run: (all_three.wait(), original(feeds))[1]
+            )
+        together = model.segment(picture, "left man")
+    np.testing.assert_array_equal(together.logits, alone.logits)
+    assert set(together.timings) == set(alone.timings)
+
+
+def test_low_memory_is_the_same(tiny_bundle, picture):
+    with (
+        load(tiny_bundle, engine="onnxruntime") as usual,
+        load(tiny_bundle, engine="onnxruntime", low_memory=True) as low,
+    ):
+        for _ in range(2):
+            np.testing.assert_array_equal(low.segment(picture, "man").logits, usual.segment(picture, "man").logits)
+
+
+def test_a_precision_for_every_graph():
+    narrow = computes_by_stage("bf16")
+    assert [stage for stage, name in narrow.items() if name] == ["sam_image_encoder", "clip_image_encoder"]
+    assert computes_by_stage({"fusion": "fp16"})["fusion"] == "fp16"
+    assert set(computes_by_stage("fp32").values()) == {"fp32"}
+    assert set(computes_by_stage(None).values()) == {None}
+    with pytest.raises(EngineError, match="there is no graph decoder; there are sam_image_encoder, "):
+        computes_by_stage({"decoder": "bf16"})

@@ -1,0 +1,32 @@
+"""PyTorch's matrix products for the benchmark's floor (`ris.runtime.bench.rates`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def products(left: np.ndarray, right: np.ndarray, threads: int | None) -> dict[str, Callable[[], Any]]:
+    """By precision, a call that multiplies left [M, K] by right [N, K] transposed, each run once already."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    a, b = torch.from_numpy(left), torch.from_numpy(right).T.contiguous()
+    half_a, half_b = a.bfloat16(), b.bfloat16()
+    byte_a, byte_b = (a * 127).to(torch.int8), (b * 127).to(torch.int8)
+    calls: dict[str, Callable[[], Any]] = {
+        "fp32": lambda: a @ b,
+        "bf16": lambda: half_a @ half_b,
+        "int8": lambda: torch._int_mm(byte_a, byte_b),
+    }
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        del calls["bf16"]  # emulated there, which says nothing about the machine
+    with torch.inference_mode():
+        for name in list(calls):
+            try:
+                calls[name]()
+            except RuntimeError:
+                del calls[name]
+    return calls

@@ -1,0 +1,83 @@
+"""How fast this machine multiplies matrices, per precision: the floor under anything that is mostly that.
+
+Libraries that are there are asked for a product of the shape of a large layer (2048 x 1024 by 1024 x 4096): numpy in
+FP32, OpenVINO and, where it is installed, PyTorch in FP32, bfloat16 and INT8. A library that would compute in another
+precision than it was asked for is left out.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+M, K, N = 2048, 1024, 4096
+OPERATIONS = 2 * M * K * N
+_REPEATS = 3
+
+Product = Callable[[], Any]
+
+
+def products(threads: int | None) -> dict[tuple[str, str], Product]:
+    """A call for each precision and library that are here: ("bf16", "openvino"), ..."""
+    rng = np.random.default_rng(0)
+    left = rng.uniform(-1, 1, (M, K)).astype(np.float32)
+    right = rng.uniform(-1, 1, (N, K)).astype(np.float32)
+    found: dict[tuple[str, str], Product] = {}
+    across = np.ascontiguousarray(right.T)
+    found["fp32", "numpy"] = lambda: left @ across
+    if importlib.util.find_spec("openvino"):
+        for precision in ("fp32", "bf16", "int8"):
+            if product := _openvino(precision, left, right, threads):
+                found[precision, "openvino"] = product
+    if importlib.util.find_spec("torch"):
+        # loaded by name, here only: the runtime does not depend on `ris.export`
+        torch_products = importlib.import_module("ris.export.torch_rates").products(left, right, threads)
+        found |= {(precision, "torch"): product for precision, product in torch_products.items()}
+    return found
+
+
+def measure(calls: dict[tuple[str, str], Product]) -> dict[str, dict[str, list[float]]]:
+    """Operations a second, by precision and library, of a few products each."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for (precision, library), product in calls.items():
+        rates = found.setdefault(precision, {}).setdefault(library, [])
+        for _ in range(_REPEATS):
+            start = time.perf_counter()
+            product()
+            rates.append(OPERATIONS / (time.perf_counter() - start))
+    return found
+
+
+def _openvino(precision: str, left: np.ndarray, right: np.ndarray, threads: int | None) -> Product | None:
+    """None where OpenVINO does not compute in this precision here."""
+    import openvino
+    from openvino import opset13 as ops
+
+    from ris.engines.openvino import PRODUCTS, layers
+
+    given: Any = ops.parameter([M, K], np.float32)
+    values, weights = given, ops.constant(right)
+    if precision == "int8":
+        values = ops.fake_quantize(given, np.float32(-1), np.float32(1), np.float32(-1), np.float32(1), 256)
+        weights = ops.fake_quantize(weights, np.float32(-1), np.float32(1), np.float32(-1), np.float32(1), 255)
+    model = openvino.Model([ops.matmul(values, weights, False, True)], [given])
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    try:
+        compiled = openvino.Core().compile_model(model, "CPU", settings)
+        if next(iter(layers(compiled, PRODUCTS)), None) != precision:
+            return None
+        request = compiled.create_infer_request()
+        request.infer({0: left}, share_inputs=True)
+    except RuntimeError:
+        return None
+    return lambda: request.infer({0: left}, share_inputs=True, share_outputs=True)

@@ -1,0 +1,122 @@
+"""Operations are those that torch counts in the same modules, and bfloat16 bundles hold what they say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch.utils.flop_counter import FlopCounterMode
+
+from ris.engines import create
+from ris.export.bf16 import convert_to_bf16
+from ris.export.graphs import STAGES, build, signature
+from ris.export.onnx_writer import trace_inputs
+from ris.export.operations import count_operations
+from ris.reference.config import PRESETS
+from ris.reference.deterministic import deterministic_model
+from ris.runtime import open_bundle
+from ris.runtime.bundle import Operations
+from ris.runtime.parity import graph_feeds, load_golden
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return deterministic_model(PRESETS["tiny"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_count_is_torchs(tiny_bundle, reference, stage):
+    inputs = trace_inputs(signature(stage, reference.config))  # two images, three expressions
+    module = build(stage, reference)
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        module(**inputs)
+    operations = open_bundle(tiny_bundle).manifest.graphs[stage].operations
+    assert operations.of(2, 3) == counted.get_total_flops()
+    assert operations.fixed == 0
+
+
+def test_each_operator(tmp_path):
+    def value(name, *shape):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    weights = {"conv": (8, 3, 3, 3), "up": (8, 4, 2, 2), "gemm": (5, 6)}
+    nodes = [
+        helper.make_node("Conv", ["x", "conv"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("ConvTranspose", ["a", "up"], ["b"], strides=[2, 2]),
+        helper.make_node("Gemm", ["g", "gemm"], ["c"], transA=1),
+        helper.make_node("MatMul", ["c", "m"], ["d"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "all", [value("x", "images", 3, 10, 10), value("g", 5, 7), value("m", 6, 9)],
+        [value("b", "images", 4, 20, 20), value("d", 7, 9)],
+        [numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in weights.items()],
+        value_info=[value("a", "images", 8, 10, 10), value("c", 7, 6)],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph), tmp_path / "all.onnx")
+    image = 2 * (8 * 10 * 10 * 3 * 9 + 8 * 10 * 10 * 4 * 4)
+    assert count_operations(tmp_path / "all.onnx") == Operations(2 * (7 * 6 * 5 + 7 * 9 * 6), image, 0)
+    del graph.value_info[:]
+    onnx.save(helper.make_model(graph), tmp_path / "all.onnx")
+    with pytest.raises(ValueError, match="the shape of 'a', at Conv"):
+        count_operations(tmp_path / "all.onnx")
+
+
+def test_bfloat16_weights(tiny_bundle, tiny_bf16_bundle):
+    full, narrow = (open_bundle(bundle).graph("sam_image_encoder") for bundle in (tiny_bundle, tiny_bf16_bundle))
+    assert narrow.precision == "bf16"
+    size = [sum(file.stat().st_size for file in g.path.parent.glob("sam_image_encoder*")) for g in (full, narrow)]
+    assert size[1] < 0.7 * size[0]
+    before, after = ({t.name: t for t in onnx.load(g.path).graph.initializer} for g in (full, narrow))
+    changed = {name.removesuffix(".bf16") for name in after if name.endswith(".bf16")}
+    assert changed
+    for name in changed:
+        want = numpy_helper.to_array(before[name])
+        got = numpy_helper.to_array(after[f"{name}.bf16"])
+        np.testing.assert_array_equal(got, want.astype(ml_dtypes.bfloat16))
+    assert all(before[name] == after[name] for name in before.keys() - changed)
+    onnx.checker.check_model(str(narrow.path))
+
+
+def test_a_bfloat16_bundle(tiny_bundle, tiny_bf16_bundle):
+    manifest = open_bundle(tiny_bf16_bundle).manifest
+    assert manifest.precision == "bf16"
+    precisions = {stage: entry.precision for stage, entry in manifest.graphs.items()}
+    assert precisions == dict.fromkeys(STAGES, "fp32") | {"sam_image_encoder": "bf16", "clip_image_encoder": "bf16"}
+    assert list(manifest.graphs["fusion"].fp32_islands) == ["*"]
+    assert 0.99 < manifest.mask_iou <= 1
+    # ONNX Runtime folds the casts: as many nodes run as of the FP32 graph
+    engine = create("onnxruntime")
+    for bundle in (tiny_bundle, tiny_bf16_bundle):
+        graph = open_bundle(bundle).graph("sam_image_encoder")
+        with engine.open(graph, graph.path) as session:
+            assert session.info.precision == "fp32"
+            assert session.info.nodes == {"CPUExecutionProvider": pytest.approx(152, abs=2)}
+
+
+def test_one_weight_used_twice_is_widened_once(tmp_path):
+    weight = numpy_helper.from_array(np.full((4, 4), 1.001, np.float32), "w")
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (4, 4)) for name in "xy"]
+    path = tmp_path / "a.onnx"
+    onnx.save(helper.make_model(helper.make_graph(nodes, "a", values[:1], values[1:], [weight])), path)
+    convert_to_bf16(path)
+    assert [n.op_type for n in onnx.load(path).graph.node] == ["Cast", "MatMul", "MatMul"]
+
+
+def test_it_runs_in_bfloat16_on_openvino(tiny_bf16_bundle, tmp_path, monkeypatch):
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bundle = open_bundle(tiny_bf16_bundle)
+    graph = replace(bundle.graph("clip_image_encoder"), cache=None)
+    engine = create("openvino")
+    with engine.open(graph, engine.compile(graph)) as session:
+        there = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        assert session.info.precision == ("bf16" if there else "fp32")
+        golden = load_golden(bundle)
+        got = session.run(graph_feeds(graph, golden))["clip_tokens"]
+        assert np.sqrt(((got - golden["clip_tokens"]) ** 2).mean() / (golden["clip_tokens"] ** 2).mean()) < 2e-2
