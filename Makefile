@@ -16,11 +16,15 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/ris-export --out demo/ris-bundle --force
 	$(BIN)/ris-parity demo/ris-bundle
-	$(BIN)/ris-infer examples/park.png "left man" "the red ball on the right" --bundle demo/ris-bundle --out demo
-	@echo "Look at demo/park.left-man.overlay.png (the demo's weights are made up, so the mask means nothing yet)"
+	$(BIN)/ris-infer examples/park.jpg "left man" "right man" "the tree" "the dog" --bundle demo/ris-bundle --out demo
+	@echo "Look at demo/park.left-man.overlay.png"
 
-# Where ONNX Runtime's headers and library cannot be fetched, the tests of libris are skipped and say so
+# What libris is built with, from Debian's packages: root gets what is missing. Where it or ONNX Runtime's headers and
+# library cannot be had, the tests of libris are skipped and say so
+LIBRIS_PACKAGES := nlohmann-json3-dev libutf8proc-dev libssl-dev libpng-dev libjpeg-dev
 test: lint
+	-@test "$$(id -u)" != 0 || dpkg -s $(LIBRIS_PACKAGES) > /dev/null 2>&1 || \
+	    (apt-get update -qq && apt-get install -qq -y --no-install-recommends cmake g++ $(LIBRIS_PACKAGES))
 	-mkdir -p build && (test -d build/onnxruntime || cpp/get-onnxruntime.sh build/onnxruntime)
 	$(BIN)/python -m pytest
 

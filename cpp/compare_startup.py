@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--build", type=Path, default=Path("build/cpp"), help="a build with -DRIS_BUILD_TESTS=ON")
-    parser.add_argument("--picture", type=Path, default=Path("examples/park.png"))
+    parser.add_argument("--picture", type=Path, default=Path("examples/park.jpg"))
     parser.add_argument("--expression", default="left man")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--runs", type=int, default=5)

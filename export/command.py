@@ -52,8 +52,8 @@ PRESET_NAMES = ("vitb-vitl336", "tiny", "demo")
 @click.option(
     "--preset",
     type=click.Choice(PRESET_NAMES),
-    help="The architecture. Default: what the checkpoint says; with --random-weights vitb-vitl336, the paper's; "
-    "otherwise the demo's.",
+    help="The architecture. Default: what the checkpoint says; with --random-weights vitb-vitl336, the paper's. tiny "
+    "without weights has made-up ones.",
 )
 @click.option(
     "--variant",
@@ -118,7 +118,7 @@ def main(
 
     --checkpoint takes a trained model; variant and sizes are read off it. A component file replaces what training
     leaves alone (SAM's image encoder, CLIP) and fills in what the checkpoint lacks of the rest (SAM's mask decoder,
-    BERT). Without weights it exports the built-in demo: the tiny architecture with made-up weights.
+    BERT). Without weights it exports the built-in demo, a small model trained on drawn scenes.
 
     \b
     Examples:
@@ -169,12 +169,9 @@ def main(
             "there are no weights for vitb-vitl336; --random-weights 0 exports it untrained, for benchmarks, and "
             "--checkpoint with trained ones"
         )
-    if random_weights is None and not from_files:
-        click.echo(
-            f"No weights were given: exporting the built-in demo ({preset or 'tiny'}, made-up weights; masks mean "
-            "nothing).",
-            err=True,
-        )
+    is_demo = not from_files and random_weights is None and preset in (None, "demo")
+    if is_demo:
+        click.echo("No weights were given: exporting the built-in demo, trained on drawn scenes.", err=True)
 
     def find() -> ModelSource:
         from ris.export import sources
@@ -182,14 +179,15 @@ def main(
 
         if from_files:
             return sources.from_files(WeightFiles(**files), preset, variant, supplement)
-        name = preset or ("tiny" if random_weights is None else "vitb-vitl336")
-        return sources.made_up(name, random_weights or 0, variant, supplement)
+        if is_demo:
+            return sources.demo(variant, supplement)
+        return sources.made_up(preset or "vitb-vitl336", random_weights or 0, variant, supplement)
 
     if dry_run:
         _dry_run(find, out, precision, vocabulary, force, as_json)
         return
     start = time.perf_counter()
-    with StepProgress("Export", 11 if from_files else 10) as progress:
+    with StepProgress("Export", 11 if from_files or is_demo else 10) as progress:
         progress("libraries")
         from ris.export.bundle_writer import export_bundle
         from ris.runtime.bundle_folder import check_target
@@ -200,6 +198,7 @@ def main(
             from ris.export.plan import found_lines
 
             click.echo("\n".join(found_lines(source)), err=True)
+        if from_files or is_demo:
             progress("checkpoint")
         result = export_bundle(
             source.make,

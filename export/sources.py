@@ -1,4 +1,4 @@
-"""Where an exported model comes from: made-up weights, or the user's files."""
+"""Where an exported model comes from: made-up weights, the user's files, or the built-in demo."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 from ris.engines.errors import CheckpointError
+from ris.reference import config as config_module
 from ris.reference.checkpoint import Inspection, WeightFiles, build_model, inspect
 from ris.reference.config import PRESETS, ModelConfig
 from ris.reference.deterministic import deterministic_model
 from ris.reference.model import RISModel
 from ris.runtime.bundle import Bundle, ComponentFile, Source, sha256_of
 
+DEMO_WEIGHTS = Path(config_module.__file__).parent / "data" / "demo.safetensors"
+"""The trained demo (docs/demo-model.md)."""
 COMPONENTS: tuple[Literal["sam", "clip", "bert"], ...] = ("sam", "clip", "bert")
 
 
@@ -48,6 +51,11 @@ def made_up(preset: str, seed: int, variant: str | None = None, supplement: bool
     source = Source(kind="deterministic", trained=False, seed=seed, checkpoint=None, checkpoint_sha256=None)
     origin = f"made-up weights, seed {seed} (untrained)"
     return ModelSource(origin, config, lambda: deterministic_model(config, seed), lambda: source)
+
+
+def demo(variant: str | None = None, supplement: bool = False) -> ModelSource:
+    """The built-in demo. Raises CheckpointError where variant or supplement say something else than it is."""
+    return from_files(WeightFiles(checkpoint=DEMO_WEIGHTS), "demo", variant, supplement)
 
 
 def from_files(
@@ -100,11 +108,13 @@ def describe(inspection: Inspection) -> Source:
 
 
 def rebuild_model(bundle: Bundle, files: WeightFiles | None = None) -> RISModel:
-    """The reference model that a bundle was exported from, made up again or from the same files.
+    """The reference model that a bundle was exported from: made up again, from the same files, or the built-in demo.
 
     Raises CheckpointError where a file of the export is not given, is not the same (sha256), or was not part of it.
     """
     source, config = bundle.manifest.source, ModelConfig.from_dict(bundle.manifest.model)
+    if not files and source.checkpoint == DEMO_WEIGHTS.name:
+        files = WeightFiles(checkpoint=DEMO_WEIGHTS)
     files = files or WeightFiles()
     if source.kind == "deterministic" and source.seed is not None:
         if files:

@@ -14,10 +14,11 @@ from ris.engines.errors import (
     ParityError,
     RisError,
 )
-from ris.runtime.bundle import Bundle, Manifest, open_bundle
+from ris.runtime.bundle import BUILT_IN, Bundle, Manifest, open_bundle
 from ris.runtime.model import Model, Scene, Segmentation, load
 
 __all__ = [
+    "BUILT_IN",
     "Bundle",
     "BundleError",
     "CheckpointError",

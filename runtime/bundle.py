@@ -21,6 +21,8 @@ from ris.engines.errors import BundleError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+BUILT_IN = Path(__file__).resolve().parent / "demo-bundle"
+"""The demo's bundle (FP16), part of the package: what the commands use where no other is given or found."""
 ENGINES = "engines"  # the folder for what engines compile; no part of the manifest
 STAGES = ("sam_image_encoder", "clip_image_encoder", "text_encoder", "fusion", "mask_decoder")
 EMULATES = "ris-calibrate emulate"
@@ -273,7 +275,7 @@ class Bundle:
             precision=entry.precision,
             fp32_islands=frozenset(entry.fp32_islands),
             sampling=entry.sampling,
-            cache=self.path / ENGINES,
+            cache=None if self.path.resolve() == BUILT_IN else self.path / ENGINES,
             bf16=stage in BF16_STAGES,
         )
 

@@ -41,7 +41,7 @@ def _export(folder, config, precision="fp32", sampling="native"):
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory):
-    """[CLS] variant with the no-target head, FP32: what `ris-export` writes without arguments."""
+    """[CLS] variant with the no-target head, FP32: what `ris-export --preset tiny` writes."""
     from ris.reference.config import PRESETS
 
     return _export(tmp_path_factory.mktemp("tiny"), PRESETS["tiny"])

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from conftest import REPO
-from ris.export.sample import sample_image
 
 README = (REPO / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -65,10 +64,6 @@ def test_python(here):
     exec(code, scope)
     assert scope["mask"].dtype == np.bool_
     assert scope["mask"].shape == (480, 640)
-
-
-def test_the_example_picture_is_the_drawn_one():
-    np.testing.assert_array_equal(np.asarray(Image.open(REPO / "examples" / "park.png")), sample_image())
 
 
 def test_linked_files_exist():

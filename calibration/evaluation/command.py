@@ -56,7 +56,8 @@ def run(
     as_json: bool,
     **files: Path | None,
 ) -> None:
-    """Says what BUNDLE scores, by kind of expression. BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle.
+    """Says what BUNDLE scores, by kind of expression. BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle, then the
+    built-in demo.
 
     Scenes are drawn, the same on every machine; their held-out split has things, backgrounds and phrasings that
     training never saw. docs/evaluation.md says how each benchmark counts.

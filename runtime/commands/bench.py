@@ -93,7 +93,8 @@ def run(
 
     Every way of running it has a process of its own, and they take turns. The floor is the model's matrix products at
     the rate at which this machine multiplies large matrices, measured in the same rounds. PyTorch beside a bundle that
-    was made from a checkpoint needs that checkpoint, the very file. BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle.
+    was made from a checkpoint needs that checkpoint, the very file. BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle,
+    then the built-in demo.
 
     \b
     Examples:

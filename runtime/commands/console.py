@@ -17,7 +17,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ris.engines.errors import BundleError, RisError
+from ris.engines.errors import RisError
+from ris.runtime.bundle import BUILT_IN
 
 T = TypeVar("T")
 
@@ -66,14 +67,17 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def find_bundle(given: str | None) -> Path:
-    """The bundle to use: the one given, $RIS_BUNDLE, or ./ris-bundle. Raises BundleError where there is none."""
+    """The bundle to use: the one given, $RIS_BUNDLE, ./ris-bundle, or else the built-in demo, which is said."""
     if given:
         return Path(given)
     if variable := os.environ.get("RIS_BUNDLE"):
         return Path(variable)
     if Path("ris-bundle").exists():
         return Path("ris-bundle")
-    raise BundleError("no bundle: give --bundle, set $RIS_BUNDLE, or make ./ris-bundle with ris-export")
+    click.echo(
+        "No bundle given ($RIS_BUNDLE, ./ris-bundle): using the built-in demo, which knows drawn scenes", err=True
+    )
+    return BUILT_IN
 
 
 class DefaultGroup(click.Group):

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from ris.engines.errors import BundleError
 from ris.runtime.commands.console import RisCommand, find_bundle, size
 from ris.runtime.doctor import as_dict, examine
 
@@ -21,8 +20,8 @@ from ris.runtime.doctor import as_dict, examine
 def main(context: click.Context, bundle: str | None, check: bool, as_json: bool, verbose: bool) -> None:
     """Says what this machine can run, what not and why, and whether BUNDLE is whole.
 
-    BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle; none is no error. The text names neither the machine nor its
-    user and can be pasted in an issue. Ends with exit code 2 where there is something to fix.
+    BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle, then the built-in demo. The text names neither the
+    machine nor its user and can be pasted in an issue. Ends with exit code 2 where there is something to fix.
 
     \b
     Examples:
@@ -30,13 +29,7 @@ def main(context: click.Context, bundle: str | None, check: bool, as_json: bool,
       ris-doctor ris-bundle --check
       ris-doctor --json
     """
-    try:
-        path = find_bundle(bundle)
-    except BundleError:
-        if check:
-            raise
-        path = None
-    report = examine(path, check=check)
+    report = examine(find_bundle(bundle), check=check)
     data = as_dict(report)
     click.echo(json.dumps(data, indent=2) if as_json else _as_text(data, verbose))
     if not report.healthy:

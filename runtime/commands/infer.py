@@ -20,7 +20,7 @@ from ris.runtime.results import FORMATS, ResultWriter, describe
 @click.command(cls=RisCommand)
 @click.argument("arguments", nargs=-1, required=True, metavar="IMAGE... [EXPRESSION...]")
 @click.option("-e", "--expression", "more", multiple=True, help="An expression; may be repeated.")
-@click.option("--bundle", type=click.Path(), help="The bundle. Default: $RIS_BUNDLE, then ./ris-bundle.")
+@click.option("--bundle", type=click.Path(), help="The bundle. Default: $RIS_BUNDLE, ./ris-bundle, the built-in demo.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

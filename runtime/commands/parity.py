@@ -47,8 +47,8 @@ def main(
 ) -> None:
     """Compares BUNDLE with its reference: every stage on its own, the host's steps, and masks end to end.
 
-    Ends with exit code 1 where a stage is out of tolerance. BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle. The
-    reference of a bundle that was made from a checkpoint needs that checkpoint, the very file.
+    Ends with exit code 1 where a stage is out of tolerance. BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle, then
+    the built-in demo. The reference of a bundle that was made from a checkpoint needs that checkpoint, the very file.
 
     \b
     Examples:

@@ -19,7 +19,7 @@ from ris.runtime.commands.running import Running, running_options
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE...")
 @click.option("-e", "--expression", "expressions", multiple=True, help="Asked of images that bring none of their own.")
 @click.option("--category", help='For models that ask by category, where the source names none; "auto" guesses it.')
-@click.option("--bundle", type=click.Path(), help="The bundle. Default: $RIS_BUNDLE, then ./ris-bundle.")
+@click.option("--bundle", type=click.Path(), help="The bundle. Default: $RIS_BUNDLE, ./ris-bundle, the built-in demo.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

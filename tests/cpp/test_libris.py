@@ -228,7 +228,7 @@ def test_a_provider_that_is_not_there(cpp_build, tiny_bundle):
     """Nothing falls back: with pip's CPU library, an error that names the provider and what there is."""
     if "RIS_ONNXRUNTIME_ROOT" in os.environ:
         pytest.skip("this ONNX Runtime may have it")
-    program = [cpp_build / "examples" / "ris-infer", tiny_bundle, REPO / "examples" / "park.png", "man", "--providers"]
+    program = [cpp_build / "examples" / "ris-infer", tiny_bundle, REPO / "examples" / "park.jpg", "man", "--providers"]
     for providers, name in (("cuda", "CUDA"), ("cpu,fusion=cuda", "CUDA"), ("tensorrt,fusion=cpu", "Tensorrt")):
         done = subprocess.run([*program, providers], capture_output=True, text=True, check=False)
         assert done.returncode == 2

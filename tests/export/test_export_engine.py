@@ -40,7 +40,7 @@ def test_grid_sample_nodes_and_tensorrt_contradict_each_other(tmp_path):
 
 
 def test_auto_says_what_it_took(tmp_path):
-    done = export("--engine", "auto", "--dry-run", "--out", tmp_path / "bundle")
+    done = export("--preset", "tiny", "--engine", "auto", "--dry-run", "--out", tmp_path / "bundle")
     assert done.exit_code == 0
     assert f"--engine auto: {select().name}" in done.output
 
@@ -49,7 +49,9 @@ def test_an_export_compiles_for_the_engine_with_gathers(tmp_path, monkeypatch):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     out = tmp_path / "bundle"
-    done = export("--precision", "fp16", "--engine", "tensorrt-rtx", "--max-expressions", 2, "--out", out)
+    done = export(
+        "--preset", "tiny", "--precision", "fp16", "--engine", "tensorrt-rtx", "--max-expressions", 2, "--out", out
+    )
     assert done.exit_code == 0, done.output
     assert "5 of 5 graphs compiled" in done.output
     assert json.loads((out / MANIFEST).read_text())["graphs"]["fusion"]["sampling"] == "gather"

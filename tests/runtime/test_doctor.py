@@ -39,16 +39,14 @@ def probes_say(monkeypatch, problem):
     monkeypatch.setattr(doctor, "probe_apart", answer)
 
 
-def test_without_a_bundle(run):
+def test_without_a_bundle_of_ones_own(run):
     done = run()
     assert done.exit_code == 0, done.output
     for text in ("numpy ", "CPython 3.", "memory ", "GPU ", "onnxruntime on cpu: runs, version", "onnxruntime on cuda"):
         assert text in done.stdout
     assert done.stdout.splitlines()[-1].startswith(f"Ready: {TABLE[0].name} ")
-    assert "no bundle was looked at" in done.stdout
-    refused = run("--check")
-    assert refused.exit_code == 2
-    assert "no bundle" in refused.stderr
+    assert "using the built-in demo" in done.stderr
+    assert "demo-bundle is whole (fp16)" in done.stdout
 
 
 def test_a_bundle_is_found_as_ris_infer_finds_it(run, here, tiny_bundle, monkeypatch):

@@ -25,7 +25,7 @@ from ris.serving.answering import Answerer  # noqa: E402
 from ris.serving.limits import Limits  # noqa: E402
 from serving_helpers import free_ports  # noqa: E402
 
-PHOTO = REPO / "examples" / "park.png"
+PHOTO = REPO / "examples" / "park.jpg"
 PATIENCE = 120_000  # milliseconds
 
 

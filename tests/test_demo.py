@@ -1,0 +1,101 @@
+"""The built-in demo: its weights, the bundle in the package, what they know, and the examples."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from conftest import REPO
+from ris.calibration.evaluation.run import BundleSegmenter, evaluate
+from ris.calibration.evaluation.samples import scene_images
+from ris.calibration.scenes import make_scene
+from ris.export import sources
+from ris.export.command import main as export
+from ris.runtime import BUILT_IN, load, open_bundle
+from ris.runtime.bundle import sha256_of
+
+EXAMPLES = REPO / "examples"
+SAMPLES = 120
+
+
+@pytest.fixture(scope="module")
+def model():
+    with load(BUILT_IN) as opened:
+        yield opened
+
+
+def test_the_bundle_in_the_package_is_of_the_weights_in_the_package():
+    manifest = open_bundle(BUILT_IN).manifest
+    assert manifest.source.trained
+    assert manifest.source.checkpoint_sha256 == sha256_of(sources.DEMO_WEIGHTS)
+    assert (manifest.precision, manifest.model["preset"], manifest.no_target) == ("fp16", "demo", True)
+    assert sources.DEMO_WEIGHTS.stat().st_size < 16e6
+
+
+def test_without_weights_the_demo_is_exported(tmp_path):
+    done = CliRunner().invoke(export, ["--out", str(tmp_path / "bundle"), "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert "exporting the built-in demo" in done.output
+    assert str(sources.DEMO_WEIGHTS) in done.output
+    done = CliRunner().invoke(export, ["--out", str(tmp_path / "bundle"), "--variant", "category"])
+    assert done.exit_code == 2
+    assert "is the cls variant" in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_is_what_ris_infer_uses_where_nothing_else_is_given(tmp_path):
+    """In an empty folder, in a process of its own; nothing is written into the package."""
+    before = sorted(BUILT_IN.rglob("*"))
+    command = [Path(sys.executable).parent / "ris-infer", EXAMPLES / "park.jpg", "left man", "right man", "zzz"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "using the built-in demo" in done.stderr
+    assert "'zzz'" in done.stderr  # an unknown word is named
+    left, right = (np.asarray(Image.open(tmp_path / f"ris-output/park.{side}-man.mask.png")) > 0 for side in SIDES)
+    truth = {side: make_scene(21240, "heldout", 512).objects[i].mask for side, i in zip(SIDES, _men(), strict=True)}
+    assert _iou(left, truth["left"]) > 0.6
+    assert _iou(right, truth["right"]) > 0.6
+    assert sorted(BUILT_IN.rglob("*")) == before
+
+
+SIDES = ("left", "right")
+
+
+def _men():
+    men = [i for i, thing in enumerate(make_scene(21240, "heldout", 512).objects) if thing.kind == "man"]
+    return sorted(men, key=lambda i: make_scene(21240, "heldout", 512).objects[i].centre[0])
+
+
+def _iou(a, b):
+    return (a & b).sum() / max(1, (a | b).sum())
+
+
+def test_the_examples_are_the_drawn_scenes(model):
+    """As examples/make_examples.py draws them; every expression of theirs has an answer."""
+    for line in (EXAMPLES / "expressions.jsonl").read_text().splitlines():
+        request = json.loads(line)
+        scene = model.encode_image(EXAMPLES / request["image"])
+        assert (scene.height, scene.width) == (512, 512)
+        for answer in scene.segment_many(request["expression"]):
+            assert not answer.notes
+            assert answer.is_no_target or answer.mask.any()
+
+
+def test_it_finds_held_out_things_and_the_exported_model_is_as_good_as_the_reference(model):
+    """A floor far below docs/demo-model.md's figures, on few samples; and FP16 costs at most 0.1 point of mean IoU."""
+    from ris.export.live_reference import ReferenceSegmenter
+
+    def scores(segmenter):
+        found = evaluate(segmenter, scene_images("heldout", SAMPLES), protocol="scenes")
+        return found.kinds["all"]
+
+    bundle, reference = scores(BundleSegmenter(model)), scores(ReferenceSegmenter({"checkpoint": sources.DEMO_WEIGHTS}))
+    assert bundle["miou"] > 0.5
+    assert bundle["miou"] == pytest.approx(reference["miou"], abs=0.001)
