@@ -29,6 +29,7 @@ def here(tmp_path, monkeypatch, tiny_bundle, picture):
     Image.fromarray(picture).save("photo.jpg")
     Path("photos").mkdir()
     Image.fromarray(picture).save("photos/a.png")
+    Path("examples").symlink_to(REPO / "examples")
     Path("requests.jsonl").write_text('{"image": "photo.jpg", "expression": "left man"}\n')
 
 

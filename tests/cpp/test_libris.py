@@ -22,7 +22,7 @@ from ris.runtime.image import load_rgb
 from ris.runtime.results import ResultWriter
 
 EXPRESSIONS = ["left man", "the red ball on the right", "second car", "xylophone ☃"]
-BUNDLES = ["tiny_bundle", "tiny_fp16_bundle", "tiny_category_bundle", "tiny_supplement_bundle"]
+BUNDLES = ["tiny_bundle", "tiny_fp16_bundle", "tiny_bf16_bundle", "tiny_category_bundle", "tiny_supplement_bundle"]
 
 
 @pytest.mark.parametrize("name", BUNDLES)

@@ -174,7 +174,14 @@ def test_ctrl_c_stops_the_build_and_leaves_nothing(rtx, tiny_gather_bundle, tmp_
     bundle = shutil.copytree(tiny_gather_bundle, tmp_path / "copy", ignore=shutil.ignore_patterns("engines"))
     code = "from ris.runtime.commands.compile import main; main()"
     command = [sys.executable, "-c", code, str(bundle), "--engine", "tensorrt-rtx"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # a test run in the background has SIGINT ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr
     for line in process.stderr:
         if "Compile fusion" in line and "parsing" not in line:

@@ -77,7 +77,7 @@ def test_parity_and_bench_take_the_very_files(files, bundle):
     assert json.loads(done.stdout)["mask_iou"] >= 0.9999
     done = run(bench, bundle, "--pytorch", *given, "--runs", "1", "--json")
     assert done.exit_code == 0, done.output
-    assert "PyTorch eager FP32" in json.loads(done.stdout)["alternatives"]
+    assert "PyTorch eager FP32" in [one["name"] for one in json.loads(done.stdout)["alternatives"]]
     wrong = {
         (): "give --checkpoint model_final.pth and --sam-checkpoint sam.pth, or compare with its golden",
         tuple(given[:2]): "give --sam-checkpoint sam.pth",
@@ -170,7 +170,7 @@ def test_a_dry_run_of_files_that_do_not_work(files, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.pth", "taken"]
 
 
-@pytest.mark.parametrize("arguments", [[], ["--random-weights", "0"]])
+@pytest.mark.parametrize("arguments", [["--preset", "tiny"], ["--random-weights", "0"]])
 def test_dry_runs_without_a_checkpoint(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run(main, *arguments, "--dry-run")
