@@ -17,10 +17,11 @@ from PIL import Image, ImageDraw
 
 from ris.calibration.scenes import make_scene
 from ris.runtime import BUILT_IN, load
-from ris.runtime.masks import COLOURS, overlay
+from ris.runtime.masks import overlay
 
 HERE = Path(__file__).parent
 SIDE = 512  # pixels of a scene
+TINT = (255, 0, 200)  # no thing has it
 TILE, LINE = 256, 18  # pixels of a picture's tile, and of the line of text below it
 SCENES = {  # name: number of the scene, expressions
     "park": (21240, ("left man", "right man", "the tree", "the dog")),
@@ -51,7 +52,7 @@ def draw_answers(bundle: Path, out: Path) -> None:
             picture = Image.open(HERE / f"{name}.jpg").convert("RGB")
             tiles = [(picture, f"{name}.jpg")]
             for answer in scene.segment_many(expressions):
-                shown = Image.fromarray(overlay(np.asarray(picture), answer.mask, COLOURS[0]))
+                shown = Image.fromarray(overlay(np.asarray(picture), answer.mask, TINT))
                 tiles.append((shown, f"{answer.expression}{' → no target' if answer.is_no_target else ''}"))
             for column, (tile, text) in enumerate(tiles):
                 place = (column * TILE, row * (TILE + LINE))

@@ -23,6 +23,9 @@ def building(out: Path, overwrite: bool) -> Iterator[Path]:
     try:
         folder.mkdir()
         yield folder
+        mode = (folder / MANIFEST).stat().st_mode & 0o777
+        for file in (f for f in folder.rglob("*") if f.is_file()):
+            file.chmod(mode)  # ONNX writes its data files for their owner alone
         if out.exists():
             old = out.with_name(f".{out.name}.old-{os.getpid()}")
             out.rename(old)

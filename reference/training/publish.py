@@ -27,6 +27,7 @@ def publish(weights: Path, out: Path) -> int:
                 raise CheckpointError(f"{weights}: {name} has values that float16 cannot hold")
             halves[name] = half
     save_file(halves, out, metadata=metadata)
+    out.chmod(0o644)  # safetensors writes for the owner alone
     return out.stat().st_size
 
 
