@@ -53,7 +53,7 @@ def draw_answers(bundle: Path, out: Path) -> None:
             tiles = [(picture, f"{name}.jpg")]
             for answer in scene.segment_many(expressions):
                 shown = Image.fromarray(overlay(np.asarray(picture), answer.mask, TINT))
-                tiles.append((shown, f"{answer.expression}{' → no target' if answer.is_no_target else ''}"))
+                tiles.append((shown, f"{answer.expression}{': no target' if answer.is_no_target else ''}"))
             for column, (tile, text) in enumerate(tiles):
                 place = (column * TILE, row * (TILE + LINE))
                 sheet.paste(tile.resize((TILE - 4, TILE - 4), Image.Resampling.LANCZOS), place)

@@ -57,7 +57,7 @@ def test_it_is_what_ris_infer_uses_where_nothing_else_is_given(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "using the built-in demo" in done.stderr
-    assert "'zzz'" in done.stderr  # an unknown word is named
+    assert "words the model does not know: zzz" in done.stderr
     left, right = (np.asarray(Image.open(tmp_path / f"ris-output/park.{side}-man.mask.png")) > 0 for side in SIDES)
     truth = {side: make_scene(21240, "heldout", 512).objects[i].mask for side, i in zip(SIDES, _men(), strict=True)}
     assert _iou(left, truth["left"]) > 0.6

@@ -17,11 +17,12 @@ def plot_log(log: Path, out: Path) -> None:
     lines: list[dict[str, Any]] = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     if not lines:
         raise ValueError(f"{log} is empty")
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 4.5))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 4.5))
+    left.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
     for name in dict.fromkeys(name for x in lines for name in x["losses"]):
         left.plot([x["step"] for x in lines], [x["losses"].get(name) for x in lines], label=name, linewidth=0.8)
     left.set(xlabel="step", ylabel="weighted loss", yscale="log", title="training loss")
-    left.legend()
+    left.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     checked = [x for x in lines if x["validation"]]
     for kind in checked[-1]["validation"] if checked else ():
         seen = [(x["step"], x["validation"].get(kind, {})) for x in checked]

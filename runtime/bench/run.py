@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ris.engines.errors import RisError
+from ris.engines.errors import CheckpointError, RisError
 from ris.runtime import system
 from ris.runtime.bench.report import FORMAT_VERSION, BenchReport, Inputs, Measured, Spread
 from ris.runtime.bundle import Bundle
@@ -99,7 +99,8 @@ class Worker:
         self._answers.put("")
 
     def ask(self, do: str, **more: Any) -> dict[str, Any]:
-        """Raises WorkerError where the process fails, ends, or takes longer than its limit."""
+        """Raises WorkerError where the process fails, ends, or takes longer than its limit, and CheckpointError for
+        weight files that are not the bundle's: the user's mistake, not something to measure the rest without."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"do": do} | more) + "\n")
@@ -112,6 +113,8 @@ class Worker:
         if not line:
             raise WorkerError(self._death())
         answer: dict[str, Any] = json.loads(line)
+        if answer.get("checkpoint"):
+            raise CheckpointError(answer["error"])
         if "error" in answer:
             raise WorkerError(answer["error"])
         return answer

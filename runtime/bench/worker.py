@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ris.engines import EngineOptions, create
-from ris.engines.errors import RisError
+from ris.engines.errors import CheckpointError, RisError
 from ris.runtime.bench.report import operations_of
 from ris.runtime.bundle import STAGES, open_bundle
 from ris.runtime.image import load_picture, prepare_image
@@ -193,7 +193,9 @@ KINDS: dict[str, Callable[[Answer], Any]] = {
 
 
 def main() -> None:
-    """Answers requests until its input ends: {"do": ..., "count": ...} in, the answer or {"error": ...} out."""
+    """Answers requests until its input ends: {"do": ..., "count": ...} in, the answer or {"error": ...} out, with
+    "checkpoint": true where the weight files are not those of the bundle.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is not an answer
     spec = json.loads(sys.argv[1])
@@ -206,7 +208,7 @@ def main() -> None:
                 worker = KINDS[spec["kind"]](spec)
             answer = getattr(worker, request["do"])(*arguments) | {"peak_memory": peak_memory()}
         except RisError as error:
-            answer = {"error": str(error)}
+            answer = {"error": str(error), "checkpoint": isinstance(error, CheckpointError)}
         except MemoryError:
             answer = {"error": "out of memory"}
         except Exception as error:
