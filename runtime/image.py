@@ -87,6 +87,8 @@ def _read(path: Path, draft: int | None) -> Picture:
         raise ImageError(f"{path} is too large: {error}") from None
     except PermissionError:
         raise ImageError(f"{path}: no permission to read this file") from None
+    except (OSError, SyntaxError, ValueError) as error:  # a header that is cut short
+        raise ImageError(f"{path} is damaged or cut short: {error}") from None
 
 
 def _turned(image: Image.Image) -> bool:

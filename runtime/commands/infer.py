@@ -167,6 +167,7 @@ def _say_what_runs(model: Model) -> None:
     for stage, info in model.sessions.items():
         entry = model.bundle.manifest.graphs[stage]
         click.echo(
-            f"{stage}: {entry.precision} graph on {info.engine} {info.version}, {info.device} ({info.where})",
+            f"{stage}: {entry.precision} graph on {info.engine} {info.version}, {info.device}"
+            f"{f' in {info.precision}' if info.precision else ''} ({info.where})",
             err=True,
         )

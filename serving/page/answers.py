@@ -96,11 +96,14 @@ def running(answerer: Answerer) -> str:
     model = answerer.model
     rows = "".join(
         f"<tr><th scope='row'>{stage}</th><td>{model.bundle.manifest.graphs[stage].precision}</td>"
+        f"<td>{info.precision or 'not told'}</td>"
         f"<td>{html.escape(f'{info.engine} {info.version}')}</td><td>{info.device}</td>"
         f"<td>{html.escape(info.where)}</td></tr>"
         for stage, info in model.sessions.items()
     )
-    head = "<tr><th>graph</th><th>precision</th><th>engine</th><th>device</th><th>what runs</th></tr>"
+    head = (
+        "<tr><th>graph</th><th>precision</th><th>computes in</th><th>engine</th><th>device</th><th>what runs</th></tr>"
+    )
     return f"<table class='ris-table' id='ris-running'><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
 

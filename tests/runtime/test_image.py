@@ -140,3 +140,16 @@ def test_a_draft_of_a_large_jpeg(tmp_path, orientation):
     assert np.abs(full - small).mean() < 2
     Image.fromarray(RGB).save(tmp_path / "b.png")
     assert load_picture(tmp_path / "b.png", 4).pixels.size == (30, 20)  # only JPEG decoders can
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "gif", "tiff", "bmp"])
+def test_a_file_cut_anywhere_is_one_sentence(tmp_path, picture, kind):
+    whole, cut = tmp_path / f"whole.{kind}", tmp_path / f"cut.{kind}"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture).save(whole, **({"exif": exif} if kind in ("jpg", "png", "webp") else {}))
+    data = whole.read_bytes()
+    for length in (0, 1, 2, 5, 11, 30, 100, 200, 400, 700, len(data) // 2):
+        cut.write_bytes(data[:length])
+        with pytest.raises(ImageError, match=r"cut\."):
+            load_rgb(cut)

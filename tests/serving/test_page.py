@@ -91,10 +91,10 @@ def picture(page, name):
 def test_two_expressions_get_coloured_masks_times_and_what_runs(visit, served_model):
     page = visit()
     upload(page, PHOTO)
-    ask(page, "left man\nthe red ball on the right")
+    ask(page, "left man\nthe tree")
     page.locator("#ris-answers tbody tr").nth(1).wait_for()
     rows = page.locator("#ris-answers tbody tr").all_inner_texts()
-    answers = served_model.encode_image(PHOTO).segment_many(["left man", "the red ball on the right"])
+    answers = served_model.encode_image(PHOTO).segment_many(["left man", "the tree"])
     for row, answer in zip(rows, answers, strict=True):
         assert answer.expression in row
         assert f"{answer.no_target:.2f}" in row
@@ -122,8 +122,8 @@ def test_an_expression_for_nothing_says_so(visit):
 
 def test_a_broken_file_is_refused_in_words_and_the_page_goes_on(visit, tmp_path):
     page = visit()
-    (tmp_path / "broken.png").write_bytes(PHOTO.read_bytes()[:200])
-    page.locator("#ris-image input[type=file]").set_input_files(tmp_path / "broken.png")
+    (tmp_path / "broken.jpg").write_bytes(PHOTO.read_bytes()[:20000])
+    page.locator("#ris-image input[type=file]").set_input_files(tmp_path / "broken.jpg")
     page.wait_for_timeout(3000)  # nothing to wait for: a broken picture has no element that appears
     ask(page, "left man")
     page.locator("#ris-refusal", has_text="the image is damaged or cut short").wait_for()
