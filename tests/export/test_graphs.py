@@ -110,7 +110,7 @@ def test_no_dead_weights(tiny_bundle, tiny_category_bundle):
 @pytest.mark.parametrize(("images", "expressions"), [(1, 1), (1, 4), (3, 1), (2, 5)])
 def test_any_batch(tiny_bundle, tiny_supplement_bundle, images, expressions):
     """Every expression of a batch comes out as if it were alone."""
-    engine = create()
+    engine = create("onnxruntime")
     rng = np.random.default_rng(0)
     for path in (tiny_bundle, tiny_supplement_bundle):
         bundle = open_bundle(path)
