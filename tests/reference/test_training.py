@@ -360,7 +360,7 @@ def test_lessons_come_first_and_teach_the_encoders_alone(tmp_path, source, token
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     taught = {"sam", "sam_places", "sam_order", "clip", "clip_places", "clip_order", "sentence"}
     assert [set(x["losses"]) for x in lines[:2]] == [taught] * 2
-    assert set(lines[2]["losses"]) == taught | {"mask", "dfam", "vl", "no_target", "dense"}
+    assert set(lines[2]["losses"]) == taught | {"mask", "dfam", "vl", "no_target", "dense", "relevance"}
     plot_log(tmp_path / "log.jsonl", tmp_path / "log.png")
 
 

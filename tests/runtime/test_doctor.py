@@ -182,7 +182,7 @@ def test_a_gpu_that_no_engine_uses(run, monkeypatch):
     assert "GPU            NVIDIA T4, driver 550.54, 15360 MiB, compute capability 7.5" in done.stdout
     assert "Note: there is a GPU (NVIDIA T4), but no engine that runs on it" in done.stdout
     probes_say(monkeypatch, None)
-    assert "Note" not in run().stdout
+    assert "Note: there is a GPU" not in run().stdout
 
 
 def test_a_quota_is_pointed_out(run, monkeypatch):
