@@ -22,7 +22,7 @@ from ris.runtime import BUILT_IN, load, open_bundle
 from ris.runtime.bundle import sha256_of
 
 EXAMPLES = REPO / "examples"
-SAMPLES = 120
+SAMPLES = 60
 
 
 @pytest.fixture(scope="module")
