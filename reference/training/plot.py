@@ -18,7 +18,7 @@ def plot_log(log: Path, out: Path) -> None:
     if not lines:
         raise ValueError(f"{log} is empty")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 4.5))
-    left.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
+    left.set_prop_cycle(color=[pyplot.get_cmap("tab20")(i) for i in range(20)])
     for name in dict.fromkeys(name for x in lines for name in x["losses"]):
         left.plot([x["step"] for x in lines], [x["losses"].get(name) for x in lines], label=name, linewidth=0.8)
     left.set(xlabel="step", ylabel="weighted loss", yscale="log", title="training loss")
