@@ -113,7 +113,7 @@ def rebuild_model(bundle: Bundle, files: WeightFiles | None = None) -> RISModel:
     Raises CheckpointError where a file of the export is not given, is not the same (sha256), or was not part of it.
     """
     source, config = bundle.manifest.source, ModelConfig.from_dict(bundle.manifest.model)
-    if not files and source.checkpoint == DEMO_WEIGHTS.name:
+    if not files and source.checkpoint_sha256 == sha256_of(DEMO_WEIGHTS):
         files = WeightFiles(checkpoint=DEMO_WEIGHTS)
     files = files or WeightFiles()
     if source.kind == "deterministic" and source.seed is not None:
