@@ -54,6 +54,25 @@ Value = np.ndarray | DeviceValue
 
 
 @dataclass(frozen=True)
+class HostStep:
+    """What the host makes of an output before another graph takes it, map by map, so that a device can send and fetch
+    some maps while the host works on others.
+
+    function: float32 [n, h, w] -> [n, *size], each map on its own; size: (H, W).
+    """
+
+    function: Callable[[np.ndarray], np.ndarray]
+    size: tuple[int, int]
+
+    def __call__(self, value: np.ndarray) -> np.ndarray:
+        """value [..., h, w] -> [..., H, W]."""
+        return self.function(value.reshape(-1, *value.shape[-2:])).reshape(*value.shape[:-2], *self.size)
+
+
+NO_STEPS: Mapping[str, HostStep] = {}
+
+
+@dataclass(frozen=True)
 class TensorSpec:
     """One input or output of a graph: name, dtype ("float32" or "int32"), shape with named dynamic axes."""
 
@@ -79,7 +98,8 @@ class Graph:
     sha256: of every file it needs, by name, empty where nobody has computed them; precision: "fp32", "bf16" or "fp16";
     fp32_islands: the nodes of an FP16 graph that stay FP32, by name; sampling: "native" where it has GridSample nodes,
     "gather" or None; cache: the folder for what engines compile from it, None for the user's own; bf16: whether
-    bfloat16 will do for an FP16 graph where there is no FP16.
+    bfloat16 will do for it; bf16_from: the value from which on it will, all that does not depend on it staying FP32,
+    None for the whole graph.
     """
 
     stage: str
@@ -92,6 +112,7 @@ class Graph:
     sampling: str | None = None
     cache: Path | None = None
     bf16: bool = True
+    bf16_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -162,9 +183,15 @@ class Session(ABC):
         self._check(feeds)
         return self._run(feeds)
 
-    def run_and_keep(self, feeds: Mapping[str, Value]) -> Mapping[str, Value]:
-        """`run`, but outputs may stay on the device, for sessions of the same engine. Plain arrays on a CPU."""
-        return self.run(feeds)
+    def run_and_keep(
+        self, feeds: Mapping[str, Value], host_steps: Mapping[str, HostStep] = NO_STEPS
+    ) -> Mapping[str, Value]:
+        """`run`, but outputs may stay on the device, for sessions of the same engine. Plain arrays on a CPU.
+
+        host_steps: by output name; such an output is what the step makes of it.
+        """
+        found = self.run(feeds)
+        return {name: host_steps[name](value) if name in host_steps else value for name, value in found.items()}
 
     def _check(self, feeds: Mapping[str, Value]) -> None:
         """Raises EngineError for a missing, unknown or misshapen input."""

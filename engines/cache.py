@@ -16,6 +16,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import mmap
 import os
 import platform
 import shutil
@@ -128,7 +129,7 @@ def read_checked(artifact: Path, engine: str) -> bytes:
 
 
 def map_checked(artifact: Path, engine: str) -> NDArray[np.uint8]:
-    """`read_checked`, mapped into memory: the file is read where it is used, and never replaced in place."""
+    """`read_checked`, mapped into memory: the file is read where it is used, and what is written stays in memory."""
     sidecar = _read_sidecar(artifact.with_suffix(".json"))
     if isinstance(sidecar, str):
         raise EngineError(f"{artifact}: {sidecar}; compiled graphs are only loaded with their sidecar")
@@ -137,12 +138,20 @@ def map_checked(artifact: Path, engine: str) -> NDArray[np.uint8]:
         if recipe.get(name) != wanted:
             raise EngineError(f"{artifact} is of another {name} ({recipe.get(name)}, here {wanted}); compile it again")
     try:
-        data: NDArray[np.uint8] = np.memmap(artifact, np.uint8, "r")
+        with artifact.open("rb") as file:
+            data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
     except (OSError, ValueError) as error:
         raise EngineError(f"{artifact} cannot be read ({error}); compile it again") from None
     if _sha256(artifact) != sidecar["sha256"]:
         raise EngineError(f"{artifact} is damaged (its sha256 is not the sidecar's); compile it again")
     return data
+
+
+def let_go(data: NDArray[np.uint8]) -> None:
+    """What `map_checked` has read of a file so far leaves memory; what is used again is read again."""
+    mapped = data.base.obj if isinstance(data.base, memoryview) else data.base
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 class _ReadOnlyError(Exception):

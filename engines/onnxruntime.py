@@ -19,11 +19,13 @@ import onnxruntime
 
 from ris.engines.base import (
     DTYPES,
+    NO_STEPS,
     Compiled,
     DeviceValue,
     Engine,
     EngineOptions,
     Graph,
+    HostStep,
     Progress,
     Session,
     SessionInfo,
@@ -97,16 +99,21 @@ class OnnxRuntimeSession(Session):
             values = [value.numpy() for value in self._bound(feeds, "cpu")]
         return dict(zip(self._outputs, values, strict=True))
 
-    def run_and_keep(self, feeds: Mapping[str, Value]) -> Mapping[str, Value]:
-        """The outputs as `OrtDeviceValue`s on the session's device; plain arrays where that is the CPU."""
+    def run_and_keep(
+        self, feeds: Mapping[str, Value], host_steps: Mapping[str, HostStep] = NO_STEPS
+    ) -> Mapping[str, Value]:
+        """The outputs as `OrtDeviceValue`s on the session's device; plain arrays where that is the CPU, and for what
+        the host changes, which goes up with the next graph's inputs."""
         if self._place == "cpu":
-            return self.run(feeds)
+            return super().run_and_keep(feeds, host_steps)
         self._check(feeds)
         values = self._bound(feeds, self._place)
-        return {
-            spec.name: OrtDeviceValue(value, np.dtype(DTYPES[spec.dtype]))
-            for spec, value in zip(self.graph.outputs, values, strict=True)
-        }
+        kept: dict[str, Value] = {}
+        for spec, value in zip(self.graph.outputs, values, strict=True):
+            on_device = OrtDeviceValue(value, np.dtype(DTYPES[spec.dtype]))
+            step = host_steps.get(spec.name)
+            kept[spec.name] = step(on_device.numpy()) if step else on_device
+        return kept
 
     def _bound(self, feeds: Mapping[str, Value], place: str) -> list[Any]:
         """One run through a binding: values on the device are taken from there; OrtValues on `place`."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ris.engines.base import DTYPES, Graph, Session, SessionInfo, Value
+from ris.engines.base import DTYPES, NO_STEPS, Graph, HostStep, Session, SessionInfo, Value
 from ris.engines.cuda import CudaValue, DeviceMemory, PinnedArray, call
 from ris.engines.errors import EngineError
 
@@ -26,6 +26,9 @@ Shapes = tuple[tuple[int, ...], ...]
 
 MAX_BUCKETS = 4
 """Sets of shapes that keep their context and buffers; the one unused for longest goes first."""
+
+PORTIONS = 4
+"""An output that the host changes travels in so many pieces."""
 
 
 def open_session(
@@ -91,6 +94,8 @@ class _Bucket:
         self.host: dict[str, PinnedArray] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.context: Any = None
+        self._events: list[Any] = []
+        self._changed: dict[str, PinnedArray] = {}
         try:
             self._prepare(session, shapes)
         except BaseException:
@@ -123,6 +128,20 @@ class _Bucket:
             self.host[spec.name] = PinnedArray(self._cuda, shape, dtype)
             if not self.context.set_tensor_address(spec.name, self.device[spec.name].address):
                 raise EngineError(f"{stage}: TensorRT refuses the memory for {spec.name!r}; report it, please")
+
+    def portion_events(self) -> list[Any]:
+        """PORTIONS events, made when they are needed first."""
+        while len(self._events) < PORTIONS:
+            flags = self._cuda.cudaEventDisableTiming
+            self._events.append(call(self._cuda, "cudaEventCreateWithFlags", flags))
+        return self._events
+
+    def changed(self, name: str, shape: tuple[int, ...]) -> PinnedArray:
+        """The host's buffer for what it makes of an output."""
+        array = self._changed.get(name)
+        if array is None or array.array.shape != shape:
+            array = self._changed[name] = PinnedArray(self._cuda, shape, self.host[name].array.dtype)
+        return array
 
     def enqueue(self, session: TensorRtSession) -> None:
         """Puts one execution on the stream: as it is the first time, which warms up what capture must not see; from
@@ -167,6 +186,11 @@ class _Bucket:
             self._cuda.cudaGraphExecDestroy(self._graph_exec)
             self._graph_exec = None
         self.context = None  # before the memory it points to
+        for event in self._events:
+            self._cuda.cudaEventDestroy(event)
+        self._events.clear()
+        for array in self._changed.values():
+            array.close()
         for memory in self.device.values():
             memory.close()
         for array in self.host.values():
@@ -185,6 +209,7 @@ class TensorRtSession(Session):
         self.engine, self.logger = engine, logger
         self._runtime = runtime  # has to outlive the engine
         self.stream: Any = call(cuda, "cudaStreamCreateWithFlags", cuda.cudaStreamNonBlocking)
+        self.upload: Any = call(cuda, "cudaStreamCreateWithFlags", cuda.cudaStreamNonBlocking)
         self.may_capture = True
         self.notes: list[str] = []
         self._buckets: OrderedDict[Shapes, _Bucket] = OrderedDict()
@@ -213,21 +238,66 @@ class TensorRtSession(Session):
             self._wait()
             return {spec.name: bucket.host[spec.name].array.copy() for spec in self.graph.outputs}
 
-    def run_and_keep(self, feeds: Mapping[str, Value]) -> Mapping[str, Value]:
-        """Runs the graph once and leaves every output on the device, in memory of its own."""
+    def run_and_keep(
+        self, feeds: Mapping[str, Value], host_steps: Mapping[str, HostStep] = NO_STEPS
+    ) -> Mapping[str, Value]:
+        """Runs the graph once and leaves every output on the device, in memory of its own; what the host changes comes
+        down and goes up again in portions, the host working on one of them meanwhile."""
         self._check(feeds)
         with self._lock:
             bucket = self._enqueue(feeds)
             on_device = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
             kept: dict[str, Value] = {}
-            for spec in self.graph.outputs:
-                array = bucket.host[spec.name].array
-                memory = DeviceMemory(self.cuda, array.nbytes)
-                source = bucket.device[spec.name].address
-                call(self.cuda, "cudaMemcpyAsync", memory.address, source, array.nbytes, on_device, self.stream)
-                kept[spec.name] = CudaValue(self.cuda, memory, array.shape, array.dtype)
-            self._wait()
+            try:
+                fetched = {name: self._fetch(bucket, name) for name in host_steps}
+                for spec in self.graph.outputs:
+                    array = bucket.host[spec.name].array
+                    if spec.name in host_steps:
+                        continue
+                    memory = DeviceMemory(self.cuda, array.nbytes)
+                    source = bucket.device[spec.name].address
+                    call(self.cuda, "cudaMemcpyAsync", memory.address, source, array.nbytes, on_device, self.stream)
+                    kept[spec.name] = CudaValue(self.cuda, memory, array.shape, array.dtype)
+                for name, step in host_steps.items():
+                    kept[name] = self._change(bucket, name, step, fetched[name])
+            finally:
+                self._wait()  # whatever happened, nothing may still write to memory that is given back
             return kept
+
+    def _fetch(self, bucket: _Bucket, name: str) -> list[tuple[slice, Any]]:
+        """Puts the copies of an output's maps to the host on the stream, in portions: for each its maps, and the event
+        that says they are there."""
+        pinned, source = bucket.host[name], bucket.device[name].address
+        maps = pinned.array.reshape(-1, *pinned.array.shape[-2:])
+        each = -(-len(maps) // PORTIONS)
+        to_host = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        portions = [slice(first, min(first + each, len(maps))) for first in range(0, len(maps), each)]
+        fetched = []
+        for portion, event in zip(portions, bucket.portion_events(), strict=False):
+            first, size = portion.start * maps[0].nbytes, maps[portion].nbytes
+            call(self.cuda, "cudaMemcpyAsync", pinned.address + first, source + first, size, to_host, self.stream)
+            call(self.cuda, "cudaEventRecord", event, self.stream)
+            fetched.append((portion, event))
+        return fetched
+
+    def _change(self, bucket: _Bucket, name: str, step: HostStep, fetched: list[tuple[slice, Any]]) -> CudaValue:
+        """What `step` makes of the maps that are being fetched, each portion sent up on a stream of its own."""
+        array = bucket.host[name].array
+        maps = array.reshape(-1, *array.shape[-2:])
+        changed = bucket.changed(name, (*array.shape[:-2], *step.size))
+        sent = changed.array.reshape(-1, *step.size)
+        memory = DeviceMemory(self.cuda, changed.array.nbytes)
+        to_device = self.cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        try:
+            for portion, event in fetched:
+                call(self.cuda, "cudaEventSynchronize", event)
+                sent[portion] = step.function(maps[portion])
+                first, size = portion.start * sent[0].nbytes, sent[portion].nbytes
+                to, source = memory.address + first, changed.address + first
+                call(self.cuda, "cudaMemcpyAsync", to, source, size, to_device, self.upload)
+        finally:
+            call(self.cuda, "cudaStreamSynchronize", self.upload)
+        return CudaValue(self.cuda, memory, changed.array.shape, changed.array.dtype)
 
     def _enqueue(self, feeds: Mapping[str, Value]) -> _Bucket:
         """Puts the inputs' copies and the execution on the stream."""
@@ -271,4 +341,5 @@ class TensorRtSession(Session):
                 bucket.close()
             self._buckets.clear()
             self.cuda.cudaStreamDestroy(self.stream)
+            self.cuda.cudaStreamDestroy(self.upload)
             self.engine = self._runtime = None

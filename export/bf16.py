@@ -15,20 +15,23 @@ from onnx import numpy_helper
 
 from ris.export.precision import save_with_data
 
+MULTIPLY = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+BEFORE = "bfloat16 begins behind it: what PWAM's instance norms take away is large beside what they leave"
 
-def convert_to_bf16(path: Path) -> None:
+
+def convert_to_bf16(path: Path, first: str | None = None) -> dict[str, str]:
     """Rewrites the FP32 graph at `path`, data file and all, with the weights of its products and convolutions in
-    bfloat16, rounded to nearest.
+    bfloat16, rounded to nearest. first: of those alone that depend on the value of this name, None for all.
+
+    Returns the products that keep their weights, by node name, and why.
     """
     model = onnx.load(path)
     graph = model.graph
+    later = _depending(graph, first) if first else {node.name for node in graph.node}
+    kept = {node.name: BEFORE for node in graph.node if node.op_type in MULTIPLY and node.name not in later}
     weights = {t.name: t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) >= 2}
-    multiplied = {
-        name
-        for node in graph.node
-        if node.op_type in ("MatMul", "Gemm", "Conv", "ConvTranspose")
-        for name in node.input
-    }
+    multiplied = {name for node in graph.node if node.op_type in MULTIPLY and node.name in later for name in node.input}
+    multiplied -= {name for node in graph.node if node.name not in later for name in node.input}
     casts = []
     for name in sorted(weights.keys() & multiplied):
         rounded = numpy_helper.to_array(weights[name]).astype(ml_dtypes.bfloat16)
@@ -40,3 +43,14 @@ def convert_to_bf16(path: Path) -> None:
     del graph.node[:]
     graph.node.extend(nodes)
     save_with_data(model, path)
+    return kept
+
+
+def _depending(graph: onnx.GraphProto, value: str) -> set[str]:
+    """The names of the nodes that depend on a value; the graph's nodes are in order."""
+    values, found = {value}, set()
+    for node in graph.node:
+        if not values.isdisjoint(node.input):
+            values.update(node.output)
+            found.add(node.name)
+    return found

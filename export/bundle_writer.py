@@ -25,7 +25,7 @@ from ris.engines.errors import BundleError, ParityError
 from ris.export import bf16, graphs, precision
 from ris.export.fp16 import make_fp16
 from ris.export.live_reference import first_image_only, reference_arrays
-from ris.export.onnx_writer import write_onnx
+from ris.export.onnx_writer import name_input, write_onnx
 from ris.export.operations import count_operations
 from ris.export.sample import CATEGORIES, EXPRESSIONS, sample_image
 from ris.reference.categories import category_entries
@@ -35,6 +35,7 @@ from ris.reference.pixel_decoder import Sampling
 from ris.reference.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD
 from ris.reference.tokenizer import tokenizer_from
 from ris.runtime.bundle import (
+    BF16_FROM,
     FORMAT_VERSION,
     MANIFEST,
     Bundle,
@@ -169,6 +170,8 @@ def _export_stage(
     file = f"graphs/{stage}.onnx"
     path = folder / file
     scopes = write_onnx(module, signature, path)
+    if stage in BF16_FROM:
+        name_input(path, scopes, "pyramid", BF16_FROM[stage])
     operations = count_operations(path)
     inputs = tuple(TensorSpec(a.name, a.dtype, a.shape) for a in signature.inputs)
     outputs = tuple(TensorSpec(a.name, a.dtype, a.shape) for a in signature.outputs)
@@ -187,7 +190,7 @@ def _export_stage(
         one = first_image_only(reference)
         kept, rounded = make_fp16(graph, scopes, one, known, lambda what: report(f"{stage}: {what}"))
     elif graph_precision == "bf16":
-        bf16.convert_to_bf16(path)
+        kept = bf16.convert_to_bf16(path, BF16_FROM.get(stage))
     elif stage in whole:
         kept = {"*": whole[stage]}
     entry = GraphEntry(

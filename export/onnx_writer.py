@@ -70,6 +70,28 @@ def _strip(path: Path) -> dict[str, list[str]]:
     return scopes
 
 
+def name_input(path: Path, scopes: dict[str, list[str]], module: str, name: str) -> None:
+    """Gives the value that a module reads this name in the graph at `path`. Raises ValueError where that is not one."""
+    model = onnx.load(path, load_external_data=False)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inside = [n for n in model.graph.node if any(f".{module}." in f".{s}." for s in scopes.get(n.name, []))]
+    made = {value for node in inside for value in node.output}
+    constants = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    read = {value for node in inside for value in node.input if value} - made - weights - constants
+    if len(read) != 1:
+        raise ValueError(f"{path}: {module} reads {sorted(read)}, expected one value")
+    [old] = read
+    for node in model.graph.node:
+        for values in (node.input, node.output):
+            for i, value in enumerate(values):
+                if value == old:
+                    values[i] = name
+    for value in model.graph.value_info:
+        if value.name == old:
+            value.name = name
+    onnx.save_model(model, path)
+
+
 def _parse(text: str) -> list[str]:
     return [part.strip(" '\"") for part in text.strip("[]").split(",")]
 

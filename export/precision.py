@@ -29,7 +29,6 @@ FP32_GRAPHS = {
 }
 BF16_FP32_GRAPHS = {
     "text_encoder": "in bfloat16 it costs as much mask IoU as an image encoder, for under 1 % of the operations",
-    "fusion": "in bfloat16 it costs several times as much mask IoU as the image encoders",
     "mask_decoder": "in bfloat16 it costs as much mask IoU as an image encoder, for under 1 % of the operations",
 }
 WHOLE: dict[Precision, dict[str, str]] = {"fp32": {}, "bf16": BF16_FP32_GRAPHS, "fp16": FP32_GRAPHS}

@@ -27,8 +27,10 @@ ENGINES = "engines"  # the folder for what engines compile; no part of the manif
 STAGES = ("sam_image_encoder", "clip_image_encoder", "text_encoder", "fusion", "mask_decoder")
 EMULATES = "ris-calibrate emulate"
 """The manifest's `writer` names this in a bundle whose graphs round as FP16 hardware does."""
-BF16_STAGES = ("sam_image_encoder", "clip_image_encoder")
+BF16_STAGES = ("sam_image_encoder", "clip_image_encoder", "fusion")
 """The graphs that are worth running in bfloat16: most of the work, and not the most sensitive (docs/precision.md)."""
+BF16_FROM = {"fusion": "fused"}
+"""By graph: the value from which on it may be bfloat16. What does not depend on it stays FP32."""
 Precision = Literal["fp32", "bf16", "fp16"]
 BundlePrecision = Literal[Precision, "int8"]
 
@@ -277,6 +279,7 @@ class Bundle:
             sampling=entry.sampling,
             cache=None if self.path.resolve() == BUILT_IN else self.path / ENGINES,
             bf16=stage in BF16_STAGES,
+            bf16_from=BF16_FROM.get(stage),
         )
 
     def file(self, name: str) -> Path:

@@ -22,7 +22,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ris.engines import Engine, EngineOptions, Progress, Session, SessionInfo, Value, create, select, silent
+from ris.engines import Engine, EngineOptions, HostStep, Progress, Session, SessionInfo, Value, create, select, silent
 from ris.engines.errors import EngineError, ExpressionError, RisError
 from ris.runtime.bundle import BF16_STAGES, EMULATES, STAGES, Bundle, open_bundle
 from ris.runtime.categories import AUTO, CategoryTable, Guess
@@ -72,11 +72,11 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class EncodedText:
-    """What the text encoder gave for some expressions: features float32 [N, T, C]."""
+    """What the text encoder gave for some expressions: features float32 [N, T, C], on the device where there is one."""
 
     expressions: tuple[str, ...]
     tokens: Tokens
-    features: Float
+    features: Value
     timings: Timings
 
 
@@ -252,8 +252,28 @@ class Model:
         timings: Timings = {}
         with _timed(timings, "tokenize"):
             tokens = self._tokenize(expressions)
-        features = self._run("text_encoder", {"input_ids": tokens.ids}, timings)["text_features"]
+        session = self._session("text_encoder")
+        with _timed(timings, "text_encoder"):
+            features = session.run_and_keep({"input_ids": tokens.ids})["text_features"]
         return EncodedText(tuple(expressions), tokens, features, timings)
+
+    def _fuse(self, feeds: Mapping[str, Value], timings: Timings) -> Mapping[str, Value]:
+        """Runs the fusion; of what it gives, only the dense prompt visits the host, which interpolates it."""
+        link = self.bundle.manifest.dense_prompt
+
+        spent: Timings = {}
+
+        def interpolate(maps: Float) -> Float:
+            with _timed(spent, "dense_prompt"):
+                return resize_maps(maps, link.target, link.target, link.interpolation)
+
+        session = self._session("fusion")
+        with _timed(spent, "both"):
+            step = HostStep(interpolate, (link.target, link.target))
+            fused = session.run_and_keep(feeds, {"dense_prompt": step})
+        timings["fusion"] = spent["both"] - spent["dense_prompt"]
+        timings["dense_prompt"] = spent["dense_prompt"]
+        return fused
 
     def _ask(
         self,
@@ -280,13 +300,10 @@ class Model:
         if self._category_features is not None and self._table is not None:
             rows = [self._table.row(guess.category) for guess in asked if guess is not None]
             feeds["category_feature"] = np.ascontiguousarray(self._category_features[rows])
-        fused = self._run("fusion", feeds, timings)
-        link = manifest.dense_prompt
-        with _timed(timings, "dense_prompt"):
-            dense = resize_maps(fused["dense_prompt"], link.target, link.target, link.interpolation)
+        fused = self._fuse(feeds, timings)
         feeds = {
             "image_embeddings": scene.image_embeddings,
-            "dense_prompt": dense,
+            "dense_prompt": fused["dense_prompt"],
             "sparse_prompt": fused["sparse_prompt"],
             "image_index": index,
         }
@@ -345,10 +362,11 @@ class Model:
         self.close()
 
 
-def _no_target_probabilities(logits: Float | None, count: int) -> list[float | None]:
+def _no_target_probabilities(value: Value | None, count: int) -> list[float | None]:
     """Softmax over (target, no target); class 1 is "no target"."""
-    if logits is None:
+    if value is None:
         return [None] * count
+    logits = value if isinstance(value, np.ndarray) else value.numpy()
     difference = logits[:, 0].astype(np.float64) - logits[:, 1]
     return [float(p) for p in 1 / (1 + np.exp(difference))]
 
@@ -428,19 +446,15 @@ def open_model(
         raise
 
 
-# What a narrower precision is worth its error in: bfloat16 costs the fusion more than it costs both encoders, which
-# are most of the work; FP16 has eight times its resolution.
-_NARROW = {"bf16": BF16_STAGES, "fp16": (*BF16_STAGES, "fusion")}
-
-
 def computes_by_stage(compute: str | Mapping[str, str] | None) -> dict[str, str | None]:
     """What each graph is asked to compute in, None for its own precision.
 
-    compute: "bf16" asks the image encoders alone, "fp16" the fusion too, "fp32" all; a mapping asks the graphs that it
-    names. Raises EngineError for a graph that is none.
+    compute: "bf16" and "fp16" ask the graphs that are worth their error, the image encoders and the fusion, "fp32" all;
+    a mapping asks the graphs that it names. Raises EngineError for a graph that is none.
     """
     if compute is None or isinstance(compute, str):
-        return {stage: compute if stage in _NARROW.get(compute or "", STAGES) else None for stage in STAGES}
+        asked = BF16_STAGES if compute in ("bf16", "fp16") else STAGES
+        return {stage: compute if stage in asked else None for stage in STAGES}
     if unknown := sorted(set(compute) - set(STAGES)):
         raise EngineError(f"there is no graph {', '.join(unknown)}; there are {', '.join(STAGES)}")
     return {stage: compute.get(stage) for stage in STAGES}

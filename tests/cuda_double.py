@@ -1,7 +1,9 @@
 """Doubles of cuda.bindings.runtime and of TensorRT's runtime objects that record what is asked of them.
 
-Device memory is host memory, so copies and executions really happen; capture records executions and launch repeats
-them. tests/engines/test_tensorrt_api.py checks every name and signature here against the real modules.
+Device memory is host memory, so copies and executions really happen, and as late as they may: what lies on a stream
+happens when somebody waits for it, so that who reads too early, or writes over what is still to be read, is found out.
+Capture records executions and launch repeats them. tests/engines/test_tensorrt_api.py checks every name and signature
+here against the real modules.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class Cuda:
         cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor = 75, 76
 
     cudaStreamNonBlocking = 1
+    cudaEventDisableTiming = 2
 
     def __init__(self):
         self.calls = []
@@ -36,6 +39,8 @@ class Cuda:
         self.device, self.pinned = {}, {}
         self.streams, self.graphs, self.executables = set(), {}, {}
         self.capturing = {}
+        self.events = {}  # event -> the stream it was recorded on last, or None
+        self._work = {}  # stream -> what lies on it: functions, and events
         self._handles = itertools.count(1)
 
     def _note(self, name, *values):
@@ -50,7 +55,22 @@ class Cuda:
 
     @property
     def leaks(self):
-        return [*self.device, *self.pinned, *self.streams, *self.graphs, *self.executables]
+        return [*self.device, *self.pinned, *self.streams, *self.graphs, *self.executables, *self.events]
+
+    def put(self, stream, work):
+        """Something to do, or an event, at the end of a stream."""
+        assert stream in self.streams
+        self._work.setdefault(stream, []).append(work)
+
+    def _happen(self, stream, until=None):
+        """What lies on a stream happens, to the event `until` or to its end."""
+        work = self._work.get(stream, [])
+        while work:
+            item = work.pop(0)
+            if item == until:
+                return
+            if callable(item):
+                item()
 
     def cudaGetDeviceCount(self):
         return self._note("cudaGetDeviceCount", 1)
@@ -78,6 +98,8 @@ class Cuda:
         return self._allocate("cudaMallocHost", self.pinned, size)
 
     def cudaFree(self, devPtr):
+        for stream in self.streams:  # CUDA waits for the whole device here
+            self._happen(stream)
         del self.device[devPtr]  # a KeyError: freed twice, or never allocated
         return self._note("cudaFree")
 
@@ -95,9 +117,14 @@ class Cuda:
         assert stream in self.streams
         assert stream not in self.capturing, "host copies must not be captured"
         sides = {1: (self.device, self.pinned), 2: (self.pinned, self.device), 3: (self.device, self.device)}
-        for address, blocks in zip((dst, src), sides[kind], strict=True):
-            self._place(address, count, blocks)
-        ctypes.memmove(dst, src, count)
+
+        def copy():
+            for address, blocks in zip((dst, src), sides[kind], strict=True):
+                self._place(address, count, blocks)
+            ctypes.memmove(dst, src, count)
+
+        if not self.fail.get(f"copy {kind}"):
+            self.put(stream, copy)
         return self._note(f"copy {kind}")
 
     def cudaMemcpy(self, dst, src, count, kind):
@@ -112,12 +139,37 @@ class Cuda:
         return self._note("cudaStreamCreateWithFlags", stream)
 
     def cudaStreamDestroy(self, stream):
+        self._happen(stream)
         self.streams.remove(stream)
         return self._note("cudaStreamDestroy")
 
     def cudaStreamSynchronize(self, stream):
         assert stream in self.streams
+        self._happen(stream)
         return self._note("cudaStreamSynchronize")
+
+    def cudaEventCreateWithFlags(self, flags):
+        assert flags == self.cudaEventDisableTiming
+        if self.fail.get("cudaEventCreateWithFlags"):
+            return self._note("cudaEventCreateWithFlags", None)
+        event = Handle(next(self._handles))
+        self.events[event] = None
+        return self._note("cudaEventCreateWithFlags", event)
+
+    def cudaEventRecord(self, event, stream):
+        self.put(stream, event)
+        self.events[event] = stream
+        return self._note("cudaEventRecord")
+
+    def cudaEventSynchronize(self, event):
+        stream = self.events[event]
+        if event in self._work.get(stream, []):
+            self._happen(stream, event)
+        return self._note("cudaEventSynchronize")
+
+    def cudaEventDestroy(self, event):
+        del self.events[event]
+        return self._note("cudaEventDestroy")
 
     def cudaStreamBeginCapture(self, stream, mode):
         self.capturing[stream] = []
@@ -144,7 +196,7 @@ class Cuda:
 
     def cudaGraphLaunch(self, graphExec, stream):
         for work in self.executables[graphExec]:
-            work()
+            self.put(stream, work)
         return self._note("cudaGraphLaunch")
 
     def cudaGraphExecDestroy(self, graphExec):
@@ -191,12 +243,12 @@ class IExecutionContext:
         if stream_handle in cuda.capturing:
             cuda.capturing[stream_handle].append(work)
         else:
-            work()
+            cuda.put(stream_handle, work)
         return True
 
 
 class ICudaEngine:
-    """x float32 [n, 4] up to n = 8, index int32 [m] up to 8 -> y float32 like x."""
+    """x float32 [n, 4] (or what _largest says) up to n = 8, index int32 [m] up to 8 -> y float32 like x."""
 
     num_io_tensors = 3
 

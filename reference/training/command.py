@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from ris.reference.training.data import Source
     from ris.reference.training.loop import Progress, Trainer
 
-# scene numbers from here on are for the encoders' lessons, and for validation; training never reaches them
-LESSONS_FIRST, VALIDATION_FIRST = 10**8, 10**9
+# scene numbers: a run's own start at its seed times SEED_SCENES, its lessons LESSONS_FIRST later; from VALIDATION_FIRST
+# on, which the runs of seed 0 never reach, are those of every run's validation
+LESSONS_FIRST, VALIDATION_FIRST, SEED_SCENES = 10**8, 10**9, 10**10
 
 
 @click.command(cls=RisCommand)
@@ -44,11 +45,12 @@ LESSONS_FIRST, VALIDATION_FIRST = 10**8, 10**9
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("checkpoints/run"),
               show_default=True, help="The run's folder. A run that is there goes on.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), help="Optimiser steps of the whole run.")
+@click.option("--lessons", type=click.IntRange(0), help="First steps, for the encoders alone; 0 if they are trained.")
 @click.option("--stop", type=click.IntRange(1), help="Leave after this step; the run goes on later.")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Peak learning rate.")
 @click.option("--batch-images", type=click.IntRange(1), help="Images a step.")
 @click.option("--batch-expressions", type=click.IntRange(1), help="Expressions an image.")
-@click.option("--seed", type=int, help="Seed of weights, batches and order.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of weights, scenes, batches and order.")
 @click.option("--vocabulary", type=click.Path(path_type=Path, exists=True),
               help="A vocab.txt or tokenizer.json. Default: the preset's.")  # fmt: skip
 @weight_file_options()
@@ -60,7 +62,7 @@ LESSONS_FIRST, VALIDATION_FIRST = 10**8, 10**9
 @click.option("--restart", is_flag=True, help="Start anew; the old run is renamed to *.old, not removed.")
 def main(
     data: str, root: Path | None, images: Path | None, preset: str | None, variant: str, recipe: str | None, out: Path,
-    steps: int | None, stop: int | None, learning_rate: float | None, batch_images: int | None,
+    steps: int | None, lessons: int | None, stop: int | None, learning_rate: float | None, batch_images: int | None,
     batch_expressions: int | None, seed: int | None, vocabulary: Path | None, checkpoint: Path | None,
     sam: Path | None, clip: Path | None, bert: Path | None, features: Path | None, device: str, threads: int | None,
     workers: int, restart: bool,
@@ -83,7 +85,8 @@ def main(
         raise RisError("--root, --images and --features belong to data sets, --data scenes draws its own images")
     plan = changed(
         RECIPES[recipe or ("demo" if scenes else "supplement")],
-        steps=steps, learning_rate=learning_rate, images=batch_images, expressions=batch_expressions, seed=seed,
+        steps=steps, lessons=lessons, learning_rate=learning_rate, images=batch_images, expressions=batch_expressions,
+        seed=seed,
     )  # fmt: skip
     if scenes and variant == "category":
         raise RisError("--variant category needs a data set with COCO categories; some things in the scenes have none")
@@ -133,9 +136,10 @@ def _trainer(
     validation: Source
     lessons: Source | None = None
     if data == "scenes":
-        source = SceneSource("train", size, plan.images, plan.expressions, augment=plan.augment)
+        first = plan.seed * SEED_SCENES
+        source = SceneSource("train", size, plan.images, plan.expressions, first, plan.augment)
         validation = SceneSource("train", size, plan.images, plan.expressions, VALIDATION_FIRST)
-        lessons = SceneSource("train", size, plan.lesson_images, 4, LESSONS_FIRST, plan.augment)
+        lessons = SceneSource("train", size, plan.lesson_images, 4, first + LESSONS_FIRST, plan.augment)
         checks = 25
     else:
         assert root is not None

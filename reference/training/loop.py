@@ -72,9 +72,7 @@ class Trainer:
         self.step = 0
         self._updating = False
         config = self.model.config
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed + 1)
-            heads = PretextHeads(config.prompt_width, config.clip.width, source.kinds)
+        heads = PretextHeads(config.prompt_width, config.clip.width, source.kinds)
         self.heads = heads.to(self.device) if recipe.weights.pretext and source.kinds else None
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not name.startswith(recipe.frozen))

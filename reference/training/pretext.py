@@ -27,6 +27,8 @@ class PretextHeads(nn.Module):
         self.names = nn.Linear(sam_width, kinds)
         self.place = nn.Linear(sam_width, 3)
         self.dense = nn.Conv2d(sam_width, 1, 1)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
 
 def label_shares(labels: Tensor, classes: int, side: int) -> Tensor:

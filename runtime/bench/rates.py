@@ -58,7 +58,7 @@ def _openvino(precision: str, left: np.ndarray, right: np.ndarray, threads: int 
     import openvino
     from openvino import opset13 as ops
 
-    from ris.engines.openvino import PRODUCTS, layers
+    from ris.engines.openvino import main_precision
 
     given: Any = ops.parameter([M, K], np.float32)
     values, weights = given, ops.constant(right)
@@ -74,7 +74,7 @@ def _openvino(precision: str, left: np.ndarray, right: np.ndarray, threads: int 
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
         compiled = openvino.Core().compile_model(model, "CPU", settings)
-        if next(iter(layers(compiled, PRODUCTS)), None) != precision:
+        if main_precision([compiled]) != precision:
             return None
         request = compiled.create_infer_request()
         request.infer({0: left}, share_inputs=True)

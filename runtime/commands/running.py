@@ -79,8 +79,8 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--compute",
             type=_Compute(),
             multiple=True,
-            help="What the engine computes in, where it can choose (openvino): fp32, bf16 (image encoders alone) or "
-            "fp16 (the fusion too); fusion=bf16 and the like for one graph. Default: the bundle's precision.",
+            help="What the engine computes in, where it can choose (openvino): fp32, bf16 or fp16 (the image "
+            "encoders and the fusion); fusion=bf16 and the like for one graph. Default: the bundle's precision.",
         ),
         click.option(
             "--overlap/--no-overlap",

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from ris.engines import EngineOptions, create, cuda, select
+from ris.engines import EngineOptions, HostStep, create, cuda, select
 from ris.engines.base import SessionInfo
 from ris.engines.errors import EngineError
 from ris.engines.onnxruntime import CPU, CUDA, OnnxRuntimeSession, OrtDeviceValue
@@ -120,7 +120,7 @@ def test_strict_refuses_the_cpu(gpu, graph):
     assert session.entry("session.disable_cpu_ep_fallback") == "1"
 
 
-def test_what_stays_on_the_device_is_bound_there(gpu, graph):
+def test_what_stays_on_the_device_is_bound_there(gpu, graph, monkeypatch):
     class Binding:
         def __init__(self):
             self.calls = []
@@ -141,6 +141,12 @@ def test_what_stays_on_the_device_is_bound_there(gpu, graph):
     assert binding.calls[1] == ("bind_output", "text_features", "cuda")
     with pytest.raises(EngineError, match="input 'input_ids' is missing"):
         session.run_and_keep({})
+    monkeypatch.setattr(OrtDeviceValue, "numpy", lambda self: np.ones((1, 35, 64), np.float32))
+    changed = session.run_and_keep(
+        {"input_ids": np.zeros((1, 35), np.int32)},
+        {"text_features": HostStep(lambda maps: 2 * maps[:, :5], (5, 64))},
+    )
+    assert np.array_equal(changed["text_features"], np.full((1, 5, 64), 2, np.float32))
 
 
 def test_tensorrt_compiles_once_into_a_context_model(gpu, graph, tmp_path):

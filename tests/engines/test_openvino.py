@@ -12,10 +12,12 @@ import pytest
 from ris.engines import EngineOptions, Graph, TensorSpec, create, select
 from ris.engines.errors import EngineError
 from ris.runtime import load, open_bundle
-from ris.runtime.bundle import STAGES
+from ris.runtime.bundle import BF16_STAGES, STAGES
 from ris.runtime.parity import TOLERANCES, check_model, graph_feeds, load_golden
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+from ris.engines.openvino import _read_blobs, _write_blobs  # noqa: E402 - it needs OpenVINO
+
 BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
@@ -56,23 +58,65 @@ def test_many_expressions_and_images_of_any_number(tiny_bundle):
 def test_bf16_is_what_runs_where_it_is_asked(tiny_bundle, tiny_fp16_bundle):
     with load(tiny_bundle, engine="openvino", compute="bf16") as model:
         ran = {stage: info.precision for stage, info in model.sessions.items()}
-        encoders = dict.fromkeys(("sam_image_encoder", "clip_image_encoder"), "bf16")
-        assert ran == dict.fromkeys(STAGES, "fp32") | encoders
+        assert ran == dict.fromkeys(STAGES, "fp32") | dict.fromkeys(BF16_STAGES, "bf16")
         assert "CPU bf16" in model.sessions["sam_image_encoder"].where
+        assert {"CPU bf16", "CPU fp32"} <= set(model.sessions["fusion"].providers)
         report = check_model(model, load_golden(model.bundle))  # by the tolerance of what runs
         assert report.failures == ()
         assert 0.985 < report.mask_iou < 0.9999
+        # in bfloat16 as a whole the fusion's dense prompt is 3e-2 off
+        assert 1e-3 < report.rows["fusion.dense_prompt"].relative < 1.5e-2
+        assert report.rows["fusion.sparse_prompt"].relative < 1e-5  # does not depend on what is bfloat16
     with load(tiny_bundle, engine="openvino", compute={"mask_decoder": "bf16"}) as model:
         assert [stage for stage, info in model.sessions.items() if info.precision == "bf16"] == ["mask_decoder"]
     # an FP16 graph runs in bfloat16 on a CPU without FP16, and what stays FP32 in the bundle stays FP32
     with load(tiny_fp16_bundle, engine="openvino") as model:
         expected = "fp16" if "fp16" in create("openvino").computes() else "bf16"
         assert f"CPU {expected}" in model.sessions["sam_image_encoder"].providers
-        assert model.sessions["fusion"].precision == ("fp16" if expected == "fp16" else "fp32")
+        assert model.sessions["fusion"].precision == expected
         assert check_model(model, load_golden(model.bundle)).failures == ()
         assert model.sessions["mask_decoder"].providers[0] == "CPU fp32"
     with load(tiny_fp16_bundle, engine="openvino", compute="fp32") as model:
         assert all(info.providers[0] == "CPU fp32" for info in model.sessions.values())
+
+
+@pytest.mark.skipif(not BF16, reason="this CPU has no bfloat16")
+def test_a_graph_that_does_not_say_where_bf16_may_begin_stays_fp32(tiny_bundle):
+    graph = replace(open_bundle(tiny_bundle).graph("fusion"), cache=None, bf16_from="nobody")
+    engine = create("openvino", EngineOptions(compute="bf16"))
+    with engine.open(graph, engine.compile(graph)) as session:
+        assert session.info.precision == "fp32"
+        assert "CPU bf16" not in session.info.providers
+    # a whole graph in bfloat16 is another compilation than one in two parts
+    whole = replace(graph, bf16_from=None)
+    with engine.open(whole, engine.compile(whole)) as session:
+        assert session.info.precision == "bf16"
+
+
+@pytest.mark.skipif(not BF16, reason="this CPU has no bfloat16")
+def test_threads_share_the_two_parts_of_a_graph(tiny_bundle):
+    golden = load_golden(open_bundle(tiny_bundle))
+    with opened(tiny_bundle, "fusion", threads=1, compute="bf16") as session:
+        feeds = graph_feeds(session.graph, golden)
+        feeds = [
+            {**feeds, "clip_tokens": np.float32(scale) * feeds["clip_tokens"]} for scale in np.linspace(0.5, 1.5, 8)
+        ]
+        alone = [session.run(one) for one in feeds]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(session.run, feeds * 4))
+        for i, outputs in enumerate(together):
+            for name, value in outputs.items():
+                np.testing.assert_array_equal(value, alone[i % 8][name])
+
+
+def test_compiled_graphs_in_one_file(tmp_path):
+    blobs = [bytes(range(256)) * 20, b"", b"x"]
+    _write_blobs(tmp_path / "blobs", blobs)
+    read = _read_blobs(np.memmap(tmp_path / "blobs", np.uint8, "r"), tmp_path / "blobs")
+    assert [blob.tobytes() for blob in read] == blobs
+    for wrong in (b"", b"12345", bytes(8), b"\xff" * 400):
+        with pytest.raises(EngineError, match="holds no compiled graph; compile it again"):
+            _read_blobs(np.frombuffer(wrong, np.uint8), tmp_path / "wrong")
 
 
 def test_compiled_once_and_again_for_another_precision(tiny_bundle):
@@ -128,7 +172,7 @@ def test_what_is_not_there_is_said(tiny_bundle, tmp_path):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no graph")
     graph = Graph("text_encoder", broken, (TensorSpec("x", "float32", (1,)),), ())
-    with pytest.raises(EngineError, match=r"text_encoder: OpenVINO cannot compile .*broken\.onnx: ") as caught:
+    with pytest.raises(EngineError, match=r"text_encoder: OpenVINO cannot read .*broken\.onnx: ") as caught:
         create("openvino").compile(graph)
     assert "\n" not in str(caught.value)
     session = opened(tiny_bundle)

@@ -232,6 +232,7 @@ def test_cuda_python_answers_without_a_driver_as_the_double_does(runtime):
     if int(runtime.cudaGetDeviceCount()[0]) == 0:
         pytest.skip("there is a driver here")
     stream, graph, executable = runtime.cudaStream_t(0), runtime.cudaGraph_t(0), runtime.cudaGraphExec_t(0)
+    event = runtime.cudaEvent_t(0)
     kind, mode = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice, runtime.cudaStreamCaptureMode
     arguments = {
         "cudaGetDeviceCount": (), "cudaGetDevice": (), "cudaMalloc": (16,), "cudaMallocHost": (16,),
@@ -241,9 +242,11 @@ def test_cuda_python_answers_without_a_driver_as_the_double_does(runtime):
         "cudaStreamBeginCapture": (stream, mode.cudaStreamCaptureModeThreadLocal), "cudaStreamEndCapture": (stream,),
         "cudaGraphInstantiate": (graph, 0), "cudaGraphLaunch": (executable, stream), "cudaGraphDestroy": (graph,),
         "cudaGraphExecDestroy": (executable,), "cudaStreamSynchronize": (stream,), "cudaStreamDestroy": (stream,),
+        "cudaEventCreateWithFlags": (runtime.cudaEventDisableTiming,), "cudaEventRecord": (event, stream),
+        "cudaEventSynchronize": (event,), "cudaEventDestroy": (event,),
     }  # fmt: skip
     values = {"cudaGetDeviceCount", "cudaGetDevice", "cudaMalloc", "cudaMallocHost", "cudaDeviceGetAttribute"}
-    values |= {"cudaStreamCreateWithFlags", "cudaStreamEndCapture", "cudaGraphInstantiate"}
+    values |= {"cudaStreamCreateWithFlags", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaEventCreateWithFlags"}
     assert {name for name, _ in cuda_calls() if callable(getattr(cuda_double.Cuda, name, None))} - {
         "cudaGetErrorString", "cudaMemcpyKind", "cudaStreamCaptureMode", "cudaDeviceAttr",
     } == set(arguments)  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cuda_double import Cuda, ICudaEngine, Refitter, TensorRt
-from ris.engines import Graph, SessionInfo, TensorSpec
+from ris.engines import Graph, HostStep, SessionInfo, TensorSpec
 from ris.engines.cuda import compute_capability
 from ris.engines.errors import EngineError
 from ris.engines.tensorrt_session import MAX_BUCKETS, open_session
@@ -226,3 +226,78 @@ def test_rtx_makes_its_kernels_before_they_are_captured(cuda, engine, graph, mon
 
 def test_the_device_is_named_by_its_compute_capability(cuda):
     assert compute_capability(cuda) == "sm_90"
+
+
+@pytest.fixture
+def maps_graph(engine, tmp_path):
+    """The same with maps: x and y [images, 5, 2, 3]."""
+    engine._largest["x"] = (8, 5, 2, 3)
+    shape = "images", 5, 2, 3
+    inputs = TensorSpec("x", "float32", shape), TensorSpec("index", "int32", ("expressions",))
+    return Graph("fusion", tmp_path / "fusion.onnx", inputs, (TensorSpec("y", "float32", shape),))
+
+
+def maps_feeds(images=1):
+    x = np.random.default_rng(images).normal(size=(images, 5, 2, 3)).astype(np.float32)
+    return {"x": x, "index": np.array([1], np.int32)}
+
+
+def doubled(maps):
+    return 10 * np.concatenate([maps, maps], 1)
+
+
+def test_what_the_host_changes_travels_in_portions(cuda, maps_graph):
+    step = HostStep(doubled, (4, 3))
+    with open_it(cuda, maps_graph) as session:
+        for images in (1, 2, 1):
+            fed = maps_feeds(images)
+            kept = session.run_and_keep(fed, {"y": step})["y"]
+            whole = 2 * fed["x"] + 1
+            assert kept.shape == (images, 5, 4, 3)
+            assert np.array_equal(kept.numpy(), 10 * np.concatenate([whole, whole], 2))
+            kept.close()
+        cuda.names()
+        kept = session.run_and_keep(maps_feeds(2), {"y": step})["y"]
+        down, up = [D2H, "cudaEventRecord"], ["cudaEventSynchronize", H2D]
+        asked = [name for name in cuda.names() if "Graph" not in name and "Capture" not in name and name != "execute"]
+        # 10 maps in fours of 3; all are on their way before the host waits for the first
+        assert asked == [H2D, H2D, *down * 4, "cudaMalloc", *up * 4, *["cudaStreamSynchronize"] * 2]
+        kept.close()
+    assert not cuda.leaks
+
+
+def test_a_few_maps_and_none_that_change_size(cuda, engine, maps_graph, graph):
+    engine._largest["x"] = (8, 4)
+    with open_it(cuda, graph) as session:
+        kept = session.run_and_keep(feeds(3), {"y": HostStep(lambda maps: -maps, (3, 4))})["y"]
+        assert np.array_equal(kept.numpy(), np.full((3, 4), -3, np.float32))
+        kept.close()
+    assert not cuda.leaks
+
+
+def test_a_step_that_fails_leaves_nothing_behind(cuda, maps_graph):
+    def fails(maps):
+        raise ValueError("no")
+
+    with open_it(cuda, maps_graph) as session:
+        with pytest.raises(ValueError, match="no"):
+            session.run_and_keep(maps_feeds(), {"y": HostStep(fails, (4, 3))})
+        for name in ("cudaEventRecord", "cudaEventSynchronize", "copy 1", "copy 2"):
+            cuda.fail[name] = 2
+            with pytest.raises(EngineError, match="failed: error 2"):
+                session.run_and_keep(maps_feeds(), {"y": HostStep(doubled, (4, 3))})
+            cuda.fail.clear()
+        assert len(cuda.device) == 3
+        kept = session.run_and_keep(maps_feeds(), {"y": HostStep(doubled, (4, 3))})["y"]
+        whole = 2 * maps_feeds()["x"] + 1
+        assert np.array_equal(kept.numpy(), 10 * np.concatenate([whole, whole], 2))
+        kept.close()
+    assert not cuda.leaks
+
+
+def test_events_that_cannot_be_made(cuda, maps_graph):
+    with open_it(cuda, maps_graph) as session:
+        cuda.fail["cudaEventCreateWithFlags"] = 2
+        with pytest.raises(EngineError, match="cudaEventCreateWithFlags failed"):
+            session.run_and_keep(maps_feeds(), {"y": HostStep(doubled, (4, 3))})
+    assert not cuda.leaks

@@ -13,14 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
 from ris.engines import create
-from ris.export.bf16 import convert_to_bf16
+from ris.export.bf16 import MULTIPLY, convert_to_bf16
 from ris.export.graphs import STAGES, build, signature
 from ris.export.onnx_writer import trace_inputs
 from ris.export.operations import count_operations
 from ris.reference.config import PRESETS
 from ris.reference.deterministic import deterministic_model
 from ris.runtime import open_bundle
-from ris.runtime.bundle import Operations
+from ris.runtime.bundle import BF16_STAGES, Operations
 from ris.runtime.parity import graph_feeds, load_golden
 
 
@@ -86,8 +86,16 @@ def test_a_bfloat16_bundle(tiny_bundle, tiny_bf16_bundle):
     manifest = open_bundle(tiny_bf16_bundle).manifest
     assert manifest.precision == "bf16"
     precisions = {stage: entry.precision for stage, entry in manifest.graphs.items()}
-    assert precisions == dict.fromkeys(STAGES, "fp32") | {"sam_image_encoder": "bf16", "clip_image_encoder": "bf16"}
-    assert list(manifest.graphs["fusion"].fp32_islands) == ["*"]
+    assert precisions == dict.fromkeys(STAGES, "fp32") | dict.fromkeys(BF16_STAGES, "bf16")
+    assert list(manifest.graphs["mask_decoder"].fp32_islands) == ["*"]
+    # in the fusion it begins behind PWAM; the sparse branch does not depend on that
+    kept = manifest.graphs["fusion"].fp32_islands
+    fusion = onnx.load(open_bundle(tiny_bf16_bundle).graph("fusion").path, load_external_data=False).graph
+    narrow = {node.input[0] for node in fusion.node if node.op_type == "Cast" and node.input[0].endswith(".bf16")}
+    assert {node.name for node in fusion.node if node.op_type in MULTIPLY and node.name in kept} == set(kept)
+    assert len(kept) >= 8
+    assert not any(name.startswith(("pwam.", "sparse.")) for name in narrow)
+    assert sum(name.startswith("pyramid.") for name in narrow) == 7
     assert 0.99 < manifest.mask_iou <= 1
     # ONNX Runtime folds the casts: as many nodes run as of the FP32 graph
     engine = create("onnxruntime")

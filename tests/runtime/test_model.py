@@ -230,8 +230,13 @@ def test_low_memory_is_the_same(tiny_bundle, picture):
 
 
 def test_a_precision_for_every_graph():
-    narrow = computes_by_stage("bf16")
-    assert [stage for stage, name in narrow.items() if name] == ["sam_image_encoder", "clip_image_encoder"]
+    for precision in ("bf16", "fp16"):
+        narrow = computes_by_stage(precision)
+        assert [stage for stage, name in narrow.items() if name] == [
+            "sam_image_encoder",
+            "clip_image_encoder",
+            "fusion",
+        ]
     assert computes_by_stage({"fusion": "fp16"})["fusion"] == "fp16"
     assert set(computes_by_stage("fp32").values()) == {"fp32"}
     assert set(computes_by_stage(None).values()) == {None}
