@@ -111,7 +111,7 @@ bench: $(VENV)/installed
 	test -d bench/full-size-fp16 || $(EXPORT) --random-weights 0 --precision fp16 --out bench/full-size-fp16
 	test -d bench/demo || $(EXPORT) --out bench/demo
 	$(BENCH) bench/full-size --pytorch --torch-compile --engine onnxruntime --engine openvino --engine openvino$(BF16) \
-		$(if $(wildcard bench/full-size-int8),--engine openvino@bench/full-size-int8) \
+		$(if $(wildcard bench/full-size-int8),--engine openvino:bf16@bench/full-size-int8) \
 		--cold 2 --batches 1 --limit 420 --out bench/report
 	-$(BENCH) bench/full-size --engine openvino:bf16 --engine openvino$(BF16) --engine openvino,overlap=1$(BF16) \
 		--engine openvino,max_expressions=1$(BF16) --engine openvino,low_memory=1$(BF16) --cold 1 --out bench/openvino

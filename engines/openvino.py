@@ -44,6 +44,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
 _NAMES = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8"}  # OpenVINO's names of precisions, and ours
 PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "Deconvolution", "ScaledDotProductAttention")
+_FILE = 2  # the format of what is kept; 1 was one blob
 _PAGE = 4096  # where the blobs of a compiled graph begin in its file: OpenVINO reads their weights in place
 
 
@@ -126,7 +127,7 @@ class OpenVinoEngine(Engine):
             version=openvino.get_version(),
             device=f"{self.device} {self._name()} {' '.join(sorted(self._capabilities))}",
             profiles=self._fixed(),
-            options={"compute": ", then ".join(computes), "mode": self._mode()},
+            options={"compute": ", then ".join(computes), "mode": self._mode(), "file": _FILE},
         )
 
         def compile_to(file: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from ris.export.fp16 import make_fp16
 from ris.export.live_reference import first_image_only, reference_arrays
 from ris.export.onnx_writer import name_input, write_onnx
 from ris.export.operations import count_operations
-from ris.export.sample import CATEGORIES, EXPRESSIONS, sample_image
+from ris.export.sample import CATEGORIES, EXPRESSIONS, sample_image, sample_scene
 from ris.reference.categories import category_entries
 from ris.reference.config import ModelConfig
 from ris.reference.model import RISModel
@@ -102,9 +102,10 @@ def export_bundle(
                 f"{free / 1e6:.0f} MB are free"
             )
         report("reference pass")
-        image = sample_image()
+        scenes = source.trained and config.preset == "demo"
+        image, expressions = sample_scene() if scenes else (sample_image(), EXPRESSIONS)
         images = [image, np.ascontiguousarray(image[:, ::-1])]
-        reference = reference_arrays(model, tokenizer, images, EXPRESSIONS, CATEGORIES, [0, 1, 0])
+        reference = reference_arrays(model, tokenizer, images, expressions, CATEGORIES, [0, 1, 0])
         (folder / "graphs").mkdir()
         entries: dict[str, GraphEntry] = {}
         parity: dict[str, StageParity] = {}

@@ -40,8 +40,8 @@ PRESET_NAMES = ("vitb-vitl336", "tiny", "demo")
     type=click.Choice(["fp32", "bf16", "fp16"]),
     default="fp32",
     show_default=True,
-    help="What the graphs compute in. FP16 keeps inputs, outputs and a few layers in FP32; bf16 is for CPUs: the image "
-    "encoders' weights are bfloat16, and OpenVINO computes in it.",
+    help="What the graphs compute in. FP16 keeps inputs, outputs and a few layers in FP32; bf16 is for CPUs: the "
+    "weights of the image encoders and of most of the fusion are bfloat16, and OpenVINO computes in it.",
 )
 @click.option(
     "--random-weights",

@@ -1,4 +1,4 @@
-"""The picture and the expressions that every export is checked with; drawn here, so that a bundle needs no files."""
+"""The picture and the expressions that an export is checked with; drawn here, so that a bundle needs no files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from ris.calibration.scenes import make_samples, make_scene
+
 EXPRESSIONS = ("left man", "the red ball on the right", "second car from the right")
 CATEGORIES = ("person", "sports ball", "car")
+_SCENE, _SCENE_SIZE = 10**9, (640, 480)  # of validation: of the kind that training draws, and not seen there
 
 
 def sample_image(width: int = 640, height: int = 480) -> NDArray[np.uint8]:
@@ -33,3 +36,18 @@ def sample_image(width: int = 640, height: int = 480) -> NDArray[np.uint8]:
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.NEAREST)
     return np.asarray(image)
+
+
+def sample_scene() -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """What a model that was trained on drawn scenes is checked with: one of them, uint8 RGB [480, 640, 3], and three
+    expressions that name something in it. On a picture that it knows nothing of, its masks are a few stray pixels.
+    """
+    width, height = _SCENE_SIZE
+    scene = make_scene(_SCENE, "train", width)
+    whole = {i for i, shown in enumerate(scene.objects) if not shown.mask[height:].any()}
+    asked = [
+        sample.expression
+        for sample in make_samples(scene, _SCENE, 40)
+        if sample.targets and whole >= set(sample.targets)
+    ]
+    return np.ascontiguousarray(scene.image[:height]), tuple(asked[:3])

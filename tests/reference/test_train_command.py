@@ -40,6 +40,15 @@ def test_scenes_then_on_from_where_it_stopped(tmp_path):
     assert code == 0, text
     assert log(tmp_path / "run.old")[-1]["step"] == 3
     assert log(out)[-1]["step"] == 1
+    assert "mask" not in log(out)[-1]["losses"]  # the encoders' lessons come first
+    # from given weights, without lessons, on other scenes
+    further = ["--checkpoint", out / "model.safetensors", "--lessons", 0, "--steps", 1]
+    for seed in (0, 1):
+        code, text = run("--out", tmp_path / f"seed{seed}", *further, "--seed", seed)
+        assert code == 0, text
+        assert "tensors come from the files" in text
+    first, second = (log(tmp_path / f"seed{seed}")[-1]["losses"] for seed in (0, 1))
+    assert first["mask"] != second["mask"]
 
 
 @pytest.mark.parametrize("name", ["refcoco", "grefcoco"])
