@@ -18,8 +18,10 @@ from ris.calibration.evaluation.samples import scene_images
 from ris.calibration.scenes import make_scene
 from ris.export import sources
 from ris.export.command import main as export
+from ris.export.sample import sample_scene
 from ris.runtime import BUILT_IN, load, open_bundle
 from ris.runtime.bundle import sha256_of
+from ris.runtime.parity import load_golden
 
 EXAMPLES = REPO / "examples"
 SAMPLES = 60
@@ -99,3 +101,14 @@ def test_it_finds_held_out_things_and_the_exported_model_is_as_good_as_the_refer
     bundle, reference = scores(BundleSegmenter(model)), scores(ReferenceSegmenter({"checkpoint": sources.DEMO_WEIGHTS}))
     assert bundle["miou"] > 0.5
     assert bundle["miou"] == pytest.approx(reference["miou"], abs=0.001)
+
+
+def test_it_is_checked_on_a_scene_that_it_was_not_trained_on(model):
+    golden = load_golden(model.bundle)
+    image, asked = sample_scene()
+    assert image.shape == (480, 640, 3)
+    assert np.array_equal(golden["rgb"], image)
+    assert set(map(str, golden["expressions"])) <= set(asked)
+    assert len(asked) == 3
+    masks = golden["mask_logits"][:, 0] > 0
+    assert all(50 < mask.sum() < mask.size / 2 for mask in masks)  # things, not stray pixels
