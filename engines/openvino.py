@@ -134,10 +134,8 @@ class OpenVinoEngine(Engine):
             progress(graph.stage, "compiling", None)
             model = self._tried("read", graph, lambda: self._read(graph))
             parts = split(model, graph.bf16_from) if len(computes) > 1 and graph.bf16_from else [model]
-            if len(parts) < len(computes):  # the graph does not name that value
-                parts, settings = [model], [self._settings("fp32")]
-            else:
-                settings = [self._settings(compute) for compute in computes]
+            # FP32 where the graph does not name the value where bfloat16 may begin
+            settings = [self._settings(one) for one in (computes if len(parts) == len(computes) else ["fp32"])]
 
             def compile_parts() -> list[Any]:
                 each = zip(parts, settings, strict=True)
@@ -153,7 +151,9 @@ class OpenVinoEngine(Engine):
         """A session over a compiled graph of the cache. Raises EngineError."""
         data = cache.map_checked(artifact, self.name)
         blobs = _read_blobs(data, artifact)
-        computes = self._parts(graph) if len(blobs) > 1 else ["fp32" if graph.bf16_from else self._compute(graph)]
+        computes = self._parts(graph)
+        if len(blobs) < len(computes):  # the graph does not name the value where bfloat16 may begin
+            computes = ["fp32"]
         # an imported graph does not remember what it was compiled for
         compiled = self._tried(
             "import its own compiled",

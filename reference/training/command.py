@@ -83,6 +83,8 @@ def main(
         raise RisError(f"--data {data} needs --root, the folder of its files")
     if scenes and (root or images or features):
         raise RisError("--root, --images and --features belong to data sets, --data scenes draws its own images")
+    if lessons and not scenes:
+        raise RisError("--lessons belong to --data scenes, which know what every patch of an image shows")
     plan = changed(
         RECIPES[recipe or ("demo" if scenes else "supplement")],
         steps=steps, lessons=lessons, learning_rate=learning_rate, images=batch_images, expressions=batch_expressions,

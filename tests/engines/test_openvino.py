@@ -93,20 +93,19 @@ def test_a_graph_that_does_not_say_where_bf16_may_begin_stays_fp32(tiny_bundle):
         assert session.info.precision == "bf16"
 
 
-@pytest.mark.skipif(not BF16, reason="this CPU has no bfloat16")
-def test_threads_share_the_two_parts_of_a_graph(tiny_bundle):
-    golden = load_golden(open_bundle(tiny_bundle))
-    with opened(tiny_bundle, "fusion", threads=1, compute="bf16") as session:
-        feeds = graph_feeds(session.graph, golden)
-        feeds = [
-            {**feeds, "clip_tokens": np.float32(scale) * feeds["clip_tokens"]} for scale in np.linspace(0.5, 1.5, 8)
-        ]
-        alone = [session.run(one) for one in feeds]
-        with ThreadPoolExecutor(8) as pool:
-            together = list(pool.map(session.run, feeds * 4))
-        for i, outputs in enumerate(together):
-            for name, value in outputs.items():
-                np.testing.assert_array_equal(value, alone[i % 8][name])
+@pytest.mark.parametrize(("compute", "hints"), [("fp16", ["fp16"]), ("bf16", ["fp32", "bf16"]), ("fp32", ["fp32"])])
+def test_what_is_compiled_is_opened_in_the_same_precision(tiny_bundle, monkeypatch, compute, hints):
+    """Whether or not this CPU has it: what OpenVINO would be asked for, both times."""
+    engine = create("openvino")
+    monkeypatch.setattr(engine, "_capabilities", {"FP32", "BF16", "FP16"})
+    engine.options = replace(engine.options, compute=compute)
+    asked, settings = [], engine._settings
+    monkeypatch.setattr(engine, "_settings", lambda one: asked.append(one) or settings("fp32"))
+    graph = replace(open_bundle(tiny_bundle).graph("fusion"), cache=None)
+    artifact = engine.compile(graph)
+    assert asked == hints
+    with engine.open(graph, artifact):
+        assert asked == hints * 2
 
 
 def test_compiled_graphs_in_one_file(tmp_path):
@@ -140,10 +139,13 @@ def test_compiled_once_and_again_for_another_precision(tiny_bundle):
     assert create("openvino").build(graph).built_now
 
 
-def test_threads_share_a_session(tiny_bundle):
-    """Eight threads at once give what one gives, bit for bit, and no answer changes afterwards."""
+@pytest.mark.parametrize(
+    "compute", ["fp32", pytest.param("bf16", marks=pytest.mark.skipif(not BF16, reason="no bf16"))]
+)
+def test_threads_share_a_session(tiny_bundle, compute):
+    """Eight threads at once give what one gives, bit for bit, and no answer changes afterwards; also in two parts."""
     golden = load_golden(open_bundle(tiny_bundle))
-    with opened(tiny_bundle, "fusion", threads=1) as session:
+    with opened(tiny_bundle, "fusion", threads=1, compute=compute) as session:
         feeds = graph_feeds(session.graph, golden)
         feeds = [{**feeds, "clip_tokens": feeds["clip_tokens"] * scale} for scale in np.linspace(0.5, 1.5, 8)]
         feeds = [{name: np.asarray(value, value.dtype if name == "image_index" else np.float32)

@@ -66,6 +66,9 @@ def test_data_sets_in_their_own_files(tmp_path, name):
 
 
 def test_bad_input_is_a_sentence(tmp_path):
+    code, text = run("--data", "refcoco", "--root", tmp_path, "--lessons", 5, "--out", tmp_path / "run")
+    assert code == 2
+    assert "--lessons belong to --data scenes" in text
     code, text = run("--data", "refcoco", "--out", tmp_path / "run")
     assert (code, "needs --root" in text) == (2, True)
     code, text = run("--features", tmp_path, "--out", tmp_path / "run")
