@@ -26,7 +26,8 @@ class EngineSpec:
     distributions: the packages on the index that bring the import `package`; at most one may be installed.
     needs_gathers: its GridSample is not to be trusted, so it takes graphs that sample with gathers only; options: which
     EngineOptions it honours beyond the common ones; auto_features: CPU features without which "auto" passes over it,
-    since only with them it was measured to be faster than the rows below.
+    since only with them it was measured to be faster than the rows below; fixed_shapes: devices on which a graph for a
+    single expression, whose every shape is known, was measured to be faster than one for several.
     """
 
     name: str
@@ -39,6 +40,7 @@ class EngineSpec:
     needs_gathers: bool = False
     options: tuple[str, ...] = ()
     auto_features: tuple[str, ...] = ()
+    fixed_shapes: tuple[str, ...] = ()
 
     def installed(self) -> dict[str, str]:
         """Version by name of the distributions that are installed."""
@@ -102,6 +104,7 @@ TABLE: tuple[EngineSpec, ...] = (
         module="ris.engines.openvino",
         options=("compute", "low_memory", "throughput"),
         auto_features=("avx512f",),
+        fixed_shapes=("cpu",),
     ),
     EngineSpec(
         name="onnxruntime",

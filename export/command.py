@@ -8,7 +8,7 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -102,7 +102,7 @@ def main(
     grid_sample: str | None,
     engine: str | None,
     max_batch: int,
-    max_expressions: int,
+    max_expressions: int | None,
     workspace: int | None,
     version_compatible: bool,
     hardware_compatible: bool,
@@ -143,19 +143,16 @@ def main(
         ranges = read_ranges(ranges_file)
     # an engine that cannot compile here is an error before anything is written
     row = None if engine is None else select(engine)
-    compiler = None
+    compiling: dict[str, Any] = {
+        "max_batch": max_batch,
+        "max_expressions": max_expressions,
+        "workspace": workspace,
+        "version_compatible": version_compatible,
+        "hardware_compatible": hardware_compatible,
+        "strip_weights": strip_weights,
+    }
     if row is not None:
-        compiler = create(
-            row.name,
-            engine_options(
-                max_batch=max_batch,
-                max_expressions=max_expressions,
-                workspace=workspace,
-                version_compatible=version_compatible,
-                hardware_compatible=hardware_compatible,
-                strip_weights=strip_weights,
-            ),
-        )
+        create(row.name, engine_options(None, row, **compiling))
         if engine == "auto":
             click.echo(f"--engine auto: {row.name}", err=True)
         if row.needs_gathers and grid_sample == "native":
@@ -216,8 +213,10 @@ def main(
     if not as_json:
         _print(result, time.perf_counter() - start)
     engines = {}
-    if row is not None and compiler is not None:
-        engines[row.name] = compile_and_show(Bundle(out, result.manifest), row, compiler, quiet=as_json)
+    if row is not None:
+        written = Bundle(out, result.manifest)
+        compiler = create(row.name, engine_options(written, row, **compiling))
+        engines[row.name] = compile_and_show(written, row, compiler, quiet=as_json)
     if as_json:
         parity = json.loads(result.manifest.to_json())["parity"]
         data = {"bundle": str(out), "parity": parity, "warnings": warnings}

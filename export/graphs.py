@@ -91,15 +91,16 @@ def build(stage: str, model: RISModel, sampling: Sampling = "native") -> nn.Modu
 
 
 class ChannelsLastNorm(nn.Module):
-    """SAM's LayerNorm2d as permute -> LayerNorm -> permute: one LayerNormalization node, accumulated in FP32."""
+    """SAM's LayerNorm2d as a LayerNorm of tokens: one LayerNormalization node, accumulated in FP32."""
 
     def __init__(self, norm: SamLayerNorm2d) -> None:
         super().__init__()
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
-        return normed.permute(0, 3, 1, 2)
+        tokens = x.flatten(2).transpose(1, 2)  # as in `ris.reference.layers.LayerNorm2d`
+        normed = F.layer_norm(tokens, self.weight.shape, self.weight, self.bias, self.eps)
+        return normed.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 def _channels_last(layers: nn.Sequential) -> nn.Sequential:
@@ -111,7 +112,8 @@ _HEADS_AT_ONCE = 2
 
 
 class _SamAttention(nn.Module):
-    """SAM's attention over an H x W window with decomposed relative positions; [M, H, W, C] -> [M, H, W, C]."""
+    """SAM's attention over an H x W window with decomposed relative positions; [M, H*W, C] -> [M, H*W, C], which `proj`
+    is still to be applied to."""
 
     def __init__(self, block: Block, side: int) -> None:
         super().__init__()
@@ -123,19 +125,31 @@ class _SamAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         side, heads, width = self.side, self.heads, x.shape[-1]
-        depth = width // heads
-        qkv = self.qkv(x.reshape(-1, side * side, width)).unflatten(2, (3, heads, depth)).permute(2, 0, 3, 1, 4)
-        # global attention in groups of heads: 4096 x 4096 logits of all heads at once would take gigabytes
-        groups = qkv.split(_HEADS_AT_ONCE if side * side > _LARGE else heads, dim=2)
-        attended = torch.cat([self._attend(*group) for group in groups], 1)
-        return self.proj(attended.transpose(1, 2).flatten(2)).unflatten(1, (side, side))
+        qkv = self.qkv(x).unflatten(2, (3, heads, width // heads)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind()  # [M, heads, H*W, d]
+        parts = (q, k, v, *self._positions(q))
+        if side * side > _LARGE:  # in groups of heads: 4096 x 4096 logits of all heads at once would take gigabytes
+            groups = zip(*(part.split(_HEADS_AT_ONCE, 1) for part in parts), strict=True)
+            attended = torch.cat([self._attend(*group) for group in groups], 1)
+        else:
+            attended = self._attend(*parts)
+        return attended.transpose(1, 2).flatten(2)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _positions(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """The terms of key rows [M, heads, H, W, H] and key columns [M, heads, H, W, W]: a product for each row of
+        queries and one for each column, of all heads."""
+        grid = q.unflatten(2, (self.side, self.side))  # [M, heads, H, W, d]
+        shape = (-1, self.heads, self.side)
+        by_row = grid.permute(2, 0, 1, 3, 4).flatten(1, 3) @ self.rows
+        by_column = grid.permute(3, 0, 1, 2, 4).flatten(1, 3) @ self.columns
+        return (
+            by_row.unflatten(1, shape).permute(1, 2, 0, 3, 4),
+            by_column.unflatten(1, shape).permute(1, 2, 3, 0, 4),
+        )
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_column: Tensor) -> Tensor:
         """q, k, v [M, some heads, H*W, d] -> the attended values, same shape."""
         side, depth = self.side, q.shape[-1]
-        grid = q.unflatten(2, (side, side))  # [M, heads, H, W, d]
-        by_row = grid @ self.rows  # [M, heads, H, W, key row]
-        by_column = (grid.transpose(2, 3) @ self.columns).transpose(2, 3)  # [M, heads, H, W, key column]
         logits = ((q * depth**-0.5) @ k.transpose(2, 3)).unflatten(3, (side, side)).unflatten(2, (side, side))
         logits = logits + by_row[..., None] + by_column[..., None, :]
         return logits.flatten(4, 5).flatten(2, 3).softmax(-1) @ v
@@ -150,19 +164,21 @@ class _SamBlock(nn.Module):
         self.attn = _SamAttention(block, self.window or grid)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, s, s, C]."""
-        x = x + (self._windowed(self.norm1(x)) if self.window else self.attn(self.norm1(x)))
+        """x [B, s*s, C]."""
+        normed = self.norm1(x)
+        x = x + self.attn.proj(self._windowed(normed) if self.window else self.attn(normed))
         return x + self.mlp(self.norm2(x))
 
     def _windowed(self, x: Tensor) -> Tensor:
         window, grid, width = self.window, self.grid, x.shape[-1]
         count = math.ceil(grid / window)
         padding = count * window - grid
+        x = x.unflatten(1, (grid, grid))
         x = F.pad(x, (0, 0, 0, padding, 0, padding))  # padded positions take part as keys and values
         x = x.unflatten(2, (count, window)).unflatten(1, (count, window)).transpose(2, 3)
-        x = self.attn(x.reshape(-1, window, window, width))
+        x = self.attn(x.reshape(-1, window * window, width))
         x = x.reshape(-1, count, count, window, window, width).transpose(2, 3)
-        return x.flatten(3, 4).flatten(1, 2)[:, :grid, :grid]
+        return x.flatten(3, 4).flatten(1, 2)[:, :grid, :grid].flatten(1, 2)  # the padding is not projected
 
 
 class SamImageEncoder(nn.Module):
@@ -170,17 +186,19 @@ class SamImageEncoder(nn.Module):
 
     def __init__(self, model: RISModel) -> None:
         super().__init__()
-        encoder = model.sam.image_encoder
-        self.patch_embed = encoder.patch_embed
-        self.positions = encoder.pos_embed
-        self.blocks = nn.ModuleList(_SamBlock(block, model.config.sam.grid) for block in encoder.blocks)
+        encoder, self.grid = model.sam.image_encoder, model.config.sam.grid
+        self.patches, positions = encoder.patch_embed.proj, encoder.pos_embed
+        assert positions is not None
+        self.positions = nn.Buffer(positions.detach().flatten(1, 2))
+        self.blocks = nn.ModuleList(_SamBlock(block, self.grid) for block in encoder.blocks)
         self.neck = _channels_last(encoder.neck)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.patch_embed(image) + self.positions
+        # tokens [B, s*s, C] all the way: OpenVINO reorders sums of maps [B, s, s, C]
+        x = self.patches(image).flatten(2).transpose(1, 2) + self.positions
         for block in self.blocks:
             x = block(x)
-        return self.neck(x.permute(0, 3, 1, 2))
+        return self.neck(x.transpose(1, 2).unflatten(2, (self.grid, self.grid)))
 
 
 class _ClipBlock(nn.Module):

@@ -1,7 +1,7 @@
 """Small layers that several parts of the model share. Parameter names follow the official checkpoints.
 
-They are written so that they also export well: channel LayerNorm as permute -> LayerNorm -> permute, attention as
-plain matrix products.
+They are written so that they also export well: channel LayerNorm as a LayerNorm of tokens, attention as plain matrix
+products.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ class LayerNorm2d(nn.LayerNorm):
         super().__init__(channels, eps=1e-6)
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        # through [B, H*W, C]: OpenVINO copies for a permutation of four axes, not for this one
+        tokens = super().forward(input.flatten(2).transpose(1, 2))
+        return tokens.transpose(1, 2).unflatten(2, input.shape[2:])
 
 
 class ConvNorm(nn.Conv2d):

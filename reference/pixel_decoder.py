@@ -6,6 +6,7 @@ encoder layer alone could have been shared, under other key names. The layer is 
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import numpy as np
@@ -78,17 +79,20 @@ class DeformableAttention(nn.Module):
         offsets = offsets.permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # [B*heads, levels, points, Q, 2]
         weights = weights.unflatten(3, (levels, points)).permute(0, 2, 3, 4, 1).flatten(0, 1)  # without the 2
         weights = weights.contiguous()
-        mixed: Tensor | None = None  # [B*heads, depth, Q]
+        mixed: Tensor | None = None  # [B*heads, depth, 1, Q]
         start = 0
         for level, (height, level_width) in enumerate(sizes):
             end = start + height * level_width
             size = (height, level_width)
             sampled = self.sample(value[:, start:end], self.grid(centres, offsets[:, level], size), size)
-            term = (sampled * weights[:, None, level].to(sampled)).sum(2)
+            # point by point: engines fuse these products and sums into one pass, a sum over an axis is one more
+            each = weights[:, level, :, None].to(sampled).split(1, 1)  # [B*heads, 1, 1, Q]
+            parts = [point * weight for point, weight in zip(sampled.split(1, 2), each, strict=True)]
+            term = functools.reduce(torch.add, parts)
             mixed = term if mixed is None else mixed + term
             start = end
         assert mixed is not None
-        mixed = mixed.unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2)
+        mixed = mixed.squeeze(2).unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2)
         return self.output_proj(mixed)
 
     def sample(self, value: Tensor, grid: Tensor, size: Size) -> Tensor:

@@ -26,7 +26,7 @@ from ris.engines import Engine, EngineOptions, HostStep, Progress, Session, Sess
 from ris.engines.errors import EngineError, ExpressionError, RisError
 from ris.runtime.bundle import BF16_STAGES, EMULATES, STAGES, Bundle, open_bundle
 from ris.runtime.categories import AUTO, CategoryTable, Guess
-from ris.runtime.compile import EMULATION_ENGINE, require_fit
+from ris.runtime.compile import EMULATION_ENGINE, expressions_together, require_fit
 from ris.runtime.image import ImageLike, load_picture, prepare_image
 from ris.runtime.interpolate import Float, resize_maps
 from ris.runtime.masks import Rle, encode_rle, mask_from_logits, mask_score, resize_logits
@@ -379,7 +379,7 @@ def load(
     threads: int | None = None,
     strict: bool = False,
     verify: bool = True,
-    max_expressions: int = 8,
+    max_expressions: int | None = None,
     build: bool = True,
     compute: str | Mapping[str, str] | None = None,
     overlap: bool | None = None,
@@ -391,7 +391,8 @@ def load(
 
     engine: "auto" or a name from `ris.engines.ENGINE_NAMES`; device: "cpu", "cuda", ..., or "auto" for the engine's
     first; threads: CPU threads, default all cores; strict: refuse to run any node off the device; verify: check the
-    files' hashes; max_expressions: the most expressions that go through the graphs at once, which bounds memory;
+    files' hashes; max_expressions: the most expressions that go through the graphs at once, which bounds memory,
+    default `expressions_together`;
     build: compile what an engine needs compiled and has not in its cache, False to refuse; compute: "fp32", "bf16" or
     "fp16" for an engine that chooses the precision itself (`computes_by_stage` says for which graphs), or one of them
     by graph, default the bundle's; overlap: run graphs that do not depend on each other side by side, default on GPUs
@@ -415,21 +416,24 @@ def open_model(
     *,
     engine: str = "auto",
     options: EngineOptions | None = None,
-    max_expressions: int = 8,
+    max_expressions: int | None = None,
     compute: str | Mapping[str, str] | None = None,
     overlap: bool | None = None,
     progress: Progress = silent,
 ) -> Model:
     """`load` for a bundle that is open already."""
-    if max_expressions < 1:
+    if max_expressions is not None and max_expressions < 1:
         raise RisError(f"max_expressions must be at least 1, got {max_expressions}")
-    options = replace(options or EngineOptions(), max_expressions=max_expressions)
+    options = options or EngineOptions()
     if engine == "auto" and EMULATES in bundle.manifest.writer:
         engine = EMULATION_ENGINE
     row = select(engine, options.device)
     if reason := row.unusable():  # before minutes of compiling for nothing
         raise EngineError(f"engine {row.name!r} cannot run here: {reason}")
     require_fit(bundle, row)
+    if max_expressions is None:
+        max_expressions = expressions_together(bundle, row, options.device)
+    options = replace(options, max_expressions=max_expressions)
     by_stage = computes_by_stage(compute)
     engines: dict[str | None, Engine] = {}
     for asked in {by_stage[stage] for stage in STAGES}:

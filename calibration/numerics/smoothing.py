@@ -172,6 +172,8 @@ def _value_sources(graph: _Graph, name: str) -> Iterator[str]:
         yield ""
     elif node.op_type in ("Reshape", "Transpose", "Identity"):
         yield from _value_sources(graph, node.input[0])
+    elif node.op_type == "Slice" and graph.last.get(node.output[0]) == graph.last.get(node.input[0]) is not None:
+        yield from _value_sources(graph, node.input[0])  # SAM's windows without their padding
     elif node.op_type == "Concat":
         for part in node.input:
             yield from _value_sources(graph, part)

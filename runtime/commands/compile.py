@@ -15,7 +15,7 @@ from rich.table import Table
 from ris.engines import ENGINE_NAMES, Engine, EngineOptions, EngineSpec, create, select
 from ris.runtime.bundle import Bundle, open_bundle
 from ris.runtime.commands.console import CompileProgress, RisCommand, find_bundle, size
-from ris.runtime.compile import CompiledGraph, compile_bundle
+from ris.runtime.compile import CompiledGraph, compile_bundle, expressions_together
 
 
 def build_options() -> Callable[[Any], Any]:
@@ -27,9 +27,7 @@ def build_options() -> Callable[[Any], Any]:
         click.option(
             "--max-expressions",
             type=click.IntRange(1),
-            default=8,
-            show_default=True,
-            help="Most expressions of a call.",
+            help="Most expressions of a call. Default: 8; 1 for large models on OpenVINO.",
         ),
         click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Most scratch memory of a graph."),
         click.option("--version-compatible", is_flag=True, help="Plans that later versions of the engine load too."),
@@ -45,9 +43,13 @@ def build_options() -> Callable[[Any], Any]:
     return decorate
 
 
-def engine_options(build: bool = True, **given: Any) -> EngineOptions:
-    """What `build_options` gave, as an engine takes it."""
+def engine_options(bundle: Bundle | None, row: EngineSpec, build: bool = True, **given: Any) -> EngineOptions:
+    """What `build_options` gave, as an engine takes it. bundle: None where there is none yet."""
     workspace = given.pop("workspace")
+    if given["max_expressions"] is None:
+        del given["max_expressions"]
+        if bundle is not None:
+            given["max_expressions"] = expressions_together(bundle, row)
     return EngineOptions(build=build, workspace=workspace and workspace * 2**20, **given)
 
 
@@ -69,8 +71,9 @@ def main(bundle: str | None, engine: str, no_build: bool, as_json: bool, **given
       ris-compile ris-bundle --engine tensorrt-rtx --max-expressions 4
     """
     row = select(engine)
-    chosen = create(row.name, engine_options(not no_build, **given))
-    report = compile_and_show(open_bundle(find_bundle(bundle)), row, chosen, quiet=as_json)
+    opened = open_bundle(find_bundle(bundle))
+    chosen = create(row.name, engine_options(opened, row, not no_build, **given))
+    report = compile_and_show(opened, row, chosen, quiet=as_json)
     if as_json:
         click.echo(json.dumps({"engine": row.name, "graphs": report}, indent=2))
 

@@ -99,11 +99,15 @@ def test_a_bfloat16_bundle(tiny_bundle, tiny_bf16_bundle):
     assert 0.99 < manifest.mask_iou <= 1
     # ONNX Runtime folds the casts: as many nodes run as of the FP32 graph
     engine = create("onnxruntime")
+    counts = []
     for bundle in (tiny_bundle, tiny_bf16_bundle):
         graph = open_bundle(bundle).graph("sam_image_encoder")
         with engine.open(graph, graph.path) as session:
             assert session.info.precision == "fp32"
-            assert session.info.nodes == {"CPUExecutionProvider": pytest.approx(152, abs=2)}
+            assert list(session.info.nodes) == ["CPUExecutionProvider"]
+            counts.append(session.info.nodes["CPUExecutionProvider"])
+    assert counts[1] == pytest.approx(counts[0], abs=2)
+    assert counts[0] > 100
 
 
 def test_one_weight_used_twice_is_widened_once(tmp_path):

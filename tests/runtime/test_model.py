@@ -9,9 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ris.engines import TABLE
 from ris.runtime import EngineError, ExpressionError, RisError, load
+from ris.runtime.bundle import Bundle, Operations, open_bundle
+from ris.runtime.compile import expressions_together
 from ris.runtime.masks import decode_rle
-from ris.runtime.model import computes_by_stage
+from ris.runtime.model import computes_by_stage, open_model
 
 EXPRESSIONS = ["left man", "the red ball", "second car from the right", "tree", "the sky"]
 
@@ -81,6 +84,32 @@ def test_max_expressions_bounds_a_batch(tiny_bundle, picture):
         assert sizes == [2, 2, 1]
     with pytest.raises(RisError, match="at least 1"):
         load(tiny_bundle, max_expressions=0)
+
+
+def test_large_models_are_asked_one_expression_at_a_time_where_that_is_faster(tiny_bundle):
+    rows, bundle = {row.name: row for row in TABLE}, open_bundle(tiny_bundle)
+    openvino, other = rows["openvino"], rows["onnxruntime"]
+    assert expressions_together(bundle, openvino) == 8
+    graphs = dict(bundle.manifest.graphs)
+    graphs["fusion"] = replace(graphs["fusion"], operations=Operations(0, 8 * 10**9, 69 * 10**9))
+    large = Bundle(bundle.path, replace(bundle.manifest, graphs=graphs))
+    assert expressions_together(large, openvino) == expressions_together(large, openvino, "cpu") == 1
+    assert expressions_together(large, openvino, "gpu") == expressions_together(large, other) == 8
+    graphs["fusion"] = replace(graphs["fusion"], operations=None)  # of an older bundle
+    assert expressions_together(large, openvino) == 8
+
+
+def test_a_large_model_asks_one_by_one_on_openvino(tiny_bundle, picture):
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    bundle = open_bundle(tiny_bundle)
+    graphs = dict(bundle.manifest.graphs)
+    graphs["fusion"] = replace(graphs["fusion"], operations=Operations(0, 8 * 10**9, 69 * 10**9))
+    large = Bundle(bundle.path, replace(bundle.manifest, graphs=graphs))
+    with open_model(large, engine="openvino") as alone, open_model(large, engine="openvino", max_expressions=4) as four:
+        assert (alone.max_expressions, four.max_expressions) == (1, 4)
+        results = [model.encode_image(picture).segment_many(EXPRESSIONS) for model in (alone, four)]
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one.logits, other.logits, atol=1e-4)
 
 
 def test_no_expressions_no_results(model, picture):
