@@ -30,24 +30,28 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What is accepted: relative error of a stage on its own and of the mask logits end to end; for masks an IoU, or
-    as few flipped pixels (a share of the image): in a mask of a few pixels one flip is a large part.
+    """What is accepted: relative error of a stage on its own, of the no-target logits and of the mask logits end to
+    end; for masks an IoU, or as few flipped pixels (a share of the image): in a mask of a few pixels one flip is a
+    large part. The no-target logits are two numbers an expression, the largest over DFAM's queries, behind attention
+    masks with a threshold: bfloat16 costs them 1e-2 on average and up to 6e-2 (docs/precision.md).
     """
 
     stage: float
+    no_target_logits: float
     mask_logits: float
     mask_iou: float
     flipped: float
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(stage=1e-4, mask_logits=1e-3, mask_iou=0.9999, flipped=1e-5),
-    "fp16": Tolerance(stage=1e-2, mask_logits=2e-2, mask_iou=0.998, flipped=1e-4),
-    "bf16": Tolerance(stage=2e-2, mask_logits=4e-2, mask_iou=0.985, flipped=1e-3),  # of what --compute bf16 runs in it
+    "fp32": Tolerance(stage=1e-4, no_target_logits=1e-4, mask_logits=1e-3, mask_iou=0.9999, flipped=1e-5),
+    "fp16": Tolerance(stage=1e-2, no_target_logits=1e-2, mask_logits=2e-2, mask_iou=0.998, flipped=1e-4),
+    # of what --compute bf16 runs in it
+    "bf16": Tolerance(stage=2e-2, no_target_logits=6e-2, mask_logits=4e-2, mask_iou=0.985, flipped=1e-3),
 }
 MADE_UP_FP16_IOU = 0.995
 """Made-up weights give masks that are all boundary: FP16 as such costs them 0.002 to 0.003, and a fault far more."""
-END_TO_END = "end_to_end.mask_logits"
+END_TO_END, NO_TARGET = "end_to_end.mask_logits", "fusion.no_target_logits"
 INT8_MARGIN, INT8_IOU = 1.5, 0.03
 """An INT8 bundle is measured by what it had when it was calibrated: so many times that error, so much less mask IoU."""
 
@@ -59,7 +63,8 @@ def tolerance_of(model: Model) -> Tolerance:
         stages = [row.relative for name, row in manifest.parity.items() if name != END_TO_END]
         end = manifest.parity[END_TO_END].relative
         worst = max(stages, default=0.0)
-        return Tolerance(INT8_MARGIN * worst, INT8_MARGIN * end, manifest.mask_iou - INT8_IOU, flipped=1e-3)
+        stage = INT8_MARGIN * worst
+        return Tolerance(stage, stage, INT8_MARGIN * end, manifest.mask_iou - INT8_IOU, flipped=1e-3)
     running = {manifest.precision, *(info.precision for info in model.sessions.values())}
     narrowest = next(name for name in reversed(TOLERANCES) if name in running or name == "fp32")
     found = TOLERANCES[narrowest]
@@ -164,8 +169,9 @@ def check_model(model: Model, reference: Arrays, tolerance: Tolerance | None = N
 def failed_rows(rows: Mapping[str, StageParity], tolerance: Tolerance) -> list[str]:
     """A sentence for every row that is out of tolerance."""
     failures = []
+    own = {END_TO_END: tolerance.mask_logits, NO_TARGET: tolerance.no_target_logits}
     for name, row in rows.items():
-        accepted = tolerance.mask_logits if name == END_TO_END else tolerance.stage
+        accepted = own.get(name, tolerance.stage)
         if not row.relative <= accepted:
             failures.append(
                 f"{name}: relative error {row.relative:.2e} (largest {row.max_abs:.2e}), accepted {accepted:.0e}"

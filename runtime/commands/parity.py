@@ -108,5 +108,5 @@ def _print(model: Model, report: ParityReport, against: str) -> None:
     click.echo(
         f"masks: IoU {report.mask_iou:.6f} (accepted from {tolerance.mask_iou}), "
         f"flipped pixels {report.flipped:.5%}; relative error accepted: {tolerance.stage:.0e} a stage, "
-        f"{tolerance.mask_logits:.0e} end to end"
+        f"{tolerance.no_target_logits:.0e} no-target logits, {tolerance.mask_logits:.0e} end to end"
     )
