@@ -55,28 +55,18 @@ def test_without_weights_the_demo_is_exported(tmp_path):
 def test_it_is_what_ris_infer_uses_where_nothing_else_is_given(tmp_path):
     """In an empty folder, in a process of its own; nothing is written into the package."""
     before = sorted(BUILT_IN.rglob("*"))
-    command = [Path(sys.executable).parent / "ris-infer", EXAMPLES / "park.jpg", "left man", "right man", "zzz"]
+    command = [Path(sys.executable).parent / "ris-infer", EXAMPLES / "park.jpg", "left man", "the tree", "zzz"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "using the built-in demo" in done.stderr
     assert "words the model does not know: zzz" in done.stderr
-    left, right = (np.asarray(Image.open(tmp_path / f"ris-output/park.{side}-man.mask.png")) > 0 for side in SIDES)
-    truth = {side: make_scene(21240, "heldout", 512).objects[i].mask for side, i in zip(SIDES, _men(), strict=True)}
-    assert _iou(left, truth["left"]) > 0.6
-    assert _iou(right, truth["right"]) > 0.6
+    things = make_scene(21240, "heldout", 512).objects
+    left = min((thing for thing in things if thing.kind == "man"), key=lambda thing: thing.centre[0])
+    (tree,) = (thing for thing in things if thing.kind == "tree")
+    for name, truth in (("left-man", left.mask), ("the-tree", tree.mask)):
+        mask = np.asarray(Image.open(tmp_path / f"ris-output/park.{name}.mask.png")) > 0
+        assert (mask & truth).sum() > 0.6 * (mask | truth).sum(), name
     assert sorted(BUILT_IN.rglob("*")) == before
-
-
-SIDES = ("left", "right")
-
-
-def _men():
-    men = [i for i, thing in enumerate(make_scene(21240, "heldout", 512).objects) if thing.kind == "man"]
-    return sorted(men, key=lambda i: make_scene(21240, "heldout", 512).objects[i].centre[0])
-
-
-def _iou(a, b):
-    return (a & b).sum() / max(1, (a | b).sum())
 
 
 def test_the_examples_are_the_drawn_scenes(model):
@@ -90,17 +80,28 @@ def test_the_examples_are_the_drawn_scenes(model):
             assert answer.is_no_target or answer.mask.any()
 
 
-def test_it_finds_held_out_things_and_the_exported_model_is_as_good_as_the_reference(model):
-    """A floor far below docs/demo-model.md's figures, on few samples; and FP16 costs at most 0.1 point of mean IoU."""
+def test_it_finds_held_out_things_where_the_words_say(model):
+    """A floor below docs/demo-model.md's figures, on few samples."""
+    found = evaluate(BundleSegmenter(model), scene_images("heldout", 300), protocol="scenes")
+    scores, sides = found.kinds["all"], found.mirrored
+    assert scores["miou"] > 0.72
+    assert scores["t_acc"] > 0.9
+    assert scores["n_acc"] > 0.5
+    assert sides is not None
+    assert sides.pairs > 30
+    assert sides.right > 0.78
+    assert sides.moved > 0.85
+
+
+def test_the_exported_model_is_as_good_as_the_reference(model):
+    """FP16 costs at most 0.1 point of mean IoU."""
     from ris.export.live_reference import ReferenceSegmenter
 
-    def scores(segmenter):
-        found = evaluate(segmenter, scene_images("heldout", SAMPLES), protocol="scenes")
-        return found.kinds["all"]
-
-    bundle, reference = scores(BundleSegmenter(model)), scores(ReferenceSegmenter({"checkpoint": sources.DEMO_WEIGHTS}))
-    assert bundle["miou"] > 0.5
-    assert bundle["miou"] == pytest.approx(reference["miou"], abs=0.001)
+    bundle, reference = (
+        evaluate(segmenter, scene_images("heldout", SAMPLES), protocol="scenes").kinds["all"]["miou"]
+        for segmenter in (BundleSegmenter(model), ReferenceSegmenter({"checkpoint": sources.DEMO_WEIGHTS}))
+    )
+    assert bundle == pytest.approx(reference, abs=0.001)
 
 
 def test_it_is_checked_on_a_scene_that_it_was_not_trained_on(model):
