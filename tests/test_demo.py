@@ -55,15 +55,15 @@ def test_without_weights_the_demo_is_exported(tmp_path):
 def test_it_is_what_ris_infer_uses_where_nothing_else_is_given(tmp_path):
     """In an empty folder, in a process of its own; nothing is written into the package."""
     before = sorted(BUILT_IN.rglob("*"))
-    command = [Path(sys.executable).parent / "ris-infer", EXAMPLES / "park.jpg", "left man", "the tree", "zzz"]
+    command = [Path(sys.executable).parent / "ris-infer", EXAMPLES / "park.jpg", "left man", "right man", "the tree", "zzz"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "using the built-in demo" in done.stderr
     assert "words the model does not know: zzz" in done.stderr
     things = make_scene(21240, "heldout", 512).objects
-    left = min((thing for thing in things if thing.kind == "man"), key=lambda thing: thing.centre[0])
+    left, right = sorted((thing for thing in things if thing.kind == "man"), key=lambda thing: thing.centre[0])
     (tree,) = (thing for thing in things if thing.kind == "tree")
-    for name, truth in (("left-man", left.mask), ("the-tree", tree.mask)):
+    for name, truth in (("left-man", left.mask), ("right-man", right.mask), ("the-tree", tree.mask)):
         mask = np.asarray(Image.open(tmp_path / f"ris-output/park.{name}.mask.png")) > 0
         assert (mask & truth).sum() > 0.6 * (mask | truth).sum(), name
     assert sorted(BUILT_IN.rglob("*")) == before
@@ -84,12 +84,12 @@ def test_it_finds_held_out_things_where_the_words_say(model):
     """A floor below docs/demo-model.md's figures, on few samples."""
     found = evaluate(BundleSegmenter(model), scene_images("heldout", 300), protocol="scenes")
     scores, sides = found.kinds["all"], found.mirrored
-    assert scores["miou"] > 0.72
+    assert scores["miou"] > 0.76
     assert scores["t_acc"] > 0.9
-    assert scores["n_acc"] > 0.5
+    assert scores["n_acc"] > 0.55
     assert sides is not None
     assert sides.pairs > 30
-    assert sides.right > 0.78
+    assert sides.right > 0.8
     assert sides.moved > 0.85
 
 

@@ -92,7 +92,7 @@ class BenchReport:
 
     machine: what it ran on, with the load average before and after (which includes the benchmark itself);
     rates: by precision and library, operations a second of large matrix products, measured in turn with the rest;
-    failed: what could not be measured, and why.
+    failed: what could not be measured, and why; anew: every round was in new processes.
     """
 
     format_version: int
@@ -103,6 +103,7 @@ class BenchReport:
     alternatives: tuple[Measured, ...]
     failed: dict[str, str]
     photo: dict[str, Spread]
+    anew: bool = False
 
     def rate(self, precision: str) -> float | None:
         """The fastest library's median; FP16's is FP32's where nothing here multiplies in FP16."""
@@ -151,6 +152,7 @@ def read_report(path: Path) -> BenchReport:
             tuple(_measured(one) for one in data["alternatives"]),
             data["failed"],
             _spreads(data["photo"]),
+            data.get("anew", False),
         )
     except OSError as error:
         raise RisError(f"{path} cannot be read ({error.strerror})") from None

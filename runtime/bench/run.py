@@ -1,4 +1,4 @@
-"""Gives the ways of running a model their turns, each in a process of its own.
+"""Gives the ways of running a model their turns, each in a process of its own, or in a new one every round.
 
 A round goes once through all of them and through the machine's matrix products, every other one backwards, so that
 whatever else the machine does meets them alike. One that fails is left out from there on and named in the report.
@@ -52,13 +52,15 @@ class Alternative:
 class Plan:
     """What to measure. rounds: measured ones, after one to warm up; cold_starts: fresh processes of each bundle;
     batches: rounds of several images and expressions together (for the fastest bundle alone); limit: seconds that one
-    answer of a process may take.
+    answer of a process may take. anew: every round is in new processes, after one there to warm up; what stays the same
+    for a process's life, such as where its memory lies, then differs from round to round.
     """
 
     rounds: int = 5
     cold_starts: int = 3
     batches: int = 2
     limit: float = 900.0
+    anew: bool = False
 
     def steps(self, alternatives: Sequence[Alternative]) -> int:
         """How often `run_plan` reports."""
@@ -130,11 +132,15 @@ class Worker:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close(wait=0.1 if exception[0] else 20)
+
+    def close(self, wait: float = 20) -> None:
+        """Ends the process, by force where that takes longer than `wait` seconds. May be called twice."""
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()  # ends its loop
         try:
-            self._process.wait(timeout=0.1 if exception[0] else 20)
+            self._process.wait(timeout=wait)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -185,7 +191,9 @@ class _Run:
             )
             self.memory[alternative.name] = max(turn["peak_memory"], self.memory.get(alternative.name, 0))
 
-    def rounds(self, workers: dict[str, Worker]) -> None:
+    def rounds(self, workers: dict[str, Worker], stack: contextlib.ExitStack) -> None:
+        """All measured rounds. workers: those of a new round take the old ones' places; the stack ends them."""
+        ways = {a.name: a for a in self.alternatives}
         for number in range(1, self.plan.rounds + 1):
             names = [_RATES, *(a.name for a in self.alternatives)]
             for name in reversed(names) if number % 2 else names:
@@ -193,6 +201,10 @@ class _Run:
                 if name not in workers or name in self.failed:
                     continue
                 with self.guarded(name):
+                    if self.plan.anew and name != _RATES:
+                        workers[name].close()
+                        workers[name] = stack.enter_context(self.worker(ways[name]))
+                        workers[name].ask("round")
                     turn = workers[name].ask("round")
                     if name == _RATES:
                         self.rates.append(turn["rates"])
@@ -268,7 +280,7 @@ def run_plan(
                 workers[name] = stack.enter_context(run.worker(some))
                 workers[name].ask("round")
                 run.about[name] = workers[name].ask("about")
-        run.rounds(workers)
+        run.rounds(workers, stack)
         running = [a.name for a in bundles if run.turns[a.name] and a.name not in run.failed]
         if running:
             fastest = min(running, key=lambda name: Spread.of([t["first_mask"] for t in run.turns[name]]).median)
@@ -301,6 +313,7 @@ def _report(bundle: Bundle, run: _Run, rgb: NDArray[np.uint8], machine: dict[str
         ),
         machine=machine | {"load_after": _load()},
         rounds=run.plan.rounds,
+        anew=run.plan.anew,
         rates={p: {k: Spread.of(v) for k, v in found.items()} for p, found in collected.items()},
         alternatives=tuple(measured),
         failed=run.failed,

@@ -72,8 +72,8 @@ def markdown(report: BenchReport) -> str:
         "",
         f"{machine['cpu']}, {machine['cores']} cores, {inputs.threads or 'all'} threads; {versions}.",
         f'Image {inputs.width}x{inputs.height}, "{inputs.expressions[0]}"; load average {machine["load_before"]} '
-        f"before, {machine['load_after']} after. Medians of {report.rounds} rounds in which all take turns, with the "
-        "middle half of the values in brackets.",
+        f"before, {machine['load_after']} after. Medians of {report.rounds} rounds in which all take turns, "
+        f"{'each round in new processes, ' * report.anew}with the middle half of the values in brackets.",
         *(f"\n**{text}**" for text in warnings(report)),
         *_first_masks(report),
         *_next_expressions(report),

@@ -53,6 +53,7 @@ def main() -> None:
 @click.option("--threads", type=click.IntRange(1), help="CPU threads, of PyTorch too. Default: all cores.")
 @click.option("--image", type=click.Path(path_type=Path), help="Default: noise of 1024x1024 pixels.")
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True, help="Rounds, after one to warm up.")
+@click.option("--anew", is_flag=True, help="New processes for every round; two of the same bundle may differ.")
 @click.option("--cold", type=click.IntRange(0), default=3, show_default=True, help="Cold starts of each way.")
 @click.option(
     "--batches",
@@ -80,6 +81,7 @@ def run(
     threads: int | None,
     image: Path | None,
     runs: int,
+    anew: bool,
     cold: int,
     batches: int,
     pytorch: bool,
@@ -101,6 +103,7 @@ def run(
       ris-bench ris-bundle
       ris-bench ris-bundle --engine onnxruntime --engine openvino --engine openvino:bf16 --pytorch --out bench/here
       ris-bench full-size --engine openvino:bf16 --engine openvino@full-size-int8 --batches 2
+      ris-bench full-size --engine onnxruntime --engine onnxruntime@full-size-fp16 --anew --runs 9
       ris-bench ris-bundle --pytorch --checkpoint model_final.pth
     """
     require_flag(files, "--pytorch or --torch-compile", pytorch or torch_compile)
@@ -130,7 +133,7 @@ def run(
     categories: tuple[str, ...] = ()
     if opened.manifest.categories:
         categories = tuple(map(str, load_golden(opened)["categories"][:2]))
-    plan = Plan(runs, cold, batches, limit)
+    plan = Plan(runs, cold, batches, limit, anew)
     with StepProgress("Bench", plan.steps(alternatives)) as progress:
         report = run_plan(opened, alternatives, rgb, EXPRESSIONS, categories, threads, plan, progress)
     if out is not None:

@@ -57,6 +57,32 @@ def test_the_report(done, folder, tiny_bundle):
     assert report.rates["fp32"]["numpy"].median > 1e8
 
 
+def test_every_round_in_new_processes(tiny_bundle, folder, monkeypatch):
+    """A worker for each round and way, not one for each way, and none is left behind."""
+    started = []
+    init = Worker.__init__
+
+    def noted(self, spec, *more):
+        started.append((spec["kind"], self))
+        init(self, spec, *more)
+
+    monkeypatch.setattr(Worker, "__init__", noted)
+    done = run(
+        tiny_bundle, "--runs", 2, "--cold", 0, "--anew", "--threads", 1, "--json", "--out", folder / "anew",
+        "--engine", "onnxruntime", "--engine", f"onnxruntime@{tiny_bundle}",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    report = read_report(folder / "anew.json")
+    assert report.anew
+    assert [m.first_mask.runs for m in report.alternatives] == [2, 2]
+    assert report.photo  # of the process that was started last
+    kinds = [kind for kind, _ in started]
+    assert kinds.count("rates") == 1
+    assert kinds.count("bundle") == 2 * (1 + 1 + 2)  # a start that compiles, one to learn what runs, two rounds
+    assert all(worker._process.poll() is not None for _, worker in started)
+    assert "each round in new processes" in (folder / "anew.md").read_text()
+
+
 def test_for_people(done, folder):
     text = (folder / "here.md").read_text()
     for part in (
