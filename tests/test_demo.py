@@ -55,7 +55,8 @@ def test_without_weights_the_demo_is_exported(tmp_path):
 def test_it_is_what_ris_infer_uses_where_nothing_else_is_given(tmp_path):
     """In an empty folder, in a process of its own; nothing is written into the package."""
     before = sorted(BUILT_IN.rglob("*"))
-    command = [Path(sys.executable).parent / "ris-infer", EXAMPLES / "park.jpg", "left man", "right man", "the tree", "zzz"]
+    asked = ["left man", "right man", "the tree", "zzz"]
+    command = [Path(sys.executable).parent / "ris-infer", EXAMPLES / "park.jpg", *asked]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "using the built-in demo" in done.stderr
