@@ -99,7 +99,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Every figure of docs/performance.md, on a machine that does nothing else: about 20 minutes on two cores after the
+# Every figure of docs/performance.md, on a machine that does nothing else: about half an hour on two cores after the
 # exports. What is in bench/ already is used; a bundle at bench/full-size-int8 takes part. Results: bench/*.json, .md, .png
 BENCH := $(BIN)/ris-bench
 EXPORT := $(BIN)/ris-export
