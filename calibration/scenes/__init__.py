@@ -7,7 +7,7 @@ for sample in make_samples(scene, seed=0, count=6):     # "left man", "all dogs"
 
 from ris.calibration.scenes.backgrounds import draw_background
 from ris.calibration.scenes.glyphs import Split, hue_turn, kinds, variant_colours
-from ris.calibration.scenes.grammar import Sample, make_samples, target_mask, vocabulary_words
+from ris.calibration.scenes.grammar import WEIGHTS, Sample, Wanted, make_samples, target_mask, vocabulary_words
 from ris.calibration.scenes.scene import Scene, SceneObject, make_scene
 from ris.calibration.scenes.words import COLOURS
 
@@ -17,10 +17,12 @@ KINDS = kinds()
 __all__ = [
     "COLOURS",
     "KINDS",
+    "WEIGHTS",
     "Sample",
     "Scene",
     "SceneObject",
     "Split",
+    "Wanted",
     "draw_background",
     "hue_turn",
     "make_samples",

@@ -91,7 +91,9 @@ def sources() -> list[Source]:
     out += _glyphs(
         "dog", {"service-dog": "\U0001f415\u200d\U0001f9ba", "poodle": "\U0001f429"}, {"guide-dog": "\U0001f9ae"}, {}
     )
-    orange = dict.fromkeys(("grin", "smile", "wry", "kiss", "tear", "face", "joy", "hearts"), "orange")
+    orange = dict.fromkeys(
+        ("grin", "smile", "wry", "kiss", "tear", "face", "joy", "hearts", "pouting", "weary"), "orange"
+    )
     out += _glyphs(
         "cat",
         {
@@ -100,6 +102,8 @@ def sources() -> list[Source]:
             "wry": "\U0001f63c",
             "kiss": "\U0001f63d",
             "tear": "\U0001f63f",
+            "pouting": "\U0001f63e",
+            "weary": "\U0001f640",
         },
         {"smile": "\U0001f63a", "joy": "\U0001f639", "hearts": "\U0001f63b"},
         orange,
@@ -135,6 +139,12 @@ def sources() -> list[Source]:
             "penguin": "\U0001f427",
             "owl": "\U0001f989",
             "eagle": "\U0001f985",
+            "turkey": "\U0001f983",
+            "rooster": "\U0001f413",
+            "chicken": "\U0001f414",
+            "swan": "\U0001f9a2",
+            "flamingo": "\U0001f9a9",
+            "peacock": "\U0001f99a",
         },
         {"front-chick": "\U0001f425"},
         {},
@@ -209,6 +219,8 @@ def sources() -> list[Source]:
             "cherry": "\U0001f338",
             "rosette": "\U0001f3f5\ufe0f",
             "tulip": "\U0001f337",
+            "wilted": "\U0001f940",
+            "lotus": "\U0001fab7",
         },
         {"blossom": "\U0001f33c", "white": "\U0001f4ae"},
         {},
@@ -270,6 +282,7 @@ def sources() -> list[Source]:
             "volley": "\U0001f3d0",
             "base": "\u26be",
             "american": "\U0001f3c8",
+            "eight": "\U0001f3b1",
         },
         {"soft": "\U0001f94e", "rugby": "\U0001f3c9"},
         {},
@@ -297,5 +310,6 @@ def sources() -> list[Source]:
     out += _recoloured(
         "book", "blue", "\U0001f4d8", {"plain": _SAME}, {"dark": (8.0, (0.85,) * 3)}, {"plain": "blue", "dark": "blue"}
     )
-    out += _glyphs("book", {"orange": "\U0001f4d9"}, {"brown": "\U0001f4d4"}, {"orange": "other", "brown": "other"})
+    books = {"orange": "\U0001f4d9", "notebook": "\U0001f4d3", "ledger": "\U0001f4d2", "open": "\U0001f4d6"}
+    out += _glyphs("book", books, {"brown": "\U0001f4d4"}, dict.fromkeys((*books, "brown"), "other"))
     return out

@@ -5,7 +5,7 @@ The wording is in `phrases`, the nouns in `words`, and the rules by which an exp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,10 @@ from ris.calibration.scenes.scene import Scene, SceneObject, random_stream
 from ris.calibration.scenes.words import NOUNS, Noun, category, covers, usable
 
 Kind = Literal["plain", "position", "ordinal", "relation", "size", "several", "no_target"]
-WEIGHTS: dict[Kind, float] = {
+Wanted = Kind | Literal["too_many", "absent_anchor"]
+"""What may be asked for: a kind, or one of the two hard sorts of "no target" alone (both are "no_target" samples): a
+number that there is not, and a relation of what is there to what is not."""
+WEIGHTS: dict[Wanted, float] = {
     "plain": 0.19,
     "position": 0.20,
     "ordinal": 0.08,
@@ -60,7 +63,7 @@ class _Writer:
                     self.groups.append((noun, found))
                 else:
                     self.absent.append(noun)
-        self.makers: dict[Kind, Callable[[], Sample | None]] = {
+        self.makers: dict[Wanted, Callable[[], Sample | None]] = {
             "plain": self.plain,
             "position": self.position,
             "ordinal": self.ordinal,
@@ -68,6 +71,8 @@ class _Writer:
             "size": self.size,
             "several": self.several,
             "no_target": self.no_target,
+            "too_many": self.too_many,
+            "absent_anchor": self.absent_anchor,
         }
 
     def one_of(self, options: Sequence[str]) -> str:
@@ -211,9 +216,8 @@ class _Writer:
         roll = self.rng.random()
         if roll < 0.15:
             return self.too_many()
-        if roll < 0.27 and (picked := self.group(1)) is not None:
-            text = self.relation_text(picked[0], self.absent_noun())
-            return self.sample(text, "no_target", (), picked[0])
+        if roll < 0.27 and self.groups:
+            return self.absent_anchor()
         noun = self.absent_noun()
         return self.sample(self.text_of_any_form(noun), "no_target", (), noun)
 
@@ -233,6 +237,13 @@ class _Writer:
         direction = self.one_of(("left", "right", "left", "right", "top", "bottom"))
         text = self.write("ordinal", noun, o=phrases.ORDINALS[number - 1], d=direction)
         return self.sample(text, "no_target", (), noun)
+
+    def absent_anchor(self) -> Sample | None:
+        """ "dog next to the tree" where there is a dog and no tree."""
+        picked = self.group(1)
+        if picked is None:
+            return None
+        return self.sample(self.relation_text(picked[0], self.absent_noun()), "no_target", (), picked[0])
 
     def relation_text(self, noun: Noun, other: Noun) -> str | None:
         words = phrases.RELATIONS[self.one_of(tuple(phrases.RELATIONS))]
@@ -259,27 +270,28 @@ class _Writer:
         return self.write(form, noun, c=phrases.COUNTS[2 + int(self.rng.integers(2))])
 
 
+_ABSENT = ("no_target", "too_many", "absent_anchor")
 _OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 
-def make_samples(scene: Scene, seed: int, count: int) -> list[Sample]:
-    """`count` samples with distinct expressions, of mixed kinds; the same for the same scene and seed.
+def make_samples(scene: Scene, seed: int, count: int, weights: Mapping[Wanted, float] = WEIGHTS) -> list[Sample]:
+    """`count` samples with distinct expressions, of mixed kinds; the same for the same scene, seed and weights.
 
-    What kinds there are depends on the scene: with no two of a kind there is nothing to count. ValueError for a
-    negative seed or a count above 1000, and where the scene does not give that many distinct expressions (hundreds
-    are no problem).
+    weights: how often each kind is tried first. What kinds there are depends on the scene: with no two of a kind there
+    is nothing to count. ValueError for a negative seed or a count above 1000, and where the scene does not give that
+    many distinct expressions (hundreds are no problem).
     """
     if not 0 <= count <= MOST_SAMPLES:
         raise ValueError(f"count is {count}; a scene gives 0 to {MOST_SAMPLES} samples")
     rng = random_stream(scene.split, scene.seed, seed)
     writer = _Writer(scene, rng)
-    names, weights = list(WEIGHTS), np.array(list(WEIGHTS.values()))
-    weights = weights / weights.sum()
+    names, shares = list(weights), np.array(list(weights.values()))
+    shares = shares / shares.sum()
     samples: dict[str, Sample] = {}
     for _ in range(count):
         sample = None
         for _ in range(50):
-            sample = _first_possible(writer, rng, names, weights, samples)
+            sample = _first_possible(writer, rng, names, shares, samples)
             if sample is not None:
                 break
         if sample is None:
@@ -289,11 +301,11 @@ def make_samples(scene: Scene, seed: int, count: int) -> list[Sample]:
 
 
 def _first_possible(
-    writer: _Writer, rng: Rng, names: list[Kind], weights: NDArray[np.float64], taken: dict[str, Sample]
+    writer: _Writer, rng: Rng, names: list[Wanted], weights: NDArray[np.float64], taken: dict[str, Sample]
 ) -> Sample | None:
     """A new sample of a kind drawn by weight, or else of another kind that the scene allows; no target comes last."""
     order = [names[i] for i in rng.choice(len(names), len(names), replace=False, p=weights)]
-    for name in order[:1] + sorted(order[1:], key="no_target".__eq__):
+    for name in order[:1] + sorted(order[1:], key=_ABSENT.__contains__):
         for _ in range(_ATTEMPTS):
             sample = writer.makers[name]()
             if sample is not None and sample.expression not in taken:

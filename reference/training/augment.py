@@ -1,6 +1,8 @@
-"""Drawn scenes in more colours than there are glyphs and backgrounds, so that shapes are what training goes by."""
+"""Drawn scenes in more colours and shapes than there are glyphs and backgrounds, so that neither is learnt by heart."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,43 @@ LIGHTS = np.linspace(0.78, 1.28, 11, dtype=np.float32)  # by how much the light 
 APART = 15.0  # grey levels, r.m.s.: nearer than this, two pictures of one shape are one variant
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
 _TRIES = 4
+_CELLS = 6  # a warp's grid is that many cells wide
+_SHARE = 0.03  # of the side: the furthest that a warp moves a corner of its grid, either way
+
+
+def warped(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Half the scenes as they are, half as on rubber that is pulled here and there; masks, centres and areas with it.
+    No thing loses all its pixels: such a draw gives the scene as it is."""
+    side = scene.image.shape[0]
+    if rng.random() < 0.5:
+        return scene
+    line = np.linspace(0, side, _CELLS + 1)
+    grid = np.stack(np.meshgrid(line, line, indexing="xy"), -1)  # [row, column, xy]
+    reach = rng.uniform(0.2, 1.0) * _SHARE * side
+    grid[1:-1, 1:-1] += rng.uniform(-reach, reach, (_CELLS - 1, _CELLS - 1, 2))
+    line = np.rint(line).astype(int)
+    mesh = []
+    for row in range(_CELLS):
+        for column in range(_CELLS):
+            box = (line[column], line[row], line[column + 1], line[row + 1])
+            corners = grid[row : row + 2, column : column + 2]  # as Pillow wants them: nw, sw, se, ne
+            quad = np.concatenate([corners[0, 0], corners[1, 0], corners[1, 1], corners[0, 1]])
+            mesh.append((tuple(int(v) for v in box), tuple(float(v) for v in quad)))
+    labels = np.zeros((side, side), np.uint8)
+    for i, thing in enumerate(scene.objects):
+        labels[thing.mask] = i + 1
+
+    def pulled(picture: NDArray[np.uint8], how: Image.Resampling) -> NDArray[np.uint8]:
+        return np.asarray(Image.fromarray(picture).transform((side, side), Image.Transform.MESH, mesh, how))
+
+    labels = pulled(labels, Image.Resampling.NEAREST)
+    things = []
+    for i, thing in enumerate(scene.objects):
+        ys, xs = np.nonzero(labels == i + 1)
+        if not len(xs):
+            return scene
+        things.append(replace(thing, mask=labels == i + 1, centre=(float(xs.mean()), float(ys.mean())), area=len(xs)))
+    return replace(scene, image=pulled(scene.image, Image.Resampling.BILINEAR), objects=tuple(things))
 
 
 def vary(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -20,13 +59,13 @@ def vary(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     [S, S, 3]. Masks stay true.
 
     Objects change colour where no held-out variant comes near (`repainted`); kinds that are told apart by colour ("red
-    apple") keep theirs. Backgrounds stay training's: faded, mixed with another one, and with flat shapes on them.
+    apple") only a little. Backgrounds stay training's: faded, mixed with another one, and with flat shapes on them.
     """
     image = scene.image.astype(np.float32)
     behind = np.ones(image.shape[:2], np.bool_)
     for thing in scene.objects:
         behind &= ~thing.mask
-        if thing.kind not in COLOURS and rng.random() < 0.4:
+        if rng.random() < 0.5:
             image[thing.mask] = repainted(image[thing.mask], thing.kind, thing.variant, rng)
     if rng.random() < 0.4:
         other = draw_background(rng, "train", image.shape[0]).astype(np.float32)
@@ -46,17 +85,28 @@ def vary(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def repainted(pixels: Float, kind: str, variant: str, rng: np.random.Generator) -> Float:
-    """Pixels [P, 3] of an object of this kind and variant, with another hue, saturation and tint; unchanged where no
-    draw stays away from every held-out variant."""
+    """Pixels [P, 3] of an object of this kind and variant, with another hue, saturation, tint and contrast; unchanged
+    where no draw stays away from every held-out variant. Kinds with names for colours keep their hue but for a shade.
+    """
     own, held_out = variant_colours(kind, variant)
     limits = [min(APART, distance(own, other)) for other in held_out]
     for _ in range(_TRIES):
-        paint = _paint(float(rng.normal(0, 40)), float(rng.uniform(0.0, 1.25)), rng.uniform(0.75, 1.2, 3))
-        new = own @ paint
+        if kind in COLOURS:
+            paint = _paint(float(rng.normal(0, 4)), float(rng.uniform(0.7, 1.2)), rng.uniform(0.9, 1.08, 3))
+        else:
+            gain = rng.uniform(0.75, 1.2, 3) if rng.random() < 0.6 else rng.uniform(0.4, 1.25, 3)
+            paint = _paint(float(rng.normal(0, 40)), float(rng.uniform(0.0, 1.25)), gain)
+        power = float(rng.uniform(0.7, 1.5))
+        new = _developed(own @ paint, power)
         if all(distance(new, other) >= limit for other, limit in zip(held_out, limits, strict=True)):
-            painted: Float = pixels @ paint
-            return painted
+            return _developed(pixels @ paint, power)
     return pixels
+
+
+def _developed(pixels: Float, power: float) -> Float:
+    """Grey levels raised to a power, 255 staying itself: below 1 the middle ones are lighter, above 1 darker."""
+    curve: Float = 255 * (np.clip(pixels, 0, 255) / 255) ** np.float32(power)
+    return curve
 
 
 def distance(colours: Float, other: Float) -> float:

@@ -43,8 +43,9 @@ class Recipe:
     the rate falls to zero along a cosine. lessons and lesson_images: so many first steps train the encoders alone, on
     the pretext terms, with that many images each: until they know what things are, there is nothing for words to mean.
     muon: weight matrices inside the network are updated by Muon, at so many times the rate, and everything else by
-    AdamW; 0: AdamW updates all. augment: drawn scenes vary in more than their glyphs and backgrounds do. clip_norm:
-    L2 norm of the whole model's gradient. bf16: bfloat16 autocast (weights stay float32). ema: decay of the averaged
+    AdamW; 0: AdamW updates all. augment: drawn scenes vary in more than their glyphs and backgrounds do. absent: drawn
+    scenes are asked for what they do not show in a third of the expressions, mostly in ways hard to tell. clip_norm: L2
+    norm of the whole model's gradient. bf16: bfloat16 autocast (weights stay float32). ema: decay of the averaged
     weights that are validated and exported; 0 keeps none. unknown_words: how often an expression gets a word that it
     does not know.
     frozen: prefixes of state-dict keys that do not train.
@@ -65,6 +66,7 @@ class Recipe:
     lessons: int = 0
     lesson_images: int = 16
     augment: bool = False
+    absent: bool = False
     ema: float = 0.0
     bf16: bool = True
     unknown_words: float = 0.0
@@ -117,16 +119,17 @@ RECIPES: dict[str, Recipe] = {
     # from scratch, on drawn scenes: nothing is frozen, and the encoders get a lesson of their own
     "demo": Recipe(
         name="demo",
-        weights=LossWeights(dfam=0.1, pretext=1.0, no_target=1.0, no_target_classes=(1.0, 2.0)),
+        weights=LossWeights(dfam=0.1, pretext=1.0, no_target=1.0, no_target_classes=(1.0, 1.0)),
         learning_rate=6e-4,
         muon=5.0,
         clip_norm=1.0,
         images=8,
-        expressions=4,
+        expressions=6,
         parts=2,
         steps=2_000,
         lessons=600,
         augment=True,
+        absent=True,
         warmup=200,
         decay=0.65,
         ema=0.998,

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from ris.calibration.scenes import KINDS, Split, make_samples, make_scene, target_mask
+from ris.calibration.scenes import KINDS, WEIGHTS, Split, Wanted, make_samples, make_scene, target_mask
 from ris.reference.categories import COCO_PANOPTIC
-from ris.reference.training.augment import vary
+from ris.reference.training.augment import vary, warped
 from ris.reference.training.data import RawBatch
+
+ABSENT: dict[Wanted, float] = WEIGHTS | {"ordinal": 0.14, "no_target": 0.18, "too_many": 0.14, "absent_anchor": 0.14}
+"""Expressions as training asks them where it is to learn what is not there: of about 38 in 100 nothing is meant, most
+of them hard; and there is more to count."""
 
 
 class SceneSource:
     """`images` scenes with `expressions` expressions each; scene numbers start at `first`.
 
     Deterministic: scene i of a split is the same everywhere, and so are its expressions. augment: images are
-    varied (`augment.vary`).
+    warped and varied (`augment`). absent: expressions are drawn as `ABSENT` says.
     """
 
     def __init__(
-        self, split: Split, size: int, images: int, expressions: int, first: int = 0, augment: bool = False
-    ) -> None:
+        self, split: Split, size: int, images: int, expressions: int, first: int = 0, augment: bool = False,
+        absent: bool = False,
+    ) -> None:  # fmt: skip
         self.split, self.size, self.augment = split, size, augment
+        self.weights = ABSENT if absent else WEIGHTS
         self.images, self.expressions, self.first = images, expressions, first
         self.kinds = len(KINDS)
 
@@ -31,10 +39,14 @@ class SceneSource:
         for i in range(self.images):
             number = self.first + step * self.images + i
             scene = make_scene(number, self.split, self.size)
-            images.append(vary(scene, np.random.default_rng([number, 3])) if self.augment else scene.image)
+            if self.augment:
+                rng = np.random.default_rng([number, 3])
+                scene = warped(scene, rng)
+                scene = replace(scene, image=vary(scene, rng))
+            images.append(scene.image)
             for thing, shown in enumerate(scene.objects):
                 kinds[i][shown.mask], things[i][shown.mask] = KINDS.index(shown.kind) + 1, thing + 1
-            for sample in make_samples(scene, number, self.expressions):
+            for sample in make_samples(scene, number, self.expressions, self.weights):
                 masks.append(target_mask(scene, sample))
                 present.append(bool(sample.targets))
                 index.append(i)
