@@ -20,13 +20,14 @@ demo: $(VENV)/installed
 	@echo "Look at demo/park.left-man.overlay.png"
 
 # What libris is built with, from Debian's packages: root gets what is missing. Where it or ONNX Runtime's headers and
-# library cannot be had, the tests of libris are skipped and say so
+# library cannot be had, the tests of libris are skipped and say so. Two processes share the tests (tests/conftest.py says
+# how); OpenMP's threads, of which there are then more than cores, sleep where they would spin
 LIBRIS_PACKAGES := nlohmann-json3-dev libutf8proc-dev libssl-dev libpng-dev libjpeg-dev
 test: lint
 	-@test "$$(id -u)" != 0 || dpkg -s $(LIBRIS_PACKAGES) > /dev/null 2>&1 || \
 	    (apt-get update -qq && apt-get install -qq -y --no-install-recommends cmake g++ $(LIBRIS_PACKAGES))
 	-mkdir -p build && (test -d build/onnxruntime || cpp/get-onnxruntime.sh build/onnxruntime)
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 build/onnxruntime:
 	mkdir -p build

@@ -10,6 +10,28 @@ import pytest
 GOLDEN = Path(__file__).parent / "golden"
 REPO = Path(__file__).parent.parent
 
+FULL_SIZE = (
+    "export/test_full_size.py",
+    "export/test_checkpoint_full_size.py",
+    "reference/test_golden_modules.py",
+    "reference/test_golden_end_to_end.py",
+    "reference/test_weights_and_sizes.py",
+)
+"""Tests with the paper's sizes, which need up to 10 GB: only one process runs them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What processes that share the tests (pytest-xdist) must not tear apart: a file, whose fixtures are made once; the
+    full-size files, which begin, as they take longest; and libris's, which share a build folder."""
+    here = Path(__file__).parent
+    first, rest = [], []
+    for item in items:
+        file = item.path.relative_to(here).as_posix()
+        group = "full-size" if file in FULL_SIZE else "libris" if file.startswith("cpp/") else file
+        item.add_marker(pytest.mark.xdist_group(group))
+        (first if file in FULL_SIZE else rest).append(item)
+    items[:] = first + rest
+
 
 @pytest.fixture(scope="session")
 def golden_keys() -> dict[str, dict]:

@@ -17,9 +17,8 @@ from ris.calibration.scenes.scene import Scene, SceneObject, random_stream
 from ris.calibration.scenes.words import NOUNS, Noun, category, covers, usable
 
 Kind = Literal["plain", "position", "ordinal", "relation", "size", "several", "no_target"]
-Wanted = Kind | Literal["too_many", "absent_anchor"]
-"""What may be asked for: a kind, or one of the two hard sorts of "no target" alone (both are "no_target" samples): a
-number that there is not, and a relation of what is there to what is not."""
+Wanted = Kind | Literal["too_many"]
+"""What may be asked for: a kind, or that sort of "no target" alone that asks for a number that there is not."""
 WEIGHTS: dict[Wanted, float] = {
     "plain": 0.19,
     "position": 0.20,
@@ -72,7 +71,6 @@ class _Writer:
             "several": self.several,
             "no_target": self.no_target,
             "too_many": self.too_many,
-            "absent_anchor": self.absent_anchor,
         }
 
     def one_of(self, options: Sequence[str]) -> str:
@@ -216,8 +214,9 @@ class _Writer:
         roll = self.rng.random()
         if roll < 0.15:
             return self.too_many()
-        if roll < 0.27 and self.groups:
-            return self.absent_anchor()
+        if roll < 0.27 and (picked := self.group(1)) is not None:
+            text = self.relation_text(picked[0], self.absent_noun())
+            return self.sample(text, "no_target", (), picked[0])
         noun = self.absent_noun()
         return self.sample(self.text_of_any_form(noun), "no_target", (), noun)
 
@@ -237,13 +236,6 @@ class _Writer:
         direction = self.one_of(("left", "right", "left", "right", "top", "bottom"))
         text = self.write("ordinal", noun, o=phrases.ORDINALS[number - 1], d=direction)
         return self.sample(text, "no_target", (), noun)
-
-    def absent_anchor(self) -> Sample | None:
-        """ "dog next to the tree" where there is a dog and no tree."""
-        picked = self.group(1)
-        if picked is None:
-            return None
-        return self.sample(self.relation_text(picked[0], self.absent_noun()), "no_target", (), picked[0])
 
     def relation_text(self, noun: Noun, other: Noun) -> str | None:
         words = phrases.RELATIONS[self.one_of(tuple(phrases.RELATIONS))]
@@ -270,7 +262,7 @@ class _Writer:
         return self.write(form, noun, c=phrases.COUNTS[2 + int(self.rng.integers(2))])
 
 
-_ABSENT = ("no_target", "too_many", "absent_anchor")
+_ABSENT = ("no_target", "too_many")
 _OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 

@@ -44,10 +44,10 @@ class Recipe:
     the pretext terms, with that many images each: until they know what things are, there is nothing for words to mean.
     muon: weight matrices inside the network are updated by Muon, at so many times the rate, and everything else by
     AdamW; 0: AdamW updates all. augment: drawn scenes vary in more than their glyphs and backgrounds do. absent: drawn
-    scenes are asked for what they do not show in a third of the expressions, mostly in ways hard to tell. clip_norm: L2
-    norm of the whole model's gradient. bf16: bfloat16 autocast (weights stay float32). ema: decay of the averaged
-    weights that are validated and exported; 0 keeps none. unknown_words: how often an expression gets a word that it
-    does not know.
+    scenes are asked for what they do not show in a quarter of the expressions, and for the n-th of its kind more often.
+    clip_norm: L2 norm of the whole model's gradient. bf16: bfloat16 autocast (weights stay float32). ema: decay of the
+    averaged weights that are validated and exported; 0 keeps none. unknown_words: how often an expression gets a word
+    that it does not know.
     frozen: prefixes of state-dict keys that do not train.
     """
 

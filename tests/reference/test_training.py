@@ -381,8 +381,8 @@ def test_warped_masks_follow_the_picture():
     """A scene whose picture is its masks stays that."""
     warps = 0
     for seed in range(12):
-        scene = make_scene(seed, "train", 128)
-        drawn = np.zeros((128, 128, 3), np.uint8)
+        scene = make_scene(seed, "train", 192)
+        drawn = np.zeros((192, 192, 3), np.uint8)
         for i, thing in enumerate(scene.objects):
             drawn[thing.mask] = 30 * (i + 1)
         after = warped(replace(scene, image=drawn), np.random.default_rng(seed))
@@ -391,7 +391,8 @@ def test_warped_masks_follow_the_picture():
             ys, xs = np.nonzero(thing.mask)
             assert thing.area == len(xs)
             assert thing.centre == (xs.mean(), ys.mean())
-            assert (np.abs(after.image[thing.mask][:, 0].astype(int) - 30 * (i + 1)) < 16).mean() > 0.8
+            same = np.abs(after.image[thing.mask][:, 0].astype(int) - 30 * (i + 1)) < 16
+            assert same.mean() > (0.8 if thing.area >= 400 else 0.5)  # thin things are mostly border
     assert 3 <= warps <= 9
 
 
