@@ -209,7 +209,11 @@ class TensorRtSession(Session):
         self.engine, self.logger = engine, logger
         self._runtime = runtime  # has to outlive the engine
         self.stream: Any = call(cuda, "cudaStreamCreateWithFlags", cuda.cudaStreamNonBlocking)
-        self.upload: Any = call(cuda, "cudaStreamCreateWithFlags", cuda.cudaStreamNonBlocking)
+        try:
+            self.upload: Any = call(cuda, "cudaStreamCreateWithFlags", cuda.cudaStreamNonBlocking)
+        except BaseException:
+            cuda.cudaStreamDestroy(self.stream)
+            raise
         self.may_capture = True
         self.notes: list[str] = []
         self._buckets: OrderedDict[Shapes, _Bucket] = OrderedDict()

@@ -36,6 +36,7 @@ class Cuda:
     def __init__(self):
         self.calls = []
         self.fail = {}
+        self.most_streams = 99
         self.device, self.pinned = {}, {}
         self.streams, self.graphs, self.executables = set(), {}, {}
         self.capturing = {}
@@ -134,6 +135,8 @@ class Cuda:
         return self._note("cudaMemcpy")
 
     def cudaStreamCreateWithFlags(self, flags):
+        if len(self.streams) >= self.most_streams:
+            return 2, None
         stream = Handle(next(self._handles))
         self.streams.add(stream)
         return self._note("cudaStreamCreateWithFlags", stream)

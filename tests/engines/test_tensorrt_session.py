@@ -135,6 +135,13 @@ def test_failures_are_errors_in_cudas_words_and_leak_nothing(cuda, engine, graph
     assert not cuda.leaks
 
 
+def test_a_second_stream_that_cannot_be_made_takes_the_first_with_it(cuda, engine, graph):
+    cuda.most_streams = 1
+    with pytest.raises(EngineError, match="cudaStreamCreateWithFlags failed: error 2"):
+        open_it(cuda, graph)
+    assert not cuda.leaks
+
+
 def test_tensorrts_own_failures(cuda, engine, graph):
     with open_it(cuda, graph) as session:
         engine._fails = True
