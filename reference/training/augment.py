@@ -105,8 +105,7 @@ def repainted(pixels: Float, kind: str, variant: str, rng: np.random.Generator) 
 
 def _developed(pixels: Float, power: float) -> Float:
     """Grey levels raised to a power, 255 staying itself: below 1 the middle ones are lighter, above 1 darker."""
-    curve: Float = 255 * (np.clip(pixels, 0, 255) / 255) ** np.float32(power)
-    return curve
+    return (255 * (np.clip(pixels, 0, 255) / 255) ** power).astype(np.float32)
 
 
 def distance(colours: Float, other: Float) -> float:
