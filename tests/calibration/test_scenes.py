@@ -197,7 +197,7 @@ def test_training_asks_what_is_true_of_its_warped_scenes():
         for sample in make_samples(scene, seed, 6, ABSENT):
             assert meant(scene, sample.expression) == list(sample.targets), (seed, sample)
             kinds[sample.kind] += 1
-    assert kinds["no_target"] > 90
+    assert kinds["no_target"] > 60
     assert min(kinds.values()) > 10
 
 
