@@ -20,6 +20,7 @@ FULL_SIZE = (
 """Tests with the paper's sizes, which need up to 10 GB: only one process runs them."""
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist's own hook reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What processes that share the tests (pytest-xdist) must not tear apart: a file, whose fixtures are made once; the
     full-size files, which begin, as they take longest; and libris's, which share a build folder."""
