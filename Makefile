@@ -27,7 +27,7 @@ test: lint
 	-@test "$$(id -u)" != 0 || dpkg -s $(LIBRIS_PACKAGES) > /dev/null 2>&1 || \
 	    (apt-get update -qq && apt-get install -qq -y --no-install-recommends cmake g++ $(LIBRIS_PACKAGES))
 	-mkdir -p build && (test -d build/onnxruntime || cpp/get-onnxruntime.sh build/onnxruntime)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 build/onnxruntime:
 	mkdir -p build
