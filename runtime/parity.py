@@ -116,9 +116,25 @@ def graph_feeds(graph: Graph, reference: Arrays) -> dict[str, NDArray[Any]]:
     return feeds
 
 
-def check_stage(stage: str, session: Session, reference: Arrays) -> dict[str, StageParity]:
-    """Runs one graph on the reference's inputs; a row `stage.output` for each of its outputs."""
-    outputs = session.run(graph_feeds(session.graph, reference))
+def check_stage(
+    stage: str, session: Session, reference: Arrays, expressions: int | None = None
+) -> dict[str, StageParity]:
+    """Runs one graph on the reference's inputs; a row `stage.output` for each of its outputs.
+
+    expressions: at most so many at a time, where the graph takes any and the session was opened for no more.
+    """
+    feeds = graph_feeds(session.graph, reference)
+    split = [spec.name for spec in session.graph.inputs if spec.shape[:1] == ("expressions",)]
+    if split:
+        count = len(feeds[split[0]])
+        step = expressions or count
+        parts = [
+            session.run(feeds | {name: feeds[name][first : first + step] for name in split})
+            for first in range(0, count, step)
+        ]
+        outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    else:
+        outputs = session.run(feeds)
     return {f"{stage}.{name}": compare(value, reference[name]) for name, value in outputs.items()}
 
 
@@ -147,7 +163,7 @@ def check_model(model: Model, reference: Arrays, tolerance: Tolerance | None = N
     rows["host.dense_embedding"] = compare(dense, reference["dense_embedding"])
     staged = dict(reference) | {"image": square}
     for stage, session in model.open_sessions.items():
-        rows |= check_stage(stage, session, staged)
+        rows |= check_stage(stage, session, staged, model.max_expressions)
 
     expressions = [str(e) for e in reference["expressions"]]
     categories = [str(c) for c in reference["categories"]] if manifest.categories else None

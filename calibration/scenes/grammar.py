@@ -17,8 +17,9 @@ from ris.calibration.scenes.scene import Scene, SceneObject, random_stream
 from ris.calibration.scenes.words import NOUNS, Noun, category, covers, usable
 
 Kind = Literal["plain", "position", "ordinal", "relation", "size", "several", "no_target"]
-Wanted = Kind | Literal["too_many"]
-"""What may be asked for: a kind, or that sort of "no target" alone that asks for a number that there is not."""
+Wanted = Kind | Literal["too_many", "unrelated"]
+"""What may be asked for: a kind, or one sort of "no target" alone: a number that there is not, or a relation to a thing
+that there is not."""
 WEIGHTS: dict[Wanted, float] = {
     "plain": 0.19,
     "position": 0.20,
@@ -71,6 +72,7 @@ class _Writer:
             "several": self.several,
             "no_target": self.no_target,
             "too_many": self.too_many,
+            "unrelated": self.unrelated,
         }
 
     def one_of(self, options: Sequence[str]) -> str:
@@ -214,9 +216,8 @@ class _Writer:
         roll = self.rng.random()
         if roll < 0.15:
             return self.too_many()
-        if roll < 0.27 and (picked := self.group(1)) is not None:
-            text = self.relation_text(picked[0], self.absent_noun())
-            return self.sample(text, "no_target", (), picked[0])
+        if roll < 0.27:
+            return self.unrelated()
         noun = self.absent_noun()
         return self.sample(self.text_of_any_form(noun), "no_target", (), noun)
 
@@ -236,6 +237,13 @@ class _Writer:
         direction = self.one_of(("left", "right", "left", "right", "top", "bottom"))
         text = self.write("ordinal", noun, o=phrases.ORDINALS[number - 1], d=direction)
         return self.sample(text, "no_target", (), noun)
+
+    def unrelated(self) -> Sample | None:
+        """ "dog next to the tree" where there is a dog and no tree."""
+        picked = self.group(1)
+        if picked is None:
+            return None
+        return self.sample(self.relation_text(picked[0], self.absent_noun()), "no_target", (), picked[0])
 
     def relation_text(self, noun: Noun, other: Noun) -> str | None:
         words = phrases.RELATIONS[self.one_of(tuple(phrases.RELATIONS))]
@@ -262,7 +270,7 @@ class _Writer:
         return self.write(form, noun, c=phrases.COUNTS[2 + int(self.rng.integers(2))])
 
 
-_ABSENT = ("no_target", "too_many")
+_ABSENT = ("no_target", "too_many", "unrelated")
 _OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 

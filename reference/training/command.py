@@ -139,7 +139,7 @@ def _trainer(
     lessons: Source | None = None
     if data == "scenes":
         first = plan.seed * SEED_SCENES
-        source = SceneSource("train", size, plan.images, plan.expressions, first, plan.augment, plan.absent)
+        source = SceneSource("train", size, plan.images, plan.expressions, first, plan.augment, plan.mix)
         validation = SceneSource("train", size, plan.images, plan.expressions, VALIDATION_FIRST)
         lessons = SceneSource("train", size, plan.lesson_images, 4, first + LESSONS_FIRST, plan.augment)
         checks = 25

@@ -28,6 +28,8 @@ from ris.reference.training.pretext import PretextHeads, pretext_loss, sentence_
 from ris.reference.training.recipe import Recipe
 
 STATE, LOG, WEIGHTS = "state.pt", "log.jsonl", "model.safetensors"
+READERS = 5.0
+"""The pretext's linear layers learn at so many times the rate: they start from nothing where the encoders need not."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +84,21 @@ class Trainer:
         if features is not None and self.trains_encoders:
             raise RisError("stored features need frozen image encoders; the recipe trains them")
         self.features = FeatureStore(features, self.model) if features is not None else None
-        named = [*self.model.named_parameters(), *(self.heads.named_parameters() if self.heads else [])]
-        trained = [(name, p) for name, p in named if p.requires_grad]
+        trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        readers = list(self.heads.parameters()) if self.heads else []
         inner = [p for n, p in trained if recipe.muon and _inner(n, p)]
         others = [(n, p) for n, p in trained if not (recipe.muon and _inner(n, p))]
         groups = [
-            {"params": [p for n, p in others if _decays(n, p)], "weight_decay": recipe.weight_decay},
-            {"params": [p for n, p in others if not _decays(n, p)], "weight_decay": 0.0},
+            {"params": [p for n, p in others if _decays(n, p)], "weight_decay": recipe.weight_decay, "times": 1.0},
+            {"params": [p for n, p in others if not _decays(n, p)], "weight_decay": 0.0, "times": 1.0},
+            {"params": readers, "weight_decay": 0.0, "times": READERS},
         ]
-        self.parameters = [p for _, p in trained]
+        self.parameters = [*(p for _, p in trained), *readers]
         self.optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.learning_rate)]
         if inner:  # updates as large, root of the mean square, as AdamW's are at the same rate
+            group = {"params": inner, "times": recipe.muon}
             decay = recipe.weight_decay
-            self.optimisers += [torch.optim.Muon(inner, weight_decay=decay, adjust_lr_fn="match_rms_adamw")]
+            self.optimisers += [torch.optim.Muon([group], weight_decay=decay, adjust_lr_fn="match_rms_adamw")]
         if self.device.type == "cpu" and recipe.parts > 1:
             each = max(1, torch.get_num_threads() // recipe.parts)
             self._threads = ThreadPoolExecutor(recipe.parts, initializer=lambda: torch.set_num_threads(each))
@@ -113,8 +117,7 @@ class Trainer:
             state = torch.load(path, weights_only=True, map_location=self.device)
         except Exception as error:
             raise CheckpointError(f"{path} cannot be read ({type(error).__name__}); remove it to start anew") from error
-        theirs = Recipe.from_dict(state["recipe"])
-        if json.dumps(theirs.to_dict() | {"steps": 0, "decay": 0}, sort_keys=True) != json.dumps(
+        if json.dumps(state["recipe"] | {"steps": 0, "decay": 0}, sort_keys=True) != json.dumps(
             self.recipe.to_dict() | {"steps": 0, "decay": 0}, sort_keys=True
         ) or state["config"] != json.loads(json.dumps(self.model.config.to_dict())):
             raise CheckpointError(f"{path} belongs to another recipe or preset; give another folder or --restart")
@@ -168,9 +171,9 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One optimiser step; the losses by name. Raises RisError where the loss is no longer a number."""
         recipe = self.recipe
-        for optimiser, times in zip(self.optimisers, (1.0, recipe.muon), strict=False):
+        for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = times * recipe.rate(self.step)
+                group["lr"] = group["times"] * recipe.rate(self.step)
         batch = batch.to(self.device)
         parts = batch.split(recipe.parts)
         if self.device.type == "cpu" and len(parts) > 1:

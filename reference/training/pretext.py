@@ -13,8 +13,9 @@ from ris.reference.training.targets import Targets
 
 class PretextHeads(nn.Module):
     """Linear layers that training alone uses. For every patch of either image encoder: which kind it shows, the place
-    and size of the thing it is part of, and where that stands among its like. For a sentence: which kinds it names, the
-    place and size of what it means. For the dense prompt: a mask."""
+    and size of the thing it is part of, and where that stands among its like. For every patch of CLIP: which kinds the
+    image shows at all, and which of them left, right, above and below. For a sentence: which kinds it names, the place
+    and size of what it means. For the dense prompt: a mask."""
 
     def __init__(self, sam_width: int, clip_width: int, kinds: int) -> None:
         super().__init__()
@@ -24,6 +25,7 @@ class PretextHeads(nn.Module):
         self.clip_places = nn.Linear(clip_width, 3)
         self.sam_order = nn.Linear(sam_width, 6)
         self.clip_order = nn.Linear(clip_width, 6)
+        self.around = nn.Linear(clip_width, kinds * 5)
         self.names = nn.Linear(sam_width, kinds)
         self.place = nn.Linear(sam_width, 3)
         self.dense = nn.Conv2d(sam_width, 1, 1)
@@ -61,6 +63,39 @@ def order(known: Tensor, kinds: Tensor) -> Tensor:
     return 0.5 ** torch.stack([before.sum(2), after.sum(2)], -1).flatten(2).float()
 
 
+def _middles(side: int, device: torch.device) -> Tensor:
+    """The middles (x, y) of side x side cells, from -1 to 1: [side, side, 2]."""
+    line = torch.linspace(-1, 1, side + 1, device=device)
+    middle = (line[:-1] + line[1:]) / 2
+    return torch.stack(torch.meshgrid(middle, middle, indexing="xy"), -1)
+
+
+def surroundings(known: Tensor, kinds: Tensor, owner: Tensor, count: int) -> Tensor:
+    """What a cell has around it: float32 [B, side, side, count, 5] of 0 and 1, for each of `count` kinds whether the
+    image shows one at all, and whether one that the cell is no part of lies clearly left of it, right, above, below.
+
+    known [B, classes, 3]: `places`; kinds [B, classes], 0 where there is no thing; owner [B, side, side]: the class
+    that fills most of a cell.
+    """
+    # [B, side, side, classes, 2]
+    away = known[:, None, None, :, :2] - _middles(owner.shape[1], known.device)[:, :, None]
+    other = F.one_hot(owner, known.shape[1]) == 0
+    x, y = away.unbind(-1)
+    beside, upright = 1.5 * x.abs() >= y.abs(), 1.5 * y.abs() >= x.abs()
+    left, right, above, below = (x < -0.1) & beside, (x > 0.1) & beside, (y < -0.1) & upright, (y > 0.1) & upright
+    lies = torch.stack([torch.ones_like(other), *(side & other for side in (left, right, above, below))], -1)
+    named = F.one_hot(kinds, count + 1)[..., 1:].float()
+    return torch.einsum("bhwcs,bcn->bhwns", lies.float(), named).clamp(max=1)
+
+
+def _around_loss(found: Tensor, owner: Tensor, truth: Tensor) -> Tensor:
+    """Binary cross entropy of found [B, side, side, 5 kinds] with `surroundings`, a sum of five means over the kinds;
+    cells of background count a quarter."""
+    error = F.binary_cross_entropy_with_logits(found.view_as(truth), truth, reduction="none").mean(3).sum(3)
+    weight = 0.25 + 0.75 * (owner > 0)
+    return (weight * error).sum() / weight.sum()
+
+
 def _order_loss(found: Tensor, owner: Tensor, truth: Tensor) -> Tensor:
     """Squared error of found [B, side, side, 6] against truth [B, classes, 6] of each cell's thing, owner
     [B, side, side]; over cells that show one."""
@@ -74,9 +109,7 @@ def _place_loss(found: Tensor, owner: Tensor, known: Tensor) -> Tensor:
     [B, classes, 3]; cells of background have their own place, no size, and count a quarter."""
     side = found.shape[1]
     truth = known.gather(1, owner.flatten(1)[..., None].expand(-1, -1, 3)).unflatten(1, (side, side))
-    line = torch.linspace(-1, 1, side + 1, device=found.device)
-    middle = (line[:-1] + line[1:]) / 2
-    own = torch.stack(torch.meshgrid(middle, middle, indexing="xy"), -1)
+    own = _middles(side, found.device)
     shown = (owner > 0).float()[..., None]
     centre = ((found[..., :2] - torch.where(shown > 0, truth[..., :2], own)) ** 2).sum(-1, keepdim=True)
     size = (found[..., 2:] - truth[..., 2:]) ** 2
@@ -88,13 +121,15 @@ def pretext_loss(
     heads: PretextHeads, image_embeddings: Tensor, clip_tokens: Tensor, targets: Targets
 ) -> dict[str, Tensor]:
     """What the patches of either encoder show, by name: cross entropy against the share of each kind, background, most
-    of an image, counting a quarter; where the thing is that fills most of them, and where it stands among its like."""
+    of an image, counting a quarter; where the thing is that fills most of them, and where it stands among its like;
+    what CLIP's patches have around them."""
     assert targets.kinds is not None
     assert targets.things is not None
     side = round(clip_tokens.shape[1] ** 0.5)
     each = F.one_hot(targets.things).permute(0, 3, 1, 2).float()
     known = places(each.flatten(0, 1)).unflatten(0, each.shape[:2])
-    ranks = order(known, (each * targets.kinds[:, None]).amax((2, 3)))
+    each_kind = (each * targets.kinds[:, None]).amax((2, 3)).long()
+    ranks = order(known, each_kind)
     losses: dict[str, Tensor] = {}
     for name, cells, kinds, place, rank in (
         ("sam", image_embeddings.permute(0, 2, 3, 1), heads.sam, heads.sam_places, heads.sam_order),
@@ -108,6 +143,8 @@ def pretext_loss(
         owner = label_shares(targets.things, known.shape[1], cells.shape[1]).argmax(-1)
         losses[f"{name}_places"] = _place_loss(place(cells).float(), owner, known)
         losses[f"{name}_order"] = _order_loss(rank(cells).float(), owner, ranks)
+    around = surroundings(known, each_kind, owner, heads.names.out_features)
+    losses["around"] = 2 * _around_loss(heads.around(cells).float(), owner, around)
     return losses
 
 

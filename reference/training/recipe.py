@@ -6,8 +6,10 @@ Sources: the paper's supplement and its released code where the two differ (docs
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from ris.calibration.scenes import Wanted
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class LossWeights:
     cosine term between object embeddings and sentences. no_target: the cross entropy of the no-target head, whose
     classes are weighted by no_target_classes. pretext is ours, and stands in for the pre-training that encoders trained
     from scratch lack; 0 where they have it. Linear layers say what each patch of the two image encoders shows, where
-    and how large that is, and whether others of its kind are left of it or larger; they say the kind, place and size of
-    a sentence's target, and read a mask off the dense prompt.
+    and how large that is, whether others of its kind are left of it or larger, and which kinds are around it; they say
+    the kind, place and size of a sentence's target, and read a mask off the dense prompt.
     """
 
     mask_dice: float = 2.0
@@ -43,11 +45,11 @@ class Recipe:
     the rate falls to zero along a cosine. lessons and lesson_images: so many first steps train the encoders alone, on
     the pretext terms, with that many images each: until they know what things are, there is nothing for words to mean.
     muon: weight matrices inside the network are updated by Muon, at so many times the rate, and everything else by
-    AdamW; 0: AdamW updates all. augment: drawn scenes vary in more than their glyphs and backgrounds do. absent: drawn
-    scenes are asked for what they do not show in a quarter of the expressions, and for the n-th of its kind more often.
-    clip_norm: L2 norm of the whole model's gradient. bf16: bfloat16 autocast (weights stay float32). ema: decay of the
-    averaged weights that are validated and exported; 0 keeps none. unknown_words: how often an expression gets a word
-    that it does not know.
+    AdamW; 0: AdamW updates all. augment: drawn scenes vary in more than their glyphs and backgrounds do. mix: how often
+    drawn scenes are asked for a kind of expression, where that departs from `WEIGHTS` of their grammar. clip_norm: L2
+    norm of the whole model's gradient. bf16: bfloat16 autocast (weights stay float32). ema: decay of the averaged
+    weights that are validated and exported; 0 keeps none. unknown_words: how often an expression gets a word that it
+    does not know.
     frozen: prefixes of state-dict keys that do not train.
     """
 
@@ -66,7 +68,7 @@ class Recipe:
     lessons: int = 0
     lesson_images: int = 16
     augment: bool = False
-    absent: bool = False
+    mix: dict[Wanted, float] = field(default_factory=dict)
     ema: float = 0.0
     bf16: bool = True
     unknown_words: float = 0.0
@@ -75,20 +77,6 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Recipe:
-        """The inverse of `to_dict`. Raises TypeError for an unknown field."""
-        values = dict(data)
-        weights = dict(values.pop("weights", {}))
-        if "no_target_classes" in weights:
-            weights["no_target_classes"] = tuple(weights["no_target_classes"])
-        if "frozen" in values:
-            values["frozen"] = tuple(values["frozen"])
-        unknown = set(values) - {f.name for f in fields(cls)}
-        if unknown:
-            raise TypeError(f"unknown recipe fields: {', '.join(sorted(unknown))}")
-        return cls(weights=LossWeights(**weights), **values)
 
     def rate(self, step: int) -> float:
         """The learning rate of optimiser step `step`, counted from 0; it warms up again after the lessons."""
@@ -129,7 +117,7 @@ RECIPES: dict[str, Recipe] = {
         steps=2_000,
         lessons=600,
         augment=True,
-        absent=True,
+        mix={"ordinal": 0.14, "no_target": 0.25, "too_many": 0.04, "unrelated": 0.05},
         warmup=200,
         decay=0.65,
         ema=0.998,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,24 +12,20 @@ from ris.reference.categories import COCO_PANOPTIC
 from ris.reference.training.augment import vary, warped
 from ris.reference.training.data import RawBatch
 
-ABSENT: dict[Wanted, float] = WEIGHTS | {"ordinal": 0.14, "no_target": 0.25, "too_many": 0.04}
-"""Expressions as training asks them where it is to learn what is not there: nothing is meant by about one in four; and
-there is more to count."""
-
 
 class SceneSource:
     """`images` scenes with `expressions` expressions each; scene numbers start at `first`.
 
     Deterministic: scene i of a split is the same everywhere, and so are its expressions. augment: images are
-    warped and varied (`augment`). absent: expressions are drawn as `ABSENT` says.
+    warped and varied (`augment`). mix: how often a kind of expression is tried first, where not as `WEIGHTS` has it.
     """
 
     def __init__(
         self, split: Split, size: int, images: int, expressions: int, first: int = 0, augment: bool = False,
-        absent: bool = False,
+        mix: Mapping[Wanted, float] | None = None,
     ) -> None:  # fmt: skip
         self.split, self.size, self.augment = split, size, augment
-        self.weights = ABSENT if absent else WEIGHTS
+        self.weights = WEIGHTS | dict(mix or {})
         self.images, self.expressions, self.first = images, expressions, first
         self.kinds = len(KINDS)
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ris.calibration.scenes import KINDS, make_samples, make_scene, target_mask, vocabulary_words
+from ris.calibration.scenes import KINDS, WEIGHTS, make_samples, make_scene, target_mask, vocabulary_words
 from ris.calibration.scenes.backgrounds import FAMILIES, hue_of
 from ris.calibration.scenes.glyph_table import sources
 from ris.calibration.scenes.glyphs import all_variants, picture, variants_of
 from ris.calibration.scenes.scene import MIN_VISIBLE, random_stream
 from ris.reference.training.augment import warped
-from ris.reference.training.scene_source import ABSENT
+from ris.reference.training.recipe import RECIPES
 
 SPLITS = ("train", "heldout")
 SCENES = 150  # of each split
@@ -194,7 +194,7 @@ def test_training_asks_what_is_true_of_its_warped_scenes():
     kinds = Counter()
     for seed in range(60):
         scene = warped(make_scene(seed, "train"), np.random.default_rng(seed))
-        for sample in make_samples(scene, seed, 6, ABSENT):
+        for sample in make_samples(scene, seed, 6, WEIGHTS | RECIPES["demo"].mix):
             assert meant(scene, sample.expression) == list(sample.targets), (seed, sample)
             kinds[sample.kind] += 1
     assert kinds["no_target"] > 60

@@ -10,6 +10,7 @@ from PIL import Image
 from ris.calibration.scenes import make_scene
 from ris.calibration.scenes.glyphs import all_variants, picture, variants_of
 from ris.reference.training.augment import APART, repainted, warped
+from ris.reference.training.recipe import RECIPES
 from ris.reference.training.scene_source import SceneSource
 
 
@@ -46,9 +47,9 @@ def test_warped_masks_follow_the_picture():
 
 
 def test_what_is_not_there_is_asked_for_where_a_source_says_so():
-    batches = [SceneSource("train", 96, 60, 6, absent=absent).batch(0) for absent in (False, True)]
+    batches = [SceneSource("train", 96, 60, 6, mix=mix).batch(0) for mix in (None, RECIPES["demo"].mix)]
     shares = [1 - batch.present.mean() for batch in batches]
-    assert shares[0] < 0.17 < 0.19 < shares[1] < 0.3
+    assert shares[0] < 0.17 < 0.22 < shares[1] < 0.35
 
 
 def test_no_varied_object_comes_near_a_held_out_variant():

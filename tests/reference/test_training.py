@@ -32,6 +32,7 @@ from ris.reference.training.pretext import (
     places,
     pretext_loss,
     sentence_loss,
+    surroundings,
 )
 from ris.reference.training.publish import publish
 from ris.reference.training.recipe import RECIPES, LossWeights, Recipe
@@ -166,11 +167,28 @@ def test_what_patches_show_and_where_that_is():
         torch.nn.init.ones_(layer.bias)
         torch.nn.init.zeros_(layer.weight)
     right = pretext_loss(heads, cells.T.reshape(1, 6, 2, 2), cells[None], targets)
+    assert right.pop("around").item() == pytest.approx(2 * 5 * math.log(2))  # its layer says nothing yet
     assert all(value.item() == pytest.approx(0.0, abs=1e-6) for value in right.values())
     cells[2, 3] += 1.0  # background: a quarter, in a total of 2.5
     moved = pretext_loss(heads, cells.T.reshape(1, 6, 2, 2), cells[None], targets)
     assert (moved["sam"].item(), moved["clip"].item()) == pytest.approx((0.0, 0.0), abs=1e-6)
     assert (moved["sam_places"].item(), moved["clip_places"].item()) == pytest.approx((0.1, 0.1))
+
+
+def test_what_patches_have_around_them():
+    targets, heads = drawn_targets(), PretextHeads(4, 4, 2)
+    # of kind 1, right above, and kind 2, left above: anywhere, left, right, above, below
+    truth = torch.tensor([[[1, 0, 1, 0, 0], [1, 0, 0, 0, 0]], [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0]],
+                          [[1, 0, 1, 1, 0], [1, 0, 0, 1, 0]], [[1, 0, 0, 1, 0], [1, 1, 0, 1, 0]]])  # fmt: skip
+    owner = torch.tensor([[[1, 2], [0, 0]]])
+    known = torch.stack([torch.zeros(3), places(targets.masks)[0], torch.tensor([4 / 7, -4 / 7, 1.5])])[None]
+    found = surroundings(known, torch.tensor([[0, 2, 1]]), owner, 2)
+    assert found.flatten(1, 2)[0].tolist() == truth.tolist()
+    heads.around.weight.data = (100.0 * truth - 50).flatten(1).T.contiguous()
+    cells = torch.eye(4)
+    for said, loss in ((cells, 0.0), (-cells, 2 * 5 * 50.0)):
+        losses = pretext_loss(heads, cells.reshape(1, 4, 2, 2), said[None], targets)
+        assert losses["around"].item() == pytest.approx(loss, abs=1e-4)
 
 
 def test_order_among_things_of_one_kind():
@@ -244,13 +262,6 @@ def test_the_rate_warms_up_and_falls_to_nothing():
     assert recipe.rate(75) == pytest.approx(0.5)
     assert [replace(recipe, lessons=20).rate(s) for s in (0, 10, 19, 20, 29, 30)] == [0.1, 1.0, 1.0, 0.1, 1.0, 1.0]
     assert recipe.rate(100) == pytest.approx(0.0)
-
-
-def test_recipes_survive_json():
-    for recipe in RECIPES.values():
-        assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
-    with pytest.raises(TypeError, match="momentum"):
-        Recipe.from_dict({"momentum": 1})
 
 
 def test_hidden_words_keep_the_rest_in_order(tokenizer):
@@ -354,7 +365,7 @@ def test_lessons_come_first_and_teach_the_encoders_alone(tmp_path, source, token
     assert again.resume()
     again.run(log_every=1)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    taught = {"sam", "sam_places", "sam_order", "clip", "clip_places", "clip_order", "sentence"}
+    taught = {"sam", "sam_places", "sam_order", "clip", "clip_places", "clip_order", "around", "sentence"}
     assert [set(x["losses"]) for x in lines[:2]] == [taught] * 2
     assert set(lines[2]["losses"]) == taught | {"mask", "dfam", "vl", "no_target", "dense", "relevance"}
     plot_log(tmp_path / "log.jsonl", tmp_path / "log.png")

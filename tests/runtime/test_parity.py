@@ -30,6 +30,15 @@ def test_golden(name, request):
         assert row in done.output
 
 
+def test_golden_where_graphs_take_one_expression_at_a_time(tiny_bundle):
+    """As OpenVINO compiles full-size graphs; the reference has two."""
+    pytest.importorskip("openvino")
+    with load(tiny_bundle, engine="openvino", max_expressions=1) as model:
+        report = check_model(model, load_golden(model.bundle))
+    assert not report.failures
+    assert report.rows["text_encoder.text_features"].relative < 1e-4
+
+
 @pytest.mark.parametrize("name", ["tiny_bundle", "tiny_category_bundle"])
 def test_the_live_reference(name, request):
     done = parity(request.getfixturevalue(name), "--reference", "--json")
