@@ -100,8 +100,8 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Every figure of docs/performance.md, on a machine that does nothing else: about half an hour on two cores after the
-# exports. What is in bench/ already is used; a bundle at bench/full-size-int8 takes part. Results: bench/*.json, .md, .png
+# Every figure of docs/performance.md, on a machine that does nothing else: about half an hour on two cores after a
+# quarter of an hour of exports and calibration. Bundles in bench/ already are used. Results: bench/*.json, .md, .png
 BENCH := $(BIN)/ris-bench
 EXPORT := $(BIN)/ris-export
 BF16 := @bench/full-size-bf16
@@ -110,17 +110,20 @@ bench: $(VENV)/installed
 	test -d bench/full-size || $(EXPORT) --random-weights 0 --out bench/full-size
 	test -d bench/full-size-bf16 || $(EXPORT) --random-weights 0 --precision bf16 --out bench/full-size-bf16
 	test -d bench/full-size-fp16 || $(EXPORT) --random-weights 0 --precision fp16 --out bench/full-size-fp16
+	test -d bench/full-size-int8 || $(BIN)/ris-calibrate int8 bench/full-size --out bench/full-size-int8 --quick \
+		--max-iou-drop 0.05 examples/park.jpg examples/farm.jpg examples/table.jpg -e "left man" -e "the dog"
 	test -d bench/demo || $(EXPORT) --out bench/demo
 	$(BENCH) bench/full-size --pytorch --torch-compile --engine onnxruntime --engine openvino --engine openvino$(BF16) \
-		$(if $(wildcard bench/full-size-int8),--engine openvino:bf16@bench/full-size-int8) \
-		--cold 2 --batches 1 --limit 420 --out bench/report
+		--engine openvino:bf16@bench/full-size-int8 --cold 2 --batches 1 --limit 420 --out bench/report
 	-$(BENCH) bench/full-size --engine openvino:bf16 --engine openvino$(BF16) --engine openvino,overlap=1$(BF16) \
-		--engine openvino,max_expressions=1$(BF16) --engine openvino,low_memory=1$(BF16) --cold 1 --out bench/openvino
+		--engine openvino,low_memory=1$(BF16) --cold 1 --out bench/openvino
 	-$(BENCH) bench/full-size --engine onnxruntime --engine onnxruntime$(BF16) \
 		--engine onnxruntime@bench/full-size-fp16 --anew --runs 7 --cold 1 --out bench/onnxruntime
 	-$(BENCH) bench/demo --engine onnxruntime --engine openvino --cold 5 --out bench/demo-report
 	-$(BIN)/ris-parity bench/full-size-bf16 --engine openvino
 	-$(BIN)/ris-parity bench/full-size --engine openvino --compute bf16
+	-$(BIN)/ris-parity bench/full-size-int8 --engine openvino --compute bf16
+	-$(BIN)/ris-parity bench/full-size-int8 --engine onnxruntime
 
 clean:
 	rm -rf $(VENV) $(SERVING) build demo bench *.egg-info
