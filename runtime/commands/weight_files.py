@@ -29,7 +29,8 @@ def weight_file_options(only_with: str = "") -> Callable[[F], F]:
 
     def decorate(command: F) -> F:
         for option, name, metavar, text in reversed(_OPTIONS):
-            words = f"With {only_with}: {text[0].lower() if option != '--bert' else text[0]}{text[1:]}"
+            begun = text if text[:2].isupper() else text[0].lower() + text[1:]  # "SAM's", but "the training"
+            words = f"With {only_with}: {begun}"
             command = click.option(
                 option, name, type=click.Path(path_type=Path), metavar=metavar, help=words if only_with else text
             )(command)
