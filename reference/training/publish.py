@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ris.engines.errors import CheckpointError
@@ -50,11 +50,15 @@ def main() -> None:
     parser.add_argument("weights", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--began-from", type=Path, help="weights to mix in")
-    parser.add_argument("--share", type=float, default=0.25, help="how much of them (default 0.25)")
+    parser.add_argument("--share", type=float, default=0.0, help="how much of them, 0 to 1")
     args = parser.parse_args()
-    if not 0 <= args.share <= 1:
-        parser.error(f"--share is {args.share}; 0 to 1 are possible")
-    print(f"{args.out}: {publish(args.weights, args.out, args.began_from, args.share) / 1e6:.1f} MB")
+    if not 0 <= args.share <= 1 or bool(args.share) != bool(args.began_from):
+        parser.error("--began-from and a --share between 0 and 1 belong together")
+    try:
+        size = publish(args.weights, args.out, args.began_from, args.share)
+    except (CheckpointError, SafetensorError, OSError) as error:
+        raise SystemExit(f"Error: {error}") from None
+    print(f"{args.out}: {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ris.calibration.scenes import Wanted
+if TYPE_CHECKING:
+    from ris.calibration.scenes import Wanted
 
 
 @dataclass(frozen=True)
