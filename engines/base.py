@@ -99,7 +99,7 @@ class Graph:
     fp32_islands: the nodes of an FP16 graph that stay FP32, by name; sampling: "native" where it has GridSample nodes,
     "gather" or None; cache: the folder for what engines compile from it, None for the user's own; bf16: whether
     bfloat16 will do for it; bf16_from: the value from which on it will, all that does not depend on it staying FP32,
-    None for the whole graph.
+    None for the whole graph; int8: some of its products are quantised to INT8.
     """
 
     stage: str
@@ -113,6 +113,7 @@ class Graph:
     cache: Path | None = None
     bf16: bool = True
     bf16_from: str | None = None
+    int8: bool = False
 
 
 @dataclass(frozen=True)

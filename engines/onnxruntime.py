@@ -35,6 +35,7 @@ from ris.engines.base import (
 )
 from ris.engines.errors import EngineError
 from ris.engines.onnx_widen import widened
+from ris.engines.processor import has_vnni
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # TF32 is off, since what is FP32 is so for its precision; the exhaustive convolution search takes a minute at full size
@@ -217,6 +218,8 @@ class OnnxRuntimeEngine(Engine):
         # idle threads of one graph would spin on the cores that the next graph and the host need
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        if not has_vnni():  # INT8 products that do not overflow; slower ones, which it would take with VNNI too
+            options.add_session_config_entry("session.x64quantprecision", "1")
         options.intra_op_num_threads = self.options.threads or _usable_cores()
         if in_order:
             options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED

@@ -9,10 +9,14 @@ An axis that can only be 1 is fixed when a graph is compiled: OpenVINO fuses att
 
 A graph of which only a part may be bfloat16 is compiled in two, cut at the value where that part begins: OpenVINO's own
 marks for nodes that stay FP32 do not survive its making of fully connected layers.
+
+On CPUs without VNNI instructions INT8 products add pairs of products in 16 bits, which overflow. There an INT8 graph is
+compiled without OpenVINO's low precision transformations: its weights stay INT8, its sums are in floating point.
 """
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from collections import Counter
@@ -82,6 +86,10 @@ class OpenVinoEngine(Engine):
         order = {"fp32": ("fp32",), "bf16": ("bf16", "fp32"), "fp16": ("fp16", *["bf16"] * graph.bf16, "fp32")}[wanted]
         return next((name for name in order if name in self.computes()), "fp32")
 
+    def _widens(self, graph: Graph) -> bool:
+        """Whether the graph's INT8 products run in floating point here."""
+        return graph.int8 and self.device == "CPU" and int8_overflows()
+
     def _mode(self) -> str:
         return "THROUGHPUT" if self.options.throughput else "LATENCY"
 
@@ -119,7 +127,7 @@ class OpenVinoEngine(Engine):
 
     def build(self, graph: Graph, progress: Progress = silent) -> Compiled:
         """The graph compiled for this device, from the cache or built now. report: layers by precision."""
-        computes = self._parts(graph)
+        computes, widens = self._parts(graph), self._widens(graph)
         recipe = cache.Recipe(
             stage=graph.stage,
             onnx=cache.graph_hashes(graph),
@@ -127,7 +135,8 @@ class OpenVinoEngine(Engine):
             version=openvino.get_version(),
             device=f"{self.device} {self._name()} {' '.join(sorted(self._capabilities))}",
             profiles=self._fixed(),
-            options={"compute": ", then ".join(computes), "mode": self._mode(), "file": _FILE},
+            options={"compute": ", then ".join(computes), "mode": self._mode(), "file": _FILE}
+            | ({"int8": "widened"} if widens else {}),
         )
 
         def compile_to(file: Path) -> dict[str, Any]:
@@ -136,6 +145,8 @@ class OpenVinoEngine(Engine):
             parts = split(model, graph.bf16_from) if len(computes) > 1 and graph.bf16_from else [model]
             # FP32 where the graph does not name the value where bfloat16 may begin
             settings = [self._settings(one) for one in (computes if len(parts) == len(computes) else ["fp32"])]
+            if widens:
+                settings = [setting | {"LP_TRANSFORMS_MODE": False} for setting in settings]
 
             def compile_parts() -> list[Any]:
                 each = zip(parts, settings, strict=True)
@@ -143,7 +154,7 @@ class OpenVinoEngine(Engine):
 
             compiled = self._tried("compile", graph, compile_parts)
             _write_blobs(file, [one.export_model().getbuffer() for one in compiled])
-            return {"layers": layers(compiled), "layers_from": "OpenVINO's runtime graph"}
+            return {"layers": layers(compiled, widens), "layers_from": "OpenVINO's runtime graph"}
 
         return cache.obtain(recipe, graph.cache, compile_to, self.options, progress)
 
@@ -164,14 +175,15 @@ class OpenVinoEngine(Engine):
             ],
         )
         cache.let_go(data)  # OpenVINO has the weights in its own order by now
-        counted = layers(compiled)
+        widens = self._widens(graph)
+        counted = layers(compiled, widens)
         info = SessionInfo(
             engine=self.name,
             version=openvino.get_version().split("-")[0],
             device=self.options.device,
             providers=tuple(f"{self.device} {name}" for name in counted),
             nodes={f"{self.device} {name}": count for name, count in counted.items()},
-            precision=main_precision(compiled),
+            precision=main_precision(compiled, widens),
         )
         return OpenVinoSession(graph, info, compiled, blobs, self._fixed(), self.options.low_memory)
 
@@ -180,6 +192,21 @@ class OpenVinoEngine(Engine):
             return make()
         except RuntimeError as error:
             raise EngineError(f"{graph.stage}: OpenVINO cannot {doing} {graph.path}: {_reason(error)}") from error
+
+
+@functools.cache
+def int8_overflows() -> bool:
+    """Whether OpenVINO's INT8 products on this CPU lose what does not fit into 16 bits: a product of 127s, by trial."""
+    rows, length, columns = 16, 64, 32
+    x = opset.parameter([rows, length], np.float32)
+    quantised = opset.fake_quantize(x, *(np.float32(end) for end in (-128, 127, -128, 127)), 256)
+    weights = opset.convert(opset.constant(np.full((columns, length), 127, np.int8)), np.float32)
+    scaled = opset.multiply(weights, np.ones((columns, 1), np.float32))
+    product = opset.matmul(quantised, scaled, False, True)
+    model = openvino.Model([product], [x])
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = compiled(np.full((rows, length), 127, np.float32))[0]
+    return bool((found != length * 127 * 127).any())
 
 
 def _reason(error: RuntimeError) -> str:
@@ -275,28 +302,32 @@ def _read_blobs(data: Any, file: Path) -> list[Any]:
     return blobs
 
 
-def _running(compiled: Sequence[Any]) -> Iterator[tuple[Any, str, str]]:
-    """The layers that compute something in compiled graphs: node, kind and precision."""
+def _running(compiled: Sequence[Any], widened: bool) -> Iterator[tuple[Any, str, str]]:
+    """The layers that compute something in compiled graphs: node, kind and precision.
+
+    widened: what OpenVINO calls INT8 are layers with INT8 weights and sums in FP32.
+    """
     for part in compiled:
         for node in part.get_runtime_model().get_ordered_ops():
             about = node.get_rt_info()
             kind = str(about["layerType"].astype(str)) if "layerType" in about else ""
             if kind not in ("Input", "Output", "Const", "Reorder", ""):
                 precision = str(about["runtimePrecision"].astype(str)) if "runtimePrecision" in about else "unknown"
-                yield node, kind, _NAMES.get(precision, precision)
+                name = _NAMES.get(precision, precision)
+                yield node, kind, "fp32" if widened and name == "int8" else name
 
 
-def layers(compiled: Sequence[Any]) -> dict[str, int]:
+def layers(compiled: Sequence[Any], widened: bool = False) -> dict[str, int]:
     """How many layers of compiled graphs run in each precision, most first."""
-    return dict(Counter(precision for _, _, precision in _running(compiled)).most_common())
+    return dict(Counter(precision for _, _, precision in _running(compiled, widened)).most_common())
 
 
-def main_precision(compiled: Sequence[Any]) -> str | None:
+def main_precision(compiled: Sequence[Any], widened: bool = False) -> str | None:
     """What most of the work of matrix products and convolutions runs in: by results, times the length of each sum
     where it is known, that of a product's rows. None where there are none.
     """
     work: Counter[str] = Counter()
-    for node, kind, precision in _running(compiled):
+    for node, kind, precision in _running(compiled, widened):
         if kind in PRODUCTS:
             sizes = [_size(node.output(0).get_partial_shape())]
             if kind in ("FullyConnected", "MatMul"):

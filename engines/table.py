@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import importlib.metadata
 import importlib.util
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 from ris.engines.base import Engine, EngineOptions, first_line
 from ris.engines.cuda import driver_problem
 from ris.engines.errors import EngineError
+from ris.engines.processor import cpu_features
 
 COMPUTES = ("fp32", "bf16", "fp16")
 # what every engine honours; the rest has to be in its row
@@ -77,19 +76,8 @@ class EngineSpec:
             return f"it has no device {device!r}"
         if reason := self.unusable():
             return reason
-        lacking = [] if device not in ("auto", "cpu") else [f for f in self.auto_features if f not in _cpu_features()]
+        lacking = [] if device not in ("auto", "cpu") else [f for f in self.auto_features if f not in cpu_features()]
         return f"this CPU has no {', '.join(lacking)}, with which it is faster" if lacking else None
-
-
-@functools.cache
-def _cpu_features() -> frozenset[str]:
-    """What the CPU has, as Linux names it; empty elsewhere."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return frozenset()
-    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-    return frozenset(line.partition(":")[2].split())
 
 
 # in the order in which "auto" takes them

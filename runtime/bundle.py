@@ -280,6 +280,7 @@ class Bundle:
             cache=None if self.path.resolve() == BUILT_IN else self.path / ENGINES,
             bf16=stage in BF16_STAGES,
             bf16_from=BF16_FROM.get(stage),
+            int8=entry.int8 is not None,
         )
 
     def file(self, name: str) -> Path:

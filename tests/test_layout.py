@@ -22,6 +22,7 @@ MAY_IMPORT = {
 ALSO = {
     "reference": ("ris.engines.errors",),
     "reference/training": (
+        "ris.engines.processor",
         "ris.engines.errors",
         "ris.calibration.datasets",
         "ris.calibration.evaluation.metrics",

@@ -13,6 +13,9 @@
 #if defined(__linux__)
 #include <sched.h>
 #endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 namespace libris {
 namespace {
@@ -134,6 +137,18 @@ void append_tensorrt(Ort::SessionOptions &session, const Settings &settings) {
     session.AppendExecutionProvider_TensorRT_V2(*tensorrt);
 }
 
+// Whether an x86 CPU is known to sum products of INT8 in 32 bits; without these instructions they are summed in pairs of
+// 16 bits, which overflow (docs/int8.md, Without VNNI).
+bool has_vnni() {
+#if defined(__x86_64__)
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (c >> 11 & 1) != 0) return true;  // AVX512_VNNI
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;             // AVX-VNNI
+#else
+    return false;
+#endif
+}
+
 // tensorrt: the TensorRT provider's settings; used with that provider alone.
 Ort::SessionOptions session_options(Provider provider, const EngineOptions &options, const Settings &tensorrt) {
     Ort::SessionOptions session;
@@ -142,6 +157,8 @@ Ort::SessionOptions session_options(Provider provider, const EngineOptions &opti
     session.DisableMemPattern();
     // idle threads of one graph would spin on the cores that the next graph and the host need
     session.AddConfigEntry("session.force_spinning_stop", "1");
+    // INT8 products that do not overflow; slower ones, which it would take with VNNI too
+    if (!has_vnni()) session.AddConfigEntry("session.x64quantprecision", "1");
     session.SetIntraOpNumThreads(options.threads);
     if (provider == Provider::cpu) return session;
     if (options.strict) session.AddConfigEntry("session.disable_cpu_ep_fallback", "1");

@@ -100,6 +100,8 @@ def main(
         os.replace(out, _free_name(out))
     resumed = trainer.resume()
     click.echo(f"{out}: {'goes on at step ' + str(trainer.step) if resumed else 'a new run'}, to step {plan.steps}")
+    if plan.bf16 and not trainer.bf16:
+        click.echo("this processor has no bfloat16: computes in FP32")
     _run(trainer, plan, stop)
     weights = out / "model.safetensors"
     words = f" --vocabulary {vocabulary}" if vocabulary else f" --bert {bert}" if bert else ""

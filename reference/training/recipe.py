@@ -48,10 +48,9 @@ class Recipe:
     muon: weight matrices inside the network are updated by Muon, at so many times the rate, and everything else by
     AdamW; 0: AdamW updates all. augment: drawn scenes vary in more than their glyphs and backgrounds do. mix: how often
     drawn scenes are asked for a kind of expression, where that departs from `WEIGHTS` of their grammar. clip_norm: L2
-    norm of the whole model's gradient. bf16: bfloat16 autocast (weights stay float32). ema: decay of the averaged
-    weights that are validated and exported; 0 keeps none. unknown_words: how often an expression gets a word that it
-    does not know.
-    frozen: prefixes of state-dict keys that do not train.
+    norm of the whole model's gradient. bf16: bfloat16 autocast (weights stay float32), where the device has it. ema:
+    decay of the averaged weights that are validated and exported; 0 keeps none. unknown_words: how often an expression
+    gets a word that it does not know. frozen: prefixes of state-dict keys that do not train.
     """
 
     name: str = "supplement"

@@ -106,8 +106,13 @@ def test_engines_agree_on_the_int8_bundle(done, engine):
     assert checked.mask_iou == pytest.approx(report["mask_iou"], abs=0.01)
     recorded = model.bundle.manifest.parity["end_to_end.mask_logits"].relative
     assert checked.rows["end_to_end.mask_logits"].relative == pytest.approx(recorded, rel=0.1)
-    if engine == "openvino":  # it says so: the products are 8-bit ones
-        assert ran["CPU int8"] >= report["quantised"][CLIP]
+    if engine == "openvino":  # it says so: the products are 8-bit ones, where the CPU has 8-bit products that are right
+        from ris.engines.openvino import int8_overflows
+
+        if int8_overflows():
+            assert "CPU int8" not in ran
+        else:
+            assert ran["CPU int8"] >= report["quantised"][CLIP]
 
 
 def test_an_int8_bundle_out_of_tolerance_is_seen(done, tmp_path):

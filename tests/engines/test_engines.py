@@ -24,12 +24,12 @@ def session(tiny_bundle):
 
 
 def test_auto_takes_openvino_where_it_is_known_to_be_faster(monkeypatch):
-    monkeypatch.setattr("ris.engines.table._cpu_features", lambda: frozenset({"avx2", "avx512f"}))
+    monkeypatch.setattr("ris.engines.table.cpu_features", lambda: frozenset({"avx2", "avx512f"}))
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     assert select("auto").name == "openvino"
     assert select("auto", "cpu").name == "openvino"
     assert select("auto", "cuda").name == "onnxruntime"  # the first that has the device
-    monkeypatch.setattr("ris.engines.table._cpu_features", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr("ris.engines.table.cpu_features", lambda: frozenset({"avx2"}))
     assert select("auto").name == "onnxruntime"
     assert select("auto", "gpu").name == "openvino"
     assert select("openvino").name == "openvino"  # by name it is taken anywhere

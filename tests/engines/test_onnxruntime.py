@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from ris.engines import EngineOptions, HostStep, create, cuda, select
+from ris.engines import EngineOptions, HostStep, create, cuda, processor, select
 from ris.engines.base import SessionInfo
 from ris.engines.errors import EngineError
 from ris.engines.onnxruntime import CPU, CUDA, OnnxRuntimeSession, OrtDeviceValue
@@ -118,6 +118,22 @@ def test_strict_refuses_the_cpu(gpu, graph):
     [session] = gpu.made
     assert [name for name, _ in session.asked] == [CUDA]
     assert session.entry("session.disable_cpu_ep_fallback") == "1"
+
+
+@pytest.mark.parametrize(
+    ("features", "entry"),
+    [
+        ({"avx2", "avx512f"}, "1"),
+        ({"avx2", "avx512f", "avx512_vnni"}, None),  # its own products are exact there, and faster
+        ({"avx2", "avx_vnni"}, None),
+        (set(), "1"),  # unknown
+    ],
+)
+def test_int8_products_are_asked_to_be_exact_where_they_overflow(gpu, graph, monkeypatch, features, entry):
+    monkeypatch.setattr(processor, "cpu_features", lambda: frozenset(features))
+    create("onnxruntime").open(graph, graph.path)
+    [session] = gpu.made
+    assert session.entry("session.x64quantprecision") == entry
 
 
 def test_what_stays_on_the_device_is_bound_there(gpu, graph, monkeypatch):

@@ -11,6 +11,7 @@ from PIL import Image
 from refer_files import write_refer
 
 from ris.reference.training.command import main
+from ris.reference.training.loop import computes_bf16
 
 FAST = ["--preset", "tiny", "--batch-images", "2", "--batch-expressions", "2", "--workers", "0", "--threads", "2"]
 
@@ -29,6 +30,7 @@ def test_scenes_then_on_from_where_it_stopped(tmp_path):
     code, text = run("--out", out, "--steps", 3, "--stop", 1)
     assert code == 0, text
     assert "a new run, to step 3" in text
+    assert ("computes in FP32" in text) == (not computes_bf16(torch.device("cpu")))
     code, text = run("--out", out, "--steps", 3)
     assert code == 0, text
     assert "goes on at step 1" in text

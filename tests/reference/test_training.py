@@ -18,6 +18,7 @@ from ris.reference.checkpoint import WeightFiles, load_model
 from ris.reference.config import PRESETS
 from ris.reference.preprocess import token_ids
 from ris.reference.tokenizer import tokenizer_from
+from ris.reference.training import loop
 from ris.reference.training.data import RawBatch, batches, hide_words
 from ris.reference.training.features import FeatureStore
 from ris.reference.training.forward import ask, encode
@@ -35,6 +36,7 @@ from ris.reference.training.pretext import (
     sentence_loss,
     surroundings,
 )
+from ris.reference.training.publish import main as publish_command
 from ris.reference.training.publish import publish
 from ris.reference.training.recipe import RECIPES, LossWeights, Recipe
 from ris.reference.training.scene_source import SceneSource
@@ -372,6 +374,20 @@ def test_lessons_come_first_and_teach_the_encoders_alone(tmp_path, source, token
     plot_log(tmp_path / "log.jsonl", tmp_path / "log.png")
 
 
+@pytest.mark.parametrize(
+    ("features", "device", "expected"),
+    [
+        (("avx2", "avx512f", "avx512_vnni"), "cpu", False),
+        (("avx2", "avx512f", "avx512_bf16"), "cpu", True),
+        (("asimd", "bf16"), "cpu", True),
+        ((), "cuda", True),
+    ],
+)
+def test_bfloat16_is_for_processors_that_have_it(monkeypatch, features, device, expected):
+    monkeypatch.setattr(loop, "cpu_features", lambda: frozenset(features))
+    assert loop.computes_bf16(torch.device(device)) == expected
+
+
 def test_weights_to_give_away_are_half_the_size_and_say_the_same(tmp_path, source, tokenizer):
     run = trainer(tmp_path, source, tokenizer)
     run.save()
@@ -398,6 +414,27 @@ def test_weights_mixed_with_those_that_a_run_began_from(tmp_path):
     assert (mixed["w"].dtype, mixed["w"].unique().tolist(), mixed["n"].tolist()) == (torch.float16, [1.5], [7])
     with pytest.raises(CheckpointError, match=r"other.safetensors has no w of shape \(2, 3\): another model"):
         publish(files[0], files[3], files[2], 0.25)
+
+
+def test_publishing_from_the_command_line(tmp_path, monkeypatch, capsys):
+    run, start, out = (tmp_path / f"{name}.safetensors" for name in ("run", "start", "out"))
+    save_file({"w": torch.full((2, 3), 1.0)}, run)
+    save_file({"w": torch.full((2, 3), 3.0)}, start)
+
+    def command(*arguments):
+        monkeypatch.setattr("sys.argv", ["publish", *map(str, arguments)])
+        publish_command()
+
+    command(run, out, "--began-from", start, "--share", "0.25")
+    assert load_file(out)["w"].unique().tolist() == [1.5]
+    assert "out.safetensors: 0.0 MB" in capsys.readouterr().out
+    for wrong in (["--share", "0.25"], ["--began-from", start], ["--began-from", start, "--share", "1.5"]):
+        with pytest.raises(SystemExit):
+            command(run, out, *wrong)
+        assert "belong together" in capsys.readouterr().err
+    start.write_bytes(b"torn")
+    with pytest.raises(SystemExit, match="Error: "):
+        command(run, out, "--began-from", start, "--share", "0.25")
 
 
 def test_another_recipe_does_not_go_on_with_the_state(tmp_path, source, tokenizer):

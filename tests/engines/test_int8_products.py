@@ -1,0 +1,85 @@
+"""INT8 products keep their sums: CPUs without VNNI instructions add pairs of products in 16 bits if they are let."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from ris.engines import EngineOptions, Graph, TensorSpec, create
+
+ROWS, LENGTH, COLUMNS = 16, 64, 32
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def product(folder, weights):
+    """y = x W as `ris-calibrate int8` writes it, all scales 1: x is rounded to int8, W is int8."""
+    values = {
+        "one": np.float32(1), "zero": np.int8(0), "w": weights,
+        "w_scales": np.ones(COLUMNS, np.float32), "w_zeros": np.zeros(COLUMNS, np.int8),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["x_int8"]),
+        helper.make_node("DequantizeLinear", ["x_int8", "one", "zero"], ["x_back"]),
+        helper.make_node("DequantizeLinear", ["w", "w_scales", "w_zeros"], ["w_back"], axis=1),
+        helper.make_node("MatMul", ["x_back", "w_back"], ["y"]),
+    ]
+    shapes = {"x": (ROWS, LENGTH), "y": (ROWS, COLUMNS)}
+    inputs, outputs = ([helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name])] for name in "xy")
+    stored = [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "product", inputs, outputs, stored),
+        opset_imports=[helper.make_opsetid("", 20)], ir_version=9,
+    )  # fmt: skip
+    onnx.save(model, folder / "product.onnx")
+    specs = [(TensorSpec(name, "float32", shapes[name]),) for name in "xy"]
+    return Graph("product", folder / "product.onnx", *specs, int8=True)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("values", ["largest", "random"])
+def test_sums_do_not_overflow(tmp_path, engine, values):
+    pytest.importorskip(engine)
+    rng = np.random.default_rng(0)
+    x = np.full((ROWS, LENGTH), 127, np.float32)
+    weights = np.full((LENGTH, COLUMNS), 127, np.int8)
+    if values == "random":
+        x = rng.integers(-127, 128, x.shape).astype(np.float32)
+        weights = rng.integers(-127, 128, weights.shape).astype(np.int8)
+    graph = product(tmp_path, weights)
+    runner = create(engine, EngineOptions())
+    with runner.open(graph, runner.compile(graph)) as session:
+        np.testing.assert_array_equal(session.run({"x": x})["y"], x @ weights.astype(np.float32))
+
+
+def test_openvino_compiles_int8_graphs_for_what_the_cpu_can(tmp_path, monkeypatch):
+    """With and without VNNI, told apart in the cache, and only for graphs that have INT8 products."""
+    openvino = pytest.importorskip("openvino")
+    from ris.engines import openvino as module
+
+    asked = []
+    compiles = openvino.Core.compile_model
+    monkeypatch.setattr(
+        openvino.Core, "compile_model", lambda core, model, device, settings: asked.append(settings)
+        or compiles(core, model, device, settings)
+    )  # fmt: skip
+    graph = product(tmp_path, np.full((LENGTH, COLUMNS), 3, np.int8))
+    plain = Graph("plain", graph.path, graph.inputs, graph.outputs)
+    built = []
+    for overflows in (True, False):
+        monkeypatch.setattr(module, "int8_overflows", lambda overflows=overflows: overflows)
+        for one in (graph, plain):
+            engine = create("openvino")
+            made = engine.build(one)
+            built.append(made.artifact)
+            with engine.open(one, made.artifact) as session:
+                widened = overflows and one is graph
+                assert ("CPU int8" in session.info.nodes) != widened
+                assert session.info.precision == ("fp32" if widened else "int8")
+    assert ["LP_TRANSFORMS_MODE" in settings for settings in asked] == [True, False, False]
+    assert len(set(built)) == 3
