@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from ris.engines.errors import CheckpointError, RisError
 from ris.reference.checkpoint import WeightFiles, load_model
@@ -36,7 +35,6 @@ from ris.reference.training.pretext import (
     sentence_loss,
     surroundings,
 )
-from ris.reference.training.publish import main as publish_command
 from ris.reference.training.publish import publish
 from ris.reference.training.recipe import RECIPES, LossWeights, Recipe
 from ris.reference.training.scene_source import SceneSource
@@ -402,39 +400,6 @@ def test_weights_to_give_away_are_half_the_size_and_say_the_same(tmp_path, sourc
     run.save()
     with pytest.raises(CheckpointError, match=r"lang_mlp.weight has values that float16 cannot hold"):
         publish(tmp_path / "model.safetensors", tmp_path / "half.safetensors")
-
-
-def test_weights_mixed_with_those_that_a_run_began_from(tmp_path):
-    files = [tmp_path / f"{name}.safetensors" for name in ("run", "start", "other", "out")]
-    for file, value in zip(files, (1.0, 3.0, 3.0), strict=False):
-        shape = (2, 3) if file.stem != "other" else (3, 2)
-        save_file({"w": torch.full(shape, value), "n": torch.tensor([7])}, file)
-    publish(files[0], files[3], files[1], 0.25)
-    mixed = load_file(files[3])
-    assert (mixed["w"].dtype, mixed["w"].unique().tolist(), mixed["n"].tolist()) == (torch.float16, [1.5], [7])
-    with pytest.raises(CheckpointError, match=r"other.safetensors has no w of shape \(2, 3\): another model"):
-        publish(files[0], files[3], files[2], 0.25)
-
-
-def test_publishing_from_the_command_line(tmp_path, monkeypatch, capsys):
-    run, start, out = (tmp_path / f"{name}.safetensors" for name in ("run", "start", "out"))
-    save_file({"w": torch.full((2, 3), 1.0)}, run)
-    save_file({"w": torch.full((2, 3), 3.0)}, start)
-
-    def command(*arguments):
-        monkeypatch.setattr("sys.argv", ["publish", *map(str, arguments)])
-        publish_command()
-
-    command(run, out, "--began-from", start, "--share", "0.25")
-    assert load_file(out)["w"].unique().tolist() == [1.5]
-    assert "out.safetensors: 0.0 MB" in capsys.readouterr().out
-    for wrong in (["--share", "0.25"], ["--began-from", start], ["--began-from", start, "--share", "1.5"]):
-        with pytest.raises(SystemExit):
-            command(run, out, *wrong)
-        assert "belong together" in capsys.readouterr().err
-    start.write_bytes(b"torn")
-    with pytest.raises(SystemExit, match="Error: "):
-        command(run, out, "--began-from", start, "--share", "0.25")
 
 
 def test_another_recipe_does_not_go_on_with_the_state(tmp_path, source, tokenizer):
