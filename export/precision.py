@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +36,21 @@ WHOLE: dict[Precision, dict[str, str]] = {"fp32": {}, "bf16": BF16_FP32_GRAPHS, 
 """By a bundle's precision: the graphs that stay FP32, and why."""
 # What stays FP32 in the others, and why: modules by a part of their path in `export.graphs`, and ONNX operators.
 ISLAND_MODULES = {
+    "patches": "SAM's patch embedding: under 1 % of the operations, and every block hands its rounding on",
+    "conv1": "CLIP's patch embedding: under 1 % of the operations, and every block hands its rounding on",
+    "neck": "SAM's neck: under 1 % of the operations, and a fifth of what FP16 costs the embedding",
     "pwam.image_lang_att": "PWAM's attention: its instance norms subtract means that are large beside the rest, which "
     "FP16 has rounded away by then",
+    "pwam": "PWAM: a few products, and all that follows reads what they give",
+    "sparse": "the sparse prompt: a few products of a few tokens, which go straight into the mask decoder",
+    "project_category": "the category's query: a few products of one token, which the sparse prompt is made of",
     "self_attn.grid": "where deformable attention samples: FP16 is 0.03 pixels off at pixel 48",
     "self_attn.neighbours": "which pixels those are: FP16 counts to 2048",
 }
+QUICK_GELU = "CLIP's QuickGELU: three operators, which FP16 would round three times"
 RESIDUAL = "residual sum, as in torch.autocast: rounding it once a layer adds up to a third of an encoder's error"
+BETWEEN = "between nodes that stay FP32: FP16 would be two casts and a rounding"
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 ISLAND_OPERATORS = {
     "LayerNormalization": "as in torch.autocast",
     "GridSample": "where it samples: FP16 is 0.03 pixels off at pixel 48",
@@ -57,14 +67,35 @@ def islands(path: Path, scopes: dict[str, list[str]]) -> dict[str, str]:
     found = {}
     given = {tensor.name for tensor in model.graph.initializer}
     given |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    beside_sigmoid = {
+        name for node in model.graph.node if node.op_type == "Sigmoid" for name in (*node.input, *node.output)
+    }
     for node in model.graph.node:
         inside = [m for m in ISLAND_MODULES if any(f".{m}." in f".{s}." for s in scopes.get(node.name, []))]
         if inside:
             found[node.name] = ISLAND_MODULES[inside[0]]
         elif node.op_type in ISLAND_OPERATORS:
             found[node.name] = ISLAND_OPERATORS[node.op_type]
+        elif node.op_type in ("Mul", "Sigmoid") and not beside_sigmoid.isdisjoint((*node.input, *node.output)):
+            found[node.name] = QUICK_GELU
         elif node.op_type == "Add" and given.isdisjoint(node.input) and not _in_attention(scopes.get(node.name, [])):
             found[node.name] = RESIDUAL
+    return found | dict.fromkeys(sorted(_between(model.graph, found.keys())), BETWEEN)
+
+
+def _between(graph: onnx.GraphProto, islands: AbstractSet[str]) -> set[str]:
+    """The nodes that exchange floats with islands and with one another alone, products aside."""
+    floats = {v.name for v in graph.value_info if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    writers = {name: node for node in graph.node for name in node.output}
+    partners: dict[str, set[str]] = {}
+    for node in graph.node:
+        for writer in (writers[name] for name in node.input if name in floats and name in writers):
+            partners.setdefault(node.name, set()).add(writer.name)
+            partners.setdefault(writer.name, set()).add(node.name)
+    products = {node.name for node in graph.node if node.op_type in _PRODUCTS}
+    found = partners.keys() - products - islands
+    while outside := {name for name in found if not partners[name] <= found | islands}:
+        found -= outside
     return found
 
 
@@ -150,10 +181,14 @@ def _skip_casts_there_and_back(model: onnx.ModelProto) -> None:
             node.input[i] = full.get(name, name)
         if node.op_type == "Cast" and node.output[0] in full and node.output[0] in outputs:
             node.CopyFrom(onnx.helper.make_node("Identity", [full[node.output[0]]], node.output, node.name))
-    used = {name for node in model.graph.node for name in node.input} | outputs
-    for node in list(model.graph.node):
-        if node.op_type == "Cast" and node.output[0] not in used:
+    while unused := _unused_casts(model.graph):
+        for node in unused:
             model.graph.node.remove(node)
+
+
+def _unused_casts(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    return [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in used]
 
 
 def save_with_data(model: onnx.ModelProto, path: Path) -> None:

@@ -53,6 +53,10 @@ def test_weights_are_those_of_table_2(bundle):
     assert 303 < millions["clip_image_encoder"] < 304.3
     assert 89 < millions["sam_image_encoder"] < 93
     assert 108 < millions["text_encoder"] < 109.1
+    for stage in ("sam_image_encoder", "clip_image_encoder", "fusion"):
+        size = (bundle / f"graphs/{stage}.onnx.data").stat().st_size
+        print(f"{stage}: {size / (1e6 * millions[stage]):.3f} bytes a weight")
+        assert size < 2.1e6 * millions[stage], "islands are a twentieth of the weights at most"
 
 
 @pytest.mark.parametrize("arithmetic", ["of ONNX Runtime's CPU", "true FP16"])
