@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ris.engines.processor import has_vnni
+
 
 def products(left: np.ndarray, right: np.ndarray, threads: int | None) -> dict[str, Callable[[], Any]]:
     """By precision, a call that multiplies left [M, K] by right [N, K] transposed, each run once already."""
@@ -23,6 +25,8 @@ def products(left: np.ndarray, right: np.ndarray, threads: int | None) -> dict[s
     }
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         del calls["bf16"]  # emulated there, which says nothing about the machine
+    if not has_vnni():
+        del calls["int8"]  # plain loops there, a hundred times as slow as FP32
     with torch.inference_mode():
         for name in list(calls):
             try:

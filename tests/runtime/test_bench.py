@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from ris.engines.errors import RisError
+from ris.export import torch_rates
 from ris.runtime.bench.report import PER_EXPRESSION, BenchReport, Inputs, Measured, Spread, read_report
 from ris.runtime.bench.run import IMAGES, Alternative, Worker, WorkerError
 from ris.runtime.bench.show import compare, markdown, warnings
@@ -81,6 +83,16 @@ def test_every_round_in_new_processes(tiny_bundle, folder, monkeypatch):
     assert kinds.count("bundle") == 2 * (1 + 1 + 2)  # a start that compiles, one to learn what runs, two rounds
     assert all(worker._process.poll() is not None for _, worker in started)
     assert "each round in new processes" in (folder / "anew.md").read_text()
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+def test_int8_products_in_plain_loops_are_no_floor(monkeypatch, vnni):
+    """PyTorch without VNNI: over a minute for a product that takes FP32 half a second."""
+    monkeypatch.setattr(torch_rates, "has_vnni", lambda: vnni)
+    ones = np.ones((16, 32), np.float32)
+    calls = torch_rates.products(ones, ones, threads=None)
+    assert ("int8" in calls) == vnni
+    assert all(call().shape == (16, 16) for call in calls.values())
 
 
 def test_for_people(done, folder):
