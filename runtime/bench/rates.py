@@ -2,7 +2,7 @@
 
 Libraries that are there are asked for a product of the shape of a large layer (2048 x 1024 by 1024 x 4096): numpy in
 FP32, OpenVINO and, where it is installed, PyTorch in FP32, bfloat16 and INT8. A library that would compute in another
-precision than it was asked for is left out.
+precision than it was asked for, or in plain loops, is left out.
 """
 
 from __future__ import annotations
