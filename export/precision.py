@@ -43,7 +43,7 @@ ISLAND_MODULES = {
     "FP16 has rounded away by then",
     "pwam": "PWAM: a few products, and all that follows reads what they give",
     "sparse": "the sparse prompt: a few products of a few tokens, which go straight into the mask decoder",
-    "project_category": "the category's query: a few products of one token, which the sparse prompt is made of",
+    "project_category": "the category's query: a product of one token, which the sparse prompt is made of",
     "self_attn.grid": "where deformable attention samples: FP16 is 0.03 pixels off at pixel 48",
     "self_attn.neighbours": "which pixels those are: FP16 counts to 2048",
 }
