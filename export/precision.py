@@ -86,12 +86,12 @@ def islands(path: Path, scopes: dict[str, list[str]]) -> dict[str, str]:
 def _between(graph: onnx.GraphProto, islands: AbstractSet[str]) -> set[str]:
     """The nodes that exchange floats with islands and with one another alone, products aside."""
     floats = {v.name for v in graph.value_info if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
-    writers = {name: node for node in graph.node for name in node.output}
+    writers = {name: node.name for node in graph.node for name in node.output}
     partners: dict[str, set[str]] = {}
     for node in graph.node:
         for writer in (writers[name] for name in node.input if name in floats and name in writers):
-            partners.setdefault(node.name, set()).add(writer.name)
-            partners.setdefault(writer.name, set()).add(node.name)
+            partners.setdefault(node.name, set()).add(writer)
+            partners.setdefault(writer, set()).add(node.name)
     products = {node.name for node in graph.node if node.op_type in _PRODUCTS}
     found = partners.keys() - products - islands
     while outside := {name for name in found if not partners[name] <= found | islands}:

@@ -79,9 +79,9 @@ def test_what_lies_at_the_graphs_ends_is_never_half(half):
         ("fusion", "clip_tokens", "pwam.project_mm.0.bias"),
         ("fusion", "sparse.ca.norm.weight", "sparse_prompt"),
     ):
-        graph = onnx.load(half.graph(stage).path, load_external_data=False).graph
-        kinds = types(onnx.load(half.graph(stage).path, load_external_data=False))
-        names = _on_the_way(graph, first, last)
+        model = onnx.load(half.graph(stage).path, load_external_data=False)
+        kinds = types(model)
+        names = _on_the_way(model.graph, first, last)
         assert len(names) > 2, (stage, first, last)
         assert not [name for name in names if kinds.get(name) == TensorProto.FLOAT16], (stage, first, last)
     reasons = half.manifest.graphs["fusion"].fp32_islands.values()
@@ -121,7 +121,7 @@ def test_an_island_reads_what_was_never_rounded(half):
 
 
 def test_little_more_than_half_the_size(half, tiny_bundle):
-    """A hundredth more at full size (test_full_size.py); the tiny model has a larger share in islands."""
+    """Islands have FP32 weights; how many at full size is in test_full_size.py."""
 
     def weights(bundle):
         return sum((bundle.path / f"graphs/{s}.onnx.data").stat().st_size for s in HALF)
