@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SERVING ?= .venv-serving
-PACKAGES := reference export calibration engines runtime serving
+PACKAGES := calibration data engines evaluation export reference runtime serving training
 
 .PHONY: demo test test-serving cpp cpp-sanitize cpp-aarch64 fuzz lint format bench clean
 
@@ -94,7 +94,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	@mkdir -p build/types/ris
 	@for name in $(PACKAGES); do ln -sfn ../../../$$name build/types/ris/$$name; done
-	MYPYPATH=build/types $(BIN)/mypy --explicit-package-bases -p ris.reference -p ris.export -p ris.calibration -p ris.engines -p ris.runtime -p ris.serving
+	MYPYPATH=build/types $(BIN)/mypy --explicit-package-bases $(PACKAGES:%=-p ris.%)
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -1,5 +1,1 @@
-"""What a model is trained, calibrated and measured with.
-
-`scenes` draws pictures with referring expressions and exact masks. Activation ranges, FP16 islands chosen by
-measurement and INT8 are still to come.
-"""
+"""What the numbers inside a model do, and what FP16 and INT8 make of them: ranges, emulation, calibration."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ris.calibration.evaluation.samples import scene_images
+from ris.data.samples import scene_images
 from ris.engines.errors import ImageError
 from ris.runtime.image import load_rgb
 from ris.runtime.requests import Request

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ris.calibration.scenes import make_scene
+from ris.data.scenes import make_scene
 from ris.runtime import BUILT_IN, load
 from ris.runtime.masks import overlay
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ris.calibration.evaluation.run import Answer
+from ris.evaluation.run import Answer
 from ris.export.sources import rebuild_model
 from ris.reference.categories import COCO_PANOPTIC
 from ris.reference.checkpoint import WeightFiles, load_model

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ris.calibration.scenes import make_samples, make_scene
+from ris.data.scenes import make_samples, make_scene
 
 EXPRESSIONS = ("left man", "the red ball on the right", "second car from the right")
 CATEGORIES = ("person", "sports ball", "car")

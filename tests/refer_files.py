@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 from PIL import Image
 
-from ris.calibration.scenes import make_samples, make_scene
+from ris.data.scenes import make_samples, make_scene
 from ris.runtime.masks import encode_rle
 
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}, {"id": 18, "name": "dog"}]

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from conftest import REPO
-from ris.calibration.evaluation.run import BundleSegmenter, evaluate
-from ris.calibration.evaluation.samples import scene_images
-from ris.calibration.scenes import make_scene
+from ris.data.samples import scene_images
+from ris.data.scenes import make_scene
+from ris.evaluation.run import BundleSegmenter, evaluate
 from ris.export import sources
 from ris.export.command import main as export
 from ris.export.sample import sample_scene

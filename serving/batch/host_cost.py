@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from ris.calibration.evaluation.samples import scene_images
+from ris.data.samples import scene_images
 from ris.runtime.bundle import Preprocess, SquareImage
 from ris.runtime.image import prepare_image
 from ris.runtime.masks import encode_rle, mask_from_logits

@@ -12,7 +12,7 @@ from PIL import Image
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ris.calibration.evaluation.samples import scene_images
+from ris.data.samples import scene_images
 from ris.engines.errors import ImageError, RisError
 from ris.serving.answering import Answerer
 from ris.serving.page.answers import answer, refusal, running

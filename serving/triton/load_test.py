@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from ris.calibration.evaluation.samples import scene_images
+from ris.data.samples import scene_images
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
 from ris.runtime.commands.console import track

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from libris_helper import REPO, mask_iou, run
-from ris.calibration.scenes import make_samples, make_scene
+from ris.data.scenes import make_samples, make_scene
 from ris.runtime import load
 from ris.runtime.image import load_rgb
 from ris.runtime.results import ResultWriter

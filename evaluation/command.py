@@ -1,0 +1,116 @@
+"""`ris-eval`: what a bundle, or the PyTorch model, scores, and `ris-eval compare`: what differs between several."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ris.engines.errors import RisError
+from ris.evaluation.asking import (
+    Asked,
+    evaluate_showing,
+    open_bundle_to_ask,
+    open_reference,
+    sample_options,
+)
+from ris.evaluation.compare_command import compare
+from ris.evaluation.metrics import PROTOCOLS
+from ris.evaluation.run import Evaluation
+from ris.runtime.commands.console import DefaultGroup, RisCommand, find_bundle
+from ris.runtime.commands.running import Running
+from ris.runtime.commands.weight_files import require_flag, weight_file_options
+
+
+@click.group(cls=DefaultGroup)
+def main() -> None:
+    """Says what a model scores; `ris-eval run --help` and `ris-eval compare --help` have the options.
+
+    \b
+    Examples:
+      ris-eval ris-bundle                        one model: the same as ris-eval run ris-bundle
+      ris-eval compare fp32-bundle fp16-bundle   several over the same samples, as a report with pictures
+    """
+
+
+@main.command(cls=RisCommand)
+@click.argument("bundle", required=False, type=click.Path())
+@sample_options
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False),
+              help="A folder for every answer; an evaluation that was stopped goes on from it.")  # fmt: skip
+@click.option("--restart", is_flag=True, help="Throw away what --out has.")
+@click.option("--pytorch", is_flag=True, help="Evaluate the PyTorch model of --checkpoint instead of a bundle.")
+@weight_file_options("--pytorch")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def run(
+    bundle: str | None,
+    asked: Asked,
+    running: Running,
+    out: Path | None,
+    restart: bool,
+    pytorch: bool,
+    as_json: bool,
+    **files: Path | None,
+) -> None:
+    """Says what BUNDLE scores, by kind of expression. BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle, then the
+    built-in demo.
+
+    Scenes are drawn, the same on every machine; their held-out split has things, backgrounds and phrasings that
+    training never saw. docs/evaluation.md says how each benchmark counts.
+
+    \b
+    Examples:
+      ris-eval ris-bundle --samples 200
+      ris-eval ris-bundle --data grefcoco --root data --split val --out results
+      ris-eval --pytorch --checkpoint checkpoints/demo/model.safetensors
+    """
+    require_flag(files, "--pytorch", pytorch)
+    if restart and out is None:
+        raise RisError("--restart throws away what --out has; there is no --out")
+    if pytorch and bundle:
+        raise RisError("give a bundle or --pytorch, not both")
+    if pytorch and asked.features:
+        raise RisError("--features keeps what a bundle's encoders give; it does not go with --pytorch")
+    if pytorch and running.chosen:
+        raise RisError("--engine, --device and --compute run a bundle; they do not go with --pytorch")
+    cache = asked.cache()
+    if pytorch:
+        model = open_reference(files, running.threads)
+    else:
+        model = open_bundle_to_ask(find_bundle(bundle), running, cache)
+    with model as opened:
+        found = evaluate_showing(asked, opened, out, restart)
+    if cache is not None:
+        click.echo(f"{cache.hits} images were encoded before, {cache.misses} were not", err=True)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+    else:
+        _print(opened[0], found)
+
+
+def _print(name: str, found: Evaluation) -> None:
+    protocol = PROTOCOLS[found.protocol]
+    where = {"image": "the image's own size", "model": "the model's square"}.get(found.at, f"{found.at}x{found.at}")
+    table = Table(title=name, caption=f"{protocol.source}; masks compared at {where}")
+    table.add_column("kind")
+    for metric in protocol.metrics:
+        table.add_column(metric, justify="right")
+    for kind, scores in found.kinds.items():
+        cells = [scores.get(metric) for metric in protocol.metrics]
+        table.add_row(kind, *("" if v is None else f"{v:.0f}" if v > 1 else f"{v:.3f}" for v in cells))
+    Console(width=110).print(table)
+    for metric, meaning in protocol.metrics.items():
+        click.echo(f"{metric}: {meaning}")
+    if found.mirrored is not None:
+        m = found.mirrored
+        click.echo(
+            f"left and right: {m.pairs} expressions asked with the words swapped too: {m.right:.3f} of the answers "
+            f"right (IoU above 0.5), {m.moved:.3f} of the masks moved"
+        )
+
+
+main.add_command(compare)

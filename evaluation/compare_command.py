@@ -1,0 +1,122 @@
+"""`ris-eval compare`. Thin over `compare_runs` and `write_report`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from ris.data.samples import read_image
+from ris.data.scenes import Split, make_scene
+from ris.engines.errors import RisError
+from ris.evaluation.asking import (
+    Asked,
+    evaluate_showing,
+    open_bundle_to_ask,
+    sample_options,
+)
+from ris.evaluation.compare import Comparison, Run, compare_runs
+from ris.evaluation.metrics import PROTOCOLS
+from ris.evaluation.report import require_matplotlib, to_dict, write_report
+from ris.evaluation.results import SETUP
+from ris.evaluation.sources import SampleSource
+from ris.runtime.bundle import MANIFEST
+from ris.runtime.commands.console import RisCommand, disk_errors
+from ris.runtime.commands.running import Running
+
+
+@click.command(cls=RisCommand)
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("ris-comparison"),
+              show_default=True, help="The folder for report.html, report.json and samples.csv.")  # fmt: skip
+@click.option("--restart", is_flag=True, help="Throw away the answers that --out has.")
+@click.option("--worst", type=click.IntRange(0), default=12, show_default=True, help="Disagreements to show.")
+@sample_options
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def compare(
+    models: tuple[Path, ...],
+    out: Path,
+    restart: bool,
+    worst: int,
+    asked: Asked,
+    running: Running,
+    as_json: bool,
+) -> None:
+    """What differs between MODELS, each a bundle or a folder of `ris-eval --out`; the first is what the others are
+    measured against.
+
+    Bundles are evaluated first, on what --data says; their answers stay in the report's folder, and a comparison that
+    was stopped goes on from there. Results of other engines, or of the PyTorch model, come from `ris-eval --out`.
+
+    \b
+    Examples:
+      ris-eval compare fp32-bundle fp16-bundle --samples 500
+      ris-eval --pytorch --checkpoint model.safetensors --out reference
+      ris-eval compare reference fp32-bundle --out report
+    """
+    if len(models) < 2:
+        raise RisError("give two models or more to compare")
+    require_matplotlib()
+    cache = asked.cache()
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    runs: list[Run] = []
+    for number, model in enumerate(models, 1):
+        folder = model
+        if (model / MANIFEST).exists():
+            folder = out / "answers" / f"{number}-{model.name}"
+            with open_bundle_to_ask(model, running, cache) as opened:
+                evaluate_showing(asked, opened, folder, restart)
+        elif not (model / SETUP).exists():
+            raise RisError(f"{model} is neither a bundle nor a folder of ris-eval --out")
+        run = Run.read(folder)
+        if run.name in {other.name for other in runs}:
+            run = dataclasses.replace(run, name=f"{run.name} ({number})")
+        runs.append(run)
+    source = SampleSource(**{**runs[0].samples, "samples": runs[0].samples["samples"] or 1})
+    found = compare_runs(runs, asked.protocol or source.protocol, asked.threshold)
+    with disk_errors(out):
+        files = write_report(found, out, worst, _pictures(source))
+    if as_json:
+        click.echo(json.dumps(to_dict(found), indent=2))
+        return
+    _print(found)
+    click.echo(f"Wrote {', '.join(map(str, files))}")
+
+
+def _pictures(source: SampleSource) -> Callable[[str], NDArray[np.uint8] | None]:
+    """Finds an image by its name in the results."""
+    if source.data == "scenes":
+        split: Split = "train" if source.split == "train" else "heldout"
+        return lambda name: make_scene(int(name.rsplit("-", 1)[1]), split, 256).image
+    try:
+        read, _ = source.read()
+    except RisError as error:
+        click.echo(f"The pictures are left out: {error}", err=True)
+        return lambda name: None
+    assert read is not None
+    paths = {image.name: image.path for image in read.images}
+    return lambda name: read_image(paths[name]) if name in paths else None
+
+
+def _print(found: Comparison) -> None:
+    table = Table(title=f"{len(found.runs[0].answers)} expressions, against {found.runs[0].name}")
+    for column in ("metric", *(run.name for run in found.runs)):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for metric in PROTOCOLS[found.protocol].metrics:
+        first = found.scores[0]["all"].get(metric)
+        if metric == "samples" or first is None:
+            continue
+        cells = [f"{first:.4f}"]
+        for scores, differences in zip(found.scores[1:], found.differences, strict=True):
+            d = differences[metric]
+            cells.append(f"{scores['all'][metric]:.4f}  {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]")
+        table.add_row(metric, *cells)
+    Console(width=max(110, 40 * len(found.runs))).print(table)

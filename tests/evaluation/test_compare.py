@@ -1,0 +1,146 @@
+"""`ris-eval compare`: the differences, how sure they are, and the report."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from ris.engines.errors import RisError
+from ris.evaluation.command import main
+from ris.evaluation.compare import Run, compare_runs
+from ris.evaluation.report import write_report
+from ris.evaluation.results import Answered
+from ris.runtime.masks import encode_rle
+
+SAMPLES = {"data": "scenes", "split": None, "samples": 2000, "root": None, "images": None}
+
+
+def answered(number, share, targeted=True, no_target=None):
+    """A truth of 100 pixels, of which the mask has this share."""
+    mask = np.zeros((20, 20), bool)
+    truth = np.zeros((20, 20), bool)
+    truth.flat[:100] = targeted
+    mask.flat[: round(100 * share)] = True
+    return Answered(
+        expression=f"thing {number}", kind="plain" if number % 2 else "position", targeted=targeted,
+        intersection=int((mask & truth).sum()), predicted=int(mask.sum()), truth=int(truth.sum()), no_target=no_target,
+        height=20, width=20, mask=encode_rle(mask)["counts"], truth_mask=encode_rle(truth)["counts"],
+    )  # fmt: skip
+
+
+def run_of(name, shares, per_image=4):
+    answers = tuple(answered(i, share) for i, share in enumerate(shares))
+    return Run(name, SAMPLES, "image", tuple(f"heldout-{i // per_image}" for i in range(len(shares))), answers)
+
+
+def test_differences_and_their_intervals():
+    rng = np.random.default_rng(0)
+    shares = rng.uniform(0.3, 0.9, 400)
+    first, same = run_of("first", shares), run_of("same", shares)
+    better = run_of("better", shares + 0.05)
+    noisy = run_of("noisy", np.clip(shares + rng.normal(0, 0.1, 400), 0, 1))
+    found = compare_runs([first, same, better, noisy], "refcoco", 0.5)
+    miou = [own["miou"] for own in found.differences]
+    assert (miou[0].value, miou[0].low, miou[0].high) == (0, 0, 0)
+    assert miou[1].value == pytest.approx(0.05, abs=2e-3)
+    assert miou[1].high - miou[1].low < 2e-3  # the same gain everywhere: paired draws see it exactly
+    assert miou[2].low < miou[2].value < miou[2].high
+    spread = np.std([a.intersection - b.intersection for a, b in zip(noisy.answers, first.answers, strict=True)]) / 100
+    assert miou[2].high - miou[2].low == pytest.approx(2 * 1.96 * spread / np.sqrt(400), rel=0.15)
+    assert found.scores[0]["all"]["miou"] == pytest.approx(np.mean(np.round(100 * shares) / 100))
+    assert found.scores[0].keys() == {"all", "plain", "position"}
+    again = compare_runs([first, same, better, noisy], "refcoco", 0.5)
+    assert again.differences == found.differences
+
+
+def test_images_are_drawn_whole():
+    """Expressions of an image that fail together make the interval wider than as many independent ones."""
+    rng = np.random.default_rng(1)
+    flags = np.repeat(rng.random(100) < 0.5, 4)
+    first, other = [0.8] * 400, np.where(flags, 0.8, 0.2)
+    together = compare_runs([run_of("a", first), run_of("b", other)], "refcoco", 0.5).differences[0]["miou"]
+    alone = compare_runs([run_of("a", first, 1), run_of("b", other, 1)], "refcoco", 0.5).differences[0]["miou"]
+    assert (together.high - together.low) == pytest.approx(2 * (alone.high - alone.low), rel=0.2)
+
+
+def test_other_samples_are_refused():
+    a = run_of("a", [0.5] * 8)
+    with pytest.raises(RisError, match="'a' and 'b' were not asked the same: 8 and 4 expressions, 4 of them"):
+        compare_runs([a, run_of("b", [0.5] * 4)], "refcoco", 0.5)
+    other = replace(a, name="c", answers=(replace(a.answers[0], truth=99), *a.answers[1:]))
+    with pytest.raises(RisError, match="2 of them in one only"):
+        compare_runs([a, other], "refcoco", 0.5)
+
+
+def test_the_report(tmp_path):
+    """Self-contained, escaped, with the right pictures and files."""
+    first, second = run_of("<one>", [0.9, 0.8, 0.7, 0.6]), run_of("two", [0.9, 0.1, 0.7, 0.5])
+    refused = replace(second.answers[0], no_target=0.9)
+    second = replace(second, answers=(refused, *second.answers[1:]))
+    found = compare_runs([first, second], "grefcoco", 0.5, resamples=20)
+    assert found.worst(10) == [0, 1, 3]
+    assert found.ious[1].tolist() == [0.0, 0.1, 0.7, 0.5]
+    asked = []
+    files = write_report(found, tmp_path, 2, lambda name: asked.append(name) or np.zeros((40, 40, 3), np.uint8))
+    page = files[0].read_text()
+    assert asked == ["heldout-0", "heldout-0"]
+    assert "<one>" not in page
+    assert "&lt;one&gt;" in page
+    assert "(refused)" in page
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", page)  # nothing is fetched from anywhere
+    pictures = [base64.b64decode(code) for code in re.findall(r"base64,([^\"]+)", page)]
+    assert len(pictures) == 3 + 2 * 3  # histograms, curve, scatter; truth and two masks for each case
+    for picture in pictures:
+        Image.open(io.BytesIO(picture)).verify()
+    panels = [np.asarray(Image.open(io.BytesIO(p)).convert("RGB")) for p in pictures[3:]]
+    assert not panels[2].any()  # refused: the picture alone
+    assert (panels[0].max(-1) > 0).sum() == 100
+    report = json.loads(files[1].read_text())
+    assert report["runs"][1]["against_first"]["giou"]["value"] == pytest.approx((0 + 0.1 + 0.7 + 0.5 - 3.0) / 4)
+    rows = list(csv.reader(files[2].open()))
+    assert rows[0] == ["image", "expression", "kind", "targeted", "iou: <one>", "iou: two", "no target: <one>",
+                       "no target: two"]  # fmt: skip
+    assert rows[1] == ["heldout-0", "thing 0", "position", "1", "0.900000", "0.000000", "", "0.9"]
+    assert len(rows) == 5
+
+
+def run(*arguments):
+    result = CliRunner().invoke(main, ["compare", *map(str, arguments)])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_two_precisions_side_by_side(tmp_path, tiny_bundle, tiny_fp16_bundle):
+    out = tmp_path / "report"
+    code, text, err = run(tiny_bundle, tiny_fp16_bundle, "--samples", 24, "--out", out, "--worst", 3)
+    assert code == 0, err
+    assert "report.html" in text
+    report = json.loads((out / "report.json").read_text())
+    assert [r["name"].split(", ")[1] for r in report["runs"]] == ["fp32", "fp16"]
+    assert abs(report["runs"][1]["against_first"]["miou"]["value"]) < 0.01
+    assert (out / "report.html").stat().st_size > 50_000
+    # the answers are kept: the same comparison again asks nothing, and folders compare like bundles
+    times = [path.stat().st_mtime_ns for path in sorted(out.glob("answers/*/results.jsonl"))]
+    folders = sorted((out / "answers").iterdir())
+    code, text, err = run(*folders, "--out", tmp_path / "second", "--json")
+    assert code == 0, err
+    assert json.loads(text) == report
+    assert times == [path.stat().st_mtime_ns for path in sorted(out.glob("answers/*/results.jsonl"))]
+
+
+def test_bad_input_is_a_sentence(tmp_path, tiny_bundle):
+    for arguments, words in (
+        ((tiny_bundle,), "two models or more"),
+        ((tiny_bundle, tmp_path), "neither a bundle nor a folder"),
+        ((tiny_bundle, tmp_path / "nosuch"), "does not exist"),
+    ):
+        code, _, err = run(*arguments, "--samples", 4, "--out", tmp_path / "out")
+        assert (code, words in " ".join(err.split())) == (2, True), err

@@ -1,0 +1,128 @@
+"""The losses (docs/model.md 20): main mask, DFAM's masks and embeddings by matched query, no-target, pretext."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ris.reference.model import RISModel
+from ris.training.forward import TrainingOutputs
+from ris.training.pretext import PretextHeads, pretext_loss, sentence_loss
+from ris.training.recipe import LossWeights
+from ris.training.targets import Targets
+
+
+def dice(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+    """1 - Dice of sigmoid(logits) with target over the last axis: [..., P] and [..., P] -> [...]."""
+    probability = logits.sigmoid()
+    overlap = (probability * target).sum(-1)
+    return 1 - (2 * overlap + smooth) / (probability.sum(-1) + target.sum(-1) + smooth)
+
+
+def mask_loss(mask_logits: Tensor, targets: Targets, weights: LossWeights) -> Tensor:
+    """The main term, at the model's square, averaged over expressions that have a target; 0 where none has."""
+    chosen = targets.present.nonzero()[:, 0]
+    if len(chosen) == 0:
+        return mask_logits.sum() * 0.0
+    masks = targets.masks[chosen]
+    logits = F.interpolate(mask_logits[chosen].float(), size=masks.shape[-2:], mode="bilinear", align_corners=False)
+    flat, truth = logits[:, 0].flatten(1), masks.flatten(1)
+    bce = F.binary_cross_entropy_with_logits(flat, truth)
+    return weights.mask_dice * dice(flat, truth).mean() + weights.mask_bce * bce
+
+
+def match(query_masks: Tensor, similarity: Tensor, truth: Tensor, index: Tensor, weights: LossWeights) -> Tensor:
+    """The query of each expression: [N] int64, the one with the lowest cost.
+
+    An expression has one target mask, so Hungarian matching comes down to the cheapest query. query_masks [B, Q, P]
+    logits, similarity [N, Q] logits with the own sentence, truth [N, P], index [N].
+    """
+    with torch.no_grad():
+        logits = query_masks[index]
+        pixels = logits.shape[-1]
+        bce = F.softplus(logits).mean(-1) - torch.einsum("nqp,np->nq", logits, truth) / pixels
+        cost = weights.dfam_bce * bce + weights.dfam_dice * dice(logits, truth[:, None])
+        return (cost - weights.vl * similarity.sigmoid()).argmin(1)
+
+
+def dfam_loss(model: RISModel, out: TrainingOutputs, targets: Targets, weights: LossWeights) -> tuple[Tensor, Tensor]:
+    """(mask terms, sentence term), each the mean over the initial queries and the three layers, times its weights."""
+    index = targets.image_index
+    height, width = out.query_masks[0].shape[-2:]
+    truth = F.adaptive_avg_pool2d(targets.masks[:, None], (height, width)).flatten(1)
+    chosen = targets.present.nonzero()[:, 0]
+    masks = vl = out.mask_logits.sum() * 0.0
+    rows = torch.arange(len(index), device=truth.device)
+    counted = ~targets.same | torch.eye(len(index), dtype=torch.bool, device=truth.device)
+    for logits, objects in zip(out.query_masks, out.objects, strict=True):
+        logits = logits.float().flatten(2)
+        projected = F.normalize(model.decoder.to_logits_bert(objects).float(), dim=-1)
+        sentences = F.normalize(out.sentences.float(), dim=-1)
+        similarity = projected @ sentences.T * model.decoder.logit_scale.exp()  # [N, Q, N]
+        best = match(logits, similarity.detach()[rows, :, rows], truth, index, weights)
+        label = torch.zeros_like(similarity)
+        label[chosen, best[chosen], chosen] = 1.0
+        # a pair that means the same thing is neither right nor wrong
+        use = counted[:, None].expand_as(similarity)
+        vl = vl + F.binary_cross_entropy_with_logits(similarity[use], label[use]) * similarity.shape[1]
+        if len(chosen):
+            picked = logits[index[chosen], best[chosen]]
+            bce = F.binary_cross_entropy_with_logits(picked, truth[chosen])
+            masks = masks + weights.dfam_bce * bce + weights.dfam_dice * dice(picked, truth[chosen]).mean()
+    layers = len(out.query_masks)
+    return masks / layers, weights.vl * vl / layers
+
+
+def no_target_loss(logits: Tensor, present: Tensor, weights: LossWeights) -> Tensor:
+    """Weighted cross entropy; class 1 means "no target"."""
+    classes = torch.tensor(weights.no_target_classes, dtype=torch.float32, device=logits.device)
+    return F.cross_entropy(logits.float(), (~present).long(), weight=classes)
+
+
+def dense_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets) -> Tensor:
+    """Dice and cross entropy of a mask read off the dense prompt [N, C, d, d], empty for expressions that have no
+    target."""
+    logits = heads.dense(dense_prompt).float()[:, 0].flatten(1)
+    height, width = dense_prompt.shape[-2:]
+    truth = F.adaptive_avg_pool2d(targets.masks[:, None], (height, width)).flatten(1)
+    return dice(logits, truth).mean() + F.binary_cross_entropy_with_logits(logits, truth)
+
+
+def relevance_loss(model: RISModel, out: TrainingOutputs, targets: Targets) -> Tensor:
+    """Cross entropy of what the no-target head says of each query with how much of that query's mask is meant.
+
+    The head's answer is the maximum over queries, through which one query at a time would learn.
+    """
+    each = model.decoder.no_target(out.objects[-1])[0].float()  # [N, Q, 2]
+    with torch.no_grad():
+        masks = out.query_masks[-1].float().sigmoid()
+        height, width = masks.shape[-2:]
+        truth = F.adaptive_avg_pool2d(targets.masks[:, None], (height, width)).flatten(1)
+        masks = masks.flatten(2)[targets.image_index]
+        meant = torch.einsum("nqp,np->nq", masks, truth) / masks.sum(-1).clamp(min=1e-3)
+    return F.binary_cross_entropy_with_logits(each[..., 0] - each[..., 1], meant.clamp(0, 1))
+
+
+def total_loss(
+    model: RISModel,
+    heads: PretextHeads | None,
+    out: TrainingOutputs,
+    targets: Targets,
+    weights: LossWeights,
+) -> tuple[Tensor, dict[str, float]]:
+    """The sum that is minimised and its parts by name, weighted."""
+    parts = {"mask": mask_loss(out.mask_logits, targets, weights)}
+    masks, vl = dfam_loss(model, out, targets, weights)
+    parts["dfam"], parts["vl"] = weights.dfam * masks, weights.dfam * vl
+    if out.no_target_logits is not None:
+        parts["no_target"] = weights.no_target * no_target_loss(out.no_target_logits, targets.present, weights)
+    if heads is not None and targets.things is not None and weights.pretext:
+        taught = pretext_loss(heads, out.image_embeddings, out.clip_tokens, targets)
+        taught["sentence"] = sentence_loss(heads, out.sentences, targets)
+        taught["dense"] = dense_loss(heads, out.dense_prompt, targets)
+        if out.no_target_logits is not None:
+            taught["relevance"] = 2 * relevance_loss(model, out, targets)
+        parts |= {name: weights.pretext * value for name, value in taught.items()}
+    total = torch.stack(list(parts.values())).sum()
+    return total, {name: float(value.detach()) for name, value in parts.items()}
