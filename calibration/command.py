@@ -1,4 +1,6 @@
-"""`ris-calibrate`: what the numbers in a bundle do. Thin over `measure_ranges`, `emulate_bundle`, `quantise_bundle`."""
+"""`ris-calibrate`: what the numbers in a bundle do. Thin over `measure_ranges`, `emulate_bundle`,
+`quantise_bundle`.
+"""
 
 from __future__ import annotations
 
@@ -49,12 +51,31 @@ def _require_onnx() -> None:
 @main.command(cls=RisCommand)
 @click.argument("bundle", required=False, type=click.Path())
 @click.argument("images", nargs=-1, type=click.Path())
-@click.option("-e", "--expression", "expressions", multiple=True, help="What to ask of IMAGES; may be repeated.")
-@click.option("--category", "categories", multiple=True, help="For models that ask by category; once per expression.")
 @click.option(
-    "--samples", type=click.IntRange(1), default=100, show_default=True, help="Without IMAGES: scenes' expressions."
+    "-e",
+    "--expression",
+    "expressions",
+    multiple=True,
+    help="What to ask of IMAGES; may be repeated.",
 )
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write all ranges to this JSON file.")
+@click.option(
+    "--category",
+    "categories",
+    multiple=True,
+    help="For models that ask by category; once per expression.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="Without IMAGES: scenes' expressions.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all ranges to this JSON file.",
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
 @click.option("--json", "as_json", is_flag=True, help="Print all ranges as JSON.")
 def ranges(
@@ -67,10 +88,11 @@ def ranges(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Runs BUNDLE's graphs over IMAGES (files, folders, JSONL) and notes every value's largest magnitude.
+    """Runs BUNDLE's graphs over IMAGES (files, folders, JSONL) and notes every value's largest
+    magnitude.
 
-    Without IMAGES the samples are drawn scenes. FP16 ends at 65504; `ris-export --precision fp16 --ranges FILE` keeps
-    in FP32 whatever comes near it.
+    Without IMAGES the samples are drawn scenes. FP16 ends at 65504; `ris-export --precision fp16
+    --ranges FILE` keeps in FP32 whatever comes near it.
 
     \b
     Examples:
@@ -106,27 +128,42 @@ def ranges(
 def _print(found: Ranges) -> None:
     from ris.calibration.numerics import FP16_MAX
 
-    table = Table(title=f"Largest magnitudes over {found.samples} expressions (FP16 ends at {FP16_MAX:.0f})")
+    table = Table(
+        title=f"Largest magnitudes over {found.samples} expressions (FP16 ends at {FP16_MAX:.0f})"
+    )
     for column in ("graph", "values", "largest", "written by", "beyond FP16"):
         table.add_column(column)
     for stage in STAGES:
         entries = found.stages[stage].values()
         top = max(entries, key=lambda entry: entry.largest)
         beyond = sum(not entry.largest <= FP16_MAX for entry in entries)
-        table.add_row(stage, str(len(entries)), f"{top.largest:.4g}", f"{top.node} ({top.operator})", str(beyond))
+        table.add_row(
+            stage,
+            str(len(entries)),
+            f"{top.largest:.4g}",
+            f"{top.node} ({top.operator})",
+            str(beyond),
+        )
     Console(width=120).print(table)
     for stage, name, entry in found.above(FP16_MAX):
-        click.echo(f"{stage}: {name} reaches {entry.largest:.4g}, written by {entry.node} ({entry.operator})")
+        click.echo(
+            f"{stage}: {name} reaches {entry.largest:.4g}, written by {entry.node}"
+            f" ({entry.operator})"
+        )
 
 
 @main.command(cls=RisCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The new bundle.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The new bundle."
+)
 def emulate(bundle: Path, out: Path) -> None:
-    """Writes a bundle that computes on a CPU what the FP16 BUNDLE computes on FP16 hardware, overflow included.
+    """Writes a bundle that computes on a CPU what the FP16 BUNDLE computes on FP16 hardware,
+    overflow included.
 
-    ONNX Runtime's CPU runs most of FP16 graphs in FP32, which hides rounding and overflow. Here every operator's result
-    is rounded. `ris-parity` and `ris-eval` take the result like any bundle; it is slower than FP32 and no product.
+    ONNX Runtime's CPU runs most of FP16 graphs in FP32, which hides rounding and overflow. Here
+    every operator's result is rounded. `ris-parity` and `ris-eval` take the result like any bundle;
+    it is slower than FP32 and no product.
 
     \b
     Examples:

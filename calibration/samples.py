@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ EXPRESSIONS = 8
 
 @dataclass(frozen=True)
 class CalibrationSample:
-    """One image, uint8 RGB [H, W, 3], what is asked of it, and the COCO categories for models that ask by category.
+    """One image, uint8 RGB [H, W, 3], what is asked of it, and the COCO categories for models that
+    ask by category.
 
     truths: what each expression means, bool [H, W], where that is known.
     """
@@ -36,20 +38,27 @@ def scene_samples(expressions: int, size: int = 256) -> Iterator[CalibrationSamp
     for image in scene_images("train", expressions, size=size):
         names = tuple(truth.category or "background" for truth in image.truths)
         masks = tuple(truth.mask for truth in image.truths)
-        yield CalibrationSample(image.rgb, tuple(truth.expression for truth in image.truths), names, masks)
+        yield CalibrationSample(
+            image.rgb, tuple(truth.expression for truth in image.truths), names, masks
+        )
 
 
 def request_samples(requests: Sequence[Request]) -> Iterator[CalibrationSample]:
-    """The user's images and expressions, as `ris-infer` takes them; each image is read when its turn comes."""
+    """The user's images and expressions, as `ris-infer` takes them; each image is read when its
+    turn comes.
+    """
     for request in requests:
-        yield CalibrationSample(load_rgb(request.image), tuple(request.expressions), request.categories)
+        yield CalibrationSample(
+            load_rgb(request.image), tuple(request.expressions), request.categories
+        )
 
 
 @dataclass(frozen=True)
 class SampleSet:
     """Samples that can be looked at again, one at a time, in any order.
 
-    make: one function a sample; expressions: of all samples together; fingerprint: equal for equal samples.
+    make: one function a sample; expressions: of all samples together; fingerprint: equal for equal
+    samples.
     """
 
     make: tuple[Callable[[], CalibrationSample], ...]
@@ -67,11 +76,17 @@ def scene_set(expressions: int) -> SampleSet:
     """`scene_samples`, drawn once."""
     drawn = list(scene_samples(expressions))
     count = sum(len(sample.expressions) for sample in drawn)
-    return SampleSet(tuple((lambda s=sample: s) for sample in drawn), count, f"scenes {count}")  # type: ignore[misc]
+    make = tuple(functools.partial(_same, sample) for sample in drawn)
+    return SampleSet(make, count, f"scenes {count}")
+
+
+def _same(sample: CalibrationSample) -> CalibrationSample:
+    return sample
 
 
 def request_set(requests: Sequence[Request]) -> SampleSet:
-    """`request_samples`, at most `EXPRESSIONS` of an image at a time; an image is read whenever it is looked at.
+    """`request_samples`, at most `EXPRESSIONS` of an image at a time; an image is read whenever it
+    is looked at.
 
     Raises ImageError where one is not there.
     """

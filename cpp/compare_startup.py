@@ -1,9 +1,10 @@
-"""Start-up, first mask and memory of libris beside the Python runtime: the same bundle, picture, engine and threads.
+"""Start-up, first mask and memory of libris beside the Python runtime: the same bundle, picture,
+engine and threads.
 
     .venv/bin/python cpp/compare_startup.py ris-bundle --build build/cpp
 
-Each run is a process of its own; the two take turns, so that a busy machine is busy for both. Times count from before
-the process starts. Prints medians, and the ratio of libris to Python.
+Each run is a process of its own; the two take turns, so that a busy machine is busy for both. Times
+count from before the process starts. Prints medians, and the ratio of libris to Python.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ print(json.dumps({"opened": opened, "read": read, "asked": asked, "inside": int(
 
 
 def run(command: list[str]) -> dict[str, float]:
-    """One process: seconds from its start to the opened bundle and to the first mask, and its peak memory in MB."""
+    """One process: seconds from its start to the opened bundle and to the first mask, and its peak
+    memory in MB.
+    """
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -58,9 +61,13 @@ def run(command: list[str]) -> dict[str, float]:
 
 def main() -> None:
     """Runs both in turns and prints the medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--build", type=Path, default=Path("build/cpp"), help="a build with -DRIS_BUILD_TESTS=ON")
+    parser.add_argument(
+        "--build", type=Path, default=Path("build/cpp"), help="a build with -DRIS_BUILD_TESTS=ON"
+    )
     parser.add_argument("--picture", type=Path, default=Path("examples/park.jpg"))
     parser.add_argument("--expression", default="left man")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -76,7 +83,10 @@ def main() -> None:
         picture = Path(folder) / "picture.ppm"
         Image.open(options.picture).convert("RGB").save(picture)
         arguments = [str(options.bundle), str(picture), options.expression, str(options.threads)]
-        commands = {"libris": [str(program), *arguments], "Python": [sys.executable, "-c", CHILD, *arguments]}
+        commands = {
+            "libris": [str(program), *arguments],
+            "Python": [sys.executable, "-c", CHILD, *arguments],
+        }
         seen: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
         for number in range(options.runs + 1):  # the first fills the disk's cache
             for name, command in commands.items():
@@ -84,7 +94,8 @@ def main() -> None:
                 if number:
                     seen[name].append(found)
     medians = {
-        name: {key: statistics.median(one[key] for one in runs) for key in runs[0]} for name, runs in seen.items()
+        name: {key: statistics.median(one[key] for one in runs) for key in runs[0]}
+        for name, runs in seen.items()
     }
     inside = {name: found.pop("inside") for name, found in medians.items()}
     if options.json:

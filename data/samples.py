@@ -1,4 +1,6 @@
-"""Images with expressions and their true masks, one image after another, from drawn scenes or a data set's files."""
+"""Images with expressions and their true masks, one image after another, from drawn scenes or a
+data set's files.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ PER_SCENE = 4
 class Truth:
     """An expression and what it means: bool [H, W] of the image's own size.
 
-    kind: what sort of expression, for tables. mirrored: the same with left and right swapped and the mask of what that
-    means, where that is something else.
+    kind: what sort of expression, for tables. mirrored: the same with left and right swapped and
+    the mask of what that means, where that is something else.
     """
 
     expression: str
@@ -43,9 +45,15 @@ class EvaluationImage:
 
 
 def scene_images(
-    split: Split, samples: int, *, first: int = 0, size: int = 256, done: Mapping[str, int] | None = None
+    split: Split,
+    samples: int,
+    *,
+    first: int = 0,
+    size: int = 256,
+    done: Mapping[str, int] | None = None,
 ) -> Iterator[EvaluationImage]:
-    """Scenes from number `first` on with `PER_SCENE` expressions each, `samples` expressions in all.
+    """Scenes from number `first` on with `PER_SCENE` expressions each, `samples` expressions in
+    all.
 
     done: names of images that are left out, and how many expressions they had.
     """
@@ -64,13 +72,24 @@ def scene_images(
                 mask = np.any([scene.objects[i].mask for i in sample.mirrored_targets], axis=0)
                 mirrored = sample.mirrored, mask
             mask = target_mask(scene, sample)
-            truths.append(Truth(sample.expression, mask, bool(sample.targets), sample.category, sample.kind, mirrored))
+            truths.append(
+                Truth(
+                    sample.expression,
+                    mask,
+                    bool(sample.targets),
+                    sample.category,
+                    sample.kind,
+                    mirrored,
+                )
+            )
         samples -= len(truths)
         yield EvaluationImage(name, scene.image, tuple(truths))
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """A data set's image as the file has it, uint8 RGB [H, W, 3]: outlines know nothing of EXIF. Raises RisError."""
+    """A data set's image as the file has it, uint8 RGB [H, W, 3]: outlines know nothing of EXIF.
+    Raises RisError.
+    """
     try:
         with Image.open(path) as opened:
             return np.asarray(opened.convert("RGB"))
@@ -88,11 +107,22 @@ def refer_images(data: ReferData, done: Container[str] = ()) -> Iterator[Evaluat
             continue
         rgb = read_image(entry.path)
         truths = tuple(
-            Truth(r.expression, reference_mask(data, entry, r), bool(r.annotations), r.category, "expression")
+            Truth(
+                r.expression,
+                reference_mask(data, entry, r),
+                bool(r.annotations),
+                r.category,
+                "expression",
+            )
             for r in entry.references
         )
         for truth in truths:
             if truth.mask.shape != rgb.shape[:2]:
-                found, said = "x".join(map(str, rgb.shape[:2])), "x".join(map(str, truth.mask.shape))
-                raise RisError(f"{entry.path} is {found} pixels (height x width), its masks are {said}")
+                found, said = (
+                    "x".join(map(str, rgb.shape[:2])),
+                    "x".join(map(str, truth.mask.shape)),
+                )
+                raise RisError(
+                    f"{entry.path} is {found} pixels (height x width), its masks are {said}"
+                )
         yield EvaluationImage(entry.name, rgb, truths)

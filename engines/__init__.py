@@ -14,7 +14,15 @@ from ris.engines.base import (
     Value,
     silent,
 )
-from ris.engines.table import COMPUTES, DEVICE_NAMES, ENGINE_NAMES, TABLE, EngineSpec, create, select
+from ris.engines.table import (
+    COMPUTES,
+    DEVICE_NAMES,
+    ENGINE_NAMES,
+    TABLE,
+    EngineSpec,
+    create,
+    select,
+)
 
 __all__ = [
     "COMPUTES",

@@ -1,11 +1,14 @@
-"""What engines compile is kept: `<bundle>/engines/<key>/<stage>.plan` with a sidecar `<stage>.json` beside it.
+"""What engines compile is kept: `<bundle>/engines/<key>/<stage>.plan` with a sidecar `<stage>.json`
+beside it.
 
-The key is a hash over everything the artifact depends on (`Recipe`), and the sidecar spells it out. Compiled engines
-contain code, so one is loaded only where its sidecar says exactly what is wanted and its own hash is the sidecar's.
-One that does not fit is named, with the fields that differ, and left alone; a damaged one is replaced.
+The key is a hash over everything the artifact depends on (`Recipe`), and the sidecar spells it out.
+Compiled engines contain code, so one is loaded only where its sidecar says exactly what is wanted
+and its own hash is the sidecar's. One that does not fit is named, with the fields that differ, and
+left alone; a damaged one is replaced.
 
-An artifact is built in a hidden folder and renamed, under a lock that dies with its process: two processes build once,
-and what a killed one leaves behind is never loaded and removed by the next that builds the same.
+An artifact is built in a hidden folder and renamed, under a lock that dies with its process: two
+processes build once, and what a killed one leaves behind is never loaded and removed by the next
+that builds the same.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SHOWN = 3  # entries that do not fit and are named
 
 Build = Callable[[Path], dict[str, Any]]
-"""Writes the artifact to the path it is given, and returns what is worth knowing about it, as JSON."""
+"""Writes the artifact to the path it is given, and returns what is worth knowing about it, as
+JSON.
+"""
 
 
 def operating_system() -> str:
@@ -50,9 +55,9 @@ def operating_system() -> str:
 class Recipe:
     """Everything a compiled graph depends on.
 
-    onnx: sha256 of the graph's files by name; engine, version: in full; device: compute capability, CPU features, or
-    "none" for what is compiled ahead of time for any; profiles: smallest, usual and largest shape by input; options:
-    those that change the artifact.
+    onnx: sha256 of the graph's files by name; engine, version: in full; device: compute capability,
+    CPU features, or "none" for what is compiled ahead of time for any; profiles: smallest, usual
+    and largest shape by input; options: those that change the artifact.
     """
 
     stage: str
@@ -75,30 +80,44 @@ class Recipe:
 
 
 def graph_hashes(graph: Graph) -> dict[str, str]:
-    """sha256 of the graph's files by name: those it comes with, else computed (the graph and its .data file)."""
+    """sha256 of the graph's files by name: those it comes with, else computed (the graph and its
+    .data file).
+    """
     if graph.sha256:
         return {Path(name).name: value for name, value in graph.sha256.items()}
     data = graph.path.with_name(graph.path.name + ".data")
     try:
-        return {file.name: _sha256(file) for file in (graph.path, data) if file == graph.path or file.exists()}
+        return {
+            file.name: _sha256(file)
+            for file in (graph.path, data)
+            if file == graph.path or file.exists()
+        }
     except OSError as error:
-        raise EngineError(f"{graph.stage}: {graph.path} cannot be read ({error.strerror}); export it again") from None
+        raise EngineError(
+            f"{graph.stage}: {graph.path} cannot be read ({error.strerror}); export it again"
+        ) from None
 
 
 def user_folder() -> Path:
-    """Where compiled graphs go that cannot lie in their bundle: $XDG_CACHE_HOME or ~/.cache, ris-runtime/engines."""
+    """Where compiled graphs go that cannot lie in their bundle: $XDG_CACHE_HOME or ~/.cache,
+    ris-runtime/engines.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "ris-runtime" / "engines"
 
 
 def obtain(
-    recipe: Recipe, home: Path | None, build: Build, options: EngineOptions, progress: Progress = silent
+    recipe: Recipe,
+    home: Path | None,
+    build: Build,
+    options: EngineOptions,
+    progress: Progress = silent,
 ) -> Compiled:
     """The entry of `recipe`, from the cache or built now.
 
-    home: the bundle's folder for engines; where it is None or read-only, the user's own folder serves.
-    Raises EngineError under `options.build=False` where there is no entry that fits, saying what is there instead, for
-    a full disk, and what `build` raises.
+    home: the bundle's folder for engines; where it is None or read-only, the user's own folder
+    serves. Raises EngineError under `options.build=False` where there is no entry that fits, saying
+    what is there instead, for a full disk, and what `build` raises.
     """
     places = [user_folder()] if home is None else [home, user_folder()]
     reasons: list[str] = []
@@ -110,18 +129,22 @@ def obtain(
     if not options.build:
         there = "; ".join(reasons) or f"nothing was compiled for it in {places[0]}"
         raise EngineError(
-            f"{recipe.stage}: no compiled {recipe.engine} graph may be loaded ({there}); allow building it"
+            f"{recipe.stage}: no compiled {recipe.engine} graph may be loaded ({there}); allow"
+            " building it"
         )
     for reason in reasons:
         progress(recipe.stage, f"not used: {reason}", None)
     for place in places:
         with contextlib.suppress(_ReadOnlyError):
             return _build(place, recipe, build, progress)
-    raise EngineError(f"{recipe.stage}: cannot write to {' or '.join(map(str, places))}; set XDG_CACHE_HOME")
+    raise EngineError(
+        f"{recipe.stage}: cannot write to {' or '.join(map(str, places))}; set XDG_CACHE_HOME"
+    )
 
 
 def read_checked(artifact: Path, engine: str) -> bytes:
-    """The bytes of a compiled graph, if the sidecar beside it is of `engine`, this platform and these very bytes.
+    """The bytes of a compiled graph, if the sidecar beside it is of `engine`, this platform and
+    these very bytes.
 
     Raises EngineError.
     """
@@ -129,26 +152,37 @@ def read_checked(artifact: Path, engine: str) -> bytes:
 
 
 def map_checked(artifact: Path, engine: str) -> NDArray[np.uint8]:
-    """`read_checked`, mapped into memory: the file is read where it is used, and what is written stays in memory."""
+    """`read_checked`, mapped into memory: the file is read where it is used, and what is written
+    stays in memory.
+    """
     sidecar = _read_sidecar(artifact.with_suffix(".json"))
     if isinstance(sidecar, str):
-        raise EngineError(f"{artifact}: {sidecar}; compiled graphs are only loaded with their sidecar")
+        raise EngineError(
+            f"{artifact}: {sidecar}; compiled graphs are only loaded with their sidecar"
+        )
     recipe = sidecar["recipe"]
     for name, wanted in (("engine", engine), ("platform", operating_system())):
         if recipe.get(name) != wanted:
-            raise EngineError(f"{artifact} is of another {name} ({recipe.get(name)}, here {wanted}); compile it again")
+            raise EngineError(
+                f"{artifact} is of another {name} ({recipe.get(name)}, here {wanted}); compile it"
+                " again"
+            )
     try:
         with artifact.open("rb") as file:
             data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
     except (OSError, ValueError) as error:
         raise EngineError(f"{artifact} cannot be read ({error}); compile it again") from None
     if _sha256(artifact) != sidecar["sha256"]:
-        raise EngineError(f"{artifact} is damaged (its sha256 is not the sidecar's); compile it again")
+        raise EngineError(
+            f"{artifact} is damaged (its sha256 is not the sidecar's); compile it again"
+        )
     return data
 
 
 def let_go(data: NDArray[np.uint8]) -> None:
-    """What `map_checked` has read of a file so far leaves memory; what is used again is read again."""
+    """What `map_checked` has read of a file so far leaves memory; what is used again is read
+    again.
+    """
     mapped = data.base.obj if isinstance(data.base, memoryview) else data.base
     if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
@@ -227,7 +261,9 @@ def _short(value: Any) -> str:
 
 
 def _build(place: Path, recipe: Recipe, build: Build, progress: Progress) -> Compiled:
-    """Builds under the lock, or finds that another process has. Raises _ReadOnlyError and EngineError."""
+    """Builds under the lock, or finds that another process has. Raises _ReadOnlyError and
+    EngineError.
+    """
     folder = place / recipe.key
     with _locked(place, recipe, progress):
         found = _look(place, recipe)
@@ -259,7 +295,8 @@ def _build(place: Path, recipe: Recipe, build: Build, progress: Progress) -> Com
         except OSError as error:
             if error.errno in _FULL:
                 raise EngineError(
-                    f"{recipe.stage}: the disk is full at {place}; nothing is left there, free some space and run again"
+                    f"{recipe.stage}: the disk is full at {place}; nothing is left there, free some"
+                    " space and run again"
                 ) from None
             raise
         finally:
@@ -269,10 +306,14 @@ def _build(place: Path, recipe: Recipe, build: Build, progress: Progress) -> Com
 
 @contextlib.contextmanager
 def _locked(place: Path, recipe: Recipe, progress: Progress) -> Iterator[None]:
-    """Holds the lock of one key. The file stays; the lock itself goes with the process that holds it."""
+    """Holds the lock of one key. The file stays; the lock itself goes with the process that holds
+    it.
+    """
     try:
         place.mkdir(parents=True, exist_ok=True)
-        handle = os.open(place / f".{recipe.key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = os.open(
+            place / f".{recipe.key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
+        )
     except OSError as error:
         if error.errno in _READ_ONLY:
             raise _ReadOnlyError from None
@@ -297,7 +338,9 @@ def _sha256(path: Path) -> str:
     """sha256 of a file; computed again only where the file is another or has changed since."""
     with path.open("rb") as file:
         about = os.fstat(file.fileno())
-        return _hashed(path, (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns))
+        return _hashed(
+            path, (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+        )
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,7 +1,7 @@
 """CUDA through cuda-python: is there a driver, and memory that is surely given back.
 
-The driver is asked before anything of TensorRT is made: its lean runtimes crash the process where there is none.
-Nothing here needs cuda-python to be installed until a device is really used.
+The driver is asked before anything of TensorRT is made: its lean runtimes crash the process where
+there is none. Nothing here needs cuda-python to be installed until a device is really used.
 """
 
 from __future__ import annotations
@@ -21,21 +21,34 @@ _PIP = 'pip install "ris-runtime[tensorrt]"'
 
 def driver_problem() -> str | None:
     """Why no GPU can be used here ("no CUDA driver ..."), or None where one can."""
-    if importlib.util.find_spec("cuda") is not None and importlib.util.find_spec("cuda.bindings") is not None:
+    if (
+        importlib.util.find_spec("cuda") is not None
+        and importlib.util.find_spec("cuda.bindings") is not None
+    ):
         try:
             runtime = load()
             error, count = runtime.cudaGetDeviceCount()
         except Exception as failure:
-            return f"no CUDA driver that cuda-python can use ({failure}); install one, or install cuda-bindings again"
+            return (
+                f"no CUDA driver that cuda-python can use ({failure}); install one, or install"
+                " cuda-bindings again"
+            )
         if int(error) != 0:
-            return f"no CUDA driver that fits ({error_text(runtime, error)}); install one, r580 or later for CUDA 13"
+            return (
+                f"no CUDA driver that fits ({error_text(runtime, error)}); install one, r580 or"
+                " later for CUDA 13"
+            )
         return None if count else "the CUDA driver sees no GPU; check CUDA_VISIBLE_DEVICES"
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return "no CUDA driver (libcuda.so.1 is not there); install one"
     number = ctypes.c_int()
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(number)) != 0 or not number.value:
+    if (
+        driver.cuInit(0) != 0
+        or driver.cuDeviceGetCount(ctypes.byref(number)) != 0
+        or not number.value
+    ):
         return "the CUDA driver sees no GPU; check CUDA_VISIBLE_DEVICES"
     return None
 
@@ -45,7 +58,9 @@ def load() -> Any:
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
-        raise EngineError(f"running on a GPU needs cuda-python, which is not installed; {_PIP}") from error
+        raise EngineError(
+            f"running on a GPU needs cuda-python, which is not installed; {_PIP}"
+        ) from error
 
 
 def error_text(runtime: Any, error: Any) -> str:
@@ -55,13 +70,17 @@ def error_text(runtime: Any, error: Any) -> str:
 
 
 def call(runtime: Any, name: str, *arguments: Any) -> Any:
-    """Calls a function of cuda-python, which returns (error, values...); gives back the value, None for none.
+    """Calls a function of cuda-python, which returns (error, values...); gives back the value, None
+    for none.
 
     Raises EngineError with CUDA's words.
     """
     error, *values = getattr(runtime, name)(*arguments)
     if int(error) != 0:
-        raise EngineError(f"{name} failed: {error_text(runtime, error)}; see nvidia-smi for memory and other processes")
+        raise EngineError(
+            f"{name} failed: {error_text(runtime, error)}; see nvidia-smi for memory and other"
+            " processes"
+        )
     return values[0] if values else None
 
 
@@ -71,7 +90,10 @@ def compute_capability(runtime: Any) -> str:
     kinds = runtime.cudaDeviceAttr
     major, minor = (
         call(runtime, "cudaDeviceGetAttribute", kind, device)
-        for kind in (kinds.cudaDevAttrComputeCapabilityMajor, kinds.cudaDevAttrComputeCapabilityMinor)
+        for kind in (
+            kinds.cudaDevAttrComputeCapabilityMajor,
+            kinds.cudaDevAttrComputeCapabilityMinor,
+        )
     )
     return f"sm_{major}{minor}"
 
@@ -94,7 +116,9 @@ class DeviceMemory:
 
 
 class PinnedArray:
-    """An array in page-locked host memory, which the device copies from and to on its own. `array` dies with it."""
+    """An array in page-locked host memory, which the device copies from and to on its own. `array`
+    dies with it.
+    """
 
     def __init__(self, runtime: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._runtime = runtime
@@ -102,7 +126,9 @@ class PinnedArray:
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         self.address = int(call(runtime, "cudaMallocHost", max(size, 1)))
         raw = (ctypes.c_byte * size).from_address(self.address)
-        self.array: np.ndarray = np.frombuffer(memoryview(raw).cast("B"), dtype=dtype).reshape(shape)
+        self.array: np.ndarray = np.frombuffer(memoryview(raw).cast("B"), dtype=dtype).reshape(
+            shape
+        )
 
     def close(self) -> None:
         address, self.address = self.address, 0
@@ -117,7 +143,9 @@ class PinnedArray:
 class CudaValue(DeviceValue):
     """An array in device memory of its own, whole when it is handed out."""
 
-    def __init__(self, runtime: Any, memory: DeviceMemory, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    def __init__(
+        self, runtime: Any, memory: DeviceMemory, shape: tuple[int, ...], dtype: np.dtype
+    ) -> None:
         self._runtime, self._memory = runtime, memory
         self.shape, self.dtype = shape, dtype
 

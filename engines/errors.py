@@ -1,10 +1,14 @@
-"""The one family of errors. A message names what was found, what was expected, and the way out, in a sentence."""
+"""The one family of errors. A message names what was found, what was expected, and the way out, in
+a sentence.
+"""
 
 from __future__ import annotations
 
 
 class RisError(Exception):
-    """Anything this project refuses to do. `exit_code` is what a command ends with: 2 the user's mistake, 1 ours."""
+    """Anything this project refuses to do. `exit_code` is what a command ends with: 2 the user's
+    mistake, 1 ours.
+    """
 
     exit_code = 2
 
@@ -14,7 +18,9 @@ class BundleError(RisError):
 
 
 class EngineError(RisError):
-    """An engine that is not installed, cannot run here, or was fed something its graph does not take."""
+    """An engine that is not installed, cannot run here, or was fed something its graph does not
+    take.
+    """
 
 
 class ImageError(RisError):

@@ -1,8 +1,8 @@
 """An FP16 graph computing in FP32, for a processor without FP16: ONNX Runtime's CPU.
 
-Left to itself ONNX Runtime casts around every operator that it has no FP16 kernel for, and takes softmax and GELU apart
-into many. Here the weights are widened once, when the graph is loaded, and the casts between disappear, so that an FP16
-bundle runs the same kernels as an FP32 one.
+Left to itself ONNX Runtime casts around every operator that it has no FP16 kernel for, and takes
+softmax and GELU apart into many. Here the weights are widened once, when the graph is loaded, and
+the casts between disappear, so that an FP16 bundle runs the same kernels as an FP32 one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _TENSOR_TYPE, _TENSOR_NAME = 2, 8
 
 
 def widened(path: Path) -> bytes:
-    """The ONNX file at `path` with every FP16 weight behind a cast to FP32, and every cast to FP16 one to FP32.
+    """The ONNX file at `path` with every FP16 weight behind a cast to FP32, and every cast to FP16
+    one to FP32.
 
     Weights in a data file stay there. Raises EngineError where the file is not ONNX.
     """
@@ -65,7 +66,11 @@ def _to(data: bytes) -> bytes:
     if (_ATTRIBUTE_NAME, b"to") not in [(field, value) for field, value, _ in found]:
         return data
     return b"".join(
-        number(_ATTRIBUTE_INTEGER, _FLOAT) if (field, value) == (_ATTRIBUTE_INTEGER, _FLOAT16) else raw
+        (
+            number(_ATTRIBUTE_INTEGER, _FLOAT)
+            if (field, value) == (_ATTRIBUTE_INTEGER, _FLOAT16)
+            else raw
+        )
         for field, value, raw in found
     )
 
@@ -75,13 +80,22 @@ def _tensor(data: bytes) -> tuple[bytes, str | None]:
     found = list(raw_fields(data))
     if (_TENSOR_TYPE, _FLOAT16) not in [(field, value) for field, value, _ in found]:
         return data, None
-    [name] = [value.decode() for field, value, _ in found if field == _TENSOR_NAME and isinstance(value, bytes)]
-    renamed = [text(_TENSOR_NAME, f"{name}.fp16") if field == _TENSOR_NAME else raw for field, _, raw in found]
+    [name] = [
+        value.decode()
+        for field, value, _ in found
+        if field == _TENSOR_NAME and isinstance(value, bytes)
+    ]
+    renamed = [
+        text(_TENSOR_NAME, f"{name}.fp16") if field == _TENSOR_NAME else raw
+        for field, _, raw in found
+    ]
     return b"".join(renamed), name
 
 
 def _cast(source: str, target: str) -> bytes:
-    to = text(_ATTRIBUTE_NAME, "to") + number(_ATTRIBUTE_INTEGER, _FLOAT) + number(20, 2)  # an attribute of type INT
+    to = (
+        text(_ATTRIBUTE_NAME, "to") + number(_ATTRIBUTE_INTEGER, _FLOAT) + number(20, 2)
+    )  # an attribute of type INT
     return (
         text(1, source)
         + text(_OUTPUT, target)

@@ -1,7 +1,9 @@
-"""ONNX Runtime: the portable default. Providers are explicit and checked after creation; nothing falls back unseen.
+"""ONNX Runtime: the portable default. Providers are explicit and checked after creation; nothing
+falls back unseen.
 
-ONNX Runtime reads the bundle's graphs as they are, so there is nothing to compile. On a GPU, values are bound rather
-than passed, and what the next graph needs stays there. Only the CPU has been run so far.
+ONNX Runtime reads the bundle's graphs as they are, so there is nothing to compile. On a GPU, values
+are bound rather than passed, and what the next graph needs stays there. Only the CPU has been run
+so far.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ from ris.engines.onnx_widen import widened
 from ris.engines.processor import has_vnni
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-# TF32 is off, since what is FP32 is so for its precision; the exhaustive convolution search takes a minute at full size
+# TF32 is off, since what is FP32 is so for its precision; the exhaustive convolution search takes a
+# minute at full size
 CUDA_OPTIONS = {
     "device_id": "0",
     "use_tf32": "0",
@@ -76,14 +79,20 @@ class OrtDeviceValue(DeviceValue):
 
 
 class OnnxRuntimeSession(Session):
-    """One InferenceSession. ONNX Runtime allows `run` from several threads; each run has a binding of its own.
+    """One InferenceSession. ONNX Runtime allows `run` from several threads; each run has a binding
+    of its own.
 
-    place: ONNX Runtime's name of the device on which `run_and_keep` leaves its outputs, "cpu" for plain arrays;
-    low_memory: on a CPU, values' memory is given back after each run.
+    place: ONNX Runtime's name of the device on which `run_and_keep` leaves its outputs, "cpu" for
+    plain arrays; low_memory: on a CPU, values' memory is given back after each run.
     """
 
     def __init__(
-        self, graph: Graph, info: SessionInfo, session: Any, place: str = "cpu", low_memory: bool = False
+        self,
+        graph: Graph,
+        info: SessionInfo,
+        session: Any,
+        place: str = "cpu",
+        low_memory: bool = False,
     ) -> None:
         super().__init__(graph, info)
         self._session, self._place = session, place
@@ -95,7 +104,9 @@ class OnnxRuntimeSession(Session):
 
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, np.ndarray]:
         if not any(isinstance(value, DeviceValue) for value in feeds.values()):
-            values = self._guarded(lambda session: session.run(self._outputs, dict(feeds), self._options))
+            values = self._guarded(
+                lambda session: session.run(self._outputs, dict(feeds), self._options)
+            )
         else:
             values = [value.numpy() for value in self._bound(feeds, "cpu")]
         return dict(zip(self._outputs, values, strict=True))
@@ -103,8 +114,8 @@ class OnnxRuntimeSession(Session):
     def run_and_keep(
         self, feeds: Mapping[str, Value], host_steps: Mapping[str, HostStep] = NO_STEPS
     ) -> Mapping[str, Value]:
-        """The outputs as `OrtDeviceValue`s on the session's device; plain arrays where that is the CPU, and for what
-        the host changes, which goes up with the next graph's inputs."""
+        """The outputs as `OrtDeviceValue`s on the session's device; plain arrays where that is the
+        CPU, and for what the host changes, which goes up with the next graph's inputs."""
         if self._place == "cpu":
             return super().run_and_keep(feeds, host_steps)
         self._check(feeds)
@@ -117,7 +128,9 @@ class OnnxRuntimeSession(Session):
         return kept
 
     def _bound(self, feeds: Mapping[str, Value], place: str) -> list[Any]:
-        """One run through a binding: values on the device are taken from there; OrtValues on `place`."""
+        """One run through a binding: values on the device are taken from there; OrtValues on
+        `place`.
+        """
 
         def run(session: Any) -> list[Any]:
             binding = session.io_binding()
@@ -146,7 +159,9 @@ class OnnxRuntimeSession(Session):
         except EngineError:
             raise
         except Exception as error:
-            raise EngineError(f"{self.graph.stage}: ONNX Runtime failed: {first_line(error)}") from error
+            raise EngineError(
+                f"{self.graph.stage}: ONNX Runtime failed: {first_line(error)}"
+            ) from error
 
     def close(self) -> None:
         self._session = None
@@ -163,15 +178,19 @@ class OnnxRuntimeEngine(Engine):
         available = onnxruntime.get_available_providers()
         if wanted not in available:
             raise EngineError(
-                f"this onnxruntime has no {wanted} (it has {', '.join(available)}); for a GPU install "
-                '"ris-runtime[gpu]" in an environment without "ris-runtime[cpu]"'
+                f"this onnxruntime has no {wanted} (it has {', '.join(available)}); for a GPU"
+                ' install "ris-runtime[gpu]" in an environment without "ris-runtime[cpu]"'
             )
         if wanted != CPU and hasattr(onnxruntime, "preload_dlls"):
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-                onnxruntime.preload_dlls(directory="")  # CUDA and cuDNN from pip's packages, where there are some
+                onnxruntime.preload_dlls(
+                    directory=""
+                )  # CUDA and cuDNN from pip's packages, where there are some
 
     def providers(self) -> list[tuple[str, dict[str, str]]]:
-        """The providers to ask for, in order, with their options; the CPU comes after them unless `strict`."""
+        """The providers to ask for, in order, with their options; the CPU comes after them unless
+        `strict`.
+        """
         return [(CPU, {})] if self.options.device == "cpu" else [(CUDA, CUDA_OPTIONS)]
 
     def build(self, graph: Graph, progress: Progress = silent) -> Compiled:
@@ -181,13 +200,23 @@ class OnnxRuntimeEngine(Engine):
     def open(self, graph: Graph, artifact: Path) -> Session:
         """Loads the graph and checks that the provider that was asked for is the one that runs."""
         if self.options.device == "cpu" and graph.precision == "fp16":
-            entries = {"session.model_external_initializers_file_folder_path": str(artifact.parent.resolve())}
-            return self._session(graph, self.start(graph, widened(artifact), self.providers(), entries))
+            entries = {
+                "session.model_external_initializers_file_folder_path": str(
+                    artifact.parent.resolve()
+                )
+            }
+            return self._session(
+                graph, self.start(graph, widened(artifact), self.providers(), entries)
+            )
         return self._session(graph, self.start(graph, str(artifact), self.providers()))
 
     def open_in_order(self, graph: Graph, artifact: Path) -> Session:
-        """`open`, with nodes that run as soon as they can, in the file's order; usually they follow the outputs."""
-        return self._session(graph, self.start(graph, str(artifact), self.providers(), in_order=True))
+        """`open`, with nodes that run as soon as they can, in the file's order; usually they follow
+        the outputs.
+        """
+        return self._session(
+            graph, self.start(graph, str(artifact), self.providers(), in_order=True)
+        )
 
     def _session(self, graph: Graph, session: Any) -> Session:
         providers = tuple(session.get_providers())
@@ -195,9 +224,16 @@ class OnnxRuntimeEngine(Engine):
         if self.options.device == "cpu" and precision in ("fp16", "bf16"):
             precision = "fp32"  # their weights were widened
         info = SessionInfo(
-            self.name, onnxruntime.__version__, self.options.device, providers, nodes_by(session), precision
+            self.name,
+            onnxruntime.__version__,
+            self.options.device,
+            providers,
+            nodes_by(session),
+            precision,
         )
-        return OnnxRuntimeSession(graph, info, session, self.options.device, self.options.low_memory)
+        return OnnxRuntimeSession(
+            graph, info, session, self.options.device, self.options.low_memory
+        )
 
     def start(
         self,
@@ -213,12 +249,15 @@ class OnnxRuntimeEngine(Engine):
         """
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # planning one block for all activations doubles SAM's memory (7.0 against 3.8 GB at full size, batch 1)
+        # planning one block for all activations doubles SAM's memory (7.0 against 3.8 GB at full
+        # size, batch 1)
         options.enable_mem_pattern = False
         # idle threads of one graph would spin on the cores that the next graph and the host need
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        if not has_vnni():  # INT8 products that do not overflow; slower ones, which it would take with VNNI too
+        if (
+            not has_vnni()
+        ):  # INT8 products that do not overflow; slower ones, which it would take with VNNI too
             options.add_session_config_entry("session.x64quantprecision", "1")
         options.intra_op_num_threads = self.options.threads or _usable_cores()
         if in_order:
@@ -230,18 +269,26 @@ class OnnxRuntimeEngine(Engine):
             if self.options.strict:
                 options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             else:
-                providers = [*providers, (CPU, {})]  # shape arithmetic belongs there; what ran where is in the info
+                providers = [
+                    *providers,
+                    (CPU, {}),
+                ]  # shape arithmetic belongs there; what ran where is in the info
         shown = f"what was made of {graph.path}" if isinstance(model, bytes) else model
         try:
-            # without fall-back a provider that cannot be loaded is an exception, though one that fails later is not
-            session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=False)
+            # without fall-back a provider that cannot be loaded is an exception, though one that
+            # fails later is not
+            session = onnxruntime.InferenceSession(
+                model, options, providers=providers, enable_fallback=False
+            )
         except Exception as error:
-            raise EngineError(f"{graph.stage}: ONNX Runtime cannot open {shown}: {first_line(error)}") from error
+            raise EngineError(
+                f"{graph.stage}: ONNX Runtime cannot open {shown}: {first_line(error)}"
+            ) from error
         running = session.get_providers()
         if running[0] != first:
             raise EngineError(
-                f"{graph.stage}: {first} was asked for and did not start (running: {', '.join(running)}); "
-                "check the GPU driver, or ask for --device cpu"
+                f"{graph.stage}: {first} was asked for and did not start (running:"
+                f" {', '.join(running)}); check the GPU driver, or ask for --device cpu"
             )
         return session
 

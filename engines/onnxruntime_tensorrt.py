@@ -1,10 +1,13 @@
-"""ONNX Runtime's TensorRT provider: graphs compiled by TensorRT inside ONNX Runtime, kept as EPContext models.
+"""ONNX Runtime's TensorRT provider: graphs compiled by TensorRT inside ONNX Runtime, kept as
+EPContext models.
 
-An EPContext model is an ONNX file with the engine in it, one file a graph, which any program with ONNX Runtime's
-TensorRT provider opens without compiling again: C++ as well. What TensorRT does not take runs on the CUDA provider.
-No precision flag is set, so that the networks are strongly typed: the graph says what is FP16.
+An EPContext model is an ONNX file with the engine in it, one file a graph, which any program with
+ONNX Runtime's TensorRT provider opens without compiling again: C++ as well. What TensorRT does not
+take runs on the CUDA provider. No precision flag is set, so that the networks are strongly typed:
+the graph says what is FP16.
 
-Not run yet: it needs a GPU. Options and their names are those of onnxruntime-gpu 1.31's provider library.
+Not run yet: it needs a GPU. Options and their names are those of onnxruntime-gpu 1.31's provider
+library.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ class OnnxRuntimeTensorRtEngine(OnnxRuntimeEngine):
         if problem := cuda.driver_problem():
             raise EngineError(f"engine {self.name!r} compiles and runs on a GPU only: {problem}")
         with contextlib.suppress(ImportError):
-            importlib.import_module("tensorrt")  # pip's package brings libnvinfer, which the provider is linked to
+            importlib.import_module(
+                "tensorrt"
+            )  # pip's package brings libnvinfer, which the provider is linked to
         super().__init__(options)
 
     def providers(self) -> list[tuple[str, dict[str, str]]]:
@@ -55,8 +60,8 @@ class OnnxRuntimeTensorRtEngine(OnnxRuntimeEngine):
         """The graph's EPContext model, from the cache or built now. report: nodes by provider."""
         if graph.sampling == "native":
             raise EngineError(
-                f"{graph.stage} samples with GridSample, which is wrong in several versions of TensorRT; export the "
-                "bundle with --grid-sample gather"
+                f"{graph.stage} samples with GridSample, which is wrong in several versions of"
+                " TensorRT; export the bundle with --grid-sample gather"
             )
         shapes = profiles(graph, self.options)
         recipe = cache.Recipe(
@@ -64,37 +69,55 @@ class OnnxRuntimeTensorRtEngine(OnnxRuntimeEngine):
             onnx=cache.graph_hashes(graph),
             engine=self.name,
             version=f"{onnxruntime.__version__}, TensorRT {_tensorrt_version()}",
-            device="sm_80 and later" if self.options.hardware_compatible else cuda.compute_capability(cuda.load()),
+            device=(
+                "sm_80 and later"
+                if self.options.hardware_compatible
+                else cuda.compute_capability(cuda.load())
+            ),
             profiles=shapes,
-            options={"workspace": self.options.workspace, "hardware_compatible": self.options.hardware_compatible},
+            options={
+                "workspace": self.options.workspace,
+                "hardware_compatible": self.options.hardware_compatible,
+            },
         )
 
         def compile_to(file: Path) -> dict[str, Any]:
-            progress(graph.stage, "compiling inside ONNX Runtime, which does not say how far it is", None)
+            progress(
+                graph.stage, "compiling inside ONNX Runtime, which does not say how far it is", None
+            )
             return self._compile(graph, shapes, file)
 
         return cache.obtain(recipe, graph.cache, compile_to, self.options, progress)
 
-    def _compile(self, graph: Graph, shapes: Mapping[str, list[list[int]]], file: Path) -> dict[str, Any]:
+    def _compile(
+        self, graph: Graph, shapes: Mapping[str, list[list[int]]], file: Path
+    ) -> dict[str, Any]:
         providers = self.providers()
         for i, name in enumerate(("min", "opt", "max")):
-            text = ",".join(f"{key}:{'x'.join(map(str, sizes[i]))}" for key, sizes in shapes.items())
+            text = ",".join(
+                f"{key}:{'x'.join(map(str, sizes[i]))}" for key, sizes in shapes.items()
+            )
             providers[0][1][f"trt_profile_{name}_shapes"] = text
         entries = {
             "ep.context_enable": "1",
             "ep.context_file_path": str(file),
-            "ep.context_embed_mode": "1",  # the engine inside the file: one file to hash and to ship
+            "ep.context_embed_mode": (
+                "1"
+            ),  # the engine inside the file: one file to hash and to ship
         }
         session = self.start(graph, str(graph.path), providers, entries)
         nodes = nodes_by(session)
         if not file.is_file():
             raise EngineError(
-                f"{graph.stage}: ONNX Runtime wrote no EPContext model; TensorRT took none of its nodes ({nodes})"
+                f"{graph.stage}: ONNX Runtime wrote no EPContext model; TensorRT took none of its"
+                f" nodes ({nodes})"
             )
         return {"nodes": nodes}
 
     def open(self, graph: Graph, artifact: Path) -> Session:
-        """A session over an EPContext model of the cache. Raises EngineError as `OnnxRuntimeEngine.open` does."""
+        """A session over an EPContext model of the cache. Raises EngineError as
+        `OnnxRuntimeEngine.open` does.
+        """
         model = cache.read_checked(artifact, self.name)
         return self._session(graph, self.start(graph, model, self.providers()))
 

@@ -1,17 +1,20 @@
 """OpenVINO: the fast engine for CPUs, and Intel's GPUs and NPUs.
 
-What it compiles is kept like TensorRT's plans, under the same key rule; OpenVINO's own cache stays off. What it
-computes in is asked for by `EngineOptions.compute`, by default the precision of the graph, and never left to OpenVINO,
-which takes bfloat16 for FP32 graphs wherever the CPU has it. What a graph's layers really run in is read from the
-compiled graph and shown with the session.
+What it compiles is kept like TensorRT's plans, under the same key rule; OpenVINO's own cache stays
+off. What it computes in is asked for by `EngineOptions.compute`, by default the precision of the
+graph, and never left to OpenVINO, which takes bfloat16 for FP32 graphs wherever the CPU has it.
+What a graph's layers really run in is read from the compiled graph and shown with the session.
 
-An axis that can only be 1 is fixed when a graph is compiled: OpenVINO fuses attention only where it knows every shape.
+An axis that can only be 1 is fixed when a graph is compiled: OpenVINO fuses attention only where it
+knows every shape.
 
-A graph of which only a part may be bfloat16 is compiled in two, cut at the value where that part begins: OpenVINO's own
-marks for nodes that stay FP32 do not survive its making of fully connected layers.
+A graph of which only a part may be bfloat16 is compiled in two, cut at the value where that part
+begins: OpenVINO's own marks for nodes that stay FP32 do not survive its making of fully connected
+layers.
 
-On CPUs without VNNI instructions INT8 products add pairs of products in 16 bits, which overflow. There an INT8 graph is
-compiled without OpenVINO's low precision transformations: its weights stay INT8, its sums are in floating point.
+On CPUs without VNNI instructions INT8 products add pairs of products in 16 bits, which overflow.
+There an INT8 graph is compiled without OpenVINO's low precision transformations: its weights stay
+INT8, its sums are in floating point.
 """
 
 from __future__ import annotations
@@ -46,10 +49,16 @@ from ris.engines.errors import EngineError
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
-_NAMES = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8"}  # OpenVINO's names of precisions, and ours
+_NAMES = {
+    "f32": "fp32",
+    "f16": "fp16",
+    "i8": "int8",
+    "u8": "int8",
+}  # OpenVINO's names of precisions, and ours
 PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "Deconvolution", "ScaledDotProductAttention")
 _FILE = 2  # the format of what is kept; 1 was one blob
-_PAGE = 4096  # where the blobs of a compiled graph begin in its file: OpenVINO reads their weights in place
+# where the blobs of a compiled graph begin in its file: OpenVINO reads their weights in place
+_PAGE = 4096
 
 
 class OpenVinoEngine(Engine):
@@ -58,32 +67,43 @@ class OpenVinoEngine(Engine):
     name = "openvino"
 
     def __init__(self, options: EngineOptions) -> None:
-        """Raises EngineError where the device is not there, or cannot compute in `options.compute`."""
+        """Raises EngineError where the device is not there, or cannot compute in
+        `options.compute`.
+        """
         super().__init__(options)
         self._core = openvino.Core()
         self.device = options.device.upper()
         there = self._core.available_devices
         if self.device not in {name.split(".")[0] for name in there}:
-            raise EngineError(f"OpenVINO has no device {options.device!r} here; it has {', '.join(there).lower()}")
+            raise EngineError(
+                f"OpenVINO has no device {options.device!r} here; it has {', '.join(there).lower()}"
+            )
         self._capabilities = set(self._core.get_property(self.device, "OPTIMIZATION_CAPABILITIES"))
         if options.compute is not None and _CAPABILITIES[options.compute] not in self._capabilities:
             raise EngineError(
-                f"{self._name()} does not compute in {options.compute}; it has {', '.join(self.computes())}"
+                f"{self._name()} does not compute in {options.compute}; it has"
+                f" {', '.join(self.computes())}"
             )
 
     def computes(self) -> list[str]:
         """The precisions that the device computes in, as `EngineOptions.compute` names them."""
-        return [name for name, capability in _CAPABILITIES.items() if capability in self._capabilities]
+        return [
+            name for name, capability in _CAPABILITIES.items() if capability in self._capabilities
+        ]
 
     def _name(self) -> str:
         return str(self._core.get_property(self.device, "FULL_DEVICE_NAME")).strip()
 
     def _compute(self, graph: Graph) -> str:
-        """What this graph runs in. Where the device has no FP16, an FP16 graph runs in bfloat16 if that will do for it,
-        else in FP32.
+        """What this graph runs in. Where the device has no FP16, an FP16 graph runs in bfloat16 if
+        that will do for it, else in FP32.
         """
         wanted = self.options.compute or graph.precision
-        order = {"fp32": ("fp32",), "bf16": ("bf16", "fp32"), "fp16": ("fp16", *["bf16"] * graph.bf16, "fp32")}[wanted]
+        order = {
+            "fp32": ("fp32",),
+            "bf16": ("bf16", "fp32"),
+            "fp16": ("fp16", *["bf16"] * graph.bf16, "fp32"),
+        }[wanted]
         return next((name for name in order if name in self.computes()), "fp32")
 
     def _widens(self, graph: Graph) -> bool:
@@ -113,7 +133,9 @@ class OpenVinoEngine(Engine):
         inputs = {name: port for port in model.inputs for name in port.get_names()}
         model.reshape(
             {
-                inputs[spec.name]: [fixed.get(axis, -1) if isinstance(axis, str) else axis for axis in spec.shape]
+                inputs[spec.name]: [
+                    fixed.get(axis, -1) if isinstance(axis, str) else axis for axis in spec.shape
+                ]
                 for spec in graph.inputs
             }
         )
@@ -121,12 +143,16 @@ class OpenVinoEngine(Engine):
         return model
 
     def _parts(self, graph: Graph) -> list[str]:
-        """What the parts of the graph compute in, in their order; one where all of it computes in the same."""
+        """What the parts of the graph compute in, in their order; one where all of it computes in
+        the same.
+        """
         compute = self._compute(graph)
         return ["fp32", compute] if compute == "bf16" and graph.bf16_from else [compute]
 
     def build(self, graph: Graph, progress: Progress = silent) -> Compiled:
-        """The graph compiled for this device, from the cache or built now. report: layers by precision."""
+        """The graph compiled for this device, from the cache or built now. report: layers by
+        precision.
+        """
         computes, widens = self._parts(graph), self._widens(graph)
         recipe = cache.Recipe(
             stage=graph.stage,
@@ -142,15 +168,22 @@ class OpenVinoEngine(Engine):
         def compile_to(file: Path) -> dict[str, Any]:
             progress(graph.stage, "compiling", None)
             model = self._tried("read", graph, lambda: self._read(graph))
-            parts = split(model, graph.bf16_from) if len(computes) > 1 and graph.bf16_from else [model]
+            parts = (
+                split(model, graph.bf16_from) if len(computes) > 1 and graph.bf16_from else [model]
+            )
             # FP32 where the graph does not name the value where bfloat16 may begin
-            settings = [self._settings(one) for one in (computes if len(parts) == len(computes) else ["fp32"])]
+            settings = [
+                self._settings(one)
+                for one in (computes if len(parts) == len(computes) else ["fp32"])
+            ]
             if widens:
                 settings = [setting | {"LP_TRANSFORMS_MODE": False} for setting in settings]
 
             def compile_parts() -> list[Any]:
                 each = zip(parts, settings, strict=True)
-                return [self._core.compile_model(part, self.device, setting) for part, setting in each]
+                return [
+                    self._core.compile_model(part, self.device, setting) for part, setting in each
+                ]
 
             compiled = self._tried("compile", graph, compile_parts)
             _write_blobs(file, [one.export_model().getbuffer() for one in compiled])
@@ -170,7 +203,9 @@ class OpenVinoEngine(Engine):
             "import its own compiled",
             graph,
             lambda: [
-                self._core.import_model(openvino.Tensor(blob, shared_memory=True), self.device, self._settings(compute))
+                self._core.import_model(
+                    openvino.Tensor(blob, shared_memory=True), self.device, self._settings(compute)
+                )
                 for blob, compute in zip(blobs, computes, strict=True)
             ],
         )
@@ -191,12 +226,16 @@ class OpenVinoEngine(Engine):
         try:
             return make()
         except RuntimeError as error:
-            raise EngineError(f"{graph.stage}: OpenVINO cannot {doing} {graph.path}: {_reason(error)}") from error
+            raise EngineError(
+                f"{graph.stage}: OpenVINO cannot {doing} {graph.path}: {_reason(error)}"
+            ) from error
 
 
 @functools.cache
 def int8_overflows() -> bool:
-    """Whether OpenVINO's INT8 products on this CPU lose what does not fit into 16 bits: a product of 127s, by trial."""
+    """Whether OpenVINO's INT8 products on this CPU lose what does not fit into 16 bits: a product
+    of 127s, by trial.
+    """
     rows, length, columns = 16, 64, 32
     x = opset.parameter([rows, length], np.float32)
     quantised = opset.fake_quantize(x, *(np.float32(end) for end in (-128, 127, -128, 127)), 256)
@@ -212,13 +251,15 @@ def int8_overflows() -> bool:
 def _reason(error: RuntimeError) -> str:
     """OpenVINO's own words without the places in its source."""
     lines = [line.strip() for line in str(error).splitlines()]
-    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '", "["))]
+    said = [
+        line for line in lines if line and not line.startswith(("Exception from", "Check '", "["))
+    ]
     return first_line(RuntimeError(said[0])) if said else first_line(error)
 
 
 def _turn_weights(model: Any) -> None:
-    """Stores the weights of products the other way round, as the fully connected layers that OpenVINO makes of them
-    read them. Left to OpenVINO, both ways stay in memory.
+    """Stores the weights of products the other way round, as the fully connected layers that
+    OpenVINO makes of them read them. Left to OpenVINO, both ways stay in memory.
     """
     turned: dict[str, Any] = {}
     for node in model.get_ordered_ops():
@@ -235,7 +276,9 @@ def _turn_weights(model: Any) -> None:
                 values = (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
             wanted = weight.get_output_element_type(0).to_dtype()
             turned[name] = opset.constant(np.ascontiguousarray(values.T, wanted))
-        product = opset.matmul(node.input_value(0), turned[name], node.get_attributes()["transpose_a"], True)
+        product = opset.matmul(
+            node.input_value(0), turned[name], node.get_attributes()["transpose_a"], True
+        )
         product.set_friendly_name(node.get_friendly_name())
         product.output(0).set_names(node.output(0).get_names())
         for reader in node.output(0).get_target_inputs():
@@ -243,23 +286,41 @@ def _turn_weights(model: Any) -> None:
 
 
 def split(model: Any, name: str) -> list[Any]:
-    """The model in two, cut at the value of this name: first what it depends on, and the outputs that do not depend on
-    it; then the rest, which takes it as an input of that name. The model alone where it has no such value.
+    """The model in two, cut at the value of this name: first what it depends on, and the outputs
+    that do not depend on it; then the rest, which takes it as an input of that name. The model
+    alone where it has no such value.
     """
-    ports = [port for node in model.get_ordered_ops() for port in node.outputs() if name in port.get_names()]
+    ports = [
+        port
+        for node in model.get_ordered_ops()
+        for port in node.outputs()
+        if name in port.get_names()
+    ]
     if not ports:
         return [model]
     rest = model.clone()
-    [port] = [port for node in rest.get_ordered_ops() for port in node.outputs() if name in port.get_names()]
+    [port] = [
+        port
+        for node in rest.get_ordered_ops()
+        for port in node.outputs()
+        if name in port.get_names()
+    ]
     given = opset.parameter(port.get_partial_shape(), port.get_element_type(), name)
     for consumer in port.get_target_inputs():
         consumer.replace_source_output(given.output(0))
     given.output(0).set_names({name})
-    later = [result for result in rest.get_results() if given.get_friendly_name() in _ancestors(result)]
+    later = [
+        result for result in rest.get_results() if given.get_friendly_name() in _ancestors(result)
+    ]
     names = {output for result in later for output in result.output(0).get_names()}
-    before = [result for result in model.get_results() if names.isdisjoint(result.output(0).get_names())]
+    before = [
+        result for result in model.get_results() if names.isdisjoint(result.output(0).get_names())
+    ]
     cut = opset.result(ports[0])
-    return [_model([*before, cut], model.get_parameters()), _model(later, [*rest.get_parameters(), given])]
+    return [
+        _model([*before, cut], model.get_parameters()),
+        _model(later, [*rest.get_parameters(), given]),
+    ]
 
 
 def _model(results: list[Any], parameters: list[Any]) -> Any:
@@ -312,7 +373,11 @@ def _running(compiled: Sequence[Any], widened: bool) -> Iterator[tuple[Any, str,
             about = node.get_rt_info()
             kind = str(about["layerType"].astype(str)) if "layerType" in about else ""
             if kind not in ("Input", "Output", "Const", "Reorder", ""):
-                precision = str(about["runtimePrecision"].astype(str)) if "runtimePrecision" in about else "unknown"
+                precision = (
+                    str(about["runtimePrecision"].astype(str))
+                    if "runtimePrecision" in about
+                    else "unknown"
+                )
                 name = _NAMES.get(precision, precision)
                 yield node, kind, "fp32" if widened and name == "int8" else name
 
@@ -323,8 +388,8 @@ def layers(compiled: Sequence[Any], widened: bool = False) -> dict[str, int]:
 
 
 def main_precision(compiled: Sequence[Any], widened: bool = False) -> str | None:
-    """What most of the work of matrix products and convolutions runs in: by results, times the length of each sum
-    where it is known, that of a product's rows. None where there are none.
+    """What most of the work of matrix products and convolutions runs in: by results, times the
+    length of each sum where it is known, that of a product's rows. None where there are none.
     """
     work: Counter[str] = Counter()
     for node, kind, precision in _running(compiled, widened):
@@ -338,20 +403,28 @@ def main_precision(compiled: Sequence[Any], widened: bool = False) -> str | None
 
 def _size(shape: Any) -> int:
     """The number of elements, axes of unknown length being 1."""
-    return int(np.prod([1 if axis.is_dynamic else axis.get_length() for axis in shape], dtype=np.int64))
+    return int(
+        np.prod([1 if axis.is_dynamic else axis.get_length() for axis in shape], dtype=np.int64)
+    )
 
 
 class OpenVinoSession(Session):
-    """A compiled graph, in one part or in two, with as many requests for each as threads that use it at once.
+    """A compiled graph, in one part or in two, with as many requests for each as threads that use
+    it at once.
 
-    blobs: the memory that the parts were imported from, whose weights they may go on using; fixed: the axes that are
-    fixed.
+    blobs: the memory that the parts were imported from, whose weights they may go on using; fixed:
+    the axes that are fixed.
     """
 
     def __init__(
-        self, graph: Graph, info: SessionInfo, compiled: list[Any], blobs: list[Any], fixed: Mapping[str, int],
+        self,
+        graph: Graph,
+        info: SessionInfo,
+        compiled: list[Any],
+        blobs: list[Any],
+        fixed: Mapping[str, int],
         low_memory: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(graph, info)
         self._compiled, self._blobs = compiled, blobs
         self._fixed, self._low_memory = fixed, low_memory
@@ -363,7 +436,9 @@ class OpenVinoSession(Session):
         self._inputs = [_named(part.inputs, given | between) for part in compiled]
         self._outputs = [_named(part.outputs, wanted | between) for part in compiled]
         if missing := wanted - {name for part in self._outputs for name in part.values()}:
-            raise EngineError(f"{graph.stage}: the compiled graph has no {missing.pop()!r}; compile it again")
+            raise EngineError(
+                f"{graph.stage}: the compiled graph has no {missing.pop()!r}; compile it again"
+            )
 
     @property
     def at_once(self) -> int:
@@ -383,7 +458,9 @@ class OpenVinoSession(Session):
                         f"{self.graph.stage}: compiled for one of {axis} at a time, got {size}; "
                         "load the bundle with a larger max_batch or max_expressions"
                     )
-            values[spec.name] = np.ascontiguousarray(value.numpy() if isinstance(value, DeviceValue) else value)
+            values[spec.name] = np.ascontiguousarray(
+                value.numpy() if isinstance(value, DeviceValue) else value
+            )
         with self._lock:
             self._running += 1
         try:
@@ -392,8 +469,12 @@ class OpenVinoSession(Session):
             requests = [part.create_infer_request() for part in compiled]
         try:
             for request, inputs, outputs in zip(requests, self._inputs, self._outputs, strict=True):
-                request.infer({index: values[name] for index, name in inputs.items()}, share_inputs=True)
-                values |= {name: request.get_output_tensor(index).data for index, name in outputs.items()}
+                request.infer(
+                    {index: values[name] for index, name in inputs.items()}, share_inputs=True
+                )
+                values |= {
+                    name: request.get_output_tensor(index).data for index, name in outputs.items()
+                }
             # the requests' own memory is written again by their next run
             return {spec.name: values[spec.name].copy() for spec in self.graph.outputs}
         except RuntimeError as error:

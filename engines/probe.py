@@ -1,7 +1,7 @@
 """Does an engine really run here? A one-node graph goes through it from file to result.
 
-The graph is ONNX's protobuf written out by hand, since the runtime has no onnx package; a test compares it with what
-that package writes.
+The graph is ONNX's protobuf written out by hand, since the runtime has no onnx package; a test
+compares it with what that package writes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ _FLOAT, _IR_VERSION, _OPSET = 1, 9, 20
 
 @dataclass(frozen=True)
 class Probe:
-    """What came of it on one device. problem: why the engine does not run there, None where it does."""
+    """What came of it on one device. problem: why the engine does not run there, None where it
+    does.
+    """
 
     engine: str
     device: str
@@ -38,7 +40,9 @@ class Probe:
 
 
 def probe(name: str, device: str = "cpu") -> Probe:
-    """Runs the one-node graph on engine `name`; whatever goes wrong is in the answer, nothing is raised."""
+    """Runs the one-node graph on engine `name`; whatever goes wrong is in the answer, nothing is
+    raised.
+    """
     try:
         if reason := select(name).unusable():
             raise EngineError(reason)

@@ -1,4 +1,6 @@
-"""The table of engines. Validation, help texts, error messages and `auto` all read it; there is no second list."""
+"""The table of engines. Validation, help texts, error messages and `auto` all read it; there is no
+second list.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,15 @@ _COMMON_OPTIONS = ("device", "threads", "strict", "max_batch", "max_expressions"
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """A row: name, devices, precisions its graphs may have, the pip extras that bring it, and where it lives.
+    """A row: name, devices, precisions its graphs may have, the pip extras that bring it, and where
+    it lives.
 
-    distributions: the packages on the index that bring the import `package`; at most one may be installed.
-    needs_gathers: its GridSample is not to be trusted, so it takes graphs that sample with gathers only; options: which
-    EngineOptions it honours beyond the common ones; auto_features: CPU features without which "auto" passes over it,
-    since only with them it was measured to be faster than the rows below; fixed_shapes: devices on which a graph for a
-    single expression, whose every shape is known, was measured to be faster than one for several.
+    distributions: the packages on the index that bring the import `package`; at most one may be
+    installed. needs_gathers: its GridSample is not to be trusted, so it takes graphs that sample
+    with gathers only; options: which EngineOptions it honours beyond the common ones;
+    auto_features: CPU features without which "auto" passes over it, since only with them it was
+    measured to be faster than the rows below; fixed_shapes: devices on which a graph for a single
+    expression, whose every shape is known, was measured to be faster than one for several.
     """
 
     name: str
@@ -50,7 +54,9 @@ class EngineSpec:
         return found
 
     def conflict(self) -> str | None:
-        """Why the installation cannot be trusted: two distributions that overwrite each other's files."""
+        """Why the installation cannot be trusted: two distributions that overwrite each other's
+        files.
+        """
         installed = self.installed()
         if len(installed) < 2:
             return None
@@ -76,7 +82,11 @@ class EngineSpec:
             return f"it has no device {device!r}"
         if reason := self.unusable():
             return reason
-        lacking = [] if device not in ("auto", "cpu") else [f for f in self.auto_features if f not in cpu_features()]
+        lacking = (
+            []
+            if device not in ("auto", "cpu")
+            else [f for f in self.auto_features if f not in cpu_features()]
+        )
         return f"this CPU has no {', '.join(lacking)}, with which it is faster" if lacking else None
 
 
@@ -140,20 +150,27 @@ TABLE: tuple[EngineSpec, ...] = (
 )
 
 ENGINE_NAMES: tuple[str, ...] = ("auto", *(row.name for row in TABLE))
-DEVICE_NAMES: tuple[str, ...] = ("auto", *dict.fromkeys(device for row in TABLE for device in row.devices))
+DEVICE_NAMES: tuple[str, ...] = (
+    "auto",
+    *dict.fromkeys(device for row in TABLE for device in row.devices),
+)
 
 
 def select(name: str = "auto", device: str = "auto") -> EngineSpec:
-    """The row called `name`; "auto" is the first one of the table that is installed, has a device here, has `device`
-    unless that is "auto" too, and is known to be faster here than the rows below it.
+    """The row called `name`; "auto" is the first one of the table that is installed, has a device
+    here, has `device` unless that is "auto" too, and is known to be faster here than the rows below
+    it.
 
-    Raises EngineError for an unknown name and for an engine that is not installed: asked for by name, never replaced.
+    Raises EngineError for an unknown name and for an engine that is not installed: asked for by
+    name, never replaced.
     """
     if name == "auto":
         for row in TABLE:
             if row.passed_over(device) is None:
                 return row
-        raise EngineError("no engine runs here: " + "; ".join(f"{r.name}: {r.passed_over(device)}" for r in TABLE))
+        raise EngineError(
+            "no engine runs here: " + "; ".join(f"{r.name}: {r.passed_over(device)}" for r in TABLE)
+        )
     for row in TABLE:
         if row.name == name:
             if reason := row.missing():
@@ -165,31 +182,43 @@ def select(name: str = "auto", device: str = "auto") -> EngineSpec:
 def create(name: str = "auto", options: EngineOptions | None = None) -> Engine:
     """An engine ready to compile and open graphs.
 
-    Raises EngineError as `select` does, for a device that the engine has not, and for an option it does not honour.
+    Raises EngineError as `select` does, for a device that the engine has not, and for an option it
+    does not honour.
     """
     options = options or EngineOptions()
     row = select(name, options.device)
     if options.device == "auto":
         options = replace(options, device=row.devices[0])
     if options.device not in row.devices:
-        raise EngineError(f"engine {row.name!r} has no device {options.device!r}; it has {', '.join(row.devices)}")
+        raise EngineError(
+            f"engine {row.name!r} has no device {options.device!r}; it has {', '.join(row.devices)}"
+        )
     honoured = (*_COMMON_OPTIONS, *row.options)
-    asked = [f.name for f in fields(options) if f.name not in honoured and getattr(options, f.name) != f.default]
+    asked = [
+        f.name
+        for f in fields(options)
+        if f.name not in honoured and getattr(options, f.name) != f.default
+    ]
     if asked:
         raise EngineError(
-            f"engine {row.name!r} has no option {', '.join(asked)}; leave it out, or ask for an engine that has"
+            f"engine {row.name!r} has no option {', '.join(asked)}; leave it out, or ask for an"
+            " engine that has"
         )
     if options.compute not in (None, *COMPUTES):
-        raise EngineError(f"there is no precision {options.compute!r}; known are {', '.join(COMPUTES)}")
+        raise EngineError(
+            f"there is no precision {options.compute!r}; known are {', '.join(COMPUTES)}"
+        )
     if min(options.max_batch, options.max_expressions) < 1:
         raise EngineError(
-            f"max_batch and max_expressions must be at least 1, got {options.max_batch} and {options.max_expressions}"
+            f"max_batch and max_expressions must be at least 1, got {options.max_batch} and"
+            f" {options.max_expressions}"
         )
     try:
         make = importlib.import_module(row.module).ENGINE
     except Exception as error:
         raise EngineError(
-            f"engine {row.name!r} is installed but broken: {first_line(error)}; install {row.package!r} again"
+            f"engine {row.name!r} is installed but broken: {first_line(error)}; install"
+            f" {row.package!r} again"
         ) from error
     engine: Engine = make(options)
     return engine

@@ -1,7 +1,9 @@
-"""TensorRT: graphs compiled into plans, strongly typed, and run without anything wasted between them.
+"""TensorRT: graphs compiled into plans, strongly typed, and run without anything wasted between
+them.
 
-The code is written against what TensorRT 10.16, 11.4 and TensorRT-RTX have in common; which of them it is, is a value:
-the module that `package` names. `tensorrt` itself compiles for the GPU it runs on and needs one to do so.
+The code is written against what TensorRT 10.16, 11.4 and TensorRT-RTX have in common; which of them
+it is, is a value: the module that `package` names. `tensorrt` itself compiles for the GPU it runs
+on and needs one to do so.
 """
 
 from __future__ import annotations
@@ -11,7 +13,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ris.engines import cache, cuda
-from ris.engines.base import Compiled, Engine, EngineOptions, Graph, Progress, Session, SessionInfo, silent
+from ris.engines.base import (
+    Compiled,
+    Engine,
+    EngineOptions,
+    Graph,
+    Progress,
+    Session,
+    SessionInfo,
+    silent,
+)
 from ris.engines.errors import EngineError
 from ris.engines.tensorrt_build import BUILD_VERSION, BuildRequest, build_plan, profiles
 from ris.engines.tensorrt_session import TensorRtSession, open_session
@@ -20,8 +31,8 @@ from ris.engines.tensorrt_session import TensorRtSession, open_session
 class TensorRtEngine(Engine):
     """Compiles through the cache and opens what is there.
 
-    name: as in the table; title: for people; package: the module to import; ahead_of_time: compiles without a GPU, for
-    any that it supports.
+    name: as in the table; title: for people; package: the module to import; ahead_of_time: compiles
+    without a GPU, for any that it supports.
     """
 
     name: ClassVar[str] = "tensorrt"
@@ -40,11 +51,13 @@ class TensorRtEngine(Engine):
         return str(self._trt.__version__)
 
     def build(self, graph: Graph, progress: Progress = silent) -> Compiled:
-        """The graph's plan, from the cache or built now. report: layers by the precision they really have."""
+        """The graph's plan, from the cache or built now. report: layers by the precision they
+        really have.
+        """
         if graph.sampling == "native":
             raise EngineError(
-                f"{graph.stage} samples with GridSample, which is wrong in several versions of TensorRT; export the "
-                "bundle with --grid-sample gather"
+                f"{graph.stage} samples with GridSample, which is wrong in several versions of"
+                " TensorRT; export the bundle with --grid-sample gather"
             )
         recipe = self._recipe(graph)
         request = BuildRequest(
@@ -56,11 +69,17 @@ class TensorRtEngine(Engine):
             timing_cache=self._timing_cache(recipe.device),
         )
         return cache.obtain(
-            recipe, graph.cache, lambda file: build_plan(request, file, progress), self.options, progress
+            recipe,
+            graph.cache,
+            lambda file: build_plan(request, file, progress),
+            self.options,
+            progress,
         )
 
     def open(self, graph: Graph, artifact: Path) -> Session:
-        """A session over a plan of the cache. Raises EngineError where there is no driver or the plan does not fit."""
+        """A session over a plan of the cache. Raises EngineError where there is no driver or the
+        plan does not fit.
+        """
         if problem := cuda.driver_problem():
             raise EngineError(f"{graph.stage}: engine {self.name!r} cannot run here: {problem}")
         plan = cache.read_checked(artifact, self.name)
@@ -95,10 +114,15 @@ class TensorRtEngine(Engine):
         return cuda.compute_capability(cuda.load())
 
     def _timing_cache(self, device: str) -> Path | None:
-        """Where the measured times of kernels are kept from build to build; None where the engine measures nothing."""
+        """Where the measured times of kernels are kept from build to build; None where the engine
+        measures nothing.
+        """
         if self.ahead_of_time:
             return None
-        return cache.user_folder() / f"timing-{self.name}-{self.version}-{device.replace(' ', '-')}.bin"
+        return (
+            cache.user_folder()
+            / f"timing-{self.name}-{self.version}-{device.replace(' ', '-')}.bin"
+        )
 
 
 ENGINE = TensorRtEngine

@@ -11,18 +11,26 @@ from typing import Any, TypeVar
 
 from ris.engines.base import EngineOptions, Graph, Progress
 from ris.engines.errors import EngineError
-from ris.engines.tensorrt_precision import Layer, count_precisions, layers_from_json, layers_from_log
+from ris.engines.tensorrt_precision import (
+    Layer,
+    count_precisions,
+    layers_from_json,
+    layers_from_log,
+)
 
 T = TypeVar("T")
 
 BUILD_VERSION = 1
-"""Part of a plan's key; to be raised when the code below makes other plans of the same graph and options."""
+"""Part of a plan's key; to be raised when the code below makes other plans of the same graph and
+options.
+"""
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build and with what. trt: the module; title: its name and version for people; has_driver: a GPU can be
-    used; timing_cache: the file of measured kernel times, None where the module measures none.
+    """What to build and with what. trt: the module; title: its name and version for people;
+    has_driver: a GPU can be used; timing_cache: the file of measured kernel times, None where the
+    module measures none.
     """
 
     trt: Any
@@ -44,18 +52,26 @@ def profiles(graph: Graph, options: EngineOptions) -> dict[str, list[list[int]]]
     for spec in graph.inputs:
         axes = [axis for axis in spec.shape if isinstance(axis, str)]
         if unknown := set(axes) - set(largest):
-            raise EngineError(f"{graph.stage}: input {spec.name!r} has an unknown axis {sorted(unknown)[0]!r}")
+            raise EngineError(
+                f"{graph.stage}: input {spec.name!r} has an unknown axis {sorted(unknown)[0]!r}"
+            )
         if axes:
             one = [1 if isinstance(axis, str) else axis for axis in spec.shape]
-            found[spec.name] = [one, one, [largest[axis] if isinstance(axis, str) else axis for axis in spec.shape]]
+            found[spec.name] = [
+                one,
+                one,
+                [largest[axis] if isinstance(axis, str) else axis for axis in spec.shape],
+            ]
     return found
 
 
 def build_plan(request: BuildRequest, artifact: Path, progress: Progress) -> dict[str, Any]:
-    """Writes the plan of the request's graph and returns the cache's report: layers by precision, inputs, bytes.
+    """Writes the plan of the request's graph and returns the cache's report: layers by precision,
+    inputs, bytes.
 
-    Raises EngineError with all of the parser's or the builder's errors, and where a layer of an FP16 graph computes in
-    FP32 beyond the manifest's islands. Ctrl-C stops the build at its next step; nothing of it is left.
+    Raises EngineError with all of the parser's or the builder's errors, and where a layer of an
+    FP16 graph computes in FP32 beyond the manifest's islands. Ctrl-C stops the build at its next
+    step; nothing of it is left.
     """
     stop = threading.Event()
 
@@ -66,23 +82,28 @@ def build_plan(request: BuildRequest, artifact: Path, progress: Progress) -> dic
     layers, source = _run_interruptibly(lambda: _build(request, artifact, progress, stop), on_stop)
     if not layers:
         raise EngineError(
-            f"{request.graph.stage}: {request.title} does not say what precision its layers have, so the plan cannot "
-            "be trusted; report it with that version"
+            f"{request.graph.stage}: {request.title} does not say what precision its layers have,"
+            " so the plan cannot be trusted; report it with that version"
         )
     counted = count_precisions(layers, request.graph)
     if counted.unexpected:
-        shown = ", ".join(counted.unexpected[:5]) + (" and more" if len(counted.unexpected) > 5 else "")
+        shown = ", ".join(counted.unexpected[:5]) + (
+            " and more" if len(counted.unexpected) > 5 else ""
+        )
         raise EngineError(
-            f"{request.graph.stage}: FP16 was asked for, but {request.title} computes {len(counted.unexpected)} of "
-            f"{len(layers)} layers in FP32 that are no islands of the manifest: {shown}"
+            f"{request.graph.stage}: FP16 was asked for, but {request.title} computes"
+            f" {len(counted.unexpected)} of {len(layers)} layers in FP32 that are no islands of the"
+            f" manifest: {shown}"
         )
     return {"layers": counted.counts, "layers_from": source}
 
 
 def _run_interruptibly(work: Callable[[], T], on_stop: Callable[[], None]) -> T:
-    """`work` in a thread of its own. A KeyboardInterrupt here calls `on_stop`, and goes on when `work` has ended.
+    """`work` in a thread of its own. A KeyboardInterrupt here calls `on_stop`, and goes on when
+    `work` has ended.
 
-    An exception must not pass through TensorRT's frames, and Python delivers Ctrl-C to the main thread only.
+    An exception must not pass through TensorRT's frames, and Python delivers Ctrl-C to the main
+    thread only.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -114,7 +135,9 @@ def _run_interruptibly(work: Callable[[], T], on_stop: Callable[[], None]) -> T:
     return results[0]
 
 
-def _build(request: BuildRequest, artifact: Path, progress: Progress, stop: threading.Event) -> tuple[list[Layer], str]:
+def _build(
+    request: BuildRequest, artifact: Path, progress: Progress, stop: threading.Event
+) -> tuple[list[Layer], str]:
     """The build itself; returns the plan's layers and where they are known from."""
     trt, graph, options = request.trt, request.graph, request.options
     logger = _make_logger(trt)
@@ -131,8 +154,12 @@ def _build(request: BuildRequest, artifact: Path, progress: Progress, stop: thre
     _check_inputs(network, graph)
     config = builder.create_builder_config()
     config.progress_monitor = monitor
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the inspector tells names only
-    config.clear_flag(trt.BuilderFlag.TF32)  # what stays FP32 does so for its precision; TF32 keeps 10 bits of it
+    config.profiling_verbosity = (
+        trt.ProfilingVerbosity.DETAILED
+    )  # or the inspector tells names only
+    config.clear_flag(
+        trt.BuilderFlag.TF32
+    )  # what stays FP32 does so for its precision; TF32 keeps 10 bits of it
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     if options.version_compatible:
@@ -143,7 +170,8 @@ def _build(request: BuildRequest, artifact: Path, progress: Progress, stop: thre
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)  # plain REFIT has dropped biases (11.3)
     if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
-        # TensorRT-RTX allocates while it runs, unless it is told; a CUDA graph cannot be captured then
+        # TensorRT-RTX allocates while it runs, unless it is told; a CUDA graph cannot be captured
+        # then
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     shapes = profiles(graph, options)
     if shapes:
@@ -159,7 +187,9 @@ def _build(request: BuildRequest, artifact: Path, progress: Progress, stop: thre
     if plan is None:
         if stop.is_set():
             raise EngineError(f"{graph.stage}: the build was stopped")
-        raise EngineError(f"{graph.stage}: {request.title} cannot build {graph.path}: {logger.errors_in_a_line()}")
+        raise EngineError(
+            f"{graph.stage}: {request.title} cannot build {graph.path}: {logger.errors_in_a_line()}"
+        )
     progress(graph.stage, "built", 1.0)
     artifact.write_bytes(plan)
     if request.timing_cache is not None:
@@ -176,8 +206,8 @@ def _check_inputs(network: Any, graph: Graph) -> None:
     wanted = sorted(spec.name for spec in graph.inputs)
     if found != wanted:
         raise EngineError(
-            f"{graph.stage}: {graph.path} has the inputs {', '.join(found)}, the manifest says {', '.join(wanted)}; "
-            "export the bundle again"
+            f"{graph.stage}: {graph.path} has the inputs {', '.join(found)}, the manifest says"
+            f" {', '.join(wanted)}; export the bundle again"
         )
 
 
@@ -190,7 +220,9 @@ def _describe(parser_error: Any) -> str:
 
 
 def _inspect(trt: Any, logger: Any, artifact: Path) -> list[Layer]:
-    """The layers of a plan as the engine inspector has them; empty where it does not load or says nothing."""
+    """The layers of a plan as the engine inspector has them; empty where it does not load or says
+    nothing.
+    """
     runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(artifact.read_bytes())
     if engine is None:
@@ -224,7 +256,9 @@ def _save_timing_cache(config: Any, file: Path) -> None:
 
 
 def _make_logger(trt: Any) -> Any:
-    """A logger that keeps errors, and the list of the built engine's layers from the verbose messages."""
+    """A logger that keeps errors, and the list of the built engine's layers from the verbose
+    messages.
+    """
 
     class Collector(trt.ILogger):
         def __init__(self) -> None:
@@ -245,7 +279,9 @@ def _make_logger(trt: Any) -> Any:
 
 
 def _make_monitor(trt: Any, report: Callable[[str, float], None], stop: threading.Event) -> Any:
-    """A progress monitor: reports the innermost phase and the whole build's fraction, which never goes back."""
+    """A progress monitor: reports the innermost phase and the whole build's fraction, which never
+    goes back.
+    """
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:

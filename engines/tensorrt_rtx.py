@@ -1,5 +1,5 @@
-"""TensorRT-RTX: the code of `tensorrt` with the module `tensorrt_rtx`. It compiles without a GPU, for every one it runs
-on; kernels are made for the GPU at hand when a plan first runs.
+"""TensorRT-RTX: the code of `tensorrt` with the module `tensorrt_rtx`. It compiles without a GPU,
+for every one it runs on; kernels are made for the GPU at hand when a plan first runs.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""A TensorRT plan on a GPU: one execution context and CUDA graph per set of shapes, pinned host buffers.
+"""A TensorRT plan on a GPU: one execution context and CUDA graph per set of shapes, pinned host
+buffers.
 
-Thread rule: `run` may be called from several threads; the calls on one session take turns. Every session has its own
-stream, so those of different sessions overlap. A call returns when its outputs are whole, kept ones too, which is why
-a kept value may be used on any other session's stream.
+Thread rule: `run` may be called from several threads; the calls on one session take turns. Every
+session has its own stream, so those of different sessions overlap. A call returns when its outputs
+are whole, kept ones too, which is why a kept value may be used on any other session's stream.
 
-The modules `tensorrt` (or `tensorrt_rtx`) and `cuda.bindings.runtime` are values, so that the bookkeeping can be
-exercised without a GPU.
+The modules `tensorrt` (or `tensorrt_rtx`) and `cuda.bindings.runtime` are values, so that the
+bookkeeping can be exercised without a GPU.
 """
 
 from __future__ import annotations
@@ -32,27 +33,37 @@ PORTIONS = 4
 
 
 def open_session(
-    trt: Any, cuda: Any, graph: Graph, info: SessionInfo, plan: bytes, refit_from: Path | None = None
+    trt: Any,
+    cuda: Any,
+    graph: Graph,
+    info: SessionInfo,
+    plan: bytes,
+    refit_from: Path | None = None,
 ) -> TensorRtSession:
-    """Deserialises a plan. refit_from: the ONNX file that gives a plan without weights its weights back.
+    """Deserialises a plan. refit_from: the ONNX file that gives a plan without weights its weights
+    back.
 
-    The caller has asked for the driver before. Raises EngineError with TensorRT's words where the plan does not load,
-    and where its inputs and outputs are not the graph's.
+    The caller has asked for the driver before. Raises EngineError with TensorRT's words where the
+    plan does not load, and where its inputs and outputs are not the graph's.
     """
     logger = _make_logger(trt)
     runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise EngineError(
-            f"{graph.stage}: {info.engine} {info.version} cannot load the plan: {logger.in_a_line()}; plans load on "
-            "the GPU architecture and version they were built for, so compile it again here"
+            f"{graph.stage}: {info.engine} {info.version} cannot load the plan:"
+            f" {logger.in_a_line()}; plans load on the GPU architecture and version they were built"
+            " for, so compile it again here"
         )
     if refit_from is not None:
         _refit(trt, logger, engine, graph, refit_from)
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     wanted = [spec.name for spec in (*graph.inputs, *graph.outputs)]
     if sorted(names) != sorted(wanted):
-        raise EngineError(f"{graph.stage}: the plan has the values {', '.join(names)}, expected {', '.join(wanted)}")
+        raise EngineError(
+            f"{graph.stage}: the plan has the values {', '.join(names)}, expected"
+            f" {', '.join(wanted)}"
+        )
     return TensorRtSession(trt, cuda, graph, info, runtime, engine, logger)
 
 
@@ -62,7 +73,10 @@ def _refit(trt: Any, logger: Any, engine: Any, graph: Graph, onnx: Path) -> None
     parser = trt.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
         missing = ", ".join(refitter.get_missing_weights()) or logger.in_a_line()
-        raise EngineError(f"{graph.stage}: the plan cannot take its weights from {onnx}: {missing}; compile it again")
+        raise EngineError(
+            f"{graph.stage}: the plan cannot take its weights from {onnx}: {missing}; compile it"
+            " again"
+        )
 
 
 def _make_logger(trt: Any) -> Any:
@@ -84,7 +98,9 @@ def _make_logger(trt: Any) -> Any:
 
 
 class _Bucket:
-    """Everything that one set of input shapes needs: context, buffers on both sides, and the captured CUDA graph."""
+    """Everything that one set of input shapes needs: context, buffers on both sides, and the
+    captured CUDA graph.
+    """
 
     def __init__(self, session: TensorRtSession, shapes: Shapes) -> None:
         self._cuda = session.cuda
@@ -107,27 +123,35 @@ class _Bucket:
         self.context = session.create_context()
         if self.context is None:
             raise EngineError(
-                f"{stage}: no execution context ({session.logger.in_a_line()}); the GPU's memory may be full"
+                f"{stage}: no execution context ({session.logger.in_a_line()}); the GPU's memory"
+                " may be full"
             )
         for spec, shape in zip(session.graph.inputs, shapes, strict=True):
             if not self.context.set_input_shape(spec.name, shape):
                 _, _, largest = session.engine.get_tensor_profile_shape(spec.name, 0)
                 raise EngineError(
-                    f"{stage}: input {spec.name!r} is {list(shape)}, the plan takes up to {list(largest)}; compile it "
-                    "with a larger --max-batch or --max-expressions"
+                    f"{stage}: input {spec.name!r} is {list(shape)}, the plan takes up to"
+                    f" {list(largest)}; compile it with a larger --max-batch or --max-expressions"
                 )
             self.shapes[spec.name] = shape
         if unresolved := self.context.infer_shapes():
-            raise EngineError(f"{stage}: TensorRT cannot tell the shape of {', '.join(unresolved)}; compile it again")
+            raise EngineError(
+                f"{stage}: TensorRT cannot tell the shape of {', '.join(unresolved)}; compile it"
+                " again"
+            )
         for spec in session.graph.outputs:
             self.shapes[spec.name] = tuple(self.context.get_tensor_shape(spec.name))
         for spec in (*session.graph.inputs, *session.graph.outputs):
             dtype = np.dtype(DTYPES[spec.dtype])
             shape = self.shapes[spec.name]
-            self.device[spec.name] = DeviceMemory(self._cuda, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+            self.device[spec.name] = DeviceMemory(
+                self._cuda, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            )
             self.host[spec.name] = PinnedArray(self._cuda, shape, dtype)
             if not self.context.set_tensor_address(spec.name, self.device[spec.name].address):
-                raise EngineError(f"{stage}: TensorRT refuses the memory for {spec.name!r}; report it, please")
+                raise EngineError(
+                    f"{stage}: TensorRT refuses the memory for {spec.name!r}; report it, please"
+                )
 
     def portion_events(self) -> list[Any]:
         """PORTIONS events, made when they are needed first."""
@@ -140,12 +164,14 @@ class _Bucket:
         """The host's buffer for what it makes of an output."""
         array = self._changed.get(name)
         if array is None or array.array.shape != shape:
-            array = self._changed[name] = PinnedArray(self._cuda, shape, self.host[name].array.dtype)
+            array = self._changed[name] = PinnedArray(
+                self._cuda, shape, self.host[name].array.dtype
+            )
         return array
 
     def enqueue(self, session: TensorRtSession) -> None:
-        """Puts one execution on the stream: as it is the first time, which warms up what capture must not see; from
-        the second on as a CUDA graph.
+        """Puts one execution on the stream: as it is the first time, which warms up what capture
+        must not see; from the second on as a CUDA graph.
         """
         if self._graph_exec is None and session.may_capture and self._warm:
             self._capture(session)
@@ -157,18 +183,29 @@ class _Bucket:
 
     def _execute(self, session: TensorRtSession) -> None:
         if not self.context.execute_async_v3(int(session.stream)):
-            raise EngineError(f"{session.graph.stage}: TensorRT failed: {session.logger.in_a_line()}")
+            raise EngineError(
+                f"{session.graph.stage}: TensorRT failed: {session.logger.in_a_line()}"
+            )
 
     def _capture(self, session: TensorRtSession) -> None:
-        """Records one execution. Where that is impossible the session goes on without, and says so in `notes`."""
+        """Records one execution. Where that is impossible the session goes on without, and says so
+        in `notes`.
+        """
         cuda, stream = self._cuda, session.stream
-        call(cuda, "cudaStreamBeginCapture", stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        call(
+            cuda,
+            "cudaStreamBeginCapture",
+            stream,
+            cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal,
+        )
         failure: EngineError | None = None
         try:
             self._execute(session)
         except EngineError as error:
             failure = error
-        code, recorded = cuda.cudaStreamEndCapture(stream)  # ends the capture whatever happened in it
+        code, recorded = cuda.cudaStreamEndCapture(
+            stream
+        )  # ends the capture whatever happened in it
         if failure is None and int(code) == 0:
             try:
                 # flags 0: the call is the same in CUDA 12 and 13
@@ -201,7 +238,14 @@ class TensorRtSession(Session):
     """Runs a plan. notes: what the user should know, such as why there is no CUDA graph."""
 
     def __init__(
-        self, trt: Any, cuda: Any, graph: Graph, info: SessionInfo, runtime: Any, engine: Any, logger: Any
+        self,
+        trt: Any,
+        cuda: Any,
+        graph: Graph,
+        info: SessionInfo,
+        runtime: Any,
+        engine: Any,
+        logger: Any,
     ) -> None:
         super().__init__(graph, info)
         self.cuda = cuda
@@ -223,8 +267,8 @@ class TensorRtSession(Session):
         """An execution context, None where there is no memory for it."""
         if not hasattr(self._trt, "DynamicShapesKernelSpecializationStrategy"):
             return self.engine.create_execution_context()
-        # TensorRT-RTX makes kernels for the shapes at hand when it runs, by default in the background; a captured
-        # graph would keep the slow ones that it starts with
+        # TensorRT-RTX makes kernels for the shapes at hand when it runs, by default in the
+        # background; a captured graph would keep the slow ones that it starts with
         runtime_config = self.engine.create_runtime_config()
         runtime_config.dynamic_shapes_kernel_specialization_strategy = (
             self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
@@ -238,15 +282,18 @@ class TensorRtSession(Session):
             for spec in self.graph.outputs:
                 pinned = bucket.host[spec.name]
                 source, size = bucket.device[spec.name].address, pinned.array.nbytes
-                call(self.cuda, "cudaMemcpyAsync", pinned.address, source, size, to_host, self.stream)
+                call(
+                    self.cuda, "cudaMemcpyAsync", pinned.address, source, size, to_host, self.stream
+                )
             self._wait()
             return {spec.name: bucket.host[spec.name].array.copy() for spec in self.graph.outputs}
 
     def run_and_keep(
         self, feeds: Mapping[str, Value], host_steps: Mapping[str, HostStep] = NO_STEPS
     ) -> Mapping[str, Value]:
-        """Runs the graph once and leaves every output on the device, in memory of its own; what the host changes comes
-        down and goes up again in portions, the host working on one of them meanwhile."""
+        """Runs the graph once and leaves every output on the device, in memory of its own; what the
+        host changes comes down and goes up again in portions, the host working on one of them
+        meanwhile."""
         self._check(feeds)
         with self._lock:
             bucket = self._enqueue(feeds)
@@ -260,32 +307,55 @@ class TensorRtSession(Session):
                         continue
                     memory = DeviceMemory(self.cuda, array.nbytes)
                     source = bucket.device[spec.name].address
-                    call(self.cuda, "cudaMemcpyAsync", memory.address, source, array.nbytes, on_device, self.stream)
+                    call(
+                        self.cuda,
+                        "cudaMemcpyAsync",
+                        memory.address,
+                        source,
+                        array.nbytes,
+                        on_device,
+                        self.stream,
+                    )
                     kept[spec.name] = CudaValue(self.cuda, memory, array.shape, array.dtype)
                 for name, step in host_steps.items():
                     kept[name] = self._change(bucket, name, step, fetched[name])
             finally:
-                self._wait()  # whatever happened, nothing may still write to memory that is given back
+                # whatever happened, nothing may still write to memory that is given back
+                self._wait()
             return kept
 
     def _fetch(self, bucket: _Bucket, name: str) -> list[tuple[slice, Any]]:
-        """Puts the copies of an output's maps to the host on the stream, in portions: for each its maps, and the event
-        that says they are there."""
+        """Puts the copies of an output's maps to the host on the stream, in portions: for each its
+        maps, and the event that says they are there."""
         pinned, source = bucket.host[name], bucket.device[name].address
         maps = pinned.array.reshape(-1, *pinned.array.shape[-2:])
         each = -(-len(maps) // PORTIONS)
         to_host = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        portions = [slice(first, min(first + each, len(maps))) for first in range(0, len(maps), each)]
+        portions = [
+            slice(first, min(first + each, len(maps))) for first in range(0, len(maps), each)
+        ]
         fetched = []
         for portion, event in zip(portions, bucket.portion_events(), strict=False):
             first, size = portion.start * maps[0].nbytes, maps[portion].nbytes
-            call(self.cuda, "cudaMemcpyAsync", pinned.address + first, source + first, size, to_host, self.stream)
+            call(
+                self.cuda,
+                "cudaMemcpyAsync",
+                pinned.address + first,
+                source + first,
+                size,
+                to_host,
+                self.stream,
+            )
             call(self.cuda, "cudaEventRecord", event, self.stream)
             fetched.append((portion, event))
         return fetched
 
-    def _change(self, bucket: _Bucket, name: str, step: HostStep, fetched: list[tuple[slice, Any]]) -> CudaValue:
-        """What `step` makes of the maps that are being fetched, each portion sent up on a stream of its own."""
+    def _change(
+        self, bucket: _Bucket, name: str, step: HostStep, fetched: list[tuple[slice, Any]]
+    ) -> CudaValue:
+        """What `step` makes of the maps that are being fetched, each portion sent up on a stream of
+        its own.
+        """
         array = bucket.host[name].array
         maps = array.reshape(-1, *array.shape[-2:])
         changed = bucket.changed(name, (*array.shape[:-2], *step.size))
@@ -318,7 +388,9 @@ class TensorRtSession(Session):
                 np.copyto(pinned.array, value)
                 source, kind = pinned.address, kinds.cudaMemcpyHostToDevice
             else:
-                raise EngineError(f"{self.graph.stage}: input {spec.name!r} lies on a device of another engine")
+                raise EngineError(
+                    f"{self.graph.stage}: input {spec.name!r} lies on a device of another engine"
+                )
             call(self.cuda, "cudaMemcpyAsync", target, source, size, kind, self.stream)
         bucket.enqueue(self)
         return bucket

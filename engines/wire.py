@@ -1,6 +1,7 @@
 """Protobuf's wire format, as far as ONNX files need it: the runtime has no onnx package.
 
-A field is a number and either a whole number, or bytes: text, packed numbers or a message of its own.
+A field is a number and either a whole number, or bytes: text, packed numbers or a message of its
+own.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ Span = tuple[int, int]
 
 
 def fields(data: Data, span: Span) -> Iterator[tuple[int, int | Span]]:
-    """Every field of a message: its number, and its value or the span of its content. Numbers of 4 or 8 fixed bytes
-    are left out. Raises ValueError or IndexError where this is no protobuf.
+    """Every field of a message: its number, and its value or the span of its content. Numbers of 4
+    or 8 fixed bytes are left out. Raises ValueError or IndexError where this is no protobuf.
     """
     for _, field, value in _walk(data, span):
         if value is not None:
@@ -22,7 +23,9 @@ def fields(data: Data, span: Span) -> Iterator[tuple[int, int | Span]]:
 
 
 def raw_fields(data: bytes) -> Iterator[tuple[int, int | bytes | None, bytes]]:
-    """`fields` of a whole message, none left out (value None), with their content, and with all bytes of each."""
+    """`fields` of a whole message, none left out (value None), with their content, and with all
+    bytes of each.
+    """
     for (start, end), field, value in _walk(data, (0, len(data))):
         yield field, data[slice(*value)] if isinstance(value, tuple) else value, data[start:end]
 

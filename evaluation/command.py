@@ -1,4 +1,6 @@
-"""`ris-eval`: what a bundle, or the PyTorch model, scores, and `ris-eval compare`: what differs between several."""
+"""`ris-eval`: what a bundle, or the PyTorch model, scores, and `ris-eval compare`: what differs
+between several.
+"""
 
 from __future__ import annotations
 
@@ -28,22 +30,30 @@ from ris.runtime.commands.weight_files import require_flag, weight_file_options
 
 @click.group(cls=DefaultGroup)
 def main() -> None:
-    """Says what a model scores; `ris-eval run --help` and `ris-eval compare --help` have the options.
+    """Says what a model scores; `ris-eval run --help` and `ris-eval compare --help` have the
+    options.
 
     \b
     Examples:
       ris-eval ris-bundle                        one model: the same as ris-eval run ris-bundle
-      ris-eval compare fp32-bundle fp16-bundle   several over the same samples, as a report with pictures
+      ris-eval compare fp32-bundle fp16-bundle   several over the same samples, with pictures
     """
 
 
 @main.command(cls=RisCommand)
 @click.argument("bundle", required=False, type=click.Path())
 @sample_options
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False),
-              help="A folder for every answer; an evaluation that was stopped goes on from it.")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A folder for every answer; an evaluation that was stopped goes on from it.",
+)
 @click.option("--restart", is_flag=True, help="Throw away what --out has.")
-@click.option("--pytorch", is_flag=True, help="Evaluate the PyTorch model of --checkpoint instead of a bundle.")
+@click.option(
+    "--pytorch",
+    is_flag=True,
+    help="Evaluate the PyTorch model of --checkpoint instead of a bundle.",
+)
 @weight_file_options("--pytorch")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def run(
@@ -56,11 +66,11 @@ def run(
     as_json: bool,
     **files: Path | None,
 ) -> None:
-    """Says what BUNDLE scores, by kind of expression. BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle, then the
-    built-in demo.
+    """Says what BUNDLE scores, by kind of expression. BUNDLE defaults to $RIS_BUNDLE, then
+    ./ris-bundle, then the built-in demo.
 
-    Scenes are drawn, the same on every machine; their held-out split has things, backgrounds and phrasings that
-    training never saw. docs/evaluation.md says how each benchmark counts.
+    Scenes are drawn, the same on every machine; their held-out split has things, backgrounds and
+    phrasings that training never saw. docs/evaluation.md says how each benchmark counts.
 
     \b
     Examples:
@@ -74,9 +84,13 @@ def run(
     if pytorch and bundle:
         raise RisError("give a bundle or --pytorch, not both")
     if pytorch and asked.features:
-        raise RisError("--features keeps what a bundle's encoders give; it does not go with --pytorch")
+        raise RisError(
+            "--features keeps what a bundle's encoders give; it does not go with --pytorch"
+        )
     if pytorch and running.chosen:
-        raise RisError("--engine, --device and --compute run a bundle; they do not go with --pytorch")
+        raise RisError(
+            "--engine, --device and --compute run a bundle; they do not go with --pytorch"
+        )
     cache = asked.cache()
     if pytorch:
         model = open_reference(files, running.threads)
@@ -94,22 +108,26 @@ def run(
 
 def _print(name: str, found: Evaluation) -> None:
     protocol = PROTOCOLS[found.protocol]
-    where = {"image": "the image's own size", "model": "the model's square"}.get(found.at, f"{found.at}x{found.at}")
+    where = {"image": "the image's own size", "model": "the model's square"}.get(
+        found.at, f"{found.at}x{found.at}"
+    )
     table = Table(title=name, caption=f"{protocol.source}; masks compared at {where}")
     table.add_column("kind")
     for metric in protocol.metrics:
         table.add_column(metric, justify="right")
     for kind, scores in found.kinds.items():
         cells = [scores.get(metric) for metric in protocol.metrics]
-        table.add_row(kind, *("" if v is None else f"{v:.0f}" if v > 1 else f"{v:.3f}" for v in cells))
+        table.add_row(
+            kind, *("" if v is None else f"{v:.0f}" if v > 1 else f"{v:.3f}" for v in cells)
+        )
     Console(width=110).print(table)
     for metric, meaning in protocol.metrics.items():
         click.echo(f"{metric}: {meaning}")
     if found.mirrored is not None:
         m = found.mirrored
         click.echo(
-            f"left and right: {m.pairs} expressions asked with the words swapped too: {m.right:.3f} of the answers "
-            f"right (IoU above 0.5), {m.moved:.3f} of the masks moved"
+            f"left and right: {m.pairs} expressions asked with the words swapped too: {m.right:.3f}"
+            f" of the answers right (IoU above 0.5), {m.moved:.3f} of the masks moved"
         )
 
 

@@ -1,4 +1,6 @@
-"""Several models over the same samples: their figures, how sure the differences are, and where they disagree most."""
+"""Several models over the same samples: their figures, how sure the differences are, and where they
+disagree most.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Run:
-    """One model's answers. name: for people; samples: what was asked (`SampleSource.to_dict`); at: the comparison's
-    size; images: the image of each answer."""
+    """One model's answers. name: for people; samples: what was asked (`SampleSource.to_dict`); at:
+    the comparison's size; images: the image of each answer."""
 
     name: str
     samples: dict[str, Any]
@@ -49,7 +51,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Difference:
-    """A run's figure minus the first run's, with the interval that holds 95 % of the bootstrap's differences."""
+    """A run's figure minus the first run's, with the interval that holds 95 % of the bootstrap's
+    differences.
+    """
 
     value: float
     low: float
@@ -58,8 +62,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """scores: by run, kind of expression and metric ("all" first). differences: by run but the first, and metric, over
-    all expressions. ious: [runs, N], of the masks, refused ones empty."""
+    """scores: by run, kind of expression and metric ("all" first). differences: by run but the
+    first, and metric, over all expressions. ious: [runs, N], of the masks, refused ones empty."""
 
     runs: tuple[Run, ...]
     protocol: str
@@ -69,16 +73,20 @@ class Comparison:
     ious: NDArray[np.float64]
 
     def worst(self, count: int) -> list[int]:
-        """The expressions about which the runs differ most, in IoU, largest difference first; equal ones in order."""
+        """The expressions about which the runs differ most, in IoU, largest difference first; equal
+        ones in order.
+        """
         spread = np.ptp(self.ious, axis=0)
         return [int(i) for i in np.argsort(-spread, kind="stable")[:count] if spread[i] > 0]
 
 
-def compare_runs(runs: Sequence[Run], protocol: str, threshold: float, resamples: int = RESAMPLES) -> Comparison:
+def compare_runs(
+    runs: Sequence[Run], protocol: str, threshold: float, resamples: int = RESAMPLES
+) -> Comparison:
     """Raises RisError for runs over different samples.
 
-    The bootstrap draws images, not expressions: those of one image are not independent. Every draw is the same for all
-    runs, so that what a hard image costs all of them cancels.
+    The bootstrap draws images, not expressions: those of one image are not independent. Every draw
+    is the same for all runs, so that what a hard image costs all of them cancels.
     """
     _same_samples(runs)
     figures = [figures_of(run.answers, threshold) for run in runs]
@@ -106,9 +114,9 @@ def _same_samples(runs: Sequence[Run]) -> None:
         if other != first:
             missing = len(set(first) ^ set(other))
             raise RisError(
-                f"{runs[0].name!r} and {run.name!r} were not asked the same: {len(first)} and {len(other)} "
-                f"expressions, {missing} of them in one only; evaluate both with the same --data, --split, --samples "
-                "and --at"
+                f"{runs[0].name!r} and {run.name!r} were not asked the same: {len(first)} and"
+                f" {len(other)} expressions, {missing} of them in one only; evaluate both with the"
+                " same --data, --split, --samples and --at"
             )
 
 
@@ -131,7 +139,9 @@ def _bootstrap(
         for metric in plain[0]:
             if metric == "samples" or metric not in plain[i]:
                 continue
-            values = [d[i][metric] - d[0][metric] for d in drawn if metric in d[i] and metric in d[0]]
+            values = [
+                d[i][metric] - d[0][metric] for d in drawn if metric in d[i] and metric in d[0]
+            ]
             low, high = np.percentile(values, [2.5, 97.5]) if values else (float("nan"),) * 2
             own[metric] = Difference(plain[i][metric] - plain[0][metric], float(low), float(high))
         found.append(own)

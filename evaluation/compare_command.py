@@ -33,11 +33,20 @@ from ris.runtime.commands.running import Running
 
 
 @click.command(cls=RisCommand)
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("ris-comparison"),
-              show_default=True, help="The folder for report.html, report.json and samples.csv.")  # fmt: skip
+@click.argument(
+    "models", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False)
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("ris-comparison"),
+    show_default=True,
+    help="The folder for report.html, report.json and samples.csv.",
+)
 @click.option("--restart", is_flag=True, help="Throw away the answers that --out has.")
-@click.option("--worst", type=click.IntRange(0), default=12, show_default=True, help="Disagreements to show.")
+@click.option(
+    "--worst", type=click.IntRange(0), default=12, show_default=True, help="Disagreements to show."
+)
 @sample_options
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def compare(
@@ -49,11 +58,12 @@ def compare(
     running: Running,
     as_json: bool,
 ) -> None:
-    """What differs between MODELS, each a bundle or a folder of `ris-eval --out`; the first is what the others are
-    measured against.
+    """What differs between MODELS, each a bundle or a folder of `ris-eval --out`; the first is what
+    the others are measured against.
 
-    Bundles are evaluated first, on what --data says; their answers stay in the report's folder, and a comparison that
-    was stopped goes on from there. Results of other engines, or of the PyTorch model, come from `ris-eval --out`.
+    Bundles are evaluated first, on what --data says; their answers stay in the report's folder, and
+    a comparison that was stopped goes on from there. Results of other engines, or of the PyTorch
+    model, come from `ris-eval --out`.
 
     \b
     Examples:
@@ -117,6 +127,8 @@ def _print(found: Comparison) -> None:
         cells = [f"{first:.4f}"]
         for scores, differences in zip(found.scores[1:], found.differences, strict=True):
             d = differences[metric]
-            cells.append(f"{scores['all'][metric]:.4f}  {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]")
+            cells.append(
+                f"{scores['all'][metric]:.4f}  {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+            )
         table.add_row(metric, *cells)
     Console(width=max(110, 40 * len(found.runs))).print(table)

@@ -1,8 +1,10 @@
-"""The image encoders' outputs on disk: another evaluation over the same images with the same encoders skips them.
+"""The image encoders' outputs on disk: another evaluation over the same images with the same
+encoders skips them.
 
-Entries are keyed by content, pixels and encoder files alike, written whole or not at all, and may be shared by any
-number of processes; the ones that were used longest ago go when the folder is full. Each process counts what it
-writes and looks at the whole folder when that fills it: several at once may pass the limit by what the others write.
+Entries are keyed by content, pixels and encoder files alike, written whole or not at all, and may
+be shared by any number of processes; the ones that were used longest ago go when the folder is
+full. Each process counts what it writes and looks at the whole folder when that fills it: several
+at once may pass the limit by what the others write.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ _STALE = 3600.0  # seconds: nobody writes an entry for that long
 
 
 class FeatureCache:
-    """A folder of encoded images, at most `limit` bytes (6.5 MB an image at full size). Not for several threads."""
+    """A folder of encoded images, at most `limit` bytes (6.5 MB an image at full size). Not for
+    several threads.
+    """
 
     def __init__(self, folder: Path, limit: int) -> None:
         """Raises RisError where the folder cannot be made."""
@@ -46,7 +50,9 @@ class FeatureCache:
         self._size = sum(size for _, size, _ in self._entries())
 
     def encode(self, model: Model, rgb: NDArray[np.uint8]) -> Scene:
-        """`model.encode_image`, from the folder where it is there. A damaged entry is written anew."""
+        """`model.encode_image`, from the folder where it is there. A damaged entry is written
+        anew.
+        """
         path = self.folder / f"{self._key(model, rgb)}.npz"
         try:
             with np.load(path, allow_pickle=False) as found:
@@ -73,7 +79,9 @@ class FeatureCache:
         about = json.dumps([files, engines, asdict(manifest.preprocess), rgb.shape], sort_keys=True)
         return hashlib.sha256(about.encode() + np.ascontiguousarray(rgb).tobytes()).hexdigest()
 
-    def _write(self, path: Path, image_embeddings: NDArray[np.float32], clip_tokens: NDArray[np.float32]) -> None:
+    def _write(
+        self, path: Path, image_embeddings: NDArray[np.float32], clip_tokens: NDArray[np.float32]
+    ) -> None:
         size = image_embeddings.nbytes + clip_tokens.nbytes
         if size > self.limit:
             return

@@ -1,6 +1,8 @@
-"""What an evaluation found, expression by expression, in memory and in a folder that a stopped one goes on from.
+"""What an evaluation found, expression by expression, in memory and in a folder that a stopped one
+goes on from.
 
-run.json says what was evaluated on what; results.jsonl has a line an image, written when all of it is answered.
+run.json says what was evaluated on what; results.jsonl has a line an image, written when all of it
+is answered.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ SETUP, RESULTS = "run.json", "results.jsonl"
 
 @dataclass(frozen=True)
 class Swapped:
-    """The expression with left and right swapped: its figures, and how many pixels its mask shares with the other."""
+    """The expression with left and right swapped: its figures, and how many pixels its mask shares
+    with the other.
+    """
 
     expression: str
     intersection: int
@@ -34,9 +38,9 @@ class Swapped:
 
 @dataclass(frozen=True)
 class Answered:
-    """One expression. kind: what sort it is, for tables; the pixel counts as in `Figures`; no_target: that head's
-    probability, None without one; mask, truth_mask: run-length codes (COCO's, compressed) at the size of the
-    comparison, height and width."""
+    """One expression. kind: what sort it is, for tables; the pixel counts as in `Figures`;
+    no_target: that head's probability, None without one; mask, truth_mask: run-length codes
+    (COCO's, compressed) at the size of the comparison, height and width."""
 
     expression: str
     kind: str
@@ -67,19 +71,25 @@ class ImageResult:
 
     def slim(self) -> ImageResult:
         """The same without the masks, which are nearly all of its size."""
-        return ImageResult(self.image, tuple(replace(a, mask="", truth_mask="") for a in self.answers))
+        return ImageResult(
+            self.image, tuple(replace(a, mask="", truth_mask="") for a in self.answers)
+        )
 
     @classmethod
     def from_json(cls, line: str) -> ImageResult:
         """Raises ValueError, KeyError or TypeError for anything else."""
         data = json.loads(line)
-        answers = (a | {"swapped": a["swapped"] and Swapped(**a["swapped"])} for a in data["answers"])
+        answers = (
+            a | {"swapped": a["swapped"] and Swapped(**a["swapped"])} for a in data["answers"]
+        )
         return cls(data["image"], tuple(Answered(**a) for a in answers))
 
 
 def figures_of(answers: Sequence[Answered], threshold: float) -> Figures:
     """The figures of these answers, refused from this no-target probability on."""
-    pixels = np.array([(a.intersection, a.predicted, a.truth) for a in answers], np.int64).reshape(-1, 3)
+    pixels = np.array([(a.intersection, a.predicted, a.truth) for a in answers], np.int64).reshape(
+        -1, 3
+    )
     return Figures(
         pixels[:, 0],
         pixels[:, 1],
@@ -90,11 +100,14 @@ def figures_of(answers: Sequence[Answered], threshold: float) -> Figures:
 
 
 class ResultsFolder:
-    """The folder of one evaluation. Opened with what is to be evaluated; `done` is what it has already."""
+    """The folder of one evaluation. Opened with what is to be evaluated; `done` is what it has
+    already.
+    """
 
     def __init__(self, path: Path, setup: dict[str, Any], restart: bool = False) -> None:
-        """setup: everything that the results depend on, as JSON, and their "name" for people. Raises RisError where the
-        folder has results of something else and `restart` is not given."""
+        """setup: everything that the results depend on, as JSON, and their "name" for people.
+        Raises RisError where the folder has results of something else and `restart` is not
+        given."""
         self.path = path
         self.done: dict[str, ImageResult] = {}
         self._file: TextIO | None = None
@@ -105,20 +118,25 @@ class ResultsFolder:
             for name in {**theirs, **setup}:
                 if name != "name" and theirs.get(name) != setup.get(name):
                     raise RisError(
-                        f"{path} has results of another evaluation ({name} was {theirs.get(name)!r}, now "
-                        f"{setup.get(name)!r}); choose another --out, or give --restart"
+                        f"{path} has results of another evaluation ({name} was"
+                        f" {theirs.get(name)!r}, now {setup.get(name)!r}); choose another --out, or"
+                        " give --restart"
                     )
             lines = [result.to_json() + "\n" for result in read_results(path)]
         with self._writing():
             path.mkdir(parents=True, exist_ok=True)
             temporary = path / (RESULTS + ".part")
-            temporary.write_text("".join(lines), encoding="utf-8")  # without a line that was cut off
+            temporary.write_text(
+                "".join(lines), encoding="utf-8"
+            )  # without a line that was cut off
             os.replace(temporary, path / RESULTS)
             (path / SETUP).write_text(json.dumps(setup, indent=1) + "\n", encoding="utf-8")
         self.done = {result.image: result.slim() for result in map(ImageResult.from_json, lines)}
 
     def add(self, result: ImageResult) -> None:
-        """Raises RisError where the disk does not take it; the next run goes on from the line before."""
+        """Raises RisError where the disk does not take it; the next run goes on from the line
+        before.
+        """
         with self._writing():
             if self._file is None:
                 self._file = (self.path / RESULTS).open("a", encoding="utf-8")
@@ -143,12 +161,15 @@ def read_setup(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads((path / SETUP).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RisError(f"{path} is no folder of ris-eval --out: {SETUP} cannot be read ({error})") from error
+        raise RisError(
+            f"{path} is no folder of ris-eval --out: {SETUP} cannot be read ({error})"
+        ) from error
     return found
 
 
 def read_results(path: Path) -> Iterator[ImageResult]:
-    """The results of a folder, as far as they were written; a last line that was cut off is left out.
+    """The results of a folder, as far as they were written; a last line that was cut off is left
+    out.
 
     Raises RisError for a folder without results and for a damaged line before the last.
     """
@@ -159,6 +180,8 @@ def read_results(path: Path) -> Iterator[ImageResult]:
                     yield ImageResult.from_json(line)
                 except (ValueError, KeyError, TypeError) as error:
                     if line.endswith("\n"):
-                        raise RisError(f"{path / RESULTS}: line {number} is damaged; evaluate again") from error
+                        raise RisError(
+                            f"{path / RESULTS}: line {number} is damaged; evaluate again"
+                        ) from error
     except OSError as error:
         raise RisError(f"{path} has no results of ris-eval --out ({error.strerror})") from error

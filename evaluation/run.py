@@ -19,21 +19,23 @@ from ris.runtime import Model
 from ris.runtime.masks import encode_rle, mask_from_logits
 
 AT = ("image", "model", "480")
-"""Where masks are compared: at the image's own size; at the model's square, as its released code does; at 480x480, as
-LAVT does. Squares: truths are resized by nearest neighbour, as there."""
+"""Where masks are compared: at the image's own size; at the model's square, as its released code
+does; at 480x480, as LAVT does. Squares: truths are resized by nearest neighbour, as there."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's mask logits, float32 [m, m], whatever the no-target head says; that head's probability, None without
-    one."""
+    """A model's mask logits, float32 [m, m], whatever the no-target head says; that head's
+    probability, None without one."""
 
     logits: NDArray[np.float32]
     no_target: float | None
 
 
 class Segmenter(Protocol):
-    """Anything that can be evaluated. square: side of the model's square image, pixels; threshold: of the logits."""
+    """Anything that can be evaluated. square: side of the model's square image, pixels; threshold:
+    of the logits.
+    """
 
     square: int
     threshold: float
@@ -58,7 +60,9 @@ class BundleSegmenter:
     ) -> list[Answer]:
         """Encodes the image once; what has no category is asked as "background", as in training."""
         names = [name or "background" for name in categories] if self._model.categories else None
-        scene = self._cache.encode(self._model, rgb) if self._cache else self._model.encode_image(rgb)
+        scene = (
+            self._cache.encode(self._model, rgb) if self._cache else self._model.encode_image(rgb)
+        )
         found = scene.segment_many(expressions, categories=names, no_target_threshold=None)
         return [Answer(result.logits, result.no_target) for result in found]
 
@@ -67,8 +71,8 @@ class BundleSegmenter:
 class Mirrored:
     """Left/right expressions, asked as they are and with the two words swapped.
 
-    right: share of both questions together with IoU above 0.5; moved: share of the pairs whose two masks overlap by
-    less than half (IoU) - a model that does not read the word answers both alike.
+    right: share of both questions together with IoU above 0.5; moved: share of the pairs whose two
+    masks overlap by less than half (IoU) - a model that does not read the word answers both alike.
     """
 
     pairs: int
@@ -78,7 +82,8 @@ class Mirrored:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The metrics by kind of expression, "all" first, and the left/right test (None without such expressions).
+    """The metrics by kind of expression, "all" first, and the left/right test (None without such
+    expressions).
 
     at: one of `AT`; protocol: one of `metrics.PROTOCOLS`.
     """
@@ -104,13 +109,21 @@ def _resized(truth: Mask, size: tuple[int, int]) -> Mask:
     return np.asarray(small).astype(np.bool_)
 
 
-def _answered(segmenter: Segmenter, truth: Truth, answer: Answer, other: Answer | None, at: str) -> Answered:
+def _answered(
+    segmenter: Segmenter, truth: Truth, answer: Answer, other: Answer | None, at: str
+) -> Answered:
     """other: the answer to the swapped expression, where there is one."""
     size = _size(at, segmenter.square, truth.mask)
-    mask, right = mask_from_logits(answer.logits, *size, segmenter.threshold), _resized(truth.mask, size)
+    mask, right = (
+        mask_from_logits(answer.logits, *size, segmenter.threshold),
+        _resized(truth.mask, size),
+    )
     swapped = None
     if truth.mirrored is not None and other is not None:
-        theirs, meant = mask_from_logits(other.logits, *size, segmenter.threshold), _resized(truth.mirrored[1], size)
+        theirs, meant = (
+            mask_from_logits(other.logits, *size, segmenter.threshold),
+            _resized(truth.mirrored[1], size),
+        )
         swapped = Swapped(
             truth.mirrored[0],
             int((theirs & meant).sum()),
@@ -136,7 +149,9 @@ def _answered(segmenter: Segmenter, truth: Truth, answer: Answer, other: Answer 
 
 def ask_image(segmenter: Segmenter, image: EvaluationImage, at: str) -> ImageResult:
     """Everything that is asked of one image."""
-    pairs = [(i, truth.mirrored[0]) for i, truth in enumerate(image.truths) if truth.mirrored is not None]
+    pairs = [
+        (i, truth.mirrored[0]) for i, truth in enumerate(image.truths) if truth.mirrored is not None
+    ]
     expressions = [t.expression for t in image.truths] + [text for _, text in pairs]
     categories = [t.category for t in image.truths] + [image.truths[i].category for i, _ in pairs]
     answers = segmenter.answer(image.rgb, expressions, categories)
@@ -144,7 +159,10 @@ def ask_image(segmenter: Segmenter, image: EvaluationImage, at: str) -> ImageRes
     others = {i: answer for (i, _), answer in zip(pairs, answers[count:], strict=True)}
     return ImageResult(
         image.name,
-        tuple(_answered(segmenter, truth, answers[i], others.get(i), at) for i, truth in enumerate(image.truths)),
+        tuple(
+            _answered(segmenter, truth, answers[i], others.get(i), at)
+            for i, truth in enumerate(image.truths)
+        ),
     )
 
 
@@ -160,11 +178,14 @@ def evaluate(
 ) -> Evaluation:
     """Asks everything of every image.
 
-    threshold: from this no-target probability on an expression counts as refused. folder: where each image's answers
-    are written; what it has already is taken from there, and `images` should leave it out. report: called after each
-    image with the number of expressions so far and what gives their figures.
+    threshold: from this no-target probability on an expression counts as refused. folder: where
+    each image's answers are written; what it has already is taken from there, and `images` should
+    leave it out. report: called after each image with the number of expressions so far and what
+    gives their figures.
     """
-    answers = [answer for result in folder.done.values() for answer in result.answers] if folder else []
+    answers = (
+        [answer for result in folder.done.values() for answer in result.answers] if folder else []
+    )
 
     def figures() -> Figures:
         return figures_of(answers, threshold)

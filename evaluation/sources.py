@@ -17,8 +17,10 @@ NAMES = ("scenes", *DATASETS)
 
 @dataclass(frozen=True)
 class SampleSource:
-    """data: "scenes", a data set of `DATASETS`, or a JSONL file; split: None for the usual one; samples: how many
-    expressions (scenes); root: the data set's folder; images: COCO's pictures, where they are elsewhere."""
+    """data: "scenes", a data set of `DATASETS`, or a JSONL file; split: None for the usual one;
+    samples: how many expressions (scenes); root: the data set's folder; images: COCO's pictures,
+    where they are elsewhere.
+    """
 
     data: str = "scenes"
     split: str | None = None
@@ -34,7 +36,9 @@ class SampleSource:
         if refer and self.root is None:
             raise RisError(f"--data {self.data} needs --root, the folder of its files")
         if not refer and (self.root or self.images):
-            raise RisError(f"--root and --images belong to data sets; --data {self.data} brings its own images")
+            raise RisError(
+                f"--root and --images belong to data sets; --data {self.data} brings its own images"
+            )
         if self.data == "scenes" and self.split not in (None, "train", "heldout"):
             raise RisError(f"scenes have no split {self.split!r}; they have train and heldout")
         if self.data.endswith(".jsonl") and self.split:
@@ -46,7 +50,9 @@ class SampleSource:
         return PROTOCOL_OF.get(self.data, "refcoco" if self.data in DATASETS else "scenes")
 
     def read(self) -> tuple[ReferData | None, int]:
-        """(the data set, None for scenes; the number of expressions). Raises RisError for what is missing."""
+        """(the data set, None for scenes; the number of expressions). Raises RisError for what is
+        missing.
+        """
         if self.data == "scenes":
             return None, self.samples
         if self.data in DATASETS:
@@ -56,9 +62,13 @@ class SampleSource:
         return found, sum(len(image.references) for image in found.images)
 
     def stream(self, read: ReferData | None, done: Mapping[str, int]) -> Iterator[EvaluationImage]:
-        """The images but for those in `done` (name -> number of expressions); read: what `read` gave."""
+        """The images but for those in `done` (name -> number of expressions); read: what `read`
+        gave.
+        """
         if read is None:
-            return scene_images("train" if self.split == "train" else "heldout", self.samples, done=done)
+            return scene_images(
+                "train" if self.split == "train" else "heldout", self.samples, done=done
+            )
         return refer_images(read, done)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """The example scenes of this folder, and the README's picture of what a bundle answers about them.
 
-    python examples/make_examples.py                                     # the scenes and expressions.jsonl
-    python examples/make_examples.py --picture docs/images/examples.png  # the answers of the built-in bundle
+    python examples/make_examples.py                                     # the scenes and
+    expressions.jsonl python examples/make_examples.py --picture docs/images/examples.png  # the
+    answers of the built-in bundle
 
-Scenes are of the held-out split: training has seen neither these glyph variants nor these backgrounds.
+Scenes are of the held-out split: training has seen neither these glyph variants nor these
+backgrounds.
 """
 
 from __future__ import annotations
@@ -33,10 +35,14 @@ SCENES = {  # name: number of the scene, expressions
 
 
 def write_scenes() -> None:
-    """NAME.jpg for each scene, and expressions.jsonl, which `ris-infer examples/expressions.jsonl` takes."""
+    """NAME.jpg for each scene, and expressions.jsonl, which `ris-infer examples/expressions.jsonl`
+    takes.
+    """
     lines = []
     for name, (number, expressions) in SCENES.items():
-        Image.fromarray(make_scene(number, "heldout", SIDE).image).save(HERE / f"{name}.jpg", quality=92)
+        Image.fromarray(make_scene(number, "heldout", SIDE).image).save(
+            HERE / f"{name}.jpg", quality=92
+        )
         lines.append(json.dumps({"image": f"{name}.jpg", "expression": list(expressions)}))
     (HERE / "expressions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -53,7 +59,9 @@ def draw_answers(bundle: Path, out: Path) -> None:
             tiles = [(picture, f"{name}.jpg")]
             for answer in scene.segment_many(expressions):
                 shown = Image.fromarray(overlay(np.asarray(picture), answer.mask, TINT))
-                tiles.append((shown, f"{answer.expression}{': no target' if answer.is_no_target else ''}"))
+                tiles.append(
+                    (shown, f"{answer.expression}{': no target' if answer.is_no_target else ''}")
+                )
             for column, (tile, text) in enumerate(tiles):
                 place = (column * TILE, row * (TILE + LINE))
                 sheet.paste(tile.resize((TILE - 4, TILE - 4), Image.Resampling.LANCZOS), place)
@@ -63,9 +71,15 @@ def draw_answers(bundle: Path, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--picture", type=Path, help="write the answers there, in place of the scenes")
-    parser.add_argument("--bundle", type=Path, default=BUILT_IN, help="whose answers; default: the built-in demo's")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--picture", type=Path, help="write the answers there, in place of the scenes"
+    )
+    parser.add_argument(
+        "--bundle", type=Path, default=BUILT_IN, help="whose answers; default: the built-in demo's"
+    )
     given = parser.parse_args()
     if given.picture:
         draw_answers(given.bundle, given.picture)

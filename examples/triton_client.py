@@ -1,4 +1,5 @@
-"""Asks a Triton server with the `ris` model about an image, over HTTP or gRPC. Needs tritonclient alone.
+"""Asks a Triton server with the `ris` model about an image, over HTTP or gRPC. Needs tritonclient
+alone.
 
 pip install "tritonclient[http,grpc]"
 python examples/triton_client.py photo.jpg "left man" "the dog"
@@ -19,22 +20,30 @@ def main():
     parser.add_argument("expressions", nargs="+")
     parser.add_argument("--grpc", action="store_true")
     parser.add_argument("--url")
-    parser.add_argument("--mask", type=Path, help="write the masks, uint8 [N, H, W], to this .npy file")
+    parser.add_argument(
+        "--mask", type=Path, help="write the masks, uint8 [N, H, W], to this .npy file"
+    )
     args = parser.parse_args()
     if args.grpc:
         import tritonclient.grpc as triton
     else:
         import tritonclient.http as triton
-    client = triton.InferenceServerClient(args.url or ("127.0.0.1:8001" if args.grpc else "127.0.0.1:8000"))
+    client = triton.InferenceServerClient(
+        args.url or ("127.0.0.1:8001" if args.grpc else "127.0.0.1:8000")
+    )
 
     # one image a request: the leading 1 is Triton's batch axis
     image = triton.InferInput("image", [1, 1], "BYTES")
     image.set_data_from_numpy(np.array([[args.image.read_bytes()]], np.object_))
     expression = triton.InferInput("expression", [1, len(args.expressions)], "BYTES")
-    expression.set_data_from_numpy(np.array([[text.encode() for text in args.expressions]], np.object_))
+    expression.set_data_from_numpy(
+        np.array([[text.encode() for text in args.expressions]], np.object_)
+    )
 
     # only what is asked for is computed and sent: leave "mask" out where run lengths will do
-    names = ["rle_counts", "rle_size", "score", "is_no_target", "note", "from_cache"] + ["mask"] * bool(args.mask)
+    names = ["rle_counts", "rle_size", "score", "is_no_target", "note", "from_cache"] + [
+        "mask"
+    ] * bool(args.mask)
     outputs = [triton.InferRequestedOutput(name) for name in names]
     try:
         response = client.infer("ris", [image, expression], outputs=outputs)

@@ -1,1 +1,3 @@
-"""Reference model -> five ONNX graphs -> precision -> bundle: `ris-export`, or `bundle_writer.export_bundle`."""
+"""Reference model -> five ONNX graphs -> precision -> bundle: `ris-export`, or
+`bundle_writer.export_bundle`.
+"""

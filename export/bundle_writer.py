@@ -1,4 +1,5 @@
-"""The whole export: reference pass, five graphs, each checked right after it is written, and the bundle around them.
+"""The whole export: reference pass, five graphs, each checked right after it is written, and the
+bundle around them.
 
 A failed or killed export leaves the target as it was (`ris.runtime.bundle_folder`).
 """
@@ -84,11 +85,11 @@ def export_bundle(
 ) -> ExportResult:
     """Exports the model of `make_model` into the bundle `out`.
 
-    sampling: the form of the deformable attention's bilinear sampling, "native" GridSample or "gather". ranges: of an
-    FP32 bundle of the same model; an FP16 export keeps in FP32 what they show to be too large. The parity of an FP16
-    bundle, in the manifest, is that of true FP16 arithmetic.
-    Raises BundleError where `out` is in the way or the disk is full, CheckpointError for an unfit vocabulary, and
-    ParityError where a graph does not agree with the reference.
+    sampling: the form of the deformable attention's bilinear sampling, "native" GridSample or
+    "gather". ranges: of an FP32 bundle of the same model; an FP16 export keeps in FP32 what they
+    show to be too large. The parity of an FP16 bundle, in the manifest, is that of true FP16
+    arithmetic. Raises BundleError where `out` is in the way or the disk is full, CheckpointError
+    for an unfit vocabulary, and ParityError where a graph does not agree with the reference.
     """
     with building(out, overwrite) as folder:
         tokenizer = tokenizer_from(vocabulary, config)
@@ -111,7 +112,9 @@ def export_bundle(
         parity: dict[str, StageParity] = {}
         for stage in graphs.STAGES:
             report(stage)
-            entry, rows = _export_stage(stage, model, reference, folder, precision_name, sampling, ranges, report)
+            entry, rows = _export_stage(
+                stage, model, reference, folder, precision_name, sampling, ranges, report
+            )
             entries[stage] = entry
             parity |= rows
         categories = _write_categories(model, folder) if config.query == "category" else None
@@ -121,14 +124,19 @@ def export_bundle(
         files = _write_files(folder, tokenizer, golden, categories)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
-            writer={name: metadata.version(name) for name in ("ris-runtime", "torch", "onnx", "onnxscript")},
+            writer={
+                name: metadata.version(name)
+                for name in ("ris-runtime", "torch", "onnx", "onnxscript")
+            },
             source=source,
             model=json.loads(json.dumps(config.to_dict())),
             precision=precision_name,
             graphs=entries,
             preprocess=_preprocess(config),
             text=Text("tokenizer.json", config.max_tokens),
-            dense_prompt=DensePrompt(config.dense_prompt_grid, config.sam.grid, config.dense_interpolation),
+            dense_prompt=DensePrompt(
+                config.dense_prompt_grid, config.sam.grid, config.dense_interpolation
+            ),
             postprocess=Postprocess("bilinear", 0.0),
             no_target=config.no_target != "none",
             categories=categories,
@@ -143,7 +151,9 @@ def export_bundle(
         else:
             checked = _check(Bundle(folder, manifest), golden)
         report("bundle")
-        manifest = dataclasses.replace(manifest, parity=parity | checked.rows, mask_iou=checked.mask_iou)
+        manifest = dataclasses.replace(
+            manifest, parity=parity | checked.rows, mask_iou=checked.mask_iou
+        )
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return ExportResult(out, manifest, checked)
 
@@ -183,13 +193,15 @@ def _export_stage(
     graph_precision: Precision = "fp32" if stage in whole else precision_name
     if ranges and ranges.sha256.get(stage) != hash_files(folder, _files(folder, file)):
         raise BundleError(
-            f"the ranges were measured on another {stage} than the one exported here; run ris-calibrate ranges on an "
-            "FP32 bundle of this model with the same options"
+            f"the ranges were measured on another {stage} than the one exported here; run"
+            " ris-calibrate ranges on an FP32 bundle of this model with the same options"
         )
     if graph_precision == "fp16":
         known = ranges.stages[stage] if ranges else None
         one = first_image_only(reference)
-        kept, rounded = make_fp16(graph, scopes, one, known, lambda what: report(f"{stage}: {what}"))
+        kept, rounded = make_fp16(
+            graph, scopes, one, known, lambda what: report(f"{stage}: {what}")
+        )
     elif graph_precision == "bf16":
         kept = bf16.convert_to_bf16(path, BF16_FROM.get(stage))
     elif stage in whole:
@@ -221,7 +233,9 @@ def _files(folder: Path, graph: str) -> list[str]:
 
 def _require(failures: tuple[str, ...], what: str) -> None:
     if failures:
-        raise ParityError(f"{what} does not agree with the PyTorch reference: {'; '.join(failures)}")
+        raise ParityError(
+            f"{what} does not agree with the PyTorch reference: {'; '.join(failures)}"
+        )
 
 
 def _preprocess(config: ModelConfig) -> Preprocess:
@@ -239,7 +253,10 @@ def _write_categories(model: RISModel, folder: Path) -> Categories:
 
 
 def _write_files(
-    folder: Path, tokenizer: Tokenizer, golden: dict[str, NDArray[Any]], categories: Categories | None
+    folder: Path,
+    tokenizer: Tokenizer,
+    golden: dict[str, NDArray[Any]],
+    categories: Categories | None,
 ) -> dict[str, str]:
     """tokenizer.json and golden.npz; returns the sha256 of everything that is not a graph."""
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -40,8 +40,11 @@ PRESET_NAMES = ("vitb-vitl336", "tiny", "demo")
     type=click.Choice(["fp32", "bf16", "fp16"]),
     default="fp32",
     show_default=True,
-    help="What the graphs compute in. FP16 keeps inputs, outputs and a few layers in FP32; bf16 is for CPUs: the "
-    "weights of the image encoders and of most of the fusion are bfloat16, and OpenVINO computes in it.",
+    help=(
+        "What the graphs compute in. FP16 keeps inputs, outputs and a few layers in FP32; bf16 is"
+        " for CPUs: the weights of the image encoders and of most of the fusion are bfloat16, and"
+        " OpenVINO computes in it."
+    ),
 )
 @click.option(
     "--random-weights",
@@ -52,14 +55,18 @@ PRESET_NAMES = ("vitb-vitl336", "tiny", "demo")
 @click.option(
     "--preset",
     type=click.Choice(PRESET_NAMES),
-    help="The architecture. Default: what the checkpoint says; with --random-weights vitb-vitl336, the paper's. tiny "
-    "without weights has made-up ones.",
+    help=(
+        "The architecture. Default: what the checkpoint says; with --random-weights vitb-vitl336,"
+        " the paper's. tiny without weights has made-up ones."
+    ),
 )
 @click.option(
     "--variant",
     type=click.Choice(["cls", "category"]),
-    help="What the sparse branch asks with: BERT's [CLS] (and a no-target head), or a COCO category. Default: what "
-    "the checkpoint says; cls without one.",
+    help=(
+        "What the sparse branch asks with: BERT's [CLS] (and a no-target head), or a COCO category."
+        " Default: what the checkpoint says; cls without one."
+    ),
 )
 @click.option(
     "--supplement",
@@ -69,13 +76,17 @@ PRESET_NAMES = ("vitb-vitl336", "tiny", "demo")
 @click.option(
     "--grid-sample",
     type=click.Choice(["native", "gather"]),
-    help="How deformable attention samples: GridSample nodes, or gathers for engines whose GridSample is "
-    "wrong (TensorRT). Default: what --engine needs; native without one.",
+    help=(
+        "How deformable attention samples: GridSample nodes, or gathers for engines whose"
+        " GridSample is wrong (TensorRT). Default: what --engine needs; native without one."
+    ),
 )
 @click.option(
     "--engine",
     type=click.Choice(ENGINE_NAMES),
-    help="Compile the graphs for this engine too, when they are written (ris-compile does it later).",
+    help=(
+        "Compile the graphs for this engine too, when they are written (ris-compile does it later)."
+    ),
 )
 @build_options()
 @click.option(
@@ -87,11 +98,20 @@ PRESET_NAMES = ("vitb-vitl336", "tiny", "demo")
     "--ranges",
     "ranges_file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="What ris-calibrate ranges measured on an FP32 bundle of this model: FP16 spares what comes near its limit.",
+    help=(
+        "What ris-calibrate ranges measured on an FP32 bundle of this model: FP16 spares what comes"
+        " near its limit."
+    ),
 )
 @click.option("--force", is_flag=True, help="Replace the bundle if it exists.")
-@click.option("--dry-run", is_flag=True, help="Say what was found, what is missing, and the plan; write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was written (or the dry run) as JSON.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what was found, what is missing, and the plan; write nothing.",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print what was written (or the dry run) as JSON."
+)
 def main(
     out: Path,
     precision: str,
@@ -114,11 +134,13 @@ def main(
     as_json: bool,
     **files: Path | None,
 ) -> None:
-    """Exports a model into a bundle of five ONNX graphs, each checked against PyTorch as it is written.
+    """Exports a model into a bundle of five ONNX graphs, each checked against PyTorch as it is
+    written.
 
-    --checkpoint takes a trained model; variant and sizes are read off it. A component file replaces what training
-    leaves alone (SAM's image encoder, CLIP) and fills in what the checkpoint lacks of the rest (SAM's mask decoder,
-    BERT). Without weights it exports the built-in demo, a small model trained on drawn scenes.
+    --checkpoint takes a trained model; variant and sizes are read off it. A component file replaces
+    what training leaves alone (SAM's image encoder, CLIP) and fills in what the checkpoint lacks of
+    the rest (SAM's mask decoder, BERT). Without weights it exports the built-in demo, a small model
+    trained on drawn scenes.
 
     \b
     Examples:
@@ -128,10 +150,18 @@ def main(
       ris-export --precision fp16 --engine tensorrt-rtx --out demo-rtx
       ris-export --checkpoint model_final.pth --dry-run
       ris-export --checkpoint model_final.pth --precision fp16
-      ris-export --checkpoint trained.pth --sam-checkpoint sam_vit_b_01ec64.pth --clip-checkpoint ViT-L-14-336px.pt
+      ris-export --checkpoint trained.pth --sam-checkpoint sam_vit_b_01ec64.pth \\
+          --clip-checkpoint ViT-L-14-336px.pt
       ris-export --random-weights 0 --out full-size
     """
-    for package in ("torch", "onnx", "segment_anything", "open_clip", "transformers", "onnxruntime"):
+    for package in (
+        "torch",
+        "onnx",
+        "segment_anything",
+        "open_clip",
+        "transformers",
+        "onnxruntime",
+    ):
         if importlib.util.find_spec(package) is None:
             raise RisError(f'ris-export needs {package}: pip install "ris-runtime[cpu,export]"')
     if ranges_file and precision != "fp16":
@@ -156,19 +186,25 @@ def main(
         if engine == "auto":
             click.echo(f"--engine auto: {row.name}", err=True)
         if row.needs_gathers and grid_sample == "native":
-            raise EngineError(f"engine {row.name!r} needs --grid-sample gather; leave --grid-sample out")
+            raise EngineError(
+                f"engine {row.name!r} needs --grid-sample gather; leave --grid-sample out"
+            )
     sampling = grid_sample or ("gather" if row is not None and row.needs_gathers else "native")
     from_files = any(files.values())
     if from_files and random_weights is not None:
-        raise CheckpointError("--random-weights and weight files contradict each other; give one of them")
+        raise CheckpointError(
+            "--random-weights and weight files contradict each other; give one of them"
+        )
     if preset == "vitb-vitl336" and random_weights is None and not from_files:
         raise CheckpointError(
-            "there are no weights for vitb-vitl336; --random-weights 0 exports it untrained, for benchmarks, and "
-            "--checkpoint with trained ones"
+            "there are no weights for vitb-vitl336; --random-weights 0 exports it untrained, for"
+            " benchmarks, and --checkpoint with trained ones"
         )
     is_demo = not from_files and random_weights is None and preset in (None, "demo")
     if is_demo:
-        click.echo("No weights were given: exporting the built-in demo, trained on drawn scenes.", err=True)
+        click.echo(
+            "No weights were given: exporting the built-in demo, trained on drawn scenes.", err=True
+        )
 
     def find() -> ModelSource:
         from ris.export import sources
@@ -228,7 +264,12 @@ def main(
 
 
 def _dry_run(
-    find: Callable[[], ModelSource], out: Path, precision: str, vocabulary: Path | None, force: bool, as_json: bool
+    find: Callable[[], ModelSource],
+    out: Path,
+    precision: str,
+    vocabulary: Path | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Prints what an export would do; ends with 2 where it would not work."""
     from ris.export import plan as plans
@@ -255,20 +296,30 @@ def _print(result: ExportResult, seconds: float) -> None:
     manifest, out = result.manifest, result.path
     total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    click.echo(f"Wrote {out}: {manifest.precision}, {size(total)}, in {seconds:.0f} s, peak memory {size(peak)}")
+    click.echo(
+        f"Wrote {out}: {manifest.precision}, {size(total)}, in {seconds:.0f} s, peak memory"
+        f" {size(peak)}"
+    )
     for stage, entry in manifest.graphs.items():
         files = sum((out / name).stat().st_size for name in entry.sha256)
-        worst = max(row.relative for name, row in manifest.parity.items() if name.startswith(stage + "."))
+        worst = max(
+            row.relative for name, row in manifest.parity.items() if name.startswith(stage + ".")
+        )
         kept = f", {len(entry.fp32_islands)} nodes kept FP32" if entry.fp32_islands else ""
         if "*" in entry.fp32_islands:
             kept = ", kept FP32"
         click.echo(
-            f"  {stage:<19} {size(files):>8}  {entry.parameters / 1e6:7.2f} M weights  relative error {worst:.1e}{kept}"
+            f"  {stage:<19} {size(files):>8}  {entry.parameters / 1e6:7.2f} M weights  relative"
+            f" error {worst:.1e}{kept}"
         )
     end = manifest.parity["end_to_end.mask_logits"].relative
-    click.echo(f"  end to end: mask logits {end:.1e}, mask IoU {manifest.mask_iou:.6f} against PyTorch")
+    click.echo(
+        f"  end to end: mask logits {end:.1e}, mask IoU {manifest.mask_iou:.6f} against PyTorch"
+    )
     if not manifest.source.trained:
-        click.echo("  The weights are made up: this bundle shows speed and parity, its masks mean nothing.")
+        click.echo(
+            "  The weights are made up: this bundle shows speed and parity, its masks mean nothing."
+        )
     else:
         click.echo(f"  Made from {manifest.source.checkpoint}, {manifest.model['query']} variant.")
 
@@ -282,4 +333,7 @@ def _print_next(result: ExportResult, row: EngineSpec | None) -> None:
     if row is not None and (reason := row.unusable()):
         click.echo(f"{row.name} cannot run here: {reason}. The next commands use what can.")
         engine = ""
-    click.echo(f'Next:\n  ris-infer image.jpg "left man"{category}{flag}{engine}\n  ris-parity {out}{engine}')
+    click.echo(
+        f'Next:\n  ris-infer image.jpg "left man"{category}{flag}{engine}\n  ris-parity'
+        f" {out}{engine}"
+    )

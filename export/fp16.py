@@ -1,7 +1,8 @@
-"""One graph in FP16: which nodes stay FP32, by rule, by range and by measured error, and the proof that it holds.
+"""One graph in FP16: which nodes stay FP32, by rule, by range and by measured error, and the proof
+that it holds.
 
-The error is that of true FP16 arithmetic (`calibration.numerics.half`), not of ONNX Runtime's CPU, which computes most
-of an FP16 graph in FP32.
+The error is that of true FP16 arithmetic (`calibration.numerics.half`), not of ONNX Runtime's CPU,
+which computes most of an FP16 graph in FP32.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ def make_fp16(
     known: Mapping[str, TensorRange] | None = None,
     report: Callable[[str], None] = lambda what: None,
 ) -> tuple[dict[str, str], dict[str, StageParity]]:
-    """Rewrites the FP32 graph's file in FP16; returns its FP32 islands (node name -> reason) and its parity.
+    """Rewrites the FP32 graph's file in FP16; returns its FP32 islands (node name -> reason) and
+    its parity.
 
-    reference: what the graph is measured on; known: ranges of its values over more samples; scopes: for every node the
-    paths of the modules it came from, by which islands are searched where the error is too large.
+    reference: what the graph is measured on; known: ranges of its values over more samples; scopes:
+    for every node the paths of the modules it came from, by which islands are searched where the
+    error is too large.
     """
     islands = precision.islands(graph.path, dict(scopes))
     ranges = graph_ranges(graph, graph_feeds(graph, reference))
@@ -43,7 +46,9 @@ def make_fp16(
         if name in ranges and not entry.largest <= ranges[name].largest:
             ranges[name] = entry
     islands = precision.out_of_range(graph.path, ranges) | islands
-    with tempfile.TemporaryDirectory(prefix=f"{graph.path.name}.fp16-", dir=graph.path.parent) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix=f"{graph.path.name}.fp16-", dir=graph.path.parent
+    ) as folder:
         half = dataclasses.replace(graph, path=Path(folder) / graph.path.name)
 
         def attempt(islands: Mapping[str, str]) -> dict[str, StageParity]:
@@ -83,17 +88,23 @@ def _search(
 ) -> tuple[dict[str, str], dict[str, StageParity]]:
     """Adds modules to the islands, those whose FP32 helps most first, until the error is accepted.
 
-    Modules are those of the first two levels. Where even all of them do not help, the caller's own check says so.
+    Modules are those of the first two levels. Where even all of them do not help, the caller's own
+    check says so.
     """
     groups: dict[str, set[str]] = {}
     for node, paths in scopes.items():
         module = paths[-2] if len(paths) > 1 else ""  # the last one is the node itself
         groups.setdefault(".".join(module.split(".")[:2]), set()).add(node)
-    alone = {name: _error(attempt(islands | dict.fromkeys(nodes, ""))) for name, nodes in groups.items()}
+    alone = {
+        name: _error(attempt(islands | dict.fromkeys(nodes, ""))) for name, nodes in groups.items()
+    }
     chosen = dict(islands)
     rows: dict[str, StageParity] = {}
     for name in sorted(groups, key=lambda group: alone[group]):
-        reason = f"{name or 'the graph itself'}: without it the error in FP16 is {error:.1e}, accepted {ACCEPTED:.0e}"
+        reason = (
+            f"{name or 'the graph itself'}: without it the error in FP16 is {error:.1e}, accepted"
+            f" {ACCEPTED:.0e}"
+        )
         chosen |= dict.fromkeys(groups[name] - chosen.keys(), reason)
         rows = attempt(chosen)
         error = _error(rows)

@@ -1,11 +1,13 @@
-"""The five graphs in the form that exports well: the reference model's own weights, rearranged, nothing dead.
+"""The five graphs in the form that exports well: the reference model's own weights, rearranged,
+nothing dead.
 
-Each module holds submodules of a `RISModel` and computes what that model computes (docs/model.md 17 says what can be
-left out). `export.onnx_writer` traces them; `export.check` compares the result with the reference itself, so a slip
-here cannot stay unseen.
+Each module holds submodules of a `RISModel` and computes what that model computes (docs/model.md 17
+says what can be left out). `export.onnx_writer` traces them; `export.check` compares the result
+with the reference itself, so a slip here cannot stay unseen.
 
-Axes: `images` B and `expressions` N are independent. `image_index` int32 [N] says which image an expression belongs
-to, so one call serves any pairing and everything that depends on the image alone is computed B times, not N.
+Axes: `images` B and `expressions` N are independent. `image_index` int32 [N] says which image an
+expression belongs to, so one call serves any pairing and everything that depends on the image alone
+is computed B times, not N.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ STAGES = ("sam_image_encoder", "clip_image_encoder", "text_encoder", "fusion", "
 
 @dataclass(frozen=True)
 class Axis:
-    """One input or output: its name, dtype ("float32" or "int32") and shape; a string names a dynamic axis."""
+    """One input or output: its name, dtype ("float32" or "int32") and shape; a string names a
+    dynamic axis.
+    """
 
     name: str
     dtype: str
@@ -45,7 +49,9 @@ class GraphSignature:
 
 
 def signature(stage: str, config: ModelConfig) -> GraphSignature:
-    """The inputs and outputs of `stage` for this configuration (docs/design.md, The five graphs)."""
+    """The inputs and outputs of `stage` for this configuration (docs/design.md, The five
+    graphs).
+    """
     width, sam, clip = config.prompt_width, config.sam, config.clip
     index = Axis("image_index", "int32", ("expressions",))
     image_embeddings = Axis("image_embeddings", "float32", ("images", width, sam.grid, sam.grid))
@@ -60,9 +66,16 @@ def signature(stage: str, config: ModelConfig) -> GraphSignature:
         image = Axis("image", "float32", ("images", 3, clip.image_size, clip.image_size))
         return GraphSignature((image,), (clip_tokens,))
     if stage == "text_encoder":
-        return GraphSignature((Axis("input_ids", "int32", ("expressions", config.max_tokens)),), (text_features,))
+        return GraphSignature(
+            (Axis("input_ids", "int32", ("expressions", config.max_tokens)),), (text_features,)
+        )
     if stage == "fusion":
-        inputs = [clip_tokens, text_features, Axis("text_mask", "float32", ("expressions", config.max_tokens)), index]
+        inputs = [
+            clip_tokens,
+            text_features,
+            Axis("text_mask", "float32", ("expressions", config.max_tokens)),
+            index,
+        ]
         outputs = [Axis("dense_prompt", "float32", ("expressions", width, grid, grid)), sparse]
         if config.no_target != "none":
             inputs.append(image_embeddings)
@@ -72,7 +85,9 @@ def signature(stage: str, config: ModelConfig) -> GraphSignature:
         return GraphSignature(tuple(inputs), tuple(outputs))
     if stage == "mask_decoder":
         dense = Axis("dense_prompt", "float32", ("expressions", width, sam.grid, sam.grid))
-        logits = Axis("mask_logits", "float32", ("expressions", 1, config.mask_size, config.mask_size))
+        logits = Axis(
+            "mask_logits", "float32", ("expressions", 1, config.mask_size, config.mask_size)
+        )
         return GraphSignature((image_embeddings, dense, sparse, index), (logits,))
     raise ValueError(f"no stage called {stage!r}; there are {', '.join(STAGES)}")
 
@@ -91,7 +106,9 @@ def build(stage: str, model: RISModel, sampling: Sampling = "native") -> nn.Modu
 
 
 class ChannelsLastNorm(nn.Module):
-    """SAM's LayerNorm2d as a LayerNorm of tokens: one LayerNormalization node, accumulated in FP32."""
+    """SAM's LayerNorm2d as a LayerNorm of tokens: one LayerNormalization node, accumulated in
+    FP32.
+    """
 
     def __init__(self, norm: SamLayerNorm2d) -> None:
         super().__init__()
@@ -104,7 +121,9 @@ class ChannelsLastNorm(nn.Module):
 
 
 def _channels_last(layers: nn.Sequential) -> nn.Sequential:
-    return nn.Sequential(*(ChannelsLastNorm(m) if isinstance(m, SamLayerNorm2d) else m for m in layers))
+    return nn.Sequential(
+        *(ChannelsLastNorm(m) if isinstance(m, SamLayerNorm2d) else m for m in layers)
+    )
 
 
 _LARGE = 1024  # tokens, from where on attention is split by heads
@@ -112,15 +131,19 @@ _HEADS_AT_ONCE = 2
 
 
 class _SamAttention(nn.Module):
-    """SAM's attention over an H x W window with decomposed relative positions; [M, H*W, C] -> [M, H*W, C], which `proj`
-    is still to be applied to."""
+    """SAM's attention over an H x W window with decomposed relative positions; [M, H*W, C] -> [M,
+    H*W, C], which `proj` is still to be applied to."""
 
     def __init__(self, block: Block, side: int) -> None:
         super().__init__()
         self.qkv, self.proj, self.heads = block.attn.qkv, block.attn.proj, block.attn.num_heads
         # tables [S, d, S]: for a query at row i, the term of every key row k
-        self.rows = nn.Buffer(get_rel_pos(side, side, block.attn.rel_pos_h).transpose(1, 2).contiguous())
-        self.columns = nn.Buffer(get_rel_pos(side, side, block.attn.rel_pos_w).transpose(1, 2).contiguous())
+        self.rows = nn.Buffer(
+            get_rel_pos(side, side, block.attn.rel_pos_h).transpose(1, 2).contiguous()
+        )
+        self.columns = nn.Buffer(
+            get_rel_pos(side, side, block.attn.rel_pos_w).transpose(1, 2).contiguous()
+        )
         self.side = side
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +151,9 @@ class _SamAttention(nn.Module):
         qkv = self.qkv(x).unflatten(2, (3, heads, width // heads)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind()  # [M, heads, H*W, d]
         parts = (q, k, v, *self._positions(q))
-        if side * side > _LARGE:  # in groups of heads: 4096 x 4096 logits of all heads at once would take gigabytes
+        if (
+            side * side > _LARGE
+        ):  # in groups of heads: 4096 x 4096 logits of all heads at once would take gigabytes
             groups = zip(*(part.split(_HEADS_AT_ONCE, 1) for part in parts), strict=True)
             attended = torch.cat([self._attend(*group) for group in groups], 1)
         else:
@@ -136,8 +161,8 @@ class _SamAttention(nn.Module):
         return attended.transpose(1, 2).flatten(2)
 
     def _positions(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """The terms of key rows [M, heads, H, W, H] and key columns [M, heads, H, W, W]: a product for each row of
-        queries and one for each column, of all heads."""
+        """The terms of key rows [M, heads, H, W, H] and key columns [M, heads, H, W, W]: a product
+        for each row of queries and one for each column, of all heads."""
         grid = q.unflatten(2, (self.side, self.side))  # [M, heads, H, W, d]
         shape = (-1, self.heads, self.side)
         by_row = grid.permute(2, 0, 1, 3, 4).flatten(1, 3) @ self.rows
@@ -150,7 +175,11 @@ class _SamAttention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_column: Tensor) -> Tensor:
         """q, k, v [M, some heads, H*W, d] -> the attended values, same shape."""
         side, depth = self.side, q.shape[-1]
-        logits = ((q * depth**-0.5) @ k.transpose(2, 3)).unflatten(3, (side, side)).unflatten(2, (side, side))
+        logits = (
+            ((q * depth**-0.5) @ k.transpose(2, 3))
+            .unflatten(3, (side, side))
+            .unflatten(2, (side, side))
+        )
         logits = logits + by_row[..., None] + by_column[..., None, :]
         return logits.flatten(4, 5).flatten(2, 3).softmax(-1) @ v
 
@@ -174,11 +203,15 @@ class _SamBlock(nn.Module):
         count = math.ceil(grid / window)
         padding = count * window - grid
         x = x.unflatten(1, (grid, grid))
-        x = F.pad(x, (0, 0, 0, padding, 0, padding))  # padded positions take part as keys and values
+        x = F.pad(
+            x, (0, 0, 0, padding, 0, padding)
+        )  # padded positions take part as keys and values
         x = x.unflatten(2, (count, window)).unflatten(1, (count, window)).transpose(2, 3)
         x = self.attn(x.reshape(-1, window * window, width))
         x = x.reshape(-1, count, count, window, window, width).transpose(2, 3)
-        return x.flatten(3, 4).flatten(1, 2)[:, :grid, :grid].flatten(1, 2)  # the padding is not projected
+        return (
+            x.flatten(3, 4).flatten(1, 2)[:, :grid, :grid].flatten(1, 2)
+        )  # the padding is not projected
 
 
 class SamImageEncoder(nn.Module):
@@ -202,7 +235,9 @@ class SamImageEncoder(nn.Module):
 
 
 class _ClipBlock(nn.Module):
-    """One residual block of CLIP; `skip` leading tokens are keys only (the class token of the last block)."""
+    """One residual block of CLIP; `skip` leading tokens are keys only (the class token of the last
+    block).
+    """
 
     def __init__(self, block: Any, skip: int) -> None:
         super().__init__()
@@ -232,7 +267,9 @@ class ClipImageEncoder(nn.Module):
         super().__init__()
         visual: Any = model.clip_dense.clip_model.visual
         self.conv1, self.ln_pre = visual.conv1, visual.ln_pre
-        self.class_token = nn.Buffer((visual.class_embedding + visual.positional_embedding[0])[None, None])
+        self.class_token = nn.Buffer(
+            (visual.class_embedding + visual.positional_embedding[0])[None, None]
+        )
         self.positions = nn.Buffer(visual.positional_embedding[1:].clone())
         blocks = list(visual.transformer.resblocks)
         self.blocks = nn.ModuleList(_ClipBlock(b, skip=1 if b is blocks[-1] else 0) for b in blocks)
@@ -256,7 +293,10 @@ class TextEncoder(nn.Module):
         bert, tokens = model.text_encoder, model.config.max_tokens
         embeddings = bert.embeddings
         self.words, self.norm = embeddings.word_embeddings, embeddings.LayerNorm
-        position = embeddings.position_embeddings.weight[:tokens] + embeddings.token_type_embeddings.weight[0]
+        position = (
+            embeddings.position_embeddings.weight[:tokens]
+            + embeddings.token_type_embeddings.weight[0]
+        )
         self.positions = nn.Buffer(position.clone())
         self.layers = bert.encoder.layer
         self.heads = model.config.bert.heads
@@ -265,7 +305,10 @@ class TextEncoder(nn.Module):
     def _attend(self, layer: Any, x: Tensor, bias: Tensor) -> Tensor:
         own = layer.attention.self
         depth = x.shape[-1] // self.heads
-        q, k, v = (f(x).unflatten(2, (self.heads, depth)).transpose(1, 2) for f in (own.query, own.key, own.value))
+        q, k, v = (
+            f(x).unflatten(2, (self.heads, depth)).transpose(1, 2)
+            for f in (own.query, own.key, own.value)
+        )
         weights = ((q * depth**-0.5) @ k.transpose(2, 3) + bias).softmax(-1)
         return (weights @ v).transpose(1, 2).flatten(2)
 
@@ -282,7 +325,9 @@ class TextEncoder(nn.Module):
 
 
 class Fusion(nn.Module):
-    """CLIP tokens and words -> dense prompt, sparse prompt, no-target logits (docs/model.md 6-9, 13, 14)."""
+    """CLIP tokens and words -> dense prompt, sparse prompt, no-target logits (docs/model.md 6-9,
+    13, 14).
+    """
 
     def __init__(self, model: RISModel, sampling: Sampling) -> None:
         super().__init__()
@@ -318,8 +363,12 @@ class Fusion(nn.Module):
         outputs = [dense_prompt, self.sparse(query, text_features)]
         if self.has_no_target:
             assert image_embeddings is not None
-            levels = [level.index_select(0, index) for level in self.sam_pyramid(image_embeddings)[::-1]]
-            outputs.append(self.dfam.decide(levels, maps[-1], image_embeddings.index_select(0, index)))
+            levels = [
+                level.index_select(0, index) for level in self.sam_pyramid(image_embeddings)[::-1]
+            ]
+            outputs.append(
+                self.dfam.decide(levels, maps[-1], image_embeddings.index_select(0, index))
+            )
         return tuple(outputs)
 
 
@@ -332,16 +381,24 @@ class MaskDecoder(nn.Module):
         self.transformer = decoder.transformer
         self.upscale = _channels_last(decoder.output_upscaling)
         self.hypernetwork = decoder.output_hypernetworks_mlps[0]
-        self.tokens = nn.Buffer(torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])[None])
+        self.tokens = nn.Buffer(
+            torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])[None]
+        )
         self.positions = nn.Buffer(model.sam.prompt_encoder.get_dense_pe())
         self.size = model.config.mask_size
 
     def forward(
-        self, image_embeddings: Tensor, dense_prompt: Tensor, sparse_prompt: Tensor, image_index: Tensor
+        self,
+        image_embeddings: Tensor,
+        dense_prompt: Tensor,
+        sparse_prompt: Tensor,
+        image_index: Tensor,
     ) -> Tensor:
         source = image_embeddings.index_select(0, image_index.long()) + dense_prompt
         tokens = torch.cat([self.tokens.expand(sparse_prompt.shape[0], -1, -1), sparse_prompt], 1)
         tokens, image_tokens = self.transformer(source, self.positions, tokens)
         upscaled = self.upscale(image_tokens.transpose(1, 2).unflatten(2, source.shape[2:]))
-        hyper = self.hypernetwork(tokens[:, 1:2])  # position 1 is mask token 0, behind the IoU token
+        hyper = self.hypernetwork(
+            tokens[:, 1:2]
+        )  # position 1 is mask token 0, behind the IoU token
         return (hyper @ upscaled.flatten(2)).unflatten(2, (self.size, self.size))

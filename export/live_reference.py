@@ -1,4 +1,6 @@
-"""The PyTorch reference as arrays: what an export is checked against, what golden.npz holds, and `--reference`."""
+"""The PyTorch reference as arrays: what an export is checked against, what golden.npz holds, and
+`--reference`.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ def reference_arrays(
     categories: Sequence[str],
     image_index: Sequence[int],
 ) -> dict[str, NDArray[Any]]:
-    """One pass of the reference over B images and N expressions; the arrays of `ris.runtime.parity`, batched.
+    """One pass of the reference over B images and N expressions; the arrays of
+    `ris.runtime.parity`, batched.
 
     Also `image` [B, 3, S, S] and `image_index` int32 [N], which golden.npz leaves out.
     """
@@ -43,7 +46,9 @@ def reference_arrays(
         clip_image = torch.cat([p[1] for p in prepared])
         # image by image: SAM's attention maps of a batch would need gigabytes
         embeddings = torch.cat([model.encode_sam(image[i : i + 1]) for i in range(len(images))])
-        clip_tokens = torch.cat([model.encode_clip(clip_image[i : i + 1]) for i in range(len(images))])
+        clip_tokens = torch.cat(
+            [model.encode_clip(clip_image[i : i + 1]) for i in range(len(images))]
+        )
         index = torch.tensor(list(image_index))
         out = model.ask(embeddings[index], clip_tokens[index], ids, rows)
         arrays: dict[str, NDArray[Any]] = {
@@ -71,13 +76,25 @@ def reference_arrays(
 
 _PER_IMAGE = ("clip_image", "image_embeddings", "clip_tokens", "image")
 _PER_EXPRESSION = (
-    "input_ids", "text_features", "category_feature", "dense_prompt", "dense_embedding", "sparse_prompt",
-    "mask_logits", "no_target_logits", "expressions", "categories",
-)  # fmt: skip
+    "input_ids",
+    "text_features",
+    "category_feature",
+    "dense_prompt",
+    "dense_embedding",
+    "sparse_prompt",
+    "mask_logits",
+    "no_target_logits",
+    "expressions",
+    "categories",
+)
 
 
-def first_image_only(arrays: dict[str, NDArray[Any]], expressions: int | None = None) -> dict[str, NDArray[Any]]:
-    """The part of `reference_arrays` that belongs to the first image, at most `expressions` of its expressions."""
+def first_image_only(
+    arrays: dict[str, NDArray[Any]], expressions: int | None = None
+) -> dict[str, NDArray[Any]]:
+    """The part of `reference_arrays` that belongs to the first image, at most `expressions` of its
+    expressions.
+    """
     chosen = np.flatnonzero(arrays["image_index"] == 0)[:expressions]
     part = dict(arrays)
     for name in _PER_IMAGE:
@@ -96,9 +113,11 @@ def live_reference(
     categories: Sequence[str] | None,
     files: Mapping[str, Path | None] | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """The reference's arrays for an image and expressions of the user's own, for `ris-parity --reference`.
+    """The reference's arrays for an image and expressions of the user's own, for `ris-parity
+    --reference`.
 
-    files: the weight files of a bundle that was made from a checkpoint, by the names of `WeightFiles`.
+    files: the weight files of a bundle that was made from a checkpoint, by the names of
+    `WeightFiles`.
     """
     tokenizer = Tokenizer.from_file(str(bundle.file(bundle.manifest.text.tokenizer)))
     names = list(categories) if categories else ["person"] * len(expressions)
@@ -114,11 +133,13 @@ def timed_reference(
     files: Mapping[str, Path | None] | None = None,
     compiled: bool = False,
 ) -> Callable[[], tuple[float, float]]:
-    """PyTorch FP32 on one image and two expressions, for `ris-bench --pytorch` and `--torch-compile`.
+    """PyTorch FP32 on one image and two expressions, for `ris-bench --pytorch` and
+    `--torch-compile`.
 
-    Each call of the result returns the seconds from pixels to a mask, and of a further expression on that image.
-    compiled: torch.compile for each kind of block that repeats (SAM's, CLIP's, BERT's, the pixel decoder's layers),
-    nearly all of the work; compiling the model as a whole takes many times as long. The first call compiles.
+    Each call of the result returns the seconds from pixels to a mask, and of a further expression
+    on that image. compiled: torch.compile for each kind of block that repeats (SAM's, CLIP's,
+    BERT's, the pixel decoder's layers), nearly all of the work; compiling the model as a whole
+    takes many times as long. The first call compiles.
     """
     model = rebuild_model(bundle, WeightFiles(**(files or {})))
     if compiled:
@@ -158,7 +179,8 @@ def timed_reference(
 class ReferenceSegmenter:
     """The PyTorch model of weight files (names of `WeightFiles`), FP32, for `ris-eval --pytorch`.
 
-    Its tokenizer is the --bert folder's, else the preset's. Raises CheckpointError as `load_model` does.
+    Its tokenizer is the --bert folder's, else the preset's. Raises CheckpointError as `load_model`
+    does.
     """
 
     def __init__(self, files: Mapping[str, Path | None], threads: int | None = None) -> None:
@@ -172,7 +194,9 @@ class ReferenceSegmenter:
     def answer(
         self, rgb: NDArray[np.uint8], expressions: Sequence[str], categories: Sequence[str | None]
     ) -> list[Answer]:
-        """One answer an expression, in order; what has no category is asked as "background", as in training."""
+        """One answer an expression, in order; what has no category is asked as "background", as in
+        training.
+        """
         model = self._model
         image, clip_image = prepare_image(rgb, model.config)
         ids = token_ids(self._tokenizer, expressions, model.config.max_tokens)
@@ -184,4 +208,6 @@ class ReferenceSegmenter:
         if out.no_target_logits is None:
             return [Answer(low, None) for low in logits]
         probabilities = out.no_target_logits.softmax(1)[:, 1].tolist()
-        return [Answer(low, probability) for low, probability in zip(logits, probabilities, strict=True)]
+        return [
+            Answer(low, probability) for low, probability in zip(logits, probabilities, strict=True)
+        ]

@@ -1,4 +1,6 @@
-"""One module -> one ONNX file with external data: torch's dynamo exporter, opset 20, dynamic batch axes."""
+"""One module -> one ONNX file with external data: torch's dynamo exporter, opset 20, dynamic batch
+axes.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ from torch import Tensor, nn
 from ris.export.graphs import GraphSignature
 
 OPSET = 20
-_TRACE_SIZES = {"images": 2, "expressions": 3}  # unequal and above one: the exporter bakes in axes of size 1
+_TRACE_SIZES = {
+    "images": 2,
+    "expressions": 3,
+}  # unequal and above one: the exporter bakes in axes of size 1
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -24,18 +29,24 @@ def trace_inputs(signature: GraphSignature) -> dict[str, Tensor]:
     tensors = {}
     for axis in signature.inputs:
         shape = [_TRACE_SIZES[d] if isinstance(d, str) else d for d in axis.shape]
-        tensors[axis.name] = torch.zeros(shape, dtype=torch.int32 if axis.dtype == "int32" else torch.float32)
+        tensors[axis.name] = torch.zeros(
+            shape, dtype=torch.int32 if axis.dtype == "int32" else torch.float32
+        )
     return tensors
 
 
 def write_onnx(module: nn.Module, signature: GraphSignature, path: Path) -> dict[str, list[str]]:
-    """Traces `module` and writes `path` and `path.data`. The module's argument names are the graph's input names.
+    """Traces `module` and writes `path` and `path.data`. The module's argument names are the
+    graph's input names.
 
-    Returns for every node the paths of the modules it came from, outermost first, its own name last; FP32 islands are
-    chosen by these. Whatever names the source files is stripped.
+    Returns for every node the paths of the modules it came from, outermost first, its own name
+    last; FP32 islands are chosen by these. Whatever names the source files is stripped.
     """
     axes = {name: torch.export.Dim(name, min=1, max=1024) for name in _TRACE_SIZES}
-    shapes = {a.name: {i: axes[d] for i, d in enumerate(a.shape) if isinstance(d, str)} for a in signature.inputs}
+    shapes = {
+        a.name: {i: axes[d] for i, d in enumerate(a.shape) if isinstance(d, str)}
+        for a in signature.inputs
+    }
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
@@ -60,7 +71,12 @@ def _strip(path: Path) -> dict[str, list[str]]:
         scopes[node.name] = _parse(properties.get(_SCOPES, "[]"))
         del node.metadata_props[:]
         node.doc_string = ""
-    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
+    for value in (
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.initializer,
+    ):
         del value.metadata_props[:]
         value.doc_string = ""
     del model.metadata_props[:]
@@ -71,10 +87,16 @@ def _strip(path: Path) -> dict[str, list[str]]:
 
 
 def name_input(path: Path, scopes: dict[str, list[str]], module: str, name: str) -> None:
-    """Gives the value that a module reads this name in the graph at `path`. Raises ValueError where that is not one."""
+    """Gives the value that a module reads this name in the graph at `path`. Raises ValueError where
+    that is not one.
+    """
     model = onnx.load(path, load_external_data=False)
     weights = {tensor.name for tensor in model.graph.initializer}
-    inside = [n for n in model.graph.node if any(f".{module}." in f".{s}." for s in scopes.get(n.name, []))]
+    inside = [
+        n
+        for n in model.graph.node
+        if any(f".{module}." in f".{s}." for s in scopes.get(n.name, []))
+    ]
     made = {value for node in inside for value in node.output}
     constants = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
     read = {value for node in inside for value in node.input if value} - made - weights - constants
@@ -98,7 +120,9 @@ def _parse(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet():  # type: ignore[no-untyped-def]
-    """The exporter's progress chatter and deprecation warnings say nothing about the graph; errors still raise."""
+    """The exporter's progress chatter and deprecation warnings say nothing about the graph; errors
+    still raise.
+    """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,6 @@
-"""`ris-export --dry-run`: what was found, what is missing, and what an export would write and need."""
+"""`ris-export --dry-run`: what was found, what is missing, and what an export would write and
+need.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,16 @@ from ris.reference.model import empty_model
 from ris.reference.tokenizer import tokenizer_from
 from ris.runtime.bundle import Precision
 
-# measured on full-size exports: the libraries, and how often the weights are in memory at the end-to-end check
+# measured on full-size exports: the libraries, and how often the weights are in memory at the
+# end-to-end check
 _LIBRARIES, _COPIES = 0.9e9, 2.0
 
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """One graph: parameters, precision, and bytes of its weights (a few layers of an FP16 graph stay FP32)."""
+    """One graph: parameters, precision, and bytes of its weights (a few layers of an FP16 graph
+    stay FP32).
+    """
 
     stage: str
     parameters: int
@@ -32,7 +37,9 @@ class GraphPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an export would write and need, in bytes; problems: why it would not work, in sentences."""
+    """What an export would write and need, in bytes; problems: why it would not work, in
+    sentences.
+    """
 
     out: str
     precision: Precision
@@ -48,7 +55,9 @@ class Plan:
 
 
 def disk_needed(parameters: int) -> float:
-    """Bytes that an export needs at most while it works: FP32 graphs of that many parameters, and some."""
+    """Bytes that an export needs at most while it works: FP32 graphs of that many parameters, and
+    some.
+    """
     return 1.2 * 4 * parameters
 
 
@@ -59,7 +68,9 @@ def make_plan(
     vocabulary: Path | None,
     check_target: Callable[[], None],
 ) -> Plan:
-    """The plan of an export; writes nothing and reads no weights. check_target raises where `out` is in the way."""
+    """The plan of an export; writes nothing and reads no weights. check_target raises where `out`
+    is in the way.
+    """
     config = source.config
     model = empty_model(config)
     stages = []
@@ -71,7 +82,11 @@ def make_plan(
     problems = []
     if source.inspection is not None and not source.inspection.keys.fits:
         problems.append("\n    ".join([source.inspection.summary(), *source.inspection.hints()]))
-    for check in (lambda: tokenizer_from(vocabulary, config), check_target, lambda: _check_disk(out, disk)):
+    for check in (
+        lambda: tokenizer_from(vocabulary, config),
+        check_target,
+        lambda: _check_disk(out, disk),
+    ):
         try:
             check()
         except RisError as error:
@@ -94,7 +109,9 @@ def _size(module: Any) -> int:
 
 
 def _memory(config: ModelConfig, parameters: int) -> int:
-    """Rough peak memory of an export: libraries, weights, and the attention maps of SAM's global blocks."""
+    """Rough peak memory of an export: libraries, weights, and the attention maps of SAM's global
+    blocks.
+    """
     attention = 3 * config.sam.heads * config.sam.grid**4 * 4
     return round(_LIBRARIES + _COPIES * 4 * parameters + attention)
 
@@ -106,7 +123,8 @@ def _check_disk(out: Path, needed: float) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise RisError(
-            f"{out}: the disk is too full: the export needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
+            f"{out}: the disk is too full: the export needs about {needed / 1e6:.0f} MB,"
+            f" {free / 1e6:.0f} MB are free"
         )
 
 
@@ -122,42 +140,63 @@ def report(source: ModelSource, plan: Plan) -> dict[str, Any]:
             "notes": list(found.notes),
             "keys": found.keys.to_dict(),
         }
-    return {"origin": source.origin, "model": source.config.to_dict(), "files": files, "plan": plan.to_dict()}
+    return {
+        "origin": source.origin,
+        "model": source.config.to_dict(),
+        "files": files,
+        "plan": plan.to_dict(),
+    }
 
 
 def describe_config(config: ModelConfig) -> str:
     """The configuration in three lines: variant, sizes, prompts."""
     sam, clip, bert = config.sam, config.clip, config.bert
-    head = {"none": "without no-target head", "linear": "with a linear no-target head", "mlp": "with a no-target head"}
+    head = {
+        "none": "without no-target head",
+        "linear": "with a linear no-target head",
+        "mlp": "with a no-target head",
+    }
     words = "the released code" if config.sparse_branch == "feed_forward" else "the supplement"
     return (
-        f"{config.preset}, {config.query} variant {head[config.no_target]}, as {words} has it\n"
-        f"  SAM {sam.image_size} px, {sam.width} wide, {sam.depth} blocks; "
-        f"CLIP {clip.image_size} px, {clip.width} wide, {clip.layers} blocks; "
-        f"BERT {bert.width} wide, {bert.layers} layers, {bert.vocab_size} words\n"
-        f"  dense prompt {config.dense_prompt_grid}x{config.dense_prompt_grid} {config.dense_interpolation}, sparse "
-        f"branch {config.sparse_branch}, {config.prompt_width} channels"
+        f"{config.preset}, {config.query} variant {head[config.no_target]}, as {words} has it\n "
+        f" SAM {sam.image_size} px, {sam.width} wide, {sam.depth} blocks; CLIP {clip.image_size}"
+        f" px, {clip.width} wide, {clip.layers} blocks; BERT {bert.width} wide, {bert.layers}"
+        f" layers, {bert.vocab_size} words\n  dense prompt"
+        f" {config.dense_prompt_grid}x{config.dense_prompt_grid} {config.dense_interpolation},"
+        f" sparse branch {config.sparse_branch}, {config.prompt_width} channels"
     )
 
 
 def found_lines(source: ModelSource) -> list[str]:
-    """What is in the files and what model that is, for people: formats, variant, sizes, who gives what, dead keys."""
+    """What is in the files and what model that is, for people: formats, variant, sizes, who gives
+    what, dead keys.
+    """
     text = [f"From: {source.origin}"]
     found = source.inspection
     if found is not None:
         text += [f"  {name}: {kind}" for name, kind in found.formats.items()]
     text.append(f"Model: {describe_config(source.config)}")
     if found is not None:
-        how = "the checkpoint carries its configuration" if found.carried_config else "read off the keys and shapes"
+        how = (
+            "the checkpoint carries its configuration"
+            if found.carried_config
+            else "read off the keys and shapes"
+        )
         text.append(f"  ({how})")
         text.append("Weights:")
         for part in found.parts:
-            text.append(f"  {part.module:<20} " + ", ".join(f"{n} tensors from {f}" for f, n in part.tensors.items()))
+            text.append(
+                f"  {part.module:<20} "
+                + ", ".join(f"{n} tensors from {f}" for f, n in part.tensors.items())
+            )
         text += [f"  {note}" for note in found.notes]
         keys = found.keys
         dead = ", ".join(f"{module} {count}" for module, count in keys.dead_by_module().items())
         text.append(f"  not loaded: {len(keys.dead)} dead tensors{f' ({dead})' if dead else ''}")
-        text.append(f"  loaded, without effect on inference: {len(keys.idle)}; absent, not needed: {len(keys.absent)}")
+        text.append(
+            f"  loaded, without effect on inference: {len(keys.idle)}; absent, not needed:"
+            f" {len(keys.absent)}"
+        )
     return text
 
 
@@ -170,11 +209,14 @@ def lines(source: ModelSource, plan: Plan) -> list[str]:
     text.append(f"Plan: {plan.out}, {plan.precision}, about {plan.bundle_bytes / 1e6:.0f} MB")
     for graph in plan.graphs:
         text.append(
-            f"  {graph.stage:<19} {graph.precision} {graph.parameters / 1e6:8.2f} M weights {graph.bytes / 1e6:8.1f} MB"
+            f"  {graph.stage:<19} {graph.precision} {graph.parameters / 1e6:8.2f} M weights"
+            f" {graph.bytes / 1e6:8.1f} MB"
         )
     text.append(
-        f"  needs about {plan.disk_bytes / 1e6:.0f} MB of disk while it works and {plan.memory_bytes / 1e9:.1f} GB of "
-        "memory"
+        f"  needs about {plan.disk_bytes / 1e6:.0f} MB of disk while it works and"
+        f" {plan.memory_bytes / 1e9:.1f} GB of memory"
     )
-    text += [f"Would not work: {problem}" for problem in plan.problems] or ["Would work; nothing was written."]
+    text += [f"Would not work: {problem}" for problem in plan.problems] or [
+        "Would work; nothing was written."
+    ]
     return text

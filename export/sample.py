@@ -1,4 +1,6 @@
-"""The picture and the expressions that an export is checked with; drawn here, so that a bundle needs no files."""
+"""The picture and the expressions that an export is checked with; drawn here, so that a bundle
+needs no files.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,19 @@ from ris.data.scenes import make_samples, make_scene
 
 EXPRESSIONS = ("left man", "the red ball on the right", "second car from the right")
 CATEGORIES = ("person", "sports ball", "car")
-_SCENE, _SCENE_SIZE = 10**9, (640, 480)  # of validation: of the kind that training draws, and not seen there
+_SCENE, _SCENE_SIZE = (
+    10**9,
+    (
+        640,
+        480,
+    ),
+)  # of validation: of the kind that training draws, and not seen there
 
 
 def sample_image(width: int = 640, height: int = 480) -> NDArray[np.uint8]:
-    """A drawn park scene, uint8 RGB [height, width, 3], the same on every machine: plain shapes, no antialiasing."""
+    """A drawn park scene, uint8 RGB [height, width, 3], the same on every machine: plain shapes, no
+    antialiasing.
+    """
     image = Image.new("RGB", (640, 480), (140, 190, 235))
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, 290, 640, 480), fill=(96, 158, 74))
@@ -39,8 +49,9 @@ def sample_image(width: int = 640, height: int = 480) -> NDArray[np.uint8]:
 
 
 def sample_scene() -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """What a model that was trained on drawn scenes is checked with: one of them, uint8 RGB [480, 640, 3], and three
-    expressions that name something in it. On a picture that it knows nothing of, its masks are a few stray pixels.
+    """What a model that was trained on drawn scenes is checked with: one of them, uint8 RGB [480,
+    640, 3], and three expressions that name something in it. On a picture that it knows nothing of,
+    its masks are a few stray pixels.
     """
     width, height = _SCENE_SIZE
     scene = make_scene(_SCENE, "train", width)

@@ -11,8 +11,12 @@ import torch
 from ris.engines.processor import has_vnni
 
 
-def products(left: np.ndarray, right: np.ndarray, threads: int | None) -> dict[str, Callable[[], Any]]:
-    """By precision, a call that multiplies left [M, K] by right [N, K] transposed, each run once already."""
+def products(
+    left: np.ndarray, right: np.ndarray, threads: int | None
+) -> dict[str, Callable[[], Any]]:
+    """By precision, a call that multiplies left [M, K] by right [N, K] transposed, each run once
+    already.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     a, b = torch.from_numpy(left), torch.from_numpy(right).T.contiguous()

@@ -1,4 +1,6 @@
-"""The category table of the category variant: names, and how a row is made from words (docs/model.md 15)."""
+"""The category table of the category variant: names, and how a row is made from words
+(docs/model.md 15).
+"""
 
 from __future__ import annotations
 
@@ -8,52 +10,59 @@ import torch
 from open_clip.model import CLIP
 from torch import Tensor
 
-_THINGS = """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant,
-stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack,
-umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove,
-skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich,
-orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv,
-laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase,
-scissors, teddy bear, hair drier, toothbrush"""
+_THINGS = """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light,
+fire hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear,
+zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball,
+kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup,
+fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut,
+cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard,
+cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear,
+hair drier, toothbrush"""
 
-_STUFF = """banner, blanket, bridge, cardboard, counter, curtain, door-stuff, floor-wood, flower, fruit, gravel,
-house, light, mirror-stuff, net, pillow, platform, playingfield, railroad, river, road, roof, sand, sea, shelf,
-snow, stairs, tent, towel, wall-brick, wall-stone, wall-tile, wall-wood, water-other, window-blind, window-other,
-tree-merged, fence-merged, ceiling-merged, sky-other-merged, cabinet-merged, table-merged, floor-other-merged,
-pavement-merged, mountain-merged, grass-merged, dirt-merged, paper-merged, food-other-merged,
-building-other-merged, rock-merged, wall-other-merged, rug-merged"""
+_STUFF = """banner, blanket, bridge, cardboard, counter, curtain, door-stuff, floor-wood, flower,
+fruit, gravel, house, light, mirror-stuff, net, pillow, platform, playingfield, railroad, river,
+road, roof, sand, sea, shelf, snow, stairs, tent, towel, wall-brick, wall-stone, wall-tile,
+wall-wood, water-other, window-blind, window-other, tree-merged, fence-merged, ceiling-merged,
+sky-other-merged, cabinet-merged, table-merged, floor-other-merged, pavement-merged,
+mountain-merged, grass-merged, dirt-merged, paper-merged, food-other-merged, building-other-merged,
+rock-merged, wall-other-merged, rug-merged"""
 
 
 _SYNONYMS = """
-person: man, woman, guy, lady, gentleman, dude, gal, lad, kid, child, boy, girl, baby, toddler, infant, teen, teenager,
-    adult, male, female, human, people, somebody, someone, mom, mother, mum, dad, father, son, daughter, brother,
-    sister, grandma, grandmother, grandpa, grandfather, bride, groom, couple, player, baseball player, tennis player,
-    soccer player, batter, hitter, catcher, pitcher, umpire, referee, ref, goalie, coach, fan, spectator, skier,
-    snowboarder, skateboarder, skater, surfer, rider, biker, cyclist, bicyclist, motorcyclist, driver, passenger,
-    pedestrian, runner, swimmer, jockey, cowboy, chef, baker, waiter, waitress, bartender, cop, policeman, policewoman,
-    police officer, officer, fireman, firefighter, soldier, sailor, pilot, worker, farmer, vendor, student, teacher,
-    doctor, nurse, musician, singer, dancer, photographer, businessman, businesswoman, girlfriend, boyfriend, wife,
-    husband, friend, fellow, bro, chick, mama, papa
+person: man, woman, guy, lady, gentleman, dude, gal, lad, kid, child, boy, girl, baby, toddler,
+    infant, teen, teenager, adult, male, female, human, people, somebody, someone, mom, mother, mum,
+    dad, father, son, daughter, brother, sister, grandma, grandmother, grandpa, grandfather, bride,
+    groom, couple, player, baseball player, tennis player, soccer player, batter, hitter, catcher,
+    pitcher, umpire, referee, ref, goalie, coach, fan, spectator, skier, snowboarder, skateboarder,
+    skater, surfer, rider, biker, cyclist, bicyclist, motorcyclist, driver, passenger, pedestrian,
+    runner, swimmer, jockey, cowboy, chef, baker, waiter, waitress, bartender, cop, policeman,
+    policewoman, police officer, officer, fireman, firefighter, soldier, sailor, pilot, worker,
+    farmer, vendor, student, teacher, doctor, nurse, musician, singer, dancer, photographer,
+    businessman, businesswoman, girlfriend, boyfriend, wife, husband, friend, fellow, bro, chick,
+    mama, papa
 bicycle: bike, push bike, pushbike, cycle, mountain bike, tricycle
-car: automobile, auto, sedan, suv, taxi, cab, taxi cab, van, minivan, hatchback, station wagon, convertible, jeep,
-    police car, race car, sports car, vehicle
+car: automobile, auto, sedan, suv, taxi, cab, taxi cab, van, minivan, hatchback, station wagon,
+    convertible, jeep, police car, race car, sports car, vehicle
 motorcycle: motorbike, motor bike, motor cycle, scooter, moped, dirt bike, harley
-airplane: plane, aeroplane, air plane, aircraft, jet, airliner, jetliner, jumbo jet, biplane, fighter jet
+airplane: plane, aeroplane, air plane, aircraft, jet, airliner, jetliner, jumbo jet, biplane,
+    fighter jet
 bus: school bus, double decker, double decker bus, minibus, tour bus, trolley bus
 train: locomotive, train car, train engine, tram, trolley, streetcar, railcar, railway car
-truck: lorry, pickup, pickup truck, pick up truck, pick up, fire truck, firetruck, fire engine, dump truck, tow truck,
-    semi, semi truck, food truck, garbage truck
-boat: ship, yacht, sailboat, sailing boat, canoe, kayak, ferry, dinghy, rowboat, row boat, raft, gondola, motorboat,
-    speedboat, tugboat
+truck: lorry, pickup, pickup truck, pick up truck, pick up, fire truck, firetruck, fire engine, dump
+    truck, tow truck, semi, semi truck, food truck, garbage truck
+boat: ship, yacht, sailboat, sailing boat, canoe, kayak, ferry, dinghy, rowboat, row boat, raft,
+    gondola, motorboat, speedboat, tugboat
 traffic light: traffic signal, stoplight, stop light, traffic lamp, street signal
 fire hydrant: hydrant, fire plug
 stop sign: stopsign
 parking meter: meter
 bench: park bench
-bird: duck, goose, pigeon, seagull, gull, parrot, owl, swan, chicken, rooster, hen, crow, eagle, hawk, penguin,
-    pelican, flamingo, peacock, ostrich, turkey, heron, sparrow, duckling, parakeet, dove
+bird: duck, goose, pigeon, seagull, gull, parrot, owl, swan, chicken, rooster, hen, crow, eagle,
+    hawk, penguin, pelican, flamingo, peacock, ostrich, turkey, heron, sparrow, duckling, parakeet,
+    dove
 cat: kitten, kitty, kitty cat, feline, tabby
-dog: puppy, pup, doggy, doggie, hound, poodle, bulldog, terrier, dachshund, labrador, retriever, husky, beagle, canine
+dog: puppy, pup, doggy, doggie, hound, poodle, bulldog, terrier, dachshund, labrador, retriever,
+    husky, beagle, canine
 horse: pony, mare, stallion, foal, colt, bronco
 sheep: lamb, ram, ewe
 cow: cattle, bull, calf, ox, steer, heifer
@@ -66,7 +75,8 @@ suitcase: suit case, luggage, baggage, briefcase
 frisbee: frisbie, frisby, flying disc, flying disk, disc, disk
 skis: ski
 snowboard: snow board
-sports ball: ball, soccer ball, football, basketball, baseball, tennis ball, volleyball, beach ball, softball
+sports ball: ball, soccer ball, football, basketball, baseball, tennis ball, volleyball, beach ball,
+    softball
 baseball bat: bat
 baseball glove: glove, mitt, baseball mitt
 skateboard: skate board, longboard
@@ -124,17 +134,23 @@ def _parse_synonyms(text: str) -> dict[str, tuple[str, ...]]:
 
 
 COCO_THINGS: list[str] = _split(_THINGS)
-"""The 80 COCO things: what the RefCOCO data asks for, hence what the category variant was trained on."""
+"""The 80 COCO things: what the RefCOCO data asks for, hence what the category variant was trained
+on.
+"""
 
 COCO_PANOPTIC: list[str] = [*COCO_THINGS, *_split(_STUFF), "background"]
 """The 80 COCO things, the 53 stuff classes and `background`, in the table's order."""
 
 SYNONYMS: dict[str, tuple[str, ...]] = _parse_synonyms(_SYNONYMS)
-"""Other words for the things, in the singular, lower case, without hyphens: `--category auto` guesses with them."""
+"""Other words for the things, in the singular, lower case, without hyphens: `--category auto`
+guesses with them.
+"""
 
 
 def category_entries(count: int) -> list[dict[str, Any]]:
-    """The first `count` rows of the table as they stand in a bundle's categories.json (docs/design.md, The bundle)."""
+    """The first `count` rows of the table as they stand in a bundle's categories.json
+    (docs/design.md, The bundle).
+    """
     things = set(COCO_THINGS)
     return [
         {"name": name, "thing": name in things, "synonyms": list(SYNONYMS.get(name, ()))}
@@ -144,7 +160,8 @@ def category_entries(count: int) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def category_row(clip: CLIP, tokens: Tensor) -> Tensor:
-    """One row of the table, [embed_dim]: tokens [phrases, 77] of the class's phrases through CLIP's text tower.
+    """One row of the table, [embed_dim]: tokens [phrases, 77] of the class's phrases through CLIP's
+    text tower.
 
     The mean of the unnormalised text vectors, divided by its L2 norm.
     """

@@ -1,4 +1,6 @@
-"""What a model is made of: frozen dataclasses, and the presets that name the usual ones. No torch in here."""
+"""What a model is made of: frozen dataclasses, and the presets that name the usual ones. No torch
+in here.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ SparseBranchKind = Literal["feed_forward", "additive"]
 
 @dataclass(frozen=True)
 class SamConfig:
-    """SAM's ViT image encoder (docs/model.md 3). Sizes in pixels; `window` and the grid in patches."""
+    """SAM's ViT image encoder (docs/model.md 3). Sizes in pixels; `window` and the grid in
+    patches.
+    """
 
     image_size: int = 1024
     patch_size: int = 16
@@ -65,14 +69,14 @@ class BertSpec:
 class ModelConfig:
     """A referring-image-segmentation model, whole.
 
-    Where the paper's supplement and its released code differ (docs/model.md 19), a field says which is meant; the
-    defaults are the released code. `with_supplement` gives the supplement's choices.
+    Where the paper's supplement and its released code differ (docs/model.md 19), a field says which
+    is meant; the defaults are the released code. `with_supplement` gives the supplement's choices.
 
     query: what the sparse branch asks with: the category's CLIP text vector, or BERT's [CLS] state.
-    no_target: the head that says "no such object": none, one linear layer, or the code's two-layer MLP.
-    dense_grid: the dense prompt's grid: CLIP's own (24 of 336 px) or twice it (48).
-    dense_interpolation: how the dense prompt is resized to SAM's grid.
-    sparse_branch: "feed_forward" is LN(q + MHA) and a post-norm feed-forward layer; "additive" is LN(q) + MHA.
+    no_target: the head that says "no such object": none, one linear layer, or the code's two-layer
+    MLP. dense_grid: the dense prompt's grid: CLIP's own (24 of 336 px) or twice it (48).
+    dense_interpolation: how the dense prompt is resized to SAM's grid. sparse_branch:
+    "feed_forward" is LN(q + MHA) and a post-norm feed-forward layer; "additive" is LN(q) + MHA.
     """
 
     preset: str = "vitb-vitl336"
@@ -112,7 +116,11 @@ class ModelConfig:
         """The supplement's own words instead of the released code (docs/design.md, Presets)."""
         head: NoTargetHead = "none" if self.no_target == "none" else "linear"
         return replace(
-            self, dense_grid="clip", dense_interpolation="bilinear", sparse_branch="additive", no_target=head
+            self,
+            dense_grid="clip",
+            dense_interpolation="bilinear",
+            sparse_branch="additive",
+            no_target=head,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,7 +128,9 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
-        """The inverse of `to_dict` (JSON lists become tuples). Raises TypeError for an unknown field."""
+        """The inverse of `to_dict` (JSON lists become tuples). Raises TypeError for an unknown
+        field.
+        """
         parts = {"sam": SamConfig, "clip": ClipConfig, "bert": BertSpec}
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(data) - known)
@@ -129,7 +139,9 @@ class ModelConfig:
         values: dict[str, Any] = {}
         for name, value in data.items():
             if name in parts:
-                value = parts[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+                value = parts[name](
+                    **{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+                )
             values[name] = value
         return cls(**values)
 
@@ -139,8 +151,15 @@ def _tiny() -> ModelConfig:
         preset="tiny",
         sam=SamConfig(image_size=256, width=48, depth=3, heads=3, global_blocks=(1,)),
         clip=ClipConfig(
-            image_size=84, width=64, layers=3, heads=2, embed_dim=48,
-            text_width=48, text_layers=2, text_heads=2, text_vocab_size=512,
+            image_size=84,
+            width=64,
+            layers=3,
+            heads=2,
+            embed_dim=48,
+            text_width=48,
+            text_layers=2,
+            text_heads=2,
+            text_vocab_size=512,
         ),
         bert=BertSpec(vocab_size=320, width=48, layers=2, heads=3, mlp_width=96, positions=64),
         prompt_width=64,
@@ -149,17 +168,35 @@ def _tiny() -> ModelConfig:
         ffn_width=128,
         dfam_queries=20,
         decoder_mlp_width=128,
-    )  # fmt: skip
+    )
 
 
 def _demo() -> ModelConfig:
-    """What trains on two CPU cores in hours and still has every module: 256-pixel input, 128-pixel mask logits."""
+    """What trains on two CPU cores in hours and still has every module: 256-pixel input, 128-pixel
+    mask logits.
+    """
     return ModelConfig(
         preset="demo",
-        sam=SamConfig(image_size=256, patch_size=8, width=128, depth=6, heads=4, window=8, global_blocks=(2, 5)),
+        sam=SamConfig(
+            image_size=256,
+            patch_size=8,
+            width=128,
+            depth=6,
+            heads=4,
+            window=8,
+            global_blocks=(2, 5),
+        ),
         clip=ClipConfig(
-            image_size=224, patch_size=14, width=128, layers=6, heads=4, embed_dim=64,
-            text_width=64, text_layers=1, text_heads=1, text_vocab_size=512,
+            image_size=224,
+            patch_size=14,
+            width=128,
+            layers=6,
+            heads=4,
+            embed_dim=64,
+            text_width=64,
+            text_layers=1,
+            text_heads=1,
+            text_vocab_size=512,
         ),
         bert=BertSpec(vocab_size=256, width=128, layers=3, heads=4, mlp_width=256, positions=64),
         prompt_width=128,
@@ -170,7 +207,7 @@ def _demo() -> ModelConfig:
         ffn_width=256,
         dfam_queries=20,
         decoder_mlp_width=256,
-    )  # fmt: skip
+    )
 
 
 PRESETS: dict[str, ModelConfig] = {"vitb-vitl336": ModelConfig(), "tiny": _tiny(), "demo": _demo()}

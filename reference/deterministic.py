@@ -1,8 +1,9 @@
-"""Made-up weights that are the same everywhere: every tensor is drawn from a generator seeded by its own key.
+"""Made-up weights that are the same everywhere: every tensor is drawn from a generator seeded by
+its own key.
 
-They stand in for a trained checkpoint: the golden files use them (seed 0), and so do the untrained demo and
-`ris-export --random-weights`. The scales keep activations, attention and mask logits in a realistic range; a mask
-made with them means nothing.
+They stand in for a trained checkpoint: the golden files use them (seed 0), and so do the untrained
+demo and `ris-export --random-weights`. The scales keep activations, attention and mask logits in a
+realistic range; a mask made with them means nothing.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ _UNIT_VARIANCE = (
     "query_embed",
 )
 
-# First match wins. Queries and keys are sharpened so that attention is neither flat nor a single key; attention
-# outputs are small beside the residual so that a deep random transformer does not make all tokens alike.
+# First match wins. Queries and keys are sharpened so that attention is neither flat nor a single
+# key; attention outputs are small beside the residual so that a deep random transformer does not
+# make all tokens alike.
 _GAIN = {
     ".query.weight": 1.5,
     ".key.weight": 1.5,
@@ -54,8 +56,8 @@ _GAIN = {
 def make_tensor(key: str, shape: Sequence[int], seed: int = 0) -> np.ndarray:
     """The tensor of state-dict key `key`, float32 (int64 for position ids), C-contiguous.
 
-    numpy's PCG64 seeded with crc32("<seed>:<key>"), standard normal, then scaled by kind of key. All arithmetic is
-    float32.
+    numpy's PCG64 seeded with crc32("<seed>:<key>"), standard normal, then scaled by kind of key.
+    All arithmetic is float32.
     """
     shape = tuple(int(n) for n in shape)
     if key == "criterion.empty_weight":
@@ -66,9 +68,13 @@ def make_tensor(key: str, shape: Sequence[int], seed: int = 0) -> np.ndarray:
         return np.array([0.9, 1.1], np.float32)
     if key.endswith("position_ids"):
         return np.arange(shape[-1], dtype=np.int64).reshape(shape)
-    normal = np.random.default_rng(zlib.crc32(f"{seed}:{key}".encode())).standard_normal(shape, dtype=np.float32)
+    normal = np.random.default_rng(zlib.crc32(f"{seed}:{key}".encode())).standard_normal(
+        shape, dtype=np.float32
+    )
     if key == "text_embeddings":
-        return (normal / np.linalg.norm(normal.astype(np.float64), axis=-1, keepdims=True)).astype(np.float32)
+        return (normal / np.linalg.norm(normal.astype(np.float64), axis=-1, keepdims=True)).astype(
+            np.float32
+        )
     if key.endswith("positional_encoding_gaussian_matrix"):
         return normal
     if key.endswith("sampling_offsets.bias"):
@@ -84,8 +90,12 @@ def make_tensor(key: str, shape: Sequence[int], seed: int = 0) -> np.ndarray:
     return normal * np.float32(gain / np.sqrt(fan_in))
 
 
-def deterministic_model(config: ModelConfig, seed: int = 0, *, clip_text_tower: bool = False) -> RISModel:
-    """The whole model of `config` with made-up weights, eval mode, float32; one copy of the weights in memory."""
+def deterministic_model(
+    config: ModelConfig, seed: int = 0, *, clip_text_tower: bool = False
+) -> RISModel:
+    """The whole model of `config` with made-up weights, eval mode, float32; one copy of the weights
+    in memory.
+    """
     model = empty_model(config, clip_text_tower=clip_text_tower)
     state = {
         key: torch.from_numpy(np.array(make_tensor(key, value.shape, seed)))

@@ -1,4 +1,6 @@
-"""DFAM: 100 queries read SAM's and CLIP's features; at inference they only decide "no target" (docs/model.md 14)."""
+"""DFAM: 100 queries read SAM's and CLIP's features; at inference they only decide "no target"
+(docs/model.md 14).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from ris.reference.layers import (
     sine_positions,
 )
 
-BLOCKED = -1e4  # added to the logit of a blocked key: exp(-1e4) is 0 in every precision, and FP16 can hold it
+BLOCKED = (
+    -1e4
+)  # added to the logit of a blocked key: exp(-1e4) is 0 in every precision, and FP16 can hold it
 
 
 @dataclass
@@ -38,20 +42,26 @@ class DfamOutputs:
 
 
 def blocked_keys(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which keys each query may not see on a level of `size`: [B, Q, H*W] bool, before the all-blocked rule."""
+    """Which keys each query may not see on a level of `size`: [B, Q, H*W] bool, before the
+    all-blocked rule.
+    """
     if tuple(mask_logits.shape[-2:]) != size:
         mask_logits = F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False)
     return (mask_logits < 0).flatten(2)
 
 
 def attention_bias(blocked: Tensor) -> Tensor:
-    """blocked [B, Q, K] -> logit bias [B, 1, Q, K]; a query for which every key is blocked sees all of them."""
+    """blocked [B, Q, K] -> logit bias [B, 1, Q, K]; a query for which every key is blocked sees all
+    of them.
+    """
     hidden = blocked & ~blocked.all(-1, keepdim=True)
     return torch.where(hidden, BLOCKED, 0.0)[:, None]
 
 
 class DFAM(nn.Module):
-    """Three layers of queries with a SAM path (carried on) and a CLIP path (read out after the last layer)."""
+    """Three layers of queries with a SAM path (carried on) and a CLIP path (read out after the last
+    layer).
+    """
 
     layers = 3
     CA_layers: nn.ModuleList
@@ -62,7 +72,13 @@ class DFAM(nn.Module):
     transformer_ffn_layers2: nn.ModuleList
 
     def __init__(
-        self, width: int, heads: int, hidden: int, queries: int, text_width: int, no_target: NoTargetHead
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        queries: int,
+        text_width: int,
+        no_target: NoTargetHead,
     ) -> None:
         super().__init__()
         self.query_feat = nn.Embedding(queries, width)
@@ -109,8 +125,12 @@ class DFAM(nn.Module):
         queries = self.CA_layers[layer](queries, queries + position, key, value, bias)
         return self.transformer_ffn_layers[layer](self.SA_layers[layer](queries, position))
 
-    def clip_step(self, layer: int, queries: Tensor, feature: Tensor, mask_logits: Tensor) -> Tensor:
-        """Layer `layer` of the CLIP path, from the SAM path's queries; the same masks, no query positions."""
+    def clip_step(
+        self, layer: int, queries: Tensor, feature: Tensor, mask_logits: Tensor
+    ) -> Tensor:
+        """Layer `layer` of the CLIP path, from the SAM path's queries; the same masks, no query
+        positions.
+        """
         key, value = self._keys(layer, feature)
         bias = attention_bias(blocked_keys(mask_logits, (feature.shape[-2], feature.shape[-1])))
         read = self.CA_layers2[layer](queries, queries, key, value, bias)
@@ -121,17 +141,23 @@ class DFAM(nn.Module):
         return self.v_embed(self.decoder_norm2(queries_clip))
 
     def no_target(self, objects: Tensor) -> tuple[Tensor, Tensor]:
-        """-> (per query [B, Q, 2], the maximum over queries for each class [B, 2]); class 1 is "no target"."""
+        """-> (per query [B, Q, 2], maximum over queries [B, 2]); class 1 is "no target"."""
         per_query = self.nt_embed(objects)
         return per_query, per_query.amax(1)
 
-    def forward(self, sam_levels: Sequence[Tensor], clip_levels: Sequence[Tensor], sam: Tensor) -> DfamOutputs:
-        """sam_levels coarse to fine (s/4, s/2, s), clip_levels coarse to fine (g/2, g, 2g), sam [B, C, s, s]."""
+    def forward(
+        self, sam_levels: Sequence[Tensor], clip_levels: Sequence[Tensor], sam: Tensor
+    ) -> DfamOutputs:
+        """sam_levels coarse to fine (s/4, s/2, s), clip_levels coarse to fine (g/2, g, 2g), sam [B,
+        C, s, s].
+        """
         queries = self.start(sam)
         out = DfamOutputs([queries], [queries], [self.masks(queries, sam)])
         for layer in range(self.layers):
             queries = self.sam_step(layer, queries, sam_levels[layer], out.mask_logits[-1])
-            out.queries_clip.append(self.clip_step(layer, queries, clip_levels[layer], out.mask_logits[-1]))
+            out.queries_clip.append(
+                self.clip_step(layer, queries, clip_levels[layer], out.mask_logits[-1])
+            )
             out.queries_sam.append(queries)
             out.mask_logits.append(self.masks(queries, sam))
         out.object_embedding = self.objects(out.queries_clip[-1])
@@ -139,8 +165,12 @@ class DFAM(nn.Module):
             out.no_target_per_query, out.no_target_logits = self.no_target(out.object_embedding)
         return out
 
-    def decide(self, sam_levels: Sequence[Tensor], finest_clip_level: Tensor, sam: Tensor) -> Tensor:
-        """The no-target logits [B, 2] alone, without the parts of `forward` that do not reach them."""
+    def decide(
+        self, sam_levels: Sequence[Tensor], finest_clip_level: Tensor, sam: Tensor
+    ) -> Tensor:
+        """The no-target logits [B, 2] alone, without the parts of `forward` that do not reach
+        them.
+        """
         queries = self.start(sam)
         mask_logits = self.masks(queries, sam)
         for layer in range(self.layers - 1):
@@ -148,13 +178,20 @@ class DFAM(nn.Module):
             mask_logits = self.masks(queries, sam)
         last = self.layers - 1
         queries = self.sam_step(last, queries, sam_levels[last], mask_logits)
-        return self.no_target(self.objects(self.clip_step(last, queries, finest_clip_level, mask_logits)))[1]
+        return self.no_target(
+            self.objects(self.clip_step(last, queries, finest_clip_level, mask_logits))
+        )[1]
 
-    def training_logits(self, objects: Tensor, clip_text: Tensor, bert_cls: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine similarities that the losses use: (with CLIP text vectors [B, Q, K], with [CLS] vectors [B, Q, M]).
+    def training_logits(
+        self, objects: Tensor, clip_text: Tensor, bert_cls: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cosine similarities that the losses use: (with CLIP text vectors [B, Q, K], with [CLS]
+        vectors [B, Q, M]).
 
         objects [B, Q, C]; clip_text [K, text_width]; bert_cls [M, C].
         """
         words = F.normalize(self.to_logits(objects), dim=-1) @ F.normalize(clip_text, dim=-1).T
-        sentences = F.normalize(self.to_logits_bert(objects), dim=-1) @ F.normalize(bert_cls, dim=-1).T
+        sentences = (
+            F.normalize(self.to_logits_bert(objects), dim=-1) @ F.normalize(bert_cls, dim=-1).T
+        )
         return words * self.logit_scale_condsim.exp(), sentences * self.logit_scale.exp()

@@ -1,7 +1,8 @@
-"""Small layers that several parts of the model share. Parameter names follow the official checkpoints.
+"""Small layers that several parts of the model share. Parameter names follow the official
+checkpoints.
 
-They are written so that they also export well: channel LayerNorm as a LayerNorm of tokens, attention as plain matrix
-products.
+They are written so that they also export well: channel LayerNorm as a LayerNorm of tokens,
+attention as plain matrix products.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channel axis of a map [B, C, H, W] at each position, eps 1e-6 ("LN2d" in docs/model.md)."""
+    """LayerNorm over the channel axis of a map [B, C, H, W] at each position, eps 1e-6 ("LN2d" in
+    docs/model.md).
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)
@@ -39,7 +42,9 @@ class ConvNorm(nn.Conv2d):
 
 
 class PointwiseConv1d(nn.Conv1d):
-    """A kernel-1 Conv1d applied to [B, N, C]: a linear layer whose weight is stored as [out, in, 1]."""
+    """A kernel-1 Conv1d applied to [B, N, C]: a linear layer whose weight is stored as [out, in,
+    1].
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 1)
@@ -49,9 +54,11 @@ class PointwiseConv1d(nn.Conv1d):
 
 
 class InstanceNorm(nn.Module):
-    """Normalises each channel of [B, N, C] over the N positions of one image; no affine part, eps 1e-5.
+    """Normalises each channel of [B, N, C] over the N positions of one image; no affine part, eps
+    1e-5.
 
-    Spelled out, because FP16 implementations of the InstanceNormalization operator are wrong in places.
+    Spelled out, because FP16 implementations of the InstanceNormalization operator are wrong in
+    places.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -76,15 +83,19 @@ class MLP(nn.Module):
 
 
 class Attention(nn.MultiheadAttention):
-    """torch's multi-head attention (its parameters and initialisation) as plain matrix products, batch first.
+    """torch's multi-head attention (its parameters and initialisation) as plain matrix products,
+    batch first.
 
-    query [B, Q, C], key and value [B, K, C]; `bias` is added to the logits and broadcasts to [B, heads, Q, K].
+    query [B, Q, C], key and value [B, K, C]; `bias` is added to the logits and broadcasts to [B,
+    heads, Q, K].
     """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads, batch_first=True)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
         width, heads = self.embed_dim, self.num_heads
         assert self.in_proj_weight is not None
         parts = [slice(i * width, (i + 1) * width) for i in range(3)]
@@ -108,12 +119,16 @@ class CrossAttentionLayer(nn.Module):
         self.multihead_attn = Attention(width, heads)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
         return self.norm(x + self.multihead_attn(query, key, value, bias))
 
 
 class SelfAttentionLayer(nn.Module):
-    """Post-norm self attention; keys `self_attn.*` and `norm.*`. `positions` is added to queries and keys."""
+    """Post-norm self attention; keys `self_attn.*` and `norm.*`. `positions` is added to queries
+    and keys.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

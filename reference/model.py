@@ -1,7 +1,8 @@
-"""The whole model (docs/model.md 1): SAM, CLIP and BERT from their libraries, our modules between them.
+"""The whole model (docs/model.md 1): SAM, CLIP and BERT from their libraries, our modules between
+them.
 
-Attribute names are the checkpoint's key names, so `load_state_dict` takes an official state dict as it is
-(`reference.checkpoint` says which keys it may lack).
+Attribute names are the checkpoint's key names, so `load_state_dict` takes an official state dict as
+it is (`reference.checkpoint` says which keys it may lack).
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
@@ -29,12 +36,14 @@ from ris.reference.sparse_branch import SparseBranch
 
 @dataclass
 class ReferenceOutputs:
-    """Every stage of one forward pass, float32. g is CLIP's grid, s SAM's, C the prompt width, T the token count.
+    """Every stage of one forward pass, float32. g is CLIP's grid, s SAM's, C the prompt width, T
+    the token count.
 
     image_embeddings [B, C, s, s]; clip_tokens [B, g*g, width]; bert_states [B, T, bert width];
     text_features [B, T, C]; fused [B, C, g, g]; clip_pyramid p2, p3, p4; pixel_maps coarse to fine;
-    dense_prompt [B, C, d, d] on its own grid; dense_embedding [B, C, s, s]; sparse_query and sparse_prompt
-    [B, 1, C]; mask_logits [B, 1, 4s, 4s]; sam_pyramid and dfam where the model has the no-target head.
+    dense_prompt [B, C, d, d] on its own grid; dense_embedding [B, C, s, s]; sparse_query and
+    sparse_prompt [B, 1, C]; mask_logits [B, 1, 4s, 4s]; sam_pyramid and dfam where the model has
+    the no-target head.
     """
 
     image_embeddings: Tensor
@@ -85,7 +94,10 @@ def build_sam(config: ModelConfig) -> Sam:
         mask_decoder=MaskDecoder(
             transformer_dim=width,
             transformer=TwoWayTransformer(
-                depth=2, embedding_dim=width, num_heads=config.heads, mlp_dim=config.decoder_mlp_width
+                depth=2,
+                embedding_dim=width,
+                num_heads=config.heads,
+                mlp_dim=config.decoder_mlp_width,
             ),
             num_multimask_outputs=3,
             iou_head_depth=3,
@@ -149,7 +161,9 @@ class _ClipDense(nn.Module):
 
 
 class RISModel(nn.Module):
-    """The reference model. `clip_text_tower` also builds CLIP's text tower, which inference never runs."""
+    """The reference model. `clip_text_tower` also builds CLIP's text tower, which inference never
+    runs.
+    """
 
     def __init__(self, config: ModelConfig, *, clip_text_tower: bool = False) -> None:
         super().__init__()
@@ -175,19 +189,28 @@ class RISModel(nn.Module):
         self.txt2txt = SparseBranch(width, config.heads, config.ffn_width, config.sparse_branch)
         self.backbone_sam = SamPyramid(width)
         self.decoder = DFAM(
-            width, config.heads, config.ffn_width, config.dfam_queries, config.clip.embed_dim, config.no_target
+            width,
+            config.heads,
+            config.ffn_width,
+            config.dfam_queries,
+            config.clip.embed_dim,
+            config.no_target,
         )
-        self.register_buffer("text_embeddings", torch.zeros(config.categories, config.clip.embed_dim))
+        self.register_buffer(
+            "text_embeddings", torch.zeros(config.categories, config.clip.embed_dim)
+        )
         self.text_embeddings: Tensor
 
-    # --- the stages -------------------------------------------------------------------------------------------
+    # --- the stages ---
 
     def encode_sam(self, image: Tensor) -> Tensor:
         """image [B, 3, S, S], normalised -> image embeddings [B, C, s, s] (docs/model.md 3)."""
         return self.sam.image_encoder(image)
 
     def encode_clip(self, clip_image: Tensor) -> Tensor:
-        """clip_image [B, 3, c, c], normalised -> the last block's patch tokens [B, g*g, width] (docs/model.md 4)."""
+        """clip_image [B, 3, c, c], normalised -> the last block's patch tokens [B, g*g, width]
+        (docs/model.md 4).
+        """
         visual: Any = self.clip_dense.clip_model.visual
         patches = visual.conv1(clip_image).flatten(2).transpose(1, 2)
         class_token = visual.class_embedding.expand(patches.shape[0], 1, -1)
@@ -195,14 +218,22 @@ class RISModel(nn.Module):
         return visual.transformer(visual.ln_pre(tokens))[:, 1:]
 
     def encode_words(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """input_ids [B, T], 0 is padding -> (BERT states [B, T, width], text features [B, T, C]) (docs/model.md 5)."""
-        states = self.text_encoder(input_ids, attention_mask=(input_ids != 0).long()).last_hidden_state
+        """input_ids [B, T], 0 is padding -> (BERT states [B, T, width], text features [B, T, C])
+        (docs/model.md 5).
+        """
+        states = self.text_encoder(
+            input_ids, attention_mask=(input_ids != 0).long()
+        ).last_hidden_state
         return states, self.lang_mlp(states)
 
     def dense_embedding(self, dense_prompt: Tensor) -> Tensor:
-        """The dense prompt resized to SAM's grid; it replaces `no_mask_embed` (docs/model.md 10)."""
+        """The dense prompt resized to SAM's grid; it replaces `no_mask_embed` (docs/model.md
+        10).
+        """
         size = (self.config.sam.grid,) * 2
-        return F.interpolate(dense_prompt, size=size, mode=self.config.dense_interpolation, align_corners=False)
+        return F.interpolate(
+            dense_prompt, size=size, mode=self.config.dense_interpolation, align_corners=False
+        )
 
     def sparse_query(self, text_features: Tensor, category: Tensor | None) -> Tensor:
         """[B, 1, C]: the projected category row or the projected [CLS] state (docs/model.md 9)."""
@@ -212,8 +243,10 @@ class RISModel(nn.Module):
             raise ValueError("the category variant needs a category index for every expression")
         return self.clip_mlpl(self.text_embeddings[category])[:, None]
 
-    def decode_masks(self, image_embeddings: Tensor, dense_embedding: Tensor, sparse_prompt: Tensor) -> Tensor:
-        """-> mask logits [B, 1, 4s, 4s]; SAM's decoder runs once an image, single-mask output (docs/model.md 11)."""
+    def decode_masks(
+        self, image_embeddings: Tensor, dense_embedding: Tensor, sparse_prompt: Tensor
+    ) -> Tensor:
+        """-> mask logits [B, 1, 4s, 4s], SAM's single-mask output (docs/model.md 11)."""
         positions = self.sam.prompt_encoder.get_dense_pe()
         masks = [
             self.sam.mask_decoder(
@@ -230,7 +263,8 @@ class RISModel(nn.Module):
     def forward(
         self, image: Tensor, clip_image: Tensor, input_ids: Tensor, category: Tensor | None = None
     ) -> ReferenceOutputs:
-        """One expression an image: image [B, 3, S, S], clip_image [B, 3, c, c], input_ids [B, T] int64, category [B].
+        """One expression an image: image [B, 3, S, S], clip_image [B, 3, c, c], input_ids [B, T]
+        int64, category [B].
 
         Raises ValueError where the category variant gets no category.
         """
@@ -239,9 +273,15 @@ class RISModel(nn.Module):
         return self.ask(image_embeddings, clip_tokens, input_ids, category)
 
     def ask(
-        self, image_embeddings: Tensor, clip_tokens: Tensor, input_ids: Tensor, category: Tensor | None = None
+        self,
+        image_embeddings: Tensor,
+        clip_tokens: Tensor,
+        input_ids: Tensor,
+        category: Tensor | None = None,
     ) -> ReferenceOutputs:
-        """What `forward` does once the image is encoded: [B, ...] image features and as many expressions."""
+        """What `forward` does once the image is encoded: [B, ...] image features and as many
+        expressions.
+        """
         bert_states, text_features = self.encode_words(input_ids)
         mask = (input_ids != 0).to(text_features)
         fused = self.adaptor_clip.fusion(clip_tokens, text_features, mask)
@@ -278,7 +318,8 @@ def _no_initialisation() -> Iterator[None]:
 
 
 def empty_model(config: ModelConfig, *, clip_text_tower: bool = False) -> RISModel:
-    """A model without weights, on the meta device, in eval mode, to be filled with `load_state_dict(assign=True)`.
+    """A model without weights, on the meta device, in eval mode, to be filled with
+    `load_state_dict(assign=True)`.
 
     Buffers that no checkpoint carries are made for real here.
     """

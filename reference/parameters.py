@@ -1,4 +1,6 @@
-"""`python -m ris.reference.parameters`: the parameter table beside the supplement's Table 2 (docs/model.md 18)."""
+"""`python -m ris.reference.parameters`: the parameter table beside the supplement's Table 2
+(docs/model.md 18).
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,20 @@ from rich.table import Table
 from ris.reference.config import PRESETS
 from ris.reference.model import RISModel, empty_model
 
-# Table 2 of the supplement, millions; an empty cell where the supplement counts a component in its total only
-TABLE_2: dict[str, float] = {"SAM ViT": 89.67, "CLIP ViT": 304.3, "SAM decoder": 4.06, "BERT": 108.9, "DFAM": 6.90,
-                             "PWAM": 7.88}  # fmt: skip
-NOTES = {"PWAM": "the supplement's figure is ten times the count", "DFAM": "without the no-target head"}
+# Table 2 of the supplement, millions; an empty cell where the supplement counts a component in its
+# total only
+TABLE_2: dict[str, float] = {
+    "SAM ViT": 89.67,
+    "CLIP ViT": 304.3,
+    "SAM decoder": 4.06,
+    "BERT": 108.9,
+    "DFAM": 6.90,
+    "PWAM": 7.88,
+}
+NOTES = {
+    "PWAM": "the supplement's figure is ten times the count",
+    "DFAM": "without the no-target head",
+}
 
 
 def count(*modules: Any) -> int:
@@ -42,7 +54,9 @@ def component_counts(model: RISModel) -> dict[str, int]:
 
 
 @click.command()
-@click.option("--preset", type=click.Choice(sorted(PRESETS)), default="vitb-vitl336", show_default=True)
+@click.option(
+    "--preset", type=click.Choice(sorted(PRESETS)), default="vitb-vitl336", show_default=True
+)
 def main(preset: str) -> None:
     """Prints the parameter count of every component beside the supplement's Table 2."""
     table = Table(title=f"{preset}: parameters in millions")

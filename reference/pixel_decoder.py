@@ -1,7 +1,9 @@
-"""The deformable pixel decoder (docs/model.md 8): Mask2Former's encoder with three levels and an altered FPN.
+"""The deformable pixel decoder (docs/model.md 8): Mask2Former's encoder with three levels and an
+altered FPN.
 
-transformers' Mask2Former pixel decoder does not fit: its FPN goes from coarse to fine only, without adapters, so its
-encoder layer alone could have been shared, under other key names. The layer is short; it is written out here.
+transformers' Mask2Former pixel decoder does not fit: its FPN goes from coarse to fine only, without
+adapters, so its encoder layer alone could have been shared, under other key names. The layer is
+short; it is written out here.
 """
 
 from __future__ import annotations
@@ -21,22 +23,25 @@ Size = tuple[int, int]
 
 
 class SampleGrid(nn.Module):
-    """Where to sample. It has no weights, and is a module so that an FP16 export finds what has to stay FP32: FP16's 11
-    bits are 0.03 pixels at pixel 48."""
+    """Where to sample. It has no weights, and is a module so that an FP16 export finds what has to
+    stay FP32: FP16's 11 bits are 0.03 pixels at pixel 48."""
 
     def forward(self, centres: Tensor, offsets: Tensor, size: Size) -> Tensor:
-        """centres [Q, 2] in [0, 1], offsets [G, P, Q, 2] in pixels, both (x, y), size (H, W) -> [G, P, Q, 2] as
-        grid_sample takes it, -1 to 1."""
+        """centres [Q, 2] in [0, 1], offsets [G, P, Q, 2] in pixels, both (x, y), size (H, W) -> [G,
+        P, Q, 2] as grid_sample takes it, -1 to 1."""
         scale = torch.from_numpy(np.array([size[1], size[0]], np.float32)).to(offsets)
         return 2 * (centres + offsets / scale) - 1
 
 
 class Neighbours(nn.Module):
-    """What bilinear sampling reads there; like `SampleGrid`, FP32 always: FP16 counts pixels to 2048."""
+    """What bilinear sampling reads there; like `SampleGrid`, FP32 always: FP16 counts pixels to
+    2048.
+    """
 
     def forward(self, grid: Tensor, size: Size) -> list[tuple[Tensor, Tensor]]:
-        """grid [G, P, Q, 2], size (H, W) -> for each of the four neighbours of every place its index in H*W, int64
-        [G, P, Q], and its weight [G, P, Q], 0 outside. Pixel centres are at half integers."""
+        """grid [G, P, Q, 2], size (H, W) -> for each of the four neighbours of every place its
+        index in H*W, int64 [G, P, Q], and its weight [G, P, Q], 0 outside. Pixel centres are at
+        half integers."""
         height, width = size
         scale = torch.from_numpy(np.array([width, height], np.float32)).to(grid)
         pixel = ((grid + 1) * scale - 1) / 2
@@ -69,7 +74,9 @@ class DeformableAttention(nn.Module):
         self.neighbours = Neighbours()
 
     def forward(self, query: Tensor, centres: Tensor, tokens: Tensor, sizes: list[Size]) -> Tensor:
-        """query [B, Q, C], centres [Q, 2] in [0, 1] as (x, y), tokens [B, S, C], sizes of the levels -> [B, Q, C]."""
+        """query [B, Q, C], centres [Q, 2] in [0, 1] as (x, y), tokens [B, S, C], sizes of the
+        levels -> [B, Q, C].
+        """
         _queries, width = query.shape[1:]
         heads, levels, points = self.heads, self.levels, self.points
         depth = width // heads
@@ -77,17 +84,24 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).unflatten(2, (heads, levels, points, 2))
         weights = self.attention_weights(query).unflatten(2, (heads, levels * points)).softmax(-1)
         offsets = offsets.permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # [B*heads, levels, points, Q, 2]
-        weights = weights.unflatten(3, (levels, points)).permute(0, 2, 3, 4, 1).flatten(0, 1)  # without the 2
+        weights = (
+            weights.unflatten(3, (levels, points)).permute(0, 2, 3, 4, 1).flatten(0, 1)
+        )  # without the 2
         weights = weights.contiguous()
         mixed: Tensor | None = None  # [B*heads, depth, 1, Q]
         start = 0
         for level, (height, level_width) in enumerate(sizes):
             end = start + height * level_width
             size = (height, level_width)
-            sampled = self.sample(value[:, start:end], self.grid(centres, offsets[:, level], size), size)
-            # point by point: engines fuse these products and sums into one pass, a sum over an axis is one more
+            sampled = self.sample(
+                value[:, start:end], self.grid(centres, offsets[:, level], size), size
+            )
+            # point by point: engines fuse these products and sums into one pass, a sum over an axis
+            # is one more
             each = weights[:, level, :, None].to(sampled).split(1, 1)  # [B*heads, 1, 1, Q]
-            parts = [point * weight for point, weight in zip(sampled.split(1, 2), each, strict=True)]
+            parts = [
+                point * weight for point, weight in zip(sampled.split(1, 2), each, strict=True)
+            ]
             term = functools.reduce(torch.add, parts)
             mixed = term if mixed is None else mixed + term
             start = end
@@ -96,19 +110,24 @@ class DeformableAttention(nn.Module):
         return self.output_proj(mixed)
 
     def sample(self, value: Tensor, grid: Tensor, size: Size) -> Tensor:
-        """Bilinear samples of maps, zeros outside: value [G, H*W, D], grid [G, P, Q, 2] from -1 to 1 -> [G, D, P, Q].
+        """Bilinear samples of maps, zeros outside: value [G, H*W, D], grid [G, P, Q, 2] from -1 to
+        1 -> [G, D, P, Q].
 
-        "native" is torch's grid_sample (one GridSample node); "gather" is the same sum written as four row gathers, for
-        engines whose GridSample is wrong (docs/design.md, The five graphs).
+        "native" is torch's grid_sample (one GridSample node); "gather" is the same sum written as
+        four row gathers, for engines whose GridSample is wrong (docs/design.md, The five graphs).
         """
         if self.sampling == "native":
-            return F.grid_sample(value.transpose(1, 2).unflatten(2, size), grid, align_corners=False)
+            return F.grid_sample(
+                value.transpose(1, 2).unflatten(2, size), grid, align_corners=False
+            )
         groups, points, queries = grid.shape[:3]
         rows = value.flatten(0, 1)
         first = (torch.arange(groups, device=value.device) * (size[0] * size[1]))[:, None, None]
         result: Tensor | None = None
         for index, weight in self.neighbours(grid, size):
-            picked = rows.index_select(0, (index + first).flatten()).reshape(groups, points, queries, -1)
+            picked = rows.index_select(0, (index + first).flatten()).reshape(
+                groups, points, queries, -1
+            )
             term = picked * weight.to(value.dtype)[..., None]
             result = term if result is None else result + term
         assert result is not None
@@ -126,7 +145,9 @@ class EncoderLayer(nn.Module):
         self.linear2 = nn.Linear(hidden, width)
         self.norm2 = nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor, positions: Tensor, centres: Tensor, sizes: list[Size], first: int = 0) -> Tensor:
+    def forward(
+        self, tokens: Tensor, positions: Tensor, centres: Tensor, sizes: list[Size], first: int = 0
+    ) -> Tensor:
         """Updates the tokens from index `first` on and returns those: [B, S - first, C]."""
         x = tokens[:, first:]
         x = self.norm1(x + self.self_attn(x + positions[:, first:], centres[first:], tokens, sizes))
@@ -134,13 +155,19 @@ class EncoderLayer(nn.Module):
 
 
 class _Encoder(nn.Module):
-    def __init__(self, layers: int, width: int, heads: int, levels: int, points: int, hidden: int) -> None:
+    def __init__(
+        self, layers: int, width: int, heads: int, levels: int, points: int, hidden: int
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(width, heads, levels, points, hidden) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            EncoderLayer(width, heads, levels, points, hidden) for _ in range(layers)
+        )
 
 
 class _Transformer(nn.Module):
-    def __init__(self, layers: int, width: int, heads: int, levels: int, points: int, hidden: int) -> None:
+    def __init__(
+        self, layers: int, width: int, heads: int, levels: int, points: int, hidden: int
+    ) -> None:
         super().__init__()
         self.level_embed = nn.Parameter(torch.empty(levels, width).normal_())
         self.encoder = _Encoder(layers, width, heads, levels, points, hidden)
@@ -149,18 +176,27 @@ class _Transformer(nn.Module):
 class PixelDecoder(nn.Module):
     """p2 (2g), p3 (g), p4 (g/2) of CLIP's pyramid -> mask features and the three encoder maps.
 
-    clip_grid_only: the FPN ends at CLIP's own grid, so its last step (`adapter_1`, `layer_1`) does not exist.
+    clip_grid_only: the FPN ends at CLIP's own grid, so its last step (`adapter_1`, `layer_1`) does
+    not exist.
     """
 
     levels = 3
 
     def __init__(
-        self, inputs: int, width: int, heads: int, layers: int, points: int, hidden: int, clip_grid_only: bool
+        self,
+        inputs: int,
+        width: int,
+        heads: int,
+        layers: int,
+        points: int,
+        hidden: int,
+        clip_grid_only: bool,
     ) -> None:
         super().__init__()
         self.clip_grid_only = clip_grid_only
         self.input_proj = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(inputs, width, 1), nn.GroupNorm(32, width)) for _ in range(self.levels)
+            nn.Sequential(nn.Conv2d(inputs, width, 1), nn.GroupNorm(32, width))
+            for _ in range(self.levels)
         )
         self.transformer = _Transformer(layers, width, heads, self.levels, points, hidden)
         for step in (2, 3) if clip_grid_only else (1, 2, 3):
@@ -177,8 +213,9 @@ class PixelDecoder(nn.Module):
     def encode(self, p2: Tensor, p3: Tensor, p4: Tensor, finest_only: bool = False) -> list[Tensor]:
         """The encoder's maps, coarse to fine: [B, C, g/2, g/2], [.., g, g], [.., 2g, 2g].
 
-        With `finest_only` the last layer updates the finest level alone and only that map is returned: nothing else
-        of the last layer reaches the mask or the no-target logits (docs/model.md 17).
+        With `finest_only` the last layer updates the finest level alone and only that map is
+        returned: nothing else of the last layer reaches the mask or the no-target logits
+        (docs/model.md 17).
         """
         sizes: list[Size] = []
         tokens, positions, centres = [], [], []
@@ -200,21 +237,29 @@ class PixelDecoder(nn.Module):
         sequence = layers[-1](sequence, position, centre, sizes, first)
         kept = sizes[-1:] if finest_only else sizes
         parts = sequence.split([h * w for h, w in kept], 1)
-        return [part.transpose(1, 2).unflatten(2, size) for part, size in zip(parts, kept, strict=True)]
+        return [
+            part.transpose(1, 2).unflatten(2, size) for part, size in zip(parts, kept, strict=True)
+        ]
 
     def fpn(self, finest: Tensor, p2: Tensor, p3: Tensor, p4: Tensor) -> list[Tensor]:
-        """The FPN's maps from the encoder's finest one: [g/2, g, 2g], or without the last step [g/2, g]."""
+        """The FPN's maps from the encoder's finest one: [g/2, g, 2g], or without the last step
+        [g/2, g].
+        """
         steps = [(3, p4), (2, p3)] if self.clip_grid_only else [(3, p4), (2, p3), (1, p2)]
         maps = []
         feature = finest
         for step, skip in steps:
-            resized = F.interpolate(feature, size=skip.shape[-2:], mode="bilinear", align_corners=False)
+            resized = F.interpolate(
+                feature, size=skip.shape[-2:], mode="bilinear", align_corners=False
+            )
             adapted = getattr(self, f"adapter_{step}")(skip)
             feature = F.relu(getattr(self, f"layer_{step}")(adapted + resized))
             maps.append(feature)
         return maps
 
-    def forward(self, p2: Tensor, p3: Tensor, p4: Tensor, finest_only: bool = False) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, p2: Tensor, p3: Tensor, p4: Tensor, finest_only: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
         """-> (mask features [B, C, grid, grid], the maps of `encode`)."""
         maps = self.encode(p2, p3, p4, finest_only)
         return self.mask_features(self.fpn(maps[-1], p2, p3, p4)[-1]), maps

@@ -1,4 +1,6 @@
-"""Images and text as the model takes them (docs/model.md 2): what the runtime's version is checked against."""
+"""Images and text as the model takes them (docs/model.md 2): what the runtime's version is checked
+against.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 def resize_to_square(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 RGB [H, W, 3] -> uint8 [size, size, 3], Pillow's bilinear filter, aspect ratio not kept."""
+    """uint8 RGB [H, W, 3] -> uint8 [size, size, 3], Pillow's bilinear filter, aspect ratio not
+    kept.
+    """
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
@@ -35,9 +39,13 @@ def prepare_image(image: np.ndarray, config: ModelConfig) -> tuple[Tensor, Tenso
 
 
 def prepare_squares(squares: np.ndarray, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """`prepare_image` for images that have SAM's size already: uint8 RGB [B, S, S, 3] -> [B, 3, S, S], [B, 3, c, c]."""
+    """`prepare_image` for images that have SAM's size already: uint8 RGB [B, S, S, 3] -> [B, 3, S,
+    S], [B, 3, c, c].
+    """
     square = torch.tensor(squares).permute(0, 3, 1, 2).float()
-    small = F.interpolate(square / 255, size=(config.clip.image_size,) * 2, mode="bicubic", align_corners=False)
+    small = F.interpolate(
+        square / 255, size=(config.clip.image_size,) * 2, mode="bicubic", align_corners=False
+    )
     return _normalise(square, SAM_MEAN, SAM_STD), _normalise(small, CLIP_MEAN, CLIP_STD)
 
 

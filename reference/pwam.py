@@ -19,14 +19,17 @@ class _ImageLanguageAttention(nn.Module):
         mask = mask[..., None]
         key = self.f_key(text) * mask
         value = self.f_value(text) * mask
-        logits = query @ key.transpose(1, 2) * key.shape[-1] ** -0.5 + 10000.0 * (mask.transpose(1, 2) - 1.0)
+        logits = query @ key.transpose(1, 2) * key.shape[-1] ** -0.5 + 10000.0 * (
+            mask.transpose(1, 2) - 1.0
+        )
         return self.W(logits.softmax(-1) @ value)
 
 
 class PWAM(nn.Module):
     """One head of attention from image positions to words.
 
-    `project_image` depends on the image alone, `fuse` on an image and an expression; `forward` is both.
+    `project_image` depends on the image alone, `fuse` on an image and an expression; `forward` is
+    both.
     """
 
     def __init__(self, image_width: int, width: int) -> None:
@@ -40,7 +43,9 @@ class PWAM(nn.Module):
         return self.vis_project(clip_tokens), self.image_lang_att.f_query(clip_tokens)
 
     def fuse(self, values: Tensor, queries: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """values and queries [N, P, C], text [N, T, C], mask [N, T] (1 real, 0 padding) -> [N, C, g, g]."""
+        """values and queries [N, P, C], text [N, T, C], mask [N, T] (1 real, 0 padding) -> [N, C,
+        g, g].
+        """
         fused = self.project_mm(values * self.image_lang_att(queries, text, mask))
         grid = int(fused.shape[1] ** 0.5)
         return fused.transpose(1, 2).unflatten(2, (grid, grid))

@@ -1,4 +1,6 @@
-"""The two ViTDet-style feature pyramids: CLIP's (docs/model.md 7) and SAM's (13). No activation anywhere."""
+"""The two ViTDet-style feature pyramids: CLIP's (docs/model.md 7) and SAM's (13). No activation
+anywhere.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ class ClipPyramid(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         half = inputs // 2
-        self.simfp_2 = nn.Sequential(nn.ConvTranspose2d(inputs, half, 2, stride=2), *_two_convs(half, outputs))
+        self.simfp_2 = nn.Sequential(
+            nn.ConvTranspose2d(inputs, half, 2, stride=2), *_two_convs(half, outputs)
+        )
         self.simfp_3 = nn.Sequential(*_two_convs(inputs, outputs))
         self.simfp_4 = nn.Sequential(nn.MaxPool2d(2), *_two_convs(inputs, outputs))
 

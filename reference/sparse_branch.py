@@ -1,4 +1,6 @@
-"""The sparse branch: a query attends to the words and becomes SAM's one sparse prompt (docs/model.md 9)."""
+"""The sparse branch: a query attends to the words and becomes SAM's one sparse prompt
+(docs/model.md 9).
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,12 @@ from ris.reference.layers import CrossAttentionLayer, FeedForwardLayer
 
 
 class SparseBranch(nn.Module):
-    """query [B, 1, C] and text [B, T, C] -> one token [B, 1, C]. All T positions are attended to, padding included.
+    """query [B, 1, C] and text [B, T, C] -> one token [B, 1, C]. All T positions are attended to,
+    padding included.
 
-    "feed_forward" is the released code: LN(q + MHA(q, text)), then a post-norm feed-forward layer. "additive" is the
-    supplement's wording (docs/model.md 19): LN(q) + MHA(q, text), nothing after it.
+    "feed_forward" is the released code: LN(q + MHA(q, text)), then a post-norm feed-forward layer.
+    "additive" is the supplement's wording (docs/model.md 19): LN(q) + MHA(q, text), nothing after
+    it.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, kind: SparseBranchKind) -> None:

@@ -1,9 +1,10 @@
-"""The bundle's tokenizer.json: BERT's WordPiece, from a vocabulary or from a tokenizer of the user's own.
+"""The bundle's tokenizer.json: BERT's WordPiece, from a vocabulary or from a tokenizer of the
+user's own.
 
-The ids are those of `transformers`' BertTokenizer, which since version 5 is the `tokenizers` library underneath, as
-BertTokenizerFast was before. The old pure-Python class differs in a few exotic places, none of which is English: a
-capital sigma at the end of a word, unassigned code points, and characters that Unicode has added since about its
-version 8 or given another kind since.
+The ids are those of `transformers`' BertTokenizer, which since version 5 is the `tokenizers`
+library underneath, as BertTokenizerFast was before. The old pure-Python class differs in a few
+exotic places, none of which is English: a capital sigma at the end of a word, unassigned code
+points, and characters that Unicode has added since about its version 8 or given another kind since.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def read_vocabulary(path: Path | None, config: ModelConfig) -> list[str]:
     """A vocab.txt, one token a line; without a path the one that belongs to the preset.
 
-    Full-size BERT gets bert-base-uncased's, the demo the words of its scenes (any other word is unknown to it), another
-    narrow one a few words and all ASCII letters.
+    Full-size BERT gets bert-base-uncased's, the demo the words of its scenes (any other word is
+    unknown to it), another narrow one a few words and all ASCII letters.
     """
     if path is None:
-        name = "bert-base-uncased-vocab.txt" if config.bert.vocab_size == 30522 else "tiny-vocab.txt"
+        name = (
+            "bert-base-uncased-vocab.txt" if config.bert.vocab_size == 30522 else "tiny-vocab.txt"
+        )
         name = "demo-vocab.txt" if config.preset == "demo" else name
         text = resources.files("ris.reference").joinpath("data", name).read_text(encoding="utf-8")
     else:
@@ -43,11 +46,14 @@ def read_vocabulary(path: Path | None, config: ModelConfig) -> list[str]:
     tokens = text.removesuffix("\n").split("\n")
     if len(tokens) > config.bert.vocab_size:
         raise CheckpointError(
-            f"the vocabulary has {len(tokens)} tokens, the model's BERT has {config.bert.vocab_size} embeddings"
+            f"the vocabulary has {len(tokens)} tokens, the model's BERT has"
+            f" {config.bert.vocab_size} embeddings"
         )
     missing = [token for token in SPECIAL if token not in tokens]
     if missing or tokens[0] != "[PAD]":
-        raise CheckpointError(f"the vocabulary must begin with [PAD] and contain {', '.join(SPECIAL)}")
+        raise CheckpointError(
+            f"the vocabulary must begin with [PAD] and contain {', '.join(SPECIAL)}"
+        )
     return tokens
 
 
@@ -58,7 +64,8 @@ def build_tokenizer(
     strip_accents: bool | None = None,
     handle_chinese_chars: bool = True,
 ) -> Tokenizer:
-    """BertTokenizer's behaviour with the `tokenizers` library: same normalisation, same splits, same ids.
+    """BertTokenizer's behaviour with the `tokenizers` library: same normalisation, same splits,
+    same ids.
 
     strip_accents: None does it where `lowercase` is on, as BertTokenizer does.
     """
@@ -76,10 +83,11 @@ def build_tokenizer(
 def tokenizer_from(path: Path | None, config: ModelConfig) -> Tokenizer:
     """A tokenizer for the bundle, without truncation and padding, from what a user has.
 
-    path: a vocab.txt, a Hugging Face tokenizer.json, or a folder with either (tokenizer.json is taken where there are
-    both, as `transformers` does); a tokenizer_config.json beside it may say `do_lower_case`, `strip_accents` and
-    `tokenize_chinese_chars`. None: the preset's own vocabulary. Raises CheckpointError where the file cannot be read
-    or is no BERT tokenizer that fits the model's embedding table.
+    path: a vocab.txt, a Hugging Face tokenizer.json, or a folder with either (tokenizer.json is
+    taken where there are both, as `transformers` does); a tokenizer_config.json beside it may say
+    `do_lower_case`, `strip_accents` and `tokenize_chinese_chars`. None: the preset's own
+    vocabulary. Raises CheckpointError where the file cannot be read or is no BERT tokenizer that
+    fits the model's embedding table.
     """
     if path is None:
         return build_tokenizer(read_vocabulary(None, config))
@@ -107,7 +115,9 @@ def _tokenizer_file(path: Path) -> Path:
                 return path / name
         raise CheckpointError(f"{path} has neither tokenizer.json nor vocab.txt")
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such tokenizer; give a vocab.txt, a tokenizer.json or a folder with one")
+        raise CheckpointError(
+            f"{path}: no such tokenizer; give a vocab.txt, a tokenizer.json or a folder with one"
+        )
     return path
 
 
@@ -134,11 +144,17 @@ def _normalizer_options(path: Path) -> dict[str, Any]:
     return options
 
 
-def _changed_normalizer(tokenizer: Tokenizer, options: dict[str, Any], file: Path) -> BertNormalizer:
-    """tokenizer.json's own normaliser under tokenizer_config.json's options, which win, as in `transformers`."""
+def _changed_normalizer(
+    tokenizer: Tokenizer, options: dict[str, Any], file: Path
+) -> BertNormalizer:
+    """tokenizer.json's own normaliser under tokenizer_config.json's options, which win, as in
+    `transformers`.
+    """
     normalizer = tokenizer.normalizer
     if not isinstance(normalizer, BertNormalizer):
-        raise CheckpointError(f"{file} has no BERT normaliser; its tokenizer_config.json cannot be applied")
+        raise CheckpointError(
+            f"{file} has no BERT normaliser; its tokenizer_config.json cannot be applied"
+        )
     for name, value in options.items():
         setattr(normalizer, name, value)
     return normalizer
@@ -156,7 +172,9 @@ def _problems(tokenizer: Tokenizer, config: ModelConfig) -> list[str]:
         problems.append(f"[PAD] has id {ids['[PAD]']}, it should be 0")
     last = max(ids.values(), default=0)
     if last >= config.bert.vocab_size:
-        problems.append(f"it has ids up to {last}, the model's BERT has {config.bert.vocab_size} embeddings")
+        problems.append(
+            f"it has ids up to {last}, the model's BERT has {config.bert.vocab_size} embeddings"
+        )
     if not missing:
         found = tokenizer.encode("left man").ids
         if len(found) < 3 or (found[0], found[-1]) != (ids["[CLS]"], ids["[SEP]"]):

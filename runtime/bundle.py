@@ -1,6 +1,8 @@
-"""The bundle: a directory with a manifest. `ris-export` writes what this module describes, the runtime reads it.
+"""The bundle: a directory with a manifest. `ris-export` writes what this module describes, the
+runtime reads it.
 
-`manifest.schema.json` beside this file states the same for other languages; a test keeps the two together.
+`manifest.schema.json` beside this file states the same for other languages; a test keeps the two
+together.
 """
 
 from __future__ import annotations
@@ -22,13 +24,17 @@ from ris.engines.errors import BundleError
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 BUILT_IN = Path(__file__).resolve().parent / "demo-bundle"
-"""The demo's bundle (FP16), part of the package: what the commands use where no other is given or found."""
+"""The demo's bundle (FP16), part of the package: what the commands use where no other is given or
+found.
+"""
 ENGINES = "engines"  # the folder for what engines compile; no part of the manifest
 STAGES = ("sam_image_encoder", "clip_image_encoder", "text_encoder", "fusion", "mask_decoder")
 EMULATES = "ris-calibrate emulate"
 """The manifest's `writer` names this in a bundle whose graphs round as FP16 hardware does."""
 BF16_STAGES = ("sam_image_encoder", "clip_image_encoder", "fusion")
-"""The graphs that are worth running in bfloat16: most of the work, and not the most sensitive (docs/precision.md)."""
+"""The graphs that are worth running in bfloat16: most of the work, and not the most sensitive
+(docs/precision.md).
+"""
 BF16_FROM = {"fusion": "fused"}
 """By graph: the value from which on it may be bfloat16. What does not depend on it stays FP32."""
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -37,11 +43,11 @@ BundlePrecision = Literal[Precision, "int8"]
 
 @dataclass(frozen=True)
 class Int8:
-    """How products of a graph came to be INT8, by QuantizeLinear and DequantizeLinear in the graph; the rest of it has
-    the graph's own precision.
+    """How products of a graph came to be INT8, by QuantizeLinear and DequantizeLinear in the graph;
+    the rest of it has the graph's own precision.
 
-    layers: how many; calibrator: "minmax", "percentile" (of `percentile`) or "entropy"; alpha: of the smoothing, null
-    for none; samples: expressions that it was calibrated with.
+    layers: how many; calibrator: "minmax", "percentile" (of `percentile`) or "entropy"; alpha: of
+    the smoothing, null for none; samples: expressions that it was calibrated with.
     """
 
     layers: int
@@ -53,8 +59,8 @@ class Int8:
 
 @dataclass(frozen=True)
 class Operations:
-    """Floating-point operations of a graph's matrix products and convolutions, two for each multiply-add: `image` for
-    each image, `expression` for each expression, `fixed` for each call.
+    """Floating-point operations of a graph's matrix products and convolutions, two for each
+    multiply-add: `image` for each image, `expression` for each expression, `fixed` for each call.
     """
 
     fixed: int
@@ -70,10 +76,11 @@ class Operations:
 class GraphEntry:
     """One graph: where it is, what is in it, what goes in and out.
 
-    file: relative to the bundle; sha256: of every file it needs, by relative name; fp32_islands: node name to reason
-    for what stays FP32 in an FP16 graph and for products that do in an INT8 graph, or "*" for a whole graph of an FP16
-    or bfloat16 bundle; sampling: "native" or "gather" bilinear sampling (fusion), else null; int8: null where nothing
-    is INT8; operations: null where they were not counted; may be absent.
+    file: relative to the bundle; sha256: of every file it needs, by relative name; fp32_islands:
+    node name to reason for what stays FP32 in an FP16 graph and for products that do in an INT8
+    graph, or "*" for a whole graph of an FP16 or bfloat16 bundle; sampling: "native" or "gather"
+    bilinear sampling (fusion), else null; int8: null where nothing is INT8; operations: null where
+    they were not counted; may be absent.
     """
 
     file: str
@@ -95,7 +102,9 @@ class GraphEntry:
 
 @dataclass(frozen=True)
 class SquareImage:
-    """How an encoder's square is made: side in pixels, interpolation, and mean and std per channel."""
+    """How an encoder's square is made: side in pixels, interpolation, and mean and std per
+    channel.
+    """
 
     size: int
     interpolation: str
@@ -146,7 +155,9 @@ class Categories:
 
 @dataclass(frozen=True)
 class ComponentFile:
-    """A file beside the checkpoint that gave weights: SAM's, CLIP's or BERT's own; file: its name alone."""
+    """A file beside the checkpoint that gave weights: SAM's, CLIP's or BERT's own; file: its name
+    alone.
+    """
 
     component: Literal["sam", "clip", "bert"]
     file: str
@@ -157,8 +168,9 @@ class ComponentFile:
 class Source:
     """What the bundle was made from.
 
-    kind: "deterministic" (made-up weights of `seed`) or "checkpoint" (file name and sha256); `trained` is false where
-    the masks mean nothing. components: further weight files; may be absent.
+    kind: "deterministic" (made-up weights of `seed`) or "checkpoint" (file name and sha256);
+    `trained` is false where the masks mean nothing. components: further weight files; may be
+    absent.
     """
 
     kind: Literal["deterministic", "checkpoint"]
@@ -171,7 +183,9 @@ class Source:
 
 @dataclass(frozen=True)
 class StageParity:
-    """How far an output is from its reference: absolute, in units of the reference's r.m.s., and as an angle."""
+    """How far an output is from its reference: absolute, in units of the reference's r.m.s., and as
+    an angle.
+    """
 
     max_abs: float
     mean_abs: float
@@ -181,7 +195,9 @@ class StageParity:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a program needs to know about a bundle. `files` has the sha256 of the files that are not graphs."""
+    """Everything a program needs to know about a bundle. `files` has the sha256 of the files that
+    are not graphs.
+    """
 
     format_version: int
     writer: dict[str, str]
@@ -206,7 +222,9 @@ class Manifest:
 
 
 def manifest_from_dict(data: Any) -> Manifest:
-    """The manifest of parsed JSON. Raises BundleError naming every field that is missing or of the wrong kind."""
+    """The manifest of parsed JSON. Raises BundleError naming every field that is missing or of the
+    wrong kind.
+    """
     problems: list[str] = []
     manifest = _build(Manifest, data, "", problems)
     if problems:
@@ -216,7 +234,9 @@ def manifest_from_dict(data: Any) -> Manifest:
 
 
 def _build(kind: Any, value: Any, at: str, problems: list[str]) -> Any:
-    """`value` as `kind`, a small subset of typing: dataclasses, tuples, dicts, unions with None, literals, scalars."""
+    """`value` as `kind`, a small subset of typing: dataclasses, tuples, dicts, unions with None,
+    literals, scalars.
+    """
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
@@ -225,7 +245,9 @@ def _build(kind: Any, value: Any, at: str, problems: list[str]) -> Any:
             return _wrong(at, "an object", value, problems)
         hints = typing.get_type_hints(kind)
         fields = dataclasses.fields(kind)
-        missing = [f.name for f in fields if f.name not in value and f.default is dataclasses.MISSING]
+        missing = [
+            f.name for f in fields if f.name not in value and f.default is dataclasses.MISSING
+        ]
         problems += [f"{at}{name} is missing" for name in missing]
         names = [f.name for f in fields if f.name in value]
         found = {n: _build(hints[n], value[n], f"{at}{n}.", problems) for n in names}
@@ -236,17 +258,29 @@ def _build(kind: Any, value: Any, at: str, problems: list[str]) -> Any:
         alternatives = [a for a in arguments if a is not type(None)]
         if len(alternatives) == 1:
             return _build(alternatives[0], value, at, problems)
-        return value if isinstance(value, tuple(alternatives)) else _wrong(at, "one of several kinds", value, problems)
+        return (
+            value
+            if isinstance(value, tuple(alternatives))
+            else _wrong(at, "one of several kinds", value, problems)
+        )
     if origin is Literal:
-        return value if value in arguments else _wrong(at, " or ".join(map(repr, arguments)), value, problems)
+        return (
+            value
+            if value in arguments
+            else _wrong(at, " or ".join(map(repr, arguments)), value, problems)
+        )
     if origin is tuple:
         if not isinstance(value, list):
             return _wrong(at, "a list", value, problems)
-        return tuple(_build(arguments[0], item, f"{at}{i}.", problems) for i, item in enumerate(value))
+        return tuple(
+            _build(arguments[0], item, f"{at}{i}.", problems) for i, item in enumerate(value)
+        )
     if origin is dict:
         if not isinstance(value, dict):
             return _wrong(at, "an object", value, problems)
-        return {key: _build(arguments[1], item, f"{at}{key}.", problems) for key, item in value.items()}
+        return {
+            key: _build(arguments[1], item, f"{at}{key}.", problems) for key, item in value.items()
+        }
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -255,7 +289,9 @@ def _build(kind: Any, value: Any, at: str, problems: list[str]) -> Any:
 
 
 def _wrong(at: str, expected: str, value: Any, problems: list[str]) -> None:
-    problems.append(f"{at.rstrip('.') or 'the manifest'} should be {expected}, found {str(value)[:40]!r}")
+    problems.append(
+        f"{at.rstrip('.') or 'the manifest'} should be {expected}, found {str(value)[:40]!r}"
+    )
 
 
 @dataclass(frozen=True)
@@ -296,7 +332,8 @@ class Bundle:
 
 
 def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
-    """Reads the manifest and checks the files: present, and with `verify` unchanged since the export (sha256).
+    """Reads the manifest and checks the files: present, and with `verify` unchanged since the
+    export (sha256).
 
     Raises BundleError, with all missing and damaged files at once.
     """
@@ -308,9 +345,13 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     try:
         data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BundleError(f"{path} has no {MANIFEST}, so it is not a bundle; make one with ris-export") from None
+        raise BundleError(
+            f"{path} has no {MANIFEST}, so it is not a bundle; make one with ris-export"
+        ) from None
     except (OSError, ValueError) as error:
-        raise BundleError(f"{path / MANIFEST} cannot be read ({error}); export the bundle again") from None
+        raise BundleError(
+            f"{path / MANIFEST} cannot be read ({error}); export the bundle again"
+        ) from None
     version = data.get("format_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise BundleError(
@@ -320,10 +361,14 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     try:
         manifest = manifest_from_dict(data)
     except BundleError as error:
-        raise BundleError(f"{path / MANIFEST} is damaged: {error}; export the bundle again") from None
+        raise BundleError(
+            f"{path / MANIFEST} is damaged: {error}; export the bundle again"
+        ) from None
     missing_stages = [stage for stage in STAGES if stage not in manifest.graphs]
     if missing_stages:
-        raise BundleError(f"{path / MANIFEST} is damaged: no graph {', '.join(missing_stages)}; export it again")
+        raise BundleError(
+            f"{path / MANIFEST} is damaged: no graph {', '.join(missing_stages)}; export it again"
+        )
     bundle = Bundle(path, manifest)
     problems = _damage(bundle, verify)
     if problems:

@@ -1,4 +1,6 @@
-"""Writing a bundle so that its folder holds the old one or the new one, whole, whenever the writer is killed."""
+"""Writing a bundle so that its folder holds the old one or the new one, whole, whenever the writer
+is killed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from ris.runtime.bundle import ENGINES, MANIFEST
 
 @contextlib.contextmanager
 def building(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A hidden sibling folder of `out` that takes its place when the block ends well, and is removed when not."""
+    """A hidden sibling folder of `out` that takes its place when the block ends well, and is
+    removed when not.
+    """
     recover(out)
     check_target(out, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -30,17 +34,24 @@ def building(out: Path, overwrite: bool) -> Iterator[Path]:
             old = out.with_name(f".{out.name}.old-{os.getpid()}")
             out.rename(old)
             folder.rename(out)
-            if (old / ENGINES).is_dir():  # compiled graphs are found by content, so those of the same graphs still fit
+            if (
+                old / ENGINES
+                # compiled graphs are found by content, so those of the same graphs still fit
+            ).is_dir():
                 (old / ENGINES).rename(out / ENGINES)
             shutil.rmtree(old)
         else:
             folder.rename(out)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise BundleError(f"{out}: the disk is full; nothing was written. Free some space and run again") from None
+            raise BundleError(
+                f"{out}: the disk is full; nothing was written. Free some space and run again"
+            ) from None
         if error.errno in (errno.EACCES, errno.EROFS):
             raise BundleError(f"{out}: no permission to write there") from None
-        raise BundleError(f"{error.filename or out}: {error.strerror or error}; nothing was written") from None
+        raise BundleError(
+            f"{error.filename or out}: {error.strerror or error}; nothing was written"
+        ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -52,14 +63,16 @@ def check_target(out: Path, overwrite: bool) -> None:
     if not out.is_dir():
         raise BundleError(f"{out} exists and is not a folder; choose another --out")
     if any(out.iterdir()) and not (out / MANIFEST).exists():
-        raise BundleError(f"{out} exists and is not a bundle, so it is not overwritten; choose another --out")
+        raise BundleError(
+            f"{out} exists and is not a bundle, so it is not overwritten; choose another --out"
+        )
     if not overwrite:
         raise BundleError(f"{out} exists; use --force to replace it, or choose another --out")
 
 
 def recover(out: Path) -> None:
-    """Cleans up behind processes that were killed while they wrote this bundle: removes what is half-written, and puts
-    the old bundle back where the kill fell between the two renames.
+    """Cleans up behind processes that were killed while they wrote this bundle: removes what is
+    half-written, and puts the old bundle back where the kill fell between the two renames.
     """
     for leftover in out.parent.glob(f".{out.name}.*-*"):
         kind, _, process = leftover.name.removeprefix(f".{out.name}.").partition("-")

@@ -1,4 +1,6 @@
-"""Compiling a bundle's graphs for an engine, ahead of the first run; what comes out lies in the bundle."""
+"""Compiling a bundle's graphs for an engine, ahead of the first run; what comes out lies in the
+bundle.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ _FILLS_A_CPU = 20e9  # operations of an expression, from where on one alone keep
 
 @dataclass(frozen=True)
 class CompiledGraph:
-    """One graph. asked: its precision in the manifest; layers: number of layers by the precision that they really have,
-    empty where the engine runs the ONNX file as it is; seconds: that the build took; built_now: not from the cache.
+    """One graph. asked: its precision in the manifest; layers: number of layers by the precision
+    that they really have, empty where the engine runs the ONNX file as it is; seconds: that the
+    build took; built_now: not from the cache.
     """
 
     asked: str
@@ -40,24 +43,31 @@ def require_fit(bundle: Bundle, row: EngineSpec) -> None:
     """Raises EngineError where the bundle has graphs that the engine does not run."""
     unfit = sorted({e.precision for e in bundle.manifest.graphs.values()} - set(row.precisions))
     if unfit:
-        raise EngineError(f"engine {row.name!r} does not run {', '.join(unfit)} graphs; {bundle.path} has some")
+        raise EngineError(
+            f"engine {row.name!r} does not run {', '.join(unfit)} graphs; {bundle.path} has some"
+        )
     if EMULATES in bundle.manifest.writer and row.name != EMULATION_ENGINE:
         raise EngineError(
-            f"{bundle.path} rounds as FP16 hardware does, which {row.name!r} may leave out; ask for {EMULATION_ENGINE}"
+            f"{bundle.path} rounds as FP16 hardware does, which {row.name!r} may leave out; ask for"
+            f" {EMULATION_ENGINE}"
         )
-    native = [stage for stage, entry in bundle.manifest.graphs.items() if entry.sampling == "native"]
+    native = [
+        stage for stage, entry in bundle.manifest.graphs.items() if entry.sampling == "native"
+    ]
     if row.needs_gathers and native:
         raise EngineError(
-            f"engine {row.name!r} does not run GridSample nodes reliably, and {', '.join(native)} of {bundle.path} has "
-            f"some; export the bundle again with --engine {row.name} or --grid-sample gather"
+            f"engine {row.name!r} does not run GridSample nodes reliably, and {', '.join(native)}"
+            f" of {bundle.path} has some; export the bundle again with --engine {row.name} or"
+            " --grid-sample gather"
         )
 
 
 def expressions_together(bundle: Bundle, row: EngineSpec, device: str = "auto") -> int:
     """How many expressions go through the graphs at once where nobody says.
 
-    Asked together, expressions share what depends on the image alone and fill idle cores: a quarter of each one's time
-    for the demo, 2 % at full size, where a graph for a single one is 10 % faster on engines with `fixed_shapes`.
+    Asked together, expressions share what depends on the image alone and fill idle cores: a quarter
+    of each one's time for the demo, 2 % at full size, where a graph for a single one is 10 % faster
+    on engines with `fixed_shapes`.
     """
     operations = bundle.manifest.graphs["fusion"].operations
     alone = operations is not None and operations.of(1, 1) >= _FILLS_A_CPU
@@ -68,7 +78,9 @@ def expressions_together(bundle: Bundle, row: EngineSpec, device: str = "auto") 
 def compile_bundle(
     bundle: Bundle, row: EngineSpec, engine: Engine, progress: Progress = silent
 ) -> dict[str, CompiledGraph]:
-    """Compiles the five graphs, or finds them in the cache; by stage. `engine` is one of `row`. Raises EngineError."""
+    """Compiles the five graphs, or finds them in the cache; by stage. `engine` is one of `row`.
+    Raises EngineError.
+    """
     require_fit(bundle, row)
     found = {}
     for stage in STAGES:

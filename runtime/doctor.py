@@ -1,7 +1,9 @@
-"""What `ris-doctor` finds out: this machine, the engines that run on it, and whether a bundle is whole.
+"""What `ris-doctor` finds out: this machine, the engines that run on it, and whether a bundle is
+whole.
 
-`examine` returns a report of plain dataclasses; `as_dict` makes it data without the home folder, the user's and the
-machine's name, so that it may be pasted in an issue. Its keys are the fields below.
+`examine` returns a report of plain dataclasses; `as_dict` makes it data without the home folder,
+the user's and the machine's name, so that it may be pasted in an issue. Its keys are the fields
+below.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class EngineHealth:
-    """A row of the engine table. installed: version by distribution; missing: why it cannot be tried, or None;
-    probes: what came of a one-node graph, by device.
+    """A row of the engine table. installed: version by distribution; missing: why it cannot be
+    tried, or None; probes: what came of a one-node graph, by device.
     """
 
     name: str
@@ -53,9 +55,9 @@ class EngineHealth:
 
 @dataclass(frozen=True)
 class GraphHealth:
-    """One graph. asked: the precision in the manifest; islands: number of nodes by the reason why they stay FP32, or
-    the whole graph under "*"; weights: number by type, read from the file; runs: engine, device and providers that
-    opened it here, or None; problem: why it could not be opened.
+    """One graph. asked: the precision in the manifest; islands: number of nodes by the reason why
+    they stay FP32, or the whole graph under "*"; weights: number by type, read from the file; runs:
+    engine, device and providers that opened it here, or None; problem: why it could not be opened.
     """
 
     asked: str
@@ -68,8 +70,8 @@ class GraphHealth:
 
 @dataclass(frozen=True)
 class Parity:
-    """Against the reference: relative error of the mask logits end to end, the worst stage with its relative error,
-    and the masks' IoU; failures: rows out of tolerance.
+    """Against the reference: relative error of the mask logits end to end, the worst stage with its
+    relative error, and the masks' IoU; failures: rows out of tolerance.
     """
 
     end_to_end: float | None
@@ -81,8 +83,9 @@ class Parity:
 
 @dataclass(frozen=True)
 class BundleHealth:
-    """A bundle. whole: every file is there with the hash of the export. recorded: parity at the export; checked: now,
-    with `check`. Everything but path and whole is empty where the manifest cannot be read.
+    """A bundle. whole: every file is there with the hash of the export. recorded: parity at the
+    export; checked: now, with `check`. Everything but path and whole is empty where the manifest
+    cannot be read.
     """
 
     path: str
@@ -101,8 +104,9 @@ class BundleHealth:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """Everything. packages: version by distribution; export_packages: those that only ris-export needs; notes: worth
-    knowing, nothing to fix; verdict: the last line. `healthy` where there are no problems.
+    """Everything. packages: version by distribution; export_packages: those that only ris-export
+    needs; notes: worth knowing, nothing to fix; verdict: the last line. `healthy` where there are
+    no problems.
     """
 
     packages: dict[str, str]
@@ -120,7 +124,9 @@ class DoctorReport:
 
 
 def examine(bundle: str | Path | None = None, *, check: bool = False) -> DoctorReport:
-    """Looks at everything. bundle: which one, or None for none; check: run its golden parity too (`ris-parity`)."""
+    """Looks at everything. bundle: which one, or None for none; check: run its golden parity too
+    (`ris-parity`).
+    """
     problems: list[Problem] = []
     notes: list[str] = []
     cpu, memory, gpus = system.cpu(), system.memory(), system.gpus()
@@ -128,7 +134,10 @@ def examine(bundle: str | Path | None = None, *, check: bool = False) -> DoctorR
     _judge_engines(engines, gpus, problems, notes)
     if cpu.quota is not None and cpu.quota < cpu.usable:
         cores = max(1, int(cpu.quota))
-        notes.append(f"the container may spend {cpu.quota:g} of {cpu.usable} cores; --threads {cores} may be faster")
+        notes.append(
+            f"the container may spend {cpu.quota:g} of {cpu.usable} cores; --threads {cores} may be"
+            " faster"
+        )
     health = None
     if bundle is not None:
         health = _bundle(Path(bundle), any(e.works for e in engines), check, problems, notes)
@@ -186,26 +195,40 @@ def _row(name: str) -> EngineSpec:
     return next(row for row in TABLE if row.name == name)
 
 
-def _judge_engines(engines: tuple[EngineHealth, ...], gpus: Gpus, problems: list[Problem], notes: list[str]) -> None:
+def _judge_engines(
+    engines: tuple[EngineHealth, ...], gpus: Gpus, problems: list[Problem], notes: list[str]
+) -> None:
     for engine in engines:
         if conflict := _row(engine.name).conflict():
             what, _, way_out = conflict.partition("; ")
             problems.append(Problem(what, way_out))
         elif engine.missing is None and not engine.works and _row(engine.name).unusable():
-            notes.append(f"{engine.name} is installed, but nothing here runs it: {engine.probes[0].problem}")
+            notes.append(
+                f"{engine.name} is installed, but nothing here runs it: {engine.probes[0].problem}"
+            )
         elif engine.missing is None and not engine.works:
             reasons = "; ".join(f"{p.device}: {p.problem}" for p in engine.probes)
             problems.append(
-                Problem(f"{engine.name} is installed but runs on no device ({reasons})", "install the package again")
+                Problem(
+                    f"{engine.name} is installed but runs on no device ({reasons})",
+                    "install the package again",
+                )
             )
     if all(engine.missing for engine in engines):
-        problems.append(Problem("no engine is installed", "; ".join(f"{e.name}: {e.missing}" for e in engines)))
+        problems.append(
+            Problem("no engine is installed", "; ".join(f"{e.name}: {e.missing}" for e in engines))
+        )
     gpu_runs = any(p.device != "cpu" and p.problem is None for e in engines for p in e.probes)
     if gpus.found and not gpu_runs:
-        notes.append(f"there is a GPU ({gpus.found[0].name}), but no engine that runs on it; everything uses the CPU")
+        notes.append(
+            f"there is a GPU ({gpus.found[0].name}), but no engine that runs on it; everything uses"
+            " the CPU"
+        )
 
 
-def _bundle(path: Path, can_run: bool, check: bool, problems: list[Problem], notes: list[str]) -> BundleHealth:
+def _bundle(
+    path: Path, can_run: bool, check: bool, problems: list[Problem], notes: list[str]
+) -> BundleHealth:
     whole = True
     try:
         bundle = open_bundle(path)
@@ -216,7 +239,9 @@ def _bundle(path: Path, can_run: bool, check: bool, problems: list[Problem], not
         try:
             bundle = open_bundle(path, verify=False)
         except RisError:
-            return BundleHealth(str(path), False, None, {}, {}, None, None, None, None, {}, None, None)
+            return BundleHealth(
+                str(path), False, None, {}, {}, None, None, None, None, {}, None, None
+            )
     manifest = bundle.manifest
     graphs = {}
     for stage in STAGES:
@@ -226,7 +251,9 @@ def _bundle(path: Path, can_run: bool, check: bool, problems: list[Problem], not
     if not manifest.source.trained:
         notes.append("the bundle has made-up weights: its masks mean nothing")
     if any("fp16" in g.weights and g.runs and " on cpu " in g.runs for g in graphs.values()):
-        notes.append("a CPU without FP16 computes fp16 graphs in fp32, or in bfloat16 where that will do")
+        notes.append(
+            "a CPU without FP16 computes fp16 graphs in fp32, or in bfloat16 where that will do"
+        )
     recorded = _parity(ParityReport(manifest.parity, manifest.mask_iou, 0.0, ()))
     checked = None
     if check and can_run and whole and not any(g.problem for g in graphs.values()):
@@ -234,10 +261,14 @@ def _bundle(path: Path, can_run: bool, check: bool, problems: list[Problem], not
             with open_model(bundle) as model:
                 checked = _parity(check_model(model, load_golden(bundle)))
         except RisError as error:
-            problems.append(Problem(f"the self-check could not run: {error}", "export the bundle again"))
+            problems.append(
+                Problem(f"the self-check could not run: {error}", "export the bundle again")
+            )
         if checked and checked.failures:
             what = f"the bundle is out of tolerance here: {'; '.join(checked.failures)}"
-            problems.append(Problem(what, "try another engine, then export it again; report it with this text"))
+            problems.append(
+                Problem(what, "try another engine, then export it again; report it with this text")
+            )
     return BundleHealth(
         path=str(path),
         whole=whole,
@@ -276,11 +307,17 @@ def _graph(bundle: Bundle, stage: str, run: bool) -> GraphHealth:
 
 
 def _parity(report: ParityReport) -> Parity:
-    stages = {name: row.relative for name, row in report.rows.items() if not name.startswith("end_to_end")}
+    stages = {
+        name: row.relative for name, row in report.rows.items() if not name.startswith("end_to_end")
+    }
     worst = max(stages, key=lambda name: stages[name], default=None)
     end = report.rows.get("end_to_end.mask_logits")
     return Parity(
-        end.relative if end else None, worst, stages[worst] if worst else None, report.mask_iou, report.failures
+        end.relative if end else None,
+        worst,
+        stages[worst] if worst else None,
+        report.mask_iou,
+        report.failures,
     )
 
 
@@ -288,10 +325,17 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _verdict(engines: tuple[EngineHealth, ...], bundle: BundleHealth | None, problems: list[Problem]) -> str:
+def _verdict(
+    engines: tuple[EngineHealth, ...], bundle: BundleHealth | None, problems: list[Problem]
+) -> str:
     if problems:
         return f"{len(problems)} problem{'s' * (len(problems) > 1)} to fix, listed above"
-    running = [f"{e.name} {p.version} on {p.device}" for e in engines for p in e.probes if p.problem is None]
+    running = [
+        f"{e.name} {p.version} on {p.device}"
+        for e in engines
+        for p in e.probes
+        if p.problem is None
+    ]
     text = f"Ready: {', '.join(running)}"
     if bundle is None:
         return f"{text}; no bundle was looked at (give one, or make ./ris-bundle with ris-export)"

@@ -1,8 +1,10 @@
-"""Bilinear and bicubic resizing as a separable linear map, equal to torch.nn.functional.interpolate.
+"""Bilinear and bicubic resizing as a separable linear map, equal to
+torch.nn.functional.interpolate.
 
-`align_corners=False`, no antialiasing, bicubic with a = -0.75. Source coordinates are computed in float32 the way
-torch does, so the weights agree to the last bits. A map is resized by two small matrix products; an image or a mask
-by gathering a few rows per output row, which is cheaper when the matrix would be almost empty.
+`align_corners=False`, no antialiasing, bicubic with a = -0.75. Source coordinates are computed in
+float32 the way torch does, so the weights agree to the last bits. A map is resized by two small
+matrix products; an image or a mask by gathering a few rows per output row, which is cheaper when
+the matrix would be almost empty.
 """
 
 from __future__ import annotations
@@ -68,21 +70,31 @@ def matrix(source: int, target: int, mode: Mode) -> Float:
 
 
 def resize_maps(maps: Float, height: int, width: int, mode: Mode) -> Float:
-    """Resizes feature maps [..., h, w] to [..., height, width], float32, by two matrix products a map.
+    """Resizes feature maps [..., h, w] to [..., height, width], float32, by two matrix products a
+    map.
 
-    A map's products are small enough (below 2**18 multiplications at full size) for numpy's OpenBLAS to use the calling
-    thread alone. Its other threads would go on waiting busily for some 25 ms, on the cores that the mask decoder needs.
+    A map's products are small enough (below 2**18 multiplications at full size) for numpy's
+    OpenBLAS to use the calling thread alone. Its other threads would go on waiting busily for some
+    25 ms, on the cores that the mask decoder needs.
     """
     h, w = maps.shape[-2:]
     if (h, w) == (height, width):
         return maps
-    return matrix(h, height, mode) @ (np.ascontiguousarray(maps, np.float32) @ matrix(w, width, mode).T)
+    return matrix(h, height, mode) @ (
+        np.ascontiguousarray(maps, np.float32) @ matrix(w, width, mode).T
+    )
 
 
 def resize_rows(
-    array: Float | NDArray[np.uint8], target: int, mode: Mode, start: int = 0, stop: int | None = None
+    array: Float | NDArray[np.uint8],
+    target: int,
+    mode: Mode,
+    start: int = 0,
+    stop: int | None = None,
 ) -> Float:
-    """Resizes axis 0 of `array` [h, ...] to `target` rows and returns rows start to stop of the result, float32."""
+    """Resizes axis 0 of `array` [h, ...] to `target` rows and returns rows start to stop of the
+    result, float32.
+    """
     indices, weights = taps(array.shape[0], target, mode)
     indices, weights = indices[start:stop], weights[start:stop]
     shape = (len(indices),) + (1,) * (array.ndim - 1)

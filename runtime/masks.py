@@ -1,4 +1,6 @@
-"""Masks out: logits to a mask of the image's own size, COCO run-length encoding, and the overlay picture."""
+"""Masks out: logits to a mask of the image's own size, COCO run-length encoding, and the overlay
+picture.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def resize_logits(logits: Float, height: int, width: int) -> Float:
     return resize_rows(_widen(logits, width), height, "bilinear")
 
 
-def mask_from_logits(logits: Float, height: int, width: int, threshold: float = 0.0) -> NDArray[np.bool_]:
+def mask_from_logits(
+    logits: Float, height: int, width: int, threshold: float = 0.0
+) -> NDArray[np.bool_]:
     """Mask logits [m, m] -> bool [height, width]: bilinear, then above `threshold`.
 
     Works in stripes of rows, so a 100-megapixel mask never needs its logits in memory at once.
@@ -44,7 +48,9 @@ def _widen(logits: Float, width: int) -> Float:
 
 
 def mask_score(logits: Float, threshold: float = 0.0) -> float:
-    """Mean foreground probability over the mask, from the low-resolution logits; 0 where the mask is empty."""
+    """Mean foreground probability over the mask, from the low-resolution logits; 0 where the mask
+    is empty.
+    """
     inside = logits[logits > threshold]
     return float((1 / (1 + np.exp(-inside.astype(np.float64)))).mean()) if inside.size else 0.0
 
@@ -74,7 +80,8 @@ def decode_rle(rle: Rle) -> NDArray[np.bool_]:
 def pack_counts(runs: list[int]) -> str:
     """Run lengths, background first -> the compressed string.
 
-    From the third run on the difference to the run two before, in signed 5-bit groups, low first, from '0' up.
+    From the third run on the difference to the run two before, in signed 5-bit groups, low first,
+    from '0' up.
     """
     out = bytearray()
     for i, run in enumerate(runs):
@@ -105,11 +112,20 @@ def _unpack_counts(counts: str) -> list[int]:
     return runs
 
 
-COLOURS = ((230, 57, 70), (29, 132, 226), (42, 157, 92), (244, 162, 39), (142, 68, 200), (0, 180, 190))
+COLOURS = (
+    (230, 57, 70),
+    (29, 132, 226),
+    (42, 157, 92),
+    (244, 162, 39),
+    (142, 68, 200),
+    (0, 180, 190),
+)
 """Overlay colours, taken in turn when an image has several expressions."""
 
 
-def overlay(rgb: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> NDArray[np.uint8]:
+def overlay(
+    rgb: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int]
+) -> NDArray[np.uint8]:
     """The image with the mask tinted and its outline drawn, uint8 [H, W, 3]."""
     out = rgb.copy()
     tint = np.asarray(colour, np.uint16)
@@ -120,7 +136,9 @@ def overlay(rgb: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, 
 
 
 def _eroded(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """The mask without its outermost `radius` pixels; the image's border does not count as an edge."""
+    """The mask without its outermost `radius` pixels; the image's border does not count as an
+    edge.
+    """
     inner = mask.copy()
     for shift in range(1, radius + 1):
         inner[shift:] &= mask[:-shift]

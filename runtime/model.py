@@ -22,7 +22,18 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ris.engines import Engine, EngineOptions, HostStep, Progress, Session, SessionInfo, Value, create, select, silent
+from ris.engines import (
+    Engine,
+    EngineOptions,
+    HostStep,
+    Progress,
+    Session,
+    SessionInfo,
+    Value,
+    create,
+    select,
+    silent,
+)
 from ris.engines.errors import EngineError, ExpressionError, RisError
 from ris.runtime.bundle import BF16_STAGES, EMULATES, STAGES, Bundle, open_bundle
 from ris.runtime.categories import AUTO, CategoryTable, Guess
@@ -39,15 +50,14 @@ Timings = dict[str, float]
 class Segmentation:
     """The answer to one expression.
 
-    mask: bool [H, W] of the image's own size, all False where the model says "no target";
-    logits: float32 [m, m], the decoder's low-resolution mask logits, before any no-target decision;
-    score: mean foreground probability over the mask, 0 for an empty one;
-    no_target: probability that the expression names nothing in the image, None where the model has no such head;
-    timings: seconds by stage; `image.*` were spent once for all expressions of the scene, the others are this
-    expression's share of its batch;
-    notes: what the user should know, such as words the model does not know;
-    category, category_word: the category that was asked, and the expression's word that it was guessed from, None
-    where it was given.
+    mask: bool [H, W] of the image's own size, all False where the model says "no target"; logits:
+    float32 [m, m], the decoder's low-resolution mask logits, before any no-target decision; score:
+    mean foreground probability over the mask, 0 for an empty one; no_target: probability that the
+    expression names nothing in the image, None where the model has no such head; timings: seconds
+    by stage; `image.*` were spent once for all expressions of the scene, the others are this
+    expression's share of its batch; notes: what the user should know, such as words the model does
+    not know; category, category_word: the category that was asked, and the expression's word that
+    it was guessed from, None where it was given.
     """
 
     expression: str
@@ -72,7 +82,9 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class EncodedText:
-    """What the text encoder gave for some expressions: features float32 [N, T, C], on the device where there is one."""
+    """What the text encoder gave for some expressions: features float32 [N, T, C], on the device
+    where there is one.
+    """
 
     expressions: tuple[str, ...]
     tokens: Tokens
@@ -88,8 +100,8 @@ def _timed(timings: Timings, name: str) -> Iterator[None]:
 
 
 class Scene:
-    """An encoded image. Keeps the encoders' outputs, on the device where there is one, so that each further expression
-    skips them.
+    """An encoded image. Keeps the encoders' outputs, on the device where there is one, so that each
+    further expression skips them.
 
     height, width: of the image after its EXIF orientation; timings: seconds spent on the image.
     """
@@ -110,11 +122,17 @@ class Scene:
         self.timings = timings
 
     def segment(
-        self, expression: str, *, category: str | None = None, no_target_threshold: float | None = 0.5
+        self,
+        expression: str,
+        *,
+        category: str | None = None,
+        no_target_threshold: float | None = 0.5,
     ) -> Segmentation:
         """The mask of one expression; `segment_many` says what can go wrong."""
         categories = None if category is None else [category]
-        return self.segment_many([expression], categories=categories, no_target_threshold=no_target_threshold)[0]
+        return self.segment_many(
+            [expression], categories=categories, no_target_threshold=no_target_threshold
+        )[0]
 
     def segment_many(
         self,
@@ -125,15 +143,19 @@ class Scene:
     ) -> list[Segmentation]:
         """The masks of several expressions, `max_expressions` of them at a time.
 
-        categories: the object's category name for each expression, for a model that asks by category; "auto" guesses
-        it from the expression (and does nothing for other models).
-        no_target_threshold: from this probability on, 0 to 1, the mask is empty; None: never. Raises ExpressionError.
+        categories: the object's category name for each expression, for a model that asks by
+        category; "auto" guesses it from the expression (and does nothing for other models).
+        no_target_threshold: from this probability on, 0 to 1, the mask is empty; None: never.
+        Raises ExpressionError.
         """
         if isinstance(expressions, str):
-            raise ExpressionError("segment_many takes a list of expressions; for a single one use segment")
+            raise ExpressionError(
+                "segment_many takes a list of expressions; for a single one use segment"
+            )
         if no_target_threshold is not None and not 0 <= no_target_threshold <= 1:
             raise ExpressionError(
-                f"no_target_threshold is a probability from 0 to 1, or None for never; got {no_target_threshold}"
+                "no_target_threshold is a probability from 0 to 1, or None for never; got"
+                f" {no_target_threshold}"
             )
         asked = self._model._categories_to_ask(expressions, categories)
         results: list[Segmentation] = []
@@ -145,25 +167,35 @@ class Scene:
 
 
 class Model:
-    """Five opened graphs and what links them. Made by `load`; close it, or use it in a `with` block.
+    """Five opened graphs and what links them. Made by `load`; close it, or use it in a `with`
+    block.
 
-    overlap: whether the image encoders, and text that is known with the image, run side by side; None: on GPUs.
+    overlap: whether the image encoders, and text that is known with the image, run side by side;
+    None: on GPUs.
     """
 
     def __init__(
-        self, bundle: Bundle, sessions: Mapping[str, Session], max_expressions: int, overlap: bool | None = None
+        self,
+        bundle: Bundle,
+        sessions: Mapping[str, Session],
+        max_expressions: int,
+        overlap: bool | None = None,
     ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self.max_expressions = max_expressions
         self._overlap = overlap
         self._sessions = dict(sessions)
-        self._tokenize = ExpressionTokenizer(bundle.file(manifest.text.tokenizer), manifest.text.max_tokens)
+        self._tokenize = ExpressionTokenizer(
+            bundle.file(manifest.text.tokenizer), manifest.text.max_tokens
+        )
         self._table: CategoryTable | None = None
         self._category_features: Float | None = None
         if manifest.categories is not None:
             self._table = CategoryTable.read(bundle.file(manifest.categories.names))
-            self._category_features = np.load(bundle.file(manifest.categories.features), allow_pickle=False)
+            self._category_features = np.load(
+                bundle.file(manifest.categories.features), allow_pickle=False
+            )
 
     @property
     def categories(self) -> list[str]:
@@ -185,13 +217,16 @@ class Model:
         """The sessions themselves, for parity checks and benchmarks."""
         return self._sessions
 
-    def encode_image(self, image: ImageLike, *, expressions: Sequence[str] = (), draft: bool = False) -> Scene:
+    def encode_image(
+        self, image: ImageLike, *, expressions: Sequence[str] = (), draft: bool = False
+    ) -> Scene:
         """Runs the two image encoders once.
 
-        image: a path, a PIL image, or a uint8 array [H, W], [H, W, 3] RGB or [H, W, 4] RGBA. Raises ImageError.
-        expressions: those that will be asked first, if known: where stages overlap, their text is encoded meanwhile.
-        draft: a large JPEG is decoded at a half, a quarter or an eighth of its size, which is faster and changes what
-        the encoders see by a level or two; the scene keeps the image's own size.
+        image: a path, a PIL image, or a uint8 array [H, W], [H, W, 3] RGB or [H, W, 4] RGBA. Raises
+        ImageError. expressions: those that will be asked first, if known: where stages overlap,
+        their text is encoded meanwhile. draft: a large JPEG is decoded at a half, a quarter or an
+        eighth of its size, which is faster and changes what the encoders see by a level or two; the
+        scene keeps the image's own size.
         """
         timings: Timings = {}
         preprocess = self.bundle.manifest.preprocess
@@ -205,7 +240,9 @@ class Model:
             with ThreadPoolExecutor(len(jobs) + 1) as pool:  # each graph on its own stream
                 ahead = tuple(expressions[: self.max_expressions])
                 waiting = pool.submit(self._encode_text, ahead) if ahead else None
-                encoded = list(pool.map(lambda stage: self._encode(stage, jobs[stage], timings), jobs))
+                encoded = list(
+                    pool.map(lambda stage: self._encode(stage, jobs[stage], timings), jobs)
+                )
                 text = waiting.result() if waiting else None
         else:
             encoded = [self._encode(stage, jobs[stage], timings) for stage in jobs]
@@ -217,7 +254,10 @@ class Model:
         """Whether stages that do not depend on each other run side by side."""
         if self._overlap is not None:
             return self._overlap
-        return all(self._session(stage).info.device == "cuda" for stage in ("sam_image_encoder", "clip_image_encoder"))
+        return all(
+            self._session(stage).info.device == "cuda"
+            for stage in ("sam_image_encoder", "clip_image_encoder")
+        )
 
     def segment(
         self,
@@ -227,7 +267,9 @@ class Model:
         category: str | None = None,
         no_target_threshold: float | None = 0.5,
     ) -> Segmentation:
-        """One image, one expression. For several expressions encode the image once: `encode_image`."""
+        """One image, one expression. For several expressions encode the image once:
+        `encode_image`.
+        """
         scene = self.encode_image(image, expressions=[expression])
         return scene.segment(expression, category=category, no_target_threshold=no_target_threshold)
 
@@ -258,7 +300,9 @@ class Model:
         return EncodedText(tuple(expressions), tokens, features, timings)
 
     def _fuse(self, feeds: Mapping[str, Value], timings: Timings) -> Mapping[str, Value]:
-        """Runs the fusion; of what it gives, only the dense prompt visits the host, which interpolates it."""
+        """Runs the fusion; of what it gives, only the dense prompt visits the host, which
+        interpolates it.
+        """
         link = self.bundle.manifest.dense_prompt
 
         spent: Timings = {}
@@ -282,7 +326,9 @@ class Model:
         asked: Sequence[Guess | None],
         no_target_threshold: float | None,
     ) -> list[Segmentation]:
-        """One pass of the expression graphs; asked: the known category of each, None for models without."""
+        """One pass of the expression graphs; asked: the known category of each, None for models
+        without.
+        """
         manifest = self.bundle.manifest
         text = scene._text
         if text is None or text.expressions != tuple(expressions):
@@ -314,7 +360,11 @@ class Model:
             expressions, asked, logits, probabilities, tokens.notes, strict=True
         ):
             own: Timings = {stage: seconds / len(expressions) for stage, seconds in timings.items()}
-            absent = probability is not None and no_target_threshold is not None and probability >= no_target_threshold
+            absent = (
+                probability is not None
+                and no_target_threshold is not None
+                and probability >= no_target_threshold
+            )
             with _timed(own, "mask"):
                 threshold = manifest.postprocess.threshold
                 if absent:
@@ -326,23 +376,40 @@ class Model:
             if word:
                 notes = (*notes, f"guessed the category {name} from {word!r}")
             results.append(
-                Segmentation(expression, mask, low, score, probability, absent, name, scene.timings | own, notes, word)
+                Segmentation(
+                    expression,
+                    mask,
+                    low,
+                    score,
+                    probability,
+                    absent,
+                    name,
+                    scene.timings | own,
+                    notes,
+                    word,
+                )
             )
         return results
 
-    def _categories_to_ask(self, expressions: Sequence[str], categories: Sequence[str] | None) -> list[Guess | None]:
-        """A known category for each expression, guessed for "auto"; None for each where the model has none."""
+    def _categories_to_ask(
+        self, expressions: Sequence[str], categories: Sequence[str] | None
+    ) -> list[Guess | None]:
+        """A known category for each expression, guessed for "auto"; None for each where the model
+        has none.
+        """
         if self._table is None:
             if any(name != AUTO for name in categories or ()):
                 raise ExpressionError("this model does not ask by category; leave the category out")
             return [None] * len(expressions)
         if categories is None:
             raise ExpressionError(
-                "this model asks by category: name each object's COCO category too (--category person), "
-                "or have it guessed (--category auto)"
+                "this model asks by category: name each object's COCO category too (--category"
+                " person), or have it guessed (--category auto)"
             )
         if len(categories) != len(expressions):
-            raise ExpressionError(f"{len(expressions)} expressions need as many categories, got {len(categories)}")
+            raise ExpressionError(
+                f"{len(expressions)} expressions need as many categories, got {len(categories)}"
+            )
         table = self._table
         return [
             table.guess(text) if name == AUTO else table.known(name)
@@ -358,7 +425,12 @@ class Model:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.close()
 
 
@@ -389,21 +461,23 @@ def load(
 ) -> Model:
     """Opens a bundle for inference.
 
-    engine: "auto" or a name from `ris.engines.ENGINE_NAMES`; device: "cpu", "cuda", ..., or "auto" for the engine's
-    first; threads: CPU threads, default all cores; strict: refuse to run any node off the device; verify: check the
-    files' hashes; max_expressions: the most expressions that go through the graphs at once, which bounds memory,
-    default `expressions_together`;
-    build: compile what an engine needs compiled and has not in its cache, False to refuse; compute: "fp32", "bf16" or
-    "fp16" for an engine that chooses the precision itself (`computes_by_stage` says for which graphs), or one of them
-    by graph, default the bundle's; overlap: run graphs that do not depend on each other side by side, default on GPUs
-    only; low_memory: give memory back after every graph's run; throughput: share the cores among threads that use the
-    model at once; progress: called while it compiles.
-    Raises BundleError and EngineError.
+    engine: "auto" or a name from `ris.engines.ENGINE_NAMES`; device: "cpu", "cuda", ..., or "auto"
+    for the engine's first; threads: CPU threads, default all cores; strict: refuse to run any node
+    off the device; verify: check the files' hashes; max_expressions: the most expressions that go
+    through the graphs at once, which bounds memory, default `expressions_together`; build: compile
+    what an engine needs compiled and has not in its cache, False to refuse; compute: "fp32", "bf16"
+    or "fp16" for an engine that chooses the precision itself (`computes_by_stage` says for which
+    graphs), or one of them by graph, default the bundle's; overlap: run graphs that do not depend
+    on each other side by side, default on GPUs only; low_memory: give memory back after every
+    graph's run; throughput: share the cores among threads that use the model at once; progress:
+    called while it compiles. Raises BundleError and EngineError.
     """
     return open_model(
         open_bundle(bundle, verify=verify),
         engine=engine,
-        options=EngineOptions(device, threads, strict, build=build, low_memory=low_memory, throughput=throughput),
+        options=EngineOptions(
+            device, threads, strict, build=build, low_memory=low_memory, throughput=throughput
+        ),
         max_expressions=max_expressions,
         compute=compute,
         overlap=overlap,
@@ -453,8 +527,9 @@ def open_model(
 def computes_by_stage(compute: str | Mapping[str, str] | None) -> dict[str, str | None]:
     """What each graph is asked to compute in, None for its own precision.
 
-    compute: "bf16" and "fp16" ask the graphs that are worth their error, the image encoders and the fusion, "fp32" all;
-    a mapping asks the graphs that it names. Raises EngineError for a graph that is none.
+    compute: "bf16" and "fp16" ask the graphs that are worth their error, the image encoders and the
+    fusion, "fp32" all; a mapping asks the graphs that it names. Raises EngineError for a graph that
+    is none.
     """
     if compute is None or isinstance(compute, str):
         asked = BF16_STAGES if compute in ("bf16", "fp16") else STAGES

@@ -1,7 +1,7 @@
 """How many weights of which type an ONNX file has, read from its protobuf without the onnx package.
 
-Only lengths and tags are followed: ModelProto.graph (7) -> GraphProto.initializer (5) -> TensorProto.dims (1) and
-data_type (2). Raw data is skipped, so a large file costs no memory.
+Only lengths and tags are followed: ModelProto.graph (7) -> GraphProto.initializer (5) ->
+TensorProto.dims (1) and data_type (2). Raw data is skipped, so a large file costs no memory.
 """
 
 from __future__ import annotations
@@ -14,16 +14,31 @@ from ris.engines.errors import BundleError
 from ris.engines.wire import fields, varint
 
 WEIGHT_TYPES = {
-    1: "fp32", 2: "uint8", 3: "int8", 10: "fp16", 11: "fp64", 16: "bf16", 17: "fp8", 18: "fp8", 19: "fp8", 20: "fp8",
-    21: "uint4", 22: "int4", 23: "fp4",
-}  # fmt: skip
-"""ONNX's numbers for the types weights come in; whole numbers of 16 bits and more are shapes and indices."""
+    1: "fp32",
+    2: "uint8",
+    3: "int8",
+    10: "fp16",
+    11: "fp64",
+    16: "bf16",
+    17: "fp8",
+    18: "fp8",
+    19: "fp8",
+    20: "fp8",
+    21: "uint4",
+    22: "int4",
+    23: "fp4",
+}
+"""ONNX's numbers for the types weights come in; whole numbers of 16 bits and more are shapes and
+indices.
+"""
 
 _GRAPH, _INITIALIZER, _DIMS, _DATA_TYPE = 7, 5, 1, 2
 
 
 def count_weights(path: Path) -> dict[str, int]:
-    """Number of weights by type, the most frequent first. Raises BundleError for a file that is not ONNX."""
+    """Number of weights by type, the most frequent first. Raises BundleError for a file that is not
+    ONNX.
+    """
     counts: dict[str, int] = {}
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

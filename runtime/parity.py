@@ -1,11 +1,13 @@
-"""How far a bundle is from its reference: stage by stage on the reference's own inputs, and end to end.
+"""How far a bundle is from its reference: stage by stage on the reference's own inputs, and end to
+end.
 
 A reference is a dictionary of arrays. `golden.npz` in the bundle holds one, so this needs no torch:
 
     rgb uint8 [H, W, 3]; square uint8 [S, S, 3]; clip_image [1, 3, c, c]; input_ids int32 [N, T];
-    image_embeddings [1, C, s, s]; clip_tokens [1, P, width]; text_features [N, T, C]; category_feature [N, width];
-    dense_prompt [N, C, g, g]; dense_embedding [N, C, s, s]; sparse_prompt [N, 1, C]; no_target_logits [N, 2];
-    mask_logits [N, 1, m, m]; expressions and categories as unicode [N].
+    image_embeddings [1, C, s, s]; clip_tokens [1, P, width]; text_features [N, T, C];
+    category_feature [N, width]; dense_prompt [N, C, g, g]; dense_embedding [N, C, s, s];
+    sparse_prompt [N, 1, C]; no_target_logits [N, 2]; mask_logits [N, 1, m, m]; expressions and
+    categories as unicode [N].
 """
 
 from __future__ import annotations
@@ -30,10 +32,11 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What is accepted: relative error of a stage on its own, of the no-target logits and of the mask logits end to
-    end; for masks an IoU, or as few flipped pixels (a share of the image): in a mask of a few pixels one flip is a
-    large part. The no-target logits are two numbers an expression, the largest over DFAM's queries, behind attention
-    masks with a threshold: bfloat16 costs them 1e-2 on average and up to 6e-2 (docs/precision.md).
+    """What is accepted: relative error of a stage on its own, of the no-target logits and of the
+    mask logits end to end; for masks an IoU, or as few flipped pixels (a share of the image): in a
+    mask of a few pixels one flip is a large part. The no-target logits are two numbers an
+    expression, the largest over DFAM's queries, behind attention masks with a threshold: bfloat16
+    costs them 1e-2 on average and up to 6e-2 (docs/precision.md).
     """
 
     stage: float
@@ -44,27 +47,41 @@ class Tolerance:
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(stage=1e-4, no_target_logits=1e-4, mask_logits=1e-3, mask_iou=0.9999, flipped=1e-5),
-    "fp16": Tolerance(stage=1e-2, no_target_logits=1e-2, mask_logits=2e-2, mask_iou=0.998, flipped=1e-4),
+    "fp32": Tolerance(
+        stage=1e-4, no_target_logits=1e-4, mask_logits=1e-3, mask_iou=0.9999, flipped=1e-5
+    ),
+    "fp16": Tolerance(
+        stage=1e-2, no_target_logits=1e-2, mask_logits=2e-2, mask_iou=0.998, flipped=1e-4
+    ),
     # of what --compute bf16 runs in it
-    "bf16": Tolerance(stage=2e-2, no_target_logits=6e-2, mask_logits=4e-2, mask_iou=0.985, flipped=1e-3),
+    "bf16": Tolerance(
+        stage=2e-2, no_target_logits=6e-2, mask_logits=4e-2, mask_iou=0.985, flipped=1e-3
+    ),
 }
 MADE_UP_FP16_IOU = 0.995
-"""Made-up weights give masks that are all boundary: FP16 as such costs them 0.002 to 0.003, and a fault far more."""
+"""Made-up weights give masks that are all boundary: FP16 as such costs them 0.002 to 0.003, and a
+fault far more.
+"""
 END_TO_END, NO_TARGET = "end_to_end.mask_logits", "fusion.no_target_logits"
 INT8_MARGIN, INT8_IOU = 1.5, 0.03
-"""An INT8 bundle is measured by what it had when it was calibrated: so many times that error, so much less mask IoU."""
+"""An INT8 bundle is measured by what it had when it was calibrated: so many times that error, so
+much less mask IoU.
+"""
 
 
 def tolerance_of(model: Model) -> Tolerance:
-    """What is accepted of a model: that of its bundle's precision, or of a narrower one that its graphs run in."""
+    """What is accepted of a model: that of its bundle's precision, or of a narrower one that its
+    graphs run in.
+    """
     manifest = model.bundle.manifest
     if manifest.precision == "int8":
         stages = [row.relative for name, row in manifest.parity.items() if name != END_TO_END]
         end = manifest.parity[END_TO_END].relative
         worst = max(stages, default=0.0)
         stage = INT8_MARGIN * worst
-        return Tolerance(stage, stage, INT8_MARGIN * end, manifest.mask_iou - INT8_IOU, flipped=1e-3)
+        return Tolerance(
+            stage, stage, INT8_MARGIN * end, manifest.mask_iou - INT8_IOU, flipped=1e-3
+        )
     running = {manifest.precision, *(info.precision for info in model.sessions.values())}
     narrowest = next(name for name in reversed(TOLERANCES) if name in running or name == "fp32")
     found = TOLERANCES[narrowest]
@@ -75,7 +92,9 @@ def tolerance_of(model: Model) -> Tolerance:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The result: every row by name, masks compared at the image's own size, and what is out of tolerance."""
+    """The result: every row by name, masks compared at the image's own size, and what is out of
+    tolerance.
+    """
 
     rows: dict[str, StageParity]
     mask_iou: float
@@ -94,7 +113,9 @@ def compare(got: NDArray[Any], want: NDArray[Any]) -> StageParity:
     relative = error / scale if scale else (0.0 if error == 0 else np.inf)
     norms = np.linalg.norm(a) * np.linalg.norm(b)
     cosine = 1.0 if not norms and error == 0 else float(a @ b / norms) if norms else 0.0
-    return StageParity(float(difference.max()), float(difference.mean()), float(relative), min(cosine, 1.0))
+    return StageParity(
+        float(difference.max()), float(difference.mean()), float(relative), min(cosine, 1.0)
+    )
 
 
 def graph_feeds(graph: Graph, reference: Arrays) -> dict[str, NDArray[Any]]:
@@ -121,7 +142,8 @@ def check_stage(
 ) -> dict[str, StageParity]:
     """Runs one graph on the reference's inputs; a row `stage.output` for each of its outputs.
 
-    expressions: at most so many at a time, where the graph takes any and the session was opened for no more.
+    expressions: at most so many at a time, where the graph takes any and the session was opened for
+    no more.
     """
     feeds = graph_feeds(session.graph, reference)
     split = [spec.name for spec in session.graph.inputs if spec.shape[:1] == ("expressions",)]
@@ -148,18 +170,29 @@ def load_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
         raise BundleError(f"{path} cannot be read ({error}); export the bundle again") from None
 
 
-def check_model(model: Model, reference: Arrays, tolerance: Tolerance | None = None) -> ParityReport:
-    """Every stage on its own, the host's own steps, and the whole chain from the image file's pixels to masks."""
+def check_model(
+    model: Model, reference: Arrays, tolerance: Tolerance | None = None
+) -> ParityReport:
+    """Every stage on its own, the host's own steps, and the whole chain from the image file's
+    pixels to masks.
+    """
     manifest = model.bundle.manifest
     tolerance = tolerance or tolerance_of(model)
     rgb = np.asarray(reference["rgb"])
     image, clip_image = prepare_image(rgb, manifest.preprocess)
     sam = manifest.preprocess.sam
-    square = (reference["square"] - np.asarray(sam.mean, np.float32)) / np.asarray(sam.std, np.float32)
+    square = (reference["square"] - np.asarray(sam.mean, np.float32)) / np.asarray(
+        sam.std, np.float32
+    )
     square = np.ascontiguousarray(square.transpose(2, 0, 1)[None], np.float32)
-    rows = {"host.sam_image": compare(image, square), "host.clip_image": compare(clip_image, reference["clip_image"])}
+    rows = {
+        "host.sam_image": compare(image, square),
+        "host.clip_image": compare(clip_image, reference["clip_image"]),
+    }
     link = manifest.dense_prompt
-    dense = resize_maps(np.asarray(reference["dense_prompt"]), link.target, link.target, link.interpolation)
+    dense = resize_maps(
+        np.asarray(reference["dense_prompt"]), link.target, link.target, link.interpolation
+    )
     rows["host.dense_embedding"] = compare(dense, reference["dense_embedding"])
     staged = dict(reference) | {"image": square}
     for stage, session in model.open_sessions.items():
@@ -167,7 +200,9 @@ def check_model(model: Model, reference: Arrays, tolerance: Tolerance | None = N
 
     expressions = [str(e) for e in reference["expressions"]]
     categories = [str(c) for c in reference["categories"]] if manifest.categories else None
-    results = model.encode_image(rgb).segment_many(expressions, categories=categories, no_target_threshold=None)
+    results = model.encode_image(rgb).segment_many(
+        expressions, categories=categories, no_target_threshold=None
+    )
     logits = np.stack([r.logits for r in results])[:, None]
     rows[END_TO_END] = compare(logits, reference["mask_logits"])
     ious, flips = [], []
@@ -190,7 +225,8 @@ def failed_rows(rows: Mapping[str, StageParity], tolerance: Tolerance) -> list[s
         accepted = own.get(name, tolerance.stage)
         if not row.relative <= accepted:
             failures.append(
-                f"{name}: relative error {row.relative:.2e} (largest {row.max_abs:.2e}), accepted {accepted:.0e}"
+                f"{name}: relative error {row.relative:.2e} (largest {row.max_abs:.2e}), accepted"
+                f" {accepted:.0e}"
             )
     return failures
 

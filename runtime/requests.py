@@ -1,4 +1,6 @@
-"""What a batch run is asked: images, folders and JSON lines become a list of (image, expressions)."""
+"""What a batch run is asked: images, folders and JSON lines become a list of (image,
+expressions).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class Request:
 
 
 def looks_like_image(argument: str) -> bool:
-    """Whether a command-line argument means an image, a folder of images or a JSONL file, not an expression."""
+    """Whether a command-line argument means an image, a folder of images or a JSONL file, not an
+    expression.
+    """
     path = Path(argument)
     if path.suffix.lower() in IMAGE_SUFFIXES | {".jsonl"}:
         return True
@@ -31,11 +35,13 @@ def looks_like_image(argument: str) -> bool:
         return False
 
 
-def collect(sources: Sequence[str], expressions: Sequence[str], categories: Sequence[str] | None) -> list[Request]:
+def collect(
+    sources: Sequence[str], expressions: Sequence[str], categories: Sequence[str] | None
+) -> list[Request]:
     """The requests of images, folders and JSONL files, in order.
 
-    A JSONL file brings its own expressions; images and folders are asked `expressions`. Raises ImageError and
-    ExpressionError where there is nothing to do.
+    A JSONL file brings its own expressions; images and folders are asked `expressions`. Raises
+    ImageError and ExpressionError where there is nothing to do.
     """
     requests: list[Request] = []
     for source in sources:
@@ -44,26 +50,34 @@ def collect(sources: Sequence[str], expressions: Sequence[str], categories: Sequ
             requests += read_jsonl(path)
             continue
         if not expressions:
-            raise ExpressionError(f'nothing to look for in {path}: add an expression, such as "left man"')
+            raise ExpressionError(
+                f'nothing to look for in {path}: add an expression, such as "left man"'
+            )
         images = _images_below(path) if path.is_dir() else [path]
-        requests += [Request(i, tuple(expressions), tuple(categories) if categories else None) for i in images]
+        requests += [
+            Request(i, tuple(expressions), tuple(categories) if categories else None)
+            for i in images
+        ]
     if not requests:
         raise ImageError("no image was given")
     return requests
 
 
 def _images_below(folder: Path) -> list[Path]:
-    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    images = sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+    )
     if not images:
         raise ImageError(f"{folder} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return images
 
 
 def read_jsonl(path: Path) -> list[Request]:
-    """One request a line: {"image": path, "expression": text or list, "category": name or list (optional)}.
+    """One request a line: {"image": path, "expression": text or list, "category": name or list
+    (optional)}.
 
-    Relative image paths start at the file's own folder. Lines about one image are joined where they follow each other,
-    so that it is encoded once. Raises RisError naming the line.
+    Relative image paths start at the file's own folder. Lines about one image are joined where they
+    follow each other, so that it is encoded once. Raises RisError naming the line.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -75,8 +89,14 @@ def read_jsonl(path: Path) -> list[Request]:
             continue
         request = _parse_line(line, f"{path}, line {number}", path.parent)
         last = requests[-1] if requests else None
-        if last and last.image == request.image and (last.categories is None) == (request.categories is None):
-            joined = None if last.categories is None else last.categories + (request.categories or ())
+        if (
+            last
+            and last.image == request.image
+            and (last.categories is None) == (request.categories is None)
+        ):
+            joined = (
+                None if last.categories is None else last.categories + (request.categories or ())
+            )
             requests[-1] = Request(last.image, last.expressions + request.expressions, joined)
         else:
             requests.append(request)

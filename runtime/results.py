@@ -1,4 +1,6 @@
-"""Answers to files: mask PNG, overlay, COCO RLE, JSON, npy. Each file appears whole or not at all."""
+"""Answers to files: mask PNG, overlay, COCO RLE, JSON, npy. Each file appears whole or not at
+all.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def slug(text: str, limit: int = 40) -> str:
 
 
 class ResultWriter:
-    """Writes results into a folder under names that do not collide within a run: `photo.left-man.mask.png`."""
+    """Writes results into a folder under names that do not collide within a run:
+    `photo.left-man.mask.png`.
+    """
 
     def __init__(self, folder: Path, formats: Sequence[str]) -> None:
         self._folder = folder
@@ -36,9 +40,14 @@ class ResultWriter:
         self._used: set[str] = set()
 
     def write(
-        self, image: Path, rgb: NDArray[np.uint8] | None, results: Sequence[Segmentation], model: Model
+        self,
+        image: Path,
+        rgb: NDArray[np.uint8] | None,
+        results: Sequence[Segmentation],
+        model: Model,
     ) -> list[Path]:
-        """Writes every format for every result; returns the files in order. Raises OSError where the disk refuses.
+        """Writes every format for every result; returns the files in order. Raises OSError where
+        the disk refuses.
 
         rgb: the image's pixels, None to read them from the file where an overlay needs them.
         """

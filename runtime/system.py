@@ -1,4 +1,5 @@
-"""What this machine is: versions, processor, memory, GPUs. Reads files and asks `nvidia-smi`; never raises.
+"""What this machine is: versions, processor, memory, GPUs. Reads files and asks `nvidia-smi`; never
+raises.
 
 Everything has a graceful answer where a file or program is missing, as on other systems than Linux.
 """
@@ -16,13 +17,43 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RUNTIME_PACKAGES = ("ris-runtime", "numpy", "pillow", "tokenizers", "click", "rich")
-ENGINE_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-cu13", "tensorrt-rtx-cu13", "cuda-bindings")
+ENGINE_PACKAGES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt-cu13",
+    "tensorrt-rtx-cu13",
+    "cuda-bindings",
+)
 EXPORT_PACKAGES = (
-    "torch", "torchvision", "onnx", "onnxscript", "transformers", "segment-anything", "open-clip-torch", "safetensors",
-)  # fmt: skip
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxscript",
+    "transformers",
+    "segment-anything",
+    "open-clip-torch",
+    "safetensors",
+)
 
-X86_FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8")
-ARM_FEATURES = {"asimd": "neon", "asimdhp": "fp16", "asimddp": "dotprod", "bf16": "bf16", "i8mm": "i8mm", "sve": "sve"}
+X86_FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_tile",
+    "amx_bf16",
+    "amx_int8",
+)
+ARM_FEATURES = {
+    "asimd": "neon",
+    "asimdhp": "fp16",
+    "asimddp": "dotprod",
+    "bf16": "bf16",
+    "i8mm": "i8mm",
+    "sve": "sve",
+}
 
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -31,8 +62,9 @@ _GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
 
 @dataclass(frozen=True)
 class Cpu:
-    """model: as the system calls it; present: logical cores of the machine; usable: those this process may run on;
-    quota: cores' worth of time a container may spend, None without a limit; features: those that inference uses.
+    """model: as the system calls it; present: logical cores of the machine; usable: those this
+    process may run on; quota: cores' worth of time a container may spend, None without a limit;
+    features: those that inference uses.
     """
 
     model: str
@@ -54,7 +86,9 @@ class Memory:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU. memory: as `nvidia-smi` gives it, in MiB; compute_capability: None for old drivers."""
+    """One NVIDIA GPU. memory: as `nvidia-smi` gives it, in MiB; compute_capability: None for old
+    drivers.
+    """
 
     name: str
     driver: str
@@ -64,7 +98,9 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Gpus:
-    """found: by `nvidia-smi`; note: why there are none, or how they were looked for; driver: libcuda can be loaded."""
+    """found: by `nvidia-smi`; note: why there are none, or how they were looked for; driver:
+    libcuda can be loaded.
+    """
 
     found: tuple[Gpu, ...]
     driver: bool
@@ -105,29 +141,45 @@ def cpu() -> Cpu:
         name, _, value = line.partition(":")
         fields.setdefault(name.strip(), value.strip())
     flags = set(fields.get("flags", "").split()) | set(fields.get("Features", "").split())
-    features = [flag for flag in X86_FEATURES if flag in flags] + [v for k, v in ARM_FEATURES.items() if k in flags]
+    features = [flag for flag in X86_FEATURES if flag in flags] + [
+        v for k, v in ARM_FEATURES.items() if k in flags
+    ]
     model = fields.get("model name") or fields.get("Model") or platform.processor() or "unknown"
     if model == "unknown" and "CPU part" in fields:
         model = f"Arm implementer {fields.get('CPU implementer', '?')} part {fields['CPU part']}"
     affinity = getattr(os, "sched_getaffinity", None)
     present = os.cpu_count() or 1
     return Cpu(
-        model, platform.machine(), present, len(affinity(0)) if affinity else present, cpu_quota(), tuple(features)
+        model,
+        platform.machine(),
+        present,
+        len(affinity(0)) if affinity else present,
+        cpu_quota(),
+        tuple(features),
     )
 
 
 def memory() -> Memory:
-    """Total and available memory of the machine, and the container's limit where it is the smaller one."""
-    sizes = {m[1]: int(m[2]) * 1024 for m in re.finditer(r"^(\w+):\s+(\d+) kB", _read(_PROC / "meminfo"), re.MULTILINE)}
+    """Total and available memory of the machine, and the container's limit where it is the smaller
+    one.
+    """
+    sizes = {
+        m[1]: int(m[2]) * 1024
+        for m in re.finditer(r"^(\w+):\s+(\d+) kB", _read(_PROC / "meminfo"), re.MULTILINE)
+    }
     total = sizes.get("MemTotal")
     if total is None:
         try:
             total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         except (ValueError, OSError, AttributeError):
             total = None
-    limits = [_integer(text) for text in _cgroup_files("memory", "memory.max", "memory.limit_in_bytes")]
+    limits = [
+        _integer(text) for text in _cgroup_files("memory", "memory.max", "memory.limit_in_bytes")
+    ]
     limit = min((n for n in limits if n is not None), default=None)
-    if limit is not None and total is not None and limit >= total:  # version 1 writes a huge number for no limit
+    if (
+        limit is not None and total is not None and limit >= total
+    ):  # version 1 writes a huge number for no limit
         limit = None
     return Memory(total, sizes.get("MemAvailable"), limit)
 
@@ -139,7 +191,9 @@ def cpu_quota() -> float | None:
         quota, _, period = text.partition(" ")
         quotas.append(_ratio(quota, period))
     pairs = zip(
-        _cgroup_files("cpu", None, "cpu.cfs_quota_us"), _cgroup_files("cpu", None, "cpu.cfs_period_us"), strict=False
+        _cgroup_files("cpu", None, "cpu.cfs_quota_us"),
+        _cgroup_files("cpu", None, "cpu.cfs_period_us"),
+        strict=False,
     )
     quotas += [_ratio(quota, period) for quota, period in pairs]
     return min((q for q in quotas if q), default=None)
@@ -148,7 +202,11 @@ def cpu_quota() -> float | None:
 def gpus(timeout: float = 15) -> Gpus:
     """NVIDIA GPUs as `nvidia-smi` lists them."""
     driver = cuda_driver()
-    text = "the driver library is there, but no nvidia-smi" if driver else "no nvidia-smi and no driver library"
+    text = (
+        "the driver library is there, but no nvidia-smi"
+        if driver
+        else "no nvidia-smi and no driver library"
+    )
     for fields in (_GPU_FIELDS, _GPU_FIELDS[:3]):
         command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
         try:
@@ -163,11 +221,19 @@ def gpus(timeout: float = 15) -> Gpus:
             )
             return Gpus((), driver, f"nvidia-smi {kind}")
         if done.returncode == 0:
-            rows = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
-            found = tuple(Gpu(r[0], r[1], r[2], r[3] if len(r) > 3 else None) for r in rows if len(r) >= 3)
+            rows = [
+                [cell.strip() for cell in line.split(",")]
+                for line in done.stdout.splitlines()
+                if line.strip()
+            ]
+            found = tuple(
+                Gpu(r[0], r[1], r[2], r[3] if len(r) > 3 else None) for r in rows if len(r) >= 3
+            )
             return Gpus(found, driver, None if found else "nvidia-smi lists none")
     reason = (done.stderr or done.stdout).strip().splitlines()
-    return Gpus((), driver, f"nvidia-smi failed: {reason[0] if reason else f'exit code {done.returncode}'}")
+    return Gpus(
+        (), driver, f"nvidia-smi failed: {reason[0] if reason else f'exit code {done.returncode}'}"
+    )
 
 
 def cuda_driver() -> bool:
@@ -182,7 +248,8 @@ def cuda_driver() -> bool:
 
 
 def _cgroup_files(controller: str, second: str | None, first: str | None) -> list[str]:
-    """The contents of a control file in the process's own group and every group above it, of either version.
+    """The contents of a control file in the process's own group and every group above it, of either
+    version.
 
     second and first: the file's name in version 2 and version 1.
     """

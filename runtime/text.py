@@ -13,14 +13,18 @@ from ris.engines.errors import BundleError, ExpressionError
 from ris.runtime.interpolate import Float
 
 MAX_CHARACTERS = 1000
-"""The longest expression that is accepted; the model itself reads the first 35 tokens, about 25 words."""
+"""The longest expression that is accepted; the model itself reads the first 35 tokens, about 25
+words.
+"""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A batch of N expressions: ids int32 [N, T] padded with 0; mask float32 [N, T], 1 on real tokens.
+    """A batch of N expressions: ids int32 [N, T] padded with 0; mask float32 [N, T], 1 on real
+    tokens.
 
-    notes: for each expression what the user should know (cut short, unknown words), usually nothing.
+    notes: for each expression what the user should know (cut short, unknown words), usually
+    nothing.
     """
 
     ids: NDArray[np.int32]
@@ -59,8 +63,8 @@ class ExpressionTokenizer:
             raise ExpressionError('the expression is empty; say what to find, such as "left man"')
         if len(expression) > MAX_CHARACTERS:
             raise ExpressionError(
-                f"the expression has {len(expression)} characters, at most {MAX_CHARACTERS} are accepted "
-                f"(the model reads the first {self._max_tokens} tokens)"
+                f"the expression has {len(expression)} characters, at most {MAX_CHARACTERS} are"
+                f" accepted (the model reads the first {self._max_tokens} tokens)"
             )
         try:
             encoding = self._tokenizer.encode(expression)
@@ -71,9 +75,15 @@ class ExpressionTokenizer:
         notes = []
         if len(encoding.ids) > self._max_tokens:
             last = encoding.offsets[self._max_tokens - 1][1]
-            notes.append(f"the model reads {self._max_tokens} tokens: it did not see {expression[last:].strip()!r}")
-        unknown = [expression[a:b] for token, (a, b) in zip(encoding.tokens, encoding.offsets, strict=True)
-                   if token == "[UNK]"]  # fmt: skip
+            notes.append(
+                f"the model reads {self._max_tokens} tokens: it did not see"
+                f" {expression[last:].strip()!r}"
+            )
+        unknown = [
+            expression[a:b]
+            for token, (a, b) in zip(encoding.tokens, encoding.offsets, strict=True)
+            if token == "[UNK]"
+        ]
         if unknown:
             notes.append(f"words the model does not know: {', '.join(unknown)}")
         ids = encoding.ids[: self._max_tokens]

@@ -1,1 +1,3 @@
-"""Doors to the runtime for many users and many images: Triton, Ray and a page. All three share their limits."""
+"""Doors to the runtime for many users and many images: Triton, Ray and a page. All three share
+their limits.
+"""

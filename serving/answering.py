@@ -1,4 +1,6 @@
-"""Bytes and expressions in, answers out: what Triton's model, a batch worker and the page do with a request."""
+"""Bytes and expressions in, answers out: what Triton's model, a batch worker and the page do with a
+request.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from ris.serving.limits import Deadline, Limits
 
 
 class SceneCache:
-    """The last `capacity` encoded images, by content. Threads that ask for one image at once encode it once."""
+    """The last `capacity` encoded images, by content. Threads that ask for one image at once encode
+    it once.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.hits = self.misses = 0
@@ -27,7 +31,9 @@ class SceneCache:
         return len(self._scenes)
 
     def get(self, key: bytes, encode: Callable[[], Scene]) -> tuple[Scene, bool]:
-        """The scene, and whether it was there already. What `encode` raises goes to all who wait for it."""
+        """The scene, and whether it was there already. What `encode` raises goes to all who wait
+        for it.
+        """
         with self._lock:
             future = self._scenes.get(key)
             found = future is not None
@@ -60,7 +66,9 @@ class Answerer:
         self.cache = SceneCache(cached_images)
 
     def scene(self, image: bytes) -> tuple[Scene, bool]:
-        """The encoded image of a file's bytes, and whether it came from the cache. Raises ImageError, LimitError."""
+        """The encoded image of a file's bytes, and whether it came from the cache. Raises
+        ImageError, LimitError.
+        """
         if len(image) > self.limits.image_bytes:
             self.limits.decode(image)  # says so
         key = hashlib.sha256(image).digest()
@@ -82,7 +90,9 @@ class Answerer:
         no_target_threshold: float | None = 0.5,
         deadline: Deadline | None = None,
     ) -> list[Segmentation | ExpressionError]:
-        """An answer to each expression, or why it cannot be asked. Raises LimitError when time is up."""
+        """An answer to each expression, or why it cannot be asked. Raises LimitError when time is
+        up.
+        """
         answers: list[Segmentation | ExpressionError] = []
         step = self.model.max_expressions
         for start in range(0, len(expressions), step):
@@ -91,11 +101,17 @@ class Answerer:
             part = expressions[start : start + step]
             asked = None if categories is None else categories[start : start + step]
             try:
-                answers += scene.segment_many(part, categories=asked, no_target_threshold=no_target_threshold)
+                answers += scene.segment_many(
+                    part, categories=asked, no_target_threshold=no_target_threshold
+                )
             except ExpressionError as error:
                 if len(part) == 1:
                     answers.append(error)
                     continue
-                for i, text in enumerate(part):  # one bad expression must not cost the others their answers
-                    answers += self.ask(scene, [text], asked and [asked[i]], no_target_threshold, deadline)
+                for i, text in enumerate(
+                    part
+                ):  # one bad expression must not cost the others their answers
+                    answers += self.ask(
+                        scene, [text], asked and [asked[i]], no_target_threshold, deadline
+                    )
         return answers

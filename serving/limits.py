@@ -1,4 +1,6 @@
-"""What every door checks before the model sees a request: sizes, counts, queue and time, and how a refusal is said."""
+"""What every door checks before the model sees a request: sizes, counts, queue and time, and how a
+refusal is said.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,15 @@ from ris.engines.errors import ExpressionError, ImageError, RisError
 from ris.runtime.image import load_rgb
 from ris.runtime.text import MAX_CHARACTERS
 
-# those that Pillow decodes by itself: none starts a program, none follows a name inside the file to another one
+# those that Pillow decodes by itself: none starts a program, none follows a name inside the file to
+# another one
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 
 
 class LimitError(RisError):
-    """A request beyond a limit. status: the HTTP status it corresponds to, 413 too large, 504 too slow."""
+    """A request beyond a limit. status: the HTTP status it corresponds to, 413 too large, 504 too
+    slow.
+    """
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -36,8 +41,9 @@ def status_of(error: RisError) -> int:
 
 @dataclass(frozen=True)
 class Limits:
-    """image_bytes: of the file as it is sent; pixels: width times height; expressions: of one request; characters: of
-    one expression; waiting: requests in the queue; seconds: that a request may wait, and then that it may be worked on.
+    """image_bytes: of the file as it is sent; pixels: width times height; expressions: of one
+    request; characters: of one expression; waiting: requests in the queue; seconds: that a request
+    may wait, and then that it may be worked on.
     """
 
     image_bytes: int = 32_000_000
@@ -48,23 +54,33 @@ class Limits:
     seconds: float = 60.0
 
     def check_expressions(self, expressions: Sequence[str]) -> None:
-        """Raises ExpressionError where there are none, LimitError for too many or a too long one."""
+        """Raises ExpressionError where there are none, LimitError for too many or a too long
+        one.
+        """
         if not expressions:
             raise ExpressionError('nothing to look for; send an expression, such as "left man"')
         if len(expressions) > self.expressions:
-            raise LimitError(f"{len(expressions)} expressions, at most {self.expressions} are accepted", 413)
+            raise LimitError(
+                f"{len(expressions)} expressions, at most {self.expressions} are accepted", 413
+            )
         longest = max(len(text) for text in expressions)
         if longest > self.characters:
-            raise LimitError(f"an expression has {longest} characters, at most {self.characters} are accepted", 413)
+            raise LimitError(
+                f"an expression has {longest} characters, at most {self.characters} are accepted",
+                413,
+            )
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """The bytes of an image file as uint8 RGB [H, W, 3]; the size in its header counts before a pixel is decoded.
+        """The bytes of an image file as uint8 RGB [H, W, 3]; the size in its header counts before a
+        pixel is decoded.
 
         Raises ImageError for what is no image, LimitError for one that is too large.
         """
         if len(data) > self.image_bytes:
             raise LimitError(
-                f"the image file has {len(data) / 1e6:.1f} MB, at most {self.image_bytes / 1e6:g} MB are accepted", 413
+                f"the image file has {len(data) / 1e6:.1f} MB, at most {self.image_bytes / 1e6:g}"
+                " MB are accepted",
+                413,
             )
         Image.init()
         known = [name for name in FORMATS if name in Image.OPEN]
@@ -78,12 +94,19 @@ class Limits:
             raise
         except Image.DecompressionBombError:
             raise self._too_many("far too many") from None
-        except Exception as error:  # decoders raise many kinds; whatever it was, the bytes are no image
+        except (
+            Exception
+        ) as error:  # decoders raise many kinds; whatever it was, the bytes are no image
             kind = type(error).__name__
-            raise ImageError(f"the image cannot be read ({kind}); send a JPEG, PNG, WebP, BMP, GIF or TIFF") from None
+            raise ImageError(
+                f"the image cannot be read ({kind}); send a JPEG, PNG, WebP, BMP, GIF or TIFF"
+            ) from None
 
     def _too_many(self, found: str) -> LimitError:
-        return LimitError(f"the image has {found} pixels, at most {self.pixels / 1e6:g} megapixels are accepted", 413)
+        return LimitError(
+            f"the image has {found} pixels, at most {self.pixels / 1e6:g} megapixels are accepted",
+            413,
+        )
 
     def deadline(self) -> Deadline:
         """Starts the clock of one request."""
@@ -91,7 +114,9 @@ class Limits:
 
 
 class Deadline:
-    """When a request has taken too long. Looked at between passes of the model: a pass itself is not interrupted."""
+    """When a request has taken too long. Looked at between passes of the model: a pass itself is
+    not interrupted.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -100,4 +125,8 @@ class Deadline:
     def check(self) -> None:
         """Raises LimitError after the end."""
         if time.monotonic() > self._end:
-            raise LimitError(f"the request took longer than {self._seconds:g} s; send fewer expressions at a time", 504)
+            raise LimitError(
+                f"the request took longer than {self._seconds:g} s; send fewer expressions at a"
+                " time",
+                504,
+            )

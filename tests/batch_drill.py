@@ -1,4 +1,5 @@
-"""A batch under fire: broken images among good ones, a worker killed, then the driver, then gone on with.
+"""A batch under fire: broken images among good ones, a worker killed, then the driver, then gone on
+with.
 
     python tests/batch_drill.py BUNDLE --rows 20000 --workers 2
 
@@ -41,7 +42,9 @@ def write_input(folder: Path, rows: int) -> tuple[Path, set[int]]:
                 (folder / name).write_bytes(data[: len(data) // 2] if image % EVERY == 7 else data)
             if image % EVERY == 7:
                 broken.add(row)
-            file.write(json.dumps({"image": name, "expression": expressions[row % PER_IMAGE]}) + "\n")
+            file.write(
+                json.dumps({"image": name, "expression": expressions[row % PER_IMAGE]}) + "\n"
+            )
     return path, broken
 
 
@@ -73,14 +76,27 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return found
 
 
-def drill(bundle: Path, folder: Path, rows: int, workers: int, part_rows: int, seconds: float = 900) -> dict[str, int]:
+def drill(
+    bundle: Path, folder: Path, rows: int, workers: int, part_rows: int, seconds: float = 900
+) -> dict[str, int]:
     """Runs it all; what was found. Raises AssertionError."""
     source, broken = write_input(folder, rows)
     out = folder / "out"
     arguments = [
-        str(source), "--bundle", str(bundle), "--out", str(out), "--workers", str(workers), "--threads", "1",
-        "--engine", "onnxruntime", "--part-rows", str(part_rows),
-    ]  # fmt: skip
+        str(source),
+        "--bundle",
+        str(bundle),
+        "--out",
+        str(out),
+        "--workers",
+        str(workers),
+        "--threads",
+        "1",
+        "--engine",
+        "onnxruntime",
+        "--part-rows",
+        str(part_rows),
+    ]
     parts = -(-rows // part_rows)
     first = start(arguments)
     wait_for_parts(out, max(1, parts // 8), first, seconds)
@@ -105,7 +121,12 @@ def drill(bundle: Path, folder: Path, rows: int, workers: int, part_rows: int, s
     assert all("cannot be read" in e or "damaged" in e for e in table["error"].to_pylist() if e)
     masks = table["rle"].to_pylist()
     assert all((mask is None) == (row in broken) for row, mask in enumerate(masks))
-    return {"rows": rows, "errors": len(errors), "parts": parts, "parts_when_the_driver_was_killed": at_kill}
+    return {
+        "rows": rows,
+        "errors": len(errors),
+        "parts": parts,
+        "parts_when_the_driver_was_killed": at_kill,
+    }
 
 
 def main() -> None:
@@ -116,7 +137,9 @@ def main() -> None:
     parser.add_argument("--part-rows", type=int, default=256)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = drill(args.bundle.absolute(), Path(folder), args.rows, args.workers, args.part_rows, 36_000)
+        found = drill(
+            args.bundle.absolute(), Path(folder), args.rows, args.workers, args.part_rows, 36_000
+        )
     print(json.dumps(found))
 
 

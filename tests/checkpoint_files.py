@@ -1,4 +1,6 @@
-"""Makes weight files in the layouts that people have, with the libraries that wrote the real ones."""
+"""Makes weight files in the layouts that people have, with the libraries that wrote the real
+ones.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,27 @@ CLIP_TEXT = replace(
     TINY,
     preset="custom",
     clip=ClipConfig(
-        image_size=56, patch_size=14, width=128, layers=2, heads=2, embed_dim=48,
-        text_width=64, text_layers=1, text_heads=1, text_vocab_size=49408,
+        image_size=56,
+        patch_size=14,
+        width=128,
+        layers=2,
+        heads=2,
+        embed_dim=48,
+        text_width=64,
+        text_layers=1,
+        text_heads=1,
+        text_vocab_size=49408,
     ),
-)  # fmt: skip
+)
 # SAM ViT-B as Meta has it, everything else narrow
 REAL_SAM = replace(TINY, preset="custom", prompt_width=256, decoder_mlp_width=2048, sam=SamConfig())
 
 
 def tiny_state(config=TINY, seed=3, **options):
     """The state dict of a model with made-up weights."""
-    return {k: v.clone() for k, v in deterministic_model(config, seed, **options).state_dict().items()}
+    return {
+        k: v.clone() for k, v in deterministic_model(config, seed, **options).state_dict().items()
+    }
 
 
 def without(state, *prefixes):
@@ -42,13 +54,27 @@ def below(state, prefix):
 
 def save_training_checkpoint(path, state, **more):
     """As detectron2 writes it: optimiser and iteration beside the state dict."""
-    optimizer = {"state": {0: {"exp_avg": torch.zeros(7)}}, "param_groups": [{"lr": 5e-5, "params": [0]}]}
-    torch.save({"model": state, "optimizer": optimizer, "scheduler": {"last_epoch": 3}, "iteration": 3, **more}, path)
+    optimizer = {
+        "state": {0: {"exp_avg": torch.zeros(7)}},
+        "param_groups": [{"lr": 5e-5, "params": [0]}],
+    }
+    torch.save(
+        {
+            "model": state,
+            "optimizer": optimizer,
+            "scheduler": {"last_epoch": 3},
+            "iteration": 3,
+            **more,
+        },
+        path,
+    )
     return path
 
 
 class OpenAIForm(torch.nn.Module):
-    """A CLIP with the three numbers that OpenAI's archives keep as buffers, in a form that can be traced."""
+    """A CLIP with the three numbers that OpenAI's archives keep as buffers, in a form that can be
+    traced.
+    """
 
     def __init__(self, clip):
         super().__init__()
@@ -62,14 +88,18 @@ class OpenAIForm(torch.nn.Module):
         self.other = [clip]  # not a submodule
 
     def forward(self, image, text):
-        return self.visual(image), self.ln_final(self.token_embedding(text) + self.positional_embedding)
+        return self.visual(image), self.ln_final(
+            self.token_embedding(text) + self.positional_embedding
+        )
 
 
 def save_openai_archive(path, clip, config):
     """A traced module in FP16, as OpenAI publishes CLIP."""
     side = config.clip.image_size
     text = torch.zeros(1, clip.context_length, dtype=torch.long)
-    traced = torch.jit.trace(OpenAIForm(clip), (torch.zeros(1, 3, side, side), text), check_trace=False)
+    traced = torch.jit.trace(
+        OpenAIForm(clip), (torch.zeros(1, 3, side, side), text), check_trace=False
+    )
     torch.jit.save(traced.half(), path)
     return path
 
@@ -90,8 +120,8 @@ class Payload:
 
 
 def write_full_size(path, keys_file, seed):
-    """model_final.pth of the paper's model in float32: every official key of the [CLS] variant, dead ones too, and
-    an optimiser's state beside it that nobody must read."""
+    """model_final.pth of the paper's model in float32: every official key of the [CLS] variant,
+    dead ones too, and an optimiser's state beside it that nobody must read."""
     import json
 
     keys = json.loads(Path(keys_file).read_text())
@@ -102,7 +132,9 @@ def write_full_size(path, keys_file, seed):
     }
     state["text_encoder.embeddings.position_ids"] = torch.arange(512)[None]
     junk = torch.zeros(75_000_000)
-    torch.save({"model": state, "optimizer": {"state": {0: {"exp_avg": junk}}}, "iteration": 99999}, path)
+    torch.save(
+        {"model": state, "optimizer": {"state": {0: {"exp_avg": junk}}}, "iteration": 99999}, path
+    )
 
 
 if __name__ == "__main__":

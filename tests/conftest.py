@@ -22,8 +22,8 @@ FULL_SIZE = (
 
 
 def _group(file: str) -> str:
-    """What processes that share the tests (pytest-xdist) must not tear apart: a file, whose fixtures are made once; the
-    full-size files; and libris's, which share a build folder."""
+    """What processes that share the tests (pytest-xdist) must not tear apart: a file, whose
+    fixtures are made once; the full-size files; and libris's, which share a build folder."""
     file = file.removeprefix("tests/")
     return "full-size" if file in FULL_SIZE else "libris" if file.startswith("cpp/") else file
 
@@ -35,7 +35,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Groups by `_group`. The mark `xdist_group` does nothing with pytest 9.2 and pytest-xdist 3.8."""
+    """Groups by `_group`. The mark `xdist_group` does nothing with pytest 9.2 and pytest-xdist
+    3.8.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class Groups(LoadScopeScheduling):
@@ -65,10 +67,17 @@ def _export(folder, config, precision="fp32", sampling="native"):
     from ris.reference.deterministic import deterministic_model
     from ris.runtime.bundle import Source
 
-    source = Source(kind="deterministic", trained=False, seed=0, checkpoint=None, checkpoint_sha256=None)
+    source = Source(
+        kind="deterministic", trained=False, seed=0, checkpoint=None, checkpoint_sha256=None
+    )
     out = folder / "ris-bundle"
     export_bundle(
-        lambda: deterministic_model(config), config, out, source=source, precision_name=precision, sampling=sampling
+        lambda: deterministic_model(config),
+        config,
+        out,
+        source=source,
+        precision_name=precision,
+        sampling=sampling,
     )
     return out
 
@@ -107,7 +116,11 @@ def tiny_supplement_bundle(tmp_path_factory):
     """The supplement's configuration, with the sampling written as gathers."""
     from ris.reference.config import PRESETS
 
-    return _export(tmp_path_factory.mktemp("tiny-supplement"), PRESETS["tiny"].with_supplement(), sampling="gather")
+    return _export(
+        tmp_path_factory.mktemp("tiny-supplement"),
+        PRESETS["tiny"].with_supplement(),
+        sampling="gather",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +128,9 @@ def tiny_gather_bundle(tmp_path_factory):
     """FP16, with the sampling written as gathers: what `--engine tensorrt` exports."""
     from ris.reference.config import PRESETS
 
-    return _export(tmp_path_factory.mktemp("tiny-gather"), PRESETS["tiny"], precision="fp16", sampling="gather")
+    return _export(
+        tmp_path_factory.mktemp("tiny-gather"), PRESETS["tiny"], precision="fp16", sampling="gather"
+    )
 
 
 @pytest.fixture

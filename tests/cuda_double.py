@@ -1,9 +1,10 @@
-"""Doubles of cuda.bindings.runtime and of TensorRT's runtime objects that record what is asked of them.
+"""Doubles of cuda.bindings.runtime and of TensorRT's runtime objects that record what is asked of
+them.
 
-Device memory is host memory, so copies and executions really happen, and as late as they may: what lies on a stream
-happens when somebody waits for it, so that who reads too early, or writes over what is still to be read, is found out.
-Capture records executions and launch repeats them. tests/engines/test_tensorrt_api.py checks every name and signature
-here against the real modules.
+Device memory is host memory, so copies and executions really happen, and as late as they may: what
+lies on a stream happens when somebody waits for it, so that who reads too early, or writes over
+what is still to be read, is found out. Capture records executions and launch repeats them.
+tests/engines/test_tensorrt_api.py checks every name and signature here against the real modules.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ class Handle(int):
 
 
 class Cuda:
-    """Stands in for the module cuda.bindings.runtime. fail: name of a function -> error code of its next calls."""
+    """Stands in for the module cuda.bindings.runtime. fail: name of a function -> error code of its
+    next calls.
+    """
 
     class cudaMemcpyKind:
         cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice = 1, 2, 3
@@ -56,7 +59,14 @@ class Cuda:
 
     @property
     def leaks(self):
-        return [*self.device, *self.pinned, *self.streams, *self.graphs, *self.executables, *self.events]
+        return [
+            *self.device,
+            *self.pinned,
+            *self.streams,
+            *self.graphs,
+            *self.executables,
+            *self.events,
+        ]
 
     def put(self, stream, work):
         """Something to do, or an event, at the end of a stream."""
@@ -117,7 +127,11 @@ class Cuda:
     def cudaMemcpyAsync(self, dst, src, count, kind, stream):
         assert stream in self.streams
         assert stream not in self.capturing, "host copies must not be captured"
-        sides = {1: (self.device, self.pinned), 2: (self.pinned, self.device), 3: (self.device, self.device)}
+        sides = {
+            1: (self.device, self.pinned),
+            2: (self.pinned, self.device),
+            3: (self.device, self.device),
+        }
 
         def copy():
             for address, blocks in zip((dst, src), sides[kind], strict=True):
@@ -251,7 +265,9 @@ class IExecutionContext:
 
 
 class ICudaEngine:
-    """x float32 [n, 4] (or what _largest says) up to n = 8, index int32 [m] up to 8 -> y float32 like x."""
+    """x float32 [n, 4] (or what _largest says) up to n = 8, index int32 [m] up to 8 -> y float32
+    like x.
+    """
 
     num_io_tensors = 3
 
@@ -287,7 +303,9 @@ class Runtime:
 
     def deserialize_cuda_engine(self, serialized_engine):
         if serialized_engine == b"bad":
-            self._logger.log(TensorRt.ILogger.Severity.ERROR, "Error Code 6:\n  the plan is of another device")
+            self._logger.log(
+                TensorRt.ILogger.Severity.ERROR, "Error Code 6:\n  the plan is of another device"
+            )
             return None
         return TensorRt.engine
 
@@ -317,7 +335,9 @@ class OnnxParserRefitter:
 
 
 class TensorRt:
-    """Stands in for the module tensorrt, as far as a session uses it. engine: what deserialising gives."""
+    """Stands in for the module tensorrt, as far as a session uses it. engine: what deserialising
+    gives.
+    """
 
     class ILogger:
         class Severity:

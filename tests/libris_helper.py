@@ -13,7 +13,9 @@ REPO = Path(__file__).resolve().parents[1]
 
 def run(*command, **options):
     """Runs a command, and fails with what it printed."""
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, **options)
+    done = subprocess.run(
+        [str(c) for c in command], capture_output=True, text=True, check=False, **options
+    )
     assert done.returncode == 0, f"{command[0]} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
     return done.stdout
 
@@ -72,7 +74,11 @@ class Libris:
         scene = ctypes.c_void_p()
         height, width = rgb.shape[:2]
         stride = ctypes.c_size_t(rgb.strides[0])
-        self.check(self.abi.ris_encode_image(model, pointer(rgb), width, height, stride, ctypes.byref(scene)))
+        self.check(
+            self.abi.ris_encode_image(
+                model, pointer(rgb), width, height, stride, ctypes.byref(scene)
+            )
+        )
         return scene
 
     def ask(self, scene, expressions, categories=None) -> list[dict]:
@@ -88,14 +94,24 @@ class Libris:
         for i in range(len(expressions)):
             answer = Answer(struct_size=ctypes.sizeof(Answer))
             self.check(self.abi.ris_result_get(result, ctypes.c_size_t(i), ctypes.byref(answer)))
-            answers.append({
-                "mask": np.ctypeslib.as_array(answer.mask, (answer.height, answer.width)).astype(bool),
-                "logits": np.ctypeslib.as_array(answer.logits, (answer.logits_height, answer.logits_width)).copy(),
-                "notes": answer.notes.decode(),
-                "no_target": answer.no_target,
-                "is_no_target": bool(answer.is_no_target),
-                "score": answer.score,
-            })  # fmt: skip
+            answers.append(
+                {
+                    "mask": (
+                        np.ctypeslib.as_array(answer.mask, (answer.height, answer.width)).astype(
+                            bool
+                        )
+                    ),
+                    "logits": (
+                        np.ctypeslib.as_array(
+                            answer.logits, (answer.logits_height, answer.logits_width)
+                        ).copy()
+                    ),
+                    "notes": answer.notes.decode(),
+                    "no_target": answer.no_target,
+                    "is_no_target": bool(answer.is_no_target),
+                    "score": answer.score,
+                }
+            )
         self.check(self.abi.ris_free_result(result))
         return answers
 

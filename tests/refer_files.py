@@ -1,4 +1,6 @@
-"""Small data sets in the forms of RefCOCO (pickle) and gRefCOCO (JSON): drawn scenes as their images."""
+"""Small data sets in the forms of RefCOCO (pickle) and gRefCOCO (JSON): drawn scenes as their
+images.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,12 @@ CATEGORIES = [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}, {"id": 18, 
 
 
 def write_refer(root, name="refcoco", images=6, size=96, splits=("train", "val")):
-    """Writes data set `name` below `root`; images go to the splits in turn. Returns the references that were written.
+    """Writes data set `name` below `root`; images go to the splits in turn. Returns the references
+    that were written.
 
-    Objects are boxes around the scenes' objects, as polygons; the second object of an image is COCO's uncompressed
-    run-length code. RefCOCO has one object a reference, gRefCOCO also two and none.
+    Objects are boxes around the scenes' objects, as polygons; the second object of an image is
+    COCO's uncompressed run-length code. RefCOCO has one object a reference, gRefCOCO also two and
+    none.
     """
     generalised = name == "grefcoco"
     folder, pictures = root / name, root / "images" / "train2014"
@@ -38,9 +42,16 @@ def write_refer(root, name="refcoco", images=6, size=96, splits=("train", "val")
             outline = [polygon] if place == 0 else uncompressed(size, size + 24, (x, y, 20, 30))
             own.append(identifier)
             annotations.append(
-                {"id": identifier, "image_id": number, "category_id": CATEGORIES[place]["id"], "segmentation": outline,
-                 "area": 600, "bbox": [x, y, 20, 30], "iscrowd": 0}
-            )  # fmt: skip
+                {
+                    "id": identifier,
+                    "image_id": number,
+                    "category_id": CATEGORIES[place]["id"],
+                    "segmentation": outline,
+                    "area": 600,
+                    "bbox": [x, y, 20, 30],
+                    "iscrowd": 0,
+                }
+            )
         split = splits[(number - 1) % len(splits)]
         words = [sample.expression for sample in make_samples(scene, number, 4)]
         targets = [[own[0]], [own[1]], own, [-1]] if generalised else [own[0], own[1]]
@@ -48,12 +59,27 @@ def write_refer(root, name="refcoco", images=6, size=96, splits=("train", "val")
             category = [1] if generalised else 1
             sentences = []
             for version in (text, f"the {text}"):
-                sentences.append({"raw": version, "sent": version, "tokens": version.split(), "sent_id": sentence})
+                sentences.append(
+                    {
+                        "raw": version,
+                        "sent": version,
+                        "tokens": version.split(),
+                        "sent_id": sentence,
+                    }
+                )
                 sentence += 1
             refs.append(
-                {"ref_id": len(refs), "ann_id": target, "image_id": number, "split": split, "file_name": file,
-                 "category_id": category, "sentences": sentences, "sent_ids": [s["sent_id"] for s in sentences]}
-            )  # fmt: skip
+                {
+                    "ref_id": len(refs),
+                    "ann_id": target,
+                    "image_id": number,
+                    "split": split,
+                    "file_name": file,
+                    "category_id": category,
+                    "sentences": sentences,
+                    "sent_ids": [s["sent_id"] for s in sentences],
+                }
+            )
     if generalised:
         (folder / "grefs(unc).json").write_text(json.dumps(refs))
     else:
@@ -65,9 +91,11 @@ def write_refer(root, name="refcoco", images=6, size=96, splits=("train", "val")
 
 
 def write_scenes(root, name, images):
-    """Evaluation images as a data set `name` below `root`, pixels and masks unchanged: PNG files, run-length codes.
+    """Evaluation images as a data set `name` below `root`, pixels and masks unchanged: PNG files,
+    run-length codes.
 
-    RefCOCO has no untargeted expressions and Ref-ZOM marks them by their source; a reference has one annotation.
+    RefCOCO has no untargeted expressions and Ref-ZOM marks them by their source; a reference has
+    one annotation.
     """
     folder, pictures = root / name, root / "images" / "train2014"
     folder.mkdir(parents=True)
@@ -82,17 +110,31 @@ def write_scenes(root, name, images):
             given = -1
             if truth.targeted:
                 given = len(annotations) + 1
-                annotations.append({"id": given, "image_id": number, "category_id": 1,
-                                    "segmentation": dict(encode_rle(truth.mask))})  # fmt: skip
+                annotations.append(
+                    {
+                        "id": given,
+                        "image_id": number,
+                        "category_id": 1,
+                        "segmentation": dict(encode_rle(truth.mask)),
+                    }
+                )
             elif not name.startswith(("gref", "ref-zom")):
                 continue
             source = {"source": "one" if truth.targeted else "zero"} if name == "ref-zom" else {}
             sentence = {"raw": truth.expression, "sent_id": len(refs)}
             if name != "ref-zom":
                 sentence["sent"] = truth.expression
-            refs.append({"ref_id": len(refs), "image_id": number, "split": "val", "sent_ids": [len(refs)],
-                         "ann_id": [given] if name.startswith("gref") else given, **source,
-                         "sentences": [sentence]})  # fmt: skip
+            refs.append(
+                {
+                    "ref_id": len(refs),
+                    "image_id": number,
+                    "split": "val",
+                    "sent_ids": [len(refs)],
+                    "ann_id": [given] if name.startswith("gref") else given,
+                    **source,
+                    "sentences": [sentence],
+                }
+            )
     if name == "grefcoco":
         (folder / "grefs(unc).json").write_text(json.dumps(refs))
     else:

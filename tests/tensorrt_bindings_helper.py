@@ -1,6 +1,8 @@
-"""The real Python bindings of TensorRT 10 and 11, without TensorRT: wheels from the index over stub libraries.
+"""The real Python bindings of TensorRT 10 and 11, without TensorRT: wheels from the index over stub
+libraries.
 
-They are kept in build/tensorrt-bindings, which git ignores. `python tests/tensorrt_bindings_helper.py` fetches them.
+They are kept in build/tensorrt-bindings, which git ignores. `python
+tests/tensorrt_bindings_helper.py` fetches them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ class NotHere(Exception):  # noqa: N818
 
 
 def bindings(version: str) -> dict[str, str]:
-    """Environment variables under which `import tensorrt_bindings` gives that version. Raises NotHere."""
+    """Environment variables under which `import tensorrt_bindings` gives that version. Raises
+    NotHere.
+    """
     folder = FOLDER / version
     if not (folder / "complete").exists():
         _fetch(version, folder)
@@ -36,8 +40,21 @@ def _fetch(version: str, folder: Path) -> None:
         raise NotHere("there is no C compiler for the stub libraries")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", str(folder)]
-    done = subprocess.run([*command, f"tensorrt-cu13-bindings=={version}"], capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "-d",
+        str(folder),
+    ]
+    done = subprocess.run(
+        [*command, f"tensorrt-cu13-bindings=={version}"], capture_output=True, text=True
+    )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         raise NotHere(f"tensorrt-cu13-bindings {version} cannot be downloaded")
@@ -54,7 +71,9 @@ def _fetch(version: str, folder: Path) -> None:
 def run_under(version: str, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs Python code that can import that version's tensorrt_bindings. Raises NotHere."""
     environment = os.environ | bindings(version)
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment
+    )
 
 
 if __name__ == "__main__":

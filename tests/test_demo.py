@@ -37,7 +37,11 @@ def test_the_bundle_in_the_package_is_of_the_weights_in_the_package():
     manifest = open_bundle(BUILT_IN).manifest
     assert manifest.source.trained
     assert manifest.source.checkpoint_sha256 == sha256_of(sources.DEMO_WEIGHTS)
-    assert (manifest.precision, manifest.model["preset"], manifest.no_target) == ("fp16", "demo", True)
+    assert (manifest.precision, manifest.model["preset"], manifest.no_target) == (
+        "fp16",
+        "demo",
+        True,
+    )
     assert sources.DEMO_WEIGHTS.stat().st_size < 16e6
 
 
@@ -62,9 +66,15 @@ def test_it_is_what_ris_infer_uses_where_nothing_else_is_given(tmp_path):
     assert "using the built-in demo" in done.stderr
     assert "words the model does not know: zzz" in done.stderr
     things = make_scene(21240, "heldout", 512).objects
-    left, right = sorted((thing for thing in things if thing.kind == "man"), key=lambda thing: thing.centre[0])
+    left, right = sorted(
+        (thing for thing in things if thing.kind == "man"), key=lambda thing: thing.centre[0]
+    )
     (tree,) = (thing for thing in things if thing.kind == "tree")
-    for name, truth in (("left-man", left.mask), ("right-man", right.mask), ("the-tree", tree.mask)):
+    for name, truth in (
+        ("left-man", left.mask),
+        ("right-man", right.mask),
+        ("the-tree", tree.mask),
+    ):
         mask = np.asarray(Image.open(tmp_path / f"ris-output/park.{name}.mask.png")) > 0
         assert (mask & truth).sum() > 0.6 * (mask | truth).sum(), name
     assert sorted(BUILT_IN.rglob("*")) == before
@@ -99,13 +109,19 @@ def test_it_finds_held_out_things_where_the_words_say(found):
 
 
 def test_the_exported_model_is_as_good_as_the_reference(found):
-    """The FP16 bundle costs at most 0.1 point of mean IoU, at most 0.2 where the CPU computes in bfloat16."""
+    """The FP16 bundle costs at most 0.1 point of mean IoU, at most 0.2 where the CPU computes in
+    bfloat16.
+    """
     from ris.export.live_reference import ReferenceSegmenter
 
     images = scene_images("heldout", SAMPLES)
-    reference = evaluate(ReferenceSegmenter({"checkpoint": sources.DEMO_WEIGHTS}), images, protocol="scenes")
+    reference = evaluate(
+        ReferenceSegmenter({"checkpoint": sources.DEMO_WEIGHTS}), images, protocol="scenes"
+    )
     with load(BUILT_IN, engine="onnxruntime") as opened:
-        bundle = evaluate(BundleSegmenter(opened), scene_images("heldout", SAMPLES), protocol="scenes")
+        bundle = evaluate(
+            BundleSegmenter(opened), scene_images("heldout", SAMPLES), protocol="scenes"
+        )
     wanted, exported, auto = (result.kinds["all"]["miou"] for result in (reference, bundle, found))
     print(f"mean IoU: {wanted:.5f}, on ONNX Runtime {exported:.5f}, on auto {auto:.5f}")
     assert exported == pytest.approx(wanted, abs=0.001)

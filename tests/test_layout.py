@@ -1,4 +1,6 @@
-"""The rules of docs/design.md, The folders: who imports whom, and what the thin runtime must never load."""
+"""The rules of docs/design.md, The folders: who imports whom, and what the thin runtime must never
+load.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ import pytest
 
 from conftest import REPO
 
-# A room, and those that it stands on. An arrow is an import; who stands on a room stands on what carries it, too.
+# A room, and those that it stands on. An arrow is an import; who stands on a room stands on what
+# carries it, too.
 STANDS_ON = {
     "engines": (),
     "runtime": ("engines",),
@@ -24,7 +27,16 @@ STANDS_ON = {
     "serving": ("data",),
 }
 ERRORS = "ris.engines.errors"  # one family, which every room may raise
-HEAVY = {"torch", "torchvision", "transformers", "onnx", "onnxscript", "segment_anything", "open_clip", "safetensors"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "transformers",
+    "onnx",
+    "onnxscript",
+    "segment_anything",
+    "open_clip",
+    "safetensors",
+}
 
 
 def imported(path):
@@ -51,7 +63,9 @@ def test_rooms_import_only_what_they_stand_on(room):
                 assert name == ERRORS or parts[0] in carriers(room), f"{path} imports {name}"
             elif light:
                 rewrites_graphs = path.parent == REPO / "calibration" / "numerics"
-                assert package not in HEAVY - ({"onnx"} if rewrites_graphs else set()), f"{path} imports {name}"
+                assert package not in HEAVY - ({"onnx"} if rewrites_graphs else set()), (
+                    f"{path} imports {name}"
+                )
 
 
 def test_no_room_is_missing():
@@ -59,7 +73,9 @@ def test_no_room_is_missing():
     packages = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert set(packages["package-dir"].values()) == set(STANDS_ON)
     found = {
-        ".".join(("ris", *p.parent.relative_to(REPO).parts)) for d in STANDS_ON for p in (REPO / d).rglob("__init__.py")
+        ".".join(("ris", *p.parent.relative_to(REPO).parts))
+        for d in STANDS_ON
+        for p in (REPO / d).rglob("__init__.py")
     }
     assert found == set(packages["packages"])
 
@@ -85,7 +101,8 @@ def test_the_runtime_works_where_the_heavy_packages_do_not_exist(tiny_bundle):
         + f"""
 import numpy as np
 from ris.runtime import load
-import ris.runtime.commands.infer, ris.runtime.commands.parity, ris.runtime.commands.bench, ris.runtime.commands.doctor
+import ris.runtime.commands.infer, ris.runtime.commands.parity
+import ris.runtime.commands.bench, ris.runtime.commands.doctor
 import ris.runtime.bench.worker
 with load({str(tiny_bundle)!r}) as model:
     print(model.segment(np.zeros((30, 40, 3), np.uint8), "left man").mask.shape)
@@ -112,7 +129,9 @@ def test_commands_that_need_pytorch_say_what_to_install(tmp_path, command, argum
     """Where the heavy packages are not installed: one sentence, no traceback."""
     find = "import importlib.util; importlib.util.find_spec = lambda name: None"
     code = f"{REFUSE}\n{find}\nfrom {command} import main\nmain({arguments!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "Error: " in done.stderr
@@ -128,5 +147,10 @@ def test_import_is_light():
 
 
 def test_no_file_is_too_long_to_finish():
-    long = [p for d in STANDS_ON for p in (REPO / d).rglob("*.py") if len(p.read_text().splitlines()) > 500]
+    long = [
+        p
+        for d in STANDS_ON
+        for p in (REPO / d).rglob("*.py")
+        if len(p.read_text().splitlines()) > 500
+    ]
     assert not long

@@ -17,7 +17,13 @@ from conftest import REPO
 
 README = (REPO / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.startswith("ris-")]
+COMMANDS = [
+    line
+    for kind, block in BLOCKS
+    if kind == "sh"
+    for line in block.splitlines()
+    if line.startswith("ris-")
+]
 # exported and compared at full size by tests/export/test_full_size.py
 QUICK = [line for line in COMMANDS if "full-size" not in line]
 
@@ -44,7 +50,10 @@ def test_commands(here, line):
     if program == "ris-batch":
         pytest.importorskip("ray", reason='Ray is not installed: pip install ".[ray]"')
     done = subprocess.run(
-        [Path(sys.executable).parent / program, *arguments], capture_output=True, text=True, timeout=600
+        [Path(sys.executable).parent / program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
 

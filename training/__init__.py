@@ -1,1 +1,3 @@
-"""Training: the supplement's losses and recipe, on drawn scenes or on RefCOCO's files (docs/training.md)."""
+"""Training: the supplement's losses and recipe, on drawn scenes or on RefCOCO's files
+(docs/training.md).
+"""

@@ -1,5 +1,5 @@
-"""Batches from a source of samples. A source is anything with `batch(step)`; which batch it gives depends on the step
-alone, so that a resumed run sees what an uninterrupted one would have seen.
+"""Batches from a source of samples. A source is anything with `batch(step)`; which batch it gives
+depends on the step alone, so that a resumed run sees what an uninterrupted one would have seen.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ BACKGROUND = COCO_PANOPTIC.index("background")
 class RawBatch:
     """What a source gives, for B images at the model's square and N expressions.
 
-    images uint8 [B, S, S, 3]; masks bool [N, S, S]; present bool [N]; image_index int64 [N]; expressions N strings;
-    meaning N hashable values, equal where two expressions mean the same thing; categories int64 [N], -1 for none;
-    kinds and things uint8 [B, S, S] or None, see `Targets`; expression_kinds N names for reports;
-    image_keys B names of images that come again, for stored features, or None.
+    images uint8 [B, S, S, 3]; masks bool [N, S, S]; present bool [N]; image_index int64 [N];
+    expressions N strings; meaning N hashable values, equal where two expressions mean the same
+    thing; categories int64 [N], -1 for none; kinds and things uint8 [B, S, S] or None, see
+    `Targets`; expression_kinds N names for reports; image_keys B names of images that come again,
+    for stored features, or None.
     """
 
     images: NDArray[np.uint8]
@@ -69,7 +70,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device`."""
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self.targets).items()}
+        moved = {
+            k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self.targets).items()
+        }
         return Batch(
             image=self.image.to(device),
             clip_image=self.clip_image.to(device),
@@ -80,7 +83,9 @@ class Batch:
         )
 
     def split(self, parts: int) -> list[Batch]:
-        """The batch cut by images into `parts` equal ones (fewer where there are not that many images)."""
+        """The batch cut by images into `parts` equal ones (fewer where there are not that many
+        images).
+        """
         cut = []
         for images in torch.arange(len(self.image)).tensor_split(min(parts, len(self.image))):
             first, last = int(images[0]), int(images[-1]) + 1
@@ -97,12 +102,18 @@ class Batch:
             keys = self.raw.image_keys
             raw = replace(self.raw, image_keys=None if keys is None else keys[first:last])
             image, clip_image = self.image[first:last], self.clip_image[first:last]
-            cut.append(Batch(image, clip_image, self.input_ids[rows], self.category[rows], targets, raw))
+            cut.append(
+                Batch(image, clip_image, self.input_ids[rows], self.category[rows], targets, raw)
+            )
         return cut
 
 
-def hide_words(ids: Tensor, tokenizer: Tokenizer, share: float, generator: np.random.Generator) -> Tensor:
-    """Some expressions get a word they do not know: [UNK] pushed in before one of their words. In place."""
+def hide_words(
+    ids: Tensor, tokenizer: Tokenizer, share: float, generator: np.random.Generator
+) -> Tensor:
+    """Some expressions get a word they do not know: [UNK] pushed in before one of their words. In
+    place.
+    """
     unknown = tokenizer.token_to_id("[UNK]") or 0
     lengths = (ids != 0).sum(1)
     for row in range(len(ids)):
@@ -116,7 +127,13 @@ def hide_words(ids: Tensor, tokenizer: Tokenizer, share: float, generator: np.ra
 
 class _Steps(Dataset[Batch]):
     def __init__(
-        self, source: Source, config: ModelConfig, tokenizer: Tokenizer, first: int, last: int, unknown: float
+        self,
+        source: Source,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        first: int,
+        last: int,
+        unknown: float,
     ) -> None:
         self.source, self.config, self.tokenizer = source, config, tokenizer
         self.first, self.last, self.unknown = first, last, unknown

@@ -1,7 +1,9 @@
-"""The frozen encoders' outputs on disk, so that later epochs do not run them again (the supplement's pre-extraction).
+"""The frozen encoders' outputs on disk, so that later epochs do not run them again (the
+supplement's pre-extraction).
 
-One .npz an image in float16, written to a temporary file that is then renamed: several runs may share a folder. The
-folder's name holds a digest of the encoders' weights and sizes, so features of other weights are never read.
+One .npz an image in float16, written to a temporary file that is then renamed: several runs may
+share a folder. The folder's name holds a digest of the encoders' weights and sizes, so features of
+other weights are never read.
 """
 
 from __future__ import annotations
@@ -22,8 +24,12 @@ from ris.training.forward import encode
 
 
 def encoder_digest(model: RISModel) -> str:
-    """Sixteen hexadecimal digits that change with the two image encoders' weights or configuration."""
-    digest = hashlib.sha256(json.dumps([model.config.to_dict()[k] for k in ("sam", "clip")]).encode())
+    """Sixteen hexadecimal digits that change with the two image encoders' weights or
+    configuration.
+    """
+    digest = hashlib.sha256(
+        json.dumps([model.config.to_dict()[k] for k in ("sam", "clip")]).encode()
+    )
     parts = {"sam": model.sam.image_encoder, "clip": model.clip_dense.clip_model.visual}
     for prefix, module in parts.items():
         for name, value in sorted(module.state_dict().items()):
@@ -33,7 +39,9 @@ def encoder_digest(model: RISModel) -> str:
 
 
 class FeatureStore:
-    """Features by image key under `folder`/<digest>. Raises RisError where a file cannot be written."""
+    """Features by image key under `folder`/<digest>. Raises RisError where a file cannot be
+    written.
+    """
 
     def __init__(self, folder: Path, model: RISModel) -> None:
         self.folder = folder / encoder_digest(model)
@@ -43,7 +51,9 @@ class FeatureStore:
         return self.folder / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".npz")
 
     def read(self, key: str) -> tuple[Tensor, Tensor] | None:
-        """(image embeddings [C, s, s], clip tokens [P, w]) float32, or None where they are not stored or damaged."""
+        """(image embeddings [C, s, s], clip tokens [P, w]) float32, or None where they are not
+        stored or damaged.
+        """
         try:
             with np.load(self._path(key), allow_pickle=False) as stored:
                 return tuple(torch.from_numpy(stored[name]).float() for name in ("sam", "clip"))  # type: ignore[return-value]
@@ -68,7 +78,9 @@ class FeatureStore:
             raise RisError(f"{path} cannot be written: {error.strerror}") from error
 
     def encode(self, model: RISModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Both encoders' outputs for the batch; images that are not stored yet are encoded, and stored."""
+        """Both encoders' outputs for the batch; images that are not stored yet are encoded, and
+        stored.
+        """
         keys = batch.raw.image_keys
         if keys is None:
             return encode(model, batch.image, batch.clip_image, trained=False)
@@ -80,4 +92,6 @@ class FeatureStore:
             found[i] = (one[0][0].float(), one[1][0].float())
         device = batch.image.device
         pairs = [pair for pair in found if pair is not None]
-        return torch.stack([p[0].to(device) for p in pairs]), torch.stack([p[1].to(device) for p in pairs])
+        return torch.stack([p[0].to(device) for p in pairs]), torch.stack(
+            [p[1].to(device) for p in pairs]
+        )

@@ -1,4 +1,6 @@
-"""Starting values for what has no pre-trained weights. The modules' own constructors do most of it."""
+"""Starting values for what has no pre-trained weights. The modules' own constructors do most of
+it.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,18 @@ def fresh_model(config: ModelConfig, seed: int) -> RISModel:
         assert positions is not None
         visual: Any = model.clip_dense.clip_model.visual
         with torch.no_grad():
-            positions.copy_(_grid_positions(config.sam.grid, config.sam.width).unflatten(1, positions.shape[1:3]))
-            visual.positional_embedding[1:] = _grid_positions(config.clip.grid, config.clip.width)[0]
+            positions.copy_(
+                _grid_positions(config.sam.grid, config.sam.width).unflatten(
+                    1, positions.shape[1:3]
+                )
+            )
+            visual.positional_embedding[1:] = _grid_positions(config.clip.grid, config.clip.width)[
+                0
+            ]
         for name, parameter in model.text_encoder.named_parameters():
-            if name.startswith("encoder.") and parameter.ndim == 2:  # BERT's own 0.02 is for 768 channels
+            if (
+                name.startswith("encoder.") and parameter.ndim == 2
+            ):  # BERT's own 0.02 is for 768 channels
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
         model.text_embeddings.zero_()
         for scale in (model.decoder.logit_scale, model.decoder.logit_scale_condsim):
@@ -40,18 +50,21 @@ def fresh_model(config: ModelConfig, seed: int) -> RISModel:
     return model
 
 
-def starting_model(config: ModelConfig, seed: int, files: WeightFiles, say: Callable[[str], None]) -> RISModel:
-    """`fresh_model`, with every tensor that the weight files have: pre-trained encoders, or a whole checkpoint.
+def starting_model(
+    config: ModelConfig, seed: int, files: WeightFiles, say: Callable[[str], None]
+) -> RISModel:
+    """`fresh_model`, with every tensor that the weight files have: pre-trained encoders, or a whole
+    checkpoint.
 
-    say: called with a line on what came from where. Raises CheckpointError for files that cannot be read and for
-    tensors of other sizes than the preset's.
+    say: called with a line on what came from where. Raises CheckpointError for files that cannot be
+    read and for tensors of other sizes than the preset's.
     """
     model = fresh_model(config, seed)
     entries, notes = partial_weights(files, config)
     if config.query == "category" and "text_embeddings" not in entries:
         raise CheckpointError(
-            "the category variant needs its table: give --clip-checkpoint with CLIP's text tower, or a checkpoint with "
-            "text_embeddings"
+            "the category variant needs its table: give --clip-checkpoint with CLIP's text tower,"
+            " or a checkpoint with text_embeddings"
         )
     if not entries:
         return model
@@ -62,7 +75,9 @@ def starting_model(config: ModelConfig, seed: int, files: WeightFiles, say: Call
         if key in entries and entries[key].shape != tuple(value.shape)
     ]
     if wrong:
-        raise CheckpointError(f"the weight files are not the preset's ({config.preset}): {'; '.join(wrong[:3])}")
+        raise CheckpointError(
+            f"the weight files are not the preset's ({config.preset}): {'; '.join(wrong[:3])}"
+        )
     given = [key for key in state if key in entries]
     model.load_state_dict({key: entries[key].read() for key in given}, strict=False)
     for note in notes:
@@ -72,8 +87,8 @@ def starting_model(config: ModelConfig, seed: int, files: WeightFiles, say: Call
 
 
 def _grid_positions(side: int, width: int) -> torch.Tensor:
-    """[1, side * side, width]: half the channels sines and cosines of x, half of y. From these, left and
-    right can be told apart from the first step on."""
+    """[1, side * side, width]: half the channels sines and cosines of x, half of y. From these,
+    left and right can be told apart from the first step on."""
     rates = 1e-4 ** (torch.arange(width // 4) / (width // 4))
     angles = torch.arange(side)[:, None] * rates
     line = torch.cat([angles.sin(), angles.cos(), torch.zeros(side, (width % 4) // 2)], 1)
@@ -82,7 +97,9 @@ def _grid_positions(side: int, width: int) -> torch.Tensor:
 
 
 def _spread_samples(attention: DeformableAttention) -> None:
-    """Each head starts looking in a direction of its own, each point a pixel further out, all with equal weight."""
+    """Each head starts looking in a direction of its own, each point a pixel further out, all with
+    equal weight.
+    """
     nn.init.zeros_(attention.sampling_offsets.weight)
     nn.init.zeros_(attention.attention_weights.weight)
     nn.init.zeros_(attention.attention_weights.bias)

@@ -1,4 +1,6 @@
-"""The training run: steps, averaged weights, validation, and a state on disk that a killed run goes on from."""
+"""The training run: steps, averaged weights, validation, and a state on disk that a killed run goes
+on from.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,15 @@ from ris.training.recipe import Recipe
 
 STATE, LOG, WEIGHTS = "state.pt", "log.jsonl", "model.safetensors"
 READERS = 5.0
-"""The pretext's linear layers learn at so many times the rate: they start from nothing where the encoders need not."""
+"""The pretext's linear layers learn at so many times the rate: they start from nothing where the
+encoders need not.
+"""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One line of the log: the step just done (counted from 1), the losses by name, the rate, seconds since the last
-    line, and the validation's figures where there was one."""
+    """One line of the log: the step just done (counted from 1), the losses by name, the rate,
+    seconds since the last line, and the validation's figures where there was one."""
 
     step: int
     losses: dict[str, float]
@@ -46,31 +50,55 @@ class Progress:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether `device` has instructions for bfloat16; a CPU without them emulates it, at a fifth of FP32's speed."""
-    return device.type != "cpu" or not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(cpu_features())
+    """Whether `device` has instructions for bfloat16; a CPU without them emulates it, at a fifth of
+    FP32's speed.
+    """
+    return device.type != "cpu" or not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(
+        cpu_features()
+    )
 
 
 def _decays(name: str, parameter: Tensor) -> bool:
-    """Weight decay is for matrices: not for norms, biases, scales and lookup tables (docs/model.md 20)."""
-    return parameter.ndim >= 2 and not any(part in name for part in ("embed", "token", "_embedding"))
+    """Weight decay is for matrices: not for norms, biases, scales and lookup tables (docs/model.md
+    20).
+    """
+    return parameter.ndim >= 2 and not any(
+        part in name for part in ("embed", "token", "_embedding")
+    )
 
 
 def _inner(name: str, parameter: Tensor) -> bool:
-    """Whether Muon may update it: the matrices of linear layers, but not narrow ones, whose rows are outputs by name
-    rather than directions, nor those that say where deformable attention looks."""
+    """Whether Muon may update it: the matrices of linear layers, but not narrow ones, whose rows
+    are outputs by name rather than directions, nor those that say where deformable attention
+    looks."""
     matrix = parameter.ndim == 2 and name.endswith("weight") and _decays(name, parameter)
-    return matrix and min(parameter.shape) >= 32 and "sampling_offsets" not in name and "attention_weights" not in name
+    return (
+        matrix
+        and min(parameter.shape) >= 32
+        and "sampling_offsets" not in name
+        and "attention_weights" not in name
+    )
 
 
 class Trainer:
-    """A run in a folder: the state to go on from (`state.pt`), a log (`log.jsonl`) and the weights so far
-    (`model.safetensors`: the averaged ones where the recipe keeps them)."""
+    """A run in a folder: the state to go on from (`state.pt`), a log (`log.jsonl`) and the weights
+    so far (`model.safetensors`: the averaged ones where the recipe keeps them)."""
 
     def __init__(
-        self, folder: Path, recipe: Recipe, make_model: Callable[[], RISModel], source: Source, validation: Source,
-        tokenizer: Tokenizer, *, lesson_source: Source | None = None, validation_steps: int = 25, workers: int = 1,
-        device: str = "cpu", features: Path | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        recipe: Recipe,
+        make_model: Callable[[], RISModel],
+        source: Source,
+        validation: Source,
+        tokenizer: Tokenizer,
+        *,
+        lesson_source: Source | None = None,
+        validation_steps: int = 25,
+        workers: int = 1,
+        device: str = "cpu",
+        features: Path | None = None,
+    ) -> None:
         self.folder, self.recipe = folder, recipe
         self.source, self.validation, self.tokenizer = source, validation, tokenizer
         self.lesson_source = lesson_source
@@ -86,7 +114,11 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not name.startswith(recipe.frozen))
         self.trains_encoders = any(
-            p.requires_grad for p in [*self.model.sam.image_encoder.parameters(), *self.model.clip_dense.parameters()]
+            p.requires_grad
+            for p in [
+                *self.model.sam.image_encoder.parameters(),
+                *self.model.clip_dense.parameters(),
+            ]
         )
         if features is not None and self.trains_encoders:
             raise RisError("stored features need frozen image encoders; the recipe trains them")
@@ -96,38 +128,62 @@ class Trainer:
         inner = [p for n, p in trained if recipe.muon and _inner(n, p)]
         others = [(n, p) for n, p in trained if not (recipe.muon and _inner(n, p))]
         groups = [
-            {"params": [p for n, p in others if _decays(n, p)], "weight_decay": recipe.weight_decay, "times": 1.0},
-            {"params": [p for n, p in others if not _decays(n, p)], "weight_decay": 0.0, "times": 1.0},
+            {
+                "params": [p for n, p in others if _decays(n, p)],
+                "weight_decay": recipe.weight_decay,
+                "times": 1.0,
+            },
+            {
+                "params": [p for n, p in others if not _decays(n, p)],
+                "weight_decay": 0.0,
+                "times": 1.0,
+            },
             {"params": readers, "weight_decay": 0.0, "times": READERS},
         ]
         self.parameters = [*(p for _, p in trained), *readers]
-        self.optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.learning_rate)]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, lr=recipe.learning_rate)
+        ]
         if inner:  # updates as large, root of the mean square, as AdamW's are at the same rate
             group = {"params": inner, "times": recipe.muon}
             decay = recipe.weight_decay
-            self.optimisers += [torch.optim.Muon([group], weight_decay=decay, adjust_lr_fn="match_rms_adamw")]
+            self.optimisers += [
+                torch.optim.Muon([group], weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            ]
         if self.device.type == "cpu" and recipe.parts > 1:
             each = max(1, torch.get_num_threads() // recipe.parts)
-            self._threads = ThreadPoolExecutor(recipe.parts, initializer=lambda: torch.set_num_threads(each))
+            self._threads = ThreadPoolExecutor(
+                recipe.parts, initializer=lambda: torch.set_num_threads(each)
+            )
         self.average: dict[str, Tensor] | None = None
         if recipe.ema:
-            self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items() if v.is_floating_point()}
+            self.average = {
+                k: v.detach().clone()
+                for k, v in self.model.state_dict().items()
+                if v.is_floating_point()
+            }
 
-    # --- the state on disk ------------------------------------------------------------------------------------
+    # --- the state on disk ---
 
     def resume(self) -> bool:
-        """Goes on from the folder's state, if it has one. Raises CheckpointError where that is another recipe's."""
+        """Goes on from the folder's state, if it has one. Raises CheckpointError where that is
+        another recipe's.
+        """
         path = self.folder / STATE
         if not path.exists():
             return False
         try:
             state = torch.load(path, weights_only=True, map_location=self.device)
         except Exception as error:
-            raise CheckpointError(f"{path} cannot be read ({type(error).__name__}); remove it to start anew") from error
+            raise CheckpointError(
+                f"{path} cannot be read ({type(error).__name__}); remove it to start anew"
+            ) from error
         if json.dumps(state["recipe"] | {"steps": 0, "decay": 0}, sort_keys=True) != json.dumps(
             self.recipe.to_dict() | {"steps": 0, "decay": 0}, sort_keys=True
         ) or state["config"] != json.loads(json.dumps(self.model.config.to_dict())):
-            raise CheckpointError(f"{path} belongs to another recipe or preset; give another folder or --restart")
+            raise CheckpointError(
+                f"{path} belongs to another recipe or preset; give another folder or --restart"
+            )
         self.model.load_state_dict(state["model"])
         if self.heads is not None:
             self.heads.load_state_dict(state["heads"])
@@ -139,7 +195,9 @@ class Trainer:
         return True
 
     def save(self) -> None:
-        """Writes the state and the weights, each to a temporary file that then takes the old one's place."""
+        """Writes the state and the weights, each to a temporary file that then takes the old one's
+        place.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "step": self.step,
@@ -173,10 +231,12 @@ class Trainer:
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         os.replace(temporary, path)
 
-    # --- steps ------------------------------------------------------------------------------------------------
+    # --- steps ---
 
     def train_step(self, batch: Batch) -> dict[str, float]:
-        """One optimiser step; the losses by name. Raises RisError where the loss is no longer a number."""
+        """One optimiser step; the losses by name. Raises RisError where the loss is no longer a
+        number.
+        """
         recipe = self.recipe
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -189,7 +249,10 @@ class Trainer:
             found = [self._part_gradients(part) for part in parts]
         losses = {name: sum(loss[name] for loss, _ in found) / len(found) for name in found[0][0]}
         if not math.isfinite(sum(losses.values())):
-            raise RisError(f"the loss is not finite at step {self.step}: {losses}; resume with a lower learning rate")
+            raise RisError(
+                f"the loss is not finite at step {self.step}: {losses}; resume with a lower"
+                " learning rate"
+            )
         for parameter, *gradients in zip(self.parameters, *(g for _, g in found), strict=True):
             given = [g for g in gradients if g is not None]
             parameter.grad = torch.stack(given).sum(0).div_(len(found)) if given else None
@@ -203,21 +266,38 @@ class Trainer:
         return losses
 
     def _part_gradients(self, batch: Batch) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
-        """The losses of one part of a batch, by name, and the gradient of each trained parameter."""
+        """The losses of one part of a batch, by name, and the gradient of each trained
+        parameter.
+        """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             if self.features is not None:
                 embeddings, tokens = self.features.encode(self.model, batch)
             else:
-                embeddings, tokens = encode(self.model, batch.image, batch.clip_image, self.trains_encoders)
-            if self.lesson_source is not None and self.heads is not None and self.step < self.recipe.lessons:
+                embeddings, tokens = encode(
+                    self.model, batch.image, batch.clip_image, self.trains_encoders
+                )
+            if (
+                self.lesson_source is not None
+                and self.heads is not None
+                and self.step < self.recipe.lessons
+            ):
                 taught = pretext_loss(self.heads, embeddings, tokens, batch.targets)
                 sentences = self.model.encode_words(batch.input_ids)[1][:, 0]
                 taught["sentence"] = sentence_loss(self.heads, sentences, batch.targets)
                 loss = self.recipe.weights.pretext * torch.stack(list(taught.values())).sum()
                 losses = {name: float(value.detach()) for name, value in taught.items()}
                 return losses, torch.autograd.grad(loss, self.parameters, allow_unused=True)
-            out = ask(self.model, embeddings, tokens, batch.input_ids, batch.targets.image_index, batch.category)
-            loss, losses = total_loss(self.model, self.heads, out, batch.targets, self.recipe.weights)
+            out = ask(
+                self.model,
+                embeddings,
+                tokens,
+                batch.input_ids,
+                batch.targets.image_index,
+                batch.category,
+            )
+            loss, losses = total_loss(
+                self.model, self.heads, out, batch.targets, self.recipe.weights
+            )
         return losses, torch.autograd.grad(loss, self.parameters, allow_unused=True)
 
     @torch.no_grad()
@@ -236,9 +316,13 @@ class Trainer:
         self.model.load_state_dict(self.weights())
         try:
             return measure(
-                self.model, self.validation, self.tokenizer, self.validation_steps, bf16=self.bf16,
+                self.model,
+                self.validation,
+                self.tokenizer,
+                self.validation_steps,
+                bf16=self.bf16,
                 workers=self.workers,
-            )  # fmt: skip
+            )
         finally:
             self.model.load_state_dict(own)
 
@@ -247,19 +331,32 @@ class Trainer:
         recipe, config = self.recipe, self.model.config
         lessons = min(recipe.lessons, last) if self.lesson_source is not None else 0
         if self.lesson_source is not None and self.step < lessons:
-            yield from batches(self.lesson_source, config, self.tokenizer, self.step, lessons, workers=self.workers)
+            yield from batches(
+                self.lesson_source, config, self.tokenizer, self.step, lessons, workers=self.workers
+            )
         yield from batches(
-            self.source, config, self.tokenizer, max(self.step, lessons), last,
-            unknown_words=recipe.unknown_words, workers=self.workers,
-        )  # fmt: skip
+            self.source,
+            config,
+            self.tokenizer,
+            max(self.step, lessons),
+            last,
+            unknown_words=recipe.unknown_words,
+            workers=self.workers,
+        )
 
     def run(
-        self, *, log_every: int = 20, save_every: int = 200, validate_every: int = 500, stop: int | None = None,
+        self,
+        *,
+        log_every: int = 20,
+        save_every: int = 200,
+        validate_every: int = 500,
+        stop: int | None = None,
         report: Callable[[Progress], None] = lambda line: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Trains to the recipe's last step (or `stop`); Ctrl-C saves the state before it leaves.
 
-        report: called with every line of the log. Raises RisError where the loss is no longer a number.
+        report: called with every line of the log. Raises RisError where the loss is no longer a
+        number.
         """
         last = min(self.recipe.steps, stop or self.recipe.steps)
         self.model.train()
@@ -271,19 +368,25 @@ class Trainer:
                     sums[name] = sums.get(name, 0.0) + value
                 counted += 1
                 done = self.step == last
-                due = self.step % validate_every == 0 and self.step > self.recipe.lessons  # no masks to learn before
+                due = (
+                    self.step % validate_every == 0 and self.step > self.recipe.lessons
+                )  # no masks to learn before
                 checked = self.validate() if due or done else None
                 if checked is not None or self.step % log_every == 0:
                     seconds, since = time.perf_counter() - since, time.perf_counter()
                     means = {name: value / counted for name, value in sums.items()}
-                    line = Progress(self.step, means, self.recipe.rate(self.step - 1), seconds, checked)
+                    line = Progress(
+                        self.step, means, self.recipe.rate(self.step - 1), seconds, checked
+                    )
                     sums, counted = {}, 0
                     self._log(line)
                     report(line)
                 if self.step % save_every == 0 or done:
                     self.save()
         except KeyboardInterrupt:
-            if not self._updating:  # half an update is no state to go on from: the last saved one is
+            if (
+                not self._updating
+            ):  # half an update is no state to go on from: the last saved one is
                 self.save()
             raise
 
@@ -296,9 +399,15 @@ def _complete(line: str) -> bool:
     return True
 
 
-def write_weights(path: Path, weights: dict[str, Tensor], model: RISModel, notes: dict[str, Any]) -> None:
-    """A safetensors file with the official key names that `ris-export --checkpoint` reads; it names its own sizes."""
+def write_weights(
+    path: Path, weights: dict[str, Tensor], model: RISModel, notes: dict[str, Any]
+) -> None:
+    """A safetensors file with the official key names that `ris-export --checkpoint` reads; it names
+    its own sizes.
+    """
     temporary = path.with_name(path.name + ".part")
     metadata = {"ris_config": json.dumps(model.config.to_dict()), **notes}
-    save_file({k: v.detach().contiguous() for k, v in weights.items()}, temporary, metadata=metadata)
+    save_file(
+        {k: v.detach().contiguous() for k, v in weights.items()}, temporary, metadata=metadata
+    )
     os.replace(temporary, path)

@@ -1,4 +1,6 @@
-"""The losses (docs/model.md 20): main mask, DFAM's masks and embeddings by matched query, no-target, pretext."""
+"""The losses (docs/model.md 20): main mask, DFAM's masks and embeddings by matched query,
+no-target, pretext.
+"""
 
 from __future__ import annotations
 
@@ -14,29 +16,38 @@ from ris.training.targets import Targets
 
 
 def dice(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
-    """1 - Dice of sigmoid(logits) with target over the last axis: [..., P] and [..., P] -> [...]."""
+    """1 - Dice of sigmoid(logits) with target over the last axis: [..., P] and [..., P] ->
+    [...].
+    """
     probability = logits.sigmoid()
     overlap = (probability * target).sum(-1)
     return 1 - (2 * overlap + smooth) / (probability.sum(-1) + target.sum(-1) + smooth)
 
 
 def mask_loss(mask_logits: Tensor, targets: Targets, weights: LossWeights) -> Tensor:
-    """The main term, at the model's square, averaged over expressions that have a target; 0 where none has."""
+    """The main term, at the model's square, averaged over expressions that have a target; 0 where
+    none has.
+    """
     chosen = targets.present.nonzero()[:, 0]
     if len(chosen) == 0:
         return mask_logits.sum() * 0.0
     masks = targets.masks[chosen]
-    logits = F.interpolate(mask_logits[chosen].float(), size=masks.shape[-2:], mode="bilinear", align_corners=False)
+    logits = F.interpolate(
+        mask_logits[chosen].float(), size=masks.shape[-2:], mode="bilinear", align_corners=False
+    )
     flat, truth = logits[:, 0].flatten(1), masks.flatten(1)
     bce = F.binary_cross_entropy_with_logits(flat, truth)
     return weights.mask_dice * dice(flat, truth).mean() + weights.mask_bce * bce
 
 
-def match(query_masks: Tensor, similarity: Tensor, truth: Tensor, index: Tensor, weights: LossWeights) -> Tensor:
+def match(
+    query_masks: Tensor, similarity: Tensor, truth: Tensor, index: Tensor, weights: LossWeights
+) -> Tensor:
     """The query of each expression: [N] int64, the one with the lowest cost.
 
-    An expression has one target mask, so Hungarian matching comes down to the cheapest query. query_masks [B, Q, P]
-    logits, similarity [N, Q] logits with the own sentence, truth [N, P], index [N].
+    An expression has one target mask, so Hungarian matching comes down to the cheapest query.
+    query_masks [B, Q, P] logits, similarity [N, Q] logits with the own sentence, truth [N, P],
+    index [N].
     """
     with torch.no_grad():
         logits = query_masks[index]
@@ -46,8 +57,12 @@ def match(query_masks: Tensor, similarity: Tensor, truth: Tensor, index: Tensor,
         return (cost - weights.vl * similarity.sigmoid()).argmin(1)
 
 
-def dfam_loss(model: RISModel, out: TrainingOutputs, targets: Targets, weights: LossWeights) -> tuple[Tensor, Tensor]:
-    """(mask terms, sentence term), each the mean over the initial queries and the three layers, times its weights."""
+def dfam_loss(
+    model: RISModel, out: TrainingOutputs, targets: Targets, weights: LossWeights
+) -> tuple[Tensor, Tensor]:
+    """(mask terms, sentence term), each the mean over the initial queries and the three layers,
+    times its weights.
+    """
     index = targets.image_index
     height, width = out.query_masks[0].shape[-2:]
     truth = F.adaptive_avg_pool2d(targets.masks[:, None], (height, width)).flatten(1)
@@ -65,11 +80,18 @@ def dfam_loss(model: RISModel, out: TrainingOutputs, targets: Targets, weights: 
         label[chosen, best[chosen], chosen] = 1.0
         # a pair that means the same thing is neither right nor wrong
         use = counted[:, None].expand_as(similarity)
-        vl = vl + F.binary_cross_entropy_with_logits(similarity[use], label[use]) * similarity.shape[1]
+        vl = (
+            vl
+            + F.binary_cross_entropy_with_logits(similarity[use], label[use]) * similarity.shape[1]
+        )
         if len(chosen):
             picked = logits[index[chosen], best[chosen]]
             bce = F.binary_cross_entropy_with_logits(picked, truth[chosen])
-            masks = masks + weights.dfam_bce * bce + weights.dfam_dice * dice(picked, truth[chosen]).mean()
+            masks = (
+                masks
+                + weights.dfam_bce * bce
+                + weights.dfam_dice * dice(picked, truth[chosen]).mean()
+            )
     layers = len(out.query_masks)
     return masks / layers, weights.vl * vl / layers
 
@@ -81,8 +103,8 @@ def no_target_loss(logits: Tensor, present: Tensor, weights: LossWeights) -> Ten
 
 
 def dense_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets) -> Tensor:
-    """Dice and cross entropy of a mask read off the dense prompt [N, C, d, d], empty for expressions that have no
-    target."""
+    """Dice and cross entropy of a mask read off the dense prompt [N, C, d, d], empty for
+    expressions that have no target."""
     logits = heads.dense(dense_prompt).float()[:, 0].flatten(1)
     height, width = dense_prompt.shape[-2:]
     truth = F.adaptive_avg_pool2d(targets.masks[:, None], (height, width)).flatten(1)
@@ -90,7 +112,8 @@ def dense_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets) -> T
 
 
 def relevance_loss(model: RISModel, out: TrainingOutputs, targets: Targets) -> Tensor:
-    """Cross entropy of what the no-target head says of each query with how much of that query's mask is meant.
+    """Cross entropy of what the no-target head says of each query with how much of that query's
+    mask is meant.
 
     The head's answer is the maximum over queries, through which one query at a time would learn.
     """
@@ -116,7 +139,9 @@ def total_loss(
     masks, vl = dfam_loss(model, out, targets, weights)
     parts["dfam"], parts["vl"] = weights.dfam * masks, weights.dfam * vl
     if out.no_target_logits is not None:
-        parts["no_target"] = weights.no_target * no_target_loss(out.no_target_logits, targets.present, weights)
+        parts["no_target"] = weights.no_target * no_target_loss(
+            out.no_target_logits, targets.present, weights
+        )
     if heads is not None and targets.things is not None and weights.pretext:
         taught = pretext_loss(heads, out.image_embeddings, out.clip_tokens, targets)
         taught["sentence"] = sentence_loss(heads, out.sentences, targets)

@@ -34,15 +34,29 @@ def measure(
         batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             embeddings, tokens = encode(model, batch.image, batch.clip_image, trained=False)
-            out = ask(model, embeddings, tokens, batch.input_ids, batch.targets.image_index, batch.category)
+            out = ask(
+                model,
+                embeddings,
+                tokens,
+                batch.input_ids,
+                batch.targets.image_index,
+                batch.category,
+            )
         size = batch.raw.masks.shape[-1]
         masks = (resize_logits(out.mask_logits.float(), size, size)[:, 0] > 0).cpu().numpy()
         logits = out.no_target_logits
-        refused = np.zeros(len(masks), bool) if logits is None else (logits[:, 1] >= logits[:, 0]).cpu().numpy()
+        refused = (
+            np.zeros(len(masks), bool)
+            if logits is None
+            else (logits[:, 1] >= logits[:, 0]).cpu().numpy()
+        )
         raw = batch.raw
         rows = zip(masks, raw.masks, refused, raw.present, raw.expression_kinds, strict=True)
         for mask, truth, absent, present, kind in rows:
             for name in ("all", kind):
                 tallies[name].add(mask, truth, bool(absent), bool(present))
     model.train(was_training)
-    return {name: tallies[name].figures().score("scenes") for name in ("all", *sorted(set(tallies) - {"all"}))}
+    return {
+        name: tallies[name].figures().score("scenes")
+        for name in ("all", *sorted(set(tallies) - {"all"}))
+    }

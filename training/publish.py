@@ -1,8 +1,10 @@
-"""`python -m ris.training.publish RUN/model.safetensors OUT`: a run's weights in FP16, to give away.
+"""`python -m ris.training.publish RUN/model.safetensors OUT`: a run's weights in FP16, to give
+away.
 
-Half the size; every value is checked to survive. Metadata (the model's sizes, the step) is kept. With `--began-from
-WEIGHTS --share 0.25` a quarter of every value is that of the weights the run began from: a mean of the two often does
-better than either on what training does not show (Wortsman et al., "Robust fine-tuning of zero-shot models", 2022).
+Half the size; every value is checked to survive. Metadata (the model's sizes, the step) is kept.
+With `--began-from WEIGHTS --share 0.25` a quarter of every value is that of the weights the run
+began from: a mean of the two often does better than either on what training does not show (Wortsman
+et al., "Robust fine-tuning of zero-shot models", 2022).
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from ris.engines.errors import CheckpointError
 def publish(weights: Path, out: Path, began_from: Path | None = None, share: float = 0.0) -> int:
     """Writes `weights` in float16 to `out`; returns its size in bytes.
 
-    began_from: weights of the same names and shapes; share: how much of them, 0 to 1, is in every value. Raises
-    CheckpointError where a value overflows, or where the two files are not of one model.
+    began_from: weights of the same names and shapes; share: how much of them, 0 to 1, is in every
+    value. Raises CheckpointError where a value overflows, or where the two files are not of one
+    model.
     """
     other = load_file(began_from) if began_from is not None else None
     with safe_open(weights, "pt") as file:
@@ -34,7 +37,9 @@ def publish(weights: Path, out: Path, began_from: Path | None = None, share: flo
                 continue
             if other is not None:
                 if name not in other or other[name].shape != value.shape:
-                    raise CheckpointError(f"{began_from} has no {name} of shape {tuple(value.shape)}: another model")
+                    raise CheckpointError(
+                        f"{began_from} has no {name} of shape {tuple(value.shape)}: another model"
+                    )
                 value = torch.lerp(value.float(), other[name].float(), share)
             halves[name] = value.to(torch.float16)
             if not torch.isfinite(halves[name].float()).all():

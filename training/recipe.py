@@ -1,6 +1,8 @@
-"""What a training run does: loss weights, optimiser, schedule, batch. Frozen dataclasses that the command fills.
+"""What a training run does: loss weights, optimiser, schedule, batch. Frozen dataclasses that the
+command fills.
 
-Sources: the paper's supplement and its released code where the two differ (docs/model.md 19 and 20).
+Sources: the paper's supplement and its released code where the two differ (docs/model.md 19 and
+20).
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ if TYPE_CHECKING:
 class LossWeights:
     """Weights of the loss terms; the defaults are the supplement's.
 
-    mask_*: the main mask. dfam scales everything that DFAM's layers give: per layer dfam_dice, dfam_bce and vl, the
-    cosine term between object embeddings and sentences. no_target: the cross entropy of the no-target head, whose
-    classes are weighted by no_target_classes. pretext is ours, and stands in for the pre-training that encoders trained
-    from scratch lack; 0 where they have it. Linear layers say what each patch of the two image encoders shows, where
-    and how large that is, whether others of its kind are left of it or larger, and which kinds are around it; they say
+    mask_*: the main mask. dfam scales everything that DFAM's layers give: per layer dfam_dice,
+    dfam_bce and vl, the cosine term between object embeddings and sentences. no_target: the cross
+    entropy of the no-target head, whose classes are weighted by no_target_classes. pretext is ours,
+    and stands in for the pre-training that encoders trained from scratch lack; 0 where they have
+    it. Linear layers say what each patch of the two image encoders shows, where and how large that
+    is, whether others of its kind are left of it or larger, and which kinds are around it; they say
     the kind, place and size of a sentence's target, and read a mask off the dense prompt.
     """
 
@@ -40,17 +43,20 @@ class LossWeights:
 class Recipe:
     """One training run.
 
-    images and expressions: a batch is that many images with that many expressions each. parts: the batch is cut by
-    images into so many, whose gradients are averaged; on a CPU they run side by side. steps: optimiser steps; warmup:
-    steps of linear growth, at the start and after the lessons; decay: the share of the steps, at the end, over which
-    the rate falls to zero along a cosine. lessons and lesson_images: so many first steps train the encoders alone, on
-    the pretext terms, with that many images each: until they know what things are, there is nothing for words to mean.
-    muon: weight matrices inside the network are updated by Muon, at so many times the rate, and everything else by
-    AdamW; 0: AdamW updates all. augment: drawn scenes vary in more than their glyphs and backgrounds do. mix: how often
-    drawn scenes are asked for a kind of expression, where that departs from `WEIGHTS` of their grammar. clip_norm: L2
-    norm of the whole model's gradient. bf16: bfloat16 autocast (weights stay float32), where the device has it. ema:
-    decay of the averaged weights that are validated and exported; 0 keeps none. unknown_words: how often an expression
-    gets a word that it does not know. frozen: prefixes of state-dict keys that do not train.
+    images and expressions: a batch is that many images with that many expressions each. parts: the
+    batch is cut by images into so many, whose gradients are averaged; on a CPU they run side by
+    side. steps: optimiser steps; warmup: steps of linear growth, at the start and after the
+    lessons; decay: the share of the steps, at the end, over which the rate falls to zero along a
+    cosine. lessons and lesson_images: so many first steps train the encoders alone, on the pretext
+    terms, with that many images each: until they know what things are, there is nothing for words
+    to mean. muon: weight matrices inside the network are updated by Muon, at so many times the
+    rate, and everything else by AdamW; 0: AdamW updates all. augment: drawn scenes vary in more
+    than their glyphs and backgrounds do. mix: how often drawn scenes are asked for a kind of
+    expression, where that departs from `WEIGHTS` of their grammar. clip_norm: L2 norm of the whole
+    model's gradient. bf16: bfloat16 autocast (weights stay float32), where the device has it. ema:
+    decay of the averaged weights that are validated and exported; 0 keeps none. unknown_words: how
+    often an expression gets a word that it does not know. frozen: prefixes of state-dict keys that
+    do not train.
     """
 
     name: str = "supplement"
@@ -79,7 +85,9 @@ class Recipe:
         return asdict(self)
 
     def rate(self, step: int) -> float:
-        """The learning rate of optimiser step `step`, counted from 0; it warms up again after the lessons."""
+        """The learning rate of optimiser step `step`, counted from 0; it warms up again after the
+        lessons.
+        """
         begun = step - self.lessons if step >= self.lessons else step
         if begun < self.warmup:
             return self.learning_rate * (begun + 1) / self.warmup
@@ -97,7 +105,8 @@ def changed(recipe: Recipe, **values: Any) -> Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "supplement": Recipe(),
-    # the released code's weights and batch; its class term against CLIP text vectors is not offered (docs/training.md)
+    # the released code's weights and batch; its class term against CLIP text vectors is not offered
+    # (docs/training.md)
     "released": Recipe(
         name="released",
         weights=LossWeights(mask_dice=0.5, mask_bce=2.0),

@@ -16,14 +16,21 @@ from ris.training.data import RawBatch
 class SceneSource:
     """`images` scenes with `expressions` expressions each; scene numbers start at `first`.
 
-    Deterministic: scene i of a split is the same everywhere, and so are its expressions. augment: images are
-    warped and varied (`augment`). mix: how often a kind of expression is tried first, where not as `WEIGHTS` has it.
+    Deterministic: scene i of a split is the same everywhere, and so are its expressions. augment:
+    images are warped and varied (`augment`). mix: how often a kind of expression is tried first,
+    where not as `WEIGHTS` has it.
     """
 
     def __init__(
-        self, split: Split, size: int, images: int, expressions: int, first: int = 0, augment: bool = False,
+        self,
+        split: Split,
+        size: int,
+        images: int,
+        expressions: int,
+        first: int = 0,
+        augment: bool = False,
         mix: Mapping[Wanted, float] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.split, self.size, self.augment = split, size, augment
         self.weights = WEIGHTS | dict(mix or {})
         self.images, self.expressions, self.first = images, expressions, first
@@ -31,7 +38,16 @@ class SceneSource:
 
     def batch(self, step: int) -> RawBatch:
         """Scenes first + step * images and on."""
-        images, masks, present, index, words, meaning, categories, sorts = [], [], [], [], [], [], [], []
+        images, masks, present, index, words, meaning, categories, sorts = (
+            [],
+            [],
+            [],
+            [],
+            [],
+            [],
+            [],
+            [],
+        )
         kinds, things = np.zeros((2, self.images, self.size, self.size), np.uint8)
         for i in range(self.images):
             number = self.first + step * self.images + i

@@ -1,1 +1,3 @@
-"""INT8: what each layer may span, which layers may be quantised, and the bundle that comes of it."""
+"""INT8: what each layer may span, which layers may be quantised, and the bundle that comes of
+it.
+"""

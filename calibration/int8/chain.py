@@ -1,7 +1,8 @@
 """The five graphs over the calibration samples, each output computed once and kept on disk.
 
-What a change in one graph does to the masks then costs only that graph and those behind it. Only ONNX Runtime's CPU is
-used; at most one large graph is open at a time while the reference is recorded.
+What a change in one graph does to the masks then costs only that graph and those behind it. Only
+ONNX Runtime's CPU is used; at most one large graph is open at a time while the reference is
+recorded.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ Arrays = dict[str, NDArray[Any]]
 Track = Callable[[Iterable[int], int, str], Iterator[int]]
 """`ris.runtime.commands.console.track`, or anything that yields the same items."""
 
-# whose outputs a graph's mask-relevant inputs come from; SAM reaches the fusion for the no-target head alone
+# whose outputs a graph's mask-relevant inputs come from; SAM reaches the fusion for the no-target
+# head alone
 _BEHIND = {
     "sam_image_encoder": (),
     "clip_image_encoder": (),
@@ -45,30 +47,40 @@ _BEHIND = {
 
 @dataclass(frozen=True)
 class Score:
-    """Over all expressions: mean IoU with the FP32 masks; and mean IoU with the true masks that are not empty, and
-    what FP32 has there, None where no sample has any."""
+    """Over all expressions: mean IoU with the FP32 masks; and mean IoU with the true masks that are
+    not empty, and what FP32 has there, None where no sample has any."""
 
     iou: float
     truth: float | None
     reference_truth: float | None
 
     def drop(self, against: str) -> float:
-        """What was lost: of the IoU with FP32's masks ("fp32"), or of the IoU with the true ones ("truth")."""
+        """What was lost: of the IoU with FP32's masks ("fp32"), or of the IoU with the true ones
+        ("truth").
+        """
         if against == "fp32":
             return 1 - self.iou
         if self.truth is None or self.reference_truth is None:
-            raise RisError("these samples have no true masks; compare with those of FP32 (--against fp32)")
+            raise RisError(
+                "these samples have no true masks; compare with those of FP32 (--against fp32)"
+            )
         return self.reference_truth - self.truth
 
 
 class Chain:
-    """A bundle's graphs over samples. `record` first; `folder` keeps what it computed, so that it goes on there."""
+    """A bundle's graphs over samples. `record` first; `folder` keeps what it computed, so that it
+    goes on there.
+    """
 
-    def __init__(self, bundle: Bundle, samples: SampleSet, folder: Path, threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, samples: SampleSet, folder: Path, threads: int | None = None
+    ) -> None:
         manifest = bundle.manifest
         self.bundle, self.samples, self._folder = bundle, samples, folder
         self._engine = OnnxRuntimeEngine(EngineOptions("cpu", threads))
-        self._tokenize = ExpressionTokenizer(bundle.file(manifest.text.tokenizer), manifest.text.max_tokens)
+        self._tokenize = ExpressionTokenizer(
+            bundle.file(manifest.text.tokenizer), manifest.text.max_tokens
+        )
         self._features: NDArray[np.float32] | None = None
         if manifest.categories is not None:
             self._table = CategoryTable.read(bundle.file(manifest.categories.names))
@@ -103,8 +115,12 @@ class Chain:
         graph = self.bundle.graph(stage)
         return self._engine.open(graph, path or graph.path)
 
-    def feeds(self, stage: str, i: int, sample: CalibrationSample, changed: Mapping[str, Arrays]) -> Arrays:
-        """The inputs of a stage for sample i, by name; changed: outputs by stage that replace the recorded ones."""
+    def feeds(
+        self, stage: str, i: int, sample: CalibrationSample, changed: Mapping[str, Arrays]
+    ) -> Arrays:
+        """The inputs of a stage for sample i, by name; changed: outputs by stage that replace the
+        recorded ones.
+        """
 
         def output(of: str, name: str) -> NDArray[Any]:
             return (changed[of] if of in changed else self.recorded(i, of))[name]
@@ -133,10 +149,16 @@ class Chain:
             feeds["image_embeddings"] = output("sam_image_encoder", "image_embeddings")
         if self._features is not None:
             if sample.categories is None:
-                raise RisError("this model asks by category: give --category for each expression, or auto")
+                raise RisError(
+                    "this model asks by category: give --category for each expression, or auto"
+                )
             guesses = zip(sample.categories, sample.expressions, strict=True)
-            names = [self._table.guess(e) if c == "auto" else self._table.known(c) for c, e in guesses]
-            feeds["category_feature"] = self._features[[self._table.row(guess.category) for guess in names]]
+            names = [
+                self._table.guess(e) if c == "auto" else self._table.known(c) for c, e in guesses
+            ]
+            feeds["category_feature"] = self._features[
+                [self._table.row(guess.category) for guess in names]
+            ]
         return feeds
 
     def score(self, paths: Mapping[str, Path], track: Track, title: str | None) -> Score:
@@ -150,7 +172,9 @@ class Chain:
                 touched.append(stage)
         threshold = self.bundle.manifest.postprocess.threshold
         with ExitStack() as stack:
-            sessions = {stage: stack.enter_context(self.open(stage, paths.get(stage))) for stage in touched}
+            sessions = {
+                stage: stack.enter_context(self.open(stage, paths.get(stage))) for stage in touched
+            }
             every = range(len(self.samples))
             for i in track(every, len(every), title) if title else every:
                 sample = self.samples[i]

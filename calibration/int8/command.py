@@ -19,40 +19,84 @@ from ris.runtime.requests import collect
 @click.command("int8", cls=RisCommand)
 @click.argument("bundle", required=False, type=click.Path())
 @click.argument("images", nargs=-1, type=click.Path())
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The new bundle, a folder.")
-@click.option("-e", "--expression", "expressions", multiple=True, help="What to ask of IMAGES; may be repeated.")
-@click.option("--category", "categories", multiple=True, help="For models that ask by category; once per expression.")
 @click.option(
-    "--samples", type=click.IntRange(1), default=64, show_default=True, help="Without IMAGES: scenes' expressions."
+    "--out", type=click.Path(path_type=Path), required=True, help="The new bundle, a folder."
 )
 @click.option(
-    "--graph", "graphs", multiple=True, type=click.Choice(STAGES),
+    "-e",
+    "--expression",
+    "expressions",
+    multiple=True,
+    help="What to ask of IMAGES; may be repeated.",
+)
+@click.option(
+    "--category",
+    "categories",
+    multiple=True,
+    help="For models that ask by category; once per expression.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Without IMAGES: scenes' expressions.",
+)
+@click.option(
+    "--graph",
+    "graphs",
+    multiple=True,
+    type=click.Choice(STAGES),
     help="A graph to quantise; may be repeated. Default: the two image encoders.",
-)  # fmt: skip
+)
 @click.option(
-    "--calibrator", type=click.Choice(["auto", "minmax", "percentile", "entropy"]), default="auto", show_default=True,
+    "--calibrator",
+    type=click.Choice(["auto", "minmax", "percentile", "entropy"]),
+    default="auto",
+    show_default=True,
     help="How the range of an activation is chosen. auto: tries all three.",
-)  # fmt: skip
+)
 @click.option(
-    "--percentile", type=click.FloatRange(50, 100), default=99.99, show_default=True,
+    "--percentile",
+    type=click.FloatRange(50, 100),
+    default=99.99,
+    show_default=True,
     help="The share of magnitudes that the percentile calibrator keeps.",
-)  # fmt: skip
+)
 @click.option(
-    "--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True,
+    "--alpha",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
     help="Smoothing: how much of the outlier channels' difficulty moves into the weights.",
-)  # fmt: skip
+)
 @click.option("--no-smooth", is_flag=True, help="Leave outlier channels as they are.")
 @click.option("--attention", is_flag=True, help="Quantise attention's own products too.")
 @click.option(
-    "--max-iou-drop", type=click.FloatRange(0, 1), default=0.005, show_default=True,
+    "--max-iou-drop",
+    type=click.FloatRange(0, 1),
+    default=0.005,
+    show_default=True,
     help="The mean mask IoU that may be lost; the worst layers stay FP32 until this holds.",
-)  # fmt: skip
+)
 @click.option(
-    "--against", type=click.Choice(["fp32", "truth"]), default="fp32", show_default=True,
-    help="What it is lost of: the IoU with the FP32 model's masks, or with the true masks (scenes have those).",
-)  # fmt: skip
-@click.option("--quick", is_flag=True, help="Measure single layers only where the target does not hold with all.")
-@click.option("--report", type=click.Path(path_type=Path), help="Folder of the report. Default: <OUT>-report.")
+    "--against",
+    type=click.Choice(["fp32", "truth"]),
+    default="fp32",
+    show_default=True,
+    help=(
+        "What it is lost of: the IoU with the FP32 model's masks, or with the true masks (scenes"
+        " have those)."
+    ),
+)
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Measure single layers only where the target does not hold with all.",
+)
+@click.option(
+    "--report", type=click.Path(path_type=Path), help="Folder of the report. Default: <OUT>-report."
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
 @click.option("--force", is_flag=True, help="Replace the bundle if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -73,36 +117,48 @@ def int8(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Writes the FP32 BUNDLE with products in INT8, calibrated on IMAGES (files, folders, JSONL) or drawn scenes.
+    """Writes the FP32 BUNDLE with products in INT8, calibrated on IMAGES (files, folders, JSONL) or
+    drawn scenes.
 
-    It says what each layer costs in mask IoU and leaves the worst in FP32. A stopped run goes on where it was when the
-    same command is given again.
+    It says what each layer costs in mask IoU and leaves the worst in FP32. A stopped run goes on
+    where it was when the same command is given again.
 
     \b
     Examples:
       ris-calibrate int8 ris-bundle --out int8-bundle
       ris-calibrate int8 ris-bundle photos -e "left man" -e "the dog" --out int8-bundle
-      ris-calibrate int8 ris-bundle requests.jsonl --out int8-bundle --max-iou-drop 0.01 --calibrator percentile
+      ris-calibrate int8 ris-bundle requests.jsonl --out int8-bundle --calibrator percentile
     """
     for package, extra in (("onnx", "export"), ("onnxruntime", "cpu"), ("matplotlib", "eval")):
         if importlib.util.find_spec(package) is None:
-            raise RisError(f'ris-calibrate int8 needs {package}: pip install "ris-runtime[{extra}]"')
+            raise RisError(
+                f'ris-calibrate int8 needs {package}: pip install "ris-runtime[{extra}]"'
+            )
     from ris.calibration.int8.quantise import IMAGE_ENCODERS, Int8Options, quantise_bundle
     from ris.calibration.int8.report import lines, write_report
 
     if expressions and not images:
         raise RisError("--expression is asked of IMAGES; give some")
     if images and options["against"] == "truth":
-        raise RisError("--against truth needs true masks, which only the drawn scenes have; leave IMAGES out")
+        raise RisError(
+            "--against truth needs true masks, which only the drawn scenes have; leave IMAGES out"
+        )
     opened = open_bundle(find_bundle(bundle))
-    found = request_set(collect(list(images), expressions, categories or None)) if images else scene_set(samples)
+    found = (
+        request_set(collect(list(images), expressions, categories or None))
+        if images
+        else scene_set(samples)
+    )
     with disk_errors(out):
         done = quantise_bundle(
             opened,
             found,
             out,
             Int8Options(
-                graphs=graphs or IMAGE_ENCODERS, alpha=None if no_smooth else alpha, sensitivity=not quick, **options
+                graphs=graphs or IMAGE_ENCODERS,
+                alpha=None if no_smooth else alpha,
+                sensitivity=not quick,
+                **options,
             ),
             threads=threads,
             overwrite=force,

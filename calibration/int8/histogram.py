@@ -1,7 +1,8 @@
-"""Magnitudes of one value as a histogram of fixed size, and the thresholds that calibrators read off it.
+"""Magnitudes of one value as a histogram of fixed size, and the thresholds that calibrators read
+off it.
 
-min-max: the largest magnitude; percentile: the magnitude below which that share lies; entropy: the one that loses least
-information (Migacz, "8-bit inference with TensorRT", GTC 2017).
+min-max: the largest magnitude; percentile: the magnitude below which that share lies; entropy: the
+one that loses least information (Migacz, "8-bit inference with TensorRT", GTC 2017).
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ _AT_ONCE = 1 << 20  # values
 
 
 class Histogram:
-    """Counts of magnitudes from 0 to `top` in `BINS` equal bins; `top` doubles when something larger comes.
+    """Counts of magnitudes from 0 to `top` in `BINS` equal bins; `top` doubles when something
+    larger comes.
 
-    Its size does not depend on how much was added. counts int64 [BINS]; largest: the largest magnitude.
+    Its size does not depend on how much was added. counts int64 [BINS]; largest: the largest
+    magnitude.
     """
 
-    def __init__(self, counts: NDArray[np.int64] | None = None, top: float = 0.0, largest: float = 0.0) -> None:
+    def __init__(
+        self, counts: NDArray[np.int64] | None = None, top: float = 0.0, largest: float = 0.0
+    ) -> None:
         self.counts = np.zeros(BINS, np.int64) if counts is None else counts
         self.top, self.largest = top, largest
 
@@ -63,14 +68,16 @@ class Histogram:
             last = int(np.searchsorted(share, percentile / 100))
         else:
             counts = self.counts.copy()
-            counts[0] = counts[1]  # padding is exactly 0: it costs nothing, and would drown the rest
+            counts[0] = counts[
+                1
+            ]  # padding is exactly 0: it costs nothing, and would drown the rest
             last = _least_information_lost(counts) - 1
         return min((last + 1) * self.top / BINS, self.largest)
 
 
 def _least_information_lost(counts: NDArray[np.int64]) -> int:
-    """How many of the first bins to keep so that the Kullback-Leibler divergence of what 128 levels make of them from
-    the magnitudes themselves, those beyond clipped to the last bin, is least.
+    """How many of the first bins to keep so that the Kullback-Leibler divergence of what 128 levels
+    make of them from the magnitudes themselves, those beyond clipped to the last bin, is least.
     """
     best, least = len(counts), np.inf
     for kept in range(_LEVELS, len(counts) + 1, _STEP):

@@ -33,10 +33,11 @@ WRITER = "ris-calibrate int8"
 
 @dataclass(frozen=True)
 class Int8Options:
-    """What to do. graphs: the stages to quantise; calibrator: "auto" for the one that loses least; percentile: of that
-    calibrator; alpha: of the smoothing, None for none; attention: products of two activations too; max_iou_drop: what
-    may be lost, measured against "fp32" masks or the "truth"; sensitivity: measure every layer alone even where the
-    target holds without leaving any out.
+    """What to do. graphs: the stages to quantise; calibrator: "auto" for the one that loses least;
+    percentile: of that calibrator; alpha: of the smoothing, None for none; attention: products of
+    two activations too; max_iou_drop: what may be lost, measured against "fp32" masks or the
+    "truth"; sensitivity: measure every layer alone even where the target holds without leaving any
+    out.
     """
 
     graphs: tuple[str, ...] = IMAGE_ENCODERS
@@ -51,8 +52,9 @@ class Int8Options:
 
 @dataclass(frozen=True)
 class Int8Report:
-    """What was found: scores of the calibrators tried, of whole graphs and of single layers (the worst first), each
-    alone in INT8 (empty where not measured); what was left in FP32, by stage and name; and the final score.
+    """What was found: scores of the calibrators tried, of whole graphs and of single layers (the
+    worst first), each alone in INT8 (empty where not measured); what was left in FP32, by stage and
+    name; and the final score.
     """
 
     options: Int8Options
@@ -81,20 +83,29 @@ def quantise_bundle(
     track: Track = lambda items, total, title: iter(items),
     say: Any = lambda line: None,
 ) -> Int8Report:
-    """Writes the INT8 bundle `out`; results so far are kept beside it, in `work_folder(out)`, until it is whole.
+    """Writes the INT8 bundle `out`; results so far are kept beside it, in `work_folder(out)`, until
+    it is whole.
 
-    Raises BundleError where `bundle` is not FP32 or `out` is in the way, RisError without samples and where the target
-    cannot be held.
+    Raises BundleError where `bundle` is not FP32 or `out` is in the way, RisError without samples
+    and where the target cannot be held.
     """
     manifest = bundle.manifest
     if manifest.precision != "fp32":
-        raise BundleError(f"{bundle.path} is {manifest.precision}; INT8 is made from an FP32 bundle")
+        raise BundleError(
+            f"{bundle.path} is {manifest.precision}; INT8 is made from an FP32 bundle"
+        )
     if not len(samples):
         raise RisError("there are no calibration samples")
     recover(out)
     check_target(out, overwrite)  # before the work, and again when it is done
     asked = asdict(options)
-    for name in ("graphs", "max_iou_drop", "against", "calibrator", "sensitivity"):  # results serve any of these
+    for name in (
+        "graphs",
+        "max_iou_drop",
+        "against",
+        "calibrator",
+        "sensitivity",
+    ):  # results serve any of these
         del asked[name]
     setup = {
         "options": asked,
@@ -111,11 +122,19 @@ def quantise_bundle(
     chain.record(track)
     graphs = {
         stage: measure(
-            chain, stage, work, alpha=options.alpha, attention=options.attention, threads=threads, track=track
+            chain,
+            stage,
+            work,
+            alpha=options.alpha,
+            attention=options.attention,
+            threads=threads,
+            track=track,
         )
         for stage in options.graphs
     }
-    quantiser = Quantiser(chain, graphs, work, track, against=options.against, percentile=options.percentile)
+    quantiser = Quantiser(
+        chain, graphs, work, track, against=options.against, percentile=options.percentile
+    )
     report, chosen = _choose(quantiser, options, samples.expressions)
     finished = _write(bundle, quantiser, chosen, report, out, overwrite)
     work.remove()
@@ -127,7 +146,9 @@ def work_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.calibration")
 
 
-def _choose(quantiser: Quantiser, options: Int8Options, expressions: int) -> tuple[Int8Report, list[LayerKey]]:
+def _choose(
+    quantiser: Quantiser, options: Int8Options, expressions: int
+) -> tuple[Int8Report, list[LayerKey]]:
     scores: dict[Calibrator, Score] = {}
     every = list(quantiser.layers)
     if not every:
@@ -150,18 +171,32 @@ def _choose(quantiser: Quantiser, options: Int8Options, expressions: int) -> tup
     kept: dict[str, dict[str, str]] = {stage: {} for stage in quantiser.graphs}
     for key in [key for key in every if key not in set(chosen)]:
         kept[key[0]][key[1]] = (
-            f"{left[key].name}: INT8 here alone costs {left[key].drop:.4f} IoU; with it the drop is above "
-            f"{options.max_iou_drop:g}"
+            f"{left[key].name}: INT8 here alone costs {left[key].drop:.4f} IoU; with it the drop is"
+            f" above {options.max_iou_drop:g}"
         )
     quantised = {stage: sum(key[0] == stage for key in chosen) for stage in quantiser.graphs}
     report = Int8Report(
-        options, expressions, calibrator, scores, graphs, tuple(costs), quantised, kept, score, mask_iou=0.0
+        options,
+        expressions,
+        calibrator,
+        scores,
+        graphs,
+        tuple(costs),
+        quantised,
+        kept,
+        score,
+        mask_iou=0.0,
     )
     return report, chosen
 
 
 def _write(
-    bundle: Bundle, quantiser: Quantiser, chosen: Sequence[LayerKey], report: Int8Report, out: Path, overwrite: bool
+    bundle: Bundle,
+    quantiser: Quantiser,
+    chosen: Sequence[LayerKey],
+    report: Int8Report,
+    out: Path,
+    overwrite: bool,
 ) -> Int8Report:
     manifest, options = bundle.manifest, report.options
     with building(out, overwrite) as folder:
@@ -173,7 +208,9 @@ def _write(
             if not report.quantised.get(stage):
                 for name in entry.sha256:
                     shutil.copyfile(bundle.file(name), folder / name)
-                graphs[stage] = dataclasses.replace(entry, fp32_islands={"*": _why_not(stage, report)})
+                graphs[stage] = dataclasses.replace(
+                    entry, fp32_islands={"*": _why_not(stage, report)}
+                )
                 continue
             quantiser.write(stage, list(chosen), report.calibrator, folder / entry.file)
             int8 = Int8(
@@ -184,7 +221,10 @@ def _write(
                 samples=report.samples,
             )
             graphs[stage] = dataclasses.replace(
-                entry, sha256=hash_files(folder, list(entry.sha256)), fp32_islands=report.kept[stage], int8=int8
+                entry,
+                sha256=hash_files(folder, list(entry.sha256)),
+                fp32_islands=report.kept[stage],
+                int8=int8,
             )
         changed = dataclasses.replace(
             manifest,
@@ -195,7 +235,9 @@ def _write(
         with open_model(Bundle(folder, changed), engine="onnxruntime") as model:
             checked = check_model(model, load_golden(bundle))
         if not all(np.isfinite(row.relative) for row in checked.rows.values()):
-            raise RisError("the INT8 graphs give values that are not finite on the bundle's own golden image")
+            raise RisError(
+                "the INT8 graphs give values that are not finite on the bundle's own golden image"
+            )
         changed = dataclasses.replace(changed, parity=checked.rows, mask_iou=checked.mask_iou)
         (folder / MANIFEST).write_text(changed.to_json(), encoding="utf-8")
     return dataclasses.replace(report, mask_iou=checked.mask_iou)
@@ -203,5 +245,8 @@ def _write(
 
 def _why_not(stage: str, report: Int8Report) -> str:
     if stage in report.options.graphs:
-        return f"every layer of it in INT8 costs more than --max-iou-drop {report.options.max_iou_drop:g} allows"
+        return (
+            "every layer of it in INT8 costs more than --max-iou-drop"
+            f" {report.options.max_iou_drop:g} allows"
+        )
     return "was not asked for (--graph)"

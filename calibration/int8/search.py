@@ -1,4 +1,6 @@
-"""Which layers are quantised: what each one alone costs, and the fewest worst ones to leave out for a target."""
+"""Which layers are quantised: what each one alone costs, and the fewest worst ones to leave out for
+a target.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ LayerKey = tuple[str, str]
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What quantising one layer alone costs in IoU, everything else FP32; fold: how its input was smoothed, or None."""
+    """What quantising one layer alone costs in IoU, everything else FP32; fold: how its input was
+    smoothed, or None.
+    """
 
     stage: str
     node: str
@@ -33,7 +37,9 @@ class LayerCost:
 
 
 class Quantiser:
-    """Scores of any choice of layers. against: "fp32" or "truth", what a drop is measured by (`Score.drop`)."""
+    """Scores of any choice of layers. against: "fp32" or "truth", what a drop is measured by
+    (`Score.drop`).
+    """
 
     def __init__(
         self,
@@ -51,8 +57,12 @@ class Quantiser:
             (stage, layer.node): layer for stage, found in graphs.items() for layer in found.layers
         }
 
-    def score(self, chosen: list[LayerKey], calibrator: Calibrator, title: str | None = None) -> Score:
-        """The masks with these layers in INT8 and all others in FP32; computed once, and shown under `title`."""
+    def score(
+        self, chosen: list[LayerKey], calibrator: Calibrator, title: str | None = None
+    ) -> Score:
+        """The masks with these layers in INT8 and all others in FP32; computed once, and shown
+        under `title`.
+        """
         text = json.dumps([calibrator, sorted(chosen)])
         key = f"score/{hashlib.sha256(text.encode()).hexdigest()}"
         if key not in self._work:
@@ -70,11 +80,15 @@ class Quantiser:
         self.write(stage, chosen, calibrator, target)
         return target
 
-    def write(self, stage: str, chosen: list[LayerKey], calibrator: Calibrator, target: Path) -> None:
+    def write(
+        self, stage: str, chosen: list[LayerKey], calibrator: Calibrator, target: Path
+    ) -> None:
         """The stage's graph with these layers in INT8, to `target`."""
         found = self.graphs[stage]
         layers = [self.layers[key] for key in chosen if key[0] == stage]
-        write_quantised(found.path, target, layers, found.thresholds(layers, calibrator, self.percentile))
+        write_quantised(
+            found.path, target, layers, found.thresholds(layers, calibrator, self.percentile)
+        )
 
     def best_calibrator(self) -> tuple[Calibrator, dict[Calibrator, Score]]:
         """The calibrator that loses least with every layer in INT8, and the scores of all."""
@@ -97,26 +111,33 @@ class Quantiser:
     def graph_costs(self, calibrator: Calibrator) -> dict[str, Score]:
         """What each graph alone costs, with all its layers in INT8."""
         return {
-            stage: self.score([key for key in self.layers if key[0] == stage], calibrator, f"All of {stage}")
+            stage: self.score(
+                [key for key in self.layers if key[0] == stage], calibrator, f"All of {stage}"
+            )
             for stage in self.graphs
         }
 
-    def search(self, ranked: list[LayerKey], calibrator: Calibrator, limit: float) -> tuple[list[LayerKey], Score]:
+    def search(
+        self, ranked: list[LayerKey], calibrator: Calibrator, limit: float
+    ) -> tuple[list[LayerKey], Score]:
         """The layers to quantise, as many as the limit on the drop allows, and their score.
 
-        ranked: all layers, the worst first. Leaves out the first k of them, k by bisection: the drop is taken to shrink
-        with k, and that of the k chosen is measured. Raises RisError where not even the last one may be quantised.
+        ranked: all layers, the worst first. Leaves out the first k of them, k by bisection: the
+        drop is taken to shrink with k, and that of the k chosen is measured. Raises RisError where
+        not even the last one may be quantised.
         """
 
         def attempt(k: int) -> Score:
-            return self.score(ranked[k:], calibrator, f"Without the {k} worst of {len(ranked)} layers")
+            return self.score(
+                ranked[k:], calibrator, f"Without the {k} worst of {len(ranked)} layers"
+            )
 
         if attempt(0).drop(self.against) <= limit:
             return ranked, attempt(0)
         if (alone := attempt(len(ranked) - 1).drop(self.against)) > limit:
             raise RisError(
-                f"the best layer alone in INT8 costs {alone:.4f} IoU, and --max-iou-drop is {limit}; allow more, or "
-                "give more samples"
+                f"the best layer alone in INT8 costs {alone:.4f} IoU, and --max-iou-drop is"
+                f" {limit}; allow more, or give more samples"
             )
         bad, good = 0, len(ranked) - 1
         while good - bad > 1:

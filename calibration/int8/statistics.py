@@ -1,4 +1,6 @@
-"""Smoothing and thresholds of one graph: two passes over the samples, each kept after every sample."""
+"""Smoothing and thresholds of one graph: two passes over the samples, each kept after every
+sample.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from ris.runtime.parity import TOLERANCES, compare
 
 @dataclass(frozen=True)
 class Statistics:
-    """One graph, ready to be quantised. path: its FP32 form, smoothed; folds: kind of fold by the product's node."""
+    """One graph, ready to be quantised. path: its FP32 form, smoothed; folds: kind of fold by the
+    product's node.
+    """
 
     stage: str
     path: Path
@@ -30,14 +34,23 @@ class Statistics:
     folds: dict[str, str]
     histograms: dict[str, Histogram]
 
-    def thresholds(self, layers: Iterable[Layer], calibrator: Calibrator, percentile: float) -> dict[str, float]:
+    def thresholds(
+        self, layers: Iterable[Layer], calibrator: Calibrator, percentile: float
+    ) -> dict[str, float]:
         """By activation of these layers."""
         names = {name for layer in layers for name in layer.activations}
         return {name: self.histograms[name].threshold(calibrator, percentile) for name in names}
 
 
 def measure(
-    chain: Chain, stage: str, work: Work, *, alpha: float | None, attention: bool, threads: int | None, track: Track
+    chain: Chain,
+    stage: str,
+    work: Work,
+    *,
+    alpha: float | None,
+    attention: bool,
+    threads: int | None,
+    track: Track,
 ) -> Statistics:
     """Smooths one graph (not with alpha None) and looks at every sample's activations.
 
@@ -69,14 +82,17 @@ def _check_same(chain: Chain, stage: str, path: Path) -> None:
             error = compare(got, wanted[name]).relative
             if not error <= accepted:
                 raise ParityError(
-                    f"smoothing changed {stage}: {name} is off by {error:.1e}, accepted {accepted:.0e}; use --no-smooth"
+                    f"smoothing changed {stage}: {name} is off by {error:.1e}, accepted"
+                    f" {accepted:.0e}; use --no-smooth"
                 )
 
 
 def _pass(
     chain: Chain, stage: str, reader: ActivationReader, done: int, track: Track, title: str
 ) -> Iterator[tuple[int, dict[str, NDArray[Any]], Any]]:
-    """(sample, its feeds, the function that shows its activations) for every sample from `done` on."""
+    """(sample, its feeds, the function that shows its activations) for every sample from `done`
+    on.
+    """
     left = range(done, len(chain.samples))
     if not left:
         return
@@ -95,7 +111,9 @@ def _channels(
 
     def look(activation: str, values: NDArray[np.float32]) -> None:
         largest = largest_by_channel(values)
-        found[activation] = np.maximum(found[activation], largest) if activation in found else largest
+        found[activation] = (
+            np.maximum(found[activation], largest) if activation in found else largest
+        )
 
     if layers:
         reader = ActivationReader(chain.bundle.graph(stage), layers, work.folder / stage, threads)
@@ -106,7 +124,13 @@ def _channels(
 
 
 def _histograms(
-    chain: Chain, stage: str, path: Path, layers: list[Layer], work: Work, threads: int | None, track: Track
+    chain: Chain,
+    stage: str,
+    path: Path,
+    layers: list[Layer],
+    work: Work,
+    threads: int | None,
+    track: Track,
 ) -> dict[str, Histogram]:
     name = f"{stage}.histograms"
     kept = work.load_arrays(name)
@@ -115,12 +139,16 @@ def _histograms(
     found = {n: Histogram() for n in names}
     if kept:
         rows = zip(names, kept["counts"], kept["top"], kept["largest"], strict=True)
-        found = {n: Histogram(counts, float(top), float(largest)) for n, counts, top, largest in rows}
+        found = {
+            n: Histogram(counts, float(top), float(largest)) for n, counts, top, largest in rows
+        }
 
     def look(activation: str, values: NDArray[np.float32]) -> None:
         found[activation].add(values)
 
-    reader = ActivationReader(replace(chain.bundle.graph(stage), path=path), layers, path.parent, threads)
+    reader = ActivationReader(
+        replace(chain.bundle.graph(stage), path=path), layers, path.parent, threads
+    )
     for i, feeds, show in _pass(chain, stage, reader, done, track, f"Histograms {stage}"):
         show(feeds, look)
         arrays = {

@@ -1,4 +1,6 @@
-"""What a calibration has found so far, on disk, so that the same command goes on where a stopped one ended."""
+"""What a calibration has found so far, on disk, so that the same command goes on where a stopped
+one ended.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ _JOURNAL = "journal.jsonl"
 class Work:
     """A folder of results, each written whole or not at all. For one process at a time.
 
-    setup: everything that the results depend on; those of another setup are thrown away (`restarted`).
+    setup: everything that the results depend on; those of another setup are thrown away
+    (`restarted`).
     """
 
     def __init__(self, folder: Path, setup: dict[str, Any]) -> None:
@@ -32,9 +35,14 @@ class Work:
         try:
             if folder.exists() and not (folder / _SETUP).is_file() and any(folder.iterdir()):
                 raise RisError(
-                    f"{folder} is in the way, and was not made by ris-calibrate; move it, or choose another --out"
+                    f"{folder} is in the way, and was not made by ris-calibrate; move it, or choose"
+                    " another --out"
                 )
-            if folder.exists() and (folder / _SETUP).exists() and (folder / _SETUP).read_text("utf-8") != text:
+            if (
+                folder.exists()
+                and (folder / _SETUP).exists()
+                and (folder / _SETUP).read_text("utf-8") != text
+            ):
                 shutil.rmtree(folder)
                 self.restarted = True
             folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,13 @@ Needs the onnx package: it rewrites graphs. Everything here runs on a CPU.
 
 from ris.calibration.numerics.bundles import emulate_bundle, emulated
 from ris.calibration.numerics.half import emulate_half
-from ris.calibration.numerics.ranges import FP16_MAX, Ranges, TensorRange, measure_ranges, read_ranges
+from ris.calibration.numerics.ranges import (
+    FP16_MAX,
+    Ranges,
+    TensorRange,
+    measure_ranges,
+    read_ranges,
+)
 
 __all__ = [
     "FP16_MAX",

@@ -1,4 +1,6 @@
-"""What the products of a graph read, run after run: each activation is looked at where it arises and then dropped."""
+"""What the products of a graph read, run after run: each activation is looked at where it arises
+and then dropped.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,19 @@ Look = Callable[[str, NDArray[np.float32]], None]
 
 
 class ActivationReader:
-    """A graph that shows its activations: in as many runs as it takes to hold no more than `at_once` elements.
+    """A graph that shows its activations: in as many runs as it takes to hold no more than
+    `at_once` elements.
 
     folder: for temporary graphs, and a copy of the weights where they lie elsewhere.
     """
 
     def __init__(
-        self, graph: Graph, layers: Sequence[Layer], folder: Path, threads: int | None = None, at_once: int = AT_ONCE
+        self,
+        graph: Graph,
+        layers: Sequence[Layer],
+        folder: Path,
+        threads: int | None = None,
+        at_once: int = AT_ONCE,
     ) -> None:
         sizes: dict[str, int] = {}
         for layer in layers:
@@ -78,9 +86,13 @@ class ActivationReader:
     def _open(self, path: Path, names: list[str]) -> Session:
         model = onnx.load(self._graph.path, load_external_data=False)
         del model.graph.output[:]  # the rest of the graph is not run
-        model.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in names)
+        model.graph.output.extend(
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in names
+        )
         onnx.save_model(model, path)
-        shown = replace(self._graph, path=path, outputs=tuple(TensorSpec(n, "float32", ()) for n in names))
+        shown = replace(
+            self._graph, path=path, outputs=tuple(TensorSpec(n, "float32", ()) for n in names)
+        )
         return OnnxRuntimeEngine(EngineOptions("cpu", self._threads)).open_in_order(shown, path)
 
 

@@ -1,4 +1,6 @@
-"""A bundle that rounds as FP16 hardware does, so that everything that takes a bundle can say what FP16 costs."""
+"""A bundle that rounds as FP16 hardware does, so that everything that takes a bundle can say what
+FP16 costs.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,16 @@ from ris.runtime.bundle_folder import building
 
 
 def emulate_bundle(bundle: Bundle, out: Path) -> Bundle:
-    """Writes to the new folder `out` what `emulate_half` makes of the FP16 bundle's graphs; the rest is the same.
+    """Writes to the new folder `out` what `emulate_half` makes of the FP16 bundle's graphs; the
+    rest is the same.
 
     Raises BundleError where `out` exists or `bundle` is not FP16.
     """
     manifest = bundle.manifest
     if manifest.precision != "fp16":
-        raise BundleError(f"{bundle.path} is {manifest.precision}; only FP16 has to be emulated on a CPU")
+        raise BundleError(
+            f"{bundle.path} is {manifest.precision}; only FP16 has to be emulated on a CPU"
+        )
     if EMULATES in manifest.writer:
         raise BundleError(f"{bundle.path} is an emulated bundle already")
     if out.exists():
@@ -43,7 +48,8 @@ def emulate_bundle(bundle: Bundle, out: Path) -> Bundle:
             else:
                 shutil.copyfile(source, target)
             hashes = hash_files(folder, list(entry.sha256))
-            # FP32 graphs now, whose roundings are no FP16 arithmetic that an engine may do as it likes
+            # FP32 graphs now, whose roundings are no FP16 arithmetic that an engine may do as it
+            # likes
             graphs[stage] = dataclasses.replace(entry, sha256=hashes, precision="fp32")
         writer = {**manifest.writer, EMULATES: metadata.version("ris-runtime")}
         changed = dataclasses.replace(manifest, graphs=graphs, writer=writer)

@@ -1,10 +1,12 @@
-"""True FP16 arithmetic on a CPU: a graph that computes in FP32 and rounds every FP16 value to FP16 where it arises.
+"""True FP16 arithmetic on a CPU: a graph that computes in FP32 and rounds every FP16 value to FP16
+where it arises.
 
-ONNX Runtime's CPU runs most of an FP16 graph in FP32 and drops the casts in between, so that a value of 70,000, which
-is infinity in FP16, passes. In the graphs made here every operator's result goes through FP16 and back, as it does on
-hardware with FP16 operators and FP32 accumulation (tensor cores): products and sums inside one operator are FP32, what
-it writes is FP16. A product with weights and the bias added to it count as one operator, as torch's float16 linear
-layers and TensorRT have it; an engine that rounds in between loses a little more.
+ONNX Runtime's CPU runs most of an FP16 graph in FP32 and drops the casts in between, so that a
+value of 70,000, which is infinity in FP16, passes. In the graphs made here every operator's result
+goes through FP16 and back, as it does on hardware with FP16 operators and FP32 accumulation (tensor
+cores): products and sums inside one operator are FP32, what it writes is FP16. A product with
+weights and the bias added to it count as one operator, as torch's float16 linear layers and
+TensorRT have it; an engine that rounds in between loses a little more.
 """
 
 from __future__ import annotations
@@ -18,18 +20,43 @@ from onnx import TensorProto, helper, numpy_helper
 from ris.engines.errors import RisError
 
 # these write values that they read, so that nothing is left to round
-_MOVES = frozenset({
-    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max",
-    "MaxPool", "Min", "Pad", "Relu", "Reshape", "ScatterElements", "ScatterND", "Slice", "SpaceToDepth", "Split",
-    "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where",
-})  # fmt: skip
+_MOVES = frozenset(
+    {
+        "Concat",
+        "DepthToSpace",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Identity",
+        "Max",
+        "MaxPool",
+        "Min",
+        "Pad",
+        "Relu",
+        "Reshape",
+        "ScatterElements",
+        "ScatterND",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    }
+)
 
 
 def emulate_half(source: Path, target: Path) -> int:
-    """Writes the FP16 graph of `source` to `target` in a form that rounds as FP16 hardware does on any FP32 engine.
+    """Writes the FP16 graph of `source` to `target` in a form that rounds as FP16 hardware does on
+    any FP32 engine.
 
-    Weights stay FP16 in the file: `target` refers to the data file beside `source` by name, so put the two together.
-    Returns the number of values that are rounded. Raises RisError for a graph with subgraphs; bundles have none.
+    Weights stay FP16 in the file: `target` refers to the data file beside `source` by name, so put
+    the two together. Returns the number of values that are rounded. Raises RisError for a graph
+    with subgraphs; bundles have none.
     """
     model = onnx.load(source, load_external_data=False)
     half = _half_values(model) - _products_before_a_bias(model)
@@ -42,8 +69,13 @@ def emulate_half(source: Path, target: Path) -> int:
             nodes.append(_cast(tensor.name, full, TensorProto.FLOAT))
     rounded = 0
     for node in graph.node:
-        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
-            raise RisError(f"{source}: {node.name} has a subgraph, which the FP16 emulation does not follow")
+        if any(
+            a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+            for a in node.attribute
+        ):
+            raise RisError(
+                f"{source}: {node.name} has a subgraph, which the FP16 emulation does not follow"
+            )
         _widen_constants(node)
         nodes.append(node)
         to_half = node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT16
@@ -78,7 +110,9 @@ def _products_before_a_bias(model: onnx.ModelProto) -> set[str]:
     """The values x @ W that nothing reads but the sum with a bias; W and the bias are weights."""
     weights = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
     products = {
-        node.output[0] for node in model.graph.node if node.op_type == "MatMul" and weights.get(node.input[1]) == 2
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "MatMul" and weights.get(node.input[1]) == 2
     }
     readers = Counter(name for node in model.graph.node for name in node.input)
     readers.update(value.name for value in model.graph.output)
@@ -107,6 +141,9 @@ def _cast(source: str, target: str, kind: int) -> onnx.NodeProto:
 def _widen_constants(node: onnx.NodeProto) -> None:
     """FP16 constants within a node become FP32."""
     for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT16:
+        if (
+            attribute.type == onnx.AttributeProto.TENSOR
+            and attribute.t.data_type == TensorProto.FLOAT16
+        ):
             value = numpy_helper.to_array(attribute.t).astype("float32")
             attribute.t.CopyFrom(numpy_helper.from_array(value, attribute.t.name))

@@ -1,8 +1,9 @@
-"""INT8 in the graph: QuantizeLinear and DequantizeLinear before products, in the form that every engine here takes.
+"""INT8 in the graph: QuantizeLinear and DequantizeLinear before products, in the form that every
+engine here takes.
 
-Symmetric throughout (zero points are 0, as TensorRT demands): activations with one scale a tensor, weights as int8
-initialisers with one scale an output channel and a DequantizeLinear behind them. Biases, results and all other
-operators stay as they are.
+Symmetric throughout (zero points are 0, as TensorRT demands): activations with one scale a tensor,
+weights as int8 initialisers with one scale an output channel and a DequantizeLinear behind them.
+Biases, results and all other operators stay as they are.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ _LEADING_NUMBER = re.compile(r"\d+")
 class Layer:
     """A product that can be quantised.
 
-    node: its name in the graph; name: the module it came from, for people; operator: MatMul, Gemm or Conv;
-    activations: the values it reads that are no weights; weight: its weight's name, None for a product of two
-    activations; axis: the weight's output channels; values: elements of its activations, for one image or expression.
+    node: its name in the graph; name: the module it came from, for people; operator: MatMul, Gemm
+    or Conv; activations: the values it reads that are no weights; weight: its weight's name, None
+    for a product of two activations; axis: the weight's output channels; values: elements of its
+    activations, for one image or expression.
     """
 
     node: str
@@ -43,8 +45,9 @@ class Layer:
 
 
 def find_layers(path: Path, attention: bool = False) -> list[Layer]:
-    """The products of the graph at `path` in its order: with 2-D weights, convolutions, and with `attention` those of
-    two activations too. Products with weights of more dimensions (tables of relative positions) are left out.
+    """The products of the graph at `path` in its order: with 2-D weights, convolutions, and with
+    `attention` those of two activations too. Products with weights of more dimensions (tables of
+    relative positions) are left out.
     """
     graph = onnx.load(path, load_external_data=False).graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -55,7 +58,9 @@ def find_layers(path: Path, attention: bool = False) -> list[Layer]:
         if node.op_type not in ("MatMul", "Gemm", "Conv"):
             continue
         weight = weights.get(node.input[1])
-        if node.input[0] in weights or (weight is not None and weight.data_type != TensorProto.FLOAT):
+        if node.input[0] in weights or (
+            weight is not None and weight.data_type != TensorProto.FLOAT
+        ):
             continue
         if weight is None:
             if not attention or node.op_type != "MatMul":
@@ -68,7 +73,9 @@ def find_layers(path: Path, attention: bool = False) -> list[Layer]:
             activations, axis = (node.input[0],), 0 if node.op_type == "Conv" or transposed else 1
         name = weight.name if weight is not None else None
         values = sum(sizes.get(value, 0) for value in activations)
-        layers.append(Layer(node.name, names[node.name], node.op_type, activations, name, axis, values))
+        layers.append(
+            Layer(node.name, names[node.name], node.op_type, activations, name, axis, values)
+        )
     return layers
 
 
@@ -82,8 +89,8 @@ def _elements(value: onnx.ValueInfoProto) -> int:
 
 
 def _module_names(graph: onnx.GraphProto, weights: Mapping[str, TensorProto]) -> dict[str, str]:
-    """A name for people by node: of the weight or bias, as in "blocks.3.attn.proj"; for a product without either, the
-    next such module's parent and the node's own name.
+    """A name for people by node: of the weight or bias, as in "blocks.3.attn.proj"; for a product
+    without either, the next such module's parent and the node's own name.
     """
     readers = {name: node for node in graph.node for name in node.input}
     names: dict[str, str] = {}
@@ -92,7 +99,10 @@ def _module_names(graph: onnx.GraphProto, weights: Mapping[str, TensorProto]) ->
         if node.op_type not in ("MatMul", "Gemm", "Conv"):
             continue
         after = readers.get(node.output[0])
-        candidates = [*node.input[1:], *(after.input if after is not None and after.op_type == "Add" else ())]
+        candidates = [
+            *node.input[1:],
+            *(after.input if after is not None and after.op_type == "Add" else ()),
+        ]
         own = [n for n in candidates if n in weights and n.endswith(("weight", "bias"))]
         if not own:
             waiting.append(node.name)
@@ -111,8 +121,12 @@ def _module_names(graph: onnx.GraphProto, weights: Mapping[str, TensorProto]) ->
     return names
 
 
-def quantise_weight(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 levels of the weight's own shape, and the scale of each channel along `axis`."""
+def quantise_weight(
+    weight: NDArray[np.float32], axis: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric int8 levels of the weight's own shape, and the scale of each channel along
+    `axis`.
+    """
     others = tuple(i for i in range(weight.ndim) if i != axis)
     scale = np.abs(weight).max(others).astype(np.float32) / np.float32(LEVELS)
     scale[scale == 0] = 1.0  # a channel of zeros
@@ -121,11 +135,14 @@ def quantise_weight(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.
     return levels.astype(np.int8), scale
 
 
-def write_quantised(source: Path, target: Path, layers: list[Layer], thresholds: Mapping[str, float]) -> None:
+def write_quantised(
+    source: Path, target: Path, layers: list[Layer], thresholds: Mapping[str, float]
+) -> None:
     """Writes the FP32 graph of `source` to `target` with `layers` in INT8.
 
-    thresholds: the magnitude that becomes level 127, by activation. In the folder of `source` the other weights stay in
-    its data file; elsewhere `target` gets a data file of its own. Raises RisError for a threshold that is no number.
+    thresholds: the magnitude that becomes level 127, by activation. In the folder of `source` the
+    other weights stay in its data file; elsewhere `target` gets a data file of its own. Raises
+    RisError for a threshold that is no number.
     """
     model = onnx.load(source, load_external_data=False)
     graph = model.graph
@@ -145,7 +162,13 @@ def write_quantised(source: Path, target: Path, layers: list[Layer], thresholds:
                 graph.initializer.append(numpy_helper.from_array(value, f"{key}{suffix}"))
             inputs = [key, f"{key}/scale", f"{key}/zero"]
             nodes.append(
-                helper.make_node("DequantizeLinear", inputs, [f"{key}/back"], f"{key}/dequantize", axis=layer.axis)
+                helper.make_node(
+                    "DequantizeLinear",
+                    inputs,
+                    [f"{key}/back"],
+                    f"{key}/dequantize",
+                    axis=layer.axis,
+                )
             )
             done[key] = f"{key}/back"
         return done[key]
@@ -154,14 +177,24 @@ def write_quantised(source: Path, target: Path, layers: list[Layer], thresholds:
         if name not in done:
             threshold = thresholds[name]
             if not np.isfinite(threshold):
-                raise RisError(f"{source.name}: {name} reaches {threshold}; such a graph cannot be quantised")
+                raise RisError(
+                    f"{source.name}: {name} reaches {threshold}; such a graph cannot be quantised"
+                )
             scale = np.float32(threshold / LEVELS) or np.float32(1)
             for suffix, value in (("scale", scale), ("zero", np.int8(0))):
-                graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"{name}/int8/{suffix}"))
+                graph.initializer.append(
+                    numpy_helper.from_array(np.asarray(value), f"{name}/int8/{suffix}")
+                )
             parameters = [f"{name}/int8/scale", f"{name}/int8/zero"]
             to, back = f"{name}/int8/levels", f"{name}/int8/back"
-            nodes.append(helper.make_node("QuantizeLinear", [name, *parameters], [to], f"{name}/quantize"))
-            nodes.append(helper.make_node("DequantizeLinear", [to, *parameters], [back], f"{name}/dequantize"))
+            nodes.append(
+                helper.make_node("QuantizeLinear", [name, *parameters], [to], f"{name}/quantize")
+            )
+            nodes.append(
+                helper.make_node(
+                    "DequantizeLinear", [to, *parameters], [back], f"{name}/dequantize"
+                )
+            )
             done[name] = back
         return done[name]
 
@@ -190,5 +223,10 @@ def save_with_data(model: onnx.ModelProto, path: Path) -> None:
     data = path.with_name(path.name + ".data")
     data.unlink(missing_ok=True)
     onnx.save_model(
-        model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=data.name, size_threshold=1024
+        model,
+        path,
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=data.name,
+        size_threshold=1024,
     )

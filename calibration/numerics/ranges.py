@@ -30,7 +30,9 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 @dataclass(frozen=True)
 class TensorRange:
-    """One value: the node that writes it, that node's operator, and the largest magnitude seen (inf and nan count)."""
+    """One value: the node that writes it, that node's operator, and the largest magnitude seen (inf
+    and nan count).
+    """
 
     node: str
     operator: str
@@ -39,14 +41,18 @@ class TensorRange:
 
 @dataclass(frozen=True)
 class Ranges:
-    """stages: by stage and by the value's name; samples: expressions seen; sha256: of each stage's files, by name."""
+    """stages: by stage and by the value's name; samples: expressions seen; sha256: of each stage's
+    files, by name.
+    """
 
     stages: dict[str, dict[str, TensorRange]]
     samples: int
     sha256: dict[str, dict[str, str]]
 
     def above(self, limit: float) -> list[tuple[str, str, TensorRange]]:
-        """(stage, value, range) of all that reach beyond `limit` or are no number, the largest first."""
+        """(stage, value, range) of all that reach beyond `limit` or are no number, the largest
+        first.
+        """
         found = [
             (stage, name, entry)
             for stage, entries in self.stages.items()
@@ -58,7 +64,9 @@ class Ranges:
     def write(self, path: Path) -> None:
         """As JSON, sorted, to a temporary file that then takes the old one's place."""
         temporary = path.with_name(path.name + ".part")
-        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True), encoding="utf-8")
+        temporary.write_text(
+            json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True), encoding="utf-8"
+        )
         os.replace(temporary, path)
 
 
@@ -66,18 +74,24 @@ def read_ranges(path: Path) -> Ranges:
     """The inverse of `Ranges.write`. Raises RisError for a file that is none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        stages = {s: {n: TensorRange(**entry) for n, entry in values.items()} for s, values in data["stages"].items()}
+        stages = {
+            s: {n: TensorRange(**entry) for n, entry in values.items()}
+            for s, values in data["stages"].items()
+        }
         return Ranges(stages, int(data["samples"]), dict(data["sha256"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RisError(
-            f"{path} is not a file that ris-calibrate ranges wrote ({type(error).__name__}: {error})"
+            f"{path} is not a file that ris-calibrate ranges wrote ({type(error).__name__}:"
+            f" {error})"
         ) from None
 
 
 def add_range_output(source: Path, target: Path) -> list[tuple[str, TensorRange]]:
-    """Writes `source` to `target` with one more output: float32 [2n], the largest and the smallest of n values each.
+    """Writes `source` to `target` with one more output: float32 [2n], the largest and the smallest
+    of n values each.
 
-    Returns which values those are: names, and ranges that have no number yet. They are all that is floating-point.
+    Returns which values those are: names, and ranges that have no number yet. They are all that is
+    floating-point.
     """
     model = onnx.load(source, load_external_data=False)
     kinds = value_types(model)
@@ -112,7 +126,10 @@ def add_range_output(source: Path, target: Path) -> list[tuple[str, TensorRange]
 def graph_ranges(graph: Graph, feeds: Mapping[str, Value]) -> dict[str, TensorRange]:
     """The ranges of one graph's values, by name, on one set of inputs."""
     engine = OnnxRuntimeEngine(EngineOptions("cpu"))
-    with tempfile.TemporaryDirectory(prefix="ris-ranges-") as folder, _open(engine, graph, Path(folder)) as session:
+    with (
+        tempfile.TemporaryDirectory(prefix="ris-ranges-") as folder,
+        _open(engine, graph, Path(folder)) as session,
+    ):
         session.run(feeds)
         return session.ranges()
 
@@ -122,7 +139,8 @@ def _open(engine: OnnxRuntimeEngine, graph: Graph, folder: Path) -> _RangeSessio
     copy_data(graph.path, folder)
     outputs = (*graph.outputs, TensorSpec(_OUTPUT, "float32", (2 * len(about),)))
     wider = dataclasses.replace(graph, path=folder / graph.path.name, outputs=outputs)
-    # in order, so that a value is measured when it is there, and not kept until the end: gigabytes at full size
+    # in order, so that a value is measured when it is there, and not kept until the end: gigabytes
+    # at full size
     return _RangeSession(graph, engine.open_in_order(wider, wider.path), about)
 
 
@@ -151,7 +169,9 @@ class _RangeSession(Session):
         self._inner.close()
 
 
-def measure_ranges(bundle: Bundle, samples: Iterable[CalibrationSample], *, threads: int | None = None) -> Ranges:
+def measure_ranges(
+    bundle: Bundle, samples: Iterable[CalibrationSample], *, threads: int | None = None
+) -> Ranges:
     """Runs the bundle's graphs over all images and expressions with ONNX Runtime on the CPU.
 
     Raises BundleError where a graph's weights are missing, RisError without samples.
@@ -168,7 +188,9 @@ def measure_ranges(bundle: Bundle, samples: Iterable[CalibrationSample], *, thre
             with Model(bundle, sessions, max_expressions=4) as model:
                 for sample in samples:
                     categories = sample.categories if model.categories else None
-                    model.encode_image(sample.rgb).segment_many(sample.expressions, categories=categories)
+                    model.encode_image(sample.rgb).segment_many(
+                        sample.expressions, categories=categories
+                    )
                     done += len(sample.expressions)
         finally:
             for session in sessions.values():
@@ -183,7 +205,8 @@ def measure_ranges(bundle: Bundle, samples: Iterable[CalibrationSample], *, thre
 def copy_data(graph: Path, folder: Path) -> None:
     """Copies the data file beside `graph`, if it has one, into `folder`.
 
-    Links would do, but ONNX Runtime refuses symbolic ones and the onnx package hard ones, to the original too.
+    Links would do, but ONNX Runtime refuses symbolic ones and the onnx package hard ones, to the
+    original too.
     """
     data = graph.with_name(graph.name + ".data")
     if not data.exists():

@@ -1,10 +1,13 @@
-"""Smoothing of outlier channels: the same function in FP32, with activations that fit into 8 bits better.
+"""Smoothing of outlier channels: the same function in FP32, with activations that fit into 8 bits
+better.
 
-SmoothQuant (Xiao et al., ICML 2023): what a product reads is divided by s, channel by channel, and its weights are
-multiplied by s. The division costs nothing where it folds into what writes the activation:
+SmoothQuant (Xiao et al., ICML 2023): what a product reads is divided by s, channel by channel, and
+its weights are multiplied by s. The division costs nothing where it folds into what writes the
+activation:
 
 - a LayerNorm: into its scale and bias;
-- attention's values, whose sums the output projection reads: into the columns and the bias that make the values;
+- attention's values, whose sums the output projection reads: into the columns and the bias that
+  make the values;
 - ReLU(x): into the columns and the bias before it, since s > 0;
 - QuickGELU, x * sigmoid(1.702 x): likewise, with 1.702 s in place of 1.702.
 
@@ -31,9 +34,9 @@ _MOVES = ("Reshape", "Transpose", "Identity", "Slice", "Split", "Squeeze", "Unsq
 class Fold:
     """Products that read one smoothed activation, and where its division goes.
 
-    nodes: the products; kind: "norm", "values", "relu" or "quick_gelu"; columns: the first of the scaled columns in
-    `before`, the weight that makes the activation; vectors: the bias, or the norm's scale and bias; factor: the
-    constant of QuickGELU.
+    nodes: the products; kind: "norm", "values", "relu" or "quick_gelu"; columns: the first of the
+    scaled columns in `before`, the weight that makes the activation; vectors: the bias, or the
+    norm's scale and bias; factor: the constant of QuickGELU.
     """
 
     nodes: tuple[str, ...]
@@ -75,14 +78,25 @@ class _Graph:
         return name if alone and len(self.shapes.get(name, ())) == 2 else None
 
     def products_behind(self, name: str, width: int) -> list[onnx.NodeProto] | None:
-        """The products that read `name`, also through operators that keep its last axis; None where others do too."""
+        """The products that read `name`, also through operators that keep its last axis; None where
+        others do too.
+        """
         found: list[onnx.NodeProto] = []
         if name in self.outputs:
             return None
         for node in self.readers.get(name, []):
-            if self.is_product(node) and self.shapes[node.input[1]][0] == width and node.input[0] == name:
+            if (
+                self.is_product(node)
+                and self.shapes[node.input[1]][0] == width
+                and node.input[0] == name
+            ):
                 found.append(node)
-            elif node.op_type in ("Reshape", "Transpose", "Pad", "Identity") and self._keeps_last_axis(node, width):
+            elif node.op_type in (
+                "Reshape",
+                "Transpose",
+                "Pad",
+                "Identity",
+            ) and self._keeps_last_axis(node, width):
                 behind = self.products_behind(node.output[0], width)
                 if behind is None:
                     return None
@@ -166,13 +180,18 @@ def _values(graph: _Graph, product: onnx.NodeProto) -> Fold | None:
 
 
 def _value_sources(graph: _Graph, name: str) -> Iterator[str]:
-    """What the right-hand sides of the attention products behind `name` were before they were cut and moved."""
+    """What the right-hand sides of the attention products behind `name` were before they were cut
+    and moved.
+    """
     node = graph.writer.get(name)
     if node is None or len(graph.readers[name]) > 1:
         yield ""
     elif node.op_type in ("Reshape", "Transpose", "Identity"):
         yield from _value_sources(graph, node.input[0])
-    elif node.op_type == "Slice" and graph.last.get(node.output[0]) == graph.last.get(node.input[0]) is not None:
+    elif (
+        node.op_type == "Slice"
+        and graph.last.get(node.output[0]) == graph.last.get(node.input[0]) is not None
+    ):
         yield from _value_sources(graph, node.input[0])  # SAM's windows without their padding
     elif node.op_type == "Concat":
         for part in node.input:
@@ -201,7 +220,11 @@ def _elementwise(graph: _Graph, product: onnx.NodeProto) -> Fold | None:
         return None
     for x, gate in (tuple(node.input), tuple(reversed(node.input))):
         sigmoid = graph.writer.get(gate)
-        inner = graph.writer.get(sigmoid.input[0]) if sigmoid is not None and sigmoid.op_type == "Sigmoid" else None
+        inner = (
+            graph.writer.get(sigmoid.input[0])
+            if sigmoid is not None and sigmoid.op_type == "Sigmoid"
+            else None
+        )
         source = graph.sum_before(x)
         if inner is None or inner.op_type != "Mul" or source is None or x not in inner.input:
             continue
@@ -211,11 +234,15 @@ def _elementwise(graph: _Graph, product: onnx.NodeProto) -> Fold | None:
     return None
 
 
-def smooth(source: Path, target: Path, channels: Mapping[str, NDArray[np.float32]], alpha: float) -> list[Fold]:
-    """Writes the FP32 graph of `source` to `target`, data file and all, smoothed; returns what was folded.
+def smooth(
+    source: Path, target: Path, channels: Mapping[str, NDArray[np.float32]], alpha: float
+) -> list[Fold]:
+    """Writes the FP32 graph of `source` to `target`, data file and all, smoothed; returns what was
+    folded.
 
-    channels: by activation, float32 [K], the largest magnitude of each channel of what a product reads (the last axis).
-    alpha: from 0 to 1, how much of the difficulty moves from activations to weights.
+    channels: by activation, float32 [K], the largest magnitude of each channel of what a product
+    reads (the last axis). alpha: from 0 to 1, how much of the difficulty moves from activations to
+    weights.
     """
     folds = find_folds(source)
     model = onnx.load(source)
@@ -230,7 +257,9 @@ def smooth(source: Path, target: Path, channels: Mapping[str, NDArray[np.float32
         return numpy_helper.to_array(tensors[name]).astype(np.float64)
 
     for number, fold in enumerate(folds):
-        measured = [channels[nodes[n].input[0]] for n in fold.nodes if nodes[n].input[0] in channels]
+        measured = [
+            channels[nodes[n].input[0]] for n in fold.nodes if nodes[n].input[0] in channels
+        ]
         if not measured:
             continue
         weights = [read(name) for name in fold.weights]
@@ -267,9 +296,17 @@ def _gate(model: onnx.ModelProto, fold: Fold) -> str:
     return writer[sigmoid.input[0]].name
 
 
-def factors(activation: NDArray[np.floating], weight: NDArray[np.floating], alpha: float) -> NDArray[np.float64]:
-    """s [K] of SmoothQuant's equation 4, from the largest magnitudes of each channel [K]; 1 for channels of zeros."""
+def factors(
+    activation: NDArray[np.floating], weight: NDArray[np.floating], alpha: float
+) -> NDArray[np.float64]:
+    """s [K] of SmoothQuant's equation 4, from the largest magnitudes of each channel [K]; 1 for
+    channels of zeros.
+    """
     a, w = activation.astype(np.float64), weight.astype(np.float64)
     there = (a > 0) & (w > 0)
-    s = np.where(there, np.where(there, a, 1.0) ** alpha / np.where(there, w, 1.0) ** (1 - alpha), 1.0)
-    return s / np.exp(np.log(s).mean())  # a common factor changes no rounding; FP32 stays near where it was
+    s = np.where(
+        there, np.where(there, a, 1.0) ** alpha / np.where(there, w, 1.0) ** (1 - alpha), 1.0
+    )
+    return s / np.exp(
+        np.log(s).mean()
+    )  # a common factor changes no rounding; FP32 stays near where it was

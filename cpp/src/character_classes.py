@@ -1,7 +1,8 @@
-"""Writes character_classes.inc: what the `tokenizers` library takes for marks, punctuation and control characters.
+"""Writes character_classes.inc: what the `tokenizers` library takes for marks, punctuation and
+control characters.
 
-Its tables are of an older Unicode than anybody else's, so that no library's categories agree with it on newer
-characters; asked here is the library itself. Run it where `tokenizers` is installed:
+Its tables are of an older Unicode than anybody else's, so that no library's categories agree with
+it on newer characters; asked here is the library itself. Run it where `tokenizers` is installed:
 
     python character_classes.py > character_classes.inc
 """
@@ -12,8 +13,12 @@ from collections.abc import Callable
 
 from tokenizers import normalizers, pre_tokenizers
 
-CLEAN = normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=False, strip_accents=False, lowercase=False)
-STRIP = normalizers.BertNormalizer(clean_text=False, handle_chinese_chars=False, strip_accents=True, lowercase=False)
+CLEAN = normalizers.BertNormalizer(
+    clean_text=True, handle_chinese_chars=False, strip_accents=False, lowercase=False
+)
+STRIP = normalizers.BertNormalizer(
+    clean_text=False, handle_chinese_chars=False, strip_accents=True, lowercase=False
+)
 SPLIT = pre_tokenizers.BertPreTokenizer()
 CLASSES: dict[str, Callable[[str], bool]] = {
     "kControl": lambda c: CLEAN.normalize_str(c) == "",

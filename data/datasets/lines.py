@@ -1,11 +1,12 @@
 """A data set of one's own: a JSONL file, one expression a line.
 
-    {"image": "photos/1.jpg", "expression": "left man", "mask": "masks/1.png"}
-    {"image": "photos/1.jpg", "expression": "the dog", "mask": {"size": [480, 640], "counts": "..."}}
+    {"image": "photos/1.jpg", "expression": "left man", "mask": "masks/1.png"} {"image":
+    "photos/1.jpg", "expression": "the dog", "mask": {"size": [480, 640], "counts": "..."}}
     {"image": "photos/1.jpg", "expression": "a zebra", "mask": null}
 
-Paths are relative to the file. mask: a PNG (all but 0 is the object), COCO's run-length code, or null where nothing is
-meant. "category", the object's COCO name, is only for models that ask by category.
+Paths are relative to the file. mask: a PNG (all but 0 is the object), COCO's run-length code, or
+null where nothing is meant. "category", the object's COCO name, is only for models that ask by
+category.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from ris.engines.errors import RisError
 
 
 def read_lines(path: Path) -> ReferData:
-    """The data set in `path`. Raises RisError, with the line's number, for what is missing or not of this form."""
+    """The data set in `path`. Raises RisError, with the line's number, for what is missing or not
+    of this form.
+    """
     references: dict[str, list[Reference]] = {}
     outlines: dict[int, Any] = {}
     try:
@@ -45,7 +48,9 @@ def read_lines(path: Path) -> ReferData:
             outlines[number] = path.parent / mask if isinstance(mask, str) else mask
         meant = () if mask is None else (number,)
         category = row.get("category")
-        found = Reference(expression, meant, None if category is None else str(category), number, number)
+        found = Reference(
+            expression, meant, None if category is None else str(category), number, number
+        )
         references.setdefault(image, []).append(found)
     if not references:
         raise RisError(f"{path} has no lines")
@@ -56,6 +61,8 @@ def read_lines(path: Path) -> ReferData:
             with Image.open(file) as opened:  # reads the header alone
                 width, height = opened.size
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise RisError(f"{file} (line {asked[0].reference_id} of {path}) cannot be read: {error}") from error
+            raise RisError(
+                f"{file} (line {asked[0].reference_id} of {path}) cannot be read: {error}"
+            ) from error
         images.append(ReferImage(name, file, height, width, tuple(asked)))
     return ReferData(path.name, "all", tuple(images), outlines)

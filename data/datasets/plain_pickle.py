@@ -1,4 +1,6 @@
-"""Pickles from strangers: lists, dicts, strings and numbers come out, anything else is refused before it is built."""
+"""Pickles from strangers: lists, dicts, strings and numbers come out, anything else is refused
+before it is built.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from typing import Any
 
 from ris.engines.errors import RisError
 
-# what the published files need beyond the built-in containers: NumPy scalars, pickled as (dtype, bytes)
+# what the published files need beyond the built-in containers: NumPy scalars, pickled as (dtype,
+# bytes)
 _NUMPY_DTYPES = {"i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "b1"}
 
 
@@ -38,8 +41,10 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Dtype,
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy._core.multiarray", "scalar"): _scalar,
-    ("_codecs", "encode"): lambda text, encoding="latin1": str(text).encode(
-        encoding if encoding == "latin1" else "utf-8"
+    ("_codecs", "encode"): (
+        lambda text, encoding="latin1": str(text).encode(
+            encoding if encoding == "latin1" else "utf-8"
+        )
     ),
 }
 
@@ -56,15 +61,30 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def load_plain_pickle(path: Path) -> Any:
-    """What the pickle `path` holds: nested lists, tuples, dicts, sets, strings, bytes, numbers, None.
+    """What the pickle `path` holds: nested lists, tuples, dicts, sets, strings, bytes, numbers,
+    None.
 
-    Nothing of the file is ever run. Raises RisError for a file that holds anything else or is no pickle.
+    Nothing of the file is ever run. Raises RisError for a file that holds anything else or is no
+    pickle.
     """
     try:
         with path.open("rb") as file:
             # the published files were written by Python 2: their byte strings are Latin-1 text
             return _PlainUnpickler(file, encoding="latin1").load()
     except pickle.UnpicklingError as error:
-        raise RisError(f"{path} is refused: a data set's pickle holds plain values only, and {error}") from error
-    except (EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, MemoryError, OverflowError) as error:
-        raise RisError(f"{path} is no readable pickle ({type(error).__name__}); download it again") from error
+        raise RisError(
+            f"{path} is refused: a data set's pickle holds plain values only, and {error}"
+        ) from error
+    except (
+        EOFError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        TypeError,
+        MemoryError,
+        OverflowError,
+    ) as error:
+        raise RisError(
+            f"{path} is no readable pickle ({type(error).__name__}); download it again"
+        ) from error

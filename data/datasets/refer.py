@@ -1,13 +1,16 @@
-"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and Ref-ZOM as their authors publish them, and where people usually keep them.
+"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and Ref-ZOM as their authors publish them, and where people
+usually keep them.
 
-    ROOT/refcoco/refs(unc).p         ROOT/refcoco/instances.json       the same in refcoco+, refcocog
-    ROOT/grefcoco/grefs(unc).json    ROOT/grefcoco/instances.json
+    ROOT/refcoco/refs(unc).p         ROOT/refcoco/instances.json       the same in refcoco+,
+    refcocog ROOT/grefcoco/grefs(unc).json    ROOT/grefcoco/instances.json
     ROOT/ref-zom/refs(final).p       ROOT/ref-zom/instances.json       published as Ref-ZOM(final).p
-    ROOT/images/train2014/COCO_train2014_000000000009.jpg              or any folder with these files; Ref-ZOM's come
-                                                                       from train2014 and val2014, put into one
+    ROOT/images/train2014/COCO_train2014_000000000009.jpg              or any folder with these
+    files; Ref-ZOM's come
+                                                                       from train2014 and val2014,
+                                                                       put into one
 
-A reference is one object (RefCOCO) or any number of objects, none included (gRefCOCO, ann_id -1; Ref-ZOM, source
-"zero"), with its sentences.
+A reference is one object (RefCOCO) or any number of objects, none included (gRefCOCO, ann_id -1;
+Ref-ZOM, source "zero"), with its sentences.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from ris.data.datasets.plain_pickle import load_plain_pickle
 from ris.engines.errors import RisError
 from ris.runtime.masks import Rle, decode_rle, pack_counts
 
-# folder and split-by of each data set, as the authors name them; the first split-by is the usual one
+# folder and split-by of each data set, as the authors name them; the first split-by is the usual
+# one
 DATASETS: dict[str, tuple[str, ...]] = {
     "refcoco": ("unc", "google"),
     "refcoco+": ("unc",),
@@ -45,8 +49,9 @@ IMAGE_FOLDERS = (
     "images",
 )
 _WHERE = (
-    "the RefCOCO files are published with the refer API (refcoco.zip, refcoco+.zip, refcocog.zip), gRefCOCO's and "
-    "Ref-ZOM's by their authors, the images by COCO (train2014; Ref-ZOM: val2014 too, in one folder)"
+    "the RefCOCO files are published with the refer API (refcoco.zip, refcoco+.zip, refcocog.zip),"
+    " gRefCOCO's and Ref-ZOM's by their authors, the images by COCO (train2014; Ref-ZOM: val2014"
+    " too, in one folder)"
 )
 
 
@@ -54,8 +59,8 @@ _WHERE = (
 class Reference:
     """One expression and the annotations it means; `annotations` is empty where nothing is meant.
 
-    expression: the text as the benchmark uses it; category: COCO's name of the first object, None without object;
-    reference_id and sentence_id as in the files.
+    expression: the text as the benchmark uses it; category: COCO's name of the first object, None
+    without object; reference_id and sentence_id as in the files.
     """
 
     expression: str
@@ -78,7 +83,9 @@ class ReferImage:
 
 @dataclass(frozen=True)
 class ReferData:
-    """A split: its images in the order of their numbers, and the annotations' outlines by id (COCO polygons or RLE)."""
+    """A split: its images in the order of their numbers, and the annotations' outlines by id (COCO
+    polygons or RLE).
+    """
 
     name: str
     split: str
@@ -94,19 +101,27 @@ def _find(candidates: list[Path], what: str) -> Path:
 
 
 def read(
-    root: str | Path, name: str, split: str, *, split_by: str | None = None, images: str | Path | None = None
+    root: str | Path,
+    name: str,
+    split: str,
+    *,
+    split_by: str | None = None,
+    images: str | Path | None = None,
 ) -> ReferData:
     """Reads one split ("train", "val", "testA", ...).
 
     split_by: whose splits (`DATASETS`), by default the usual ones; images: the folder of the JPEGs.
-    Raises RisError for a data set or split that is not there, for missing files (all places named) and damaged ones.
+    Raises RisError for a data set or split that is not there, for missing files (all places named)
+    and damaged ones.
     """
     if name not in DATASETS:
         raise RisError(f"there is no reader for {name!r}; known are {', '.join(DATASETS)}")
     by = split_by or DATASETS[name][0]
     folder = Path(root) / name
     stem = f"{'grefs' if name == 'grefcoco' else 'refs'}({by})"
-    refs_file = _find([folder / f"{stem}{end}" for end in (".p", ".json")], f"{name}'s list of references")
+    refs_file = _find(
+        [folder / f"{stem}{end}" for end in (".p", ".json")], f"{name}'s list of references"
+    )
     instances_file = _find([folder / "instances.json"], f"{name}'s instances.json")
     picture_folders = [Path(images)] if images else [Path(root) / part for part in IMAGE_FOLDERS]
     pictures = _find(picture_folders, "the folder of images")
@@ -116,7 +131,8 @@ def read(
         return _assemble(name, split, refs, instances, pictures)
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise RisError(
-            f"{refs_file} or {instances_file} has not the published form ({type(error).__name__}: {error})"
+            f"{refs_file} or {instances_file} has not the published form ({type(error).__name__}:"
+            f" {error})"
         ) from error
 
 
@@ -141,11 +157,15 @@ def _assemble(name: str, split: str, refs: Any, instances: Any, pictures: Path) 
         given = ref["ann_id"]
         absent = ref.get("source") == "zero"
         ids = tuple(
-            int(i) for i in (given if isinstance(given, list | tuple) else [given]) if not absent and int(i) >= 0
+            int(i)
+            for i in (given if isinstance(given, list | tuple) else [given])
+            if not absent and int(i) >= 0
         )
         unknown = [i for i in ids if i not in annotations]
         if unknown:
-            raise ValueError(f"annotation {unknown[0]} of reference {ref['ref_id']} is not in instances.json")
+            raise ValueError(
+                f"annotation {unknown[0]} of reference {ref['ref_id']} is not in instances.json"
+            )
         wanted.update(ids)
         category = names[int(annotations[ids[0]]["category_id"])] if ids else None
         for sentence in ref["sentences"]:
@@ -167,16 +187,19 @@ def _assemble(name: str, split: str, refs: Any, instances: Any, pictures: Path) 
     missing = [image.path.name for image in images if not image.path.exists()]
     if missing:
         raise RisError(
-            f"{len(missing)} of {len(images)} images are not in {pictures}, the first is {missing[0]}; {_WHERE}"
+            f"{len(missing)} of {len(images)} images are not in {pictures}, the first is"
+            f" {missing[0]}; {_WHERE}"
         )
     return ReferData(name, split, images, {i: annotations[i]["segmentation"] for i in wanted})
 
 
 def reference_mask(data: ReferData, image: ReferImage, reference: Reference) -> NDArray[np.bool_]:
-    """The union of the reference's annotations, bool [height, width]; all False where nothing is meant.
+    """The union of the reference's annotations, bool [height, width]; all False where nothing is
+    meant.
 
-    Outlines are polygons, COCO's run-length codes (compressed or not), or PNG files, where all but 0 is the object.
-    Raises RisError for one that cannot be read, and where pycocotools, which rasterises polygons, is not installed.
+    Outlines are polygons, COCO's run-length codes (compressed or not), or PNG files, where all but
+    0 is the object. Raises RisError for one that cannot be read, and where pycocotools, which
+    rasterises polygons, is not installed.
     """
     mask = np.zeros((image.height, image.width), np.bool_)
     if not reference.annotations:
@@ -185,15 +208,22 @@ def reference_mask(data: ReferData, image: ReferImage, reference: Reference) -> 
         outline = data.outlines[number]
         shape = _size(outline)  # before anything of that size is made
         if shape is not None and shape != mask.shape:
-            raise RisError(f"{image.path} is {image.height}x{image.width} (height x width), a mask of it {shape}")
-        found = _png(outline) if isinstance(outline, Path) else _rasterised(outline, image.height, image.width)
+            raise RisError(
+                f"{image.path} is {image.height}x{image.width} (height x width), a mask of it"
+                f" {shape}"
+            )
+        found = (
+            _png(outline)
+            if isinstance(outline, Path)
+            else _rasterised(outline, image.height, image.width)
+        )
         mask |= found
     return mask
 
 
 def _size(outline: Any) -> tuple[int, int] | None:
-    """(height, width) that a PNG or a run-length code says it has; None for polygons, which have none, and for a
-    damaged code."""
+    """(height, width) that a PNG or a run-length code says it has; None for polygons, which have
+    none, and for a damaged code."""
     if isinstance(outline, Path):
         with _opened(outline) as image:
             return image.height, image.width
@@ -212,7 +242,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 def _png(path: Path) -> NDArray[np.bool_]:
     with _opened(path) as image:
-        values = np.asarray(image if image.mode in ("1", "L", "P", "I", "I;16") else image.convert("RGB"))
+        values = np.asarray(
+            image if image.mode in ("1", "L", "P", "I", "I;16") else image.convert("RGB")
+        )
     return (values if values.ndim == 2 else values.max(-1)) > 0
 
 
@@ -223,12 +255,16 @@ def _rasterised(outline: Any, height: int, width: int) -> NDArray[np.bool_]:
         from pycocotools import mask as coco
     except ImportError as error:
         raise RisError('polygons need pycocotools: pip install "ris-runtime[eval]"') from error
-    found: NDArray[np.bool_] = coco.decode(coco.merge(coco.frPyObjects(outline, height, width))).astype(np.bool_)
+    found: NDArray[np.bool_] = coco.decode(
+        coco.merge(coco.frPyObjects(outline, height, width))
+    ).astype(np.bool_)
     return found
 
 
 def decode_any_rle(code: dict[str, Any]) -> NDArray[np.bool_]:
-    """COCO's run-length code, counts a string (compressed) or a list of numbers -> bool [H, W]. Raises RisError."""
+    """COCO's run-length code, counts a string (compressed) or a list of numbers -> bool [H, W].
+    Raises RisError.
+    """
     try:
         counts = code["counts"]
         if isinstance(counts, list):
@@ -238,4 +274,6 @@ def decode_any_rle(code: dict[str, Any]) -> NDArray[np.bool_]:
             raise ValueError(f"its size is {code['size']}")
         return decode_rle(Rle(size=list(code["size"]), counts=text))
     except (KeyError, TypeError, ValueError, IndexError, UnicodeDecodeError) as error:
-        raise RisError(f"a mask's run-length code is damaged ({type(error).__name__}: {error})") from error
+        raise RisError(
+            f"a mask's run-length code is damaged ({type(error).__name__}: {error})"
+        ) from error

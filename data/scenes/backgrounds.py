@@ -1,8 +1,9 @@
 """What is behind the objects: gradients, noise, patterns and simple landscapes.
 
-Training draws from one set of families and palettes, the held-out split from another, so that no held-out background
-has a pattern or a base hue that training has seen. Hues are told apart by 30-degree sectors of the colour circle:
-training takes the even ones (0-30, 60-90, ...), held-out the odd ones.
+Training draws from one set of families and palettes, the held-out split from another, so that no
+held-out background has a pattern or a base hue that training has seen. Hues are told apart by
+30-degree sectors of the colour circle: training takes the even ones (0-30, 60-90, ...), held-out
+the odd ones.
 """
 
 from __future__ import annotations
@@ -47,13 +48,19 @@ def _palette(rng: Rng, split: Split, count: int) -> list[Float]:
     """Colours of one picture: muted to middling, near each other in brightness or not."""
     value = rng.uniform(0.35, 0.95)
     return [
-        _colour(hue_of(rng, split), rng.uniform(0.05, 0.6), float(np.clip(value + rng.uniform(-0.22, 0.22), 0.2, 1)))
+        _colour(
+            hue_of(rng, split),
+            rng.uniform(0.05, 0.6),
+            float(np.clip(value + rng.uniform(-0.22, 0.22), 0.2, 1)),
+        )
         for _ in range(count)
     ]
 
 
 def _mix(weight: Float, a: Float, b: Float) -> Float:
-    """weight [S, S] of 0..1, two colours [3] -> [S, S, 3]: a where the weight is 0, b where it is 1."""
+    """weight [S, S] of 0..1, two colours [3] -> [S, S, 3]: a where the weight is 0, b where it is
+    1.
+    """
     return a + weight[..., None] * (b - a)
 
 
@@ -67,13 +74,17 @@ def _slanted(rng: Rng, size: int) -> Float:
     """Position along a random direction, [S, S], in about -0.7..0.7."""
     x, y = _axes(size)
     angle = rng.uniform(0, 2 * np.pi)
-    return ((x - 0.5) * np.float32(np.cos(angle)) + (y - 0.5) * np.float32(np.sin(angle))).astype(np.float32)
+    return ((x - 0.5) * np.float32(np.cos(angle)) + (y - 0.5) * np.float32(np.sin(angle))).astype(
+        np.float32
+    )
 
 
 def _smooth(rng: Rng, size: int, cells: int) -> Float:
     """Smooth random values, [S, S], 0..1: a coarse random grid, enlarged."""
     coarse = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
-    return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), np.float32) / np.float32(255)
+    return np.asarray(
+        coarse.resize((size, size), Image.Resampling.BICUBIC), np.float32
+    ) / np.float32(255)
 
 
 def _plain(rng: Rng, split: Split, size: int) -> Float:
@@ -103,7 +114,9 @@ def _noise(rng: Rng, split: Split, size: int) -> Float:
 
 def _stripes(rng: Rng, split: Split, size: int) -> Float:
     a, b = _palette(rng, split, 2)
-    return _mix((_slanted(rng, size) * np.float32(rng.uniform(4, 14)) % 1 < 0.5).astype(np.float32), a, b)
+    return _mix(
+        (_slanted(rng, size) * np.float32(rng.uniform(4, 14)) % 1 < 0.5).astype(np.float32), a, b
+    )
 
 
 def _checks(rng: Rng, split: Split, size: int) -> Float:
@@ -117,17 +130,26 @@ def _sky_and_ground(rng: Rng, split: Split, size: int) -> Float:
     """A sky that pales towards the horizon, and a flat ground with some texture."""
     x, y = _axes(size)
     horizon = np.float32(rng.uniform(0.3, 0.7))
-    sky, ground = _colour(rng.uniform(181, 209), rng.uniform(0.2, 0.6), rng.uniform(0.75, 1)), _ground(rng, split)
+    sky, ground = (
+        _colour(rng.uniform(181, 209), rng.uniform(0.2, 0.6), rng.uniform(0.75, 1)),
+        _ground(rng, split),
+    )
     pale = np.clip(y / horizon, 0, 1) * np.float32(0.6) + 0 * x
     above = _mix(pale, sky, np.full(3, 245, np.float32))
-    texture = (_smooth(rng, size, int(rng.integers(16, 64)))[..., None] - 0.5) * np.float32(rng.uniform(5, 40))
-    return np.where((y < horizon)[..., None], above, ground * (np.float32(1.1) - 0.4 * y[..., None]) + texture)
+    texture = (_smooth(rng, size, int(rng.integers(16, 64)))[..., None] - 0.5) * np.float32(
+        rng.uniform(5, 40)
+    )
+    return np.where(
+        (y < horizon)[..., None], above, ground * (np.float32(1.1) - 0.4 * y[..., None]) + texture
+    )
 
 
 def _ground(rng: Rng, split: Split) -> Float:
     """Grass, sand or water."""
     hues = {"train": (75.0, 130.0, 20.0), "heldout": (105.0, 40.0, 220.0)}[split]
-    return _colour(hues[rng.integers(3)] + rng.uniform(-9, 9), rng.uniform(0.2, 0.6), rng.uniform(0.45, 0.85))
+    return _colour(
+        hues[rng.integers(3)] + rng.uniform(-9, 9), rng.uniform(0.2, 0.6), rng.uniform(0.45, 0.85)
+    )
 
 
 def _dots(rng: Rng, split: Split, size: int) -> Float:
@@ -158,7 +180,9 @@ def _bricks(rng: Rng, split: Split, size: int) -> Float:
     rows = np.float32(rng.uniform(6, 14))
     along = x * rows / 2 + 0.5 * (np.floor(y * rows) % 2)
     joint = (along % 1 < 0.06) | (y * rows % 1 < 0.12)
-    return _mix(joint.astype(np.float32), a, b) + (_smooth(rng, size, 24)[..., None] - 0.5) * np.float32(20)
+    return _mix(joint.astype(np.float32), a, b) + (
+        _smooth(rng, size, 24)[..., None] - 0.5
+    ) * np.float32(20)
 
 
 def _hills(rng: Rng, split: Split, size: int) -> Float:
@@ -168,7 +192,9 @@ def _hills(rng: Rng, split: Split, size: int) -> Float:
     out = _mix(np.clip(y + 0 * x, 0, 1), sky, np.full(3, 250, np.float32))
     ground = _ground(rng, split)
     for level, shade in ((rng.uniform(0.35, 0.5), 0.8), (rng.uniform(0.55, 0.7), 1.0)):
-        crest = level + 0.08 * np.sin(x * np.float32(rng.uniform(4, 10)) + np.float32(rng.uniform(0, 6)))
+        crest = level + 0.08 * np.sin(
+            x * np.float32(rng.uniform(4, 10)) + np.float32(rng.uniform(0, 6))
+        )
         out = np.where((y > crest)[..., None], ground * np.float32(shade), out)
     return out.astype(np.float32)
 

@@ -1,9 +1,10 @@
-"""For maintainers: writes the glyph atlas and its index from the font file, the same bytes every time.
+"""For maintainers: writes the glyph atlas and its index from the font file, the same bytes every
+time.
 
     python -m ris.data.scenes.build_atlas /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 
-Needs a Pillow with raqm (`PIL.features.check("raqm")`), which joins hair and skin tone into one glyph. The font is
-Debian's fonts-noto-color-emoji; its version is written to the index.
+Needs a Pillow with raqm (`PIL.features.check("raqm")`), which joins hair and skin tone into one
+glyph. The font is Debian's fonts-noto-color-emoji; its version is written to the index.
 """
 
 from __future__ import annotations
@@ -27,16 +28,22 @@ DATA = Path(__file__).parent / "data"
 
 
 def draw_glyph(font: ImageFont.FreeTypeFont, text: str) -> Image.Image:
-    """One glyph, RGBA, cut to its visible box and scaled down to LONGEST. ValueError where it is not one glyph."""
+    """One glyph, RGBA, cut to its visible box and scaled down to LONGEST. ValueError where it is
+    not one glyph.
+    """
     canvas = Image.new("RGBA", (3 * STRIKE + 200, STRIKE + 80), (0, 0, 0, 0))
     ImageDraw.Draw(canvas).text((20, 20), text, font=font, embedded_color=True)
     box = canvas.getbbox()
     if box is None or box[2] - box[0] > 140:
-        raise ValueError(f"{text!r} ({' '.join(f'U+{ord(c):04X}' for c in text)}) is not one glyph in this font")
+        raise ValueError(
+            f"{text!r} ({' '.join(f'U+{ord(c):04X}' for c in text)}) is not one glyph in this font"
+        )
     glyph = canvas.crop(box)
     factor = LONGEST / max(glyph.size)
     if factor < 1:
-        glyph = glyph.resize((round(glyph.width * factor), round(glyph.height * factor)), Image.Resampling.LANCZOS)
+        glyph = glyph.resize(
+            (round(glyph.width * factor), round(glyph.height * factor)), Image.Resampling.LANCZOS
+        )
     pixels = np.asarray(glyph).copy()
     pixels[pixels[..., 3] < 8] = 0  # what cannot be seen costs bytes
     glyph = Image.fromarray(pixels)
@@ -52,7 +59,9 @@ def font_version(font_bytes: bytes) -> str:
             _, count, strings = struct.unpack(">HHH", font_bytes[start : start + 6])
             for j in range(count):
                 record = start + 6 + 12 * j
-                platform, _, _, name, length, offset = struct.unpack(">6H", font_bytes[record : record + 12])
+                platform, _, _, name, length, offset = struct.unpack(
+                    ">6H", font_bytes[record : record + 12]
+                )
                 if name == 5:
                     raw = font_bytes[start + strings + offset :][:length]
                     return raw.decode("utf-16-be" if platform in (0, 3) else "latin-1")
@@ -62,12 +71,16 @@ def font_version(font_bytes: bytes) -> str:
 def build(font_path: Path, folder: Path) -> None:
     """Writes glyphs.png and glyphs.json to `folder`."""
     if not features.check("raqm"):
-        raise SystemExit("this Pillow has no raqm, so hair and skin tone cannot be joined; Pillow's wheel has it")
+        raise SystemExit(
+            "this Pillow has no raqm, so hair and skin tone cannot be joined; Pillow's wheel has it"
+        )
     data = font_path.read_bytes()
     font = ImageFont.truetype(io.BytesIO(data), STRIKE, layout_engine=ImageFont.Layout.RAQM)
     table = sources()
     texts = list(dict.fromkeys(source.text for source in table))
-    atlas = Image.new("RGBA", (COLUMNS * LONGEST, -(-len(texts) // COLUMNS) * LONGEST), (0, 0, 0, 0))
+    atlas = Image.new(
+        "RGBA", (COLUMNS * LONGEST, -(-len(texts) // COLUMNS) * LONGEST), (0, 0, 0, 0)
+    )
     boxes: dict[str, list[int]] = {}
     for i, text in enumerate(texts):
         glyph = draw_glyph(font, text)
@@ -76,7 +89,11 @@ def build(font_path: Path, folder: Path) -> None:
         boxes[text] = [x, y, x + glyph.width, y + glyph.height]
     variants = []
     for source in table:
-        entry: dict[str, object] = {"kind": source.kind, "variant": source.variant, "split": source.split}
+        entry: dict[str, object] = {
+            "kind": source.kind,
+            "variant": source.variant,
+            "split": source.split,
+        }
         entry |= {"codes": [f"{ord(c):X}" for c in source.text], "box": boxes[source.text]}
         if source.hue:
             entry["hue"] = source.hue
@@ -93,15 +110,21 @@ def build(font_path: Path, folder: Path) -> None:
         "licence": "SIL Open Font License 1.1, see OFL.txt",
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "glyphs.json").write_text(json.dumps(head)[:-1] + f', "variants": [\n{lines}\n]}}\n', encoding="utf-8")
+    (folder / "glyphs.json").write_text(
+        json.dumps(head)[:-1] + f', "variants": [\n{lines}\n]}}\n', encoding="utf-8"
+    )
     atlas.save(folder / "glyphs.png", optimize=True)
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m ris.data.scenes.build_atlas", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m ris.data.scenes.build_atlas", description=__doc__
+    )
     parser.add_argument("font", type=Path, help="NotoColorEmoji.ttf")
-    parser.add_argument("--out", type=Path, default=DATA, help="folder for glyphs.png and glyphs.json")
+    parser.add_argument(
+        "--out", type=Path, default=DATA, help="folder for glyphs.png and glyphs.json"
+    )
     args = parser.parse_args()
     build(args.font, args.out)
 

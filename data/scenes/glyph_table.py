@@ -1,9 +1,11 @@
-"""Which glyphs of Noto Color Emoji are drawn, under which kind and variant, and which of them are held out.
+"""Which glyphs of Noto Color Emoji are drawn, under which kind and variant, and which of them are
+held out.
 
-Only `build_atlas` reads this table; everything else reads the index that it writes. A variant is one picture: a glyph,
-or a glyph recoloured (hue turned by some degrees, then a gain on each channel). A held-out variant is never drawn in a
-training scene. People are held out by combinations of hair and skin tone; a kind with many glyphs holds out some that
-resemble its training glyphs; a kind with one or two glyphs holds out colours.
+Only `build_atlas` reads this table; everything else reads the index that it writes. A variant is
+one picture: a glyph, or a glyph recoloured (hue turned by some degrees, then a gain on each
+channel). A held-out variant is never drawn in a training scene. People are held out by combinations
+of hair and skin tone; a kind with many glyphs holds out some that resemble its training glyphs; a
+kind with one or two glyphs holds out colours.
 
 `colour` and `look` are what the grammar may call a variant: "red apple", "bearded man", "girl".
 """
@@ -35,7 +37,9 @@ def _people() -> list[Source]:
     """Busts and faces: hair x skin tone, two or so tones of each hair held out."""
     man, woman, sign = "\U0001f468", "\U0001f469", "\ufe0f"
     hair = {"red-hair": "\U0001f9b0", "curly-hair": "\U0001f9b1", "white-hair": "\U0001f9b3"}
-    forms: list[tuple[str, str, str, str, tuple[int, ...], str | None]] = []  # kind, name, before tone, after, held out
+    forms: list[
+        tuple[str, str, str, str, tuple[int, ...], str | None]
+    ] = []  # kind, name, before tone, after, held out
     man_out = {"red-hair": (2, 5), "curly-hair": (1, 4), "white-hair": (0, 3)}
     woman_out = {"red-hair": (1, 3), "curly-hair": (0, 5), "white-hair": (2, 4)}
     for name, code in hair.items():
@@ -47,15 +51,25 @@ def _people() -> list[Source]:
     forms.append(("child", "boy", "\U0001f466", "", (2, 4), "boy"))
     forms.append(("child", "girl", "\U0001f467", "", (1, 3), "girl"))
     return [
-        Source(kind, f"{name}-{i}", before + tone + after, "heldout" if i in out else "train", look=look)
+        Source(
+            kind,
+            f"{name}-{i}",
+            before + tone + after,
+            "heldout" if i in out else "train",
+            look=look,
+        )
         for kind, name, before, after, out, look in forms
         for i, tone in enumerate(TONES)
     ]
 
 
-def _glyphs(kind: str, train: dict[str, str], heldout: dict[str, str], looks: dict[str, str]) -> list[Source]:
+def _glyphs(
+    kind: str, train: dict[str, str], heldout: dict[str, str], looks: dict[str, str]
+) -> list[Source]:
     """Plain glyphs: variant name -> text."""
-    return [Source(kind, name, text, "train", look=looks.get(name)) for name, text in train.items()] + [
+    return [
+        Source(kind, name, text, "train", look=looks.get(name)) for name, text in train.items()
+    ] + [
         Source(kind, name, text, "heldout", look=looks.get(name)) for name, text in heldout.items()
     ]
 
@@ -71,7 +85,15 @@ def _recoloured(
     """One glyph in several colours: suffix -> (hue in degrees, gain)."""
     looks = looks or {}
     return [
-        Source(kind, f"{name}-{suffix}", text, "train" if suffix in train else "heldout", hue, gain, looks.get(suffix))
+        Source(
+            kind,
+            f"{name}-{suffix}",
+            text,
+            "train" if suffix in train else "heldout",
+            hue,
+            gain,
+            looks.get(suffix),
+        )
         for suffix, (hue, gain) in (train | heldout).items()
     ]
 
@@ -79,7 +101,12 @@ def _recoloured(
 _SAME = (0.0, _PLAIN)
 _FUR = {"plain": _SAME, "dark": (0.0, (0.68, 0.64, 0.62)), "warm": (0.0, (1.06, 0.9, 0.74))}
 _FUR_OUT = {"dusky": (0.0, (0.84, 0.76, 0.72)), "cool": (0.0, (0.84, 0.93, 1.0))}
-_HUES = {"plain": _SAME, "hue80": (80.0, _PLAIN), "hue160": (160.0, _PLAIN), "hue250": (250.0, _PLAIN)}
+_HUES = {
+    "plain": _SAME,
+    "hue80": (80.0, _PLAIN),
+    "hue160": (160.0, _PLAIN),
+    "hue250": (250.0, _PLAIN),
+}
 _HUES_OUT = {"hue40": (40.0, _PLAIN), "hue120": (120.0, _PLAIN), "hue305": (305.0, _PLAIN)}
 
 
@@ -89,10 +116,14 @@ def sources() -> list[Source]:
     for name, text in {"dog": "\U0001f415", "dog-face": "\U0001f436"}.items():
         out += _recoloured("dog", name, text, _FUR, _FUR_OUT)
     out += _glyphs(
-        "dog", {"service-dog": "\U0001f415\u200d\U0001f9ba", "poodle": "\U0001f429"}, {"guide-dog": "\U0001f9ae"}, {}
+        "dog",
+        {"service-dog": "\U0001f415\u200d\U0001f9ba", "poodle": "\U0001f429"},
+        {"guide-dog": "\U0001f9ae"},
+        {},
     )
     orange = dict.fromkeys(
-        ("grin", "smile", "wry", "kiss", "tear", "face", "joy", "hearts", "pouting", "weary"), "orange"
+        ("grin", "smile", "wry", "kiss", "tear", "face", "joy", "hearts", "pouting", "weary"),
+        "orange",
     )
     out += _glyphs(
         "cat",
@@ -118,7 +149,12 @@ def sources() -> list[Source]:
     )
     black = {"plain": "black", "deep": "black"}
     out += _recoloured(
-        "cat", "black-cat", "\U0001f408\u200d\u2b1b", {"plain": _SAME}, {"deep": (0.0, (0.74, 0.74, 0.8))}, black
+        "cat",
+        "black-cat",
+        "\U0001f408\u200d\u2b1b",
+        {"plain": _SAME},
+        {"deep": (0.0, (0.74, 0.74, 0.8))},
+        black,
     )
     for kind, name, text in (
         ("horse", "horse", "\U0001f40e"),
@@ -149,10 +185,13 @@ def sources() -> list[Source]:
         {"front-chick": "\U0001f425"},
         {},
     )
-    out += _recoloured("bird", "bird", "\U0001f426", {"hue120": (120.0, _PLAIN)}, {"hue190": (190.0, _PLAIN)})
+    out += _recoloured(
+        "bird", "bird", "\U0001f426", {"hue120": (120.0, _PLAIN)}, {"hue190": (190.0, _PLAIN)}
+    )
     out += _recoloured("bird", "duck", "\U0001f986", {}, {"hue40": (40.0, (0.95, 0.95, 0.95))})
     out += _recoloured("bird", "parrot", "\U0001f99c", {}, {"hue100": (100.0, _PLAIN)})
-    # the hue turns of the paint: the red car by 115 is green, by 225 blue; the blue one by 140 is red
+    # the hue turns of the paint: the red car by 115 is green, by 225 blue; the blue one by 140 is
+    # red
     out += _recoloured(
         "car",
         "car",
@@ -204,12 +243,22 @@ def sources() -> list[Source]:
         {"dark": (15.0, (0.75, 0.85, 0.8)), "autumn": (-48.0, _PLAIN)},
     )
     out += _recoloured(
-        "tree", "fir", "\U0001f332", {"plain": _SAME, "lime": (-25.0, (1.1, 1.1, 1.1))}, {"blue": (35.0, _PLAIN)}
+        "tree",
+        "fir",
+        "\U0001f332",
+        {"plain": _SAME, "lime": (-25.0, (1.1, 1.1, 1.1))},
+        {"blue": (35.0, _PLAIN)},
     )
     out += _recoloured(
-        "tree", "palm", "\U0001f334", {"plain": _SAME, "dark": (0.0, (0.8, 0.8, 0.8))}, {"pale": (-15.0, _PLAIN)}
+        "tree",
+        "palm",
+        "\U0001f334",
+        {"plain": _SAME, "dark": (0.0, (0.8, 0.8, 0.8))},
+        {"pale": (-15.0, _PLAIN)},
     )
-    out += _recoloured("tree", "christmas", "\U0001f384", {"plain": _SAME}, {"pale": (0.0, (1.15, 1.1, 0.9))})
+    out += _recoloured(
+        "tree", "christmas", "\U0001f384", {"plain": _SAME}, {"pale": (0.0, (1.15, 1.1, 0.9))}
+    )
     out += _glyphs(
         "flower",
         {
@@ -229,7 +278,12 @@ def sources() -> list[Source]:
     out += _recoloured("flower", "hibiscus", "\U0001f33a", {}, {"hue300": (300.0, _PLAIN)})
     out += _recoloured("umbrella", "umbrella", "\u2602\ufe0f", _HUES, _HUES_OUT)
     out += _recoloured("umbrella", "rain", "\u2614", _HUES, _HUES_OUT)
-    wood = {"plain": _SAME, "hue110": (110.0, _PLAIN), "hue200": (200.0, _PLAIN), "dark": (0.0, (0.65, 0.65, 0.65))}
+    wood = {
+        "plain": _SAME,
+        "hue110": (110.0, _PLAIN),
+        "hue200": (200.0, _PLAIN),
+        "dark": (0.0, (0.65, 0.65, 0.65)),
+    }
     wood_out = {"hue60": (60.0, _PLAIN), "hue310": (310.0, _PLAIN)}
     out += _recoloured("chair", "chair", "\U0001fa91", wood, wood_out)
     out += _recoloured("chair", "seat", "\U0001f4ba", _HUES, _HUES_OUT)
@@ -243,7 +297,9 @@ def sources() -> list[Source]:
         {},
     )
     out += _recoloured("clock", "alarm", "\u23f0", _HUES, _HUES_OUT)
-    out += _recoloured("clock", "mantel", "\U0001f570\ufe0f", {"plain": _SAME}, {"dark": (0.0, (0.75, 0.75, 0.8))})
+    out += _recoloured(
+        "clock", "mantel", "\U0001f570\ufe0f", {"plain": _SAME}, {"dark": (0.0, (0.75, 0.75, 0.8))}
+    )
     out += _recoloured(
         "apple",
         "red",
@@ -288,7 +344,11 @@ def sources() -> list[Source]:
         {},
     )
     out += _recoloured(
-        "ball", "soccer", "\u26bd", {"warm": (0.0, (1.0, 0.85, 0.65))}, {"blue": (0.0, (0.72, 0.88, 1.0))}
+        "ball",
+        "soccer",
+        "\u26bd",
+        {"warm": (0.0, (1.0, 0.85, 0.65))},
+        {"blue": (0.0, (0.72, 0.88, 1.0))},
     )
     out += _recoloured("ball", "basket", "\U0001f3c0", {}, {"red": (-18.0, _PLAIN)})
     mug = {"plain": _SAME, "warm": (0.0, (1.0, 0.8, 0.65)), "mint": (0.0, (0.7, 1.0, 0.85))}
@@ -305,11 +365,28 @@ def sources() -> list[Source]:
         {"red": "red", "violet": "other", "dark": "red"},
     )
     out += _recoloured(
-        "book", "green", "\U0001f4d7", {"plain": _SAME}, {"dark": (12.0, _PLAIN)}, {"plain": "green", "dark": "green"}
+        "book",
+        "green",
+        "\U0001f4d7",
+        {"plain": _SAME},
+        {"dark": (12.0, _PLAIN)},
+        {"plain": "green", "dark": "green"},
     )
     out += _recoloured(
-        "book", "blue", "\U0001f4d8", {"plain": _SAME}, {"dark": (8.0, (0.85,) * 3)}, {"plain": "blue", "dark": "blue"}
+        "book",
+        "blue",
+        "\U0001f4d8",
+        {"plain": _SAME},
+        {"dark": (8.0, (0.85,) * 3)},
+        {"plain": "blue", "dark": "blue"},
     )
-    books = {"orange": "\U0001f4d9", "notebook": "\U0001f4d3", "ledger": "\U0001f4d2", "open": "\U0001f4d6"}
-    out += _glyphs("book", books, {"brown": "\U0001f4d4"}, dict.fromkeys((*books, "brown"), "other"))
+    books = {
+        "orange": "\U0001f4d9",
+        "notebook": "\U0001f4d3",
+        "ledger": "\U0001f4d2",
+        "open": "\U0001f4d6",
+    }
+    out += _glyphs(
+        "book", books, {"brown": "\U0001f4d4"}, dict.fromkeys((*books, "brown"), "other")
+    )
     return out

@@ -1,7 +1,8 @@
 """The pictures that scenes are made of: glyphs of Noto Color Emoji from the atlas in `data/`.
 
-`data/glyphs.png` holds every glyph once; `data/glyphs.json` says which variants there are: kind, name, split, the box
-in the atlas, and how the glyph is recoloured. `build_atlas` writes both from the font.
+`data/glyphs.png` holds every glyph once; `data/glyphs.json` says which variants there are: kind,
+name, split, the box in the atlas, and how the glyph is recoloured. `build_atlas` writes both from
+the font.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ Split = Literal["train", "heldout"]
 
 @dataclass(frozen=True)
 class Variant:
-    """One picture of a kind. `box` is left, top, right, bottom in the atlas; `hue` is in degrees."""
+    """One picture of a kind. `box` is left, top, right, bottom in the atlas; `hue` is in
+    degrees.
+    """
 
     kind: str
     name: str
@@ -83,8 +86,8 @@ def picture(variant: Variant) -> Image.Image:
 
 @cache
 def variant_colours(kind: str, name: str) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
-    """Colours of a variant at up to 400 of its pixels, float32 RGB [P, 3], and those of every held-out variant of its
-    kind with about the same outline at the same places."""
+    """Colours of a variant at up to 400 of its pixels, float32 RGB [P, 3], and those of every
+    held-out variant of its kind with about the same outline at the same places."""
     (own,) = [v for v in all_variants() if (v.kind, v.name) == (kind, name)]
     shown = picture(own)
     solid = np.asarray(shown.getchannel("A")) > 127
@@ -92,10 +95,15 @@ def variant_colours(kind: str, name: str) -> tuple[NDArray[np.float32], list[NDA
     inside = inside[np.linspace(0, len(inside) - 1, min(400, len(inside))).astype(int)]
 
     def colours(image: Image.Image) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = np.asarray(image)[..., :3].reshape(-1, 3)[inside].astype(np.float32)
+        found: NDArray[np.float32] = (
+            np.asarray(image)[..., :3].reshape(-1, 3)[inside].astype(np.float32)
+        )
         return found
 
-    others = [picture(v).resize(shown.size, Image.Resampling.BILINEAR) for v in variants_of(kind, "heldout")]
+    others = [
+        picture(v).resize(shown.size, Image.Resampling.BILINEAR)
+        for v in variants_of(kind, "heldout")
+    ]
     alike = []
     for other in others:
         covered = np.asarray(other.getchannel("A")) > 127
@@ -104,8 +112,12 @@ def variant_colours(kind: str, name: str) -> tuple[NDArray[np.float32], list[NDA
     return colours(shown), alike
 
 
-def recoloured(rgba: NDArray[np.uint8], hue: float, gain: tuple[float, float, float]) -> NDArray[np.uint8]:
-    """uint8 RGBA [H, W, 4] with its hue turned by `hue` degrees about the grey axis, then each channel times `gain`."""
+def recoloured(
+    rgba: NDArray[np.uint8], hue: float, gain: tuple[float, float, float]
+) -> NDArray[np.uint8]:
+    """uint8 RGBA [H, W, 4] with its hue turned by `hue` degrees about the grey axis, then each
+    channel times `gain`.
+    """
     out = rgba.copy()
     out[..., :3] = np.clip(np.rint((rgba[..., :3] @ hue_turn(hue).T) * gain), 0, 255)
     out[rgba[..., 3] == 0] = 0

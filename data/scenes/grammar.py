@@ -1,6 +1,7 @@
 """Referring expressions for a scene, with the objects they mean.
 
-The wording is in `phrases`, the nouns in `words`, and the rules by which an expression picks objects in `meaning`.
+The wording is in `phrases`, the nouns in `words`, and the rules by which an expression picks
+objects in `meaning`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from ris.data.scenes.words import NOUNS, Noun, category, covers, usable
 
 Kind = Literal["plain", "position", "ordinal", "relation", "size", "several", "no_target"]
 Wanted = Kind | Literal["too_many", "unrelated"]
-"""What may be asked for: a kind, or one sort of "no target" alone: a number that there is not, or a relation to a thing
-that there is not."""
+"""What may be asked for: a kind, or one sort of "no target" alone: a number that there is not, or a
+relation to a thing that there is not."""
 WEIGHTS: dict[Wanted, float] = {
     "plain": 0.19,
     "position": 0.20,
@@ -29,8 +30,9 @@ WEIGHTS: dict[Wanted, float] = {
     "several": 0.07,
     "no_target": 0.12,
 }
-"""How often each kind is tried first; what a scene does not allow goes to the others, so that about 22 % are plain,
-26 % position, 9 % ordinal, 13 % relation, 8 % size, 10 % several and 12 % no target in the end."""
+"""How often each kind is tried first; what a scene does not allow goes to the others, so that about
+22 % are plain, 26 % position, 9 % ordinal, 13 % relation, 8 % size, 10 % several and 12 % no target
+in the end."""
 _ATTEMPTS = 12  # at one kind before another is tried
 MOST_SAMPLES = 1000
 Rng = np.random.Generator
@@ -42,10 +44,16 @@ class Sample:
 
     expression: str
     kind: Kind
-    targets: tuple[int, ...]  # indices into Scene.objects, ascending; empty where there is no target
+    targets: tuple[
+        int, ...
+    ]  # indices into Scene.objects, ascending; empty where there is no target
     category: str | None  # the COCO category nearest to the head noun; None where there is none
-    mirrored: str | None  # left/right expressions over two or more of the kind: the same with left and right swapped
-    mirrored_targets: tuple[int, ...] = ()  # what `mirrored` means, always something else than `targets`
+    mirrored: (
+        str | None
+    )  # left/right expressions over two or more of the kind: the same with left and right swapped
+    mirrored_targets: tuple[
+        int, ...
+    ] = ()  # what `mirrored` means, always something else than `targets`
 
 
 class _Writer:
@@ -54,7 +62,9 @@ class _Writer:
     def __init__(self, scene: Scene, rng: Rng):
         self.scene, self.rng, self.things = scene, rng, scene.objects
         self.side = scene.image.shape[0]
-        self.groups: list[tuple[Noun, list[int]]] = []  # nouns said of something here, with the objects
+        self.groups: list[
+            tuple[Noun, list[int]]
+        ] = []  # nouns said of something here, with the objects
         self.absent: list[Noun] = []  # nouns said of nothing here
         for noun in NOUNS:
             if usable(noun, self.things):
@@ -79,13 +89,17 @@ class _Writer:
         return options[int(self.rng.integers(len(options)))]
 
     def group(self, least: int, most: int = 99) -> tuple[Noun, list[int]] | None:
-        """A noun said of `least` to `most` objects: an object group first, then one of the words for it."""
+        """A noun said of `least` to `most` objects: an object group first, then one of the words
+        for it.
+        """
         fitting = [(noun, found) for noun, found in self.groups if least <= len(found) <= most]
         if not fitting:
             return None
         odds: dict[tuple[int, ...], float] = {}
         for noun, found in fitting:
-            usual = noun.look is None and len(noun.kinds) == 1  # rather "man" and "apple" than "person" and "red apple"
+            usual = (
+                noun.look is None and len(noun.kinds) == 1
+            )  # rather "man" and "apple" than "person" and "red apple"
             odds[tuple(found)] = max(odds.get(tuple(found), 0.0), 1.0 if usual else 0.45)
         shares = np.array(list(odds.values()))
         chosen = list(odds)[int(self.rng.choice(len(odds), p=shares / shares.sum()))]
@@ -103,8 +117,14 @@ class _Writer:
             return None
         return phrases.article(self.one_of(options).format(n=noun.one, ns=noun.many, **words))
 
-    def sample(self, text: str | None, kind: Kind, targets: Sequence[int], noun: Noun) -> Sample | None:
-        return None if text is None else Sample(text, kind, tuple(sorted(targets)), category(noun), None)
+    def sample(
+        self, text: str | None, kind: Kind, targets: Sequence[int], noun: Noun
+    ) -> Sample | None:
+        return (
+            None
+            if text is None
+            else Sample(text, kind, tuple(sorted(targets)), category(noun), None)
+        )
 
     def plain(self) -> Sample | None:
         picked = self.group(1, 1)
@@ -118,7 +138,11 @@ class _Writer:
         things = self.objects(found)
         if len(found) == 3 and self.rng.random() < 0.3:
             which = meaning.middle(things, self.side)
-            return None if which is None else self.sample(self.write("middle", noun), "position", [found[which]], noun)
+            return (
+                None
+                if which is None
+                else self.sample(self.write("middle", noun), "position", [found[which]], noun)
+            )
         form, direction, word = self.direction()
         which = meaning.extreme(things, direction, self.side)
         if which is None:
@@ -126,7 +150,9 @@ class _Writer:
         sample = self.sample(self.write(form, noun, d=word), "position", [found[which]], noun)
         if sample is None or form != "side" or len(found) < 2:
             return sample
-        return self.with_mirror(sample, found, meaning.extreme(things, _OPPOSITE[direction], self.side))
+        return self.with_mirror(
+            sample, found, meaning.extreme(things, _OPPOSITE[direction], self.side)
+        )
 
     def direction(self) -> tuple[str, str, str]:
         """Form, direction, and the word for it."""
@@ -143,7 +169,9 @@ class _Writer:
         if other is None or (found[other],) == sample.targets:
             return sample
         text = phrases.swap_sides(sample.expression)
-        return Sample(sample.expression, sample.kind, sample.targets, sample.category, text, (found[other],))
+        return Sample(
+            sample.expression, sample.kind, sample.targets, sample.category, text, (found[other],)
+        )
 
     def ordinal(self) -> Sample | None:
         picked = self.group(2)
@@ -151,7 +179,9 @@ class _Writer:
             return None
         noun, found = picked
         number = 1 + int(self.rng.integers(min(len(found), len(phrases.ORDINALS))))
-        direction = self.one_of(("left", "right", "left", "right", "left", "right", "top", "bottom"))
+        direction = self.one_of(
+            ("left", "right", "left", "right", "left", "right", "top", "bottom")
+        )
         things = self.objects(found)
         which = meaning.nth(things, number, direction, self.side)
         if which is None:
@@ -160,7 +190,9 @@ class _Writer:
         sample = self.sample(text, "ordinal", [found[which]], noun)
         if sample is None or direction not in ("left", "right"):
             return sample
-        return self.with_mirror(sample, found, meaning.nth(things, number, _OPPOSITE[direction], self.side))
+        return self.with_mirror(
+            sample, found, meaning.nth(things, number, _OPPOSITE[direction], self.side)
+        )
 
     def relation(self) -> Sample | None:
         picked = self.group(2) if self.rng.random() < 0.6 else self.group(1)
@@ -168,11 +200,15 @@ class _Writer:
         if picked is None or anchor is None or set(picked[0].kinds) & set(anchor[0].kinds):
             return None
         noun, found = picked
-        relation = self.one_of((*phrases.RELATIONS, "beside", "beside", "beside"))  # the rarest to hold
+        relation = self.one_of(
+            (*phrases.RELATIONS, "beside", "beside", "beside")
+        )  # the rarest to hold
         which = meaning.related(self.objects(found), self.things[anchor[1][0]], relation, self.side)
         if which is None:
             return None
-        text = self.write("relation", noun, r=self.one_of(phrases.RELATIONS[relation]), m=anchor[0].one)
+        text = self.write(
+            "relation", noun, r=self.one_of(phrases.RELATIONS[relation]), m=anchor[0].one
+        )
         return self.sample(text, "relation", [found[which]], noun)
 
     def size(self) -> Sample | None:
@@ -184,7 +220,12 @@ class _Writer:
         which = meaning.by_size(self.objects(found), large)
         if which is None:
             return None
-        return self.sample(self.write("size", noun, z=self.size_word(large, len(found))), "size", [found[which]], noun)
+        return self.sample(
+            self.write("size", noun, z=self.size_word(large, len(found))),
+            "size",
+            [found[which]],
+            noun,
+        )
 
     def size_word(self, large: bool, count: int) -> str:
         of_two = count == 2 and self.rng.random() < 0.3
@@ -202,17 +243,23 @@ class _Writer:
         form = "all"
         if self.rng.random() < 0.5 and len(found) in phrases.COUNTS:
             form = "both" if len(found) == 2 and self.rng.random() < 0.5 else "count"
-        return self.sample(self.write(form, noun, c=phrases.COUNTS.get(len(found), "")), "several", found, noun)
+        return self.sample(
+            self.write(form, noun, c=phrases.COUNTS.get(len(found), "")), "several", found, noun
+        )
 
     def pair(self) -> Sample | None:
         """ "the dog and the cat"."""
         first, second = self.group(1, 1), self.group(1, 1)
         if first is None or second is None or set(first[0].kinds) & set(second[0].kinds):
             return None
-        return self.sample(self.write("and", first[0], m=second[0].one), "several", first[1] + second[1], first[0])
+        return self.sample(
+            self.write("and", first[0], m=second[0].one), "several", first[1] + second[1], first[0]
+        )
 
     def no_target(self) -> Sample | None:
-        """An absent thing in any wording, a number that there is not, or a relation to an absent thing."""
+        """An absent thing in any wording, a number that there is not, or a relation to an absent
+        thing.
+        """
         roll = self.rng.random()
         if roll < 0.15:
             return self.too_many()
@@ -222,9 +269,13 @@ class _Writer:
         return self.sample(self.text_of_any_form(noun), "no_target", (), noun)
 
     def absent_noun(self) -> Noun:
-        """A noun of no object here; a wrong look of a kind that is here (a red apple among green ones) a bit more."""
+        """A noun of no object here; a wrong look of a kind that is here (a red apple among green
+        ones) a bit more.
+        """
         here = {thing.kind for thing in self.things}
-        weights = np.array([n.weight * (1 if not n.look else 0.3 + 2 * (n.kinds[0] in here)) for n in self.absent])
+        weights = np.array(
+            [n.weight * (1 if not n.look else 0.3 + 2 * (n.kinds[0] in here)) for n in self.absent]
+        )
         return self.absent[int(self.rng.choice(len(self.absent), p=weights / weights.sum()))]
 
     def too_many(self) -> Sample | None:
@@ -243,14 +294,22 @@ class _Writer:
         picked = self.group(1)
         if picked is None:
             return None
-        return self.sample(self.relation_text(picked[0], self.absent_noun()), "no_target", (), picked[0])
+        return self.sample(
+            self.relation_text(picked[0], self.absent_noun()), "no_target", (), picked[0]
+        )
 
     def relation_text(self, noun: Noun, other: Noun) -> str | None:
         words = phrases.RELATIONS[self.one_of(tuple(phrases.RELATIONS))]
-        return None if noun == other else self.write("relation", noun, r=self.one_of(words), m=other.one)
+        return (
+            None
+            if noun == other
+            else self.write("relation", noun, r=self.one_of(words), m=other.one)
+        )
 
     def text_of_any_form(self, noun: Noun) -> str | None:
-        """An expression about the noun, of a kind that is as frequent here as where there are targets."""
+        """An expression about the noun, of a kind that is as frequent here as where there are
+        targets.
+        """
         roll = self.rng.random()
         if roll < 0.3:
             return self.write("plain", noun)
@@ -260,7 +319,12 @@ class _Writer:
             form, _, word = self.direction()
             return self.write(form, noun, d=word)
         if roll < 0.7:
-            return self.write("ordinal", noun, o=self.one_of(phrases.ORDINALS[:3]), d=self.one_of(tuple(_OPPOSITE)))
+            return self.write(
+                "ordinal",
+                noun,
+                o=self.one_of(phrases.ORDINALS[:3]),
+                d=self.one_of(tuple(_OPPOSITE)),
+            )
         if roll < 0.82:
             other = self.group(1, 1)
             return None if other is None else self.relation_text(noun, other[0])
@@ -274,12 +338,15 @@ _ABSENT = ("no_target", "too_many", "unrelated")
 _OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 
-def make_samples(scene: Scene, seed: int, count: int, weights: Mapping[Wanted, float] = WEIGHTS) -> list[Sample]:
-    """`count` samples with distinct expressions, of mixed kinds; the same for the same scene, seed and weights.
+def make_samples(
+    scene: Scene, seed: int, count: int, weights: Mapping[Wanted, float] = WEIGHTS
+) -> list[Sample]:
+    """`count` samples with distinct expressions, of mixed kinds; the same for the same scene, seed
+    and weights.
 
-    weights: how often each kind is tried first. What kinds there are depends on the scene: with no two of a kind there
-    is nothing to count. ValueError for a negative seed or a count above 1000, and where the scene does not give that
-    many distinct expressions (hundreds are no problem).
+    weights: how often each kind is tried first. What kinds there are depends on the scene: with no
+    two of a kind there is nothing to count. ValueError for a negative seed or a count above 1000,
+    and where the scene does not give that many distinct expressions (hundreds are no problem).
     """
     if not 0 <= count <= MOST_SAMPLES:
         raise ValueError(f"count is {count}; a scene gives 0 to {MOST_SAMPLES} samples")
@@ -295,15 +362,24 @@ def make_samples(scene: Scene, seed: int, count: int, weights: Mapping[Wanted, f
             if sample is not None:
                 break
         if sample is None:
-            raise ValueError(f"scene {scene.seed} gives only {len(samples)} distinct expressions, {count} were wanted")
+            raise ValueError(
+                f"scene {scene.seed} gives only {len(samples)} distinct expressions, {count} were"
+                " wanted"
+            )
         samples[sample.expression] = sample
     return list(samples.values())
 
 
 def _first_possible(
-    writer: _Writer, rng: Rng, names: list[Wanted], weights: NDArray[np.float64], taken: dict[str, Sample]
+    writer: _Writer,
+    rng: Rng,
+    names: list[Wanted],
+    weights: NDArray[np.float64],
+    taken: dict[str, Sample],
 ) -> Sample | None:
-    """A new sample of a kind drawn by weight, or else of another kind that the scene allows; no target comes last."""
+    """A new sample of a kind drawn by weight, or else of another kind that the scene allows; no
+    target comes last.
+    """
     order = [names[i] for i in rng.choice(len(names), len(names), replace=False, p=weights)]
     for name in order[:1] + sorted(order[1:], key=_ABSENT.__contains__):
         for _ in range(_ATTEMPTS):

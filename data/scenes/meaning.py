@@ -1,4 +1,5 @@
-"""What an expression means: which objects it picks, decided on the centroids of visible masks with clear margins.
+"""What an expression means: which objects it picks, decided on the centroids of visible masks with
+clear margins.
 
 Every function returns None where a person might hesitate. Distances are shares of the image's side.
 """
@@ -22,7 +23,9 @@ _WIDE = 3.0  # clearly not in that direction
 _NEAR, _FAR = 1.5, 2.0  # centre distance over the sum of half sizes: clearly next to, clearly not
 
 AXES = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}
-"""Direction -> axis (0 is x) and the sign with which it is sorted: the first is the one furthest that way."""
+"""Direction -> axis (0 is x) and the sign with which it is sorted: the first is the one furthest
+that way.
+"""
 _TOWARDS = {"left": (0, -1), "right": (0, 1), "above": (1, -1), "below": (1, 1)}
 
 
@@ -40,7 +43,9 @@ def _gaps(things: list[SceneObject], order: list[int], direction: str, side: int
 
 
 def extreme(things: list[SceneObject], direction: str, side: int) -> int | None:
-    """Position of the one furthest in `direction`; one thing alone must clearly be in that half of the image."""
+    """Position of the one furthest in `direction`; one thing alone must clearly be in that half of
+    the image.
+    """
     axis, sign = AXES[direction]
     if len(things) == 1:
         return 0 if sign * (things[0].centre[axis] / side - 0.5) < -EXTREME_MARGIN else None
@@ -82,7 +87,9 @@ def by_size(things: list[SceneObject], largest: bool) -> int | None:
 
 
 def related(things: list[SceneObject], anchor: SceneObject, relation: str, side: int) -> int | None:
-    """Position of the only one that is in this relation to the anchor: clearly so, and the others clearly not."""
+    """Position of the only one that is in this relation to the anchor: clearly so, and the others
+    clearly not.
+    """
     answers = [_holds(thing, anchor, relation, side) for thing in things]
     return answers.index(True) if answers.count(True) == 1 and None not in answers else None
 

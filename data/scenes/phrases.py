@@ -1,14 +1,15 @@
 """The sentence templates, and which of them each split may use.
 
-Slots: {n} singular noun, {ns} plural, {d} a direction, {o} an ordinal, {m} the other noun, {r} a relation, {c} a count
-in words, {z} a size word.
+Slots: {n} singular noun, {ns} plural, {d} a direction, {o} an ordinal, {m} the other noun, {r} a
+relation, {c} a count in words, {z} a size word.
 
-**Which split says what.** A phrasing is a template together with its head noun. Templates marked `+` belong to the
-held-out split whatever the noun. Of the others, a quarter of the (template, noun) pairs, chosen by a checksum, is
-held out too. Training uses the rest and nothing else, the held-out split uses the held-out pairs and nothing else: no
-held-out expression can occur in training. Every word, and every construction ("at the", "left side", "that is ..."),
-occurs in training in some other combination: "guy at the left side" is held out, "guy on the left side" and "guy at the
-left" are not.
+**Which split says what.** A phrasing is a template together with its head noun. Templates marked
+`+` belong to the held-out split whatever the noun. Of the others, a quarter of the (template, noun)
+pairs, chosen by a checksum, is held out too. Training uses the rest and nothing else, the held-out
+split uses the held-out pairs and nothing else: no held-out expression can occur in training. Every
+word, and every construction ("at the", "left side", "that is ..."), occurs in training in some
+other combination: "guy at the left side" is held out, "guy on the left side" and "guy at the left"
+are not.
 """
 
 from __future__ import annotations
@@ -162,12 +163,16 @@ _HELD_OUT = "+ "
 
 
 def phrasings(form: str, noun: str, split: Split) -> list[str]:
-    """The templates of a form that a split may use with this head noun, without their mark; may be empty."""
+    """The templates of a form that a split may use with this head noun, without their mark; may be
+    empty.
+    """
     return [t.removeprefix(_HELD_OUT) for t in TEMPLATES[form] if _split_of(form, t, noun) == split]
 
 
 def _split_of(form: str, template: str, noun: str) -> Split:
-    held = template.startswith(_HELD_OUT) or zlib.crc32(f"{form}|{template}|{noun}".encode()) % 4 == 0
+    held = (
+        template.startswith(_HELD_OUT) or zlib.crc32(f"{form}|{template}|{noun}".encode()) % 4 == 0
+    )
     return "heldout" if held else "train"
 
 

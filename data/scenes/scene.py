@@ -1,7 +1,8 @@
-"""A scene: a background with 2 to 8 objects, drawn from a seed, with the exact mask of what is seen of each object.
+"""A scene: a background with 2 to 8 objects, drawn from a seed, with the exact mask of what is seen
+of each object.
 
-The same seed, split and size give the same bytes with the same NumPy and Pillow. The two splits share no glyph
-variant, no background family and no stream of random numbers.
+The same seed, split and size give the same bytes with the same NumPy and Pillow. The two splits
+share no glyph variant, no background family and no stream of random numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from ris.data.scenes.glyphs import Split, Variant, kinds, picture, variants_of
 MIN_OBJECTS, MAX_OBJECTS = 2, 8
 MIN_VISIBLE = 0.65  # the share of an object that must stay visible
 _COUNTS = (0.1, 0.19, 0.22, 0.2, 0.14, 0.09, 0.06)  # how often 2, 3, ... 8 objects
-_SCALES = ((0.15, 0.4), (0.14, 0.38), (0.14, 0.33), (0.14, 0.3), (0.14, 0.27), (0.14, 0.25), (0.14, 0.23))
+_SCALES = (
+    (0.15, 0.4),
+    (0.14, 0.38),
+    (0.14, 0.33),
+    (0.14, 0.3),
+    (0.14, 0.27),
+    (0.14, 0.25),
+    (0.14, 0.23),
+)
 _OFTEN = {"man": 2.5, "woman": 2.5, "child": 1.8}  # people are what most expressions are about
 _TRIES = 40  # positions tried for one object before it is left out
 _STREAM = {"train": 1, "heldout": 2}
@@ -49,7 +58,9 @@ class Scene:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One object before it is drawn: what, how large (share of the side), and about where (0..1), or anywhere."""
+    """One object before it is drawn: what, how large (share of the side), and about where (0..1),
+    or anywhere.
+    """
 
     variant: Variant
     scale: float
@@ -62,11 +73,15 @@ def random_stream(split: Split, *numbers: int) -> Rng:
         raise ValueError(f'split is {split!r}; it is "train" or "heldout"')
     if min(numbers) < 0:
         raise ValueError(f"seeds are 0 or more, got {min(numbers)}")
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([_STREAM[split], len(numbers), *numbers])))
+    return np.random.Generator(
+        np.random.PCG64(np.random.SeedSequence([_STREAM[split], len(numbers), *numbers]))
+    )
 
 
 def make_scene(seed: int, split: Split = "train", size: int = 256) -> Scene:
-    """Draws scene number `seed` of a split at size x size pixels. ValueError for a negative seed or a size below 64."""
+    """Draws scene number `seed` of a split at size x size pixels. ValueError for a negative seed or
+    a size below 64.
+    """
     if size < 64:
         raise ValueError(f"size is {size}; a scene needs at least 64 pixels")
     rng = random_stream(split, seed)
@@ -89,18 +104,23 @@ def make_scene(seed: int, split: Split = "train", size: int = 256) -> Scene:
         placed.append(plan)
         scales.append(scale)
     objects = tuple(
-        _object(plan.variant, labels == i, scale) for i, (plan, scale) in enumerate(zip(placed, scales, strict=True))
+        _object(plan.variant, labels == i, scale)
+        for i, (plan, scale) in enumerate(zip(placed, scales, strict=True))
     )
     return Scene(seed, split, np.asarray(canvas), objects)
 
 
 def _object(variant: Variant, mask: NDArray[np.bool_], scale: float) -> SceneObject:
     ys, xs = np.nonzero(mask)
-    return SceneObject(variant.kind, variant.name, mask, (float(xs.mean()), float(ys.mean())), len(xs), scale)
+    return SceneObject(
+        variant.kind, variant.name, mask, (float(xs.mean()), float(ys.mean())), len(xs), scale
+    )
 
 
 def _plan(rng: Rng, split: Split) -> list[_Plan]:
-    """What is in the scene: mostly a group of one kind, in a row, in a column or scattered, and other things."""
+    """What is in the scene: mostly a group of one kind, in a row, in a column or scattered, and
+    other things.
+    """
     index = int(rng.choice(len(_COUNTS), p=_COUNTS))
     count = index + MIN_OBJECTS
     odds = np.array([_OFTEN.get(kind, 1.0) for kind in kinds()])
@@ -135,10 +155,16 @@ def _scales(rng: Rng, index: int, count: int) -> list[float]:
 def _single_out(rng: Rng, scales: list[float], members: int, low: float, high: float) -> None:
     """Makes one of the first `members` clearly the largest or the smallest of them."""
     larger = rng.random() < 0.5
-    border = float(rng.uniform(low * 1.35, high / 1.05) if larger else rng.uniform(low * 1.05, high / 1.35))
+    border = float(
+        rng.uniform(low * 1.35, high / 1.05) if larger else rng.uniform(low * 1.05, high / 1.35)
+    )
     for i in range(members):
-        scales[i] = float(rng.uniform(low, border / 1.3) if larger else rng.uniform(border * 1.3, high))
-    scales[int(rng.integers(members))] = float(rng.uniform(border, high) if larger else rng.uniform(low, border))
+        scales[i] = float(
+            rng.uniform(low, border / 1.3) if larger else rng.uniform(border * 1.3, high)
+        )
+    scales[int(rng.integers(members))] = float(
+        rng.uniform(border, high) if larger else rng.uniform(low, border)
+    )
 
 
 def _spots(rng: Rng, members: int) -> list[tuple[float, float] | None]:
@@ -150,7 +176,10 @@ def _spots(rng: Rng, members: int) -> list[tuple[float, float] | None]:
     along = np.linspace(start, stop, members) + rng.uniform(-0.05, 0.05, members)
     across = rng.uniform(0.2, 0.8) + rng.uniform(-0.1, 0.1, members)
     row = layout < 0.33
-    return [(float(a), float(b)) if row else (float(b), float(a)) for a, b in zip(along, across, strict=True)]
+    return [
+        (float(a), float(b)) if row else (float(b), float(a))
+        for a, b in zip(along, across, strict=True)
+    ]
 
 
 def _sprite(rng: Rng, plan: _Plan, size: int) -> tuple[Image.Image, float]:
@@ -177,11 +206,14 @@ def _place(
 ) -> tuple[int, int] | None:
     """The left top corner of the object's box, or None where it fits nowhere.
 
-    Most objects avoid all others while that works; the rest may cover up to a third of what is there.
+    Most objects avoid all others while that works; the rest may cover up to a third of what is
+    there.
     """
     height, width = solid.shape
     size = labels.shape[0]
-    visible = np.bincount(labels[labels >= 0], minlength=len(full)) if full else np.zeros(0, np.intp)
+    visible = (
+        np.bincount(labels[labels >= 0], minlength=len(full)) if full else np.zeros(0, np.intp)
+    )
     floor = np.ceil(np.array(full) * MIN_VISIBLE) if full else visible
     apart = rng.random() < 0.7
     for attempt in range(_TRIES):

@@ -1,4 +1,6 @@
-"""Contact sheets: scenes with an expression each and the mask it means, for people who would rather look than read."""
+"""Contact sheets: scenes with an expression each and the mask it means, for people who would rather
+look than read.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ _TINT = np.array([255, 0, 60], np.float32)
 
 
 def expression_tiles(scene: Scene, seed: int, count: int) -> list[Image.Image]:
-    """One picture an expression: the targets tinted, everything else dimmed, the expression written below."""
+    """One picture an expression: the targets tinted, everything else dimmed, the expression written
+    below.
+    """
     tiles = []
     side = scene.image.shape[0]
     for sample in make_samples(scene, seed, count):
@@ -21,7 +25,9 @@ def expression_tiles(scene: Scene, seed: int, count: int) -> list[Image.Image]:
         pixels = np.where(mask, 0.65 * scene.image + 0.35 * _TINT, 0.6 * scene.image)
         tile = Image.new("RGB", (side, side + _LINE), (255, 255, 255))
         tile.paste(Image.fromarray(pixels.astype(np.uint8)), (0, 0))
-        ImageDraw.Draw(tile).text((2, side + 2), f"{sample.expression} [{sample.kind}]", fill=(0, 0, 0))
+        ImageDraw.Draw(tile).text(
+            (2, side + 2), f"{sample.expression} [{sample.kind}]", fill=(0, 0, 0)
+        )
         tiles.append(tile)
     return tiles
 

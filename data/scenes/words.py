@@ -1,4 +1,6 @@
-"""The nouns: what a thing may be called, singular and plural, and which objects each word covers."""
+"""The nouns: what a thing may be called, singular and plural, and which objects each word
+covers.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,11 @@ COCO |= {**dict.fromkeys(PEOPLE, "person"), "ball": "sports ball"}
 
 
 def _nouns() -> tuple[Noun, ...]:
-    out = [Noun(one, many, (kind,), weight=w) for kind, words in _WORDS.items() for one, many, w in words]
+    out = [
+        Noun(one, many, (kind,), weight=w)
+        for kind, words in _WORDS.items()
+        for one, many, w in words
+    ]
     out.append(Noun("person", "people", PEOPLE, weight=1.2))
     out += [Noun("boy", "boys", ("child",), "boy"), Noun("girl", "girls", ("child",), "girl")]
     out.append(Noun("bearded man", "bearded men", ("man",), "bearded"))
@@ -76,12 +82,18 @@ NOUNS = _nouns()
 
 def covers(noun: Noun, thing: SceneObject) -> bool:
     """Whether the noun may be said of the object."""
-    return thing.kind in noun.kinds and (noun.look is None or looks()[thing.kind, thing.variant] == noun.look)
+    return thing.kind in noun.kinds and (
+        noun.look is None or looks()[thing.kind, thing.variant] == noun.look
+    )
 
 
 def usable(noun: Noun, things: tuple[SceneObject, ...]) -> bool:
-    """Whether the noun is clear in this scene: a colour is said only where every object of the kind has a clear one."""
-    return noun.look is None or all(looks()[t.kind, t.variant] is not None for t in things if t.kind in noun.kinds)
+    """Whether the noun is clear in this scene: a colour is said only where every object of the kind
+    has a clear one.
+    """
+    return noun.look is None or all(
+        looks()[t.kind, t.variant] is not None for t in things if t.kind in noun.kinds
+    )
 
 
 def category(noun: Noun) -> str | None:

@@ -1,6 +1,14 @@
-"""Real checkpoints in: the training code's, SAM's, CLIP's and BERT's, in the layouts of docs/checkpoints.md."""
+"""Real checkpoints in: the training code's, SAM's, CLIP's and BERT's, in the layouts of
+docs/checkpoints.md.
+"""
 
 from ris.reference.checkpoint.files import CONFIG
-from ris.reference.checkpoint.loading import Inspection, WeightFiles, build_model, inspect, load_model
+from ris.reference.checkpoint.loading import (
+    Inspection,
+    WeightFiles,
+    build_model,
+    inspect,
+    load_model,
+)
 
 __all__ = ["CONFIG", "Inspection", "WeightFiles", "build_model", "inspect", "load_model"]

@@ -1,4 +1,6 @@
-"""The category table from a CLIP text tower, for a checkpoint that lost its buffer (docs/model.md 15)."""
+"""The category table from a CLIP text tower, for a checkpoint that lost its buffer (docs/model.md
+15).
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,10 @@ _CLIP = "clip_dense.clip_model."
 def category_phrases(name: str) -> tuple[str, ...]:
     """What CLIP's text tower is asked for a class: its plain name.
 
-    The released code puts one to four phrases of its own in place of 27 stuff classes. Of those only the ones of
-    "tree-merged" are known here; for the other 26 the plain words of the name stand in, so their rows differ from the
-    trained ones. The 80 things, and the stuff classes with a plain name, are exact.
+    The released code puts one to four phrases of its own in place of 27 stuff classes. Of those
+    only the ones of "tree-merged" are known here; for the other 26 the plain words of the name
+    stand in, so their rows differ from the trained ones. The 80 things, and the stuff classes with
+    a plain name, are exact.
     """
     if name in _PHRASES:
         return _PHRASES[name]
@@ -37,7 +40,9 @@ def category_phrases(name: str) -> tuple[str, ...]:
 
 
 def text_tower(entries: dict[str, Entry], config: ModelConfig) -> dict[str, Entry] | None:
-    """The entries of a text tower that the table can be computed from, by its own key names; None without one."""
+    """The entries of a text tower that the table can be computed from, by its own key names; None
+    without one.
+    """
     with torch.device("meta"):
         state = build_clip(config.clip).state_dict()
     wanted = {k: tuple(v.shape) for k, v in state.items() if not k.startswith("visual.")}
@@ -49,7 +54,9 @@ def text_tower(entries: dict[str, Entry], config: ModelConfig) -> dict[str, Entr
 
 @torch.no_grad()
 def compute_table(tower: dict[str, Entry], config: ModelConfig) -> Tensor:
-    """The table [categories, embed_dim], float32, from the entries of `text_tower`; they are let go again."""
+    """The table [categories, embed_dim], float32, from the entries of `text_tower`; they are let go
+    again.
+    """
     with torch.device("meta"):
         clip = build_clip(config.clip)
     state = {key: entry.read() for key, entry in tower.items()}
@@ -60,7 +67,9 @@ def compute_table(tower: dict[str, Entry], config: ModelConfig) -> Tensor:
     phrases = [category_phrases(name) for name in COCO_PANOPTIC[: config.categories]]
     tokens = tokenizer([phrase for group in phrases for phrase in group])
     vectors = torch.cat([clip.encode_text(part) for part in tokens.split(_AT_ONCE)])
-    means = torch.stack([group.mean(0) for group in vectors.split([len(group) for group in phrases])])
+    means = torch.stack(
+        [group.mean(0) for group in vectors.split([len(group) for group in phrases])]
+    )
     table = means / means.norm(dim=1, keepdim=True)
     for key, entry in tower.items():
         if entry.mapped and state[key].dtype == entry.dtype:

@@ -1,7 +1,8 @@
 """Weight files, opened without reading their tensors and without running anything that is in them.
 
-Formats are told by content, not by name: torch.save's zip and its older pickle, safetensors, TorchScript archives.
-Tensors stay memory-mapped (the older pickle format cannot be); one that needs converting is converted when it is read.
+Formats are told by content, not by name: torch.save's zip and its older pickle, safetensors,
+TorchScript archives. Tensors stay memory-mapped (the older pickle format cannot be); one that needs
+converting is converted when it is read.
 """
 
 from __future__ import annotations
@@ -30,20 +31,30 @@ WRAPPERS = ("model", "state_dict")
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """What wrappers of a whole model put before every key."""
 CONFIG = "ris_config"
-"""The entry (or safetensors metadata key, as JSON) with which a checkpoint carries its own ModelConfig."""
+"""The entry (or safetensors metadata key, as JSON) with which a checkpoint carries its own
+ModelConfig.
+"""
 
 _SAFETENSORS_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 @dataclass(frozen=True)
 class Entry:
     """One tensor as files hold it: its shape and dtype, where it is, and how to get it.
 
-    pieces: tensors of the file, stacked along the first axis; transposed: each piece is stored the other way round;
-    mapped: the pieces are views of a memory-mapped file.
+    pieces: tensors of the file, stacked along the first axis; transposed: each piece is stored the
+    other way round; mapped: the pieces are views of a memory-mapped file.
     """
 
     shape: tuple[int, ...]
@@ -54,14 +65,20 @@ class Entry:
     transposed: bool = False
 
     def read(self) -> Tensor:
-        """The tensor, contiguous: float32 where the file has any kind of float, else the file's dtype.
+        """The tensor, contiguous: float32 where the file has any kind of float, else the file's
+        dtype.
 
-        A mapped view where that is the file's own form; otherwise a copy, and the file's pages are given back, so
-        that converting a whole file holds one tensor twice at most.
+        A mapped view where that is the file's own form; otherwise a copy, and the file's pages are
+        given back, so that converting a whole file holds one tensor twice at most.
         """
         parts = [piece() for piece in self.pieces]
         wanted = torch.float32 if self.dtype.is_floating_point else self.dtype
-        if len(parts) == 1 and not self.transposed and parts[0].dtype == wanted and parts[0].is_contiguous():
+        if (
+            len(parts) == 1
+            and not self.transposed
+            and parts[0].dtype == wanted
+            and parts[0].is_contiguous()
+        ):
             return parts[0]
         whole = torch.empty(self.shape, dtype=wanted)
         rows = [whole] if len(parts) == 1 else whole.chunk(len(parts))
@@ -87,19 +104,27 @@ def stack(entries: list[Entry]) -> Entry:
 
 
 def give_back(tensor: Tensor) -> None:
-    """Tells the kernel that a mapped tensor's pages are not needed; they are read again if they are."""
+    """Tells the kernel that a mapped tensor's pages are not needed; they are read again if they
+    are.
+    """
     advice = getattr(mmap, "MADV_DONTNEED", None)
     if advice is None or not tensor.numel():
         return
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (tensor.data_ptr() + tensor.numel() * tensor.element_size()) // mmap.PAGESIZE * mmap.PAGESIZE
+    end = (
+        (tensor.data_ptr() + tensor.numel() * tensor.element_size())
+        // mmap.PAGESIZE
+        * mmap.PAGESIZE
+    )
     if end > start and tensor.is_contiguous():
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """An opened file: its format in words, its tensors by name, the configuration it carries, what else is in it."""
+    """An opened file: its format in words, its tensors by name, the configuration it carries, what
+    else is in it.
+    """
 
     path: Path
     format: str
@@ -111,7 +136,8 @@ class WeightFile:
 def open_weights(path: Path) -> WeightFile:
     """Opens a weight file of any of the formats above.
 
-    Raises CheckpointError for what is missing, damaged, no weight file, or a pickle that asks for more than weights.
+    Raises CheckpointError for what is missing, damaged, no weight file, or a pickle that asks for
+    more than weights.
     """
     head = _head(path)
     if head.startswith(b"PK\x03\x04"):
@@ -121,21 +147,30 @@ def open_weights(path: Path) -> WeightFile:
     elif head.startswith(b"\x80"):
         opened = _open_torch(path, zipped=False)
     else:
-        looks = "a web page" if head.lstrip().lower().startswith((b"<!doctype", b"<html")) else "something else"
+        looks = (
+            "a web page"
+            if head.lstrip().lower().startswith((b"<!doctype", b"<html"))
+            else "something else"
+        )
         raise CheckpointError(
-            f"{path} is no weight file but {looks}; expected torch.save's format, safetensors or TorchScript"
+            f"{path} is no weight file but {looks}; expected torch.save's format, safetensors or"
+            " TorchScript"
         )
     if not opened.entries:
         raise CheckpointError(f"{path} holds no tensors; give a checkpoint with a state dict")
     names = list(opened.entries)
     while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in names)), None):
-        opened = replace(opened, entries={n.removeprefix(prefix): e for n, e in opened.entries.items()})
+        opened = replace(
+            opened, entries={n.removeprefix(prefix): e for n, e in opened.entries.items()}
+        )
         names = list(opened.entries)
     return opened
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a file; refuses what is no file at all, empty, or only a pointer to one."""
+    """The first bytes of a file; refuses what is no file at all, empty, or only a pointer to
+    one.
+    """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; give the weight file in it")
     try:
@@ -148,15 +183,19 @@ def _head(path: Path) -> bytes:
     if not head:
         raise CheckpointError(f"{path} is empty; download or copy it again")
     if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a git-lfs pointer, not the weights; fetch those with `git lfs pull`")
+        raise CheckpointError(
+            f"{path} is a git-lfs pointer, not the weights; fetch those with `git lfs pull`"
+        )
     return head
 
 
-# --- safetensors ------------------------------------------------------------------------------------------------
+# --- safetensors ---
 
 
 def _is_safetensors(head: bytes, path: Path) -> bool:
-    return path.suffix == ".safetensors" or (len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0")
+    return path.suffix == ".safetensors" or (
+        len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0"
+    )
 
 
 def _open_safetensors(path: Path) -> WeightFile:
@@ -167,22 +206,28 @@ def _open_safetensors(path: Path) -> WeightFile:
             part = file.get_slice(name)
             kind = part.get_dtype()
             if kind not in _SAFETENSORS_DTYPES:
-                raise CheckpointError(f"{path}: {name} is stored as {kind}; expected float32, float16 or bfloat16")
+                raise CheckpointError(
+                    f"{path}: {name} is stored as {kind}; expected float32, float16 or bfloat16"
+                )
             read = _getter(file, name)
-            entries[name] = Entry(tuple(part.get_shape()), _SAFETENSORS_DTYPES[kind], path, (read,), True)
+            entries[name] = Entry(
+                tuple(part.get_shape()), _SAFETENSORS_DTYPES[kind], path, (read,), True
+            )
         config = (file.metadata() or {}).get(CONFIG)
     except CheckpointError:
         raise
     except Exception as error:
         size = path.stat().st_size
         raise CheckpointError(
-            f"{path} is a truncated or damaged safetensors file of {size} bytes ({_first_line(error)}); "
-            "download or copy it again"
+            f"{path} is a truncated or damaged safetensors file of {size} bytes"
+            f" ({_first_line(error)}); download or copy it again"
         ) from None
     try:
         parsed = json.loads(config) if config else None
     except ValueError:
-        raise CheckpointError(f"{path}: its metadata entry {CONFIG} is not JSON; write the checkpoint again") from None
+        raise CheckpointError(
+            f"{path}: its metadata entry {CONFIG} is not JSON; write the checkpoint again"
+        ) from None
     return WeightFile(path, "safetensors", entries, parsed)
 
 
@@ -190,23 +235,30 @@ def _getter(file: Any, name: str) -> Callable[[], Tensor]:
     return lambda: file.get_tensor(name)
 
 
-# --- torch.save and TorchScript ---------------------------------------------------------------------------------
+# --- torch.save and TorchScript ---
 
 
 def _open_zip(path: Path) -> WeightFile:
     try:
         with zipfile.ZipFile(path) as archive:
-            contents = {info.filename.partition("/")[2]: info.compress_type for info in archive.infolist()}
+            contents = {
+                info.filename.partition("/")[2]: info.compress_type for info in archive.infolist()
+            }
     except (zipfile.BadZipFile, OSError, struct.error):
         raise CheckpointError(
             f"{path} is truncated or damaged (its table of contents, at the end, is missing after "
             f"{path.stat().st_size} bytes); download or copy it again"
         ) from None
     if "data.pkl" not in contents:
-        raise CheckpointError(f"{path} is a zip archive without weights; give the checkpoint that torch.save wrote")
-    if any(kind != zipfile.ZIP_STORED for name, kind in contents.items() if name.startswith("data/")):
         raise CheckpointError(
-            f"{path} was compressed after it was saved, so its tensors cannot be mapped; save it again with torch.save"
+            f"{path} is a zip archive without weights; give the checkpoint that torch.save wrote"
+        )
+    if any(
+        kind != zipfile.ZIP_STORED for name, kind in contents.items() if name.startswith("data/")
+    ):
+        raise CheckpointError(
+            f"{path} was compressed after it was saved, so its tensors cannot be mapped; save it"
+            " again with torch.save"
         )
     if "constants.pkl" in contents:
         return WeightFile(path, "TorchScript", _entries(read_torchscript(path), path, mapped=True))
@@ -227,21 +279,32 @@ def _open_torch(path: Path, *, zipped: bool) -> WeightFile:
 def _entries(state: Mapping[str, Tensor], path: Path, *, mapped: bool) -> dict[str, Entry]:
     odd = [name for name, t in state.items() if t.layout != torch.strided or t.is_quantized]
     if odd:
-        raise CheckpointError(f"{path}: {odd[0]} is sparse or quantised; expected plain float tensors, save those")
-    return {name: Entry(tuple(t.shape), t.dtype, path, (_constant(t),), mapped) for name, t in state.items()}
+        raise CheckpointError(
+            f"{path}: {odd[0]} is sparse or quantised; expected plain float tensors, save those"
+        )
+    return {
+        name: Entry(tuple(t.shape), t.dtype, path, (_constant(t),), mapped)
+        for name, t in state.items()
+    }
 
 
 def _constant(tensor: Tensor) -> Callable[[], Tensor]:
     return lambda: tensor.detach()
 
 
-def _unwrap(path: Path, data: Any) -> tuple[dict[str, Tensor], dict[str, Any] | None, tuple[str, ...]]:
+def _unwrap(
+    path: Path, data: Any
+) -> tuple[dict[str, Tensor], dict[str, Any] | None, tuple[str, ...]]:
     """(state dict, configuration, names of what else is in the file) of a loaded object."""
     if not isinstance(data, Mapping):
-        raise CheckpointError(f"{path} holds a {type(data).__name__}; expected a state dict, or a dict with one")
+        raise CheckpointError(
+            f"{path} holds a {type(data).__name__}; expected a state dict, or a dict with one"
+        )
     config = data.get(CONFIG)
     if config is not None and not isinstance(config, dict):
-        raise CheckpointError(f"{path}: its entry {CONFIG} is a {type(config).__name__}; expected a dict")
+        raise CheckpointError(
+            f"{path}: its entry {CONFIG} is a {type(config).__name__}; expected a dict"
+        )
     beside: tuple[str, ...] = ()
     wrapper = next((name for name in WRAPPERS if isinstance(data.get(name), Mapping)), None)
     if wrapper is not None:
@@ -255,14 +318,20 @@ def _why_refused(path: Path, error: Exception) -> str:
     text = str(error)
     if found := re.search(r"GLOBAL ([\w.]+)", text):
         return (
-            f"{path} is a pickle that needs {found[1]}, which is more than weights, so it was not loaded and nothing "
-            "of it was run; if you trust its author, load it there yourself and save the state dict alone"
+            f"{path} is a pickle that needs {found[1]}, which is more than weights, so it was not"
+            " loaded and nothing of it was run; if you trust its author, load it there yourself"
+            " and save the state dict alone"
         )
-    if isinstance(error, EOFError) or "EOF" in text or "corrupt" in text.lower() or "truncated" in text:
+    if (
+        isinstance(error, EOFError)
+        or "EOF" in text
+        or "corrupt" in text.lower()
+        or "truncated" in text
+    ):
         return f"{path} is truncated or damaged ({_first_line(error)}); download or copy it again"
     return (
-        f"{path} is not a state dict that torch.save wrote ({_first_line(error)}), so it was not loaded and nothing of "
-        "it was run; save the state dict with torch.save or safetensors"
+        f"{path} is not a state dict that torch.save wrote ({_first_line(error)}), so it was not"
+        " loaded and nothing of it was run; save the state dict with torch.save or safetensors"
     )
 
 

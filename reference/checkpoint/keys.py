@@ -1,4 +1,6 @@
-"""Which keys the model needs, which it has without using them, and what is wrong with those of a file."""
+"""Which keys the model needs, which it has without using them, and what is wrong with those of a
+file.
+"""
 
 from __future__ import annotations
 
@@ -39,15 +41,19 @@ _NOT_LOADED = re.compile(
     r"criterion\.|nt_weight$|empty_sparse_emb$|text_encoder\.(embeddings\.position_ids$|pooler\.)"
     r"|clip_dense\.clip_model\.(?!visual\.)|clip_pixel_decoder\.(adapter|layer)_1\."
 )
-# In the reference model, without effect on any output: (both variants, category variant, [CLS] variant)
+# In the reference model, without effect on any output: (both variants, category variant, [CLS]
+# variant)
 _IDLE = re.compile(
-    r"sam\.prompt_encoder\.(?!pe_layer)|sam\.mask_decoder\.(iou_prediction_head|output_hypernetworks_mlps\.[123])\."
+    r"sam\.prompt_encoder\.(?!pe_layer)|"
+    r"sam\.mask_decoder\.(iou_prediction_head|output_hypernetworks_mlps\.[123])\."
     r"|clip_dense\.clip_model\.visual\.(ln_post\.|proj$)"
     r"|decoder\.(to_logits\.|to_logits_bert\.|logit_scale$|logit_scale_condsim$)"
 )
 _IDLE_WITHOUT_NO_TARGET = re.compile(r"decoder\.|backbone_sam\.")
 _IDLE_WITH_CLS = re.compile(r"clip_mlpl\.|text_embeddings$")
-_IDLE_WITH_NO_TARGET = re.compile(r"decoder\.(CA_layers2|SA_layers2|transformer_ffn_layers2)\.[01]\.")
+_IDLE_WITH_NO_TARGET = re.compile(
+    r"decoder\.(CA_layers2|SA_layers2|transformer_ffn_layers2)\.[01]\."
+)
 
 _SHOWN = 3
 """How many keys of a module a message names."""
@@ -59,8 +65,13 @@ def module_of(key: str) -> str:
 
 
 def is_idle(key: str, config: ModelConfig) -> bool:
-    """Whether a key of the reference model has no effect on the outputs of this variant (docs/model.md 17)."""
-    patterns = [_IDLE, _IDLE_WITHOUT_NO_TARGET if config.no_target == "none" else _IDLE_WITH_NO_TARGET]
+    """Whether a key of the reference model has no effect on the outputs of this variant
+    (docs/model.md 17).
+    """
+    patterns = [
+        _IDLE,
+        _IDLE_WITHOUT_NO_TARGET if config.no_target == "none" else _IDLE_WITH_NO_TARGET,
+    ]
     if config.query == "cls":
         patterns.append(_IDLE_WITH_CLS)
     return any(pattern.match(key) for pattern in patterns)
@@ -68,7 +79,9 @@ def is_idle(key: str, config: ModelConfig) -> bool:
 
 @dataclass(frozen=True)
 class Misfit:
-    """A key whose tensor is not what the model has there: shape and dtype, found and expected, in words."""
+    """A key whose tensor is not what the model has there: shape and dtype, found and expected, in
+    words.
+    """
 
     key: str
     found: str
@@ -79,9 +92,10 @@ class Misfit:
 class KeyReport:
     """The keys of the files against those of the model.
 
-    loaded: taken from the files; idle: the part of those without effect on inference; absent: idle ones that the files
-    lack, filled with zeros; dead: in the files, known, not loaded; missing, unexpected, misfits: what is wrong;
-    nearest: for keys that a message names, the one of the other side that looks most like it.
+    loaded: taken from the files; idle: the part of those without effect on inference; absent: idle
+    ones that the files lack, filled with zeros; dead: in the files, known, not loaded; missing,
+    unexpected, misfits: what is wrong; nearest: for keys that a message names, the one of the other
+    side that looks most like it.
     """
 
     loaded: tuple[str, ...]
@@ -102,7 +116,9 @@ class KeyReport:
         return asdict(self) | {"loaded": len(self.loaded), "fits": self.fits}
 
     def problems(self) -> list[str]:
-        """What is wrong, a line a module and kind, with counts, the first few keys and their nearest match."""
+        """What is wrong, a line a module and kind, with counts, the first few keys and their
+        nearest match.
+        """
         lines = []
         for name in [*(name for name, _ in MODULES), OTHER]:
             misfits = [m for m in self.misfits if module_of(m.key) == name]
@@ -136,14 +152,17 @@ class KeyReport:
         return f"{key} (nearest: {self.nearest[key]})" if key in self.nearest else key
 
 
-def compare_keys(entries: Mapping[str, Entry], wanted: Mapping[str, tuple[int, ...]], config: ModelConfig) -> KeyReport:
+def compare_keys(
+    entries: Mapping[str, Entry], wanted: Mapping[str, tuple[int, ...]], config: ModelConfig
+) -> KeyReport:
     """The files' tensors against the shapes that the model has."""
     extra = [key for key in entries if key not in wanted]
     missing = [key for key in wanted if key not in entries]
     misfits = [
         Misfit(key, _words(entries[key]), _shape(shape))
         for key, shape in wanted.items()
-        if key in entries and (entries[key].shape != shape or not entries[key].dtype.is_floating_point)
+        if key in entries
+        and (entries[key].shape != shape or not entries[key].dtype.is_floating_point)
     ]
     required = [key for key in missing if not is_idle(key, config)]
     unexpected = [key for key in extra if not _NOT_LOADED.match(key)]
@@ -164,9 +183,14 @@ def compare_keys(entries: Mapping[str, Entry], wanted: Mapping[str, tuple[int, .
 
 
 def _nearest(
-    keys: Iterable[str], others: list[str], entries: Mapping[str, Entry], wanted: Mapping[str, tuple[int, ...]]
+    keys: Iterable[str],
+    others: list[str],
+    entries: Mapping[str, Entry],
+    wanted: Mapping[str, tuple[int, ...]],
 ) -> dict[str, str]:
-    """For the first few keys of each module, the most similar of `others`, of equal shape if there is one."""
+    """For the first few keys of each module, the most similar of `others`, of equal shape if there
+    is one.
+    """
 
     def shape(key: str) -> tuple[int, ...]:
         return entries[key].shape if key in entries else wanted[key]
@@ -177,7 +201,9 @@ def _nearest(
         seen[module_of(key)] += 1
         if seen[module_of(key)] <= _SHOWN:
             alike = [other for other in others if shape(other) == shape(key)]
-            close = difflib.get_close_matches(key, alike, 1) or difflib.get_close_matches(key, others, 1)
+            close = difflib.get_close_matches(key, alike, 1) or difflib.get_close_matches(
+                key, others, 1
+            )
             if close:
                 found[key] = close[0]
     return found

@@ -1,4 +1,6 @@
-"""The layouts of the component files, brought to the key names of the whole model (docs/checkpoints.md)."""
+"""The layouts of the component files, brought to the key names of the whole model
+(docs/checkpoints.md).
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,44 @@ CLIP = "clip_dense.clip_model."
 
 # what a file is, told by its keys; the first that fits
 _SIGNS: tuple[tuple[str, Component | None, tuple[str, ...]], ...] = (
-    ("a checkpoint of the whole model", "checkpoint", ("adaptor_clip.", "clip_pixel_decoder.", "txt2txt.", "lang_mlp.",
-                                                       "clip_dense.", "backbone_clip.")),
-    ("SAM's weights in Meta's layout", "sam", ("image_encoder.patch_embed.", "image_encoder.blocks.0.attn.qkv.")),
+    (
+        "a checkpoint of the whole model",
+        "checkpoint",
+        (
+            "adaptor_clip.",
+            "clip_pixel_decoder.",
+            "txt2txt.",
+            "lang_mlp.",
+            "clip_dense.",
+            "backbone_clip.",
+        ),
+    ),
+    (
+        "SAM's weights in Meta's layout",
+        "sam",
+        ("image_encoder.patch_embed.", "image_encoder.blocks.0.attn.qkv."),
+    ),
     ("SAM's weights in transformers' layout", None, ("vision_encoder.patch_embed.",)),
     ("a CLIP with a ResNet image tower", None, ("visual.layer1.",)),
-    ("CLIP's weights", "clip", ("visual.class_embedding", "visual.conv1.", "vision_model.embeddings.",
-                                "text_model.embeddings.", "ln_final.")),
+    (
+        "CLIP's weights",
+        "clip",
+        (
+            "visual.class_embedding",
+            "visual.conv1.",
+            "vision_model.embeddings.",
+            "text_model.embeddings.",
+            "ln_final.",
+        ),
+    ),
     ("BERT's weights", "bert", ("embeddings.word_embeddings.", "bert.embeddings.word_embeddings.")),
-)  # fmt: skip
-_OPTION = {"checkpoint": "--checkpoint", "sam": "--sam-checkpoint", "clip": "--clip-checkpoint", "bert": "--bert"}
+)
+_OPTION = {
+    "checkpoint": "--checkpoint",
+    "sam": "--sam-checkpoint",
+    "clip": "--clip-checkpoint",
+    "bert": "--bert",
+}
 _EXPECTED = {
     "checkpoint": "a checkpoint of the whole model",
     "sam": "SAM's weights in Meta's layout (sam_vit_b_01ec64.pth)",
@@ -41,8 +71,9 @@ _EXPECTED = {
 class ComponentWeights:
     """A component file under the whole model's key names.
 
-    file: the weights, None where a BERT folder has a vocabulary alone; heads: of the attention, where a config.json
-    says so ("clip", "clip_text", "bert"); vocabulary: vocab.txt or tokenizer.json.
+    file: the weights, None where a BERT folder has a vocabulary alone; heads: of the attention,
+    where a config.json says so ("clip", "clip_text", "bert"); vocabulary: vocab.txt or
+    tokenizer.json.
     """
 
     component: Component
@@ -62,7 +93,9 @@ def looks_like(names: Iterable[str]) -> tuple[str, Component | None]:
 
 
 def require(file: WeightFile, wanted: Component) -> None:
-    """Raises CheckpointError where a file is not what its option stands for, saying where it belongs."""
+    """Raises CheckpointError where a file is not what its option stands for, saying where it
+    belongs.
+    """
     words, component = looks_like(file.entries)
     if component == wanted:
         return
@@ -71,7 +104,8 @@ def require(file: WeightFile, wanted: Component) -> None:
     else:
         way_out = f"give {'its folder' if component == 'bert' else 'it'} as {_OPTION[component]}"
     raise CheckpointError(
-        f"{file.path}, given as {_OPTION[wanted]}, is {words}; expected {_EXPECTED[wanted]}; {way_out}"
+        f"{file.path}, given as {_OPTION[wanted]}, is {words}; expected {_EXPECTED[wanted]};"
+        f" {way_out}"
     )
 
 
@@ -86,10 +120,12 @@ def open_sam(path: Path) -> ComponentWeights:
     """SAM's weights in Meta's layout: `image_encoder.*`, `prompt_encoder.*`, `mask_decoder.*`."""
     file = open_weights(path)
     require(file, "sam")
-    return ComponentWeights("sam", file, {f"sam.{name}": entry for name, entry in file.entries.items()}, {})
+    return ComponentWeights(
+        "sam", file, {f"sam.{name}": entry for name, entry in file.entries.items()}, {}
+    )
 
 
-# --- CLIP -------------------------------------------------------------------------------------------------------
+# --- CLIP ---
 
 _HF_CLIP: tuple[tuple[str, str], ...] = (
     (r"^vision_model\.embeddings\.class_embedding$", "visual.class_embedding"),
@@ -116,7 +152,8 @@ _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask",
 
 
 def open_clip(path: Path) -> ComponentWeights:
-    """CLIP's weights: OpenAI's archive, open_clip's state dict, or transformers' CLIPModel (a file or its folder).
+    """CLIP's weights: OpenAI's archive, open_clip's state dict, or transformers' CLIPModel (a file
+    or its folder).
 
     Raises CheckpointError for an activation other than QuickGELU, where a config.json tells.
     """
@@ -128,8 +165,8 @@ def open_clip(path: Path) -> ComponentWeights:
         own = config.get(part) or {}
         if own.get("hidden_act", "quick_gelu") != "quick_gelu":
             raise CheckpointError(
-                f"{path / 'config.json'}: this CLIP uses {own['hidden_act']}, the model runs OpenAI's QuickGELU; "
-                "give the weights that OpenAI trained"
+                f"{path / 'config.json'}: this CLIP uses {own['hidden_act']}, the model runs"
+                " OpenAI's QuickGELU; give the weights that OpenAI trained"
             )
         if "num_attention_heads" in own:
             heads[name] = int(own["num_attention_heads"])
@@ -142,11 +179,15 @@ def open_clip(path: Path) -> ComponentWeights:
         for name, entry in entries.items()
         if name.rpartition(".")[2] not in _NOT_WEIGHTS
     }
-    return ComponentWeights("clip", file, {CLIP + name: entry for name, entry in entries.items()}, heads)
+    return ComponentWeights(
+        "clip", file, {CLIP + name: entry for name, entry in entries.items()}, heads
+    )
 
 
 def _from_transformers_clip(entries: Entries) -> Entries:
-    """transformers' CLIPModel keys as OpenAI's: names, packed q/k/v, projections stored the other way round."""
+    """transformers' CLIPModel keys as OpenAI's: names, packed q/k/v, projections stored the other
+    way round.
+    """
     renamed: Entries = {}
     for name, entry in entries.items():
         if name.endswith("position_ids"):
@@ -162,31 +203,41 @@ def _from_transformers_clip(entries: Entries) -> Entries:
     return renamed
 
 
-# --- BERT -------------------------------------------------------------------------------------------------------
+# --- BERT ---
 
 
 def open_bert(path: Path) -> ComponentWeights:
-    """A BERT folder: config.json, model.safetensors or pytorch_model.bin, vocab.txt or tokenizer.json.
+    """A BERT folder: config.json, model.safetensors or pytorch_model.bin, vocab.txt or
+    tokenizer.json.
 
-    A folder with a vocabulary alone is fine. Raises CheckpointError for another architecture or a cased vocabulary.
+    A folder with a vocabulary alone is fine. Raises CheckpointError for another architecture or a
+    cased vocabulary.
     """
     if not path.is_dir():
         raise CheckpointError(
-            f"{path} is no folder; --bert takes the folder with config.json, model.safetensors or pytorch_model.bin, "
-            "and vocab.txt or tokenizer.json"
+            f"{path} is no folder; --bert takes the folder with config.json, model.safetensors or"
+            " pytorch_model.bin, and vocab.txt or tokenizer.json"
         )
     config = _read_config(path)
-    for name, wanted in (("model_type", "bert"), ("hidden_act", "gelu"), ("layer_norm_eps", 1e-12),
-                         ("position_embedding_type", "absolute")):  # fmt: skip
+    for name, wanted in (
+        ("model_type", "bert"),
+        ("hidden_act", "gelu"),
+        ("layer_norm_eps", 1e-12),
+        ("position_embedding_type", "absolute"),
+    ):
         if config.get(name, wanted) != wanted:
             raise CheckpointError(
-                f"{path / 'config.json'} has {name} {config[name]!r}, the model's BERT has {wanted!r}; give "
-                "bert-base-uncased, or a model fine-tuned from it"
+                f"{path / 'config.json'} has {name} {config[name]!r}, the model's BERT has"
+                f" {wanted!r}; give bert-base-uncased, or a model fine-tuned from it"
             )
     heads = {"bert": int(config["num_attention_heads"])} if "num_attention_heads" in config else {}
-    vocabulary = next((path / n for n in ("tokenizer.json", "vocab.txt") if (path / n).is_file()), None)
+    vocabulary = next(
+        (path / n for n in ("tokenizer.json", "vocab.txt") if (path / n).is_file()), None
+    )
     if _read_json(path / "tokenizer_config.json").get("do_lower_case") is False:
-        raise CheckpointError(f"{path} holds a cased BERT; the model's text is lower-cased, give the uncased one")
+        raise CheckpointError(
+            f"{path} holds a cased BERT; the model's text is lower-cased, give the uncased one"
+        )
     if vocabulary is not None and not any((path / n).is_file() for n in _WEIGHT_NAMES):
         return ComponentWeights("bert", None, {}, heads, vocabulary)
     file = open_weights(_weights_in(path, "--bert"))
@@ -194,13 +245,22 @@ def open_bert(path: Path) -> ComponentWeights:
     entries = {}
     for name, entry in file.entries.items():
         name = name.removeprefix("bert.")
-        if not name.startswith(("pooler.", "cls.", "classifier.")) and not name.endswith("position_ids"):
-            name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        if not name.startswith(("pooler.", "cls.", "classifier.")) and not name.endswith(
+            "position_ids"
+        ):
+            name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+                "LayerNorm.beta", "LayerNorm.bias"
+            )
             entries[f"text_encoder.{name}"] = entry
     return ComponentWeights("bert", file, entries, heads, vocabulary)
 
 
-_WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_WEIGHT_NAMES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 
 
 def _weights_in(folder: Path, option: str) -> Path:
@@ -221,10 +281,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); download it again") from None
+        raise CheckpointError(
+            f"{path} cannot be read as JSON ({error}); download it again"
+        ) from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} is no JSON object; download it again")
     return found
 
 
-OPENERS: dict[Component, Callable[[Path], ComponentWeights]] = {"sam": open_sam, "clip": open_clip, "bert": open_bert}
+OPENERS: dict[Component, Callable[[Path], ComponentWeights]] = {
+    "sam": open_sam,
+    "clip": open_clip,
+    "bert": open_bert,
+}

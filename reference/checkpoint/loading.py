@@ -1,8 +1,10 @@
-"""From weight files to the reference model: which file gives which tensor, what is missing, and the model itself.
+"""From weight files to the reference model: which file gives which tensor, what is missing, and the
+model itself.
 
-The rule for several files: a component file replaces what training leaves alone (SAM's image encoder, both towers of
-CLIP) and only fills in what training changes (SAM's mask and prompt encoder, BERT), because the training checkpoint
-has the trained ones. Every replacement and every gap that was filled is a line of `Inspection.notes`.
+The rule for several files: a component file replaces what training leaves alone (SAM's image
+encoder, both towers of CLIP) and only fills in what training changes (SAM's mask and prompt
+encoder, BERT), because the training checkpoint has the trained ones. Every replacement and every
+gap that was filled is a line of `Inspection.notes`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,12 @@ from ris.reference.checkpoint.category_table import compute_table, text_tower
 from ris.reference.checkpoint.files import Entry, WeightFile
 from ris.reference.checkpoint.keys import KeyReport, compare_keys, module_of
 from ris.reference.checkpoint.layouts import OPENERS, Component, ComponentWeights, open_checkpoint
-from ris.reference.checkpoint.sizes import check_given_config, derive_config, describe_encoder, preset_name
+from ris.reference.checkpoint.sizes import (
+    check_given_config,
+    derive_config,
+    describe_encoder,
+    preset_name,
+)
 from ris.reference.config import PRESETS, ModelConfig
 from ris.reference.model import RISModel, empty_model
 
@@ -74,8 +81,8 @@ class Part:
 class Inspection:
     """What a set of files amounts to, before anything of it is read.
 
-    formats: of each file, in words; notes: what was replaced, filled in or computed; parts: per module, who gives it;
-    weights: the weight files by component; vocabulary: of the --bert folder.
+    formats: of each file, in words; notes: what was replaced, filled in or computed; parts: per
+    module, who gives it; weights: the weight files by component; vocabulary: of the --bert folder.
     """
 
     config: ModelConfig
@@ -94,9 +101,13 @@ class Inspection:
         return {self.entries[key].file for key in self.keys.loaded}
 
     def require(self) -> None:
-        """Raises CheckpointError with everything that is wrong, at once, where the files do not make a model."""
+        """Raises CheckpointError with everything that is wrong, at once, where the files do not
+        make a model.
+        """
         if not self.keys.fits:
-            raise CheckpointError("\n  ".join([self.summary(), *self.keys.problems(), *self.hints()]))
+            raise CheckpointError(
+                "\n  ".join([self.summary(), *self.keys.problems(), *self.hints()])
+            )
 
     def summary(self) -> str:
         """One sentence on whether the files fit."""
@@ -108,19 +119,29 @@ class Inspection:
     def hints(self) -> list[str]:
         """What would bring the missing keys, where it is a component file."""
         if "checkpoint" not in self.weights:
-            return ["component files alone make no model: give the training checkpoint as --checkpoint"]
+            return [
+                "component files alone make no model: give the training checkpoint as --checkpoint"
+            ]
         modules = {module_of(key) for key in self.keys.missing}
-        return [f"{module}: {option} would bring it" for module, option in _BRINGS.items() if module in modules]
+        return [
+            f"{module}: {option} would bring it"
+            for module, option in _BRINGS.items()
+            if module in modules
+        ]
 
 
 def inspect(files: WeightFiles, *, clip_text_tower: bool = False) -> Inspection:
-    """Opens the files and works out what they amount to; reads no weights (but the small category table).
+    """Opens the files and works out what they amount to; reads no weights (but the small category
+    table).
 
-    Raises CheckpointError for a file that cannot be used, that is another component than its option says, or whose
-    sizes contradict the checkpoint's. Missing, unexpected and mis-shaped keys are in the report.
+    Raises CheckpointError for a file that cannot be used, that is another component than its option
+    says, or whose sizes contradict the checkpoint's. Missing, unexpected and mis-shaped keys are in
+    the report.
     """
     if not files:
-        raise CheckpointError("no weight files were given; give a training checkpoint as --checkpoint")
+        raise CheckpointError(
+            "no weight files were given; give a training checkpoint as --checkpoint"
+        )
     checkpoint, components = _open(files)
     entries, notes = _merge(checkpoint, components)
     heads = {name: number for component in components for name, number in component.heads.items()}
@@ -128,7 +149,9 @@ def inspect(files: WeightFiles, *, clip_text_tower: bool = False) -> Inspection:
     try:
         model = empty_model(config, clip_text_tower=clip_text_tower)
     except (ValueError, TypeError, AssertionError, ZeroDivisionError, RuntimeError) as error:
-        raise CheckpointError(f"{_name(checkpoint, components)}: its sizes make no model ({error})") from None
+        raise CheckpointError(
+            f"{_name(checkpoint, components)}: its sizes make no model ({error})"
+        ) from None
     if config.query == "category":
         entries, table_notes = _with_table(entries, config)
         notes += table_notes
@@ -140,7 +163,11 @@ def inspect(files: WeightFiles, *, clip_text_tower: bool = False) -> Inspection:
         config=config,
         entries=entries,
         keys=keys,
-        formats={str(f.path): _format(f) for f in (checkpoint, *(c.file for c in components)) if f is not None},
+        formats={
+            str(f.path): _format(f)
+            for f in (checkpoint, *(c.file for c in components))
+            if f is not None
+        },
         notes=tuple(notes),
         parts=_parts(entries, keys),
         weights=weights,
@@ -152,21 +179,25 @@ def inspect(files: WeightFiles, *, clip_text_tower: bool = False) -> Inspection:
 def load_model(files: WeightFiles, *, clip_text_tower: bool = False) -> tuple[RISModel, Inspection]:
     """The reference model with the weights of the files: float32, eval mode, no gradients.
 
-    Tensors that a file holds as float32 stay memory-mapped, the others are converted one at a time, so there is never
-    more than one copy of the weights and the largest tensor. The files must stay as they are while the model lives.
-    `clip_text_tower` also loads CLIP's text tower. Raises CheckpointError as `inspect` does, and for keys that are
-    missing, unexpected or of another shape, all at once.
+    Tensors that a file holds as float32 stay memory-mapped, the others are converted one at a time,
+    so there is never more than one copy of the weights and the largest tensor. The files must stay
+    as they are while the model lives. `clip_text_tower` also loads CLIP's text tower. Raises
+    CheckpointError as `inspect` does, and for keys that are missing, unexpected or of another
+    shape, all at once.
     """
     inspection = inspect(files, clip_text_tower=clip_text_tower)
     inspection.require()
     return build_model(inspection, clip_text_tower=clip_text_tower), inspection
 
 
-def partial_weights(files: WeightFiles, config: ModelConfig) -> tuple[dict[str, Entry], tuple[str, ...]]:
-    """(the tensors that the files have, by the model's key names, notes), whether or not they make a whole model.
+def partial_weights(
+    files: WeightFiles, config: ModelConfig
+) -> tuple[dict[str, Entry], tuple[str, ...]]:
+    """(the tensors that the files have, by the model's key names, notes), whether or not they make
+    a whole model.
 
-    For training a model of `config`, which starts the rest at random; the category table is computed where a text tower
-    is there. Raises CheckpointError for a file that cannot be used.
+    For training a model of `config`, which starts the rest at random; the category table is
+    computed where a text tower is there. Raises CheckpointError for a file that cannot be used.
     """
     checkpoint, components = _open(files)
     entries, notes = _merge(checkpoint, components)
@@ -187,7 +218,7 @@ def build_model(inspection: Inspection, *, clip_text_tower: bool = False) -> RIS
     return model
 
 
-# --- putting the files together ---------------------------------------------------------------------------------
+# --- putting the files together ---
 
 
 def _open(files: WeightFiles) -> tuple[WeightFile | None, list[ComponentWeights]]:
@@ -196,7 +227,9 @@ def _open(files: WeightFiles) -> tuple[WeightFile | None, list[ComponentWeights]
     return checkpoint, [OPENERS[name](path) for name, path in given.items() if path is not None]
 
 
-def _merge(checkpoint: WeightFile | None, components: Sequence[ComponentWeights]) -> tuple[dict[str, Entry], list[str]]:
+def _merge(
+    checkpoint: WeightFile | None, components: Sequence[ComponentWeights]
+) -> tuple[dict[str, Entry], list[str]]:
     """(the tensors by the model's key names, what was done), by the rule at the top."""
     entries = dict(checkpoint.entries) if checkpoint else {}
     notes = []
@@ -207,8 +240,14 @@ def _merge(checkpoint: WeightFile | None, components: Sequence[ComponentWeights]
             ours = {key: entry for key, entry in entries.items() if _part(key) == prefix}
             if theirs and component.file is not None:
                 name = component.file.path.name
-                notes += _replace(entries, ours, theirs, prefix, name) if frozen else _fill(entries, ours, theirs, name)
-        entries |= {key: entry for key, entry in left.items() if key not in entries}  # reported as unexpected
+                notes += (
+                    _replace(entries, ours, theirs, prefix, name)
+                    if frozen
+                    else _fill(entries, ours, theirs, name)
+                )
+        entries |= {
+            key: entry for key, entry in left.items() if key not in entries
+        }  # reported as unexpected
     return entries, notes
 
 
@@ -217,9 +256,15 @@ def _part(key: str) -> str:
 
 
 def _replace(
-    entries: dict[str, Entry], ours: dict[str, Entry], theirs: dict[str, Entry], prefix: str, name: str
+    entries: dict[str, Entry],
+    ours: dict[str, Entry],
+    theirs: dict[str, Entry],
+    prefix: str,
+    name: str,
 ) -> list[str]:
-    """A frozen part of a component file takes the place of the checkpoint's, which must be the same architecture."""
+    """A frozen part of a component file takes the place of the checkpoint's, which must be the same
+    architecture.
+    """
     module = module_of(next(iter(theirs)))
     shapes = {key: entry.shape for key, entry in ours.items()}
     other = {key: entry.shape for key, entry in theirs.items()}
@@ -228,32 +273,40 @@ def _replace(
         found, expected = describe_encoder(prefix, other), describe_encoder(prefix, shapes)
         if found != expected:
             raise CheckpointError(
-                f"{name} is {found}, the checkpoint was trained with {expected}; give the component file that it was "
-                "trained with, or none"
+                f"{name} is {found}, the checkpoint was trained with {expected}; give the component"
+                " file that it was trained with, or none"
             )
-    for key, axis in _TAKES.get(prefix, ()):  # a checkpoint without the encoder still shows how wide it was
+    for key, axis in _TAKES.get(
+        prefix, ()
+    ):  # a checkpoint without the encoder still shows how wide it was
         taken, given = entries[key].shape[axis] if key in entries else None, _width(prefix, other)
         if not ours and taken and given and taken != given:
             raise CheckpointError(
-                f"{name} is {describe_encoder(prefix, other)}, the checkpoint's {module_of(key)} takes {taken} "
-                "channels; give the component file that it was trained with"
+                f"{name} is {describe_encoder(prefix, other)}, the checkpoint's {module_of(key)}"
+                f" takes {taken} channels; give the component file that it was trained with"
             )
     for key in ours:
         del entries[key]
     entries |= theirs
     if ours:
-        return [f"{module}: from {name}, in place of the checkpoint's (training leaves it as it is)"]
+        return [
+            f"{module}: from {name}, in place of the checkpoint's (training leaves it as it is)"
+        ]
     words = f", {describe_encoder(prefix, other)}" if encoder else ""
     return [f"{module}: from {name}{words}; the checkpoint has none"]
 
 
 def _width(prefix: str, shapes: dict[str, tuple[int, ...]]) -> int | None:
     """The number of channels that an encoder gives, as far as its keys show."""
-    shape = shapes.get(prefix + ("neck.0.weight" if prefix.startswith("sam.") else "class_embedding"))
+    shape = shapes.get(
+        prefix + ("neck.0.weight" if prefix.startswith("sam.") else "class_embedding")
+    )
     return shape[0] if shape else None
 
 
-def _fill(entries: dict[str, Entry], ours: dict[str, Entry], theirs: dict[str, Entry], name: str) -> list[str]:
+def _fill(
+    entries: dict[str, Entry], ours: dict[str, Entry], theirs: dict[str, Entry], name: str
+) -> list[str]:
     """A trained part of a component file gives what the checkpoint lacks."""
     module = module_of(next(iter(theirs)))
     gaps = {key: entry for key, entry in theirs.items() if key not in ours}
@@ -263,39 +316,65 @@ def _fill(entries: dict[str, Entry], ours: dict[str, Entry], theirs: dict[str, E
         trained, given = ours[_POSITIONS].read(), theirs[_POSITIONS].read()
         if trained.shape != given.shape or not torch.allclose(trained, given, rtol=1e-2, atol=1e-3):
             notes.append(
-                f"WARNING: {name} is not the SAM that the checkpoint was trained from: its position matrix differs"
+                f"WARNING: {name} is not the SAM that the checkpoint was trained from: its position"
+                " matrix differs"
             )
     if not gaps:
         return [*notes, f"{module}: the checkpoint's trained tensors are kept, {name} gives none"]
     if ours:
-        return [*notes, f"{module}: {len(gaps)} of {len(theirs)} tensors from {name}, the rest from the checkpoint"]
+        return [
+            *notes,
+            (
+                f"{module}: {len(gaps)} of {len(theirs)} tensors from {name}, the rest from the"
+                " checkpoint"
+            ),
+        ]
     if module in ("BERT", "SAM mask decoder"):
-        notes.append(f"WARNING: {module} is {name}'s, untrained for this task: the checkpoint has none")
+        notes.append(
+            f"WARNING: {module} is {name}'s, untrained for this task: the checkpoint has none"
+        )
     return notes
 
 
-def _config(checkpoint: WeightFile | None, entries: dict[str, Entry], heads: dict[str, int]) -> ModelConfig:
+def _config(
+    checkpoint: WeightFile | None, entries: dict[str, Entry], heads: dict[str, int]
+) -> ModelConfig:
     if checkpoint is None or checkpoint.config is None:
         return derive_config({key: entry.shape for key, entry in entries.items()}, heads)
     config = check_given_config(checkpoint.config, checkpoint.path)
     name = preset_name(config)
-    return config if name == "custom" and config.preset not in PRESETS else replace(config, preset=name)
+    return (
+        config
+        if name == "custom" and config.preset not in PRESETS
+        else replace(config, preset=name)
+    )
 
 
-def _with_table(entries: dict[str, Entry], config: ModelConfig) -> tuple[dict[str, Entry], list[str]]:
-    """The entries with the category table: the buffer, or one computed from a text tower. All zeros is no table."""
+def _with_table(
+    entries: dict[str, Entry], config: ModelConfig
+) -> tuple[dict[str, Entry], list[str]]:
+    """The entries with the category table: the buffer, or one computed from a text tower. All zeros
+    is no table.
+    """
     table = entries.get(TABLE)
     if table is not None and bool(table.read().any()):
         return entries, []
     rest = {key: entry for key, entry in entries.items() if key != TABLE}
     tower = text_tower(entries, config)
     if tower is None:
-        return rest, ["WARNING: the category table is all zeros, which is no table"] if table is not None else []
+        return rest, (
+            ["WARNING: the category table is all zeros, which is no table"]
+            if table is not None
+            else []
+        )
     file = next(iter(tower.values())).file
     shape = (config.categories, config.clip.embed_dim)
-    computed = Entry(shape, torch.float32, file, (lambda: compute_table(tower, config),), mapped=False)
+    computed = Entry(
+        shape, torch.float32, file, (lambda: compute_table(tower, config),), mapped=False
+    )
     return rest | {TABLE: computed}, [
-        f"category table: computed with the text tower of {file.name}; 26 of the stuff classes by their plain names"
+        f"category table: computed with the text tower of {file.name}; 26 of the stuff classes by"
+        " their plain names"
     ]
 
 

@@ -1,4 +1,5 @@
-"""The model's configuration, read off the keys and shapes of its weights (docs/checkpoints.md, What is read off).
+"""The model's configuration, read off the keys and shapes of its weights (docs/checkpoints.md, What
+is read off).
 
 A checkpoint that carries its own configuration (`ris_config`) needs none of this.
 """
@@ -15,11 +16,16 @@ from ris.reference.config import PRESETS, BertSpec, ClipConfig, ModelConfig, Sam
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_SAM, _VISUAL, _CLIP = "sam.image_encoder.", "clip_dense.clip_model.visual.", "clip_dense.clip_model."
+_SAM, _VISUAL, _CLIP = (
+    "sam.image_encoder.",
+    "clip_dense.clip_model.visual.",
+    "clip_dense.clip_model.",
+)
 _BERT, _PIXEL = "text_encoder.", "clip_pixel_decoder.transformer.encoder.layers."
 _LEVELS = 3
 
-# depth of the published models by width: a file with fewer blocks lacks some, it is no smaller model
+# depth of the published models by width: a file with fewer blocks lacks some, it is no smaller
+# model
 _SAM_DEPTHS = {768: 12, 1024: 24, 1280: 32}
 _SAM_GLOBAL = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 32: (7, 15, 23, 31)}
 _CLIP_DEPTHS = {768: 12, 1024: 24}
@@ -38,7 +44,9 @@ class _Reader:
         return shape[axis] if axis < len(shape) else default
 
     def blocks(self, prefix: str) -> int:
-        found = [int(m[1]) for key in self.shapes if (m := re.match(re.escape(prefix) + r"(\d+)\.", key))]
+        found = [
+            int(m[1]) for key in self.shapes if (m := re.match(re.escape(prefix) + r"(\d+)\.", key))
+        ]
         return max(found, default=-1) + 1
 
     def any(self, prefix: str) -> bool:
@@ -48,10 +56,10 @@ class _Reader:
 def derive_config(shapes: Shapes, heads: Mapping[str, int] | None = None) -> ModelConfig:
     """The configuration of the weights with these shapes, under the whole model's key names.
 
-    What the keys do not say (heads, the number of tokens) comes from the preset with the same widths, else from the
-    published models' rule of 64 channels a head, or from `heads` ("clip", "clip_text", "bert"), of a config.json.
-    Parts without any key get the sizes of that preset, and are found missing later.
-    Raises CheckpointError where heads cannot be told.
+    What the keys do not say (heads, the number of tokens) comes from the preset with the same
+    widths, else from the published models' rule of 64 channels a head, or from `heads` ("clip",
+    "clip_text", "bert"), of a config.json. Parts without any key get the sizes of that preset, and
+    are found missing later. Raises CheckpointError where heads cannot be told.
     """
     read = _Reader(shapes)
     base = _base(read)
@@ -64,11 +72,15 @@ def derive_config(shapes: Shapes, heads: Mapping[str, int] | None = None) -> Mod
         bert=_bert(read, base, heads or {}),
         prompt_width=width,
         pyramid_width=read.size("backbone_clip.simfp_3.0.weight", 0, base.pyramid_width),
-        deformable_layers=max(read.blocks(_PIXEL), base.deformable_layers if base.prompt_width == width else 1),
+        deformable_layers=max(
+            read.blocks(_PIXEL), base.deformable_layers if base.prompt_width == width else 1
+        ),
         deformable_points=attention // (base.heads * _LEVELS) or base.deformable_points,
         ffn_width=read.size(_PIXEL + "0.linear1.weight", 0, base.ffn_width),
         dfam_queries=read.size("decoder.query_feat.weight", 0, base.dfam_queries),
-        decoder_mlp_width=read.size("sam.mask_decoder.transformer.layers.0.mlp.lin1.weight", 0, base.decoder_mlp_width),
+        decoder_mlp_width=read.size(
+            "sam.mask_decoder.transformer.layers.0.mlp.lin1.weight", 0, base.decoder_mlp_width
+        ),
         categories=read.size("text_embeddings", 0, base.categories),
     )
     return replace(config, preset=preset_name(config))
@@ -99,17 +111,21 @@ def check_given_config(data: Any, source: object) -> ModelConfig:
         config = ModelConfig.from_dict(data)
         for name, kind in get_type_hints(ModelConfig).items():
             if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
-                raise ValueError(f"{name} is {getattr(config, name)!r}, not one of {', '.join(get_args(kind))}")
+                raise ValueError(
+                    f"{name} is {getattr(config, name)!r}, not one of {', '.join(get_args(kind))}"
+                )
         return config
     except (TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"{source}: its ris_config is not a model configuration ({error}); write the checkpoint again with this "
-            "version, or leave ris_config out"
+            f"{source}: its ris_config is not a model configuration ({error}); write the checkpoint"
+            " again with this version, or leave ris_config out"
         ) from None
 
 
 def _base(read: _Reader) -> ModelConfig:
-    """The preset whose widths agree with more than half of those that are there; the paper's where none does."""
+    """The preset whose widths agree with more than half of those that are there; the paper's where
+    none does.
+    """
 
     def agreement(config: ModelConfig) -> int:
         return sum(read.size(*place, -1) == value for place, value in _widths(config).items())
@@ -147,7 +163,9 @@ def _variant(read: _Reader, base: ModelConfig) -> ModelConfig:
 
 def _sam(read: _Reader, base: ModelConfig) -> SamConfig:
     usual = base.sam
-    width = read.size(_SAM + "pos_embed", 3, read.size(_SAM + "patch_embed.proj.weight", 0, usual.width))
+    width = read.size(
+        _SAM + "pos_embed", 3, read.size(_SAM + "patch_embed.proj.weight", 0, usual.width)
+    )
     patch = read.size(_SAM + "patch_embed.proj.weight", 2, usual.patch_size)
     grid = read.size(_SAM + "pos_embed", 1, usual.grid)
     same = width == usual.width
@@ -156,13 +174,21 @@ def _sam(read: _Reader, base: ModelConfig) -> SamConfig:
     everywhere = tuple(i for i, length in tables.items() if length == 2 * grid - 1)
     windows = {(length + 1) // 2 for i, length in tables.items() if length and i not in everywhere}
     published = usual.global_blocks if same and depth == usual.depth else _SAM_GLOBAL.get(depth, ())
-    per_head = next((read.size(f"{_SAM}blocks.{i}.attn.rel_pos_h", 1, 0) for i, n in tables.items() if n), 0)
+    per_head = next(
+        (read.size(f"{_SAM}blocks.{i}.attn.rel_pos_h", 1, 0) for i, n in tables.items() if n), 0
+    )
     return SamConfig(
         image_size=grid * patch,
         patch_size=patch,
         width=width,
         depth=depth,
-        heads=width // per_head if per_head else usual.heads if same else _heads(width, "SAM's image encoder"),
+        heads=(
+            width // per_head
+            if per_head
+            else usual.heads
+            if same
+            else _heads(width, "SAM's image encoder")
+        ),
         window=min(windows, default=usual.window),
         # a block whose table is missing is what the published model of this depth has there
         global_blocks=tuple(sorted({*everywhere, *(i for i in published if not tables.get(i))})),
@@ -171,7 +197,9 @@ def _sam(read: _Reader, base: ModelConfig) -> SamConfig:
 
 def _clip(read: _Reader, base: ModelConfig, heads: Mapping[str, int]) -> ClipConfig:
     usual = base.clip
-    width = read.size(_VISUAL + "class_embedding", 0, read.size(_VISUAL + "conv1.weight", 0, usual.width))
+    width = read.size(
+        _VISUAL + "class_embedding", 0, read.size(_VISUAL + "conv1.weight", 0, usual.width)
+    )
     patch = read.size(_VISUAL + "conv1.weight", 2, usual.patch_size)
     positions = read.size(_VISUAL + "positional_embedding", 0, usual.grid**2 + 1)
     text_width = read.size(_CLIP + "token_embedding.weight", 1, usual.text_width)
@@ -182,15 +210,17 @@ def _clip(read: _Reader, base: ModelConfig, heads: Mapping[str, int]) -> ClipCon
         patch_size=patch,
         width=width,
         layers=max(
-            read.blocks(_VISUAL + "transformer.resblocks."), usual.layers if same else _CLIP_DEPTHS.get(width, 1)
+            read.blocks(_VISUAL + "transformer.resblocks."),
+            usual.layers if same else _CLIP_DEPTHS.get(width, 1),
         ),
         heads=heads.get("clip") or (usual.heads if same else _heads(width, "CLIP's image tower")),
         embed_dim=_embed_dim(read, usual.embed_dim),
         text_width=text_width,
         text_layers=max(text_layers, usual.text_layers if same_text else 1),
-        text_heads=heads.get("clip_text") or (usual.text_heads if same_text else _heads(text_width, "CLIP's text")),
+        text_heads=heads.get("clip_text")
+        or (usual.text_heads if same_text else _heads(text_width, "CLIP's text")),
         text_vocab_size=read.size(_CLIP + "token_embedding.weight", 0, usual.text_vocab_size),
-    )  # fmt: skip
+    )
 
 
 def _embed_dim(read: _Reader, default: int) -> int:
@@ -208,9 +238,14 @@ def _bert(read: _Reader, base: ModelConfig, heads: Mapping[str, int]) -> BertSpe
     return BertSpec(
         vocab_size=read.size(_BERT + "embeddings.word_embeddings.weight", 0, usual.vocab_size),
         width=width,
-        layers=max(read.blocks(_BERT + "encoder.layer."), usual.layers if same else _BERT_DEPTHS.get(width, 1)),
+        layers=max(
+            read.blocks(_BERT + "encoder.layer."),
+            usual.layers if same else _BERT_DEPTHS.get(width, 1),
+        ),
         heads=heads.get("bert") or (usual.heads if same else _heads(width, "BERT")),
-        mlp_width=read.size(_BERT + "encoder.layer.0.intermediate.dense.weight", 0, usual.mlp_width),
+        mlp_width=read.size(
+            _BERT + "encoder.layer.0.intermediate.dense.weight", 0, usual.mlp_width
+        ),
         positions=read.size(_BERT + "embeddings.position_embeddings.weight", 0, usual.positions),
     )
 
@@ -218,18 +253,26 @@ def _bert(read: _Reader, base: ModelConfig, heads: Mapping[str, int]) -> BertSpe
 def _heads(width: int, what: str) -> int:
     if width % 64:
         raise CheckpointError(
-            f"{what} is {width} wide: the number of attention heads cannot be told from the weights; the checkpoint "
-            "has to carry it (its entry ris_config)"
+            f"{what} is {width} wide: the number of attention heads cannot be told from the"
+            " weights; the checkpoint has to carry it (its entry ris_config)"
         )
     return width // 64
 
 
 def describe_encoder(prefix: str, shapes: Shapes) -> str:
-    """An image encoder in words, "SAM ViT-L (1024 wide, 24 blocks)", from the keys below its prefix."""
+    """An image encoder in words, "SAM ViT-L (1024 wide, 24 blocks)", from the keys below its
+    prefix.
+    """
     read = _Reader(shapes)
     if prefix == _SAM:
         found = read.size(_SAM + "pos_embed", 3, 0), read.blocks(_SAM + "blocks.")
         return f"SAM {SAM_NAMES.get(found, 'ViT')} ({found[0]} wide, {found[1]} blocks)"
-    width, layers = read.size(_VISUAL + "class_embedding", 0, 0), read.blocks(_VISUAL + "transformer.resblocks.")
-    patch, positions = read.size(_VISUAL + "conv1.weight", 2, 0), read.size(_VISUAL + "positional_embedding", 0, 1)
+    width, layers = (
+        read.size(_VISUAL + "class_embedding", 0, 0),
+        read.blocks(_VISUAL + "transformer.resblocks."),
+    )
+    patch, positions = (
+        read.size(_VISUAL + "conv1.weight", 2, 0),
+        read.size(_VISUAL + "positional_embedding", 0, 1),
+    )
     return f"CLIP ({width} wide, {layers} blocks, {round((positions - 1) ** 0.5) * patch} pixels)"

@@ -1,7 +1,9 @@
-"""The tensors of a TorchScript archive (OpenAI's CLIP files), without TorchScript: no code of the archive is run.
+"""The tensors of a TorchScript archive (OpenAI's CLIP files), without TorchScript: no code of the
+archive is run.
 
-The archive's `data.pkl` is a pickle of the module's attributes. It is read by an unpickler that knows a handful of
-names; every class of the archive itself becomes an inert holder of attributes, and a tensor a place in the file.
+The archive's `data.pkl` is a pickle of the module's attributes. It is read by an unpickler that
+knows a handful of names; every class of the archive itself becomes an inert holder of attributes,
+and a tensor a place in the file.
 """
 
 from __future__ import annotations
@@ -23,10 +25,17 @@ from torch import Tensor
 from ris.engines.errors import CheckpointError
 
 _DTYPES = {
-    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-}  # fmt: skip
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
 
 
 class _Holder:
@@ -41,7 +50,9 @@ class _Holder:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor that was not read: its storage's record, dtype and length, and its place in there."""
+    """A tensor that was not read: its storage's record, dtype and length, and its place in
+    there.
+    """
 
     record: str
     dtype: torch.dtype
@@ -51,7 +62,9 @@ class _Stored:
     strides: tuple[int, ...]
 
 
-def _tensor(storage: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *rest: Any) -> _Stored:
+def _tensor(
+    storage: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *rest: Any
+) -> _Stored:
     record, dtype, count = storage
     return _Stored(record, dtype, count, offset, shape, strides)
 
@@ -64,10 +77,18 @@ _KNOWN: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch.device": _first,
-    **{f"torch.jit._pickle.{name}": _first for name in ("build_intlist", "build_doublelist", "build_boollist",
-                                                        "build_tensorlist", "restore_type_tag")},
+    **{
+        f"torch.jit._pickle.{name}": _first
+        for name in (
+            "build_intlist",
+            "build_doublelist",
+            "build_boollist",
+            "build_tensorlist",
+            "restore_type_tag",
+        )
+    },
     **{f"torch.{name}": dtype for name, dtype in _DTYPES.items()},
-}  # fmt: skip
+}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -82,8 +103,8 @@ class _Unpickler(pickle.Unpickler):
             return _KNOWN[f"{module}.{name}"]
         except KeyError:
             raise CheckpointError(
-                f"{self._path} is a TorchScript archive that needs {module}.{name}, which is more than weights, so it "
-                "was not loaded and nothing of it was run"
+                f"{self._path} is a TorchScript archive that needs {module}.{name}, which is more"
+                " than weights, so it was not loaded and nothing of it was run"
             ) from None
 
     def persistent_load(self, pid: Any) -> tuple[str, torch.dtype, int]:
@@ -108,7 +129,8 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{path} is a damaged TorchScript archive ({type(error).__name__}: {str(error)[:100]}); download it again"
+            f"{path} is a damaged TorchScript archive ({type(error).__name__}: {str(error)[:100]});"
+            " download it again"
         ) from None
 
 
@@ -139,13 +161,18 @@ def _places(path: Path, archive: zipfile.ZipFile, folder: str) -> Callable[[_Sto
             if info.filename.startswith(folder) and info.compress_type == zipfile.ZIP_STORED:
                 file.seek(info.header_offset + 26)
                 name_length, extra_length = struct.unpack("<HH", file.read(4))
-                starts[info.filename] = (info.header_offset + 30 + name_length + extra_length, info.file_size)
+                starts[info.filename] = (
+                    info.header_offset + 30 + name_length + extra_length,
+                    info.file_size,
+                )
 
     def place(stored: _Stored) -> Tensor:
         start, size = starts[folder + stored.record]
         if any(n < 0 for n in (stored.offset, *stored.shape, *stored.strides)):
             raise ValueError("a tensor with negative sizes")
-        last = stored.offset + sum((n - 1) * s for n, s in zip(stored.shape, stored.strides, strict=True))
+        last = stored.offset + sum(
+            (n - 1) * s for n, s in zip(stored.shape, stored.strides, strict=True)
+        )
         needed = 0 if math.prod(stored.shape) == 0 else (last + 1) * stored.dtype.itemsize
         if needed > size or start + size > whole.nbytes():
             raise ValueError(f"record {stored.record} is shorter than its tensor")

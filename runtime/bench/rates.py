@@ -1,8 +1,10 @@
-"""How fast this machine multiplies matrices, per precision: the floor under anything that is mostly that.
+"""How fast this machine multiplies matrices, per precision: the floor under anything that is mostly
+that.
 
-Libraries that are there are asked for a product of the shape of a large layer (2048 x 1024 by 1024 x 4096): numpy in
-FP32, OpenVINO and, where it is installed, PyTorch in FP32, bfloat16 and INT8. A library that would compute in another
-precision than it was asked for, or in plain loops, is left out.
+Libraries that are there are asked for a product of the shape of a large layer (2048 x 1024 by 1024
+x 4096): numpy in FP32, OpenVINO and, where it is installed, PyTorch in FP32, bfloat16 and INT8. A
+library that would compute in another precision than it was asked for, or in plain loops, is left
+out.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ def products(threads: int | None) -> dict[tuple[str, str], Product]:
                 found[precision, "openvino"] = product
     if importlib.util.find_spec("torch"):
         # loaded by name, here only: the runtime does not depend on `ris.export`
-        torch_products = importlib.import_module("ris.export.torch_rates").products(left, right, threads)
+        torch_products = importlib.import_module("ris.export.torch_rates").products(
+            left, right, threads
+        )
         found |= {(precision, "torch"): product for precision, product in torch_products.items()}
     return found
 
@@ -53,7 +57,9 @@ def measure(calls: dict[tuple[str, str], Product]) -> dict[str, dict[str, list[f
     return found
 
 
-def _openvino(precision: str, left: np.ndarray, right: np.ndarray, threads: int | None) -> Product | None:
+def _openvino(
+    precision: str, left: np.ndarray, right: np.ndarray, threads: int | None
+) -> Product | None:
     """None where OpenVINO does not compute in this precision here, or wrongly."""
     import openvino
     from openvino import opset13 as ops
@@ -65,8 +71,12 @@ def _openvino(precision: str, left: np.ndarray, right: np.ndarray, threads: int 
     given: Any = ops.parameter([M, K], np.float32)
     values, weights = given, ops.constant(right)
     if precision == "int8":
-        values = ops.fake_quantize(given, np.float32(-1), np.float32(1), np.float32(-1), np.float32(1), 256)
-        weights = ops.fake_quantize(weights, np.float32(-1), np.float32(1), np.float32(-1), np.float32(1), 255)
+        values = ops.fake_quantize(
+            given, np.float32(-1), np.float32(1), np.float32(-1), np.float32(1), 256
+        )
+        weights = ops.fake_quantize(
+            weights, np.float32(-1), np.float32(1), np.float32(-1), np.float32(1), 255
+        )
     model = openvino.Model([ops.matmul(values, weights, False, True)], [given])
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",

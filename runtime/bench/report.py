@@ -1,4 +1,6 @@
-"""What a benchmark found, as data, and as the JSON file that `ris-bench --out` writes and `ris-bench compare` reads."""
+"""What a benchmark found, as data, and as the JSON file that `ris-bench --out` writes and
+`ris-bench compare` reads.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,24 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """At least one value."""
-        quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
-        return cls(len(values), statistics.median(values), quartiles[0], quartiles[2], min(values), max(values))
+        quartiles = (
+            statistics.quantiles(values, n=4, method="inclusive")
+            if len(values) > 1
+            else [values[0]] * 3
+        )
+        return cls(
+            len(values),
+            statistics.median(values),
+            quartiles[0],
+            quartiles[2],
+            min(values),
+            max(values),
+        )
 
     def overlaps(self, other: Spread) -> bool:
-        """Whether the middle halves of the two have values in common, so that noise may be all of the difference."""
+        """Whether the middle halves of the two have values in common, so that noise may be all of
+        the difference.
+        """
         return self.lower <= other.upper and other.lower <= self.upper
 
 
@@ -42,15 +57,15 @@ class Spread:
 class Measured:
     """One way of running the model. Seconds and bytes; what was not measured is None or empty.
 
-    engine: what ran it; bundle: its path and precision, None for PyTorch; precision: by graph, what its products really
-    computed in; operations: by graph, of one call for one image and one expression;
-    first_mask: pixels in memory to a mask; next_expression: another one on the encoded image; host: the runtime's own
-    work in a first mask, outside the engine; stages: of a first mask;
-    cold_start: from starting a process to its first mask, the files being in the system's cache; imports, load: parts
-    of it, the interpreter's own start among the imports; compile: the load that compiled, before everything else, None
-    where all was in the engine's cache;
-    images, expressions: seconds for one of them, by how many went through together;
-    peak_memory: of a process that loads, makes a mask and asks once more; peak_memory_batches: after the batches too.
+    engine: what ran it; bundle: its path and precision, None for PyTorch; precision: by graph, what
+    its products really computed in; operations: by graph, of one call for one image and one
+    expression; first_mask: pixels in memory to a mask; next_expression: another one on the encoded
+    image; host: the runtime's own work in a first mask, outside the engine; stages: of a first
+    mask; cold_start: from starting a process to its first mask, the files being in the system's
+    cache; imports, load: parts of it, the interpreter's own start among the imports; compile: the
+    load that compiled, before everything else, None where all was in the engine's cache; images,
+    expressions: seconds for one of them, by how many went through together; peak_memory: of a
+    process that loads, makes a mask and asks once more; peak_memory_batches: after the batches too.
     """
 
     name: str
@@ -90,9 +105,10 @@ class Inputs:
 class BenchReport:
     """Everything a run of `ris-bench` found.
 
-    machine: what it ran on, with the load average before and after (which includes the benchmark itself);
-    rates: by precision and library, operations a second of large matrix products, measured in turn with the rest;
-    failed: what could not be measured, and why; anew: every round was in new processes.
+    machine: what it ran on, with the load average before and after (which includes the benchmark
+    itself); rates: by precision and library, operations a second of large matrix products, measured
+    in turn with the rest; failed: what could not be measured, and why; anew: every round was in new
+    processes.
     """
 
     format_version: int
@@ -111,8 +127,8 @@ class BenchReport:
         return max(spread.median for spread in found.values()) if found else None
 
     def floor(self, measured: Measured, stages: Sequence[str] = STAGES) -> float | None:
-        """Seconds that the operations of `stages` take at the rate of large matrix products in the precision that each
-        graph ran in; None where operations or a rate are unknown.
+        """Seconds that the operations of `stages` take at the rate of large matrix products in the
+        precision that each graph ran in; None where operations or a rate are unknown.
         """
         seconds = 0.0
         for stage in stages:
@@ -130,8 +146,14 @@ PER_EXPRESSION = ("text_encoder", "fusion", "mask_decoder")
 
 
 def operations_of(counted: Mapping[str, Operations | None]) -> dict[str, int]:
-    """Of one image and one expression, by graph; empty where the bundle has not counted one of them."""
-    return {} if None in counted.values() else {stage: c.of(1, 1) for stage, c in counted.items() if c is not None}
+    """Of one image and one expression, by graph; empty where the bundle has not counted one of
+    them.
+    """
+    return (
+        {}
+        if None in counted.values()
+        else {stage: c.of(1, 1) for stage, c in counted.items() if c is not None}
+    )
 
 
 def read_report(path: Path) -> BenchReport:
@@ -140,8 +162,8 @@ def read_report(path: Path) -> BenchReport:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["format_version"] != FORMAT_VERSION:
             raise RisError(
-                f"{path} has format version {data['format_version']}, this ris-bench reads {FORMAT_VERSION}; "
-                "measure again"
+                f"{path} has format version {data['format_version']}, this ris-bench reads"
+                f" {FORMAT_VERSION}; measure again"
             )
         return BenchReport(
             FORMAT_VERSION,
@@ -157,11 +179,15 @@ def read_report(path: Path) -> BenchReport:
     except OSError as error:
         raise RisError(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RisError(f"{path} is not a report of ris-bench ({type(error).__name__}: {error})") from None
+        raise RisError(
+            f"{path} is not a report of ris-bench ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _inputs(data: dict[str, Any]) -> Inputs:
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+    values: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in data.items()
+    }
     return Inputs(**values)
 
 

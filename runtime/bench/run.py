@@ -1,7 +1,9 @@
-"""Gives the ways of running a model their turns, each in a process of its own, or in a new one every round.
+"""Gives the ways of running a model their turns, each in a process of its own, or in a new one
+every round.
 
-A round goes once through all of them and through the machine's matrix products, every other one backwards, so that
-whatever else the machine does meets them alike. One that fails is left out from there on and named in the report.
+A round goes once through all of them and through the machine's matrix products, every other one
+backwards, so that whatever else the machine does meets them alike. One that fails is left out from
+there on and named in the report.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ _RATES = "matrix products"
 
 @dataclass(frozen=True)
 class Alternative:
-    """One way of running the model: its name, and what `worker` needs. kind: "bundle" or "pytorch"."""
+    """One way of running the model: its name, and what `worker` needs. kind: "bundle" or
+    "pytorch".
+    """
 
     name: str
     kind: str
@@ -50,10 +54,11 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. rounds: measured ones, after one to warm up; cold_starts: fresh processes of each bundle;
-    batches: rounds of several images and expressions together (for the fastest bundle alone); limit: seconds that one
-    answer of a process may take. anew: every round is in new processes, after one there to warm up; what stays the same
-    for a process's life, such as where its memory lies, then differs from round to round.
+    """What to measure. rounds: measured ones, after one to warm up; cold_starts: fresh processes of
+    each bundle; batches: rounds of several images and expressions together (for the fastest bundle
+    alone); limit: seconds that one answer of a process may take. anew: every round is in new
+    processes, after one there to warm up; what stays the same for a process's life, such as where
+    its memory lies, then differs from round to round.
     """
 
     rounds: int = 5
@@ -67,7 +72,12 @@ class Plan:
         bundles = sum(a.kind == "bundle" for a in alternatives)
         starts = bundles * (1 + self.cold_starts)
         turns = (len(alternatives) + 1) * (1 + self.rounds)
-        return starts + turns + (self.batches + 1) * (len(IMAGES) + len(EXPRESSIONS)) * (self.batches > 0) + 1
+        return (
+            starts
+            + turns
+            + (self.batches + 1) * (len(IMAGES) + len(EXPRESSIONS)) * (self.batches > 0)
+            + 1
+        )
 
 
 class WorkerError(RisError):
@@ -84,7 +94,13 @@ class Worker:
         self._limit = limit
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ris.runtime.bench.worker", json.dumps(spec | {"started": time.monotonic()})],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "ris.runtime.bench.worker",
+                json.dumps(spec | {"started": time.monotonic()}),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -101,8 +117,10 @@ class Worker:
         self._answers.put("")
 
     def ask(self, do: str, **more: Any) -> dict[str, Any]:
-        """Raises WorkerError where the process fails, ends, or takes longer than its limit, and CheckpointError for
-        weight files that are not the bundle's: the user's mistake, not something to measure the rest without."""
+        """Raises WorkerError where the process fails, ends, or takes longer than its limit, and
+        CheckpointError for weight files that are not the bundle's: the user's mistake, not
+        something to measure the rest without.
+        """
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"do": do} | more) + "\n")
@@ -125,7 +143,11 @@ class Worker:
         code = self._process.wait()
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
-        how = f"signal {-code}, which may be for want of memory" if code == -9 else f"exit code {code}"
+        how = (
+            f"signal {-code}, which may be for want of memory"
+            if code == -9
+            else f"exit code {code}"
+        )
         return "; ".join([f"its process ended with {how}", *said])
 
     def __enter__(self) -> Worker:
@@ -135,7 +157,9 @@ class Worker:
         self.close(wait=0.1 if exception[0] else 20)
 
     def close(self, wait: float = 20) -> None:
-        """Ends the process, by force where that takes longer than `wait` seconds. May be called twice."""
+        """Ends the process, by force where that takes longer than `wait` seconds. May be called
+        twice.
+        """
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()  # ends its loop
@@ -150,7 +174,13 @@ class Worker:
 class _Run:
     """The state of one `run_plan`: what was measured so far, and what failed."""
 
-    def __init__(self, alternatives: Sequence[Alternative], shared: dict[str, Any], plan: Plan, report: Report) -> None:
+    def __init__(
+        self,
+        alternatives: Sequence[Alternative],
+        shared: dict[str, Any],
+        plan: Plan,
+        report: Report,
+    ) -> None:
         self.alternatives, self.shared, self.plan, self.report = alternatives, shared, plan, report
         self.failed: dict[str, str] = {}
         self.about: dict[str, dict[str, Any]] = {}
@@ -189,10 +219,14 @@ class _Run:
             self.starts[alternative.name].append(
                 {"cold_start": seconds, "imports": about["imports"], "load": about["load"]}
             )
-            self.memory[alternative.name] = max(turn["peak_memory"], self.memory.get(alternative.name, 0))
+            self.memory[alternative.name] = max(
+                turn["peak_memory"], self.memory.get(alternative.name, 0)
+            )
 
     def rounds(self, workers: dict[str, Worker], stack: contextlib.ExitStack) -> None:
-        """All measured rounds. workers: those of a new round take the old ones' places; the stack ends them."""
+        """All measured rounds. workers: those of a new round take the old ones' places; the stack
+        ends them.
+        """
         ways = {a.name: a for a in self.alternatives}
         for number in range(1, self.plan.rounds + 1):
             names = [_RATES, *(a.name for a in self.alternatives)]
@@ -246,11 +280,15 @@ def run_plan(
     plan: Plan,
     report: Report,
 ) -> BenchReport:
-    """Measures all alternatives. bundle: the one that says what the model is; rgb: uint8 [H, W, 3]; categories: one for
-    each expression, or none. Raises RisError where not a single alternative could be measured.
+    """Measures all alternatives. bundle: the one that says what the model is; rgb: uint8 [H, W, 3];
+    categories: one for each expression, or none. Raises RisError where not a single alternative
+    could be measured.
     """
     machine = _machine()
-    with tempfile.TemporaryDirectory(prefix="ris-bench-") as folder, contextlib.ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="ris-bench-") as folder,
+        contextlib.ExitStack() as stack,
+    ):
         np.save(Path(folder) / "image.npy", rgb)
         _save_photo(Path(folder) / "photo.jpg")
         shared = {
@@ -264,12 +302,17 @@ def run_plan(
         bundles = [a for a in alternatives if a.kind == "bundle"]
         for number in range(plan.cold_starts + 1):
             for alternative in bundles:
-                what = f"start {number} of {plan.cold_starts}" if number else "first start, compiles what is needed"
+                what = (
+                    f"start {number} of {plan.cold_starts}"
+                    if number
+                    else "first start, compiles what is needed"
+                )
                 report(f"{alternative.name}: {what}")
                 if alternative.name not in run.failed:
                     run.cold(alternative, note=number > 0)
         workers: dict[str, Worker] = {}
-        # PyTorch last: it is left out where memory is short; a warm-up each, so that the next one sees what is free
+        # PyTorch last: it is left out where memory is short; a warm-up each, so that the next one
+        # sees what is free
         for some in (None, *bundles, *(a for a in alternatives if a.kind == "pytorch")):
             name = some.name if some else _RATES
             report(f"{name}: loading and warm-up")
@@ -283,7 +326,10 @@ def run_plan(
         run.rounds(workers, stack)
         running = [a.name for a in bundles if run.turns[a.name] and a.name not in run.failed]
         if running:
-            fastest = min(running, key=lambda name: Spread.of([t["first_mask"] for t in run.turns[name]]).median)
+            fastest = min(
+                running,
+                key=lambda name: Spread.of([t["first_mask"] for t in run.turns[name]]).median,
+            )
             report(f"{fastest}: a photo of 12 megapixels")
             run.photos(workers[fastest])
             if plan.batches:
@@ -291,10 +337,14 @@ def run_plan(
     return _report(bundle, run, rgb, machine)
 
 
-def _report(bundle: Bundle, run: _Run, rgb: NDArray[np.uint8], machine: dict[str, Any]) -> BenchReport:
+def _report(
+    bundle: Bundle, run: _Run, rgb: NDArray[np.uint8], machine: dict[str, Any]
+) -> BenchReport:
     measured = [_measured(a, run) for a in run.alternatives if run.turns[a.name]]
     if not measured:
-        raise RisError("nothing could be measured: " + "; ".join(f"{k}: {v}" for k, v in run.failed.items()))
+        raise RisError(
+            "nothing could be measured: " + "; ".join(f"{k}: {v}" for k, v in run.failed.items())
+        )
     collected: dict[str, dict[str, list[float]]] = {}
     for turn in run.rates:
         for precision, libraries in turn.items():
@@ -308,7 +358,9 @@ def _report(bundle: Bundle, run: _Run, rgb: NDArray[np.uint8], machine: dict[str
             width=rgb.shape[1],
             expressions=tuple(run.shared["expressions"]),
             categories=tuple(run.shared["categories"]),
-            model=hashlib.sha256(json.dumps(bundle.manifest.model, sort_keys=True).encode()).hexdigest(),
+            model=hashlib.sha256(
+                json.dumps(bundle.manifest.model, sort_keys=True).encode()
+            ).hexdigest(),
             threads=run.shared["threads"],
         ),
         machine=machine | {"load_after": _load()},
@@ -342,7 +394,10 @@ def _measured(alternative: Alternative, run: _Run) -> Measured:
         first_mask=first,
         next_expression=following,
         host=spread(turns, "host"),
-        stages={stage: Spread.of([turn["stages"][stage] for turn in turns]) for stage in turns[0]["stages"]},
+        stages={
+            stage: Spread.of([turn["stages"][stage] for turn in turns])
+            for stage in turns[0]["stages"]
+        },
         cold_start=spread(starts, "cold_start"),
         imports=spread(starts, "imports"),
         load=spread(starts, "load"),
@@ -375,12 +430,15 @@ def _load() -> float | None:
 
 
 def _require_memory(bundle: Bundle) -> None:
-    """Raises WorkerError where another copy of the model may not fit: half of its weights again for its values."""
+    """Raises WorkerError where another copy of the model may not fit: half of its weights again for
+    its values.
+    """
     available = system.memory().available
     weights = sum(entry.parameters for entry in bundle.manifest.graphs.values()) * 4
     if available is not None and available < 1.5 * weights:
         raise WorkerError(
-            f"left out: {available / 1e9:.1f} GB of memory are free, the model's weights are {weights / 1e9:.1f}"
+            f"left out: {available / 1e9:.1f} GB of memory are free, the model's weights are"
+            f" {weights / 1e9:.1f}"
         )
 
 

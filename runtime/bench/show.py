@@ -18,7 +18,13 @@ def _seconds(value: float | None) -> str:
     """For people: milliseconds below a second."""
     if value is None:
         return ""
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.3g} ms" if value < 0.1 else f"{value * 1000:.0f} ms"
+    return (
+        f"{value:.2f} s"
+        if value >= 1
+        else f"{value * 1000:.3g} ms"
+        if value < 0.1
+        else f"{value * 1000:.0f} ms"
+    )
 
 
 def _spread(found: Spread | None) -> str:
@@ -51,14 +57,16 @@ def warnings(report: BenchReport) -> list[str]:
     found = []
     before, cores = report.machine["load_before"], report.machine["cores"]
     if before is not None and before > _BUSY * cores:
-        found.append(f"The machine was busy when this began: load average {before} on {cores} cores.")
+        found.append(
+            f"The machine was busy when this began: load average {before} on {cores} cores."
+        )
     for precision, libraries in report.rates.items():
         spread = max(libraries.values(), key=lambda s: s.median)
         if spread.upper - spread.lower > _UNSTEADY * spread.median:
             share = (spread.upper - spread.lower) / spread.median
             found.append(
-                f"The machine's speed varied: the middle half of its {precision} matrix products spans {share:.0%} of "
-                "their median."
+                f"The machine's speed varied: the middle half of its {precision} matrix products"
+                f" spans {share:.0%} of their median."
             )
     return found
 
@@ -70,10 +78,16 @@ def markdown(report: BenchReport) -> str:
     lines = [
         "# Benchmark",
         "",
-        f"{machine['cpu']}, {machine['cores']} cores, {inputs.threads or 'all'} threads; {versions}.",
-        f'Image {inputs.width}x{inputs.height}, "{inputs.expressions[0]}"; load average {machine["load_before"]} '
-        f"before, {machine['load_after']} after. Medians of {report.rounds} rounds in which all take turns, "
-        f"{'each round in new processes, ' * report.anew}with the middle half of the values in brackets.",
+        (
+            f"{machine['cpu']}, {machine['cores']} cores, {inputs.threads or 'all'} threads;"
+            f" {versions}."
+        ),
+        f'Image {inputs.width}x{inputs.height}, "{inputs.expressions[0]}"; load average'
+        f" {machine['load_before']} "
+        f"before, {machine['load_after']} after. Medians of {report.rounds} rounds in which all"
+        " take turns, "
+        f"{'each round in new processes, ' * report.anew}with the middle half of the values in"
+        " brackets.",
         *(f"\n**{text}**" for text in warnings(report)),
         *_first_masks(report),
         *_next_expressions(report),
@@ -86,9 +100,10 @@ def markdown(report: BenchReport) -> str:
             [[name, _spread(spread)] for name, spread in report.photo.items()],
         ),
     ]
-    lines += ["", *(f"- Not measured: {name}: {reason}" for name, reason in report.failed.items())] * bool(
-        report.failed
-    )
+    lines += [
+        "",
+        *(f"- Not measured: {name}: {reason}" for name, reason in report.failed.items()),
+    ] * bool(report.failed)
     return "\n".join(lines) + "\n"
 
 
@@ -108,8 +123,15 @@ def _first_masks(report: BenchReport) -> list[str]:
                 f"{m.peak_memory / 1e9:.2f} GB" if m.peak_memory else "",
             ]
         )
-    headings = ["first mask", "seconds", f"times faster than {against.name}", "floor", "measured / floor",
-                "of it the runtime's own", "peak memory"]  # fmt: skip
+    headings = [
+        "first mask",
+        "seconds",
+        f"times faster than {against.name}",
+        "floor",
+        "measured / floor",
+        "of it the runtime's own",
+        "peak memory",
+    ]
     return _table(headings, rows)
 
 
@@ -128,8 +150,14 @@ def _next_expressions(report: BenchReport) -> list[str]:
                 _ratio(m.next_expression.median, floor),
             ]
         )
-    headings = ["next expression", "seconds", f"times faster than {against.name}", "times cheaper than a first mask",
-                "floor", "measured / floor"]  # fmt: skip
+    headings = [
+        "next expression",
+        "seconds",
+        f"times faster than {against.name}",
+        "times cheaper than a first mask",
+        "floor",
+        "measured / floor",
+    ]
     return _table(headings, rows)
 
 
@@ -139,7 +167,9 @@ def _starts(report: BenchReport) -> list[str]:
         for m in report.alternatives
         if m.cold_start
     ]
-    return _table(["cold start", "new process to mask", "imports", "load", "first load, which compiled"], rows)
+    return _table(
+        ["cold start", "new process to mask", "imports", "load", "first load, which compiled"], rows
+    )
 
 
 def _stages(report: BenchReport) -> list[str]:
@@ -150,21 +180,40 @@ def _stages(report: BenchReport) -> list[str]:
             operations = f"{m.operations[stage] / 1e9:.4g}" if stage in m.operations else ""
             cells = [m.precision.get(stage, ""), operations, _spread(spread), _seconds(floor)]
             rows.append([f"{m.name}: {stage}", *cells, _ratio(spread.median, floor)])
-    return _table(["stage of a first mask", "ran in", "10^9 operations", "seconds", "floor", "measured / floor"], rows)
+    return _table(
+        [
+            "stage of a first mask",
+            "ran in",
+            "10^9 operations",
+            "seconds",
+            "floor",
+            "measured / floor",
+        ],
+        rows,
+    )
 
 
 def _rates(report: BenchReport) -> list[str]:
     rows = [
-        [f"{precision}, {library}", f"{s.median / 1e9:.0f}", f"{s.lower / 1e9:.0f} to {s.upper / 1e9:.0f}"]
+        [
+            f"{precision}, {library}",
+            f"{s.median / 1e9:.0f}",
+            f"{s.lower / 1e9:.0f} to {s.upper / 1e9:.0f}",
+        ]
         for precision, libraries in report.rates.items()
         for library, s in libraries.items()
     ]
-    lines = _table(["matrix products of this machine", "10^9 operations a second", "middle half"], rows)
+    lines = _table(
+        ["matrix products of this machine", "10^9 operations a second", "middle half"], rows
+    )
     if lines:
         lines += [
             "",
-            "The floor of a graph is its matrix products and convolutions at the rate of the fastest library for large "
-            "products, in the precision that most of the graph's ran in.",
+            (
+                "The floor of a graph is its matrix products and convolutions at the rate of the"
+                " fastest library for large products, in the precision that most of the graph's"
+                " ran in."
+            ),
         ]
     return lines
 
@@ -175,7 +224,12 @@ def _batches(report: BenchReport) -> list[str]:
         for what, found in (("images", m.images), ("expressions", m.expressions)):
             alone = found[1].median if 1 in found else None
             rows = [
-                [str(size), _spread(spread), f"{1 / spread.median:.3g}", _ratio(spread.median, alone)]
+                [
+                    str(size),
+                    _spread(spread),
+                    f"{1 / spread.median:.3g}",
+                    _ratio(spread.median, alone),
+                ]
                 for size, spread in found.items()
             ]
             headings = [f"{m.name}: {what} together", "seconds each", "a second", "of one alone"]
@@ -186,7 +240,8 @@ def _batches(report: BenchReport) -> list[str]:
 
 
 def plot(report: BenchReport, path: Path) -> None:
-    """First mask and next expression of every alternative with their middle halves and floors, as a PNG.
+    """First mask and next expression of every alternative with their middle halves and floors, as a
+    PNG.
 
     Raises RisError where matplotlib is not installed.
     """
@@ -200,16 +255,29 @@ def plot(report: BenchReport, path: Path) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, title, stages in (
-        (panels[0], "first mask", STAGES), (panels[1], "next expression", PER_EXPRESSION),
-    ):  # fmt: skip
-        spreads = [m.first_mask if title == "first mask" else m.next_expression for m in report.alternatives]
+        (panels[0], "first mask", STAGES),
+        (panels[1], "next expression", PER_EXPRESSION),
+    ):
+        spreads = [
+            m.first_mask if title == "first mask" else m.next_expression
+            for m in report.alternatives
+        ]
         floors = [report.floor(m, stages) for m in report.alternatives]
         medians = [s.median for s in spreads]
         middle = [[s.median - s.lower for s in spreads], [s.upper - s.median for s in spreads]]
-        axes.barh(names, medians, xerr=middle, color="#4c78a8", capsize=3, label="median and middle half")
+        axes.barh(
+            names, medians, xerr=middle, color="#4c78a8", capsize=3, label="median and middle half"
+        )
         drawn = [(floor, i) for i, floor in enumerate(floors) if floor is not None]
         if drawn:
-            axes.scatter(*zip(*drawn, strict=True), marker="|", s=400, color="#e45756", zorder=3, label="floor")
+            axes.scatter(
+                *zip(*drawn, strict=True),
+                marker="|",
+                s=400,
+                color="#e45756",
+                zorder=3,
+                label="floor",
+            )
         axes.set_title(title)
         axes.set_xlabel("seconds")
         axes.set_xlim(left=0)
@@ -220,12 +288,18 @@ def plot(report: BenchReport, path: Path) -> None:
 
 
 def compare(first: BenchReport, second: BenchReport, names: tuple[str, str]) -> str:
-    """A Markdown table of what both measured. Raises RisError where their inputs differ or nothing is in both."""
+    """A Markdown table of what both measured. Raises RisError where their inputs differ or nothing
+    is in both.
+    """
     a, b = vars(first.inputs), vars(second.inputs)
     different = [name for name in a if a[name] != b[name]]
     if different:
-        shown = ", ".join(f"{name} ({str(a[name])[:24]} and {str(b[name])[:24]})" for name in different)
-        raise RisError(f"{names[0]} and {names[1]} are not compared: they measured different inputs: {shown}")
+        shown = ", ".join(
+            f"{name} ({str(a[name])[:24]} and {str(b[name])[:24]})" for name in different
+        )
+        raise RisError(
+            f"{names[0]} and {names[1]} are not compared: they measured different inputs: {shown}"
+        )
     others = {m.name: m for m in second.alternatives}
     rows = []
     for m in first.alternatives:
@@ -234,15 +308,26 @@ def compare(first: BenchReport, second: BenchReport, names: tuple[str, str]) -> 
         for what in ("first_mask", "next_expression", "cold_start", "load"):
             x, y = getattr(m, what), getattr(others[m.name], what)
             if x is not None and y is not None:
-                verdict = "within the noise" if x.overlaps(y) else "faster" if y.median < x.median else "slower"
+                verdict = (
+                    "within the noise"
+                    if x.overlaps(y)
+                    else "faster"
+                    if y.median < x.median
+                    else "slower"
+                )
                 ratio = f"{y.median / x.median:.3f}"
-                rows.append([f"{m.name}: {what.replace('_', ' ')}", _spread(x), _spread(y), ratio, verdict])
+                rows.append(
+                    [f"{m.name}: {what.replace('_', ' ')}", _spread(x), _spread(y), ratio, verdict]
+                )
     if not rows:
         raise RisError(f"{names[0]} and {names[1]} have no alternative in common")
     lines = _table(["", *names, "second / first", "the second is"], rows)[1:]
     for key in ("cpu", "cores", "versions"):
         if first.machine[key] != second.machine[key]:
-            lines += ["", f"They ran on another {key}: {first.machine[key]} and {second.machine[key]}."]
+            lines += [
+                "",
+                f"They ran on another {key}: {first.machine[key]} and {second.machine[key]}.",
+            ]
     for name, report in zip(names, (first, second), strict=True):
         lines += [f"\n{name}: {text}" for text in warnings(report)]
     return "\n".join(lines) + "\n"

@@ -1,6 +1,8 @@
-"""One process of a benchmark: `python -m ris.runtime.bench.worker SPEC`, a JSON object a line in and out.
+"""One process of a benchmark: `python -m ris.runtime.bench.worker SPEC`, a JSON object a line in
+and out.
 
-Its own process gives each way of running the model its own memory figure and cold start, and keeps a crash to itself.
+Its own process gives each way of running the model its own memory figure and cold start, and keeps
+a crash to itself.
 """
 
 from __future__ import annotations
@@ -40,17 +42,22 @@ def peak_memory() -> int:
 
 
 class BundleWorker:
-    """A bundle in this project's runtime. spec: bundle, options (of `ris.runtime.load`), image, expressions,
-    categories.
+    """A bundle in this project's runtime. spec: bundle, options (of `ris.runtime.load`), image,
+    expressions, categories.
     """
 
     def __init__(self, spec: Answer) -> None:
         self._spec = spec
         self._rgb = np.load(spec["image"], mmap_mode="r")
-        # monotonic clocks of two processes are the same one; engines are imported while the bundle loads
+        # monotonic clocks of two processes are the same one; engines are imported while the bundle
+        # loads
         imported = time.monotonic()
         compiling: list[str] = []
-        self._model = load(spec["bundle"], progress=lambda stage, what, done: compiling.append(what), **spec["options"])
+        self._model = load(
+            spec["bundle"],
+            progress=lambda stage, what, done: compiling.append(what),
+            **spec["options"],
+        )
         self._seconds = {"imports": imported - spec["started"], "load": time.monotonic() - imported}
         self._compiled = bool(compiling)
         self._scene: Any = None
@@ -62,10 +69,16 @@ class BundleWorker:
         graphs = model.bundle.manifest.graphs
         infos = model.sessions
         return {
-            "engine": ", ".join(sorted({f"{i.engine} {i.version} on {i.device}" for i in infos.values()})),
+            "engine": ", ".join(
+                sorted({f"{i.engine} {i.version} on {i.device}" for i in infos.values()})
+            ),
             "bundle_precision": model.bundle.manifest.precision,
-            "precision": {stage: info.precision or graphs[stage].precision for stage, info in infos.items()},
-            "operations": operations_of({stage: entry.operations for stage, entry in graphs.items()}),
+            "precision": {
+                stage: info.precision or graphs[stage].precision for stage, info in infos.items()
+            },
+            "operations": operations_of(
+                {stage: entry.operations for stage, entry in graphs.items()}
+            ),
             "compiled": self._compiled,
             **self._seconds,
         }
@@ -115,10 +128,14 @@ class BundleWorker:
         if stage not in self._several:
             options = self._spec["options"]
             kept = {
-                name: options[name] for name in ("device", "threads", "low_memory", "throughput") if name in options
+                name: options[name]
+                for name in ("device", "threads", "low_memory", "throughput")
+                if name in options
             }
             compute = computes_by_stage(options.get("compute"))[stage]
-            engine = create(options["engine"], EngineOptions(**kept, compute=compute, max_batch=MAX_BATCH))
+            engine = create(
+                options["engine"], EngineOptions(**kept, compute=compute, max_batch=MAX_BATCH)
+            )
             graph = self._model.bundle.graph(stage)
             self._several[stage] = engine.open(graph, engine.compile(graph))
         return self._several[stage]
@@ -145,7 +162,9 @@ class BundleWorker:
 
 
 class PyTorchWorker:
-    """The PyTorch model of the same bundle. spec: also compile (torch.compile) and files (`WeightFiles`)."""
+    """The PyTorch model of the same bundle. spec: also compile (torch.compile) and files
+    (`WeightFiles`).
+    """
 
     def __init__(self, spec: Answer) -> None:
         # loaded by name, here only: the runtime does not depend on `ris.export`
@@ -154,7 +173,12 @@ class PyTorchWorker:
         bundle = open_bundle(spec["bundle"], verify=False)
         self._operations = bundle.manifest.graphs
         self._run = live.timed_reference(
-            bundle, np.load(spec["image"]), tuple(spec["expressions"]), spec["threads"], files, spec["compile"]
+            bundle,
+            np.load(spec["image"]),
+            tuple(spec["expressions"]),
+            spec["threads"],
+            files,
+            spec["compile"],
         )
         self._version = importlib.import_module("torch").__version__
 
@@ -163,7 +187,9 @@ class PyTorchWorker:
             "engine": f"torch {self._version} on cpu",
             "bundle_precision": None,
             "precision": dict.fromkeys(self._operations, "fp32"),
-            "operations": operations_of({stage: entry.operations for stage, entry in self._operations.items()}),
+            "operations": operations_of(
+                {stage: entry.operations for stage, entry in self._operations.items()}
+            ),
             "compiled": False,
         }
 
@@ -188,13 +214,15 @@ class RatesWorker:
 
 
 KINDS: dict[str, Callable[[Answer], Any]] = {
-    "bundle": BundleWorker, "pytorch": PyTorchWorker, "rates": RatesWorker,
-}  # fmt: skip
+    "bundle": BundleWorker,
+    "pytorch": PyTorchWorker,
+    "rates": RatesWorker,
+}
 
 
 def main() -> None:
-    """Answers requests until its input ends: {"do": ..., "count": ...} in, the answer or {"error": ...} out, with
-    "checkpoint": true where the weight files are not those of the bundle.
+    """Answers requests until its input ends: {"do": ..., "count": ...} in, the answer or {"error":
+    ...} out, with "checkpoint": true where the weight files are not those of the bundle.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is not an answer

@@ -1,4 +1,6 @@
-"""`ris-bench`: how fast a bundle runs here, beside PyTorch and the machine's own speed; `ris-bench compare`."""
+"""`ris-bench`: how fast a bundle runs here, beside PyTorch and the machine's own speed; `ris-bench
+compare`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,13 @@ from ris.runtime.bench.run import Alternative, Plan, run_plan
 from ris.runtime.bench.show import compare as compare_reports
 from ris.runtime.bench.show import markdown, plot
 from ris.runtime.bundle import open_bundle
-from ris.runtime.commands.console import DefaultGroup, RisCommand, StepProgress, disk_errors, find_bundle
+from ris.runtime.commands.console import (
+    DefaultGroup,
+    RisCommand,
+    StepProgress,
+    disk_errors,
+    find_bundle,
+)
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
 from ris.runtime.image import load_rgb
 from ris.runtime.parity import load_golden
@@ -30,11 +38,12 @@ EAGER, COMPILED = "PyTorch eager FP32", "torch.compile FP32"
 
 @click.group(cls=DefaultGroup)
 def main() -> None:
-    """Says how fast a bundle runs here; `ris-bench run --help` and `ris-bench compare --help` have the options.
+    """Says how fast a bundle runs here; `ris-bench run --help` and `ris-bench compare --help` have
+    the options.
 
     \b
     Examples:
-      ris-bench ris-bundle                 one way of running it: the same as ris-bench run ris-bundle
+      ris-bench ris-bundle                 the same as ris-bench run ris-bundle
       ris-bench compare before.json after.json
     """
 
@@ -46,15 +55,31 @@ def main() -> None:
     "engines",
     multiple=True,
     metavar="ENGINE[:COMPUTE][,SWITCH=VALUE...][@BUNDLE]",
-    help="A way of running it; may be repeated: openvino, openvino:bf16, openvino:bf16@other-bundle. Switches: "
-    "overlap, low_memory and throughput (0 or 1), max_expressions. Default: auto.",
+    help=(
+        "A way of running it; may be repeated: openvino, openvino:bf16, openvino:bf16@other-bundle."
+        " Switches: overlap, low_memory and throughput (0 or 1), max_expressions. Default: auto."
+    ),
 )
 @click.option("--device", type=click.Choice(DEVICE_NAMES), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads, of PyTorch too. Default: all cores.")
-@click.option("--image", type=click.Path(path_type=Path), help="Default: noise of 1024x1024 pixels.")
-@click.option("--runs", type=click.IntRange(1), default=5, show_default=True, help="Rounds, after one to warm up.")
-@click.option("--anew", is_flag=True, help="New processes for every round; two of the same bundle may differ.")
-@click.option("--cold", type=click.IntRange(0), default=3, show_default=True, help="Cold starts of each way.")
+@click.option(
+    "--threads", type=click.IntRange(1), help="CPU threads, of PyTorch too. Default: all cores."
+)
+@click.option(
+    "--image", type=click.Path(path_type=Path), help="Default: noise of 1024x1024 pixels."
+)
+@click.option(
+    "--runs",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Rounds, after one to warm up.",
+)
+@click.option(
+    "--anew", is_flag=True, help="New processes for every round; two of the same bundle may differ."
+)
+@click.option(
+    "--cold", type=click.IntRange(0), default=3, show_default=True, help="Cold starts of each way."
+)
 @click.option(
     "--batches",
     type=click.IntRange(0),
@@ -62,11 +87,24 @@ def main() -> None:
     show_default=True,
     help="Rounds of 1 to 8 images and 1 to 64 expressions together, of the fastest way.",
 )
-@click.option("--pytorch", is_flag=True, help="PyTorch eager FP32 takes its turns too; needs the [export] extra.")
-@click.option("--torch-compile", is_flag=True, help="So does PyTorch with torch.compile, which needs a C++ compiler.")
+@click.option(
+    "--pytorch",
+    is_flag=True,
+    help="PyTorch eager FP32 takes its turns too; needs the [export] extra.",
+)
+@click.option(
+    "--torch-compile",
+    is_flag=True,
+    help="So does PyTorch with torch.compile, which needs a C++ compiler.",
+)
 @weight_file_options("--pytorch")
-@click.option("--limit", type=click.FloatRange(1), default=900.0, show_default=True,
-              help="Seconds after which a way that does not answer is left out.")  # fmt: skip
+@click.option(
+    "--limit",
+    type=click.FloatRange(1),
+    default=900.0,
+    show_default=True,
+    help="Seconds after which a way that does not answer is left out.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -91,17 +129,18 @@ def run(
     as_json: bool,
     **files: Path | None,
 ) -> None:
-    """Times BUNDLE: cold start, first mask, next expression, every stage, peak memory, and how far the floor is.
+    """Times BUNDLE: cold start, first mask, next expression, every stage, peak memory, and how far
+    the floor is.
 
-    Every way of running it has a process of its own, and they take turns. The floor is the model's matrix products at
-    the rate at which this machine multiplies large matrices, measured in the same rounds. PyTorch beside a bundle that
-    was made from a checkpoint needs that checkpoint, the very file. BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle,
-    then the built-in demo.
+    Every way of running it has a process of its own, and they take turns. The floor is the model's
+    matrix products at the rate at which this machine multiplies large matrices, measured in the
+    same rounds. PyTorch beside a bundle that was made from a checkpoint needs that checkpoint, the
+    very file. BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle, then the built-in demo.
 
     \b
     Examples:
       ris-bench ris-bundle
-      ris-bench ris-bundle --engine onnxruntime --engine openvino --engine openvino:bf16 --pytorch --out bench/here
+      ris-bench ris-bundle --engine onnxruntime --engine openvino:bf16 --pytorch --out bench/here
       ris-bench full-size --engine openvino:bf16 --engine openvino@full-size-int8 --batches 2
       ris-bench full-size --engine onnxruntime --engine onnxruntime@full-size-fp16 --anew --runs 9
       ris-bench ris-bundle --pytorch --checkpoint model_final.pth
@@ -110,14 +149,18 @@ def run(
     if (pytorch or torch_compile) and importlib.util.find_spec("torch") is None:
         raise RisError('--pytorch needs PyTorch: pip install "ris-runtime[cpu,export]"')
     if out is not None and importlib.util.find_spec("matplotlib") is None:
-        raise RisError('--out draws a plot, which needs matplotlib: pip install "ris-runtime[eval]"')
+        raise RisError(
+            '--out draws a plot, which needs matplotlib: pip install "ris-runtime[eval]"'
+        )
     path = find_bundle(bundle)
     opened = open_bundle(path)
     alternatives = []
     paths = {name: str(file) if file else None for name, file in files.items()}
     for wanted, name in ((pytorch, EAGER), (torch_compile, COMPILED)):
         if wanted:
-            alternatives.append(Alternative(name, "pytorch", str(path), compile=name == COMPILED, files=paths))
+            alternatives.append(
+                Alternative(name, "pytorch", str(path), compile=name == COMPILED, files=paths)
+            )
     for text in engines or ("auto",):
         alternatives.append(parse_engine(text, path, device, threads))
     names = [alternative.name for alternative in alternatives]
@@ -125,7 +168,10 @@ def run(
         raise RisError(f"--engine {', '.join(repeated)} is given twice")
     for other in {a.bundle for a in alternatives} - {str(path)}:
         if open_bundle(other).manifest.model != opened.manifest.model:
-            raise RisError(f"{other} is of another architecture than {path}; only bundles of one model are compared")
+            raise RisError(
+                f"{other} is of another architecture than {path}; only bundles of one model are"
+                " compared"
+            )
     if image is None:
         rgb = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
     else:
@@ -135,7 +181,9 @@ def run(
         categories = tuple(map(str, load_golden(opened)["categories"][:2]))
     plan = Plan(runs, cold, batches, limit, anew)
     with StepProgress("Bench", plan.steps(alternatives)) as progress:
-        report = run_plan(opened, alternatives, rgb, EXPRESSIONS, categories, threads, plan, progress)
+        report = run_plan(
+            opened, alternatives, rgb, EXPRESSIONS, categories, threads, plan, progress
+        )
     if out is not None:
         _write(report, out)
     if as_json:
@@ -152,16 +200,27 @@ def parse_engine(text: str, bundle: Path, device: str, threads: int | None) -> A
     first, *switches = rest.split(",")
     engine, _, compute = first.partition(":")
     if engine not in ENGINE_NAMES:
-        raise RisError(f"--engine {text}: there is no engine {engine!r}; this version has {', '.join(ENGINE_NAMES)}")
+        raise RisError(
+            f"--engine {text}: there is no engine {engine!r}; this version has"
+            f" {', '.join(ENGINE_NAMES)}"
+        )
     if compute and compute not in COMPUTES:
-        raise RisError(f"--engine {text}: there is no precision {compute!r}; known are {', '.join(COMPUTES)}")
-    options: dict[str, Any] = {"engine": select(engine, device).name, "device": device, "threads": threads}
+        raise RisError(
+            f"--engine {text}: there is no precision {compute!r}; known are {', '.join(COMPUTES)}"
+        )
+    options: dict[str, Any] = {
+        "engine": select(engine, device).name,
+        "device": device,
+        "threads": threads,
+    }
     if compute:
         options["compute"] = compute
     for switch in switches:
         name, _, value = switch.partition("=")
         if name not in _SWITCHES or not value.isdigit():
-            raise RisError(f"--engine {text}: {switch!r} is not one of {', '.join(_SWITCHES)} with =NUMBER")
+            raise RisError(
+                f"--engine {text}: {switch!r} is not one of {', '.join(_SWITCHES)} with =NUMBER"
+            )
         options[name] = _SWITCHES[name](int(value))
     name = text if engine != "auto" else text.replace("auto", options["engine"], 1)
     return Alternative(name, "bundle", other or str(bundle), options)
@@ -182,7 +241,8 @@ def _write(report: BenchReport, out: Path) -> None:
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 def compare(first: Path, second: Path) -> None:
-    """Says what became faster or slower from FIRST to SECOND, two files of ris-bench --out or --json.
+    """Says what became faster or slower from FIRST to SECOND, two files of ris-bench --out or
+    --json.
 
     Refuses reports of different inputs: image, expressions, model or threads.
 
@@ -191,5 +251,7 @@ def compare(first: Path, second: Path) -> None:
       ris-bench compare bench/before.json bench/after.json
     """
     Console(width=140).print(
-        Markdown(compare_reports(read_report(first), read_report(second), (str(first), str(second))))
+        Markdown(
+            compare_reports(read_report(first), read_report(second), (str(first), str(second)))
+        )
     )

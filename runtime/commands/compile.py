@@ -1,4 +1,6 @@
-"""`ris-compile`: a bundle's graphs for an engine, compiled ahead of the first run. Thin over `compile_bundle`."""
+"""`ris-compile`: a bundle's graphs for an engine, compiled ahead of the first run. Thin over
+`compile_bundle`.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,43 @@ from ris.runtime.compile import CompiledGraph, compile_bundle, expressions_toget
 
 
 def build_options() -> Callable[[Any], Any]:
-    """The options that say how to compile, for every command that does; `engine_options` reads them."""
+    """The options that say how to compile, for every command that does; `engine_options` reads
+    them.
+    """
     options = (
         click.option(
-            "--max-batch", type=click.IntRange(1), default=1, show_default=True, help="Most images of a call."
+            "--max-batch",
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            help="Most images of a call.",
         ),
         click.option(
             "--max-expressions",
             type=click.IntRange(1),
             help="Most expressions of a call. Default: 8; 1 for large models on OpenVINO.",
         ),
-        click.option("--workspace", type=click.IntRange(1), metavar="MIB", help="Most scratch memory of a graph."),
-        click.option("--version-compatible", is_flag=True, help="Plans that later versions of the engine load too."),
-        click.option("--hardware-compatible", is_flag=True, help="Plans for this GPU generation and later ones."),
-        click.option("--strip-weights", is_flag=True, help="Plans without weights, which take them from the graphs."),
+        click.option(
+            "--workspace",
+            type=click.IntRange(1),
+            metavar="MIB",
+            help="Most scratch memory of a graph.",
+        ),
+        click.option(
+            "--version-compatible",
+            is_flag=True,
+            help="Plans that later versions of the engine load too.",
+        ),
+        click.option(
+            "--hardware-compatible",
+            is_flag=True,
+            help="Plans for this GPU generation and later ones.",
+        ),
+        click.option(
+            "--strip-weights",
+            is_flag=True,
+            help="Plans without weights, which take them from the graphs.",
+        ),
     )
 
     def decorate(function: Any) -> Any:
@@ -43,7 +68,9 @@ def build_options() -> Callable[[Any], Any]:
     return decorate
 
 
-def engine_options(bundle: Bundle | None, row: EngineSpec, build: bool = True, **given: Any) -> EngineOptions:
+def engine_options(
+    bundle: Bundle | None, row: EngineSpec, build: bool = True, **given: Any
+) -> EngineOptions:
     """What `build_options` gave, as an engine takes it. bundle: None where there is none yet."""
     workspace = given.pop("workspace")
     if given["max_expressions"] is None:
@@ -57,13 +84,18 @@ def engine_options(bundle: Bundle | None, row: EngineSpec, build: bool = True, *
 @click.argument("bundle", required=False, type=click.Path())
 @click.option("--engine", type=click.Choice(ENGINE_NAMES), default="auto", show_default=True)
 @build_options()
-@click.option("--no-build", is_flag=True, help="Only say what is there; end with 2 where something is missing.")
+@click.option(
+    "--no-build",
+    is_flag=True,
+    help="Only say what is there; end with 2 where something is missing.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def main(bundle: str | None, engine: str, no_build: bool, as_json: bool, **given: Any) -> None:
     """Compiles the graphs of BUNDLE for an engine and keeps the result in its engines/ folder.
 
-    What fits is taken from there the next time, by this command as by ris-infer. BUNDLE defaults to $RIS_BUNDLE, then
-    ./ris-bundle. tensorrt compiles for the GPU of this machine, tensorrt-rtx for any that it supports, without one too.
+    What fits is taken from there the next time, by this command as by ris-infer. BUNDLE defaults to
+    $RIS_BUNDLE, then ./ris-bundle. tensorrt compiles for the GPU of this machine, tensorrt-rtx for
+    any that it supports, without one too.
 
     \b
     Examples:
@@ -78,8 +110,12 @@ def main(bundle: str | None, engine: str, no_build: bool, as_json: bool, **given
         click.echo(json.dumps({"engine": row.name, "graphs": report}, indent=2))
 
 
-def compile_and_show(bundle: Bundle, row: EngineSpec, engine: Engine, quiet: bool) -> dict[str, Any]:
-    """Compiles with progress and prints the table, unless `quiet`; returns the report as data, by stage."""
+def compile_and_show(
+    bundle: Bundle, row: EngineSpec, engine: Engine, quiet: bool
+) -> dict[str, Any]:
+    """Compiles with progress and prints the table, unless `quiet`; returns the report as data, by
+    stage.
+    """
     start = time.perf_counter()
     with CompileProgress() as progress:
         compiled = compile_bundle(bundle, row, engine, progress)
@@ -107,8 +143,11 @@ def _print(path: Path, engine: str, compiled: Mapping[str, CompiledGraph], secon
             f"{graph.seconds:.1f} s" if graph.built_now else "from the cache",
         )
     Console(width=110).print(table)
-    sources = ", ".join(sorted({graph.layers_from for graph in compiled.values() if graph.layers_from}))
+    sources = ", ".join(
+        sorted({graph.layers_from for graph in compiled.values() if graph.layers_from})
+    )
     click.echo(
-        f"{sum(g.built_now for g in compiled.values())} of {len(compiled)} graphs compiled in {seconds:.1f} s, "
-        f"{size(sum(g.bytes for g in compiled.values()))}; precisions as the {sources} has them, mixed: with a cast"
+        f"{sum(g.built_now for g in compiled.values())} of {len(compiled)} graphs compiled in"
+        f" {seconds:.1f} s, {size(sum(g.bytes for g in compiled.values()))}; precisions as the"
+        f" {sources} has them, mixed: with a cast"
     )

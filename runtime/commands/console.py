@@ -1,4 +1,6 @@
-"""What the commands share: errors in a line, progress on a terminal or as plain lines, numbers for people."""
+"""What the commands share: errors in a line, progress on a terminal or as plain lines, numbers for
+people.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,14 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from ris.engines.errors import RisError
 from ris.runtime.bundle import BUILT_IN
@@ -24,14 +33,17 @@ T = TypeVar("T")
 
 
 class RisCommand(click.Command):
-    """A click command that prints a RisError as one line and ends with its exit code: 2 the user's mistake, 1 ours.
+    """A click command that prints a RisError as one line and ends with its exit code: 2 the user's
+    mistake, 1 ours.
 
     `--debug` adds the traceback. Examples in the help text keep their line breaks.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.params.append(click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."))
+        self.params.append(
+            click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.")
+        )
 
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params.pop("debug")
@@ -55,7 +67,10 @@ class RisCommand(click.Command):
             if debug:
                 traceback.print_exc()
             kind = type(error).__name__
-            click.echo(f"Internal error: {kind}: {error}. Run again with --debug and report it, please.", err=True)
+            click.echo(
+                f"Internal error: {kind}: {error}. Run again with --debug and report it, please.",
+                err=True,
+            )
             ctx.exit(1)
         finally:
             signal.signal(signal.SIGTERM, previous)
@@ -67,7 +82,9 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def find_bundle(given: str | None) -> Path:
-    """The bundle to use: the one given, $RIS_BUNDLE, ./ris-bundle, or else the built-in demo, which is said."""
+    """The bundle to use: the one given, $RIS_BUNDLE, ./ris-bundle, or else the built-in demo, which
+    is said.
+    """
     if given:
         return Path(given)
     if variable := os.environ.get("RIS_BUNDLE"):
@@ -75,7 +92,9 @@ def find_bundle(given: str | None) -> Path:
     if Path("ris-bundle").exists():
         return Path("ris-bundle")
     click.echo(
-        "No bundle given ($RIS_BUNDLE, ./ris-bundle): using the built-in demo, which knows drawn scenes", err=True
+        "No bundle given ($RIS_BUNDLE, ./ris-bundle): using the built-in demo, which knows drawn"
+        " scenes",
+        err=True,
     )
     return BUILT_IN
 
@@ -90,14 +109,21 @@ class DefaultGroup(click.Group):
 
 
 class StepProgress:
-    """Named steps of one long job: a bar with the step's name and elapsed time, or one plain line a step."""
+    """Named steps of one long job: a bar with the step's name and elapsed time, or one plain line a
+    step.
+    """
 
     def __init__(self, title: str, steps: int) -> None:
         self._console = Console(stderr=True)
         self._start = time.perf_counter()
         self._bar: Progress | None = None
         if self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
             self._bar = Progress(*columns, console=self._console, transient=True)
             self._task = self._bar.add_task(title, total=steps, completed=-1)
         self._title = title
@@ -117,11 +143,14 @@ class StepProgress:
             self._bar.advance(self._task)
             self._bar.update(self._task, description=f"{self._title}: {step}")
         else:
-            click.echo(f"[{time.perf_counter() - self._start:6.1f} s] {self._title}: {step}", err=True)
+            click.echo(
+                f"[{time.perf_counter() - self._start:6.1f} s] {self._title}: {step}", err=True
+            )
 
 
 class CompileProgress:
-    """What an engine does while it compiles: a bar for each graph on a terminal, a line now and then elsewhere.
+    """What an engine does while it compiles: a bar for each graph on a terminal, a line now and
+    then elsewhere.
 
     Silent as long as nothing is compiled. Use it in a `with` block.
     """
@@ -152,8 +181,14 @@ class CompileProgress:
 
     def _show(self, stage: str, what: str, done: float) -> None:
         if self._bar is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-            self._bar = Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True)
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f} %"),
+            )
+            self._bar = Progress(
+                *columns, TimeElapsedColumn(), console=self._console, transient=True
+            )
             self._bar.start()
         if stage != self._stage:
             for task in self._bar.task_ids:
@@ -171,12 +206,20 @@ class CompileProgress:
 
 
 def track(items: Iterable[T], total: int, title: str) -> Iterator[T]:
-    """`items` with a progress bar on a terminal, or a plain line now and then elsewhere; silent for a few items."""
+    """`items` with a progress bar on a terminal, or a plain line now and then elsewhere; silent for
+    a few items.
+    """
     console = Console(stderr=True)
     if total < 2:
         yield from items
     elif console.is_terminal:
-        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn(title),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(title, total=total)
             for item in items:

@@ -1,4 +1,6 @@
-"""`ris-doctor`: what this machine can run, what not and why, and whether a bundle is whole. Thin over `examine`."""
+"""`ris-doctor`: what this machine can run, what not and why, and whether a bundle is whole. Thin
+over `examine`.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,27 @@ from ris.runtime.doctor import as_dict, examine
 
 @click.command(cls=RisCommand)
 @click.argument("bundle", required=False, type=click.Path())
-@click.option("--check", is_flag=True, help="Run the bundle's golden parity too, as ris-parity does.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON (keys: ris.runtime.doctor).")
-@click.option("-v", "--verbose", is_flag=True, help="Show more: FP32 islands by reason, what wrote the bundle.")
+@click.option(
+    "--check", is_flag=True, help="Run the bundle's golden parity too, as ris-parity does."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the report as JSON (keys: ris.runtime.doctor)."
+)
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="Show more: FP32 islands by reason, what wrote the bundle.",
+)
 @click.pass_context
-def main(context: click.Context, bundle: str | None, check: bool, as_json: bool, verbose: bool) -> None:
+def main(
+    context: click.Context, bundle: str | None, check: bool, as_json: bool, verbose: bool
+) -> None:
     """Says what this machine can run, what not and why, and whether BUNDLE is whole.
 
-    BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle, then the built-in demo. The text names neither the
-    machine nor its user and can be pasted in an issue. Ends with exit code 2 where there is something to fix.
+    BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle, then the built-in demo. The text names
+    neither the machine nor its user and can be pasted in an issue. Ends with exit code 2 where
+    there is something to fix.
 
     \b
     Examples:
@@ -41,7 +55,10 @@ def _as_text(data: dict[str, Any], verbose: bool) -> str:
     if data["bundle"]:
         lines += ["", *_bundle(data["bundle"], verbose)]
     said = [f"Note: {note}." for note in data["notes"]]
-    said += [f"Problem: {problem['what']}. Way out: {problem['way_out']}." for problem in data["problems"]]
+    said += [
+        f"Problem: {problem['what']}. Way out: {problem['way_out']}."
+        for problem in data["problems"]
+    ]
     return "\n".join([*lines, "", *said, *[""] * bool(said), data["verdict"]])
 
 
@@ -51,9 +68,14 @@ def _machine(data: dict[str, Any]) -> list[str]:
     limit = f", a container's limit of {size(memory['limit'])}" if memory["limit"] else ""
     rows = {
         "versions": _pairs(data["packages"]),
-        "for exporting": _pairs(data["export_packages"]) or "nothing installed (only ris-export needs it)",
+        "for exporting": (
+            _pairs(data["export_packages"]) or "nothing installed (only ris-export needs it)"
+        ),
         "system": ", ".join(data["system"].values()),
-        "processor": f"{cpu['model']} ({cpu['architecture']}), {cpu['usable']} of {cpu['present']} cores{quota}",
+        "processor": (
+            f"{cpu['model']} ({cpu['architecture']}), {cpu['usable']} of {cpu['present']}"
+            f" cores{quota}"
+        ),
         "  features": " ".join(cpu["features"]) or "none that matter here, or unknown",
         "memory": f"{_size(memory['total'])}, {_size(memory['available'])} available{limit}",
         "GPU": "; ".join(map(_gpu, gpus["found"])) or f"none found: {gpus['note']}",
@@ -72,7 +94,9 @@ def _engines(engines: list[dict[str, Any]]) -> list[str]:
                 lines.append(f"{name} on {probe['device']}: no: {probe['problem']}")
             else:
                 what = f"{', '.join(engine['precisions'])}; {', '.join(probe['providers'])}"
-                lines.append(f"{name} on {probe['device']}: runs, version {probe['version']} ({what})")
+                lines.append(
+                    f"{name} on {probe['device']}: runs, version {probe['version']} ({what})"
+                )
     return lines
 
 
@@ -81,7 +105,11 @@ def _bundle(bundle: dict[str, Any], verbose: bool) -> list[str]:
     if bundle["format_version"] is None:
         return [*lines, "  cannot be read"]
     source = bundle["source"]
-    made = f"checkpoint {source['checkpoint']}" if source["checkpoint"] else f"made-up weights, seed {source['seed']}"
+    made = (
+        f"checkpoint {source['checkpoint']}"
+        if source["checkpoint"]
+        else f"made-up weights, seed {source['seed']}"
+    )
     head = "a no-target head" if bundle["no_target_head"] else "no no-target head"
     hashes = "every file has the hash of the export" if bundle["whole"] else "damaged"
     trained = "trained" if source["trained"] else "untrained"
@@ -117,7 +145,11 @@ def _parity(parity: dict[str, Any]) -> str:
 
 def _shares(weights: dict[str, int]) -> str:
     total = sum(weights.values())
-    return ", ".join(f"{count / total:.1%} {kind}" for kind, count in weights.items()) if total else "none"
+    return (
+        ", ".join(f"{count / total:.1%} {kind}" for kind, count in weights.items())
+        if total
+        else "none"
+    )
 
 
 def _pairs(values: dict[str, str]) -> str:
@@ -125,7 +157,9 @@ def _pairs(values: dict[str, str]) -> str:
 
 
 def _gpu(gpu: dict[str, Any]) -> str:
-    capability = f", compute capability {gpu['compute_capability']}" if gpu["compute_capability"] else ""
+    capability = (
+        f", compute capability {gpu['compute_capability']}" if gpu["compute_capability"] else ""
+    )
     return f"{gpu['name']}, driver {gpu['driver']}, {gpu['memory']} MiB{capability}"
 
 

@@ -20,7 +20,11 @@ from ris.runtime.results import FORMATS, ResultWriter, describe
 @click.command(cls=RisCommand)
 @click.argument("arguments", nargs=-1, required=True, metavar="IMAGE... [EXPRESSION...]")
 @click.option("-e", "--expression", "more", multiple=True, help="An expression; may be repeated.")
-@click.option("--bundle", type=click.Path(), help="The bundle. Default: $RIS_BUNDLE, ./ris-bundle, the built-in demo.")
+@click.option(
+    "--bundle",
+    type=click.Path(),
+    help="The bundle. Default: $RIS_BUNDLE, ./ris-bundle, the built-in demo.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -41,8 +45,10 @@ from ris.runtime.results import FORMATS, ResultWriter, describe
     "--category",
     "categories",
     multiple=True,
-    help="The object's COCO category, for models that ask by category; once, or once per expression. "
-    '"auto" guesses it from the expression and says what it guessed.',
+    help=(
+        "The object's COCO category, for models that ask by category; once, or once per"
+        ' expression. "auto" guesses it from the expression and says what it guessed.'
+    ),
 )
 @click.option(
     "--no-target-threshold",
@@ -53,12 +59,20 @@ from ris.runtime.results import FORMATS, ResultWriter, describe
 )
 @running_options
 @click.option(
-    "--draft", is_flag=True, help="Decode large JPEG files smaller: faster, and the encoders see slightly other values."
+    "--draft",
+    is_flag=True,
+    help="Decode large JPEG files smaller: faster, and the encoders see slightly other values.",
 )
 @click.option("--no-verify", is_flag=True, help="Do not check the bundle's hashes at load.")
-@click.option("--no-build", is_flag=True, help="Fail where an engine would have to compile the graphs first.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per result on standard output.")
-@click.option("-v", "--verbose", is_flag=True, help="Print what runs where, and the seconds per stage.")
+@click.option(
+    "--no-build", is_flag=True, help="Fail where an engine would have to compile the graphs first."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per result on standard output."
+)
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Print what runs where, and the seconds per stage."
+)
 def main(
     arguments: tuple[str, ...],
     more: tuple[str, ...],
@@ -76,8 +90,8 @@ def main(
 ) -> None:
     """Finds what EXPRESSIONs say in IMAGEs and writes masks.
 
-    An IMAGE is a file, a folder, or a .jsonl file with one {"image": ..., "expression": ...} a line. The first
-    argument that is neither a file nor named like one begins the expressions.
+    An IMAGE is a file, a folder, or a .jsonl file with one {"image": ..., "expression": ...} a
+    line. The first argument that is neither a file nor named like one begins the expressions.
 
     \b
     Examples:
@@ -92,7 +106,9 @@ def main(
     requests = collect(sources, expressions, _per_expression(categories, len(expressions)))
     with running.load(find_bundle(bundle), verify=not no_verify, build=not no_build) as model:
         if not model.trained:
-            click.echo("Warning: this bundle has made-up weights; its masks mean nothing.", err=True)
+            click.echo(
+                "Warning: this bundle has made-up weights; its masks mean nothing.", err=True
+            )
         if verbose:
             _say_what_runs(model)
         writer = ResultWriter(out, formats)
@@ -105,7 +121,9 @@ def main(
                 continue
             for result in results:
                 if as_json:
-                    click.echo(json.dumps(describe(request.image, result, model), ensure_ascii=False))
+                    click.echo(
+                        json.dumps(describe(request.image, result, model), ensure_ascii=False)
+                    )
                 else:
                     _print(request, result, verbose)
             if not as_json:
@@ -118,7 +136,8 @@ def main(
 
 
 def _split(arguments: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
-    count = 1  # the first argument is an image whatever it looks like, so that a wrong name is said to be one
+    # the first argument is an image whatever it looks like, so that a wrong name is said to be one
+    count = 1
     while count < len(arguments) and looks_like_image(arguments[count]):
         count += 1
     return list(arguments[:count]), arguments[count:]
@@ -131,7 +150,12 @@ def _per_expression(categories: tuple[str, ...], expressions: int) -> tuple[str,
 
 
 def _answer(
-    request: Request, model: Model, writer: ResultWriter, out: Path, no_target_threshold: float, draft: bool
+    request: Request,
+    model: Model,
+    writer: ResultWriter,
+    out: Path,
+    no_target_threshold: float,
+    draft: bool,
 ) -> tuple[list[Segmentation], list[Path]]:
     rgb = None
     if draft:  # an overlay, if one is wanted, reads the file again
@@ -153,13 +177,21 @@ def _answer(
 
 def _print(request: Request, result: Segmentation, verbose: bool) -> None:
     share = result.mask.mean()
-    found = "no target" if result.is_no_target else f"{share:.1%} of the image, score {result.score:.2f}"
-    probability = "" if result.no_target is None else f", no-target probability {result.no_target:.2f}"
+    found = (
+        "no target"
+        if result.is_no_target
+        else f"{share:.1%} of the image, score {result.score:.2f}"
+    )
+    probability = (
+        "" if result.no_target is None else f", no-target probability {result.no_target:.2f}"
+    )
     click.echo(f'{request.image}: "{result.expression}": {found}{probability}')
     for note in result.notes:
         click.echo(f"  note: {note}", err=True)
     if verbose:
-        times = ", ".join(f"{name} {seconds * 1000:.1f}" for name, seconds in result.timings.items())
+        times = ", ".join(
+            f"{name} {seconds * 1000:.1f}" for name, seconds in result.timings.items()
+        )
         click.echo(f"  milliseconds: {times}")
 
 

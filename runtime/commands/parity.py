@@ -31,8 +31,16 @@ from ris.runtime.parity import ParityReport, check_model, load_golden, tolerance
 )
 @weight_file_options("--reference")
 @click.option("--image", type=click.Path(path_type=Path), help="With --reference: your own image.")
-@click.option("-e", "--expression", "expressions", multiple=True, help="With --image: what to ask; may be repeated.")
-@click.option("--category", "categories", multiple=True, help="With --image: one category per expression.")
+@click.option(
+    "-e",
+    "--expression",
+    "expressions",
+    multiple=True,
+    help="With --image: what to ask; may be repeated.",
+)
+@click.option(
+    "--category", "categories", multiple=True, help="With --image: one category per expression."
+)
 @running_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def main(
@@ -45,10 +53,12 @@ def main(
     as_json: bool,
     **files: Path | None,
 ) -> None:
-    """Compares BUNDLE with its reference: every stage on its own, the host's steps, and masks end to end.
+    """Compares BUNDLE with its reference: every stage on its own, the host's steps, and masks end
+    to end.
 
-    Ends with exit code 1 where a stage is out of tolerance. BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle, then
-    the built-in demo. The reference of a bundle that was made from a checkpoint needs that checkpoint, the very file.
+    Ends with exit code 1 where a stage is out of tolerance. BUNDLE defaults to $RIS_BUNDLE, then
+    ./ris-bundle, then the built-in demo. The reference of a bundle that was made from a checkpoint
+    needs that checkpoint, the very file.
 
     \b
     Examples:
@@ -63,7 +73,9 @@ def main(
         raise ExpressionError("--expression and --category need --image")
     with running.load(find_bundle(bundle)) as model:
         arrays = (
-            _live_reference(model, image, expressions, categories, files) if reference else load_golden(model.bundle)
+            _live_reference(model, image, expressions, categories, files)
+            if reference
+            else load_golden(model.bundle)
         )
         report = check_model(model, arrays)
         if as_json:
@@ -81,7 +93,9 @@ def _live_reference(
     categories: tuple[str, ...],
     files: dict[str, Path | None],
 ) -> dict[str, Any]:
-    """The reference lives in `ris.export`, which the runtime does not depend on: it is loaded by name, here only."""
+    """The reference lives in `ris.export`, which the runtime does not depend on: it is loaded by
+    name, here only.
+    """
     if importlib.util.find_spec("torch") is None:
         raise RisError('--reference needs PyTorch: pip install "ris-runtime[cpu,export]"')
     live = importlib.import_module("ris.export.live_reference")
@@ -91,22 +105,36 @@ def _live_reference(
         categories = tuple(map(str, golden["categories"]))
     else:
         rgb = load_rgb(image)
-    arrays: dict[str, Any] = live.live_reference(model.bundle, rgb, expressions, categories or None, files)
+    arrays: dict[str, Any] = live.live_reference(
+        model.bundle, rgb, expressions, categories or None, files
+    )
     return arrays
 
 
 def _print(model: Model, report: ParityReport, against: str) -> None:
     manifest = model.bundle.manifest
     infos = {f"{i.engine} {i.version} on {i.device}" for i in model.sessions.values()}
-    table = Table(title=f"{model.bundle.path}, {manifest.precision}, {', '.join(sorted(infos))}, against {against}")
+    table = Table(
+        title=(
+            f"{model.bundle.path}, {manifest.precision}, {', '.join(sorted(infos))}, against"
+            f" {against}"
+        )
+    )
     for heading in ("stage", "largest error", "mean error", "relative", "cosine"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for name, row in report.rows.items():
-        table.add_row(name, f"{row.max_abs:.2e}", f"{row.mean_abs:.2e}", f"{row.relative:.2e}", f"{row.cosine:.8f}")
+        table.add_row(
+            name,
+            f"{row.max_abs:.2e}",
+            f"{row.mean_abs:.2e}",
+            f"{row.relative:.2e}",
+            f"{row.cosine:.8f}",
+        )
     Console(width=110).print(table)
     tolerance = tolerance_of(model)
     click.echo(
-        f"masks: IoU {report.mask_iou:.6f} (accepted from {tolerance.mask_iou}), "
-        f"flipped pixels {report.flipped:.5%}; relative error accepted: {tolerance.stage:.0e} a stage, "
-        f"{tolerance.no_target_logits:.0e} no-target logits, {tolerance.mask_logits:.0e} end to end"
+        f"masks: IoU {report.mask_iou:.6f} (accepted from {tolerance.mask_iou}), flipped pixels"
+        f" {report.flipped:.5%}; relative error accepted: {tolerance.stage:.0e} a stage,"
+        f" {tolerance.no_target_logits:.0e} no-target logits, {tolerance.mask_logits:.0e} end"
+        " to end"
     )

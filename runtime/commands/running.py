@@ -34,7 +34,9 @@ class Running:
         return (self.engine, self.device, self.compute) != ("auto", "auto", None)
 
     def load(self, bundle: str | Path, **more: Any) -> Model:
-        """`ris.runtime.load`, with progress where an engine has to compile first; says what "auto" chose."""
+        """`ris.runtime.load`, with progress where an engine has to compile first; says what "auto"
+        chose.
+        """
         with CompileProgress() as progress:
             model = load(bundle, progress=progress, **vars(self), **more)
         if self.engine == "auto":
@@ -48,12 +50,14 @@ class _Compute(click.ParamType):
 
     name = "[GRAPH=]PRECISION"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, str]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str | None, str]:
         graph, equals, precision = str(value).rpartition("=")
         if precision not in COMPUTES or (equals and graph not in STAGES):
             self.fail(
-                f"{value!r} is neither a precision ({', '.join(COMPUTES)}) nor GRAPH=PRECISION with one of the graphs "
-                f"{', '.join(STAGES)}",
+                f"{value!r} is neither a precision ({', '.join(COMPUTES)}) nor GRAPH=PRECISION with"
+                f" one of the graphs {', '.join(STAGES)}",
                 param,
                 ctx,
             )
@@ -66,32 +70,46 @@ def _collect(given: tuple[tuple[str | None, str], ...]) -> str | Mapping[str, st
     single = {graph: precision for graph, precision in given if graph is not None}
     if not single:
         return whole
-    return {stage: precision for stage, precision in computes_by_stage(whole).items() if precision} | single
+    return {
+        stage: precision for stage, precision in computes_by_stage(whole).items() if precision
+    } | single
 
 
 def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds what says how a bundle runs; the command gets it as one argument, `running`."""
     options = (
-        click.option("--engine", type=click.Choice(ENGINE_NAMES), default="auto", show_default=True),
-        click.option("--device", type=click.Choice(DEVICE_NAMES), default="auto", show_default=True),
+        click.option(
+            "--engine", type=click.Choice(ENGINE_NAMES), default="auto", show_default=True
+        ),
+        click.option(
+            "--device", type=click.Choice(DEVICE_NAMES), default="auto", show_default=True
+        ),
         click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores."),
         click.option(
             "--compute",
             type=_Compute(),
             multiple=True,
-            help="What the engine computes in, where it can choose (openvino): fp32, bf16 or fp16 (the image "
-            "encoders and the fusion); fusion=bf16 and the like for one graph. Default: the bundle's precision.",
+            help=(
+                "What the engine computes in, where it can choose (openvino): fp32, bf16 or fp16"
+                " (the image encoders and the fusion); fusion=bf16 and the like for one graph."
+                " Default: the bundle's precision."
+            ),
         ),
         click.option(
             "--overlap/--no-overlap",
             default=None,
             help="Run the image encoders and the text encoder side by side. Default: on GPUs only.",
         ),
-        click.option("--low-memory", is_flag=True, help="Give memory back after every graph's run; slower."),
+        click.option(
+            "--low-memory", is_flag=True, help="Give memory back after every graph's run; slower."
+        ),
         click.option(
             "--throughput",
             is_flag=True,
-            help="Share the cores among requests that come at once, in place of all cores for each in turn (openvino).",
+            help=(
+                "Share the cores among requests that come at once, in place of all cores for each"
+                " in turn (openvino)."
+            ),
         ),
     )
 
@@ -107,7 +125,9 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
         throughput: bool,
         **others: Any,
     ) -> Any:
-        running = Running(engine, device, threads, _collect(compute), overlap, low_memory, throughput)
+        running = Running(
+            engine, device, threads, _collect(compute), overlap, low_memory, throughput
+        )
         return command(*args, running=running, **others)
 
     result: Callable[..., Any] = collected

@@ -1,1 +1,3 @@
-"""`ris-batch`: a folder, table or web-dataset through a pool of Ray actors, into Parquet with COCO run lengths."""
+"""`ris-batch`: a folder, table or web-dataset through a pool of Ray actors, into Parquet with COCO
+run lengths.
+"""

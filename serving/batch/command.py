@@ -1,4 +1,6 @@
-"""`ris-batch`: many images on one machine or a Ray cluster. Thin over `plan_batch` and `run_batch`."""
+"""`ris-batch`: many images on one machine or a Ray cluster. Thin over `plan_batch` and
+`run_batch`.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,25 @@ from ris.runtime.commands.running import Running, running_options
 
 
 @click.command(cls=RisCommand)
-@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE...")
-@click.option("-e", "--expression", "expressions", multiple=True, help="Asked of images that bring none of their own.")
-@click.option("--category", help='For models that ask by category, where the source names none; "auto" guesses it.')
-@click.option("--bundle", type=click.Path(), help="The bundle. Default: $RIS_BUNDLE, ./ris-bundle, the built-in demo.")
+@click.argument(
+    "sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE..."
+)
+@click.option(
+    "-e",
+    "--expression",
+    "expressions",
+    multiple=True,
+    help="Asked of images that bring none of their own.",
+)
+@click.option(
+    "--category",
+    help='For models that ask by category, where the source names none; "auto" guesses it.',
+)
+@click.option(
+    "--bundle",
+    type=click.Path(),
+    help="The bundle. Default: $RIS_BUNDLE, ./ris-bundle, the built-in demo.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -28,13 +45,28 @@ from ris.runtime.commands.running import Running, running_options
     help="Folder for the answers. A batch that was stopped goes on from it.",
 )
 @click.option("--restart", is_flag=True, help="Throw away the batch that --out has.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Models that run at once.")
 @click.option(
-    "--cpus", type=click.FloatRange(0, min_open=True), help="Cores for each worker. Default: its share of this machine."
+    "--workers",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Models that run at once.",
 )
-@click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs for each worker, such as 0.5. Default: none.")
+@click.option(
+    "--cpus",
+    type=click.FloatRange(0, min_open=True),
+    help="Cores for each worker. Default: its share of this machine.",
+)
+@click.option(
+    "--gpus",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="GPUs for each worker, such as 0.5. Default: none.",
+)
 @click.option("--address", help='A Ray cluster: "auto", or HOST:PORT. Default: this machine alone.')
-@click.option("--part-rows", type=click.IntRange(1), default=256, show_default=True, help="Rows of one file.")
+@click.option(
+    "--part-rows", type=click.IntRange(1), default=256, show_default=True, help="Rows of one file."
+)
 @click.option(
     "--no-target-threshold",
     type=click.FloatRange(0, 1),
@@ -43,7 +75,9 @@ from ris.runtime.commands.running import Running, running_options
     help='From this probability on the answer is "no target" and the mask is empty.',
 )
 @running_options
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the report as JSON on standard output."
+)
 def main(
     sources: tuple[Path, ...],
     expressions: tuple[str, ...],
@@ -62,9 +96,10 @@ def main(
 ) -> None:
     """Segments many images and writes Parquet with COCO run lengths, each row exactly once.
 
-    A SOURCE is a folder of images, a .jsonl file, a .parquet table (columns image, expression, maybe category) or a
-    web-dataset shard (.tar). An image is encoded once for all its rows. What cannot be read becomes a row with its
-    error. Run the same command again to go on with a batch that was stopped.
+    A SOURCE is a folder of images, a .jsonl file, a .parquet table (columns image, expression,
+    maybe category) or a web-dataset shard (.tar). An image is encoded once for all its rows. What
+    cannot be read becomes a row with its error. Run the same command again to go on with a batch
+    that was stopped.
 
     \b
     Examples:
@@ -91,4 +126,7 @@ def main(
         click.echo(json.dumps(asdict(report)))
         return
     rate = f"; {report.new_rows / report.seconds:.1f} rows/s now" if report.new_rows else ""
-    click.echo(f"{report.rows} rows, {report.errors} of them errors, in {report.parts} files in {out}{rate}")
+    click.echo(
+        f"{report.rows} rows, {report.errors} of them errors, in {report.parts} files in"
+        f" {out}{rate}"
+    )

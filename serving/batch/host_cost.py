@@ -1,4 +1,5 @@
-"""What the host pays beside the graphs, for the paper's sizes: CPU milliseconds of reading, preparing, masks and RLE.
+"""What the host pays beside the graphs, for the paper's sizes: CPU milliseconds of reading,
+preparing, masks and RLE.
 
 python -m ris.serving.batch.host_cost
 """
@@ -19,11 +20,15 @@ from ris.runtime.masks import encode_rle, mask_from_logits
 from ris.serving.limits import Limits
 
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)  # the values do not change the work
-PREPROCESS = Preprocess(SquareImage(1024, "bilinear", _MEAN, _STD), SquareImage(336, "bicubic", _MEAN, _STD))
+PREPROCESS = Preprocess(
+    SquareImage(1024, "bilinear", _MEAN, _STD), SquareImage(336, "bicubic", _MEAN, _STD)
+)
 
 
 def cpu_milliseconds(work: Callable[[], object], repeats: int = 20) -> float:
-    """Processor time of one call, which waiting for a busy machine is no part of; the first call does not count."""
+    """Processor time of one call, which waiting for a busy machine is no part of; the first call
+    does not count.
+    """
     work()
     start = time.process_time()
     for _ in range(repeats):
@@ -32,14 +37,18 @@ def cpu_milliseconds(work: Callable[[], object], repeats: int = 20) -> float:
 
 
 def host_cost(side: int) -> dict[str, float]:
-    """For a JPEG of side x 3/4 side pixels and the mask of one of its objects: milliseconds by step, and bytes."""
+    """For a JPEG of side x 3/4 side pixels and the mask of one of its objects: milliseconds by
+    step, and bytes.
+    """
     [scene] = scene_images("heldout", 4, size=1024)
     picture = Image.fromarray(scene.rgb).resize((side, side * 3 // 4))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=90)
     data = buffer.getvalue()
     truth = next(truth for truth in scene.truths if truth.targeted)
-    small = Image.fromarray(truth.mask.astype(np.float32) * 8 - 4).resize((256, 256), Image.Resampling.BILINEAR)
+    small = Image.fromarray(truth.mask.astype(np.float32) * 8 - 4).resize(
+        (256, 256), Image.Resampling.BILINEAR
+    )
     logits = np.asarray(small)
     height, width = side * 3 // 4, side
     rgb, mask = Limits().decode(data), mask_from_logits(logits, height, width)
@@ -55,4 +64,7 @@ def host_cost(side: int) -> dict[str, float]:
 
 if __name__ == "__main__":
     for side in (640, 1024, 2048):
-        print(f"{side}x{side * 3 // 4}:", {name: round(value, 1) for name, value in host_cost(side).items()})
+        print(
+            f"{side}x{side * 3 // 4}:",
+            {name: round(value, 1) for name, value in host_cost(side).items()},
+        )

@@ -1,4 +1,5 @@
-"""What a batch is made of: folders, JSONL, Parquet and web-dataset shards become images with what is asked of each.
+"""What a batch is made of: folders, JSONL, Parquet and web-dataset shards become images with what
+is asked of each.
 
 Nothing but names and expressions is read here; the images are read by the workers.
 """
@@ -23,7 +24,9 @@ _TEXT_BYTES = 1_000_000  # of a shard's .txt or .json
 
 @dataclass(frozen=True)
 class Location:
-    """Where an image's bytes are: a file; offset and size: a part of it (a shard); row: a row of a Parquet file."""
+    """Where an image's bytes are: a file; offset and size: a part of it (a shard); row: a row of a
+    Parquet file.
+    """
 
     file: str
     offset: int | None = None
@@ -47,7 +50,9 @@ class Asked:
 
 @dataclass
 class ImageTask:
-    """An image with all its rows: `rows` are the numbers of image-expression pairs in the order of the input."""
+    """An image with all its rows: `rows` are the numbers of image-expression pairs in the order of
+    the input.
+    """
 
     name: str
     location: Location | None
@@ -57,8 +62,12 @@ class ImageTask:
     error: str | None = None
 
 
-def read_sources(sources: Sequence[Path], expressions: Sequence[str], category: str | None) -> Iterator[Asked]:
-    """The lines of all sources, in order. Raises RisError for a source that cannot be read at all."""
+def read_sources(
+    sources: Sequence[Path], expressions: Sequence[str], category: str | None
+) -> Iterator[Asked]:
+    """The lines of all sources, in order. Raises RisError for a source that cannot be read at
+    all.
+    """
     categories = None if category is None else (category,) * len(expressions)
     for source in sources:
         suffix = source.suffix.lower()
@@ -69,7 +78,9 @@ def read_sources(sources: Sequence[Path], expressions: Sequence[str], category: 
             if not images:
                 raise ImageError(f"{source} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
             if not expressions:
-                raise ExpressionError(f'nothing to look for in {source}: add -e, such as -e "left man"')
+                raise ExpressionError(
+                    f'nothing to look for in {source}: add -e, such as -e "left man"'
+                )
             for image in images:
                 name = str(image.relative_to(source))
                 yield Asked(name, Location(str(image.absolute())), tuple(expressions), categories)
@@ -80,16 +91,22 @@ def read_sources(sources: Sequence[Path], expressions: Sequence[str], category: 
         elif suffix == ".tar":
             yield from _shard(source, tuple(expressions), category)
         else:
-            raise RisError(f"{source} is not a folder, .jsonl, .parquet or .tar (uncompressed) file")
+            raise RisError(
+                f"{source} is not a folder, .jsonl, .parquet or .tar (uncompressed) file"
+            )
 
 
 def images_below(folder: Path) -> list[Path]:
     """The image files of a folder and those in it, by name."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    return sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
+    )
 
 
 def _jsonl(path: Path, category: str | None) -> Iterator[Asked]:
-    """Lines {"image", "expression", "category"}, as ris-infer and ris-eval read them; other fields are left alone."""
+    """Lines {"image", "expression", "category"}, as ris-infer and ris-eval read them; other fields
+    are left alone.
+    """
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, 1):
@@ -109,7 +126,9 @@ def _line(path: Path, number: int, line: str, category: str | None) -> Asked:
         categories = _categories(data.get("category", category), expressions)
     except (ValueError, KeyError, TypeError) as error:
         said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        return Asked(f"{path.name}, line {number}", None, ("",), error=f"{path.name}, line {number}: {said}")
+        return Asked(
+            f"{path.name}, line {number}", None, ("",), error=f"{path.name}, line {number}: {said}"
+        )
     return Asked(name, Location(str((path.parent / name).absolute())), expressions, categories)
 
 
@@ -124,21 +143,30 @@ def _categories(value: Any, expressions: tuple[str, ...]) -> tuple[str, ...] | N
     if value is None:
         return None
     names = [value] * len(expressions) if isinstance(value, str) else value
-    if not isinstance(names, list) or len(names) != len(expressions) or not all(isinstance(n, str) for n in names):
+    if (
+        not isinstance(names, list)
+        or len(names) != len(expressions)
+        or not all(isinstance(n, str) for n in names)
+    ):
         raise TypeError("the category is not a name, or one name per expression")
     return tuple(names)
 
 
 def _parquet(path: Path, given: tuple[str, ...], category: str | None) -> Iterator[Asked]:
-    """Columns image (a path, bytes, or a struct with bytes), expression (text or list), and maybe category.
+    """Columns image (a path, bytes, or a struct with bytes), expression (text or list), and maybe
+    category.
 
-    Without an expression column every image is asked what was given. Bytes stay in the file until a worker wants them.
+    Without an expression column every image is asked what was given. Bytes stay in the file until a
+    worker wants them.
     """
     try:
         with pq.ParquetFile(path) as table:
             schema = table.schema_arrow
             if "image" not in schema.names or ("expression" not in schema.names and not given):
-                raise RisError(f"{path} needs the columns image and expression, it has {', '.join(schema.names)}")
+                raise RisError(
+                    f"{path} needs the columns image and expression, it has"
+                    f" {', '.join(schema.names)}"
+                )
             paths = pa.types.is_string(schema.field("image").type) or pa.types.is_large_string(
                 schema.field("image").type
             )
@@ -154,7 +182,12 @@ def _parquet(path: Path, given: tuple[str, ...], category: str | None) -> Iterat
 
 
 def _table_row(
-    path: Path, row: int, data: dict[str, Any], paths: bool, given: tuple[str, ...], category: str | None
+    path: Path,
+    row: int,
+    data: dict[str, Any],
+    paths: bool,
+    given: tuple[str, ...],
+    category: str | None,
 ) -> Asked:
     place = f"{path.name}, row {row}"
     try:
@@ -166,11 +199,15 @@ def _table_row(
     except TypeError as error:
         return Asked(place, None, ("",), error=f"{place}: {error}")
     file = (path.parent / name) if paths else path
-    return Asked(name, Location(str(file.absolute()), row=None if paths else row), expressions, categories)
+    return Asked(
+        name, Location(str(file.absolute()), row=None if paths else row), expressions, categories
+    )
 
 
 def _shard(path: Path, given: tuple[str, ...], category: str | None) -> Iterator[Asked]:
-    """A web-dataset shard: members KEY.jpg with KEY.txt (an expression a line) or KEY.json ({"expression": ...})."""
+    """A web-dataset shard: members KEY.jpg with KEY.txt (an expression a line) or KEY.json
+    ({"expression": ...}).
+    """
     try:
         with tarfile.open(path, "r:") as tar:
             key, image, text = "", None, None
@@ -195,7 +232,11 @@ def _shard(path: Path, given: tuple[str, ...], category: str | None) -> Iterator
 
 
 def _sample(
-    path: Path, image: tarfile.TarInfo, text: tuple[str, bytes] | None, given: tuple[str, ...], category: str | None
+    path: Path,
+    image: tarfile.TarInfo,
+    text: tuple[str, bytes] | None,
+    given: tuple[str, ...],
+    category: str | None,
 ) -> Asked:
     name = f"{path.name}/{image.name}"
     try:
@@ -206,17 +247,23 @@ def _sample(
                 expressions = _texts(data["expression"])
             category = data.get("category", category)
         elif text is not None:
-            expressions = tuple(line for line in text[1].decode("utf-8").splitlines() if line.strip())
+            expressions = tuple(
+                line for line in text[1].decode("utf-8").splitlines() if line.strip()
+            )
         categories = _categories(category, expressions)
         if not expressions:
             raise ValueError("there is no expression")
     except (ValueError, TypeError) as error:
         return Asked(name, None, ("",), error=f"{name}: {error}")
-    return Asked(name, Location(str(path.absolute()), image.offset_data, image.size), expressions, categories)
+    return Asked(
+        name, Location(str(path.absolute()), image.offset_data, image.size), expressions, categories
+    )
 
 
 def group_by_image(lines: Iterable[Asked]) -> list[ImageTask]:
-    """One task an image, in the order of first appearance, with the pairs of all lines that name it."""
+    """One task an image, in the order of first appearance, with the pairs of all lines that name
+    it.
+    """
     tasks: dict[object, ImageTask] = {}
     row = 0
     for number, line in enumerate(lines):

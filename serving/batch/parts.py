@@ -1,12 +1,13 @@
 """A batch on disk: its plan, cut into parts, and a Parquet file for each part that is done.
 
-A part's file appears whole or not at all, and what is in it depends on the plan alone. So every row is there exactly
-once however often workers or the driver were killed: going on means doing the parts that have no file yet.
+A part's file appears whole or not at all, and what is in it depends on the plan alone. So every row
+is there exactly once however often workers or the driver were killed: going on means doing the
+parts that have no file yet.
 
-    OUT/part-00000.parquet ...     the answers; readers of Parquet folders skip names that begin with _
-    OUT/_plan/plan.json            what was asked, written last
-    OUT/_plan/part-00000.json ...  each part's images and rows
-    OUT/_running/part-00000.json   where a worker is, so that an image that kills workers is found out
+    OUT/part-00000.parquet ...     the answers; readers of Parquet folders skip names that begin
+    with _ OUT/_plan/plan.json            what was asked, written last OUT/_plan/part-00000.json ...
+    each part's images and rows OUT/_running/part-00000.json   where a worker is, so that an image
+    that kills workers is found out
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ SCHEMA = pa.schema(
         ("image", pa.string()),
         ("expression", pa.string()),
         ("category", pa.string()),  # that was asked, null for models that do not ask by category
-        ("rle", pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])),  # COCO's, compressed
+        (
+            "rle",
+            pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())]),
+        ),  # COCO's, compressed
         ("score", pa.float32()),
         ("no_target", pa.float32()),
         ("is_no_target", pa.bool_()),
@@ -52,17 +56,25 @@ class Job:
         self._plan = folder / "_plan"
 
     def planned(self) -> dict[str, Any] | None:
-        """What was asked when the plan was made, None without a plan. Raises RisError where it cannot be read."""
+        """What was asked when the plan was made, None without a plan. Raises RisError where it
+        cannot be read.
+        """
         try:
             found: dict[str, Any] = json.loads((self._plan / "plan.json").read_text())
             return found
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise RisError(f"{self._plan / 'plan.json'} cannot be read: {error}; begin again with --restart") from None
+            raise RisError(
+                f"{self._plan / 'plan.json'} cannot be read: {error}; begin again with --restart"
+            ) from None
 
-    def write_plan(self, tasks: Sequence[ImageTask], rows_per_part: int, asked: dict[str, Any]) -> None:
-        """Cuts the images into parts of about `rows_per_part` rows. An image's rows stay together."""
+    def write_plan(
+        self, tasks: Sequence[ImageTask], rows_per_part: int, asked: dict[str, Any]
+    ) -> None:
+        """Cuts the images into parts of about `rows_per_part` rows. An image's rows stay
+        together.
+        """
         shutil.rmtree(self._plan, ignore_errors=True)
         self._plan.mkdir(parents=True)
         part: list[ImageTask] = []
@@ -76,14 +88,23 @@ class Job:
         if part:
             self._write_part_plan(count, part)
             count, total = count + 1, total + rows
-        write(self._plan / "plan.json", json.dumps({"asked": asked, "parts": count, "rows": total}, indent=1).encode())
+        write(
+            self._plan / "plan.json",
+            json.dumps({"asked": asked, "parts": count, "rows": total}, indent=1).encode(),
+        )
 
     def _write_part_plan(self, part: int, tasks: Iterable[ImageTask]) -> None:
-        write(self._plan / f"part-{part:05}.json", json.dumps([asdict(task) for task in tasks]).encode())
+        write(
+            self._plan / f"part-{part:05}.json",
+            json.dumps([asdict(task) for task in tasks]).encode(),
+        )
 
     def tasks(self, part: int) -> list[ImageTask]:
         """The images of a part."""
-        found = [ImageTask(**task) for task in json.loads((self._plan / f"part-{part:05}.json").read_text())]
+        found = [
+            ImageTask(**task)
+            for task in json.loads((self._plan / f"part-{part:05}.json").read_text())
+        ]
         for task in found:
             if isinstance(task.location, dict):
                 task.location = Location(**task.location)
@@ -99,7 +120,9 @@ class Job:
 
     def write_answers(self, part: int, rows: list[dict[str, Any]], about: dict[str, str]) -> None:
         """A part's file; about: goes into its schema's metadata."""
-        table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["row"]), SCHEMA.with_metadata(about))
+        table = pa.Table.from_pylist(
+            sorted(rows, key=lambda row: row["row"]), SCHEMA.with_metadata(about)
+        )
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         write(self.file(part), sink.getvalue())
@@ -143,7 +166,9 @@ class Journal:
             pass  # the first worker of this part
 
     def begin(self, image: int) -> bool:
-        """Notes that the part's `image` comes next; False where it has killed too many workers to be tried again."""
+        """Notes that the part's `image` comes next; False where it has killed too many workers to
+        be tried again.
+        """
         if self._deaths.get(str(image), 0) >= DEATHS:
             return False
         write(self._file, json.dumps({"image": image, "deaths": self._deaths}).encode())
@@ -155,7 +180,9 @@ class Journal:
 
 
 def write(path: Path, data: bytes | pa.Buffer) -> None:
-    """Writes a file whole or not at all, also when another worker, on another machine, writes the same one."""
+    """Writes a file whole or not at all, also when another worker, on another machine, writes the
+    same one.
+    """
     partial = path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
     try:
         with partial.open("wb") as file:
@@ -168,7 +195,9 @@ def write(path: Path, data: bytes | pa.Buffer) -> None:
 
 
 def fingerprint(sources: Sequence[Path]) -> str:
-    """A hash of what the sources' files, of folders the images, are called, how long they are and when written."""
+    """A hash of what the sources' files, of folders the images, are called, how long they are and
+    when written.
+    """
     digest = hashlib.sha256()
     for source in sources:
         for file in images_below(source) if source.is_dir() else [source]:

@@ -32,8 +32,9 @@ _OBJECT_STORE = 100_000_000  # bytes; only numbers of parts go through it
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """workers: actors, each with a model; cpus, gpus: that Ray sets aside for each, fractions allowed; address: of a
-    Ray cluster, None for this machine alone; rows_per_part: how much a killed worker loses.
+    """workers: actors, each with a model; cpus, gpus: that Ray sets aside for each, fractions
+    allowed; address: of a Ray cluster, None for this machine alone; rows_per_part: how much a
+    killed worker loses.
     """
 
     workers: int = 1
@@ -46,7 +47,9 @@ class BatchOptions:
 
 @dataclass(frozen=True)
 class BatchReport:
-    """rows, errors: of the whole batch; images, new_rows, seconds, worker_seconds: of this run; parts: files."""
+    """rows, errors: of the whole batch; images, new_rows, seconds, worker_seconds: of this run;
+    parts: files.
+    """
 
     rows: int
     errors: int
@@ -66,9 +69,11 @@ def plan_batch(
     options: BatchOptions,
     restart: bool = False,
 ) -> tuple[Job, int]:
-    """The job and how many parts it has; an earlier plan of the same question is kept, with what is done of it.
+    """The job and how many parts it has; an earlier plan of the same question is kept, with what is
+    done of it.
 
-    Raises RisError where the folder has the plan of another question, or files that are not a batch's.
+    Raises RisError where the folder has the plan of another question, or files that are not a
+    batch's.
     """
     manifest = open_bundle(bundle).path / MANIFEST  # the hashes are checked once, here
     job = Job(out)
@@ -85,7 +90,9 @@ def plan_batch(
     plan = job.planned()
     if plan is None:
         if next(out.glob("part-*.parquet"), None) is not None:
-            raise RisError(f"{out} has parts but no plan; use another --out, or --restart to throw them away")
+            raise RisError(
+                f"{out} has parts but no plan; use another --out, or --restart to throw them away"
+            )
         tasks = group_by_image(read_sources(sources, expressions, category))
         if not tasks:
             raise RisError("there is nothing in the input")
@@ -93,19 +100,25 @@ def plan_batch(
         plan = job.planned()
     elif differing := [name for name, value in asked.items() if plan["asked"].get(name) != value]:
         raise RisError(
-            f"{out} has a batch with other {', '.join(differing)}; use another --out, or --restart to throw it away"
+            f"{out} has a batch with other {', '.join(differing)}; use another --out, or --restart"
+            " to throw it away"
         )
     assert plan is not None
     return job, int(plan["parts"])
 
 
 def run_batch(
-    job: Job, parts: int, bundle: Path, running: Running, options: BatchOptions, limits: Limits | None = None
+    job: Job,
+    parts: int,
+    bundle: Path,
+    running: Running,
+    options: BatchOptions,
+    limits: Limits | None = None,
 ) -> BatchReport:
     """Does the parts that are not done yet, on this machine or a cluster, and counts the whole.
 
-    Raises EngineError for an engine that this machine lacks, RisError where the cluster cannot be reached or the
-    workers cannot start.
+    Raises EngineError for an engine that this machine lacks, RisError where the cluster cannot be
+    reached or the workers cannot start.
     """
     if options.address is None and (reason := select(running.engine).unusable()):
         raise EngineError(f"engine {running.engine!r} cannot run here: {reason}")
@@ -115,7 +128,9 @@ def run_batch(
     worker_seconds = 0.0
     if still:
         with _cluster(options):
-            for done in track(_work(job, still, bundle, running, options, limits or Limits()), len(still), "Parts"):
+            for done in track(
+                _work(job, still, bundle, running, options, limits or Limits()), len(still), "Parts"
+            ):
                 rows += int(done["rows"])
                 images += int(done["images"])
                 worker_seconds += float(done["seconds"])
@@ -127,7 +142,12 @@ def run_batch(
 
 
 def _work(
-    job: Job, parts: Sequence[int], bundle: Path, running: Running, options: BatchOptions, limits: Limits
+    job: Job,
+    parts: Sequence[int],
+    bundle: Path,
+    running: Running,
+    options: BatchOptions,
+    limits: Limits,
 ) -> Iterator[dict[str, Any]]:
     """What each part came to, in the order in which they are done."""
     context = ray.data.DataContext.get_current()
@@ -137,7 +157,9 @@ def _work(
     resources: dict[str, Any] = {"num_cpus": options.cpus}
     if options.gpus:
         resources["num_gpus"] = options.gpus
-    dataset = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts)).map_batches(
+    dataset = ray.data.from_items(
+        [{"part": part} for part in parts], override_num_blocks=len(parts)
+    ).map_batches(
         Worker,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(options.workers, len(parts))),
@@ -169,7 +191,11 @@ def _cause(error: BaseException) -> str:
 def _cluster(options: BatchOptions) -> Iterator[None]:
     """A Ray of our own on this machine, reachable from it alone, or the one at the address."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "address": options.address}
+    how: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "address": options.address,
+    }
     if options.address is None:
         how |= {
             "address": "local",
@@ -178,7 +204,9 @@ def _cluster(options: BatchOptions) -> Iterator[None]:
             "object_store_memory": _OBJECT_STORE,
             "_node_ip_address": "127.0.0.1",
         }
-    tries = 1 if options.address else 3  # Ray gives its own processes 30 s to start, too little on a busy machine
+    tries = (
+        1 if options.address else 3
+    )  # Ray gives its own processes 30 s to start, too little on a busy machine
     for left in reversed(range(tries)):
         try:
             ray.init(**how)
@@ -187,7 +215,9 @@ def _cluster(options: BatchOptions) -> Iterator[None]:
             ray.shutdown()
             if not left:
                 where = options.address or "on this machine"
-                raise RisError(f"Ray does not start or answer ({where}): {first_line(error)}") from error
+                raise RisError(
+                    f"Ray does not start or answer ({where}): {first_line(error)}"
+                ) from error
     try:
         yield
     finally:

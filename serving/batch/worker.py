@@ -22,30 +22,45 @@ _TABLE_BYTES = 1_000_000_000  # of a Parquet row group's image column: it is hel
 
 
 class Worker:
-    """A callable for `ray.data.Dataset.map_batches`: numbers of parts in, what became of them out."""
+    """A callable for `ray.data.Dataset.map_batches`: numbers of parts in, what became of them
+    out.
+    """
 
     def __init__(
-        self, out: str, bundle: str, running: dict[str, Any], limits: Limits, no_target_threshold: float
+        self,
+        out: str,
+        bundle: str,
+        running: dict[str, Any],
+        limits: Limits,
+        no_target_threshold: float,
     ) -> None:
         """Opens the model. running: what `ris.runtime.load` takes besides the bundle."""
         self._job = Job(Path(out))
         self._model = load(bundle, verify=False, **running)  # the driver has checked the hashes
-        self._answerer = Answerer(self._model, limits, cached_images=0)  # a part has each image once
+        self._answerer = Answerer(
+            self._model, limits, cached_images=0
+        )  # a part has each image once
         self._threshold = no_target_threshold
         self._images = _Images(limits)
         infos = self._model.sessions.values()
         self._about = {
             "bundle_manifest_sha256": sha256_of(Path(bundle) / MANIFEST),
             "engines": ", ".join(sorted({f"{i.engine} {i.version} on {i.device}" for i in infos})),
-            "precision": ", ".join(sorted({g.precision for g in self._model.bundle.manifest.graphs.values()})),
+            "precision": ", ".join(
+                sorted({g.precision for g in self._model.bundle.manifest.graphs.values()})
+            ),
             "trained": str(self._model.trained).lower(),
         }
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Does each part that has no file yet. seconds: of the work, without reading the plan or writing."""
+        """Does each part that has no file yet. seconds: of the work, without reading the plan or
+        writing.
+        """
         done = [self._part(int(part)) for part in batch["part"]]
         names = ("rows", "errors", "images", "seconds")
-        columns: dict[str, Any] = {name: np.array([d[i] for d in done]) for i, name in enumerate(names)}
+        columns: dict[str, Any] = {
+            name: np.array([d[i] for d in done]) for i, name in enumerate(names)
+        }
         return {"part": batch["part"], **columns}
 
     def _part(self, part: int) -> tuple[int, int, int, float]:
@@ -59,7 +74,10 @@ class Worker:
             if journal.begin(number):
                 rows += self._image(task)
             else:
-                rows += [_error(task, i, f"given up: {DEATHS} workers died on this image") for i in _indices(task)]
+                rows += [
+                    _error(task, i, f"given up: {DEATHS} workers died on this image")
+                    for i in _indices(task)
+                ]
         seconds = time.perf_counter() - start
         self._job.write_answers(part, rows, self._about)
         journal.close()
@@ -71,12 +89,18 @@ class Worker:
             return [_error(task, i, task.error or "no image") for i in _indices(task)]
         try:
             scene, _ = self._answerer.scene(self._images.read(task.location))
-            categories = [name or "" for name in task.categories] if self._model.categories else None
+            categories = (
+                [name or "" for name in task.categories] if self._model.categories else None
+            )
             answers = self._answerer.ask(scene, task.expressions, categories, self._threshold)
         except RisError as error:
             return [_error(task, i, str(error)) for i in _indices(task)]
         return [
-            _answer(task, i, answer) if isinstance(answer, Segmentation) else _error(task, i, str(answer))
+            (
+                _answer(task, i, answer)
+                if isinstance(answer, Segmentation)
+                else _error(task, i, str(answer))
+            )
             for i, answer in enumerate(answers)
         ]
 
@@ -107,7 +131,9 @@ def _answer(task: ImageTask, i: int, answer: Segmentation) -> dict[str, Any]:
 
 
 class _Images:
-    """Reads images' bytes, and keeps the last row group of a table, whose rows come one after the other."""
+    """Reads images' bytes, and keeps the last row group of a table, whose rows come one after the
+    other.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -143,9 +169,14 @@ class _Images:
                     if about.column(i).path_in_schema.split(".")[0] == "image"
                 )
                 if size > _TABLE_BYTES:
-                    raise ImageError(f"{path}: its row groups have {size / 1e9:.1f} GB of images; write smaller ones")
+                    raise ImageError(
+                        f"{path}: its row groups have {size / 1e9:.1f} GB of images; write smaller"
+                        " ones"
+                    )
                 self._groups.clear()
-                self._groups[key] = table.read_row_group(group, columns=["image"])["image"].to_pylist()
+                self._groups[key] = table.read_row_group(group, columns=["image"])[
+                    "image"
+                ].to_pylist()
         cell = self._groups[key][row - first]
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(data, bytes):

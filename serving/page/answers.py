@@ -1,4 +1,6 @@
-"""What the page shows of an answer: the picture with coloured masks, and tables in HTML. Knows nothing of Gradio."""
+"""What the page shows of an answer: the picture with coloured masks, and tables in HTML. Knows
+nothing of Gradio.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from ris.runtime.masks import COLOURS, overlay
 from ris.runtime.model import Segmentation
 from ris.serving.answering import Answerer
 
-SHOWN_SIDE = 1280  # pixels; larger images are shown smaller, their masks are made at full size all the same
+SHOWN_SIDE = (
+    1280  # pixels; larger images are shown smaller, their masks are made at full size all the same
+)
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,12 @@ class Shown:
     times: str
 
 
-def answer(answerer: Answerer, image: bytes, text: str, category: str | None, threshold: float) -> Shown:
-    """Asks every line of `text` about the image. Raises RisError where there is nothing to show at all."""
+def answer(
+    answerer: Answerer, image: bytes, text: str, category: str | None, threshold: float
+) -> Shown:
+    """Asks every line of `text` about the image. Raises RisError where there is nothing to show at
+    all.
+    """
     expressions = [line.strip() for line in text.splitlines() if line.strip()]
     answerer.limits.check_expressions(expressions)
     deadline = answerer.limits.deadline()
@@ -39,7 +47,9 @@ def answer(answerer: Answerer, image: bytes, text: str, category: str | None, th
     colours = [COLOURS[i % len(COLOURS)] for i in range(len(answers))]
     for found, colour in zip(answers, colours, strict=True):
         if isinstance(found, Segmentation):
-            mask = Image.fromarray(found.mask).resize(picture.shape[1::-1], Image.Resampling.NEAREST)
+            mask = Image.fromarray(found.mask).resize(
+                picture.shape[1::-1], Image.Resampling.NEAREST
+            )
             picture = overlay(picture, np.asarray(mask), colour)
     return Shown(picture, _answers(expressions, answers, colours), _times(answers, known))
 
@@ -60,9 +70,13 @@ def _answers(
         swatch = f'<span class="ris-swatch" style="background:rgb{colour}"></span>'
         name = f"<th scope='row'>{swatch}{html.escape(text)}</th>"
         if isinstance(found, ExpressionError):
-            rows.append(f"<tr>{name}<td colspan='3' class='ris-error'>{html.escape(str(found))}</td></tr>")
+            rows.append(
+                f"<tr>{name}<td colspan='3' class='ris-error'>{html.escape(str(found))}</td></tr>"
+            )
             continue
-        probability = "the model has no such head" if found.no_target is None else f"{found.no_target:.2f}"
+        probability = (
+            "the model has no such head" if found.no_target is None else f"{found.no_target:.2f}"
+        )
         if found.is_no_target:
             what = "<b>no target</b>: nothing in the image is meant"
         else:
@@ -71,7 +85,10 @@ def _answers(
         score = "" if found.is_no_target else f"{found.score:.2f}"
         rows.append(f"<tr>{name}<td>{what}{notes}</td><td>{score}</td><td>{probability}</td></tr>")
     head = "<tr><th>expression</th><th>found</th><th>score</th><th>no-target probability</th></tr>"
-    return f"<table class='ris-table' id='ris-answers'><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+    return (
+        "<table class='ris-table'"
+        f" id='ris-answers'><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+    )
 
 
 def _times(answers: Sequence[Segmentation | ExpressionError], known: bool) -> str:
@@ -80,7 +97,9 @@ def _times(answers: Sequence[Segmentation | ExpressionError], known: bool) -> st
     for found in answers:
         if isinstance(found, Segmentation):
             for stage, seconds in found.timings.items():
-                total[stage] = seconds if stage.startswith("image.") else total.get(stage, 0.0) + seconds
+                total[stage] = (
+                    seconds if stage.startswith("image.") else total.get(stage, 0.0) + seconds
+                )
     of_image = "kept from before" if known else "once"
     rows = "".join(
         f"<tr><th scope='row'>{stage.removeprefix('image.')}</th><td>{seconds * 1000:.1f}</td>"
@@ -88,7 +107,10 @@ def _times(answers: Sequence[Segmentation | ExpressionError], known: bool) -> st
         for stage, seconds in total.items()
     )
     head = "<tr><th>stage</th><th>milliseconds</th><th></th></tr>"
-    return f"<table class='ris-table' id='ris-times'><thead>{head}</thead><tbody>{rows}</tbody></table>"
+    return (
+        "<table class='ris-table'"
+        f" id='ris-times'><thead>{head}</thead><tbody>{rows}</tbody></table>"
+    )
 
 
 def running(answerer: Answerer) -> str:
@@ -102,9 +124,13 @@ def running(answerer: Answerer) -> str:
         for stage, info in model.sessions.items()
     )
     head = (
-        "<tr><th>graph</th><th>precision</th><th>computes in</th><th>engine</th><th>device</th><th>what runs</th></tr>"
+        "<tr><th>graph</th><th>precision</th><th>computes"
+        " in</th><th>engine</th><th>device</th><th>what runs</th></tr>"
     )
-    return f"<table class='ris-table' id='ris-running'><thead>{head}</thead><tbody>{rows}</tbody></table>"
+    return (
+        "<table class='ris-table'"
+        f" id='ris-running'><thead>{head}</thead><tbody>{rows}</tbody></table>"
+    )
 
 
 def refusal(error: RisError) -> str:

@@ -16,13 +16,36 @@ from ris.serving.limits import Limits
 
 @click.command(cls=RisCommand)
 @click.argument("bundle", required=False, type=click.Path())
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 lets other machines in.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Where to listen; 0.0.0.0 lets other machines in.",
+)
 @click.option("--port", type=click.IntRange(1, 65535), default=7860, show_default=True)
-@click.option("--max-image-mb", type=click.FloatRange(0, min_open=True), default=32.0, show_default=True)
-@click.option("--max-megapixels", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True)
-@click.option("--max-expressions", type=click.IntRange(1), default=16, show_default=True, help="Asked at once.")
-@click.option("--max-queue", type=click.IntRange(1), default=16, show_default=True, help="Requests that may wait.")
-@click.option("--max-seconds", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True)
+@click.option(
+    "--max-image-mb", type=click.FloatRange(0, min_open=True), default=32.0, show_default=True
+)
+@click.option(
+    "--max-megapixels", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True
+)
+@click.option(
+    "--max-expressions",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Asked at once.",
+)
+@click.option(
+    "--max-queue",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Requests that may wait.",
+)
+@click.option(
+    "--max-seconds", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True
+)
 @running_options
 def main(
     bundle: str | None,
@@ -46,7 +69,9 @@ def main(
     """
     if importlib.util.find_spec("gradio") is None:
         raise RisError('ris-demo-ui needs Gradio: pip install "ris-runtime[cpu,ui]"')
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: it calls home otherwise
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = (
+        "False"  # before Gradio is imported: it calls home otherwise
+    )
     os.environ["HF_HUB_OFFLINE"] = "1"
     from ris.serving.page.page import serve_page
 
@@ -58,7 +83,9 @@ def main(
         seconds=max_seconds,
     )
     with running.load(find_bundle(bundle)) as model:
-        click.echo(f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}   (Ctrl-C stops it)")
+        click.echo(
+            f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}   (Ctrl-C stops it)"
+        )
         try:
             serve_page(Answerer(model, limits, cached_images=8), host, port)
         except OSError as error:

@@ -1,4 +1,6 @@
-"""The page itself. Everything it loads comes from this machine: a header forbids the browser anything else."""
+"""The page itself. Everything it loads comes from this machine: a header forbids the browser
+anything else.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,17 @@ from ris.serving.answering import Answerer
 from ris.serving.page.answers import answer, refusal, running
 
 _POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; connect-src 'self' data: blob:; "
-    "media-src 'self' data: blob:; frame-ancestors 'none'"
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self'"
+    " 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:;"
+    " connect-src 'self' data: blob:; media-src 'self' data: blob:; frame-ancestors 'none'"
 )
 _STYLE = """
 .ris-table { width: 100%; border-collapse: collapse; }
 .ris-table th, .ris-table td { text-align: left; padding: .3em .6em; border: 0;
   border-bottom: 1px solid #8884 !important; }
 .ris-table th[scope=row] { font-weight: 500; overflow-wrap: anywhere; min-width: 6em; }
-.ris-swatch { display: inline-block; width: .9em; height: .9em; margin-right: .5em; border-radius: .2em; }
+.ris-swatch { display: inline-block; width: .9em; height: .9em; margin-right: .5em;
+  border-radius: .2em; }
 .ris-note { font-size: .85em; opacity: .8; }
 .ris-error { color: #b00020; font-weight: 600; }
 .dark .ris-error { color: #ff8a80; }
@@ -36,10 +39,11 @@ _STYLE = """
 
 
 def hand_over_bytes(image: Any) -> None:
-    """Makes an image input give the bytes of the file as it was sent, and refuse addresses to fetch from.
+    """Makes an image input give the bytes of the file as it was sent, and refuse addresses to fetch
+    from.
 
-    Left alone it would open the file itself, and a broken one would be an error without a reason. On the instance,
-    because Gradio writes a stub file beside every module with a class of its own.
+    Left alone it would open the file itself, and a broken one would be an error without a reason.
+    On the instance, because Gradio writes a stub file beside every module with a class of its own.
     """
     move = image.async_move_resource_to_block_cache
 
@@ -67,14 +71,19 @@ class OnlyFromHere:
 
         async def with_header(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY.encode())]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"content-security-policy", _POLICY.encode()),
+                ]
             await send(message)
 
         await self._app(scope, receive, with_header if scope["type"] == "http" else send)
 
 
 def examples(folder: Path, category: bool) -> list[list[str]]:
-    """Three drawn scenes with expressions, as files: what the model is asked when it is evaluated."""
+    """Three drawn scenes with expressions, as files: what the model is asked when it is
+    evaluated.
+    """
     found = []
     for image in scene_images("heldout", 12, size=512):
         file = folder / f"{image.name}.png"
@@ -90,7 +99,9 @@ def build_page(answerer: Answerer, folder: Path) -> gr.Blocks:
     limits = answerer.limits
     names = answerer.model.categories
 
-    def ask(image: bytes | None, text: str, threshold: float, category: str | None = None) -> tuple[Any, str, str]:
+    def ask(
+        image: bytes | None, text: str, threshold: float, category: str | None = None
+    ) -> tuple[Any, str, str]:
         try:
             if image is None:
                 raise ImageError("there is no image yet; drop one, or pick an example")
@@ -100,25 +111,54 @@ def build_page(answerer: Answerer, folder: Path) -> gr.Blocks:
         return shown.picture, shown.answers, shown.times
 
     # what people sent is deleted after an hour, and all of it at the end
-    with gr.Blocks(title="Referring image segmentation", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gr.Blocks(
+        title="Referring image segmentation", analytics_enabled=False, delete_cache=(600, 3600)
+    ) as page:
         gr.Markdown("# Image + “left man” → mask")
         if not answerer.model.trained:
-            gr.Markdown("**This bundle has made-up weights: its masks mean nothing.**", elem_id="ris-untrained")
+            gr.Markdown(
+                "**This bundle has made-up weights: its masks mean nothing.**",
+                elem_id="ris-untrained",
+            )
         with gr.Row():
             with gr.Column(min_width=300):
-                image = gr.Image(label="Image", sources=["upload", "clipboard"], type="filepath", elem_id="ris-image",
-                                 height=360)  # fmt: skip
+                image = gr.Image(
+                    label="Image",
+                    sources=["upload", "clipboard"],
+                    type="filepath",
+                    elem_id="ris-image",
+                    height=360,
+                )
                 hand_over_bytes(image)
-                text = gr.Textbox(label="Expressions, one a line (Shift+Enter asks)", lines=3, max_lines=8,
-                                  placeholder="left man\nthe red ball on the right", elem_id="ris-text",
-                                  max_length=limits.expressions * (limits.characters + 1))  # fmt: skip
-                category = gr.Dropdown(["auto", *names], value="auto", label="Category asked", visible=bool(names))
-                threshold = gr.Slider(0, 1, 0.5, step=0.01, label="No target from this probability on",
-                                      visible=manifest.no_target)  # fmt: skip
+                text = gr.Textbox(
+                    label="Expressions, one a line (Shift+Enter asks)",
+                    lines=3,
+                    max_lines=8,
+                    placeholder="left man\nthe red ball on the right",
+                    elem_id="ris-text",
+                    max_length=limits.expressions * (limits.characters + 1),
+                )
+                category = gr.Dropdown(
+                    ["auto", *names], value="auto", label="Category asked", visible=bool(names)
+                )
+                threshold = gr.Slider(
+                    0,
+                    1,
+                    0.5,
+                    step=0.01,
+                    label="No target from this probability on",
+                    visible=manifest.no_target,
+                )
                 button = gr.Button("Segment", variant="primary", elem_id="ris-ask")
             with gr.Column(min_width=300):
-                picture = gr.Image(label="Masks", interactive=False, format="png", elem_id="ris-picture",
-                                   buttons=["download", "fullscreen"], alt_text="The masks")  # fmt: skip
+                picture = gr.Image(
+                    label="Masks",
+                    interactive=False,
+                    format="png",
+                    elem_id="ris-picture",
+                    buttons=["download", "fullscreen"],
+                    alt_text="The masks",
+                )
                 answers = gr.HTML(elem_id="ris-result")
         with gr.Accordion("Milliseconds by stage", open=True):
             times = gr.HTML()
@@ -127,12 +167,18 @@ def build_page(answerer: Answerer, folder: Path) -> gr.Blocks:
         inputs = [image, text, threshold, category] if names else [image, text, threshold]
         for event in (button.click, text.submit):
             event(ask, inputs, [picture, answers, times], api_visibility="private")
-        gr.Examples(examples(folder, bool(names)), [image, text, *([category] if names else [])], label="Examples")
+        gr.Examples(
+            examples(folder, bool(names)),
+            [image, text, *([category] if names else [])],
+            label="Examples",
+        )
     return page
 
 
 def serve_page(answerer: Answerer, host: str, port: int, wait: bool = True) -> gr.Blocks:
-    """Starts the page's server. wait: until it is stopped; otherwise the page is returned, to be closed."""
+    """Starts the page's server. wait: until it is stopped; otherwise the page is returned, to be
+    closed.
+    """
     folder = tempfile.TemporaryDirectory(prefix="ris-page-")
     page = build_page(answerer, Path(folder.name))
     page.examples_folder = folder  # removed with the page

@@ -1,1 +1,3 @@
-"""A Triton model repository from a bundle (`repository`), and what runs inside the server (`backend`, `bls`)."""
+"""A Triton model repository from a bundle (`repository`), and what runs inside the server
+(`backend`, `bls`).
+"""

@@ -1,7 +1,9 @@
-"""What runs inside tritonserver's Python backend. Importable only there: Triton brings `triton_python_backend_utils`.
+"""What runs inside tritonserver's Python backend. Importable only there: Triton brings
+`triton_python_backend_utils`.
 
-A request is one image (the bytes of a JPEG, PNG, ... file) and any number of expressions. Requests that Triton hands
-over together are sorted by image; each image is encoded once, and kept for those that come later.
+A request is one image (the bytes of a JPEG, PNG, ... file) and any number of expressions. Requests
+that Triton hands over together are sorted by image; each image is encoded once, and kept for those
+that come later.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ class TritonPythonModel:
         model = self._open(bundle, settings)
         self._answerer = Answerer(model, self._limits, settings["cached_images"])
         self._metrics = Metrics(args["model_name"], args["model_instance_name"])
-        running = "; ".join(f"{stage} {info.engine} {info.where}" for stage, info in model.sessions.items())
+        running = "; ".join(
+            f"{stage} {info.engine} {info.where}" for stage, info in model.sessions.items()
+        )
         pb_utils.Logger.log_info(f"{args['model_instance_name']}: {running}")
 
     def _open(self, bundle: Path, settings: dict[str, Any]) -> Model:
@@ -63,7 +67,9 @@ class TritonPythonModel:
             from ris.runtime.bundle import MANIFEST, manifest_from_dict
             from ris.serving.triton.bls import triton_sessions
 
-            manifest = manifest_from_dict(json.loads((bundle / MANIFEST).read_text(encoding="utf-8")))
+            manifest = manifest_from_dict(
+                json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+            )
             around = Bundle(bundle, manifest)
             return Model(around, triton_sessions(around, settings["graphs"]), max_expressions=8)
         names = ("engine", "device", "threads", "compute", "overlap", "low_memory", "throughput")
@@ -85,12 +91,18 @@ class TritonPythonModel:
         ask = Ask(number, b"", [], None, 0.5, self._limits.deadline())
         try:
             ask.image = _strings(request, "image")[0]
-            ask.expressions = [_text(value, "expression") for value in _strings(request, "expression")]
+            ask.expressions = [
+                _text(value, "expression") for value in _strings(request, "expression")
+            ]
             self._limits.check_expressions(ask.expressions)
             if pb_utils.get_input_tensor_by_name(request, "category") is not None:
-                ask.categories = [_text(value, "category") for value in _strings(request, "category")]
+                ask.categories = [
+                    _text(value, "category") for value in _strings(request, "category")
+                ]
                 if len(ask.categories) != len(ask.expressions):
-                    raise ExpressionError(f"{len(ask.expressions)} expressions need as many categories")
+                    raise ExpressionError(
+                        f"{len(ask.expressions)} expressions need as many categories"
+                    )
             elif self._answerer.model.categories:
                 ask.categories = [AUTO] * len(ask.expressions)
             threshold = pb_utils.get_input_tensor_by_name(request, "no_target_threshold")
@@ -125,7 +137,9 @@ class TritonPythonModel:
         if part[0].categories is not None:
             categories = [name for ask in part for name in ask.categories or ()]
         try:
-            found = self._answerer.ask(scene, expressions, categories, part[0].threshold, part[0].deadline)
+            found = self._answerer.ask(
+                scene, expressions, categories, part[0].threshold, part[0].deadline
+            )
         except RisError as error:
             for ask in part:
                 ask.error = error
@@ -141,12 +155,18 @@ class TritonPythonModel:
     def _respond(self, ask: Ask, request: Any) -> Any:
         if ask.error is not None:
             status = status_of(ask.error)
-            code = {400: "INVALID_ARG", 413: "INVALID_ARG", 504: "UNAVAILABLE"}.get(status, "INTERNAL")
+            code = {400: "INVALID_ARG", 413: "INVALID_ARG", 504: "UNAVAILABLE"}.get(
+                status, "INTERNAL"
+            )
             message = f"{status}: {ask.error}"
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code)))
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+            )
         if ask.answers is None:
             message = "the request was cancelled"
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.CANCELLED))
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(message, pb_utils.TritonError.CANCELLED)
+            )
         wanted = set(request.requested_output_names()) & self._outputs
         tensors = [pb_utils.Tensor(name, _output(name, ask)) for name in sorted(wanted)]
         return pb_utils.InferenceResponse(output_tensors=tensors)
@@ -160,9 +180,14 @@ def _strings(request: Any, name: str) -> list[bytes]:
     """The elements of a BYTES input of one row."""
     values = pb_utils.get_input_tensor_by_name(request, name).as_numpy()
     if values.shape[0] != 1:
-        raise ExpressionError(f"a request is about one image: {name} must be [1, ...], it is {list(values.shape)}")
+        raise ExpressionError(
+            f"a request is about one image: {name} must be [1, ...], it is {list(values.shape)}"
+        )
     if not all(isinstance(value, bytes) for value in values.flat):
-        raise ImageError(f"{name} did not arrive as it was sent: this Triton's Python backend needs numpy below 2")
+        raise ImageError(
+            f"{name} did not arrive as it was sent: this Triton's Python backend needs numpy"
+            " below 2"
+        )
     return [bytes(value) for value in values.flat]
 
 
@@ -174,7 +199,9 @@ def _text(value: bytes, name: str) -> str:
 
 
 def _output(name: str, ask: Ask) -> np.ndarray:
-    """One output of a request with N expressions: [1, N], but rle_size [1, 2], from_cache [1, 1], mask [1, N, H, W]."""
+    """One output of a request with N expressions: [1, N], but rle_size [1, 2], from_cache [1, 1],
+    mask [1, N, H, W].
+    """
     answers = ask.answers or []
     if name == "mask":
         return np.stack([answer.mask for answer in answers]).astype(np.uint8)[None]
@@ -197,7 +224,9 @@ def _output(name: str, ask: Ask) -> np.ndarray:
 
 
 class Metrics:
-    """Counters beside Triton's own, at its /metrics: encoded images found and not found, and how many are kept."""
+    """Counters beside Triton's own, at its /metrics: encoded images found and not found, and how
+    many are kept.
+    """
 
     def __init__(self, model: str, instance: str) -> None:
         labels = {"model": model, "instance": instance}
@@ -213,7 +242,9 @@ class Metrics:
             self._families.append(family)
             self._counters[name] = family.Metric(labels=labels)
         family = pb_utils.MetricFamily(
-            name="ris_image_cache_images", description="Encoded images that are kept", kind=pb_utils.MetricFamily.GAUGE
+            name="ris_image_cache_images",
+            description="Encoded images that are kept",
+            kind=pb_utils.MetricFamily.GAUGE,
         )
         self._families.append(family)
         self._kept = family.Metric(labels=labels)

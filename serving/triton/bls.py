@@ -1,4 +1,6 @@
-"""Sessions that ask other models of the same server (Triton's business logic scripting), one for each graph."""
+"""Sessions that ask other models of the same server (Triton's business logic scripting), one for
+each graph.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class TritonSession(Session):
         response = request.exec()
         if response.has_error():
             raise EngineError(f"{self.graph.stage}: {response.error().message()}")
-        return {name: pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in names}
+        return {
+            name: pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in names
+        }
 
     def close(self) -> None:
         pass  # the server owns the model

@@ -1,4 +1,6 @@
-"""`ris-serve`: a Triton model repository from a bundle, a server over it, and a test of it under load."""
+"""`ris-serve`: a Triton model repository from a bundle, a server over it, and a test of it under
+load.
+"""
 
 from __future__ import annotations
 
@@ -41,23 +43,61 @@ def main() -> None:
 @click.option(
     "--graphs",
     type=click.Choice(["onnx", "tensorrt"]),
-    help="A Triton model for each graph, run by the server's own ONNX Runtime or TensorRT backend, which the official "
-    "container has. Default: all five in one process, run by --engine.",
-)
-@click.option("--instances", type=click.IntRange(1), default=1, show_default=True, help="Processes with a model each.")
-@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Requests handed over together.")
-@click.option(
-    "--delay", type=click.FloatRange(0), default=0.0, show_default=True, help="Milliseconds to wait for more of them."
+    help=(
+        "A Triton model for each graph, run by the server's own ONNX Runtime or TensorRT backend,"
+        " which the official container has. Default: all five in one process, run by --engine."
+    ),
 )
 @click.option(
-    "--cached-images", type=click.IntRange(1), default=64, show_default=True, help="Encoded images kept a process."
+    "--instances",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes with a model each.",
 )
-@click.option("--join", is_flag=True, help="Ask several requests about one image in one pass of the graphs.")
-@click.option("--max-image-mb", type=click.FloatRange(0, min_open=True), default=32.0, show_default=True)
-@click.option("--max-megapixels", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True)
-@click.option("--max-expressions", type=click.IntRange(1), default=32, show_default=True, help="Of a request.")
-@click.option("--max-queue", type=click.IntRange(1), default=64, show_default=True, help="Requests that may wait.")
-@click.option("--max-seconds", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True)
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Requests handed over together.",
+)
+@click.option(
+    "--delay",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Milliseconds to wait for more of them.",
+)
+@click.option(
+    "--cached-images",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Encoded images kept a process.",
+)
+@click.option(
+    "--join", is_flag=True, help="Ask several requests about one image in one pass of the graphs."
+)
+@click.option(
+    "--max-image-mb", type=click.FloatRange(0, min_open=True), default=32.0, show_default=True
+)
+@click.option(
+    "--max-megapixels", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True
+)
+@click.option(
+    "--max-expressions", type=click.IntRange(1), default=32, show_default=True, help="Of a request."
+)
+@click.option(
+    "--max-queue",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Requests that may wait.",
+)
+@click.option(
+    "--max-seconds", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True
+)
 @running_options
 def triton(
     bundle: str | None,
@@ -105,20 +145,27 @@ def triton(
     with disk_errors(out):
         names = write_repository(open_bundle(find_bundle(bundle)), out, options, force=force)
     click.echo(f"wrote {out}: {', '.join(names)}")
-    click.echo(f"Next:\n  ris-serve start {out}\n  tritonserver --model-repository={out.absolute()}")
+    click.echo(
+        f"Next:\n  ris-serve start {out}\n  tritonserver --model-repository={out.absolute()}"
+    )
 
 
 @main.command(cls=RisCommand)
 @click.argument("repository", type=click.Path(path_type=Path))
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 lets other machines in.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Where to listen; 0.0.0.0 lets other machines in.",
+)
 @click.option("--http-port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @click.option("--grpc-port", type=click.IntRange(1, 65535), default=8001, show_default=True)
 @click.option("--metrics-port", type=click.IntRange(1, 65535), default=8002, show_default=True)
 def start(repository: Path, host: str, http_port: int, grpc_port: int, metrics_port: int) -> None:
     """Runs tritonserver over a repository until it is stopped.
 
-    Takes the tritonserver on the PATH, the container's, or nvidia-pytriton's. Clients cannot load models, register
-    shared memory, or change logging and tracing.
+    Takes the tritonserver on the PATH, the container's, or nvidia-pytriton's. Clients cannot load
+    models, register shared memory, or change logging and tracing.
 
     \b
     Examples:
@@ -126,7 +173,10 @@ def start(repository: Path, host: str, http_port: int, grpc_port: int, metrics_p
       ris-serve start models --host 0.0.0.0 --http-port 9000
     """
     with TritonServer(repository, Address(host, http_port, grpc_port, metrics_port)) as server:
-        click.echo(f"ready: http {host}:{http_port}, grpc {host}:{grpc_port}, metrics {host}:{metrics_port}")
+        click.echo(
+            f"ready: http {host}:{http_port}, grpc {host}:{grpc_port}, metrics"
+            f" {host}:{metrics_port}"
+        )
         server.wait()
 
 
@@ -136,7 +186,13 @@ def start(repository: Path, host: str, http_port: int, grpc_port: int, metrics_p
 @click.option("--clients", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--instances", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--http", is_flag=True, help="Ask over HTTP. Default: gRPC.")
-@click.option("--port", type=click.IntRange(1, 65533), default=18000, show_default=True, help="The first of three.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65533),
+    default=18000,
+    show_default=True,
+    help="The first of three.",
+)
 @running_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def load_test(
@@ -149,10 +205,11 @@ def load_test(
     running: Running,
     as_json: bool,
 ) -> None:
-    """Compares a server with the plain runtime: the same requests in a loop, and from many clients at once.
+    """Compares a server with the plain runtime: the same requests in a loop, and from many clients
+    at once.
 
-    Half of the requests have an image of their own, half ask about a few images again and again. Every mask is compared
-    with the loop's. Ends with an error where one differs or a request fails.
+    Half of the requests have an image of their own, half ask about a few images again and again.
+    Every mask is compared with the loop's. Ends with an error where one differs or a request fails.
 
     \b
     Examples:

@@ -39,7 +39,9 @@ class LoadRequest:
 
 @dataclass(frozen=True)
 class Half:
-    """Requests of one kind. per_second: requests; milliseconds: from a client's sending to its answer."""
+    """Requests of one kind. per_second: requests; milliseconds: from a client's sending to its
+    answer.
+    """
 
     requests: int
     images: int
@@ -72,11 +74,16 @@ class LoadReport:
         different = self.distinct.different_masks + self.repeated.different_masks
         if errors or different:
             first = f" ({self.first_error})" if self.first_error else ""
-            raise RisError(f"{errors} requests failed{first}, {different} answers differ from the plain runtime's")
+            raise RisError(
+                f"{errors} requests failed{first}, {different} answers differ from the plain"
+                " runtime's"
+            )
 
 
 def make_requests(count: int, repeats: int) -> list[LoadRequest]:
-    """Drawn scenes in several sizes with one to three of their expressions; each image is asked `repeats` times."""
+    """Drawn scenes in several sizes with one to three of their expressions; each image is asked
+    `repeats` times.
+    """
     images = -(-count // repeats)
     drawn = list(scene_images("heldout", 4 * min(_SCENES, images)))
     rng = np.random.default_rng(0)
@@ -85,7 +92,9 @@ def make_requests(count: int, repeats: int) -> list[LoadRequest]:
         scene = drawn[number % len(drawn)]
         side = _SIDES[number % len(_SIDES)]
         picture = Image.fromarray(scene.rgb).resize((side, side * 3 // 4))
-        picture = ImageEnhance.Brightness(picture).enhance(0.6 + 0.8 * number / images)  # bytes of its own
+        picture = ImageEnhance.Brightness(picture).enhance(
+            0.6 + 0.8 * number / images
+        )  # bytes of its own
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=90)
         for _ in range(repeats):
@@ -99,16 +108,22 @@ def make_requests(count: int, repeats: int) -> list[LoadRequest]:
 def run_load_test(
     bundle: Path, running: Running, count: int, clients: int, instances: int, http: bool, port: int
 ) -> LoadReport:
-    """Runs the loop, starts a server with the same options, and lets the clients at it. Raises RisError."""
+    """Runs the loop, starts a server with the same options, and lets the clients at it. Raises
+    RisError.
+    """
     halves = [make_requests(count - count // 2, 1), make_requests(count // 2, _REPEATS)]
     limits = Limits(waiting=max(64, clients), seconds=600)
     loops = []
     with running.load(bundle) as model:
-        category = model.categories[0] if model.categories else None  # which one does not matter here
+        category = (
+            model.categories[0] if model.categories else None
+        )  # which one does not matter here
         for requests in halves:
             loops.append(_loop(Answerer(model, limits, cached_images=0), requests, category))
     device = "cpu" if running.device == "auto" else running.device
-    options = ServerOptions(instances, **{**vars(running), "device": device}, cached_images=64, limits=limits)
+    options = ServerOptions(
+        instances, **{**vars(running), "device": device}, cached_images=64, limits=limits
+    )
     address = Address(http=port, grpc=port + 1, metrics=port + 2)
     found: list[Half] = []
     first_error = None
@@ -118,7 +133,9 @@ def run_load_test(
         with log, TritonServer(Path(folder) / "models", address, log) as server:
             for requests, (expected, loop_seconds) in zip(halves, loops, strict=True):
                 before = _hits(server)
-                answers, seconds, times, errors = _clients(requests, clients, _asker(http, address, category))
+                answers, seconds, times, errors = _clients(
+                    requests, clients, _asker(http, address, category)
+                )
                 different = sum(
                     a is not None and a != e for a, e in zip(answers, expected, strict=True)
                 )  # what failed is counted as failed
@@ -127,22 +144,37 @@ def run_load_test(
                 images = len({request.image for request in requests})
                 found.append(
                     Half(
-                        len(requests), images, len(requests) / loop_seconds, len(requests) / seconds,
-                        float(p50), float(p99), len(errors), different, round(_hits(server) - before),
+                        len(requests),
+                        images,
+                        len(requests) / loop_seconds,
+                        len(requests) / seconds,
+                        float(p50),
+                        float(p99),
+                        len(errors),
+                        different,
+                        round(_hits(server) - before),
                     )
-                )  # fmt: skip
+                )
     return LoadReport(clients, found[0], found[1], first_error)
 
 
 def _hits(server: TritonServer) -> float:
-    return sum(value for name, value in server.metrics().items() if name.startswith("ris_image_cache_hits_total"))
+    return sum(
+        value
+        for name, value in server.metrics().items()
+        if name.startswith("ris_image_cache_hits_total")
+    )
 
 
 Answers = list[tuple[list[int], str]]
 
 
-def _loop(answerer: Answerer, requests: Sequence[LoadRequest], category: str | None) -> tuple[list[Answers], float]:
-    """Each request by itself, nothing kept. Returns size and counts of each mask, and the seconds."""
+def _loop(
+    answerer: Answerer, requests: Sequence[LoadRequest], category: str | None
+) -> tuple[list[Answers], float]:
+    """Each request by itself, nothing kept. Returns size and counts of each mask, and the
+    seconds.
+    """
     expected = []
     start = time.perf_counter()
     for request in track(requests, len(requests), "Plain runtime"):
@@ -159,7 +191,9 @@ def _loop(answerer: Answerer, requests: Sequence[LoadRequest], category: str | N
     return expected, time.perf_counter() - start
 
 
-def _asker(http: bool, address: Address, category: str | None) -> Callable[[], Callable[[LoadRequest], Answers]]:
+def _asker(
+    http: bool, address: Address, category: str | None
+) -> Callable[[], Callable[[LoadRequest], Answers]]:
     """Makes a client for a thread of its own."""
     if http:
         import tritonclient.http as client_module
@@ -168,15 +202,23 @@ def _asker(http: bool, address: Address, category: str | None) -> Callable[[], C
 
     def connect() -> Callable[[LoadRequest], Answers]:
         url = f"{address.reach}:{address.http if http else address.grpc}"
-        more: dict[str, Any] = {"network_timeout": 600.0, "connection_timeout": 60.0} if http else {}
+        more: dict[str, Any] = (
+            {"network_timeout": 600.0, "connection_timeout": 60.0} if http else {}
+        )
         client = client_module.InferenceServerClient(url, **more)
         outputs = [client_module.InferRequestedOutput(name) for name in ("rle_counts", "rle_size")]
 
         def ask(request: LoadRequest) -> Answers:
-            values = {"image": [request.image], "expression": [text.encode() for text in request.expressions]}
+            values = {
+                "image": [request.image],
+                "expression": [text.encode() for text in request.expressions],
+            }
             if category:
                 values["category"] = [category.encode()] * len(request.expressions)
-            inputs = [client_module.InferInput(name, [1, len(each)], "BYTES") for name, each in values.items()]
+            inputs = [
+                client_module.InferInput(name, [1, len(each)], "BYTES")
+                for name, each in values.items()
+            ]
             for tensor, each in zip(inputs, values.values(), strict=True):
                 tensor.set_data_from_numpy(np.array([each], np.object_))
             response = client.infer("ris", inputs, outputs=outputs)
@@ -189,9 +231,13 @@ def _asker(http: bool, address: Address, category: str | None) -> Callable[[], C
 
 
 def _clients(
-    requests: Sequence[LoadRequest], clients: int, connect: Callable[[], Callable[[LoadRequest], Answers]]
+    requests: Sequence[LoadRequest],
+    clients: int,
+    connect: Callable[[], Callable[[LoadRequest], Answers]],
 ) -> tuple[list[Answers | None], float, list[float], list[str]]:
-    """Answers in order (None where one failed), the seconds in all, the seconds of each, and what went wrong."""
+    """Answers in order (None where one failed), the seconds in all, the seconds of each, and what
+    went wrong.
+    """
     answers: list[Answers | None] = [None] * len(requests)
     times: list[float] = []
     errors: list[str] = []
@@ -228,11 +274,14 @@ def table(report: LoadReport) -> str:
     """The report for people."""
     lines = [f"{report.clients} clients"]
     for name, half in (("an image each", report.distinct), ("repeated images", report.repeated)):
-        change = f"{half.lost:.1%} lost" if half.lost >= 0 else f"{1 - half.lost:.2f} times the loop"
+        change = (
+            f"{half.lost:.1%} lost" if half.lost >= 0 else f"{1 - half.lost:.2f} times the loop"
+        )
         lines.append(
-            f"{name}: {half.requests} requests, {half.images} images: "
-            f"plain loop {half.loop_per_second:.1f} requests/s, server {half.server_per_second:.1f} ({change}); "
-            f"p50 {half.server_p50_ms:.0f} ms, p99 {half.server_p99_ms:.0f} ms; "
-            f"{half.cache_hits} found in the cache; {half.errors} errors, {half.different_masks} different"
+            f"{name}: {half.requests} requests, {half.images} images: plain loop"
+            f" {half.loop_per_second:.1f} requests/s, server {half.server_per_second:.1f}"
+            f" ({change}); p50 {half.server_p50_ms:.0f} ms, p99 {half.server_p99_ms:.0f} ms;"
+            f" {half.cache_hits} found in the cache; {half.errors} errors, {half.different_masks}"
+            " different"
         )
     return "\n".join(lines)

@@ -1,12 +1,13 @@
-"""Writes a model repository that tritonserver loads as it is: config.pbtxt from the manifest, model.py, the bundle.
+"""Writes a model repository that tritonserver loads as it is: config.pbtxt from the manifest,
+model.py, the bundle.
 
     REPOSITORY/ris/config.pbtxt        the model that clients ask
     REPOSITORY/ris/1/model.py          a few lines over ris.serving.triton.backend
     REPOSITORY/ris/1/bundle/           a copy of the bundle
     REPOSITORY/ris/warmup/image        a picture that every instance is asked before it is ready
 
-With `graphs` each graph is a Triton model of its own, `ris_<stage>`, for the official container's ONNX Runtime and
-TensorRT backends, and `ris` only prepares, asks them, and makes masks.
+With `graphs` each graph is a Triton model of its own, `ris_<stage>`, for the official container's
+ONNX Runtime and TensorRT backends, and `ris` only prepares, asks them, and makes masks.
 """
 
 from __future__ import annotations
@@ -31,10 +32,14 @@ from ris.runtime.categories import AUTO
 from ris.serving.limits import Limits
 
 Graphs = Literal["onnx", "tensorrt"]
-_BATCHED = ("sam_image_encoder", "clip_image_encoder", "text_encoder")  # one leading axis, the same for all tensors
+_BATCHED = (
+    "sam_image_encoder",
+    "clip_image_encoder",
+    "text_encoder",
+)  # one leading axis, the same for all tensors
 _TYPES = {"float32": "TYPE_FP32", "int32": "TYPE_INT32"}
 
-MODEL_PY = '''"""Written by ris-serve. The model is ris.serving.triton.backend, of the ris-runtime that is installed."""
+MODEL_PY = '''"""Written by ris-serve. The model is ris.serving.triton.backend of ris-runtime."""
 
 from ris.serving.triton.backend import TritonPythonModel  # noqa: F401
 '''
@@ -44,11 +49,12 @@ from ris.serving.triton.backend import TritonPythonModel  # noqa: F401
 class ServerOptions:
     """What is written into the configuration.
 
-    instances: processes, each with a model and its own cache; engine to throughput: as in `ris.runtime.load`, device
-    "cpu" or "cuda"; batch: requests that an instance is handed at once; delay_us: how long it waits for them;
-    cached_images: encoded images that an instance keeps; join: ask the expressions of several requests about one image
-    in one pass (faster on a GPU; the last bits of the logits then depend on who else asks); graphs: a Triton model for
-    each graph, None for all in one process.
+    instances: processes, each with a model and its own cache; engine to throughput: as in
+    `ris.runtime.load`, device "cpu" or "cuda"; batch: requests that an instance is handed at once;
+    delay_us: how long it waits for them; cached_images: encoded images that an instance keeps;
+    join: ask the expressions of several requests about one image in one pass (faster on a GPU; the
+    last bits of the logits then depend on who else asks); graphs: a Triton model for each graph,
+    None for all in one process.
     """
 
     instances: int = 1
@@ -67,14 +73,20 @@ class ServerOptions:
     limits: Limits = field(default_factory=Limits)
 
 
-def write_repository(bundle: Bundle, out: Path, options: ServerOptions, *, force: bool = False) -> list[str]:
+def write_repository(
+    bundle: Bundle, out: Path, options: ServerOptions, *, force: bool = False
+) -> list[str]:
     """Writes the repository, whole or not at all, and returns the names of its models.
 
-    Raises RisError where the folder exists and is not to be replaced, and BundleError where `graphs` asks for plans
-    that the bundle has not.
+    Raises RisError where the folder exists and is not to be replaced, and BundleError where
+    `graphs` asks for plans that the bundle has not.
     """
     if out.exists() and not (force and _is_repository(out)):
-        way = "--force replaces it" if _is_repository(out) else "and is no repository of ours; choose another name"
+        way = (
+            "--force replaces it"
+            if _is_repository(out)
+            else "and is no repository of ours; choose another name"
+        )
         raise RisError(f"{out} exists; {way}")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
@@ -131,9 +143,13 @@ def _bytes_tensor(data: bytes) -> bytes:
 
 
 def _picture() -> bytes:
-    """A gradient. Where bytes do not arrive as they were sent, it is no image, and the model is not loaded."""
+    """A gradient. Where bytes do not arrive as they were sent, it is no image, and the model is not
+    loaded.
+    """
     x = np.linspace(0, 255, 96, dtype=np.uint8)
-    rgb = np.stack([np.tile(x, (64, 1)), np.tile(x[::-1], (64, 1)), np.tile(x[:64, None], (1, 96))], axis=2)
+    rgb = np.stack(
+        [np.tile(x, (64, 1)), np.tile(x[::-1], (64, 1)), np.tile(x[:64, None], (1, 96))], axis=2
+    )
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "PNG")
     return buffer.getvalue()
@@ -144,7 +160,10 @@ def front_config(bundle: Bundle, options: ServerOptions) -> str:
     manifest = bundle.manifest
     limits = options.limits
     asks_category = manifest.categories is not None
-    inputs = [_tensor("image", "TYPE_STRING", [1]), _tensor("expression", "TYPE_STRING", [-1], ragged=True)]
+    inputs = [
+        _tensor("image", "TYPE_STRING", [1]),
+        _tensor("expression", "TYPE_STRING", [-1], ragged=True),
+    ]
     if asks_category:
         inputs.append(_tensor("category", "TYPE_STRING", [-1], ragged=True, optional=True))
     inputs.append(_tensor("no_target_threshold", "TYPE_FP32", [1], optional=True))
@@ -176,8 +195,11 @@ def front_config(bundle: Bundle, options: ServerOptions) -> str:
     }
     kind = "KIND_GPU" if options.device == "cuda" and not options.graphs else "KIND_CPU"
     microseconds = round(limits.seconds * 1e6)
-    warm = "".join(_warmup(name) for name in ("image", "expression", *(["category"] if asks_category else [])))
-    # asked before the graphs' own models are there, it could not answer: those have warm-ups of their own then
+    warm = "".join(
+        _warmup(name) for name in ("image", "expression", *(["category"] if asks_category else []))
+    )
+    # asked before the graphs' own models are there, it could not answer: those have warm-ups of
+    # their own then
     warmup = "" if options.graphs else _warmups(warm, 1)
     return f"""# written by ris-serve from the bundle's manifest
 name: "ris"
@@ -204,7 +226,9 @@ def _q(text: str) -> str:
     return json.dumps(text)
 
 
-def _tensor(name: str, kind: str, dims: list[int], *, ragged: bool = False, optional: bool = False) -> str:
+def _tensor(
+    name: str, kind: str, dims: list[int], *, ragged: bool = False, optional: bool = False
+) -> str:
     more = (" allow_ragged_batch: true" if ragged else "") + (" optional: true" if optional else "")
     return f"{{ name: {_q(name)} data_type: {kind} dims: [ {', '.join(map(str, dims))} ]{more} }}"
 
@@ -225,7 +249,8 @@ def _warmups(inputs: str, batch: int) -> str:
 
 def _warmup(name: str) -> str:
     return (
-        f"    inputs {{ key: {_q(name)} value {{ data_type: TYPE_STRING dims: [ 1 ] input_data_file: {_q(name)} }} }}\n"
+        f"    inputs {{ key: {_q(name)} value {{ data_type: TYPE_STRING dims: [ 1 ]"
+        f" input_data_file: {_q(name)} }} }}\n"
     )
 
 
@@ -244,17 +269,24 @@ def _write_graph(bundle: Bundle, stage: str, folder: Path, options: ServerOption
 
 
 def graph_config(bundle: Bundle, stage: str, options: ServerOptions) -> str:
-    """config.pbtxt of one graph. Encoders take Triton's own batches; fusion and decoder have axes of two kinds."""
+    """config.pbtxt of one graph. Encoders take Triton's own batches; fusion and decoder have axes
+    of two kinds.
+    """
     entry = bundle.manifest.graphs[stage]
     batched = stage in _BATCHED
     # a plan was compiled for a single image, as ris-compile does unless it is told otherwise
     largest = 0 if not batched else 1 if options.graphs == "tensorrt" and "image" in stage else 8
-    backend = 'platform: "tensorrt_plan"' if options.graphs == "tensorrt" else 'backend: "onnxruntime"'
+    backend = (
+        'platform: "tensorrt_plan"' if options.graphs == "tensorrt" else 'backend: "onnxruntime"'
+    )
     kind = "KIND_GPU" if options.device == "cuda" or options.graphs == "tensorrt" else "KIND_CPU"
     batching = "dynamic_batching { }\n" if largest > 1 else ""
     threads = ""
     if options.graphs == "onnx" and options.threads:
-        threads = f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{options.threads}" }} }}\n'
+        threads = (
+            f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{options.threads}"'
+            " } }\n"
+        )
     zeros = "".join(_zeros(spec, batched) for spec in entry.inputs)
     return f"""# written by ris-serve from the bundle's manifest
 name: "ris_{stage}"
@@ -268,7 +300,10 @@ instance_group [ {{ count: {options.instances} kind: {kind} }} ]
 
 def _zeros(spec: TensorSpec, batched: bool) -> str:
     dims = [1 if isinstance(axis, str) else axis for axis in spec.shape][1 if batched else 0 :]
-    value = f"{{ data_type: {_TYPES[spec.dtype]} dims: [ {', '.join(map(str, dims))} ] zero_data: true }}"
+    value = (
+        f"{{ data_type: {_TYPES[spec.dtype]} dims: [ {', '.join(map(str, dims))} ] zero_data:"
+        " true }"
+    )
     return f"    inputs {{ key: {_q(spec.name)} value {value} }}\n"
 
 
@@ -278,17 +313,25 @@ def _graph_tensor(spec: TensorSpec, batched: bool) -> str:
 
 
 def compiled_plan(bundle: Bundle, stage: str) -> Path:
-    """The TensorRT plan that ris-compile has put into the bundle. Raises BundleError for none, or for several."""
+    """The TensorRT plan that ris-compile has put into the bundle. Raises BundleError for none, or
+    for several.
+    """
     found = []
     for sidecar in sorted((bundle.path / ENGINES).glob(f"*/{stage}.json")):
         try:
             recipe = json.loads(sidecar.read_text())["recipe"]
         except (OSError, ValueError, KeyError):
             continue
-        current = {Path(name).name: value for name, value in bundle.manifest.graphs[stage].sha256.items()}
+        current = {
+            Path(name).name: value for name, value in bundle.manifest.graphs[stage].sha256.items()
+        }
         if recipe.get("engine") == "tensorrt" and recipe.get("onnx") == current:
             found.append(sidecar.with_suffix(".plan"))
     if len(found) == 1 and found[0].is_file():
         return found[0]
-    way = "compile it with ris-compile --engine tensorrt" if not found else "leave one: they are for several machines"
+    way = (
+        "compile it with ris-compile --engine tensorrt"
+        if not found
+        else "leave one: they are for several machines"
+    )
     raise BundleError(f"{bundle.path} has {len(found)} TensorRT plans of {stage}; {way}")

@@ -1,4 +1,6 @@
-"""Starts a tritonserver that is installed here over a repository of ours: loopback only, nothing loaded from afar."""
+"""Starts a tritonserver that is installed here over a repository of ours: loopback only, nothing
+loaded from afar.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ import numpy as np
 from ris.engines.errors import RisError
 
 _CONTAINER = Path("/opt/tritonserver/bin/tritonserver")
-# what a client could change the server or read its memory with; the key is made up at each start and told to nobody
+# what a client could change the server or read its memory with; the key is made up at each start
+# and told to nobody
 _CLOSED = ("shared-memory", "model-repository", "trace", "logging")
 
 
@@ -43,24 +46,29 @@ class Address:
 
 
 def find_server() -> tuple[Path, Path | None]:
-    """tritonserver's program, and nvidia-pytriton's folder where it is from there. Raises RisError."""
+    """tritonserver's program, and nvidia-pytriton's folder where it is from there. Raises
+    RisError.
+    """
     found = shutil.which("tritonserver") or (str(_CONTAINER) if _CONTAINER.exists() else None)
     if found:
         return Path(found), None
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise RisError(
-            "there is no tritonserver here: use NVIDIA's container, or in an environment of its own "
-            'pip install "ris-runtime[cpu,triton]"'
+            "there is no tritonserver here: use NVIDIA's container, or in an environment of its"
+            ' own pip install "ris-runtime[cpu,triton]"'
         )
     folder = Path(spec.origin).parent / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if not (folder / "python_backend_stubs" / version).is_dir():
-        raise RisError(f"nvidia-pytriton has no Python {version} stub; use a Python that it has one for")
+        raise RisError(
+            f"nvidia-pytriton has no Python {version} stub; use a Python that it has one for"
+        )
     if int(np.__version__.split(".")[0]) >= 2:
         raise RisError(
-            f"nvidia-pytriton's Python backend needs numpy below 2, this environment has {np.__version__}: "
-            "requests would arrive as zeros; install it in an environment of its own"
+            "nvidia-pytriton's Python backend needs numpy below 2, this environment has"
+            f" {np.__version__}: requests would arrive as zeros; install it in an environment of"
+            " its own"
         )
     return folder / "bin" / "tritonserver", folder
 
@@ -68,10 +76,14 @@ def find_server() -> tuple[Path, Path | None]:
 class TritonServer:
     """A running server over `repository`. Use it in a `with` block: it is stopped at the end."""
 
-    def __init__(self, repository: Path, address: Address | None = None, log: IO[str] | None = None) -> None:
+    def __init__(
+        self, repository: Path, address: Address | None = None, log: IO[str] | None = None
+    ) -> None:
         """log: where the server's own output goes, default this process's."""
         if not repository.is_dir():
-            raise RisError(f"{repository}: no such model repository; write one with ris-serve triton")
+            raise RisError(
+                f"{repository}: no such model repository; write one with ris-serve triton"
+            )
         self.address = address or Address()
         self._program, self._wheel = find_server()
         self._repository, self._log = repository, log
@@ -98,7 +110,9 @@ class TritonServer:
         return arguments
 
     def _backends(self, wheel: Path) -> Path:
-        """The wheel's Python backend together with the stub for this Python, which it keeps elsewhere."""
+        """The wheel's Python backend together with the stub for this Python, which it keeps
+        elsewhere.
+        """
         backends = Path(self._folder.name) / "backends"
         python = backends / "python"
         python.mkdir(parents=True, exist_ok=True)
@@ -112,25 +126,37 @@ class TritonServer:
     def environment(self) -> dict[str, str]:
         """This process's, with what the server's Python needs to find the packages of this one."""
         env = dict(os.environ)
-        # the Python inside the server ignores PYTHONPATH; it takes the environment of the first python3 on the PATH
+        # the Python inside the server ignores PYTHONPATH; it takes the environment of the first
+        # python3 on the PATH
         env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
         if self._wheel:
             libraries = str(sysconfig.get_config_var("LIBDIR"))
-            env["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [libraries, env.get("LD_LIBRARY_PATH")]))
+            env["LD_LIBRARY_PATH"] = os.pathsep.join(
+                filter(None, [libraries, env.get("LD_LIBRARY_PATH")])
+            )
         return env
 
     def start(self, seconds: float = 300) -> None:
         """Starts it and waits until every model has answered its warm-up. Raises RisError."""
         self._process = subprocess.Popen(
-            self.command(), env=self.environment(), stdout=self._log, stderr=subprocess.STDOUT, text=True
+            self.command(),
+            env=self.environment(),
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         end = time.monotonic() + seconds
         while not self.ready():
             if self._process.poll() is not None:
-                raise RisError(f"tritonserver ended with code {self._process.returncode}; its output says why")
+                raise RisError(
+                    f"tritonserver ended with code {self._process.returncode}; its output says why"
+                )
             if time.monotonic() > end:
                 self.stop()
-                raise RisError(f"tritonserver was not ready after {seconds:.0f} s; its output says how far it came")
+                raise RisError(
+                    f"tritonserver was not ready after {seconds:.0f} s; its output says how far it"
+                    " came"
+                )
             time.sleep(0.2)
 
     def ready(self) -> bool:
@@ -144,7 +170,9 @@ class TritonServer:
 
     def metrics(self) -> dict[str, float]:
         """Triton's metrics that are about our models, by name with labels."""
-        with urllib.request.urlopen(f"http://{self.address.reach}:{self.address.metrics}/metrics", timeout=10) as page:
+        with urllib.request.urlopen(
+            f"http://{self.address.reach}:{self.address.metrics}/metrics", timeout=10
+        ) as page:
             lines = page.read().decode().splitlines()
         parts = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
         return {name: float(value) for name, value in parts if 'model="ris' in name}
@@ -172,6 +200,11 @@ class TritonServer:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.stop()
         self._folder.cleanup()

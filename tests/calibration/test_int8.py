@@ -1,4 +1,6 @@
-"""`ris-calibrate int8`: a target that holds, a bundle that engines agree on, a run that goes on after a kill."""
+"""`ris-calibrate int8`: a target that holds, a bundle that engines agree on, a run that goes on
+after a kill.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,16 @@ LIMIT = 0.006
 
 
 def arguments(bundle, out):
-    options = ["--samples", "8", "--calibrator", "percentile", "--max-iou-drop", str(LIMIT), "--threads", "1"]
+    options = [
+        "--samples",
+        "8",
+        "--calibrator",
+        "percentile",
+        "--max-iou-drop",
+        str(LIMIT),
+        "--threads",
+        "1",
+    ]
     return ["int8", str(bundle), "--out", str(out), *options]
 
 
@@ -91,7 +102,10 @@ def test_the_bundle_says_what_it_is(done):
     assert manifest.graphs["fusion"].int8 is None
     assert manifest.graphs["fusion"].fp32_islands == {"*": "was not asked for (--graph)"}
     assert manifest.graphs[SAM].shown == "int8 and fp32"
-    assert (manifest.graphs[SAM].int8.calibrator, manifest.graphs[SAM].int8.samples) == ("percentile", 8)
+    assert (manifest.graphs[SAM].int8.calibrator, manifest.graphs[SAM].int8.samples) == (
+        "percentile",
+        8,
+    )
     assert manifest.writer["ris-calibrate int8"]
 
 
@@ -106,7 +120,9 @@ def test_engines_agree_on_the_int8_bundle(done, engine):
     assert checked.mask_iou == pytest.approx(report["mask_iou"], abs=0.01)
     recorded = model.bundle.manifest.parity["end_to_end.mask_logits"].relative
     assert checked.rows["end_to_end.mask_logits"].relative == pytest.approx(recorded, rel=0.1)
-    if engine == "openvino":  # it says so: the products are 8-bit ones, where the CPU has 8-bit products that are right
+    if (
+        engine == "openvino"
+    ):  # it says so: the products are 8-bit ones, where the CPU has 8-bit products that are right
         from ris.engines.openvino import int8_overflows
 
         if int8_overflows():
@@ -119,7 +135,10 @@ def test_an_int8_bundle_out_of_tolerance_is_seen(done, tmp_path):
     """The tolerance is what the calibration recorded: half of that error is out of it."""
     folder, _, _ = done
     bundle = open_bundle(folder / "int8")
-    parity = {name: replace(row, relative=row.relative / 2) for name, row in bundle.manifest.parity.items()}
+    parity = {
+        name: replace(row, relative=row.relative / 2)
+        for name, row in bundle.manifest.parity.items()
+    }
     strict = replace(bundle, manifest=replace(bundle.manifest, parity=parity))
     with open_model(strict, engine="onnxruntime") as model:
         failures = check_model(model, load_golden(bundle)).failures
@@ -137,7 +156,8 @@ def test_tensorrt_rtx_compiles_the_int8_graphs(done, tmp_path):
         assert built.artifact.stat().st_size > 10_000
         layers = built.report["layers"]
         print(stage, layers)
-        # an 8-bit product reads int8 and writes fp32; packed queries, keys and values go through fp32 weights there
+        # an 8-bit product reads int8 and writes fp32; packed queries, keys and values go through
+        # fp32 weights there
         assert layers.get("mixed", 0) + layers.get("int8", 0) >= report["quantised"][stage]
 
 
@@ -161,7 +181,9 @@ def test_killed_in_the_middle_it_goes_on(done, tiny_bundle, tmp_path):
     recorded = {file: file.stat().st_mtime_ns for file in (work_folder(out) / "recorded").iterdir()}
     kept = Work(work_folder(out), json.loads((work_folder(out) / "setup.json").read_text()))
     assert len(kept) == before.count("\n")
-    assert {file: file.stat().st_mtime_ns for file in (work_folder(out) / "recorded").iterdir()} == recorded
+    assert {
+        file: file.stat().st_mtime_ns for file in (work_folder(out) / "recorded").iterdir()
+    } == recorded
     again = CliRunner().invoke(main, [str(a) for a in command[1:]])
     assert again.exit_code == 0, again.output
     assert "going on with what" in again.output
@@ -191,19 +213,26 @@ def test_other_options_begin_again(tmp_path):
 
 def test_every_graph_and_attention(tiny_bundle, tmp_path):
     """All five graphs, with attention's own products: it runs, and each graph has some."""
-    options = Int8Options(graphs=STAGES, calibrator="minmax", attention=True, max_iou_drop=1.0, sensitivity=False)
+    options = Int8Options(
+        graphs=STAGES, calibrator="minmax", attention=True, max_iou_drop=1.0, sensitivity=False
+    )
     report = quantise_bundle(open_bundle(tiny_bundle), scene_set(2), tmp_path / "all", options)
     manifest = open_bundle(tmp_path / "all").manifest
     assert report.quantised == {stage: manifest.graphs[stage].int8.layers for stage in STAGES}
     assert set(report.graphs) == set(STAGES)
     assert report.layers == ()
     # more is quantised, and more is lost, than with the encoders' weights alone
-    names = {layer.name for layer in find_layers(open_bundle(tiny_bundle).graph(CLIP).path, attention=True)}
+    names = {
+        layer.name
+        for layer in find_layers(open_bundle(tiny_bundle).graph(CLIP).path, attention=True)
+    }
     assert "blocks.0.attn.node_matmul" in names
 
 
 def test_true_masks_are_another_measure(tiny_bundle, tmp_path):
-    options = Int8Options(calibrator="minmax", against="truth", max_iou_drop=0.5, sensitivity=False, graphs=(CLIP,))
+    options = Int8Options(
+        calibrator="minmax", against="truth", max_iou_drop=0.5, sensitivity=False, graphs=(CLIP,)
+    )
     report = quantise_bundle(open_bundle(tiny_bundle), scene_set(8), tmp_path / "t", options)
     assert report.score.truth is not None
     assert report.score.drop("truth") == report.score.reference_truth - report.score.truth
@@ -212,10 +241,28 @@ def test_true_masks_are_another_measure(tiny_bundle, tmp_path):
 
 def test_a_category_bundle_and_ones_own_pictures(tiny_category_bundle, tmp_path, picture):
     Image.fromarray(picture).save(tmp_path / "photo.png")
-    options = ["--graph", CLIP, "--calibrator", "minmax", "--quick", "--max-iou-drop", "0.5", "--json"]
+    options = [
+        "--graph",
+        CLIP,
+        "--calibrator",
+        "minmax",
+        "--quick",
+        "--max-iou-drop",
+        "0.5",
+        "--json",
+    ]
     asked = ["-e", "left man", "-e", "the dog", "--category", "person", "--category", "auto"]
     ran = CliRunner().invoke(
-        main, ["int8", str(tiny_category_bundle), str(tmp_path), *asked, "--out", str(tmp_path / "int8"), *options]
+        main,
+        [
+            "int8",
+            str(tiny_category_bundle),
+            str(tmp_path),
+            *asked,
+            "--out",
+            str(tmp_path / "int8"),
+            *options,
+        ],
     )
     assert ran.exit_code == 0, ran.output
     report = json.loads(ran.stdout)
@@ -225,17 +272,25 @@ def test_a_category_bundle_and_ones_own_pictures(tiny_category_bundle, tmp_path,
         assert model.segment(picture, "left man", category="person").mask.shape == picture.shape[:2]
 
 
-def test_what_cannot_be_done_is_said_in_a_line(tiny_bundle, tiny_fp16_bundle, tmp_path, done, picture):
+def test_what_cannot_be_done_is_said_in_a_line(
+    tiny_bundle, tiny_fp16_bundle, tmp_path, done, picture
+):
     def fails(*arguments):
         ran = CliRunner().invoke(main, ["int8", *map(str, arguments)])
         assert ran.exit_code == 2
         assert ran.output.count("Error: ") == 1
         return ran.output
 
-    assert "is fp16; INT8 is made from an FP32 bundle" in fails(tiny_fp16_bundle, "--out", tmp_path / "x")
-    assert "is int8; INT8 is made from an FP32 bundle" in fails(done[0] / "int8", "--out", tmp_path / "x")
+    assert "is fp16; INT8 is made from an FP32 bundle" in fails(
+        tiny_fp16_bundle, "--out", tmp_path / "x"
+    )
+    assert "is int8; INT8 is made from an FP32 bundle" in fails(
+        done[0] / "int8", "--out", tmp_path / "x"
+    )
     assert "exists; use --force" in fails(tiny_bundle, "--out", tiny_bundle)
-    assert "--expression is asked of IMAGES" in fails(tiny_bundle, "-e", "dog", "--out", tmp_path / "x")
+    assert "--expression is asked of IMAGES" in fails(
+        tiny_bundle, "-e", "dog", "--out", tmp_path / "x"
+    )
     Image.fromarray(picture).save(tmp_path / "photo.png")
     photo = [tiny_bundle, tmp_path / "photo.png", "-e", "dog", "--out", tmp_path / "x"]
     assert "which only the drawn scenes have" in fails(*photo, "--against", "truth")
@@ -247,4 +302,6 @@ def test_what_cannot_be_done_is_said_in_a_line(tiny_bundle, tiny_fp16_bundle, tm
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     with pytest.raises(BundleError, match="is not a bundle, so it is not overwritten"):
-        quantise_bundle(open_bundle(tiny_bundle), scene_set(2), tmp_path / "full", options, overwrite=True)
+        quantise_bundle(
+            open_bundle(tiny_bundle), scene_set(2), tmp_path / "full", options, overwrite=True
+        )

@@ -1,4 +1,6 @@
-"""Ranges and true FP16 arithmetic: it rounds as numpy does, and catches an overflow that ONNX Runtime's CPU hides."""
+"""Ranges and true FP16 arithmetic: it rounds as numpy does, and catches an overflow that ONNX
+Runtime's CPU hides.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from ris.calibration.command import main
-from ris.calibration.numerics import FP16_MAX, emulate_bundle, emulate_half, measure_ranges, read_ranges
+from ris.calibration.numerics import (
+    FP16_MAX,
+    emulate_bundle,
+    emulate_half,
+    measure_ranges,
+    read_ranges,
+)
 from ris.calibration.numerics.ranges import graph_ranges
 from ris.calibration.samples import scene_samples
 from ris.engines import EngineOptions, Graph, TensorSpec, create
@@ -39,7 +47,11 @@ def write_graph(path, nodes, weights=(), inputs=("x",), outputs=("y",)):
     """A graph of float32 vectors."""
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-        nodes, "g", [value(i, FULL, ["n"]) for i in inputs], [value(o, FULL, ["n"]) for o in outputs], list(weights)
+        nodes,
+        "g",
+        [value(i, FULL, ["n"]) for i in inputs],
+        [value(o, FULL, ["n"]) for o in outputs],
+        list(weights),
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save_model(model, path)
@@ -73,25 +85,35 @@ def test_every_operator_rounds_as_numpy_does(tmp_path):
         want = ((half * weight + small) / weight).astype(np.float32)
     np.testing.assert_array_equal(run(tmp_path / "rounded.onnx", x=x)[0], want)
     assert np.isinf(want[3:5]).all()
-    assert np.isfinite(run(plain, x=x)[0]).all()  # ONNX Runtime's CPU on the FP16 graph itself: why this exists
+    assert np.isfinite(
+        run(plain, x=x)[0]
+    ).all()  # ONNX Runtime's CPU on the FP16 graph itself: why this exists
 
 
 def test_a_product_and_its_bias_round_once(tmp_path):
     rng = np.random.default_rng(0)
     w, b = rng.normal(size=(64, 8)).astype(np.float16), rng.normal(size=8).astype(np.float16)
     value = helper.make_tensor_value_info
-    for outputs, once in ((("y",), True), (("y", "m"), False)):  # a product that is read elsewhere is a value
+    for outputs, once in (
+        (("y",), True),
+        (("y", "m"), False),
+    ):  # a product that is read elsewhere is a value
         nodes = [
             helper.make_node("MatMul", ["x", "w"], ["m"], "matmul"),
             helper.make_node("Add", ["b", "m"], ["y"], "add"),
         ]
         graph = helper.make_graph(
-            nodes, "g", [value("x", HALF, [4, 64])], [value(name, HALF, [4, 8]) for name in outputs],
+            nodes,
+            "g",
+            [value("x", HALF, [4, 64])],
+            [value(name, HALF, [4, 8]) for name in outputs],
             [numpy_helper.from_array(w, "w"), numpy_helper.from_array(b, "b")],
-        )  # fmt: skip
+        )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
         onnx.save_model(model, tmp_path / "linear.onnx")
-        assert emulate_half(tmp_path / "linear.onnx", tmp_path / "rounded.onnx") == (1 if once else 2)
+        assert emulate_half(tmp_path / "linear.onnx", tmp_path / "rounded.onnx") == (
+            1 if once else 2
+        )
         rounded = onnx.load(tmp_path / "rounded.onnx")
         for v in (*rounded.graph.input, *rounded.graph.output):
             v.type.tensor_type.elem_type = FULL
@@ -112,7 +134,9 @@ def test_ranges_by_hand(tmp_path):
     ]
     path = write_graph(tmp_path / "g.onnx", nodes)
     spec = TensorSpec("x", "float32", ("n",)), TensorSpec("y", "float32", ("n",))
-    found = graph_ranges(Graph("stage", path, spec[:1], spec[1:]), {"x": np.array([1, -400, 30], np.float32)})
+    found = graph_ranges(
+        Graph("stage", path, spec[:1], spec[1:]), {"x": np.array([1, -400, 30], np.float32)}
+    )
     assert {name: (r.node, r.operator, r.largest) for name, r in found.items()} == {
         "square": ("mul", "Mul", 160000.0),
         "y": ("neg", "Neg", 160000.0),
@@ -120,15 +144,25 @@ def test_ranges_by_hand(tmp_path):
     kept = precision.out_of_range(path, found)
     assert set(kept) == {"mul", "neg"}
     assert kept["neg"] == "y reaches 1.6e+05 in calibration; FP16 ends at 65504"
-    assert precision.out_of_range(path, {n: replace(r, largest=FP16_MAX / 2) for n, r in found.items()}) == {}
-    assert set(precision.out_of_range(path, {n: replace(r, largest=float("nan")) for n, r in found.items()})) == set(
-        kept
+    assert (
+        precision.out_of_range(
+            path, {n: replace(r, largest=FP16_MAX / 2) for n, r in found.items()}
+        )
+        == {}
     )
+    assert set(
+        precision.out_of_range(
+            path, {n: replace(r, largest=float("nan")) for n, r in found.items()}
+        )
+    ) == set(kept)
 
 
 def test_weights_beyond_fp16_are_not_clipped(tmp_path):
     weight = numpy_helper.from_array(np.array([1e5, -3], np.float32), "w")
-    nodes = [helper.make_node("Mul", ["x", "w"], ["m"], "mul"), helper.make_node("Neg", ["m"], ["y"], "neg")]
+    nodes = [
+        helper.make_node("Mul", ["x", "w"], ["m"], "mul"),
+        helper.make_node("Neg", ["m"], ["y"], "neg"),
+    ]
     path = write_graph(tmp_path / "g.onnx", nodes, [weight])
     kept = precision.out_of_range(path, {})
     assert kept == {"mul": "w holds 1e+05; FP16 ends at 65504"}
@@ -140,7 +174,9 @@ def test_weights_beyond_fp16_are_not_clipped(tmp_path):
 
 @pytest.fixture(scope="module")
 def overflowing(tmp_path_factory):
-    """A tiny text encoder, one of whose layers leaves FP16's range and comes back: graph, scopes, reference."""
+    """A tiny text encoder, one of whose layers leaves FP16's range and comes back: graph, scopes,
+    reference.
+    """
     config = PRESETS["tiny"]
     model = deterministic_model(config)
     layer = model.text_encoder.encoder.layer[0]
@@ -151,7 +187,10 @@ def overflowing(tmp_path_factory):
     signature = graphs.signature("text_encoder", config)
     path = folder / "text_encoder.onnx"
     scopes = write_onnx(graphs.build("text_encoder", model), signature, path)
-    specs = [tuple(TensorSpec(a.name, a.dtype, a.shape) for a in s) for s in (signature.inputs, signature.outputs)]
+    specs = [
+        tuple(TensorSpec(a.name, a.dtype, a.shape) for a in s)
+        for s in (signature.inputs, signature.outputs)
+    ]
     reference = reference_arrays(
         model, tokenizer_from(None, config), [sample_image()], EXPRESSIONS, CATEGORIES, [0, 0, 0]
     )
@@ -195,7 +234,9 @@ def test_where_no_range_tells_the_error_does(overflowing, tmp_path, monkeypatch)
     kept, rows = fp16.make_fp16(graph, scopes, reference, report=said.append)
     assert said == ["searching FP32 islands"]
     assert rows["text_encoder.text_features"].relative < TOLERANCES["fp16"].stage
-    assert any("without it the error in FP16 is inf, accepted 1e-02" in reason for reason in kept.values())
+    assert any(
+        "without it the error in FP16 is inf, accepted 1e-02" in reason for reason in kept.values()
+    )
 
 
 def test_known_ranges_count_where_they_are_larger(overflowing, tmp_path):
@@ -215,7 +256,9 @@ def test_an_emulated_bundle_is_a_bundle(tiny_fp16_bundle, tmp_path):
     with open_model(bundle, engine="onnxruntime") as model:
         easy = check_model(model, load_golden(bundle))
     with open_model(rounded) as model:
-        assert {info.engine for info in model.sessions.values()} == {"onnxruntime"}  # which keeps the roundings
+        assert {info.engine for info in model.sessions.values()} == {
+            "onnxruntime"
+        }  # which keeps the roundings
         true = check_model(model, load_golden(rounded))
     assert true.failures == ()
     assert (
@@ -225,7 +268,9 @@ def test_an_emulated_bundle_is_a_bundle(tiny_fp16_bundle, tmp_path):
     # what the export wrote down is what true arithmetic gives
     written = bundle.manifest.parity["end_to_end.mask_logits"].relative
     assert true.rows["end_to_end.mask_logits"].relative == pytest.approx(written, rel=1e-3)
-    with pytest.raises(EngineError, match="rounds as FP16 hardware does, which 'openvino' may leave out"):
+    with pytest.raises(
+        EngineError, match="rounds as FP16 hardware does, which 'openvino' may leave out"
+    ):
         open_model(rounded, engine="openvino")
     with pytest.raises(BundleError, match="exists; choose another folder"):
         emulate_bundle(bundle, tmp_path / "rounded")
@@ -243,13 +288,17 @@ def test_ranges_of_a_bundle_survive_their_file(tiny_bundle, tmp_path):
     found = measure_ranges(open_bundle(tiny_bundle), scene_samples(6))
     assert found.samples == 6
     assert set(found.stages) == set(open_bundle(tiny_bundle).manifest.graphs)
-    assert all(0 < max(r.largest for r in values.values()) < FP16_MAX for values in found.stages.values())
+    assert all(
+        0 < max(r.largest for r in values.values()) < FP16_MAX for values in found.stages.values()
+    )
     found.write(tmp_path / "ranges.json")
     assert read_ranges(tmp_path / "ranges.json") == found
     assert found.above(FP16_MAX) == []
     for text in ("[]", '{"stages": {}}', "torn {"):
         (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(RisError, match=r"bad\.json is not a file that ris-calibrate ranges wrote"):
+        with pytest.raises(
+            RisError, match=r"bad\.json is not a file that ris-calibrate ranges wrote"
+        ):
             read_ranges(tmp_path / "bad.json")
 
 
@@ -282,13 +331,17 @@ def test_an_export_keeps_what_the_ranges_say(tiny_bundle, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     found = measure_ranges(open_bundle(tiny_bundle), scene_samples(2))
     entries = found.stages["clip_image_encoder"]
-    name, entry = next((name, entry) for name, entry in entries.items() if "MatMul" in entry.node)  # FP16 by the rules
+    name, entry = next(
+        (name, entry) for name, entry in entries.items() if "MatMul" in entry.node
+    )  # FP16 by the rules
     found.stages["clip_image_encoder"][name] = replace(entry, largest=7e4)
     found.write(tmp_path / "ranges.json")
     arguments = ["--preset", "tiny", "--random-weights", "0", "--ranges", "ranges.json"]
     done = CliRunner().invoke(export_command, [*arguments, "--precision", "fp16"])
     assert done.exit_code == 0, done.output
-    islands = open_bundle(tmp_path / "ris-bundle").manifest.graphs["clip_image_encoder"].fp32_islands
+    islands = (
+        open_bundle(tmp_path / "ris-bundle").manifest.graphs["clip_image_encoder"].fp32_islands
+    )
     assert islands[entry.node] == f"{name} reaches 7e+04 in calibration; FP16 ends at 65504"
     done = CliRunner().invoke(export_command, arguments)
     assert (done.exit_code, "it belongs to --precision fp16" in done.output) == (2, True)
@@ -296,5 +349,8 @@ def test_an_export_keeps_what_the_ranges_say(tiny_bundle, tmp_path, monkeypatch)
     found.write(tmp_path / "ranges.json")
     done = CliRunner().invoke(export_command, [*arguments, "--precision", "fp16", "--out", "other"])
     assert done.exit_code == 2
-    assert "the ranges were measured on another sam_image_encoder than the one exported here" in done.output
+    assert (
+        "the ranges were measured on another sam_image_encoder than the one exported here"
+        in done.output
+    )
     assert not (tmp_path / "other").exists()

@@ -1,4 +1,6 @@
-"""INT8, step by step: calibrators beside ONNX Runtime's, products in Q/DQ, smoothing that changes nothing."""
+"""INT8, step by step: calibrators beside ONNX Runtime's, products in Q/DQ, smoothing that changes
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def filled(values, pieces=1):
 
 def test_a_histogram_does_not_grow_and_forgets_nothing():
     rng = np.random.default_rng(0)
-    values = np.sort(np.abs(rng.normal(size=50_000))) * 30  # ever larger: it has to widen many times
+    values = (
+        np.sort(np.abs(rng.normal(size=50_000))) * 30
+    )  # ever larger: it has to widen many times
     histogram = filled(values, pieces=100)
     assert histogram.counts.shape == (BINS,)
     assert histogram.counts.sum() == len(values)
@@ -84,7 +88,8 @@ def test_calibrators_agree_with_onnxruntime(method, capsys):
         theirs.collect({"x": values})
         limit = max(abs(float(x)) for x in theirs.compute_collection_result()["x"][:2])
         ours = filled(values).threshold(method, 99.9)
-        # a percentile is a fact; the least divergence has a flat bottom, and they spread a level over empty bins too
+        # a percentile is a fact; the least divergence has a flat bottom, and they spread a level
+        # over empty bins too
         assert ours == pytest.approx(limit, rel=0.01 if method == "percentile" else 0.35)
 
 
@@ -104,19 +109,29 @@ def test_weights_by_channel():
 
 @pytest.fixture
 def small(tmp_path):
-    """x -> Conv -> Reshape -> MatMul + bias -> Gemm (weight transposed) -> product of two activations."""
+    """x -> Conv -> Reshape -> MatMul + bias -> Gemm (weight transposed) -> product of two
+    activations.
+    """
     rng = np.random.default_rng(0)
 
     def weight(name, *shape):
         return numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name)
 
     weights = [
-        weight("conv.weight", 4, 3, 3, 3), weight("conv.bias", 4), weight("w", 4, 300), weight("linear.bias", 300),
-        weight("gemm.weight", 5, 300), weight("gemm.bias", 5), weight("table", 2, 5, 4),
-        numpy_helper.from_array(np.array([16, 4]), "shape"), numpy_helper.from_array(np.array([2, 8, 5]), "cut"),
-    ]  # fmt: skip
+        weight("conv.weight", 4, 3, 3, 3),
+        weight("conv.bias", 4),
+        weight("w", 4, 300),
+        weight("linear.bias", 300),
+        weight("gemm.weight", 5, 300),
+        weight("gemm.bias", 5),
+        weight("table", 2, 5, 4),
+        numpy_helper.from_array(np.array([16, 4]), "shape"),
+        numpy_helper.from_array(np.array([2, 8, 5]), "cut"),
+    ]
     nodes = [
-        helper.make_node("Conv", ["x", "conv.weight", "conv.bias"], ["c"], "n_conv", pads=[1, 1, 1, 1]),
+        helper.make_node(
+            "Conv", ["x", "conv.weight", "conv.bias"], ["c"], "n_conv", pads=[1, 1, 1, 1]
+        ),
         helper.make_node("Transpose", ["c"], ["t"], "n_transpose", perm=[0, 2, 3, 1]),
         helper.make_node("Reshape", ["t", "shape"], ["r"], "n_reshape"),
         helper.make_node("MatMul", ["r", "w"], ["m"], "n_matmul"),
@@ -129,9 +144,12 @@ def small(tmp_path):
     ]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-        nodes, "g", [value("x", TensorProto.FLOAT, [1, 3, 4, 4])],
-        [value("y", TensorProto.FLOAT, None), value("p", TensorProto.FLOAT, None)], weights,
-    )  # fmt: skip
+        nodes,
+        "g",
+        [value("x", TensorProto.FLOAT, [1, 3, 4, 4])],
+        [value("y", TensorProto.FLOAT, None), value("p", TensorProto.FLOAT, None)],
+        weights,
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     path = tmp_path / "small.onnx"
     onnx.save_model(onnx.shape_inference.infer_shapes(model), path)
@@ -190,7 +208,9 @@ def test_the_form_that_all_engines_take(small, tmp_path):
         zero = tensors[node.input[2]]
         assert zero.dtype == np.int8
         assert not zero.any()
-    weights = {node.input[0]: tensors[node.input[0]] for node in dequantise if node.input[0] in tensors}
+    weights = {
+        node.input[0]: tensors[node.input[0]] for node in dequantise if node.input[0] in tensors
+    }
     assert {name: w.dtype for name, w in weights.items()} == dict.fromkeys(
         ["conv.weight/int8", "w/int8", "gemm.weight/int8"], np.dtype(np.int8)
     )
@@ -206,7 +226,10 @@ def test_the_form_that_all_engines_take(small, tmp_path):
 EXPECTED_FOLDS = {
     SAM: {"norm": 6, "values": 3},  # GELU's erf form is not foldable
     CLIP: {"norm": 6, "values": 3, "quick_gelu": 3},
-    "text_encoder": {"values": 2, "norm": 1},  # post-norm: residual sums read all norms but the last
+    "text_encoder": {
+        "values": 2,
+        "norm": 1,
+    },  # post-norm: residual sums read all norms but the last
 }
 
 
@@ -236,7 +259,10 @@ def test_smoothing_changes_nothing_in_fp32(tiny_bundle, tmp_path, stage):
 
     image, _ = prepare_image(golden["rgb"], bundle.manifest.preprocess)
     feeds = graph_feeds(graph, golden | {"image": image})
-    with engine.open(graph, graph.path) as before, engine.open(graph, tmp_path / graph.path.name) as after:
+    with (
+        engine.open(graph, graph.path) as before,
+        engine.open(graph, tmp_path / graph.path.name) as after,
+    ):
         wanted, got = before.run(feeds), after.run(feeds)
     for name in wanted:
         assert compare(got[name], wanted[name]).relative < 2e-5
@@ -257,19 +283,28 @@ def outlier_graph(folder):
     rng = np.random.default_rng(0)
     scale = np.ones(64, np.float32)
     scale[5] = 100
-    tensors = {"s": scale, "b": np.zeros(64, np.float32), "w": rng.normal(size=(64, 32)).astype(np.float32) / 8}
+    tensors = {
+        "s": scale,
+        "b": np.zeros(64, np.float32),
+        "w": rng.normal(size=(64, 32)).astype(np.float32) / 8,
+    }
     nodes = [
         helper.make_node("LayerNormalization", ["x", "s", "b"], ["n"], "n_norm"),
         helper.make_node("MatMul", ["n", "w"], ["y"], "n_matmul"),
     ]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-        nodes, "g", [value("x", TensorProto.FLOAT, ["n", 64])], [value("y", TensorProto.FLOAT, ["n", 32])],
+        nodes,
+        "g",
+        [value("x", TensorProto.FLOAT, ["n", 64])],
+        [value("y", TensorProto.FLOAT, ["n", 32])],
         [numpy_helper.from_array(a, name) for name, a in tensors.items()],
         value_info=[value("n", TensorProto.FLOAT, ["n", 64])],
-    )  # fmt: skip
+    )
     path = folder / "outlier.onnx"
-    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    onnx.save_model(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path
+    )
     return path, rng.normal(size=(512, 64)).astype(np.float32)
 
 
@@ -286,11 +321,17 @@ def test_smoothing_helps_where_a_channel_stands_out(tmp_path):
     errors = {}
     for name, source in (("plain", path), ("smoothed", smoothed)):
         scale = next(
-            numpy_helper.to_array(t, str(source.parent)) for t in onnx.load(source).graph.initializer if t.name == "s"
+            numpy_helper.to_array(t, str(source.parent))
+            for t in onnx.load(source).graph.initializer
+            if t.name == "s"
         )
         target = source.with_name("int8.onnx")
-        write_quantised(source, target, find_layers(source), {"n": float(np.abs(normed * scale).max())})
-        errors[name] = compare(onnxruntime.InferenceSession(str(target)).run(None, {"x": x})[0], wanted).relative
+        write_quantised(
+            source, target, find_layers(source), {"n": float(np.abs(normed * scale).max())}
+        )
+        errors[name] = compare(
+            onnxruntime.InferenceSession(str(target)).run(None, {"x": x})[0], wanted
+        ).relative
     assert errors["smoothed"] < 0.5 * errors["plain"]
 
 
@@ -303,13 +344,17 @@ def test_a_fold_that_changes_the_function_is_refused(tiny_bundle, tmp_path, monk
         folds = smooth(source, target, channels, alpha)
         model = onnx.load(target)
         [weight] = [t for t in model.graph.initializer if t.name == folds[0].weights[0]]
-        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
+        weight.CopyFrom(
+            numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name)
+        )
         onnx.save_model(model, target)
         return folds
 
     monkeypatch.setattr(statistics, "smooth", wrong)
     work = Work(tmp_path / "work", {})
-    with pytest.raises(ParityError, match="smoothing changed clip_image_encoder: clip_tokens is off by"):
+    with pytest.raises(
+        ParityError, match="smoothing changed clip_image_encoder: clip_tokens is off by"
+    ):
         measure(chain, CLIP, work, alpha=0.5, attention=False, threads=None, track=every)
     assert f"{CLIP}/folds" not in work
 
@@ -323,12 +368,15 @@ def test_activations_come_in_bounded_portions(tiny_bundle, tmp_path):
     for at_once in (1 << 27, 20_000):
         reader = ActivationReader(graph, layers, tmp_path, at_once=at_once)
         assert all(
-            sum(layer.values for layer in layers if layer.activations[0] in names) <= at_once or len(names) == 1
+            sum(layer.values for layer in layers if layer.activations[0] in names) <= at_once
+            or len(names) == 1
             for names in reader.groups
         )
         with reader.opened() as show:
             seen = {}
-            show({"image": image}, lambda name, values, seen=seen: seen.update({name: values.shape}))
+            show(
+                {"image": image}, lambda name, values, seen=seen: seen.update({name: values.shape})
+            )
         shapes[at_once] = (len(reader.groups), seen)
     assert shapes[1 << 27][0] == 1 < shapes[20_000][0]
     assert shapes[1 << 27][1] == shapes[20_000][1]

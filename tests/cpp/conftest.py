@@ -13,7 +13,11 @@ import pytest
 
 from libris_helper import REPO, Libris, run
 
-NEEDED = {"nlohmann/json.hpp": "nlohmann-json3-dev", "utf8proc.h": "libutf8proc-dev", "openssl/evp.h": "libssl-dev"}
+NEEDED = {
+    "nlohmann/json.hpp": "nlohmann-json3-dev",
+    "utf8proc.h": "libutf8proc-dev",
+    "openssl/evp.h": "libssl-dev",
+}
 
 
 @pytest.fixture(scope="session")
@@ -32,12 +36,24 @@ def onnxruntime_root():
         if found.returncode != 0:
             pytest.skip(f"libris needs {header} to build: apt-get install {package}")
     if not (root / "include" / "onnxruntime_cxx_api.h").is_file():
-        pytest.skip(f"no ONNX Runtime headers; run cpp/get-onnxruntime.sh {root}, or set RIS_ONNXRUNTIME_ROOT")
+        pytest.skip(
+            f"no ONNX Runtime headers; run cpp/get-onnxruntime.sh {root}, or set"
+            " RIS_ONNXRUNTIME_ROOT"
+        )
     return root
 
 
 def build(folder, root, *options):
-    run("cmake", "-S", REPO / "cpp", "-B", folder, f"-DRIS_ONNXRUNTIME_ROOT={root}", "-DRIS_BUILD_TESTS=ON", *options)
+    run(
+        "cmake",
+        "-S",
+        REPO / "cpp",
+        "-B",
+        folder,
+        f"-DRIS_ONNXRUNTIME_ROOT={root}",
+        "-DRIS_BUILD_TESTS=ON",
+        *options,
+    )
     run("cmake", "--build", folder, f"-j{len(os.sched_getaffinity(0))}")
     return folder
 
@@ -52,15 +68,27 @@ def cpp_build(onnxruntime_root):
 
 @pytest.fixture(scope="session")
 def sanitized_build(onnxruntime_root):
-    """The tests' programs with AddressSanitizer and UndefinedBehaviorSanitizer, in build/cpp-sanitize."""
-    return build(REPO / "build" / "cpp-sanitize", onnxruntime_root, "-DRIS_SANITIZE=ON", "-DRIS_BUILD_EXAMPLES=OFF")
+    """The tests' programs with AddressSanitizer and UndefinedBehaviorSanitizer, in
+    build/cpp-sanitize.
+    """
+    return build(
+        REPO / "build" / "cpp-sanitize",
+        onnxruntime_root,
+        "-DRIS_SANITIZE=ON",
+        "-DRIS_BUILD_EXAMPLES=OFF",
+    )
 
 
 @pytest.fixture(scope="session")
 def internals(cpp_build):
     """The steps inside libris (cpp/tests/internals.cpp)."""
     library = ctypes.CDLL(str(cpp_build / "tests" / "libris_internals.so"))
-    library.test_mask.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 4, ctypes.c_float, ctypes.c_void_p]
+    library.test_mask.argtypes = [
+        ctypes.c_void_p,
+        *[ctypes.c_int] * 4,
+        ctypes.c_float,
+        ctypes.c_void_p,
+    ]
     return library
 
 

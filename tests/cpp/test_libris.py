@@ -1,4 +1,6 @@
-"""The C ABI beside the Python runtime: the same bundle and pictures, the same masks; the programs built on it."""
+"""The C ABI beside the Python runtime: the same bundle and pictures, the same masks; the programs
+built on it.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ from ris.runtime.image import load_rgb
 from ris.runtime.results import ResultWriter
 
 EXPRESSIONS = ["left man", "the red ball on the right", "second car", "xylophone ☃"]
-BUNDLES = ["tiny_bundle", "tiny_fp16_bundle", "tiny_bf16_bundle", "tiny_category_bundle", "tiny_supplement_bundle"]
+BUNDLES = [
+    "tiny_bundle",
+    "tiny_fp16_bundle",
+    "tiny_bf16_bundle",
+    "tiny_category_bundle",
+    "tiny_supplement_bundle",
+]
 
 
 @pytest.mark.parametrize("name", BUNDLES)
@@ -51,7 +59,9 @@ def test_masks_are_pythons(libris, request, picture, name):
 
 
 def test_masks_of_drawn_scenes(libris, tiny_bundle):
-    """$RIS_CPP_SCENES held-out scenes, asked what they show, with $RIS_CPP_BUNDLE: 8 and the tiny one by default."""
+    """$RIS_CPP_SCENES held-out scenes, asked what they show, with $RIS_CPP_BUNDLE: 8 and the tiny
+    one by default.
+    """
     bundle = Path(os.environ.get("RIS_CPP_BUNDLE", tiny_bundle))
     model = libris.open(bundle)
     ious = []
@@ -107,7 +117,9 @@ def test_a_hostile_and_a_busy_caller(cpp_build, tiny_bundle, tmp_path):
 
 
 def test_sanitizers_are_silent(sanitized_build, tiny_bundle, tmp_path):
-    """The same, and mutated files, in a build that stops at bad memory, leaks and undefined behaviour."""
+    """The same, and mutated files, in a build that stops at bad memory, leaks and undefined
+    behaviour.
+    """
     assert "all passed" in run(sanitized_build / "tests" / "ris-test", tiny_bundle, tmp_path)
     corpus = sorted((REPO / "cpp" / "tests" / "corpus").iterdir())
     assert len(corpus) >= 6
@@ -119,10 +131,10 @@ def test_starts_with_any_onnxruntime(cpp_build, tiny_bundle, tmp_path):
     undefined = run("nm", "-D", "--undefined-only", cpp_build / "libris.so").split()
     assert [name for name in undefined if name.startswith("Ort")] == ["OrtGetApiBase"]
     (tmp_path / "old.c").write_text(
-        "static const void *api(unsigned version) { return 0; }\n"
-        'static const char *version(void) { return "1.14.1"; }\n'
-        "static const struct { const void *(*api)(unsigned); const char *(*version)(void); } base = {api, version};\n"
-        "const void *OrtGetApiBase(void) { return &base; }\n"
+        "static const void *api(unsigned version) { return 0; }\nstatic const char *version(void) {"
+        ' return "1.14.1"; }\nstatic const struct { const void *(*api)(unsigned); const char'
+        " *(*version)(void); } base = {api, version};\nconst void *OrtGetApiBase(void) { return"
+        " &base; }\n"
     )
     library = tmp_path / "libonnxruntime.so.1"
     run("gcc", "-shared", "-fPIC", f"-Wl,-soname,{library.name}", tmp_path / "old.c", "-o", library)
@@ -134,8 +146,16 @@ def test_starts_with_any_onnxruntime(cpp_build, tiny_bundle, tmp_path):
 
 
 def test_compared_with_python(cpp_build, tiny_bundle):
-    command = [sys.executable, REPO / "cpp" / "compare_startup.py", tiny_bundle, "--build", cpp_build]
-    done = subprocess.run([*command, "--runs", "1", "--json"], capture_output=True, text=True, check=True, cwd=REPO)
+    command = [
+        sys.executable,
+        REPO / "cpp" / "compare_startup.py",
+        tiny_bundle,
+        "--build",
+        cpp_build,
+    ]
+    done = subprocess.run(
+        [*command, "--runs", "1", "--json"], capture_output=True, text=True, check=True, cwd=REPO
+    )
     medians = json.loads(done.stdout)
     assert medians["libris"].keys() == medians["Python"].keys()
     assert all(value > 0 for found in medians.values() for value in found.values())
@@ -173,9 +193,17 @@ def saved(picture, path, kind):
 
 
 PICTURES = [
-    ("png", "RGB"), ("png", "alpha"), ("png", "L"), ("png", "P"), ("png", "grey16"), ("png", "orientation 6"),
-    ("ppm", "RGB"), ("jpg", "RGB"), ("jpg", "L"), *[("jpg", f"orientation {n}") for n in range(1, 9)],
-]  # fmt: skip
+    ("png", "RGB"),
+    ("png", "alpha"),
+    ("png", "L"),
+    ("png", "P"),
+    ("png", "grey16"),
+    ("png", "orientation 6"),
+    ("ppm", "RGB"),
+    ("jpg", "RGB"),
+    ("jpg", "L"),
+    *[("jpg", f"orientation {n}") for n in range(1, 9)],
+]
 
 
 def test_ris_infer(cpp_build, tiny_bundle, picture, tmp_path):
@@ -186,12 +214,22 @@ def test_ris_infer(cpp_build, tiny_bundle, picture, tmp_path):
             path = tmp_path / f"{kind.replace(' ', '-')}.{suffix}".lower()
             saved(picture, path, kind)
             words = ["left man", "Left man!"] if kind == "RGB" else ["left man"]
-            run(cpp_build / "examples" / "ris-infer", tiny_bundle, path, *words, "--out", ours / suffix)
+            run(
+                cpp_build / "examples" / "ris-infer",
+                tiny_bundle,
+                path,
+                *words,
+                "--out",
+                ours / suffix,
+            )
             rgb = load_rgb(path)
             writer = ResultWriter(theirs / suffix, ("mask", "overlay"))
             written = writer.write(path, rgb, model.encode_image(rgb).segment_many(words), model)
             for file in written:
-                want, got = np.asarray(Image.open(file)), np.asarray(Image.open(ours / suffix / file.name))
+                want, got = (
+                    np.asarray(Image.open(file)),
+                    np.asarray(Image.open(ours / suffix / file.name)),
+                )
                 if "mask" in file.name:
                     assert mask_iou(got > 0, want > 0) >= 0.9999, (suffix, kind)
                 else:
@@ -213,10 +251,21 @@ def test_ris_infer_says_what_is_wrong(cpp_build, tiny_bundle, picture, tmp_path)
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     for words in (
         ["nowhere", "x.png", "man"],
-        *([tiny_bundle, tmp_path / f, "man"] for f in ("half.jpg", "half.png", "text.jpg", "cut.jpg", "none")),
+        *(
+            [tiny_bundle, tmp_path / f, "man"]
+            for f in ("half.jpg", "half.png", "text.jpg", "cut.jpg", "none")
+        ),
         [tiny_bundle, tmp_path / "whole.jpg", "man", "--threads", "-3"],
         [tiny_bundle, tmp_path / "whole.jpg", "man", "--provider", "cpu"],
-        [tiny_bundle, tmp_path / "whole.jpg", "man", "--providers", "tensorrt", "--engine-cache", tmp_path / "none"],
+        [
+            tiny_bundle,
+            tmp_path / "whole.jpg",
+            "man",
+            "--providers",
+            "tensorrt",
+            "--engine-cache",
+            tmp_path / "none",
+        ],
     ):
         done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
         assert done.returncode == 2
@@ -225,11 +274,23 @@ def test_ris_infer_says_what_is_wrong(cpp_build, tiny_bundle, picture, tmp_path)
 
 
 def test_a_provider_that_is_not_there(cpp_build, tiny_bundle):
-    """Nothing falls back: with pip's CPU library, an error that names the provider and what there is."""
+    """Nothing falls back: with pip's CPU library, an error that names the provider and what there
+    is.
+    """
     if "RIS_ONNXRUNTIME_ROOT" in os.environ:
         pytest.skip("this ONNX Runtime may have it")
-    program = [cpp_build / "examples" / "ris-infer", tiny_bundle, REPO / "examples" / "park.jpg", "man", "--providers"]
-    for providers, name in (("cuda", "CUDA"), ("cpu,fusion=cuda", "CUDA"), ("tensorrt,fusion=cpu", "Tensorrt")):
+    program = [
+        cpp_build / "examples" / "ris-infer",
+        tiny_bundle,
+        REPO / "examples" / "park.jpg",
+        "man",
+        "--providers",
+    ]
+    for providers, name in (
+        ("cuda", "CUDA"),
+        ("cpu,fusion=cuda", "CUDA"),
+        ("tensorrt,fusion=cpu", "Tensorrt"),
+    ):
         done = subprocess.run([*program, providers], capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert f"this ONNX Runtime has no {name}ExecutionProvider (it has " in done.stderr
@@ -247,7 +308,14 @@ def test_installed(cpp_build, onnxruntime_root, tiny_bundle, tmp_path):
     prefix = tmp_path / "prefix"
     run("cmake", "--install", cpp_build, "--prefix", prefix)
     consumer = tmp_path / "consumer"
-    run("cmake", "-S", REPO / "cpp" / "examples" / "consumer", "-B", consumer, f"-DCMAKE_PREFIX_PATH={prefix}")
+    run(
+        "cmake",
+        "-S",
+        REPO / "cpp" / "examples" / "consumer",
+        "-B",
+        consumer,
+        f"-DCMAKE_PREFIX_PATH={prefix}",
+    )
     run("cmake", "--build", consumer)
     for program in ("consumer", "consumer-static"):
         assert "a mask of 64x48" in run(consumer / program, tiny_bundle)
@@ -255,8 +323,20 @@ def test_installed(cpp_build, onnxruntime_root, tiny_bundle, tmp_path):
         pytest.skip("no pkg-config here")
     [folder] = prefix.glob("lib*/**/pkgconfig")
     flags = run(
-        "pkg-config", "--cflags", "--libs", "ris", env={"PKG_CONFIG_PATH": str(folder), "PATH": "/usr/bin:/bin"}
+        "pkg-config",
+        "--cflags",
+        "--libs",
+        "ris",
+        env={"PKG_CONFIG_PATH": str(folder), "PATH": "/usr/bin:/bin"},
     )
     source = REPO / "cpp" / "examples" / "hello.c"
-    run("gcc", "-std=c99", source, "-o", tmp_path / "hello", *flags.split(), f"-Wl,-rpath,{folder.parent}")
+    run(
+        "gcc",
+        "-std=c99",
+        source,
+        "-o",
+        tmp_path / "hello",
+        *flags.split(),
+        f"-Wl,-rpath,{folder.parent}",
+    )
     assert "score" in run(tmp_path / "hello", tiny_bundle, "left man")

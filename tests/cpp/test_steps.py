@@ -1,4 +1,6 @@
-"""Each step inside libris beside the same step in Python: the vectors are made here, by the Python side."""
+"""Each step inside libris beside the same step in Python: the vectors are made here, by the Python
+side.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,11 @@ from ris.runtime.masks import mask_from_logits
 from ris.runtime.text import ExpressionTokenizer
 
 MAX_TOKENS = 35
-TEXT = """left right man woman the a of in red blue umbrella second third from behind unaffable naïve café 人 日本語
-supercalifragilisticexpialidocious İstanbul ǅ ﬁ don't blue-ish 1,000.50 🐶 👩‍👩‍👧 антон مرحبا हिन्दी 한국어 각 가 Ω Å é ȩ́
-\u200b \u00ad \u3000 \x1f \x85 \u2028 x\u0301\u0323 a\u0323\u0301 \U0001d165 \ue000 [CLS] [SEP] [MASK] [PAD] [UNK]
-[mask] … — “ ” ¿ § ＄ ‿ ᠎ \ufeff xylophone Ünïcödé STRASSE ß ẞ ſ ı"""
+TEXT = """left right man woman the a of in red blue umbrella second third from behind unaffable
+naïve café 人 日本語 supercalifragilisticexpialidocious İstanbul ǅ ﬁ don't blue-ish 1,000.50
+🐶 👩‍👩‍👧 антон مرحبا हिन्दी 한국어 각 가 Ω Å é ȩ́ \u200b \u00ad \u3000 \x1f \x85 \u2028
+x\u0301\u0323 a\u0323\u0301 \U0001d165 \ue000 [CLS] [SEP] [MASK] [PAD] [UNK] [mask] … —
+“ ” ¿ § ＄ ‿ ᠎ \ufeff xylophone Ünïcödé STRASSE ß ẞ ſ ı"""
 WORDS = TEXT.replace("\n", " ").split(" ")  # at spaces alone: other whitespace is part of the test
 
 
@@ -44,9 +47,17 @@ def test_interpolation(internals, mode, source):
         out = np.empty((5, target, target + 3), np.float32)
         count = ctypes.c_size_t(len(maps))
         internals.test_resize_maps(
-            pointer(maps), count, *maps.shape[1:], target, target + 3, int(mode == "bicubic"), pointer(out)
+            pointer(maps),
+            count,
+            *maps.shape[1:],
+            target,
+            target + 3,
+            int(mode == "bicubic"),
+            pointer(out),
         )
-        np.testing.assert_allclose(out, resize_maps(maps, target, target + 3, mode), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            out, resize_maps(maps, target, target + 3, mode), rtol=0, atol=1e-5
+        )
 
 
 SIZES = [
@@ -77,7 +88,9 @@ def test_resampling_is_pillows(internals, size):
         want = np.asarray(Image.fromarray(rgb).resize((square, square), Image.Resampling.BILINEAR))
         out = np.empty_like(want)
         stride = ctypes.c_size_t(padded.strides[0])
-        internals.test_resize_pillow(pointer(padded), size[1], size[0], stride, square, square, pointer(out))
+        internals.test_resize_pillow(
+            pointer(padded), size[1], size[0], stride, square, square, pointer(out)
+        )
         np.testing.assert_array_equal(out, want)
 
 
@@ -89,7 +102,13 @@ def test_encoder_inputs(internals, tiny_bundle):
         got_sam, got_clip = np.empty_like(sam), np.empty_like(clip)
         stride = ctypes.c_size_t(rgb.strides[0])
         internals.test_prepare(
-            str(tiny_bundle).encode(), pointer(rgb), size[1], size[0], stride, pointer(got_sam), pointer(got_clip)
+            str(tiny_bundle).encode(),
+            pointer(rgb),
+            size[1],
+            size[0],
+            stride,
+            pointer(got_sam),
+            pointer(got_clip),
         )
         np.testing.assert_array_equal(got_sam, sam)
         np.testing.assert_allclose(got_clip, clip, rtol=0, atol=1e-5)
@@ -106,7 +125,22 @@ def test_masks(internals, size):
 
 def test_hashes(internals, tmp_path):
     rng = np.random.default_rng(3)
-    for length in (0, 1, 55, 56, 63, 64, 65, 119, 120, 1000, (1 << 18) - 1, 1 << 18, (1 << 18) + 1, 3 * (1 << 18) + 60):
+    for length in (
+        0,
+        1,
+        55,
+        56,
+        63,
+        64,
+        65,
+        119,
+        120,
+        1000,
+        (1 << 18) - 1,
+        1 << 18,
+        (1 << 18) + 1,
+        3 * (1 << 18) + 60,
+    ):
         data = rng.bytes(length)
         (tmp_path / "file").write_bytes(data)
         out = ctypes.create_string_buffer(65)
@@ -162,7 +196,17 @@ def test_several_thousand_expressions(internals, tokenizer_file, tiny_bundle):
     texts = [" ".join(rng.choice(WORDS, rng.integers(1, 40))) for _ in range(3000)]
     texts += ["".join(rng.choice(WORDS, rng.integers(1, 12))) for _ in range(2000)]
     texts += ["".join(map(chr, rng.integers(1, 0xD7FF, rng.integers(1, 60)))) for _ in range(1000)]
-    texts += ["x" * 100, "x" * 101, "é" * 101, "x" * 1000, "x" * 1001, "", " \t", "\u200b", "\u200b a"]
+    texts += [
+        "x" * 100,
+        "x" * 101,
+        "é" * 101,
+        "x" * 1000,
+        "x" * 1001,
+        "",
+        " \t",
+        "\u200b",
+        "\u200b a",
+    ]
     for path in (tokenizer_file, tiny_bundle / "tokenizer.json"):
         python = ExpressionTokenizer(path, MAX_TOKENS)
         want = np.full((len(texts), MAX_TOKENS), -1, np.int32)
@@ -180,7 +224,9 @@ def test_notes(internals, tiny_bundle):
     python = ExpressionTokenizer(tiny_bundle / "tokenizer.json", MAX_TOKENS)
     texts = ["left ☃ man ☂", "the [PAD] man", "left " * 40 + "end", "[UNK] man", "Ünknown☃"]
     lines = tokenize(internals, tiny_bundle / "tokenizer.json", texts)[1].splitlines()
-    assert lines == [f"{i} {note}" for i, text in enumerate(texts) for note in python([text]).notes[0]]
+    assert lines == [
+        f"{i} {note}" for i, text in enumerate(texts) for note in python([text]).notes[0]
+    ]
 
 
 def test_fp16_graphs_are_widened_as_in_python(internals, tiny_fp16_bundle, tmp_path):
@@ -192,15 +238,27 @@ def test_fp16_graphs_are_widened_as_in_python(internals, tiny_fp16_bundle, tmp_p
         size = internals.test_widened(str(path).encode(), out, ctypes.c_size_t(len(out)))
         assert out.raw[:size] == want
         (tmp_path / "cut.onnx").write_bytes(path.read_bytes()[:-3])
-        assert internals.test_widened(str(tmp_path / "cut.onnx").encode(), out, ctypes.c_size_t(len(out))) == 0
+        assert (
+            internals.test_widened(
+                str(tmp_path / "cut.onnx").encode(), out, ctypes.c_size_t(len(out))
+            )
+            == 0
+        )
 
 
 def test_context_models_are_read_only_as_they_were_written(internals, tmp_path):
-    """An EPContext model is an engine, which runs as code: without its seal, or changed, it is not read."""
+    """An EPContext model is an engine, which runs as code: without its seal, or changed, it is not
+    read.
+    """
 
     def context(action="-", graph_hash="00", built_for="onnxruntime 1.31.1"):
         path = ctypes.create_string_buffer(4096)
-        arguments = (str(tmp_path).encode(), graph_hash.encode(), built_for.encode(), ctypes.c_char(action.encode()))
+        arguments = (
+            str(tmp_path).encode(),
+            graph_hash.encode(),
+            built_for.encode(),
+            ctypes.c_char(action.encode()),
+        )
         whole = internals.test_context(*arguments, path)
         return bool(whole), Path(path.value.decode())
 

@@ -25,7 +25,9 @@ def test_refcoco_as_published(tmp_path, name):
     assert [image.path.name[-6:] for image in data.images] == ["01.jpg", "03.jpg", "05.jpg"]
     first = data.images[0]
     written = [r for r in refs if r["image_id"] == 1]
-    assert [r.expression for r in first.references] == [s["sent"] for r in written for s in r["sentences"]]
+    assert [r.expression for r in first.references] == [
+        s["sent"] for r in written for s in r["sentences"]
+    ]
     assert [r.category for r in first.references] == ["person", "person", "car", "car"]
     assert [r.annotations for r in first.references] == [(10,), (10,), (11,), (11,)]
     polygon, runs = (reference_mask(data, first, first.references[i]) for i in (0, 2))
@@ -53,13 +55,17 @@ def test_grefcoco_has_several_objects_and_none(tmp_path):
 def test_what_is_missing_is_named_with_the_places(tmp_path):
     with pytest.raises(RisError, match="known are refcoco"):
         read_refer(tmp_path, "flickr", "train")
-    with pytest.raises(RisError, match=r"list of references is missing: looked for .*refs\(unc\)\.p"):
+    with pytest.raises(
+        RisError, match=r"list of references is missing: looked for .*refs\(unc\)\.p"
+    ):
         read_refer(tmp_path, "refcoco", "train")
     write_refer(tmp_path)
     with pytest.raises(RisError, match="no split 'testA'; it has train, val"):
         read_refer(tmp_path, "refcoco", "testA")
     next((tmp_path / "images" / "train2014").glob("*03.jpg")).unlink()
-    with pytest.raises(RisError, match=r"1 of 3 images are not in .* COCO_train2014_000000000003\.jpg"):
+    with pytest.raises(
+        RisError, match=r"1 of 3 images are not in .* COCO_train2014_000000000003\.jpg"
+    ):
         read_refer(tmp_path, "refcoco", "train")
     with pytest.raises(RisError, match="folder of images is missing"):
         read_refer(tmp_path, "refcoco", "train", images=tmp_path / "nowhere")
@@ -82,26 +88,36 @@ def test_a_pickle_with_code_runs_nothing_and_is_named(tmp_path):
     trap.path = tmp_path / "ran"
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         (tmp_path / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps([trap], protocol=protocol))
-        with pytest.raises(RisError, match=r"refs\(unc\)\.p is refused: .* it asks for posix\.system"):
+        with pytest.raises(
+            RisError, match=r"refs\(unc\)\.p is refused: .* it asks for posix\.system"
+        ):
             read_refer(tmp_path, "refcoco", "train")
     assert not trap.path.exists()
 
 
 def test_plain_values_and_numpy_scalars_come_out(tmp_path):
-    value = {"a": [1, 2.5, None, True, "ü", b"x", (3,), {4}], "n": np.int64(7), "f": np.float32(0.5)}
+    value = {
+        "a": [1, 2.5, None, True, "ü", b"x", (3,), {4}],
+        "n": np.int64(7),
+        "f": np.float32(0.5),
+    }
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         (tmp_path / "x.p").write_bytes(pickle.dumps(value, protocol=protocol))
         assert load_plain_pickle(tmp_path / "x.p") == value
 
 
-@pytest.mark.parametrize("content", [b"", b"not a pickle", b"\x80\x04\x95", b"(lp0\nI1\n", b"\x80\x02]q\x00(X"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a pickle", b"\x80\x04\x95", b"(lp0\nI1\n", b"\x80\x02]q\x00(X"]
+)
 def test_a_torn_pickle_is_one_sentence(tmp_path, content):
     (tmp_path / "x.p").write_bytes(content)
     with pytest.raises(RisError, match=r"x\.p is"):
         load_plain_pickle(tmp_path / "x.p")
 
 
-@pytest.mark.parametrize("value", [np.arange(3), np.array(["a"], object)[0].__class__, range(3), Exception("x")])
+@pytest.mark.parametrize(
+    "value", [np.arange(3), np.array(["a"], object)[0].__class__, range(3), Exception("x")]
+)
 def test_other_objects_are_refused(tmp_path, value):
     (tmp_path / "x.p").write_bytes(pickle.dumps([value]))
     with pytest.raises(RisError, match="it asks for"):
@@ -122,7 +138,9 @@ def test_ref_zom_says_where_nothing_is_meant(tmp_path):
     images = list(scene_images("heldout", 24, size=64))
     write_scenes(tmp_path, "ref-zom", images)
     data = read_refer(tmp_path, "ref-zom", "val")
-    assert [i.name for i in data.images] == [f"COCO_train2014_{n:012d}.png" for n in range(1, len(images) + 1)]
+    assert [i.name for i in data.images] == [
+        f"COCO_train2014_{n:012d}.png" for n in range(1, len(images) + 1)
+    ]
     for image, entry in zip(images, data.images, strict=True):
         assert [r.expression for r in entry.references] == [t.expression for t in image.truths]
         assert [bool(r.annotations) for r in entry.references] == [t.targeted for t in image.truths]
@@ -135,7 +153,12 @@ def test_ref_zom_says_where_nothing_is_meant(tmp_path):
     zero["ann_id"] = 1
     (tmp_path / "ref-zom" / "refs(final).p").write_bytes(pickle.dumps(refs))
     again = read_refer(tmp_path, "ref-zom", "val")
-    assert [r.annotations for i in again.images for r in i.references if r.reference_id == zero["ref_id"]] == [()]
+    assert [
+        r.annotations
+        for i in again.images
+        for r in i.references
+        if r.reference_id == zero["ref_id"]
+    ] == [()]
 
 
 @pytest.fixture
@@ -155,7 +178,11 @@ def own(tmp_path):
         {"image": "a.jpg", "expression": "left man", "mask": "masks/1.png", "category": "person"},
         {"image": "b.jpg", "expression": "the dog", "mask": dict(encode_rle(mask))},
         {"image": "a.jpg", "expression": "a zebra", "mask": None},
-        {"image": "b.jpg", "expression": "the other", "mask": uncompressed(40, 60, (10, 5, 20, 15))},
+        {
+            "image": "b.jpg",
+            "expression": "the other",
+            "mask": uncompressed(40, 60, (10, 5, 20, 15)),
+        },
         {"image": "b.jpg", "expression": "the third", "mask": "masks/2.png"},
     ]
     path = tmp_path / "own.jsonl"
@@ -184,8 +211,14 @@ def test_a_data_set_of_ones_own(own):
         ("{", "line 1: not of the form"),
         ('["a.jpg"]', "line 1: not of the form"),
         ('{"image": "a.jpg", "expression": "x"}', "line 1: .*: 'mask' is missing"),
-        ('{"image": "a.jpg", "expression": "x", "mask": 3}', "a file name, a run-length code or null"),
-        ('{"image": "nosuch.jpg", "expression": "x", "mask": null}', r"nosuch\.jpg \(line 1 of .* cannot be read"),
+        (
+            '{"image": "a.jpg", "expression": "x", "mask": 3}',
+            "a file name, a run-length code or null",
+        ),
+        (
+            '{"image": "nosuch.jpg", "expression": "x", "mask": null}',
+            r"nosuch\.jpg \(line 1 of .* cannot be read",
+        ),
         ("", "has no lines"),
     ],
 )

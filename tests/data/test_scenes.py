@@ -1,4 +1,6 @@
-"""Scenes and expressions. What an expression means is worked out here a second time, from its text and the masks."""
+"""Scenes and expressions. What an expression means is worked out here a second time, from its text
+and the masks.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,20 @@ PLURALS = {
 }
 MEANS = {
     **{kind: {kind} for kind in KINDS},
-    **{"guy": {"man"}, "gentleman": {"man"}, "lady": {"woman"}, "kid": {"child"}, "person": {"man", "woman", "child"}},
-    **{"automobile": {"car"}, "bike": {"bicycle"}, "seat": {"chair"}, "mug": {"cup"}, "slice": {"pizza"}},
+    **{
+        "guy": {"man"},
+        "gentleman": {"man"},
+        "lady": {"woman"},
+        "kid": {"child"},
+        "person": {"man", "woman", "child"},
+    },
+    **{
+        "automobile": {"car"},
+        "bike": {"bicycle"},
+        "seat": {"chair"},
+        "mug": {"cup"},
+        "slice": {"pizza"},
+    },
 }
 LOOKS = {
     ("car", "red"): "car-red|suv-red|front-red",
@@ -60,7 +74,8 @@ FURTHEST = {  # word -> axis, and whether the smallest coordinate wins
 }
 LARGE, SMALL = {"biggest", "largest", "bigger", "larger"}, {"smallest", "littlest", "smaller"}
 RELATION = re.compile(
-    r" (next to|beside|near|above|over|below|under|to the left of|left of|to the right of|right of) (?:the|an?) "
+    r" (next to|beside|near|above|over|below|under|to the left of|left of|to the right of|right of)"
+    r" (?:the|an?) "
 )
 
 
@@ -68,7 +83,9 @@ RELATION = re.compile(
 def samples():
     """(split, scene, its samples) for SCENES scenes of both splits."""
     return [
-        (s, scene, make_samples(scene, 5, 6)) for s in SPLITS for scene in (make_scene(i, s) for i in range(SCENES))
+        (s, scene, make_samples(scene, 5, 6))
+        for s in SPLITS
+        for scene in (make_scene(i, s) for i in range(SCENES))
     ]
 
 
@@ -90,14 +107,20 @@ def named(scene, text):
     words = [singular(w) for w in text.split()]
     at = next(i for i, word in enumerate(words) if word in MEANS or word in ("boy", "girl"))
     if words[at] in ("boy", "girl"):
-        return [i for i, o in enumerate(scene.objects) if o.kind == "child" and o.variant.startswith(words[at])]
+        return [
+            i
+            for i, o in enumerate(scene.objects)
+            if o.kind == "child" and o.variant.startswith(words[at])
+        ]
     found = [i for i, o in enumerate(scene.objects) if o.kind in MEANS[words[at]]]
     look = LOOKS.get((words[at], words[at - 1])) if at else None
     return [i for i in found if re.fullmatch(look, scene.objects[i].variant)] if look else found
 
 
 def meant(scene, text):
-    """The targets, worked out from the text; margins are asserted, so that no person would choose otherwise."""
+    """The targets, worked out from the text; margins are asserted, so that no person would choose
+    otherwise.
+    """
     side = scene.image.shape[0]
     centres = [centre(o) for o in scene.objects]
     if relation := RELATION.search(text):
@@ -121,7 +144,9 @@ def meant(scene, text):
     if where := next((FURTHEST[w] for w in words if w in FURTHEST), None):
         axis, low = where
         along = sorted((centres[i][axis] if low else side - centres[i][axis], i) for i in found)
-        assert (along[1][0] if len(along) > 1 else side / 2) - along[0][0] >= 0.12 * side - 1e-6, text
+        assert (along[1][0] if len(along) > 1 else side / 2) - along[0][0] >= 0.12 * side - 1e-6, (
+            text
+        )
         return [along[0][1]]
     if (large := bool(LARGE & set(words))) or SMALL & set(words):
         sizes = sorted(((scene.objects[i].size, i) for i in found), reverse=large)
@@ -164,12 +189,22 @@ def related(scene, text, relation, centres, side):
     if how in ("next to", "beside", "near"):
         first, *others = sorted(found, key=lambda i: np.hypot(*away[i]))
         assert abs(away[first][1]) <= abs(away[first][0]), text
-        reach = {i: np.hypot(*away[i]) / (scene.objects[i].size + scene.objects[anchor].size) for i in found}
+        reach = {
+            i: np.hypot(*away[i]) / (scene.objects[i].size + scene.objects[anchor].size)
+            for i in found
+        }
         assert reach[first] <= 0.75, text
         assert all(reach[i] >= 1 for i in others), text
         return [first]
-    axis, sign = 0 if "left" in how or "right" in how else 1, -1 if re.search("left|above|over", how) else 1
-    there = [i for i in found if sign * away[i][axis] >= 0.12 * side and abs(away[i][1 - axis]) <= sign * away[i][axis]]
+    axis, sign = (
+        0 if "left" in how or "right" in how else 1,
+        (-1 if re.search("left|above|over", how) else 1),
+    )
+    there = [
+        i
+        for i in found
+        if sign * away[i][axis] >= 0.12 * side and abs(away[i][1 - axis]) <= sign * away[i][axis]
+    ]
     for i in set(found) - set(there):
         ahead = sign * away[i][axis]
         assert ahead <= 0.02 * side or abs(away[i][1 - axis]) >= 3 * ahead, text
@@ -180,7 +215,11 @@ def test_every_expression_means_its_targets(samples):
     checked = Counter()
     for split, scene, made in samples:
         for sample in made:
-            assert meant(scene, sample.expression) == list(sample.targets), (split, scene.seed, sample)
+            assert meant(scene, sample.expression) == list(sample.targets), (
+                split,
+                scene.seed,
+                sample,
+            )
             checked[sample.kind] += 1
             if sample.mirrored is not None:
                 assert meant(scene, sample.mirrored) == list(sample.mirrored_targets)
@@ -214,7 +253,14 @@ def test_no_target_only_where_there_is_none(samples):
 def test_expressions_of_a_scene_are_distinct_and_mixed(samples):
     share = Counter(sample.kind for _, _, made in samples for sample in made)
     total = sum(share.values())
-    asked = {"plain": 0.22, "position": 0.26, "ordinal": 0.09, "relation": 0.13, "size": 0.08, "several": 0.1}
+    asked = {
+        "plain": 0.22,
+        "position": 0.26,
+        "ordinal": 0.09,
+        "relation": 0.13,
+        "size": 0.08,
+        "several": 0.1,
+    }
     asked["no_target"] = 0.12
     for kind, wanted in asked.items():
         assert abs(share[kind] / total - wanted) < 0.05, (kind, share)
@@ -235,7 +281,9 @@ def test_masks_are_disjoint_and_mostly_visible(samples):
             ys, xs = np.nonzero(thing.mask)
             assert max(np.ptp(xs), np.ptp(ys)) >= 28
     assert set(counts) == set(range(2, 9))
-    assert sum(max(Counter(o.kind for o in scene.objects).values()) > 1 for _, scene, _ in samples) > 0.6 * len(samples)
+    assert sum(
+        max(Counter(o.kind for o in scene.objects).values()) > 1 for _, scene, _ in samples
+    ) > 0.6 * len(samples)
 
 
 def test_what_covers_leaves_two_thirds(monkeypatch):
@@ -287,13 +335,18 @@ def test_seeds_and_splits_differ():
     images = {make_scene(seed, split, 64).image.tobytes() for seed in range(20) for split in SPLITS}
     assert len(images) == 40
     draws = {
-        random_stream(split, *n).integers(2**62) for split in SPLITS for n in ((0,), (1,), (2**32,), (0, 0), (0, 1))
+        random_stream(split, *n).integers(2**62)
+        for split in SPLITS
+        for n in ((0,), (1,), (2**32,), (0, 0), (0, 1))
     }
     assert len(draws) == 10
 
 
 def test_splits_share_no_picture_and_no_background():
-    seen = {split: {picture(v).tobytes() for v in all_variants() if v.split == split} for split in SPLITS}
+    seen = {
+        split: {picture(v).tobytes() for v in all_variants() if v.split == split}
+        for split in SPLITS
+    }
     assert not seen["train"] & seen["heldout"]
     names = [(v.kind, v.name) for v in all_variants()]
     assert len(set(names)) == len(names)
@@ -316,12 +369,18 @@ def test_the_index_is_what_the_table_says():
 
 def test_scenes_draw_only_their_own_variants(samples):
     own = {(v.kind, v.name): v.split for v in all_variants()}
-    assert all(own[o.kind, o.variant] == split for split, scene, _ in samples for o in scene.objects)
+    assert all(
+        own[o.kind, o.variant] == split for split, scene, _ in samples for o in scene.objects
+    )
 
 
 def test_held_out_phrasings_never_occur_in_training_but_their_words_do():
     said = {
-        split: {s.expression for i in range(count) for s in make_samples(make_scene(i, split, 64), 0, 14)}
+        split: {
+            s.expression
+            for i in range(count)
+            for s in make_samples(make_scene(i, split, 64), 0, 14)
+        }
         for split, count in (("train", 450), ("heldout", 120))
     }
     assert not said["train"] & said["heldout"]

@@ -69,19 +69,27 @@ def test_builds_once_and_keeps_what_the_build_said(home):
     assert obtain(RECIPE, home, build, NO_BUILD).artifact == first.artifact
 
 
-@pytest.mark.parametrize(("change", "named"), [
-    ({"version": "11.4.0.106"}, r"version \(10.16.1.11, here 11.4.0.106\)"),
-    ({"device": "sm_90"}, r"device \(sm_89, here sm_90\)"),
-    ({"onnx": RECIPE.onnx | {"fusion.onnx.data": "c" * 64}}, r"onnx.fusion.onnx.data \(bbbbbbbb…, here cccccccc…\)"),
-    ({"options": {"workspace": 2**20}}, r"options.workspace \(none, here 1048576\)"),
-    ({"profiles": {"x": [[1, 4], [1, 4], [16, 4]]}}, r"profiles.x \(.*8, 4.*, here .*16, 4"),
-    ({"platform": "Linux-riscv64"}, r"platform \(.*, here Linux-riscv64\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"version": "11.4.0.106"}, r"version \(10.16.1.11, here 11.4.0.106\)"),
+        ({"device": "sm_90"}, r"device \(sm_89, here sm_90\)"),
+        (
+            {"onnx": RECIPE.onnx | {"fusion.onnx.data": "c" * 64}},
+            r"onnx.fusion.onnx.data \(bbbbbbbb…, here cccccccc…\)",
+        ),
+        ({"options": {"workspace": 2**20}}, r"options.workspace \(none, here 1048576\)"),
+        ({"profiles": {"x": [[1, 4], [1, 4], [16, 4]]}}, r"profiles.x \(.*8, 4.*, here .*16, 4"),
+        ({"platform": "Linux-riscv64"}, r"platform \(.*, here Linux-riscv64\)"),
+    ],
+)
 def test_another_recipe_is_another_entry_and_the_difference_is_named(home, change, named):
     build = Builder()
     obtain(RECIPE, home, build, EngineOptions())
     other = dataclasses.replace(RECIPE, **change)
-    with pytest.raises(EngineError, match=f"no compiled tensorrt graph may be loaded .*is of another {named}"):
+    with pytest.raises(
+        EngineError, match=f"no compiled tensorrt graph may be loaded .*is of another {named}"
+    ):
         obtain(other, home, build, NO_BUILD)
     said, progress = notices()
     assert obtain(other, home, build, EngineOptions(), progress).built_now
@@ -92,7 +100,9 @@ def test_another_recipe_is_another_entry_and_the_difference_is_named(home, chang
 
 
 def test_nothing_there_and_no_build(home):
-    with pytest.raises(EngineError, match=r"nothing was compiled for it in .*engines\); allow building it"):
+    with pytest.raises(
+        EngineError, match=r"nothing was compiled for it in .*engines\); allow building it"
+    ):
         obtain(RECIPE, home, Builder(), NO_BUILD)
     assert not home.exists()
 
@@ -109,14 +119,25 @@ def edit(path, change):
     path.write_text(json.dumps(data))
 
 
-@pytest.mark.parametrize(("damage", "named"), [
-    (lambda folder: flip(folder / "fusion.plan"), "sha256 differs"),
-    (lambda folder: (folder / "fusion.plan").unlink(), "fusion.plan is missing"),
-    (lambda folder: (folder / "fusion.json").unlink(), "fusion.json is missing"),
-    (lambda folder: (folder / "fusion.json").write_text("{"), "fusion.json cannot be read"),
-    (lambda folder: (folder / "fusion.json").write_text("[]"), "lacks recipe, sha256, report, seconds"),
-    (lambda folder: edit(folder / "fusion.json", lambda d: d["recipe"].update(version="9.9")), r"version \(9.9, here"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda folder: flip(folder / "fusion.plan"), "sha256 differs"),
+        (lambda folder: (folder / "fusion.plan").unlink(), "fusion.plan is missing"),
+        (lambda folder: (folder / "fusion.json").unlink(), "fusion.json is missing"),
+        (lambda folder: (folder / "fusion.json").write_text("{"), "fusion.json cannot be read"),
+        (
+            lambda folder: (folder / "fusion.json").write_text("[]"),
+            "lacks recipe, sha256, report, seconds",
+        ),
+        (
+            lambda folder: edit(
+                folder / "fusion.json", lambda d: d["recipe"].update(version="9.9")
+            ),
+            r"version \(9.9, here",
+        ),
+    ],
+)
 def test_what_is_damaged_or_foreign_is_named_and_replaced(home, damage, named):
     build = Builder()
     entry = obtain(RECIPE, home, build, EngineOptions())
@@ -130,12 +151,20 @@ def test_what_is_damaged_or_foreign_is_named_and_replaced(home, damage, named):
     assert read_checked(again.artifact, "tensorrt") == b"a plan"
 
 
-@pytest.mark.parametrize(("damage", "named"), [
-    (lambda plan: flip(plan), "is damaged"),
-    (lambda plan: plan.with_suffix(".json").unlink(), "only loaded with their sidecar"),
-    (lambda plan: plan.unlink(), "cannot be read"),
-    (lambda plan: edit(plan.with_suffix(".json"), lambda d: d["recipe"].update(engine="tensorrt-rtx")), "of another"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda plan: flip(plan), "is damaged"),
+        (lambda plan: plan.with_suffix(".json").unlink(), "only loaded with their sidecar"),
+        (lambda plan: plan.unlink(), "cannot be read"),
+        (
+            lambda plan: edit(
+                plan.with_suffix(".json"), lambda d: d["recipe"].update(engine="tensorrt-rtx")
+            ),
+            "of another",
+        ),
+    ],
+)
 def test_nothing_is_read_that_the_sidecar_does_not_vouch_for(home, damage, named):
     plan = obtain(RECIPE, home, Builder(), EngineOptions()).artifact
     damage(plan)
@@ -173,7 +202,10 @@ def test_a_read_only_bundle_uses_the_users_folder(home, user_cache, monkeypatch)
     monkeypatch.setattr(Path, "mkdir", mkdir)
     build = Builder()
     for _ in range(2):
-        assert obtain(RECIPE, home, build, EngineOptions()).artifact == user_cache / RECIPE.key / "fusion.plan"
+        assert (
+            obtain(RECIPE, home, build, EngineOptions()).artifact
+            == user_cache / RECIPE.key / "fusion.plan"
+        )
     assert build.count == 1
 
 
@@ -189,7 +221,8 @@ def build(artifact):
     time.sleep(float(sys.argv[2]))
     artifact.write_bytes(b"a plan")
     return {}
-done = obtain(RECIPE, Path(sys.argv[1]), build, EngineOptions(), lambda stage, what, part: print(what, flush=True))
+progress = lambda stage, what, part: print(what, flush=True)
+done = obtain(RECIPE, Path(sys.argv[1]), build, EngineOptions(), progress)
 print("built" if done.built_now else "found", flush=True)
 """
 
@@ -205,7 +238,10 @@ def test_two_processes_build_once(home):
     output = [process.communicate(timeout=60)[0].split("\n") for process in both]
     first, second = sorted(output, key=lambda lines: "built" not in lines)
     assert first == ["building", "built", ""]
-    assert second in (["waiting for another process that compiles the same", "found", ""], ["found", ""])
+    assert second in (
+        ["waiting for another process that compiles the same", "found", ""],
+        ["found", ""],
+    )
 
 
 def test_a_killed_builder_leaves_nothing_that_is_loaded_and_the_next_cleans_up(home):
@@ -218,7 +254,9 @@ def test_a_killed_builder_leaves_nothing_that_is_loaded_and_the_next_cleans_up(h
     with pytest.raises(EngineError, match="nothing was compiled"):
         obtain(RECIPE, home, Builder(), NO_BUILD)
     start_time = time.perf_counter()
-    assert obtain(RECIPE, home, Builder(), EngineOptions()).built_now  # the lock went with its process
+    assert obtain(
+        RECIPE, home, Builder(), EngineOptions()
+    ).built_now  # the lock went with its process
     assert time.perf_counter() - start_time < 5
     assert sorted(p.name for p in home.iterdir()) == [f".{RECIPE.key}.lock", RECIPE.key]
 

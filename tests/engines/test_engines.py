@@ -36,18 +36,26 @@ def test_auto_takes_openvino_where_it_is_known_to_be_faster(monkeypatch):
 
 
 def test_auto_takes_the_first_that_is_installed(monkeypatch):
-    monkeypatch.setattr("ris.engines.table.TABLE", tuple(row for row in TABLE if row.name != "openvino"))
+    monkeypatch.setattr(
+        "ris.engines.table.TABLE", tuple(row for row in TABLE if row.name != "openvino")
+    )
     assert select("auto").name == "onnxruntime"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(EngineError, match=r'no engine runs here: .*pip install "ris-runtime\[cpu\]"'):
+    with pytest.raises(
+        EngineError, match=r'no engine runs here: .*pip install "ris-runtime\[cpu\]"'
+    ):
         select("auto")
-    with pytest.raises(EngineError, match=r"'onnxruntime' cannot run here: the package 'onnxruntime' is not installed"):
+    with pytest.raises(
+        EngineError,
+        match=r"'onnxruntime' cannot run here: the package 'onnxruntime' is not installed",
+    ):
         select("onnxruntime")
 
 
 def test_an_unknown_engine_lists_the_valid_names():
     with pytest.raises(
-        EngineError, match=f"there is no engine 'tenssorrt'; this version has {', '.join(ENGINE_NAMES)}"
+        EngineError,
+        match=f"there is no engine 'tenssorrt'; this version has {', '.join(ENGINE_NAMES)}",
     ):
         select("tenssorrt")
 
@@ -71,14 +79,18 @@ def test_tensorrt_says_what_to_install(name, monkeypatch):
     package = name.replace("-", "_")
     with pytest.raises(EngineError) as caught:
         select(name)
-    assert str(caught.value) == (
-        f'engine {name!r} cannot run here: the package {package!r} is not installed; pip install "ris-runtime[{name}]"'
+    assert (
+        str(caught.value)
+        == f"engine {name!r} cannot run here: the package {package!r} is not installed; pip install"
+        f' "ris-runtime[{name}]"'
     )
 
 
 def test_auto_passes_over_engines_without_a_device(monkeypatch):
     """Installed, but there is no driver: the first of the table that runs is taken."""
-    monkeypatch.setattr("ris.engines.table.TABLE", tuple(row for row in reversed(TABLE) if row.name != "openvino"))
+    monkeypatch.setattr(
+        "ris.engines.table.TABLE", tuple(row for row in reversed(TABLE) if row.name != "openvino")
+    )
     monkeypatch.setattr("ris.engines.table.driver_problem", lambda: "no CUDA driver")
     assert select("auto").name == "onnxruntime"
 
@@ -114,7 +126,9 @@ def test_cuda_is_refused_where_it_is_not_there(tiny_bundle):
 def test_a_provider_that_does_not_start_is_an_error(tiny_bundle, monkeypatch):
     """ONNX Runtime itself answers a missing provider with the CPU and a warning."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    with pytest.raises(EngineError, match=r"CUDAExecutionProvider was asked for and did not start.*--device cpu"):
+    with pytest.raises(
+        EngineError, match=r"CUDAExecutionProvider was asked for and did not start.*--device cpu"
+    ):
         load(tiny_bundle, device="cuda")
 
 
@@ -131,13 +145,22 @@ def test_a_session_says_what_runs(session):
     assert session.info.providers == ("CPUExecutionProvider",)
 
 
-@pytest.mark.parametrize(("feeds", "message"), [
-    ({}, "input 'input_ids' is missing"),
-    ({"ids": np.zeros((1, 35), np.int32)}, "input 'input_ids' is missing; there is no input 'ids'"),
-    ({"input_ids": np.zeros((1, 35), np.int64)}, r"int64 \[1, 35\], expected int32 \[expressions, 35\]"),
-    ({"input_ids": np.zeros((1, 34), np.int32)}, r"int32 \[1, 34\], expected"),
-    ({"input_ids": np.zeros(35, np.int32)}, r"int32 \[35\], expected"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({}, "input 'input_ids' is missing"),
+        (
+            {"ids": np.zeros((1, 35), np.int32)},
+            "input 'input_ids' is missing; there is no input 'ids'",
+        ),
+        (
+            {"input_ids": np.zeros((1, 35), np.int64)},
+            r"int64 \[1, 35\], expected int32 \[expressions, 35\]",
+        ),
+        ({"input_ids": np.zeros((1, 34), np.int32)}, r"int32 \[1, 34\], expected"),
+        ({"input_ids": np.zeros(35, np.int32)}, r"int32 \[35\], expected"),
+    ],
+)
 def test_wrong_feeds_are_named(session, feeds, message):
     with pytest.raises(EngineError, match=f"text_encoder: .*{message}"):
         session.run(feeds)
@@ -145,7 +168,9 @@ def test_wrong_feeds_are_named(session, feeds, message):
 
 def test_a_failure_inside_the_engine_is_one_line(session):
     with pytest.raises(EngineError, match="text_encoder: ONNX Runtime failed") as caught:
-        session.run({"input_ids": np.full((1, 35), 10**6, np.int32)})  # no such row in the embedding
+        session.run(
+            {"input_ids": np.full((1, 35), 10**6, np.int32)}
+        )  # no such row in the embedding
     assert "\n" not in str(caught.value)
 
 

@@ -1,4 +1,6 @@
-"""INT8 products keep their sums: CPUs without VNNI instructions add pairs of products in 16 bits if they are let."""
+"""INT8 products keep their sums: CPUs without VNNI instructions add pairs of products in 16 bits if
+they are let.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,12 @@ def own_cache(tmp_path, monkeypatch):
 def product(folder, weights):
     """y = x W as `ris-calibrate int8` writes it, all scales 1: x is rounded to int8, W is int8."""
     values = {
-        "one": np.float32(1), "zero": np.int8(0), "w": weights,
-        "w_scales": np.ones(COLUMNS, np.float32), "w_zeros": np.zeros(COLUMNS, np.int8),
-    }  # fmt: skip
+        "one": np.float32(1),
+        "zero": np.int8(0),
+        "w": weights,
+        "w_scales": np.ones(COLUMNS, np.float32),
+        "w_zeros": np.zeros(COLUMNS, np.int8),
+    }
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["x_int8"]),
         helper.make_node("DequantizeLinear", ["x_int8", "one", "zero"], ["x_back"]),
@@ -30,12 +35,15 @@ def product(folder, weights):
         helper.make_node("MatMul", ["x_back", "w_back"], ["y"]),
     ]
     shapes = {"x": (ROWS, LENGTH), "y": (ROWS, COLUMNS)}
-    inputs, outputs = ([helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name])] for name in "xy")
+    inputs, outputs = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name])] for name in "xy"
+    )
     stored = [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
     model = helper.make_model(
         helper.make_graph(nodes, "product", inputs, outputs, stored),
-        opset_imports=[helper.make_opsetid("", 20)], ir_version=9,
-    )  # fmt: skip
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=9,
+    )
     onnx.save(model, folder / "product.onnx")
     specs = [(TensorSpec(name, "float32", shapes[name]),) for name in "xy"]
     return Graph("product", folder / "product.onnx", *specs, int8=True)
@@ -58,16 +66,21 @@ def test_sums_do_not_overflow(tmp_path, engine, values):
 
 
 def test_openvino_compiles_int8_graphs_for_what_the_cpu_can(tmp_path, monkeypatch):
-    """With and without VNNI, told apart in the cache, and only for graphs that have INT8 products."""
+    """With and without VNNI, told apart in the cache, and only for graphs that have INT8
+    products.
+    """
     openvino = pytest.importorskip("openvino")
     from ris.engines import openvino as module
 
     asked = []
     compiles = openvino.Core.compile_model
     monkeypatch.setattr(
-        openvino.Core, "compile_model", lambda core, model, device, settings: asked.append(settings)
-        or compiles(core, model, device, settings)
-    )  # fmt: skip
+        openvino.Core,
+        "compile_model",
+        lambda core, model, device, settings: (
+            asked.append(settings) or compiles(core, model, device, settings)
+        ),
+    )
     graph = product(tmp_path, np.full((LENGTH, COLUMNS), 3, np.int8))
     plain = Graph("plain", graph.path, graph.inputs, graph.outputs)
     built = []

@@ -1,4 +1,6 @@
-"""ONNX Runtime beyond the CPU: bindings run for real on the CPU, providers over a recording double."""
+"""ONNX Runtime beyond the CPU: bindings run for real on the CPU, providers over a recording
+double.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def test_bound_values_give_what_arrays_give(tiny_bundle):
     engine = create("onnxruntime")
     rng = np.random.default_rng(0)
     with (
-        engine.open(bundle.graph("sam_image_encoder"), bundle.graph("sam_image_encoder").path) as sam,
+        engine.open(
+            bundle.graph("sam_image_encoder"), bundle.graph("sam_image_encoder").path
+        ) as sam,
         engine.open(bundle.graph("mask_decoder"), bundle.graph("mask_decoder").path) as decoder,
     ):
         image = rng.normal(size=(1, 3, 256, 256)).astype(np.float32)
@@ -42,7 +46,9 @@ def test_bound_values_give_what_arrays_give(tiny_bundle):
             "image_index": np.zeros(2, np.int32),
         }
         want = decoder.run({"image_embeddings": plain, **feeds})["mask_logits"]
-        np.testing.assert_array_equal(decoder.run({"image_embeddings": value, **feeds})["mask_logits"], want)
+        np.testing.assert_array_equal(
+            decoder.run({"image_embeddings": value, **feeds})["mask_logits"], want
+        )
         with pytest.raises(EngineError, match=r"float32 \[1, 64, 16, 16\], expected"):
             decoder.run({"image_embeddings": value, **feeds, "sparse_prompt": value})
         value.close()
@@ -58,7 +64,10 @@ def test_a_session_tells_which_provider_got_how_many_nodes(graph):
         assert session.info.where == f"{CPU} {session.info.nodes[CPU]} nodes"
     both = SessionInfo("onnxruntime", "1", "cuda", (CUDA, CPU), {CUDA: 812, CPU: 9})
     assert both.where == "CUDAExecutionProvider 812 nodes, CPUExecutionProvider 9"
-    assert SessionInfo("onnxruntime", "1", "cuda", (CUDA, CPU)).where == "CUDAExecutionProvider, CPUExecutionProvider"
+    assert (
+        SessionInfo("onnxruntime", "1", "cuda", (CUDA, CPU)).where
+        == "CUDAExecutionProvider, CPUExecutionProvider"
+    )
 
 
 class Recorded:
@@ -129,7 +138,9 @@ def test_strict_refuses_the_cpu(gpu, graph):
         (set(), "1"),  # unknown
     ],
 )
-def test_int8_products_are_asked_to_be_exact_where_they_overflow(gpu, graph, monkeypatch, features, entry):
+def test_int8_products_are_asked_to_be_exact_where_they_overflow(
+    gpu, graph, monkeypatch, features, entry
+):
     monkeypatch.setattr(processor, "cpu_features", lambda: frozenset(features))
     create("onnxruntime").open(graph, graph.path)
     [session] = gpu.made
@@ -148,8 +159,14 @@ def test_what_stays_on_the_device_is_bound_there(gpu, graph, monkeypatch):
             return [type("Value", (), {"shape": lambda self: [1, 35, 64]})()]
 
     binding = Binding()
-    inner = type("Session", (), {"io_binding": lambda self: binding, "run_with_iobinding": lambda self, b: None})()
-    session = OnnxRuntimeSession(graph, SessionInfo("onnxruntime", "1", "cuda", (CUDA,)), inner, "cuda")
+    inner = type(
+        "Session",
+        (),
+        {"io_binding": lambda self: binding, "run_with_iobinding": lambda self, b: None},
+    )()
+    session = OnnxRuntimeSession(
+        graph, SessionInfo("onnxruntime", "1", "cuda", (CUDA,)), inner, "cuda"
+    )
     kept = session.run_and_keep({"input_ids": np.zeros((1, 35), np.int32)})
     assert isinstance(kept["text_features"], OrtDeviceValue)
     assert kept["text_features"].shape == (1, 35, 64)
@@ -181,7 +198,10 @@ def test_tensorrt_compiles_once_into_a_context_model(gpu, graph, tmp_path):
     assert first.built_now
     again = create("onnxruntime-tensorrt", options).build(graph)
     assert (again.artifact, again.built_now) == (first.artifact, False)
-    assert create("onnxruntime-tensorrt", EngineOptions("cuda")).build(graph).artifact != first.artifact
+    assert (
+        create("onnxruntime-tensorrt", EngineOptions("cuda")).build(graph).artifact
+        != first.artifact
+    )
     engine.open(graph, first.artifact)
     assert gpu.made[-1].model == first.artifact.read_bytes()
     first.artifact.write_bytes(b"other")
@@ -194,7 +214,9 @@ def test_tensorrt_that_takes_nothing_is_an_error(gpu, graph, tmp_path, monkeypat
     with pytest.raises(EngineError, match="text_encoder: ONNX Runtime wrote no EPContext model"):
         create("onnxruntime-tensorrt").build(replace(graph, cache=tmp_path))
     monkeypatch.setattr(Recorded, "starts", False)
-    with pytest.raises(EngineError, match="TensorrtExecutionProvider was asked for and did not start"):
+    with pytest.raises(
+        EngineError, match="TensorrtExecutionProvider was asked for and did not start"
+    ):
         create("onnxruntime-tensorrt").build(replace(graph, cache=tmp_path))
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
 

@@ -1,4 +1,6 @@
-"""A probe is one graph from file to result; a broken engine is an answer, in its own process even a crash."""
+"""A probe is one graph from file to result; a broken engine is an answer, in its own process even a
+crash.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from ris.engines.probe import one_node_graph, probe, probe_apart
 
 def test_the_graph_is_what_onnx_writes():
     spec = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4]) for name in "xy"]
-    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "probe", spec[:1], spec[1:])
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "x"], ["y"])], "probe", spec[:1], spec[1:]
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     assert one_node_graph() == model.SerializeToString()
     onnx.checker.check_model(onnx.load_from_string(one_node_graph()), full_check=True)
@@ -40,17 +44,25 @@ def test_a_device_that_is_not_there(ask):
 
 
 def test_an_engine_that_computes_nonsense(monkeypatch):
-    monkeypatch.setattr(OnnxRuntimeSession, "_run", lambda self, feeds: {"y": np.zeros(4, np.float32)})
+    monkeypatch.setattr(
+        OnnxRuntimeSession, "_run", lambda self, feeds: {"y": np.zeros(4, np.float32)}
+    )
     assert "it computes [0.0, 0.0, 0.0, 0.0] where [-3.0" in probe("onnxruntime").problem
 
 
-@pytest.mark.parametrize(("code", "message"), [
-    ("raise ImportError('libx.so: cannot open shared object file')", "installed but broken: libx.so: cannot open"),
-    ("", "has no attribute"),  # what an uninstalled twin leaves behind
-    ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "crashed with signal 4"),
-    ("raise SystemExit(3)", "crashed with exit code 3"),
-    ("import time; time.sleep(60)", "did not answer within 3 seconds"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "raise ImportError('libx.so: cannot open shared object file')",
+            "installed but broken: libx.so: cannot open",
+        ),
+        ("", "has no attribute"),  # what an uninstalled twin leaves behind
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "crashed with signal 4"),
+        ("raise SystemExit(3)", "crashed with exit code 3"),
+        ("import time; time.sleep(60)", "did not answer within 3 seconds"),
+    ],
+)
 def test_a_broken_installation(tmp_path, monkeypatch, code, message):
     (tmp_path / "onnxruntime.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -64,7 +76,9 @@ def test_a_broken_import_is_an_engine_error(monkeypatch):
         raise ImportError("undefined symbol")
 
     monkeypatch.setattr("importlib.import_module", broken)
-    with pytest.raises(EngineError, match="is installed but broken: undefined symbol; install 'onnxruntime' again"):
+    with pytest.raises(
+        EngineError, match="is installed but broken: undefined symbol; install 'onnxruntime' again"
+    ):
         create("onnxruntime", EngineOptions())
 
 

@@ -1,8 +1,9 @@
-"""Everything our code takes from TensorRT and cuda-python exists there: names, enums, numbers of arguments.
+"""Everything our code takes from TensorRT and cuda-python exists there: names, enums, numbers of
+arguments.
 
-What is used is read off the source, so a new call is checked without being listed here. TensorRT's real bindings of
-both major versions answer, over stub libraries, in a process of their own; TensorRT-RTX and cuda-python themselves
-where they are installed.
+What is used is read off the source, so a new call is checked without being listed here. TensorRT's
+real bindings of both major versions answer, over stub libraries, in a process of their own;
+TensorRT-RTX and cuda-python themselves where they are installed.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ FILES = {
     "tensorrt_build.py": set(CLASSES),
     "tensorrt_session.py": {"engine", "context", "runtime", "refitter", "runtime_config"},
 }
-OVERRIDDEN = {"IProgressMonitor": ("phase_start", "phase_finish", "step_complete"), "ILogger": ("log",)}
+OVERRIDDEN = {
+    "IProgressMonitor": ("phase_start", "phase_finish", "step_complete"),
+    "ILogger": ("log",),
+}
 
 
 def dotted(node):
@@ -56,11 +60,17 @@ def dotted(node):
 
 
 # behind a question for the first of them
-RTX_ONLY = ("DynamicShapesKernelSpecializationStrategy", "BuilderFlag.REQUIRE_USER_ALLOCATION", "IRuntimeConfig.")
+RTX_ONLY = (
+    "DynamicShapesKernelSpecializationStrategy",
+    "BuilderFlag.REQUIRE_USER_ALLOCATION",
+    "IRuntimeConfig.",
+)
 
 
 def used(rtx=False):
-    """(path from the module, number of arguments or None) of everything our code takes from TensorRT."""
+    """(path from the module, number of arguments or None) of everything our code takes from
+    TensorRT.
+    """
     found = {(f"{base}.{name}", None) for base, names in OVERRIDDEN.items() for name in names}
     for file, objects in FILES.items():
         tree = ast.parse((REPO / "engines" / file).read_text())
@@ -105,14 +115,19 @@ for path, count in json.loads(sys.argv[2]):
             fits = fits or len(required) <= count <= len(arguments)
             signatures.append(line.strip())
     if not fits:
-        problems.append(f"{path}: called with {count} arguments, takes {signatures or 'nobody says what'}")
+        takes = signatures or "nobody says what"
+        problems.append(f"{path}: called with {count} arguments, takes {takes}")
 print(json.dumps(problems))
 """
 
 
 def test_what_is_used_is_found_in_the_source():
     names = {path for path, _ in used()}
-    assert {"Builder.build_serialized_network", "BuilderFlag.STRIP_PLAN", "IExecutionContext.execute_async_v3"} <= names
+    assert {
+        "Builder.build_serialized_network",
+        "BuilderFlag.STRIP_PLAN",
+        "IExecutionContext.execute_async_v3",
+    } <= names
     assert ("IOptimizationProfile.set_shape", 4) in used()
     assert ("ParserError.node_operator", 0) in used()
     assert ("IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy", None) in used(rtx=True)
@@ -148,7 +163,9 @@ def test_tensorrt_rtx_has_everything_we_use():
 
 
 def members(kind):
-    return [name for name in vars(kind) if not name.startswith("_") and name not in ("lacks", "engine")]
+    return [
+        name for name in vars(kind) if not name.startswith("_") and name not in ("lacks", "engine")
+    ]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -166,7 +183,10 @@ def test_the_doubles_have_tensorrts_interface(version):
             method = getattr(kind, name)
             count = len(inspect.signature(method).parameters) - 1 if callable(method) else None
             wanted.append([f"{kind.__name__}.{name}", count])
-    wanted += [[f"ILogger.Severity.{name}", None] for name in members(cuda_double.TensorRt.ILogger.Severity)]
+    wanted += [
+        [f"ILogger.Severity.{name}", None]
+        for name in members(cuda_double.TensorRt.ILogger.Severity)
+    ]
     try:
         done = run_under(version, CHECK, "tensorrt_bindings", json.dumps(wanted))
     except NotHere as reason:
@@ -181,16 +201,26 @@ def runtime():
 
 
 def cuda_calls():
-    """(name, number of arguments or None) of everything our code takes from cuda.bindings.runtime."""
+    """(name, number of arguments or None) of everything our code takes from
+    cuda.bindings.runtime.
+    """
     found = set()
     for file in ("cuda.py", "tensorrt_session.py"):
         tree = ast.parse((REPO / "engines" / file).read_text())
         calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and node.attr.startswith("cuda") and node.attr != "cuda":
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr.startswith("cuda")
+                and node.attr != "cuda"
+            ):
                 call = calls.get(id(node))
                 found.add((node.attr, None if call is None else len(call.args)))
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "call":
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id == "call"
+            ):
                 name = node.args[1]
                 if isinstance(name, ast.Constant):
                     found.add((name.value, len(node.args) - 2))
@@ -199,7 +229,13 @@ def cuda_calls():
 
 def test_cuda_python_has_everything_we_use(runtime):
     names = {name for name, _ in cuda_calls()}
-    assert {"cudaMalloc", "cudaFreeHost", "cudaGraphLaunch", "cudaMemcpyKind", "cudaStreamNonBlocking"} <= names
+    assert {
+        "cudaMalloc",
+        "cudaFreeHost",
+        "cudaGraphLaunch",
+        "cudaMemcpyKind",
+        "cudaStreamNonBlocking",
+    } <= names
     enums = [thing for name in names if isinstance(thing := getattr(runtime, name, None), type)]
     for name, count in cuda_calls():
         if any(hasattr(enum, name) for enum in enums):
@@ -228,28 +264,61 @@ def test_the_double_has_cuda_pythons_interface(runtime):
 
 
 def test_cuda_python_answers_without_a_driver_as_the_double_does(runtime):
-    """Every call of the session on the real module: an error code and as many values as the double gives."""
+    """Every call of the session on the real module: an error code and as many values as the double
+    gives.
+    """
     if int(runtime.cudaGetDeviceCount()[0]) == 0:
         pytest.skip("there is a driver here")
-    stream, graph, executable = runtime.cudaStream_t(0), runtime.cudaGraph_t(0), runtime.cudaGraphExec_t(0)
+    stream, graph, executable = (
+        runtime.cudaStream_t(0),
+        runtime.cudaGraph_t(0),
+        runtime.cudaGraphExec_t(0),
+    )
     event = runtime.cudaEvent_t(0)
     kind, mode = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice, runtime.cudaStreamCaptureMode
     arguments = {
-        "cudaGetDeviceCount": (), "cudaGetDevice": (), "cudaMalloc": (16,), "cudaMallocHost": (16,),
+        "cudaGetDeviceCount": (),
+        "cudaGetDevice": (),
+        "cudaMalloc": (16,),
+        "cudaMallocHost": (16,),
         "cudaDeviceGetAttribute": (runtime.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor, 0),
-        "cudaFree": (0,), "cudaFreeHost": (0,), "cudaMemcpyAsync": (1, 2, 3, kind, stream),
-        "cudaMemcpy": (1, 2, 3, kind), "cudaStreamCreateWithFlags": (runtime.cudaStreamNonBlocking,),
-        "cudaStreamBeginCapture": (stream, mode.cudaStreamCaptureModeThreadLocal), "cudaStreamEndCapture": (stream,),
-        "cudaGraphInstantiate": (graph, 0), "cudaGraphLaunch": (executable, stream), "cudaGraphDestroy": (graph,),
-        "cudaGraphExecDestroy": (executable,), "cudaStreamSynchronize": (stream,), "cudaStreamDestroy": (stream,),
-        "cudaEventCreateWithFlags": (runtime.cudaEventDisableTiming,), "cudaEventRecord": (event, stream),
-        "cudaEventSynchronize": (event,), "cudaEventDestroy": (event,),
-    }  # fmt: skip
-    values = {"cudaGetDeviceCount", "cudaGetDevice", "cudaMalloc", "cudaMallocHost", "cudaDeviceGetAttribute"}
-    values |= {"cudaStreamCreateWithFlags", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaEventCreateWithFlags"}
+        "cudaFree": (0,),
+        "cudaFreeHost": (0,),
+        "cudaMemcpyAsync": (1, 2, 3, kind, stream),
+        "cudaMemcpy": (1, 2, 3, kind),
+        "cudaStreamCreateWithFlags": (runtime.cudaStreamNonBlocking,),
+        "cudaStreamBeginCapture": (stream, mode.cudaStreamCaptureModeThreadLocal),
+        "cudaStreamEndCapture": (stream,),
+        "cudaGraphInstantiate": (graph, 0),
+        "cudaGraphLaunch": (executable, stream),
+        "cudaGraphDestroy": (graph,),
+        "cudaGraphExecDestroy": (executable,),
+        "cudaStreamSynchronize": (stream,),
+        "cudaStreamDestroy": (stream,),
+        "cudaEventCreateWithFlags": (runtime.cudaEventDisableTiming,),
+        "cudaEventRecord": (event, stream),
+        "cudaEventSynchronize": (event,),
+        "cudaEventDestroy": (event,),
+    }
+    values = {
+        "cudaGetDeviceCount",
+        "cudaGetDevice",
+        "cudaMalloc",
+        "cudaMallocHost",
+        "cudaDeviceGetAttribute",
+    }
+    values |= {
+        "cudaStreamCreateWithFlags",
+        "cudaStreamEndCapture",
+        "cudaGraphInstantiate",
+        "cudaEventCreateWithFlags",
+    }
     assert {name for name, _ in cuda_calls() if callable(getattr(cuda_double.Cuda, name, None))} - {
-        "cudaGetErrorString", "cudaMemcpyKind", "cudaStreamCaptureMode", "cudaDeviceAttr",
-    } == set(arguments)  # fmt: skip
+        "cudaGetErrorString",
+        "cudaMemcpyKind",
+        "cudaStreamCaptureMode",
+        "cudaDeviceAttr",
+    } == set(arguments)
     for name, given in arguments.items():
         answer = getattr(runtime, name)(*given)
         assert int(answer[0]) != 0

@@ -1,4 +1,6 @@
-"""Graphs through TensorRT-RTX's real compiler, which needs no GPU: plans, precision, the parser's words, Ctrl-C."""
+"""Graphs through TensorRT-RTX's real compiler, which needs no GPU: plans, precision, the parser's
+words, Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ from ris.engines.cuda import driver_problem
 from ris.engines.errors import EngineError
 from ris.engines.probe import probe
 from ris.engines.tensorrt_build import PhaseTree, profiles
-from ris.engines.tensorrt_precision import Layer, count_precisions, layers_from_json, layers_from_log
+from ris.engines.tensorrt_precision import (
+    Layer,
+    count_precisions,
+    layers_from_json,
+    layers_from_log,
+)
 from ris.runtime import load, open_bundle
 from ris.runtime.bundle import STAGES
 from ris.runtime.commands.compile import main as compile_command
@@ -37,7 +44,9 @@ def user_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def rtx():
-    return pytest.importorskip("tensorrt_rtx", reason='tensorrt_rtx is not installed ("ris-runtime[tensorrt-rtx]")')
+    return pytest.importorskip(
+        "tensorrt_rtx", reason='tensorrt_rtx is not installed ("ris-runtime[tensorrt-rtx]")'
+    )
 
 
 @pytest.fixture
@@ -77,14 +86,20 @@ def test_the_second_time_they_come_from_the_cache(compiled):
     again = compile_bundle(bundle, row, create(row.name, EngineOptions(build=False)))
     assert not any(graph.built_now for graph in again.values())
     assert {s: g.artifact for s, g in again.items()} == {s: g.artifact for s, g in graphs.items()}
-    with pytest.raises(EngineError, match=r"is of another profiles.dense_prompt .*\[8, .*, here \[\[1, .*\[3, "):
-        create(row.name, EngineOptions(build=False, max_expressions=3)).build(bundle.graph("mask_decoder"))
+    with pytest.raises(
+        EngineError, match=r"is of another profiles.dense_prompt .*\[8, .*, here \[\[1, .*\[3, "
+    ):
+        create(row.name, EngineOptions(build=False, max_expressions=3)).build(
+            bundle.graph("mask_decoder")
+        )
 
 
 def test_progress_is_real_and_never_goes_back(compiled):
     _, _, progress = compiled
     for stage in STAGES:
-        done = [fraction for name, _, fraction in progress if name == stage and fraction is not None]
+        done = [
+            fraction for name, _, fraction in progress if name == stage and fraction is not None
+        ]
         assert done == sorted(done)
         assert done[0] == 0
         assert 0.9 < done[-1] <= 1
@@ -94,7 +109,9 @@ def test_progress_is_real_and_never_goes_back(compiled):
 def test_plans_need_a_driver(compiled, without_driver):
     bundle, graphs, _ = compiled
     graph = bundle.graph("text_encoder")
-    with pytest.raises(EngineError, match="text_encoder: engine 'tensorrt-rtx' cannot run here: no CUDA driver"):
+    with pytest.raises(
+        EngineError, match="text_encoder: engine 'tensorrt-rtx' cannot run here: no CUDA driver"
+    ):
         create("tensorrt-rtx").open(graph, graphs["text_encoder"].artifact)
     with pytest.raises(EngineError, match="no CUDA driver"):
         load(bundle.path, engine="tensorrt-rtx")
@@ -106,30 +123,42 @@ def test_grid_sample_nodes_are_refused(rtx, tiny_fp16_bundle):
     row = select("tensorrt-rtx")
     with pytest.raises(EngineError, match=r"fusion of .* has some; export .* --grid-sample gather"):
         compile_bundle(open_bundle(tiny_fp16_bundle), row, create(row.name))
-    with pytest.raises(EngineError, match="fusion samples with GridSample, which is wrong in several versions"):
+    with pytest.raises(
+        EngineError, match="fusion samples with GridSample, which is wrong in several versions"
+    ):
         create(row.name).build(open_bundle(tiny_fp16_bundle).graph("fusion"))
 
 
 def test_an_fp32_graph_is_no_fp16_graph(compiled):
     """What an ignored FP16 flag would give."""
-    graph = dataclasses.replace(compiled[0].graph("mask_decoder"), precision="fp16", fp32_islands=frozenset())
-    with pytest.raises(EngineError, match=r"FP16 was asked for, but TensorRT-RTX .* computes \d+ of \d+ layers"):
+    graph = dataclasses.replace(
+        compiled[0].graph("mask_decoder"), precision="fp16", fp32_islands=frozenset()
+    )
+    with pytest.raises(
+        EngineError, match=r"FP16 was asked for, but TensorRT-RTX .* computes \d+ of \d+ layers"
+    ):
         create("tensorrt-rtx", EngineOptions(max_expressions=2)).build(graph)
     assert not list(compiled[0].path.glob("engines/.*partial*"))
 
 
 def test_an_island_that_the_manifest_does_not_name(compiled):
     graph = dataclasses.replace(compiled[0].graph("sam_image_encoder"), fp32_islands=frozenset())
-    with pytest.raises(EngineError, match=r"computes \d+ of \d+ layers in FP32 that are no islands"):
+    with pytest.raises(
+        EngineError, match=r"computes \d+ of \d+ layers in FP32 that are no islands"
+    ):
         create("tensorrt-rtx", EngineOptions(max_batch=2)).build(graph)
 
 
 def small_graph(path, *nodes, domain=""):
-    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["images", 3]) for name in "xy"]
+    values = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["images", 3]) for name in "xy"
+    ]
     graph = helper.make_graph(list(nodes), "small", values[:1], values[1:])
     opsets = [helper.make_opsetid("", 20), *([helper.make_opsetid(domain, 1)] if domain else [])]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
-    return Graph("fusion", path, (X,), (dataclasses.replace(X, name="y"),), cache=path.parent / "engines")
+    return Graph(
+        "fusion", path, (X,), (dataclasses.replace(X, name="y"),), cache=path.parent / "engines"
+    )
 
 
 def test_unsupported_operators_are_all_named_in_the_parsers_words(rtx, tmp_path):
@@ -150,28 +179,38 @@ def test_unsupported_operators_are_all_named_in_the_parsers_words(rtx, tmp_path)
 
 def test_an_unknown_operator(rtx, tmp_path):
     graph = small_graph(
-        tmp_path / "a.onnx", helper.make_node("Magic", ["x"], ["y"], name="m", domain="x.y"), domain="x.y"
+        tmp_path / "a.onnx",
+        helper.make_node("Magic", ["x"], ["y"], name="m", domain="x.y"),
+        domain="x.y",
     )
     with pytest.raises(EngineError, match=r"node 'm' \(Magic\): INVALID_NODE: .*Plugin not found"):
         create("tensorrt-rtx").build(graph)
 
 
 def test_a_broken_graph(rtx, tmp_path, compiled):
-    graph = dataclasses.replace(compiled[0].graph("fusion"), path=tmp_path / "fusion.onnx", sha256={})
+    graph = dataclasses.replace(
+        compiled[0].graph("fusion"), path=tmp_path / "fusion.onnx", sha256={}
+    )
     graph.path.write_bytes(compiled[0].graph("fusion").path.read_bytes()[:5000])
-    with pytest.raises(EngineError, match=r"cannot read .*: MODEL_DESERIALIZE_FAILED: .*Failed to parse the ONNX"):
+    with pytest.raises(
+        EngineError, match=r"cannot read .*: MODEL_DESERIALIZE_FAILED: .*Failed to parse the ONNX"
+    ):
         create("tensorrt-rtx").build(graph)
 
 
 def test_a_graph_of_other_inputs(rtx, tmp_path):
     graph = small_graph(tmp_path / "a.onnx", helper.make_node("Add", ["x", "x"], ["y"]))
     other = dataclasses.replace(graph, inputs=(dataclasses.replace(X, name="z"),))
-    with pytest.raises(EngineError, match="has the inputs x, the manifest says z; export the bundle again"):
+    with pytest.raises(
+        EngineError, match="has the inputs x, the manifest says z; export the bundle again"
+    ):
         create("tensorrt-rtx").build(other)
 
 
 def test_ctrl_c_stops_the_build_and_leaves_nothing(rtx, tiny_gather_bundle, tmp_path):
-    bundle = shutil.copytree(tiny_gather_bundle, tmp_path / "copy", ignore=shutil.ignore_patterns("engines"))
+    bundle = shutil.copytree(
+        tiny_gather_bundle, tmp_path / "copy", ignore=shutil.ignore_patterns("engines")
+    )
     code = "from ris.runtime.commands.compile import main; main()"
     command = [sys.executable, "-c", code, str(bundle), "--engine", "tensorrt-rtx"]
     process = subprocess.Popen(
@@ -212,7 +251,9 @@ def test_the_command_prints_the_precision_of_every_graph(compiled):
 def test_engines_that_compile_nothing_say_so(tiny_bundle):
     done = CliRunner().invoke(compile_command, [str(tiny_bundle), "--engine", "onnxruntime"])
     assert "onnxruntime runs the graphs of" in done.output
-    done = CliRunner().invoke(compile_command, [str(tiny_bundle), "--engine", "onnxruntime", "--workspace", "64"])
+    done = CliRunner().invoke(
+        compile_command, [str(tiny_bundle), "--engine", "onnxruntime", "--workspace", "64"]
+    )
     assert "engine 'onnxruntime' has no option workspace" in done.output
 
 
@@ -264,7 +305,9 @@ def test_layers_from_the_inspector(key):
         "Outputs": [{"Name": "b", key: "Float"}],
         "Metadata": "[ONNX Layer: one]\x1e[ONNX Layer: two]",
     }
-    expected = Layer("gemm_1", "gemm", frozenset({"fp16"}), frozenset({"fp32"}), frozenset({"one", "two"}))
+    expected = Layer(
+        "gemm_1", "gemm", frozenset({"fp16"}), frozenset({"fp32"}), frozenset({"one", "two"})
+    )
     assert layers_from_json(json.dumps({"Layers": [entry]})) == [expected]
     assert layers_from_json(json.dumps({"Layers": ["gemm_1"]})) == []  # names only
     assert layers_from_json("nothing") == []
@@ -272,16 +315,20 @@ def test_layers_from_the_inspector(key):
 
 def test_layers_from_the_log():
     line = (
-        "Name: mm, LayerType: gemm, Inputs: [ { Name: a, Dimensions: [-1,4], Datatype: Float, Format: (Linear) x }], "
-        "Constants: [ { Name: w, Datatype: Half }], Outputs: [ { Name: b, Datatype: Float }], TacticName: t, StreamId: "
-        "0, Metadata: [ONNX Layer: node_1]"
+        "Name: mm, LayerType: gemm, Inputs: [ { Name: a, Dimensions: [-1,4], Datatype: Float,"
+        " Format: (Linear) x }], Constants: [ { Name: w, Datatype: Half }], Outputs: [ { Name: b,"
+        " Datatype: Float }], TacticName: t, StreamId: 0, Metadata: [ONNX Layer: node_1]"
     )
     (layer,) = layers_from_log(f"Layers:\n{line}\n\nI/O Tensors:\n Name: a, IOMode: Input")
-    assert layer == Layer("mm", "gemm", frozenset({"fp32"}), frozenset({"fp32"}), frozenset({"node_1"}))
+    assert layer == Layer(
+        "mm", "gemm", frozenset({"fp32"}), frozenset({"fp32"}), frozenset({"node_1"})
+    )
     graph = Graph("fusion", None, (), (), precision="fp16")
     assert count_precisions([layer], graph).unexpected == ("mm",)
     island = dataclasses.replace(graph, fp32_islands=frozenset({"node_1"}))
-    assert count_precisions([layer], island) == count_precisions([layer], dataclasses.replace(graph, precision="fp32"))
+    assert count_precisions([layer], island) == count_precisions(
+        [layer], dataclasses.replace(graph, precision="fp32")
+    )
     cast = dataclasses.replace(layer, reads=frozenset({"fp16"}))
     assert not count_precisions([cast], graph).unexpected
     reformat = Layer("reformat", "reformat", frozenset({"fp32"}), frozenset({"fp32"}), frozenset())
@@ -289,7 +336,9 @@ def test_layers_from_the_log():
 
 
 def test_tensorrts_own_path_as_far_as_rtx_goes(compiled, monkeypatch, tmp_path):
-    """The engine `tensorrt` over the module of TensorRT-RTX, with a driver pretended: device, timing cache, options."""
+    """The engine `tensorrt` over the module of TensorRT-RTX, with a driver pretended: device,
+    timing cache, options.
+    """
     from cuda_double import Cuda
     from ris.engines import cuda, tensorrt
 
@@ -316,5 +365,7 @@ def test_tensorrts_own_path_as_far_as_rtx_goes(compiled, monkeypatch, tmp_path):
 def test_tensorrt_without_a_driver_says_so_before_anything_else(without_driver, monkeypatch):
     from ris.engines import tensorrt
 
-    with pytest.raises(EngineError, match="engine 'tensorrt' compiles and runs on a GPU only: no CUDA driver"):
+    with pytest.raises(
+        EngineError, match="engine 'tensorrt' compiles and runs on a GPU only: no CUDA driver"
+    ):
         tensorrt.ENGINE(EngineOptions(device="cuda"))

@@ -1,4 +1,6 @@
-"""What only a GPU can show: plans load, masks agree with the reference, graphs are captured. Skipped without one."""
+"""What only a GPU can show: plans load, masks agree with the reference, graphs are captured.
+Skipped without one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The session's bookkeeping over doubles: buckets, copies, CUDA graphs, lifetimes, threads, error paths."""
+"""The session's bookkeeping over doubles: buckets, copies, CUDA graphs, lifetimes, threads, error
+paths.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,19 @@ def engine(cuda, monkeypatch):
 
 @pytest.fixture
 def graph(tmp_path):
-    inputs = TensorSpec("x", "float32", ("images", 4)), TensorSpec("index", "int32", ("expressions",))
-    return Graph("fusion", tmp_path / "fusion.onnx", inputs, (TensorSpec("y", "float32", ("images", 4)),))
+    inputs = (
+        TensorSpec("x", "float32", ("images", 4)),
+        TensorSpec("index", "int32", ("expressions",)),
+    )
+    return Graph(
+        "fusion", tmp_path / "fusion.onnx", inputs, (TensorSpec("y", "float32", ("images", 4)),)
+    )
 
 
 def open_it(cuda, graph, plan=b"good", refit=None):
-    return open_session(TensorRt, cuda, graph, SessionInfo("tensorrt", "10.16", "cuda", ("TensorRT",)), plan, refit)
+    return open_session(
+        TensorRt, cuda, graph, SessionInfo("tensorrt", "10.16", "cuda", ("TensorRT",)), plan, refit
+    )
 
 
 def feeds(n=1, index=1, fill=1.0):
@@ -49,7 +58,12 @@ def test_runs_once_as_it_is_and_then_as_a_graph(cuda, engine, graph):
         allocation = ["cudaMalloc", "cudaMallocHost"] * 3
         assert cuda.names() == [*allocation, H2D, H2D, "execute", D2H, "cudaStreamSynchronize"]
         assert session.run(feeds(index=5))["y"][0, 0] == 7
-        capture = ["cudaStreamBeginCapture", "execute", "cudaStreamEndCapture", "cudaGraphInstantiate"]
+        capture = [
+            "cudaStreamBeginCapture",
+            "execute",
+            "cudaStreamEndCapture",
+            "cudaGraphInstantiate",
+        ]
         tail = ["cudaGraphDestroy", "cudaGraphLaunch", D2H, "cudaStreamSynchronize"]
         assert cuda.names() == [H2D, H2D, *capture, *tail]
         assert session.run(feeds(fill=2.5))["y"][0, 0] == 6
@@ -91,7 +105,9 @@ def test_values_stay_on_the_device_between_sessions(cuda, engine, graph):
     kept.close()
     kept.close()
     assert not cuda.leaks
-    with pytest.raises(EngineError, match="the value on the device was closed; encode the image again"):
+    with pytest.raises(
+        EngineError, match="the value on the device was closed; encode the image again"
+    ):
         kept.numpy()
 
 
@@ -123,7 +139,9 @@ def test_a_graph_that_cannot_be_made(cuda, engine, graph, name):
     assert not cuda.leaks
 
 
-@pytest.mark.parametrize(("name", "left"), [("cudaMalloc", 0), ("cudaMallocHost", 0), ("copy 1", 6)])
+@pytest.mark.parametrize(
+    ("name", "left"), [("cudaMalloc", 0), ("cudaMallocHost", 0), ("copy 1", 6)]
+)
 def test_failures_are_errors_in_cudas_words_and_leak_nothing(cuda, engine, graph, name, left):
     with open_it(cuda, graph) as session:
         cuda.fail[name] = 2
@@ -159,7 +177,9 @@ def test_tensorrts_own_failures(cuda, engine, graph):
 def test_shapes_beyond_the_profile_name_the_limit(cuda, engine, graph):
     with (
         open_it(cuda, graph) as session,
-        pytest.raises(EngineError, match=r"'x' is \[9, 4\], the plan takes up to \[8, 4\]; .*--max-batch"),
+        pytest.raises(
+            EngineError, match=r"'x' is \[9, 4\], the plan takes up to \[8, 4\]; .*--max-batch"
+        ),
     ):
         session.run(feeds(9))
     assert not cuda.leaks
@@ -169,7 +189,9 @@ def test_feeds_are_checked_before_anything_happens(cuda, engine, graph):
     with open_it(cuda, graph) as session:
         cuda.names()
         for run in (session.run, session.run_and_keep):
-            with pytest.raises(EngineError, match=r"input 'index' is missing; input 'x' is float64"):
+            with pytest.raises(
+                EngineError, match=r"input 'index' is missing; input 'x' is float64"
+            ):
                 run({"x": np.zeros((1, 4))})
         assert not cuda.names()
 
@@ -203,7 +225,10 @@ def test_calls_from_several_threads_take_turns(cuda, engine, graph):
 
 
 def test_a_plan_that_does_not_load_is_an_error_in_tensorrts_words(cuda, engine, graph):
-    with pytest.raises(EngineError, match=r"fusion: tensorrt 10.16 cannot load the plan: Error Code 6: the plan is of"):
+    with pytest.raises(
+        EngineError,
+        match=r"fusion: tensorrt 10.16 cannot load the plan: Error Code 6: the plan is of",
+    ):
         open_it(cuda, graph, b"bad")
     assert not cuda.calls
 
@@ -225,7 +250,9 @@ def test_rtx_makes_its_kernels_before_they_are_captured(cuda, engine, graph, mon
     open_it(cuda, graph).run(feeds())
     assert engine._configs == [None]
     strategy = type("Strategy", (), {"EAGER": "eager"})
-    monkeypatch.setattr(TensorRt, "DynamicShapesKernelSpecializationStrategy", strategy, raising=False)
+    monkeypatch.setattr(
+        TensorRt, "DynamicShapesKernelSpecializationStrategy", strategy, raising=False
+    )
     with open_it(cuda, graph) as session:
         session.run(feeds())
     assert engine._configs[1].dynamic_shapes_kernel_specialization_strategy == "eager"
@@ -266,8 +293,13 @@ def test_what_the_host_changes_travels_in_portions(cuda, maps_graph):
         cuda.names()
         kept = session.run_and_keep(maps_feeds(2), {"y": step})["y"]
         down, up = [D2H, "cudaEventRecord"], ["cudaEventSynchronize", H2D]
-        asked = [name for name in cuda.names() if "Graph" not in name and "Capture" not in name and name != "execute"]
-        # 10 maps in portions of 3, 3, 3 and 1; all are on their way before the host waits for the first
+        asked = [
+            name
+            for name in cuda.names()
+            if "Graph" not in name and "Capture" not in name and name != "execute"
+        ]
+        # 10 maps in portions of 3, 3, 3 and 1; all are on their way before the host waits for the
+        # first
         assert asked == [H2D, H2D, *down * 4, "cudaMalloc", *up * 4, *["cudaStreamSynchronize"] * 2]
         kept.close()
     assert not cuda.leaks

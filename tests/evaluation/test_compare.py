@@ -31,15 +31,29 @@ def answered(number, share, targeted=True, no_target=None):
     truth.flat[:100] = targeted
     mask.flat[: round(100 * share)] = True
     return Answered(
-        expression=f"thing {number}", kind="plain" if number % 2 else "position", targeted=targeted,
-        intersection=int((mask & truth).sum()), predicted=int(mask.sum()), truth=int(truth.sum()), no_target=no_target,
-        height=20, width=20, mask=encode_rle(mask)["counts"], truth_mask=encode_rle(truth)["counts"],
-    )  # fmt: skip
+        expression=f"thing {number}",
+        kind="plain" if number % 2 else "position",
+        targeted=targeted,
+        intersection=int((mask & truth).sum()),
+        predicted=int(mask.sum()),
+        truth=int(truth.sum()),
+        no_target=no_target,
+        height=20,
+        width=20,
+        mask=encode_rle(mask)["counts"],
+        truth_mask=encode_rle(truth)["counts"],
+    )
 
 
 def run_of(name, shares, per_image=4):
     answers = tuple(answered(i, share) for i, share in enumerate(shares))
-    return Run(name, SAMPLES, "image", tuple(f"heldout-{i // per_image}" for i in range(len(shares))), answers)
+    return Run(
+        name,
+        SAMPLES,
+        "image",
+        tuple(f"heldout-{i // per_image}" for i in range(len(shares))),
+        answers,
+    )
 
 
 def test_differences_and_their_intervals():
@@ -52,9 +66,19 @@ def test_differences_and_their_intervals():
     miou = [own["miou"] for own in found.differences]
     assert (miou[0].value, miou[0].low, miou[0].high) == (0, 0, 0)
     assert miou[1].value == pytest.approx(0.05, abs=2e-3)
-    assert miou[1].high - miou[1].low < 2e-3  # the same gain everywhere: paired draws see it exactly
+    assert (
+        miou[1].high - miou[1].low < 2e-3
+    )  # the same gain everywhere: paired draws see it exactly
     assert miou[2].low < miou[2].value < miou[2].high
-    spread = np.std([a.intersection - b.intersection for a, b in zip(noisy.answers, first.answers, strict=True)]) / 100
+    spread = (
+        np.std(
+            [
+                a.intersection - b.intersection
+                for a, b in zip(noisy.answers, first.answers, strict=True)
+            ]
+        )
+        / 100
+    )
     assert miou[2].high - miou[2].low == pytest.approx(2 * 1.96 * spread / np.sqrt(400), rel=0.15)
     assert found.scores[0]["all"]["miou"] == pytest.approx(np.mean(np.round(100 * shares) / 100))
     assert found.scores[0].keys() == {"all", "plain", "position"}
@@ -63,18 +87,26 @@ def test_differences_and_their_intervals():
 
 
 def test_images_are_drawn_whole():
-    """Expressions of an image that fail together make the interval wider than as many independent ones."""
+    """Expressions of an image that fail together make the interval wider than as many independent
+    ones.
+    """
     rng = np.random.default_rng(1)
     flags = np.repeat(rng.random(100) < 0.5, 4)
     first, other = [0.8] * 400, np.where(flags, 0.8, 0.2)
-    together = compare_runs([run_of("a", first), run_of("b", other)], "refcoco", 0.5).differences[0]["miou"]
-    alone = compare_runs([run_of("a", first, 1), run_of("b", other, 1)], "refcoco", 0.5).differences[0]["miou"]
+    together = compare_runs([run_of("a", first), run_of("b", other)], "refcoco", 0.5).differences[
+        0
+    ]["miou"]
+    alone = compare_runs(
+        [run_of("a", first, 1), run_of("b", other, 1)], "refcoco", 0.5
+    ).differences[0]["miou"]
     assert (together.high - together.low) == pytest.approx(2 * (alone.high - alone.low), rel=0.2)
 
 
 def test_other_samples_are_refused():
     a = run_of("a", [0.5] * 8)
-    with pytest.raises(RisError, match="'a' and 'b' were not asked the same: 8 and 4 expressions, 4 of them"):
+    with pytest.raises(
+        RisError, match="'a' and 'b' were not asked the same: 8 and 4 expressions, 4 of them"
+    ):
         compare_runs([a, run_of("b", [0.5] * 4)], "refcoco", 0.5)
     other = replace(a, name="c", answers=(replace(a.answers[0], truth=99), *a.answers[1:]))
     with pytest.raises(RisError, match="2 of them in one only"):
@@ -90,25 +122,41 @@ def test_the_report(tmp_path):
     assert found.worst(10) == [0, 1, 3]
     assert found.ious[1].tolist() == [0.0, 0.1, 0.7, 0.5]
     asked = []
-    files = write_report(found, tmp_path, 2, lambda name: asked.append(name) or np.zeros((40, 40, 3), np.uint8))
+    files = write_report(
+        found, tmp_path, 2, lambda name: asked.append(name) or np.zeros((40, 40, 3), np.uint8)
+    )
     page = files[0].read_text()
     assert asked == ["heldout-0", "heldout-0"]
     assert "<one>" not in page
     assert "&lt;one&gt;" in page
     assert "(refused)" in page
-    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", page)  # nothing is fetched from anywhere
+    assert not re.search(
+        r"""(src|href)\s*=\s*["'](?!data:)""", page
+    )  # nothing is fetched from anywhere
     pictures = [base64.b64decode(code) for code in re.findall(r"base64,([^\"]+)", page)]
-    assert len(pictures) == 3 + 2 * 3  # histograms, curve, scatter; truth and two masks for each case
+    assert (
+        len(pictures) == 3 + 2 * 3
+    )  # histograms, curve, scatter; truth and two masks for each case
     for picture in pictures:
         Image.open(io.BytesIO(picture)).verify()
     panels = [np.asarray(Image.open(io.BytesIO(p)).convert("RGB")) for p in pictures[3:]]
     assert not panels[2].any()  # refused: the picture alone
     assert (panels[0].max(-1) > 0).sum() == 100
     report = json.loads(files[1].read_text())
-    assert report["runs"][1]["against_first"]["giou"]["value"] == pytest.approx((0 + 0.1 + 0.7 + 0.5 - 3.0) / 4)
+    assert report["runs"][1]["against_first"]["giou"]["value"] == pytest.approx(
+        (0 + 0.1 + 0.7 + 0.5 - 3.0) / 4
+    )
     rows = list(csv.reader(files[2].open()))
-    assert rows[0] == ["image", "expression", "kind", "targeted", "iou: <one>", "iou: two", "no target: <one>",
-                       "no target: two"]  # fmt: skip
+    assert rows[0] == [
+        "image",
+        "expression",
+        "kind",
+        "targeted",
+        "iou: <one>",
+        "iou: two",
+        "no target: <one>",
+        "no target: two",
+    ]
     assert rows[1] == ["heldout-0", "thing 0", "position", "1", "0.900000", "0.000000", "", "0.9"]
     assert len(rows) == 5
 
@@ -120,7 +168,9 @@ def run(*arguments):
 
 def test_two_precisions_side_by_side(tmp_path, tiny_bundle, tiny_fp16_bundle):
     out = tmp_path / "report"
-    code, text, err = run(tiny_bundle, tiny_fp16_bundle, "--samples", 24, "--out", out, "--worst", 3)
+    code, text, err = run(
+        tiny_bundle, tiny_fp16_bundle, "--samples", 24, "--out", out, "--worst", 3
+    )
     assert code == 0, err
     assert "report.html" in text
     report = json.loads((out / "report.json").read_text())
@@ -133,7 +183,9 @@ def test_two_precisions_side_by_side(tmp_path, tiny_bundle, tiny_fp16_bundle):
     code, text, err = run(*folders, "--out", tmp_path / "second", "--json")
     assert code == 0, err
     assert json.loads(text) == report
-    assert times == [path.stat().st_mtime_ns for path in sorted(out.glob("answers/*/results.jsonl"))]
+    assert times == [
+        path.stat().st_mtime_ns for path in sorted(out.glob("answers/*/results.jsonl"))
+    ]
 
 
 def test_bad_input_is_a_sentence(tmp_path, tiny_bundle):

@@ -62,7 +62,9 @@ def test_released_by_hand():
 
 
 def test_ref_zom_by_hand():
-    """An untargeted expression is right where nothing is left of the mask, by refusal or by itself."""
+    """An untargeted expression is right where nothing is left of the mask, by refusal or by
+    itself.
+    """
     found = figures(*ROWS, (EMPTY, EMPTY, False, False)).score("ref-zom")
     assert found["acc"] == pytest.approx(2 / 3)
     assert found["miou"] == pytest.approx(1.5 / 3)
@@ -73,7 +75,8 @@ def test_edges():
     nothing = figures()
     for protocol in PROTOCOLS:
         assert nothing.score(protocol) == {"samples": 0}
-    # an empty mask of a truth that vanished when it was resized: U = 0 scores 0, as in LAVT and ReLA
+    # an empty mask of a truth that vanished when it was resized: U = 0 scores 0, as in LAVT and
+    # ReLA
     vanished = figures((EMPTY, EMPTY, False, True))
     assert vanished.score("refcoco")["miou"] == vanished.score("grefcoco")["giou"] == 0.0
     assert "oiou" not in vanished.score("refcoco")  # 0 / 0
@@ -105,7 +108,9 @@ def predictions():
         moved = centre + rng.normal(0, 3, 2)
         mask = (y - moved[0]) ** 2 + (x - moved[1]) ** 2 < (radius * rng.uniform(0.5, 1.4)) ** 2
         targeted = bool(truth.any() and rng.random() < 0.7)
-        rows.append((mask & (rng.random() > 0.05), truth & targeted, bool(rng.random() < 0.3), targeted))
+        rows.append(
+            (mask & (rng.random() > 0.05), truth & targeted, bool(rng.random() < 0.3), targeted)
+        )
     return rows
 
 
@@ -143,27 +148,49 @@ def naive(rows):
             released.append(gious[-1])
     share = {name: both / either for name, (both, either) in pixels.items()}
     accuracies = {"n_acc": sums["n"] / sums["untargeted"], "t_acc": sums["t"] / sums["targeted"]}
-    above = {k: [sum(v >= limit for v in values) / len(values) for limit in (0.5, 0.6, 0.7, 0.8, 0.9)]
-             for k, values in (("own", own), ("refusable", refusable))}  # fmt: skip
+    above = {
+        k: [sum(v >= limit for v in values) / len(values) for limit in (0.5, 0.6, 0.7, 0.8, 0.9)]
+        for k, values in (("own", own), ("refusable", refusable))
+    }
     limits = ("0.5", "0.6", "0.7", "0.8", "0.9")
     mean = lambda values: sum(values) / len(values)  # noqa: E731
     strict = {f"precision_{k}": v for k, v in zip(limits[2:], above["refusable"][2:], strict=True)}
     return {
-        "refcoco": {"miou": mean(own), "oiou": share["refcoco"],
-                    **{f"precision_{k}": v for k, v in zip(limits, above["own"], strict=True)}},
+        "refcoco": {
+            "miou": mean(own),
+            "oiou": share["refcoco"],
+            **{f"precision_{k}": v for k, v in zip(limits, above["own"], strict=True)},
+        },
         "grefcoco": {"giou": mean(gious), "ciou": share["rela"], **accuracies, **strict},
-        "grefcoco-released": {"giou": mean(released), "ciou": share["released"], **accuracies, **strict},
-        "ref-zom": {"miou": mean(refusable), "oiou": share["zom"], "acc": sums["empty"] / sums["untargeted"]},
-        "scenes": {"miou": mean(own), "precision_0.5": above["own"][0], "oiou": share["refcoco"],
-                   "giou": mean(released), "ciou": share["released"], **accuracies},
-    }  # fmt: skip
+        "grefcoco-released": {
+            "giou": mean(released),
+            "ciou": share["released"],
+            **accuracies,
+            **strict,
+        },
+        "ref-zom": {
+            "miou": mean(refusable),
+            "oiou": share["zom"],
+            "acc": sums["empty"] / sums["untargeted"],
+        },
+        "scenes": {
+            "miou": mean(own),
+            "precision_0.5": above["own"][0],
+            "oiou": share["refcoco"],
+            "giou": mean(released),
+            "ciou": share["released"],
+            **accuracies,
+        },
+    }
 
 
 def test_all_protocols_on_a_thousand_predictions(predictions):
     found, want = figures(*predictions), naive(predictions)
     assert set(want) == set(PROTOCOLS)
     for protocol, scores in want.items():
-        assert found.score(protocol) == pytest.approx({"samples": 1000} | scores, abs=1e-12), protocol
+        assert found.score(protocol) == pytest.approx({"samples": 1000} | scores, abs=1e-12), (
+            protocol
+        )
         assert list(found.score(protocol)) == list(PROTOCOLS[protocol].metrics), protocol
 
 
@@ -192,4 +219,6 @@ def test_parts_add_up(predictions):
     whole = figures(*predictions)
     part = whole.part(whole.targeted)
     assert isinstance(part, Figures)
-    assert part.score("refcoco") == whole.score("refcoco") | {"samples": float(whole.targeted.sum())}
+    assert part.score("refcoco") == whole.score("refcoco") | {
+        "samples": float(whole.targeted.sum())
+    }

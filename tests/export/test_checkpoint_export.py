@@ -23,7 +23,9 @@ def run(command, *arguments):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A checkpoint of the [CLS] variant without SAM's encoder, SAM's own file, and a BERT folder with a vocabulary."""
+    """A checkpoint of the [CLS] variant without SAM's encoder, SAM's own file, and a BERT folder
+    with a vocabulary.
+    """
     folder = tmp_path_factory.mktemp("files")
     state = tiny_state()
     save_training_checkpoint(folder / "model_final.pth", without(state, "sam.image_encoder."))
@@ -39,8 +41,17 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bundle(files, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundle") / "ris-bundle"
-    done = run(main, "--checkpoint", files / "model_final.pth", "--sam-checkpoint", files / "sam.pth",
-               "--bert", files / "bert", "--out", out)  # fmt: skip
+    done = run(
+        main,
+        "--checkpoint",
+        files / "model_final.pth",
+        "--sam-checkpoint",
+        files / "sam.pth",
+        "--bert",
+        files / "bert",
+        "--out",
+        out,
+    )
     assert done.exit_code == 0, done.output
     assert "Made from model_final.pth, cls variant." in done.output
     assert "Model: tiny, cls variant with a no-target head" in done.output
@@ -51,7 +62,10 @@ def bundle(files, tmp_path_factory):
 def test_the_manifest_says_what_it_was_made_from(files, bundle):
     source = open_bundle(bundle).manifest.source
     assert (source.kind, source.trained, source.seed) == ("checkpoint", True, None)
-    assert (source.checkpoint, source.checkpoint_sha256) == ("model_final.pth", sha256_of(files / "model_final.pth"))
+    assert (source.checkpoint, source.checkpoint_sha256) == (
+        "model_final.pth",
+        sha256_of(files / "model_final.pth"),
+    )
     [component] = source.components
     assert (component.component, component.file) == ("sam", "sam.pth")
     assert component.sha256 == sha256_of(files / "sam.pth")
@@ -79,11 +93,21 @@ def test_parity_and_bench_take_the_very_files(files, bundle):
     assert done.exit_code == 0, done.output
     assert "PyTorch eager FP32" in [one["name"] for one in json.loads(done.stdout)["alternatives"]]
     wrong = {
-        (): "give --checkpoint model_final.pth and --sam-checkpoint sam.pth, or compare with its golden",
+        (): (
+            "give --checkpoint model_final.pth and --sam-checkpoint sam.pth, or compare with its"
+            " golden"
+        ),
         tuple(given[:2]): "give --sam-checkpoint sam.pth",
-        ("--checkpoint", files / "other.pth", *given[2:]): "given as --checkpoint, is not the model_final.pth that",
-        (*given[:3], files / "other.pth"): "is a checkpoint of the whole model; expected SAM's weights",
-    }  # fmt: skip
+        (
+            "--checkpoint",
+            files / "other.pth",
+            *given[2:],
+        ): "given as --checkpoint, is not the model_final.pth that",
+        (
+            *given[:3],
+            files / "other.pth",
+        ): "is a checkpoint of the whole model; expected SAM's weights",
+    }
     for arguments, sentence in wrong.items():
         for command, flag in ((parity, "--reference"), (bench, "--pytorch")):
             done = run(command, bundle, flag, *arguments)
@@ -102,14 +126,30 @@ def test_made_up_weights_need_no_files(files, tiny_bundle):
 
 def test_a_dry_run_says_everything_and_writes_nothing(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = run(main, "--checkpoint", files / "model_final.pth", "--sam-checkpoint", files / "sam.pth",
-               "--bert", files / "bert", "--precision", "fp16", "--dry-run")  # fmt: skip
+    done = run(
+        main,
+        "--checkpoint",
+        files / "model_final.pth",
+        "--sam-checkpoint",
+        files / "sam.pth",
+        "--bert",
+        files / "bert",
+        "--precision",
+        "fp16",
+        "--dry-run",
+    )
     assert done.exit_code == 0, done.output
     for text in (
-        "model_final.pth: torch.save, 483 tensors; beside the weights, not read: optimizer, scheduler, iteration",
+        (
+            "model_final.pth: torch.save, 483 tensors; beside the weights, not read: optimizer,"
+            " scheduler, iteration"
+        ),
         "Model: tiny, cls variant with a no-target head, as the released code has it",
         "(read off the keys and shapes)",
-        "SAM 256 px, 48 wide, 3 blocks; CLIP 84 px, 64 wide, 3 blocks; BERT 48 wide, 2 layers, 320 words",
+        (
+            "SAM 256 px, 48 wide, 3 blocks; CLIP 84 px, 64 wide, 3 blocks; BERT 48 wide, 2 layers,"
+            " 320 words"
+        ),
         "SAM image encoder    51 tensors from sam.pth",
         "SAM image encoder: from sam.pth, SAM ViT (48 wide, 3 blocks); the checkpoint has none",
         "SAM mask decoder: the checkpoint's trained tensors are kept, sam.pth gives none",
@@ -125,7 +165,14 @@ def test_a_dry_run_says_everything_and_writes_nothing(files, tmp_path, monkeypat
 
 
 def test_the_plan_is_what_is_written(files, bundle):
-    given = ["--checkpoint", files / "model_final.pth", "--sam-checkpoint", files / "sam.pth", "--out", "nowhere"]
+    given = [
+        "--checkpoint",
+        files / "model_final.pth",
+        "--sam-checkpoint",
+        files / "sam.pth",
+        "--out",
+        "nowhere",
+    ]
     done = run(main, *given, "--dry-run", "--json")
     assert done.exit_code == 0
     report = json.loads(done.stdout)
@@ -136,7 +183,9 @@ def test_the_plan_is_what_is_written(files, bundle):
     assert report["files"]["parts"]["SAM image encoder"] == {"sam.pth": 51}
     for stage in report["plan"]["graphs"]:
         written = manifest.graphs[stage["stage"]].parameters
-        assert written <= stage["parameters"] * 1.75, stage  # position tables are spelled out in graphs, small ones too
+        assert written <= stage["parameters"] * 1.75, (
+            stage
+        )  # position tables are spelled out in graphs, small ones too
         assert stage["parameters"] <= written * 1.2, stage
 
 
@@ -166,7 +215,9 @@ def test_a_dry_run_of_files_that_do_not_work(files, tmp_path):
     assert report["files"]["keys"]["unexpected"] == ["strange"]
     done = run(main, "--checkpoint", tmp_path / "nosuch.pth", "--dry-run", "--json")
     assert done.exit_code == 2
-    assert json.loads(done.stdout)["plan"]["problems"] == [f"{tmp_path / 'nosuch.pth'}: no such file"]
+    assert json.loads(done.stdout)["plan"]["problems"] == [
+        f"{tmp_path / 'nosuch.pth'}: no such file"
+    ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.pth", "taken"]
 
 
@@ -179,14 +230,26 @@ def test_dry_runs_without_a_checkpoint(arguments, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [
-    (["--random-weights", "0"], "--random-weights and weight files contradict each other"),
-    (["--variant", "category"], "is the cls variant (it has a no-target head), which contradicts --variant category"),
-    (["--preset", "vitb-vitl336"], "other.pth is tiny, which contradicts --preset vitb-vitl336"),
-    (["--supplement"], "is as the released code has it, which contradicts --supplement"),
-    (["--sam-checkpoint", "other.pth"], "is a checkpoint of the whole model; expected SAM's weights"),
-    (["--checkpoint", "evil.pth"], "needs posix.system, which is more than weights"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--random-weights", "0"], "--random-weights and weight files contradict each other"),
+        (
+            ["--variant", "category"],
+            "is the cls variant (it has a no-target head), which contradicts --variant category",
+        ),
+        (
+            ["--preset", "vitb-vitl336"],
+            "other.pth is tiny, which contradicts --preset vitb-vitl336",
+        ),
+        (["--supplement"], "is as the released code has it, which contradicts --supplement"),
+        (
+            ["--sam-checkpoint", "other.pth"],
+            "is a checkpoint of the whole model; expected SAM's weights",
+        ),
+        (["--checkpoint", "evil.pth"], "needs posix.system, which is more than weights"),
+    ],
+)
 def test_one_sentence_for_each_contradiction(files, tmp_path, monkeypatch, arguments, sentence):
     monkeypatch.chdir(files)
     torch.save({"model": Payload(tmp_path / "ran")}, "evil.pth")
@@ -199,14 +262,32 @@ def test_one_sentence_for_each_contradiction(files, tmp_path, monkeypatch, argum
 
 
 def test_what_agrees_is_no_contradiction(files):
-    done = run(main, "--checkpoint", files / "category.pth", "--variant", "category", "--preset", "tiny", "--dry-run",
-               "--out", "nowhere")  # fmt: skip
+    done = run(
+        main,
+        "--checkpoint",
+        files / "category.pth",
+        "--variant",
+        "category",
+        "--preset",
+        "tiny",
+        "--dry-run",
+        "--out",
+        "nowhere",
+    )
     assert done.exit_code == 0, done.output
     assert "category variant without no-target head" in done.output
 
 
 def test_a_category_checkpoint(files, tmp_path, picture):
-    done = run(main, "--checkpoint", files / "category.pth", "--out", tmp_path / "bundle", "--precision", "fp16")
+    done = run(
+        main,
+        "--checkpoint",
+        files / "category.pth",
+        "--out",
+        tmp_path / "bundle",
+        "--precision",
+        "fp16",
+    )
     assert done.exit_code == 0, done.output
     assert "--category person" in done.output
     with load(tmp_path / "bundle") as model:

@@ -1,5 +1,5 @@
-"""A training checkpoint of the paper's size, every official key in it: loaded within its memory, exported, and run on
-another image and expression than the golden ones (docs/model.md 22).
+"""A training checkpoint of the paper's size, every official key in it: loaded within its memory,
+exported, and run on another image and expression than the golden ones (docs/model.md 22).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def peak():  # not ru_maxrss: a child begins with its parent's
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 before = peak()
 model, inspection = load_model(WeightFiles(Path(sys.argv[1])))
-total = sum(float(p.double().sum() if p.numel() < 1e6 else p.sum()) for p in model.state_dict().values())
+values = model.state_dict().values()
+total = sum(float(p.double().sum() if p.numel() < 1e6 else p.sum()) for p in values)
 sizes = [p.numel() * p.element_size() for p in model.state_dict().values()]
 print(json.dumps({"rise": peak() - before, "weights": sum(sizes), "largest": max(sizes)}))
 """
@@ -43,7 +44,9 @@ print(json.dumps({"rise": peak() - before, "weights": sum(sizes), "largest": max
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """model_final.pth, 2.4 GB, made by another process so that its tensors are not in this one's memory."""
+    """model_final.pth, 2.4 GB, made by another process so that its tensors are not in this one's
+    memory.
+    """
     path = tmp_path_factory.mktemp("trained") / "model_final.pth"
     make = [sys.executable, REPO / "tests" / "checkpoint_files.py", path, GOLDEN / "keys.json", "1"]
     subprocess.run([str(part) for part in make], check=True, timeout=600)
@@ -53,7 +56,10 @@ def checkpoint(tmp_path_factory):
 
 def measure(*paths):
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *map(str, paths)], capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", MEASURE, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     print("memory, bytes:", done.stdout.strip())
@@ -61,7 +67,9 @@ def measure(*paths):
 
 
 def test_loading_holds_one_copy_and_the_largest_tensor(checkpoint):
-    """Every weight touched; the optimiser's 300 MB and the text tower's 500 MB beside them are not."""
+    """Every weight touched; the optimiser's 300 MB and the text tower's 500 MB beside them are
+    not.
+    """
     found = measure(checkpoint)
     assert found["weights"] > 2.1e9
     assert found["rise"] <= found["weights"] + found["largest"] + 60e6, found
@@ -73,28 +81,41 @@ def test_half_precision_is_converted_a_tensor_at_a_time(checkpoint, tmp_path):
         "torch.save({k: v.half() for k, v in s.items()}, sys.argv[2])"
     )
     half = tmp_path / "half.pth"
-    subprocess.run([sys.executable, "-c", make, str(checkpoint), str(half)], check=True, timeout=600)
+    subprocess.run(
+        [sys.executable, "-c", make, str(checkpoint), str(half)], check=True, timeout=600
+    )
     found = measure(half)
     half.unlink()
     assert found["rise"] <= found["weights"] + found["largest"] + 60e6, found
 
 
 def test_the_key_report(checkpoint):
-    done = CliRunner().invoke(main, ["--checkpoint", str(checkpoint), "--dry-run", "--json", "--out", "nowhere"])
+    done = CliRunner().invoke(
+        main, ["--checkpoint", str(checkpoint), "--dry-run", "--json", "--out", "nowhere"]
+    )
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     keys = report["files"]["keys"]
     assert report["model"]["preset"] == "vitb-vitl336"
     assert (report["model"]["query"], report["model"]["no_target"]) == ("cls", "mlp")
-    assert (keys["loaded"], len(keys["dead"]), keys["missing"], keys["unexpected"]) == (1136, 155, [], [])
+    assert (keys["loaded"], len(keys["dead"]), keys["missing"], keys["unexpected"]) == (
+        1136,
+        155,
+        [],
+        [],
+    )
     assert 2e9 < report["plan"]["bundle_bytes"] < 2.4e9
 
 
 @torch.no_grad()
 def test_another_image_and_expression_than_the_golden_ones(checkpoint, tmp_path):
-    """From the file to a mask without PyTorch, against the reference's forward, in units of the logits' deviation."""
+    """From the file to a mask without PyTorch, against the reference's forward, in units of the
+    logits' deviation.
+    """
     bundle = tmp_path / "bundle"
-    done = CliRunner().invoke(main, ["--checkpoint", str(checkpoint), "--out", str(bundle), "--json"])
+    done = CliRunner().invoke(
+        main, ["--checkpoint", str(checkpoint), "--out", str(bundle), "--json"]
+    )
     assert done.exit_code == 0, done.output
     # everything so far in this process, the exporter included
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < 10e9
@@ -111,7 +132,10 @@ def test_another_image_and_expression_than_the_golden_ones(checkpoint, tmp_path)
     logits = want.mask_logits[0, 0].numpy()
     difference = np.abs(result.logits.astype(np.float64) - logits) / logits.std()
     iou = mask_iou(result.mask, mask_from_logits(logits, *image.shape[:2]))
-    print(f"mask logits: max {difference.max():.1e}, p99 {np.quantile(difference, 0.99):.1e}; mask IoU {iou:.6f}")
+    print(
+        f"mask logits: max {difference.max():.1e}, p99 {np.quantile(difference, 0.99):.1e}; mask"
+        f" IoU {iou:.6f}"
+    )
     assert difference.max() < 1e-3
     assert np.quantile(difference, 0.99) < 2e-4
     mask = mask_from_logits(logits, *image.shape[:2])

@@ -1,4 +1,6 @@
-"""`ris-export`: what it says, what it refuses, and that nothing is lost when it fails or is killed."""
+"""`ris-export`: what it says, what it refuses, and that nothing is lost when it fails or is
+killed.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def test_presets_in_the_help_are_the_real_ones():
 
 def test_the_whole_command(here):
     """From the shell: progress, what was written, parity per stage, the next commands."""
-    done = subprocess.run([COMMAND, "--preset", "tiny"], capture_output=True, text=True, timeout=600, cwd=here)
+    done = subprocess.run(
+        [COMMAND, "--preset", "tiny"], capture_output=True, text=True, timeout=600, cwd=here
+    )
     assert done.returncode == 0, done.stderr
     for stage in ("reference pass", "sam_image_encoder", "fusion", "end to end"):
         assert f"Export: {stage}" in done.stderr
@@ -53,20 +57,28 @@ def test_the_whole_command(here):
     assert names(here) == ["ris-bundle"]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--precision", "fp12"], "'fp12' is not one of 'fp32', 'bf16', 'fp16'"),
-    (["--preset", "vitb-vitl336"], "no weights for vitb-vitl336; --random-weights 0"),
-    (["--preset", "huge"], "'huge' is not one of"),
-    (["--vocabulary", "nosuch.txt"], "'nosuch.txt' does not exist"),
-    (["--vocabulary", "short.txt"], "must begin with [PAD]"),
-    (["--vocabulary", "long.txt"], "the vocabulary has 400 tokens, the model's BERT has 320"),
-    (["--out", "taken"], "taken exists and is not a bundle, so it is not overwritten"),
-    (["--out", "taken", "--force"], "taken exists and is not a bundle, so it is not overwritten"),
-    (["--out", "short.txt"], "short.txt exists and is not a folder"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "fp12"], "'fp12' is not one of 'fp32', 'bf16', 'fp16'"),
+        (["--preset", "vitb-vitl336"], "no weights for vitb-vitl336; --random-weights 0"),
+        (["--preset", "huge"], "'huge' is not one of"),
+        (["--vocabulary", "nosuch.txt"], "'nosuch.txt' does not exist"),
+        (["--vocabulary", "short.txt"], "must begin with [PAD]"),
+        (["--vocabulary", "long.txt"], "the vocabulary has 400 tokens, the model's BERT has 320"),
+        (["--out", "taken"], "taken exists and is not a bundle, so it is not overwritten"),
+        (
+            ["--out", "taken", "--force"],
+            "taken exists and is not a bundle, so it is not overwritten",
+        ),
+        (["--out", "short.txt"], "short.txt exists and is not a folder"),
+    ],
+)
 def test_one_sentence_for_each_mistake(here, arguments, message):
     Path("short.txt").write_text("a\nb\n")
-    Path("long.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(395))]))
+    Path("long.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(395))])
+    )
     Path("taken").mkdir()
     Path("taken/thesis.txt").write_text("mine")
     done = export(*(() if "--preset" in arguments else ("--preset", "tiny")), *arguments)
@@ -171,7 +183,9 @@ def test_a_kill_between_the_renames_loses_nothing(here, tiny_bundle):
 
 
 def test_the_same_model_gives_the_same_files(here, tiny_bundle):
-    """Exporting twice gives the same graphs to the byte, so an engine cache keyed by content stays valid."""
+    """Exporting twice gives the same graphs to the byte, so an engine cache keyed by content stays
+    valid.
+    """
     assert export("--preset", "tiny", "--json").exit_code == 0
     first = json.loads((tiny_bundle / "manifest.json").read_text())
     second = json.loads((here / "ris-bundle" / "manifest.json").read_text())

@@ -45,10 +45,13 @@ def test_inputs_and_outputs_are_the_manifests(bundle, stage):
 
     def described(values):
         return [
-            (v.name, kinds[v.type.tensor_type.elem_type],
-             tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim))
+            (
+                v.name,
+                kinds[v.type.tensor_type.elem_type],
+                tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim),
+            )
             for v in values
-        ]  # fmt: skip
+        ]
 
     entry = bundle.manifest.graphs[stage]
     assert described(model.input) == [(s.name, s.dtype, s.shape) for s in entry.inputs]
@@ -63,11 +66,24 @@ def test_nothing_of_the_machine_that_exported_it(bundle, stage):
 
 
 def test_traps_are_avoided(bundle):
-    """No loops, conditions or data-dependent shapes; no fused Attention; channel LayerNorm stays one operator."""
+    """No loops, conditions or data-dependent shapes; no fused Attention; channel LayerNorm stays
+    one operator.
+    """
     every = sum((operators(bundle, stage) for stage in STAGES), Counter())
-    for trap in ("Loop", "If", "Scan", "NonZero", "Attention", "ScatterND", "ScatterElements", "Where_finfo", "Tile"):
+    for trap in (
+        "Loop",
+        "If",
+        "Scan",
+        "NonZero",
+        "Attention",
+        "ScatterND",
+        "ScatterElements",
+        "Where_finfo",
+        "Tile",
+    ):
         assert not every[trap], trap
-    # blocks, two in the neck; text: embeddings and two a layer; decoder: nine in the transformer, one upscaling
+    # blocks, two in the neck; text: embeddings and two a layer; decoder: nine in the transformer,
+    # one upscaling
     assert operators(bundle, "sam_image_encoder")["LayerNormalization"] == 2 * 3 + 2
     assert operators(bundle, "mask_decoder")["LayerNormalization"] == 9 + 1
 
@@ -88,21 +104,30 @@ def test_masks_fit_into_fp16(bundle):
 
 
 def test_no_dead_weights(tiny_bundle, tiny_category_bundle):
-    """docs/model.md 17: the category variant has no DFAM and no SAM pyramid, neither has the unused CLIP path."""
+    """docs/model.md 17: the category variant has no DFAM and no SAM pyramid, neither has the unused
+    CLIP path.
+    """
 
     def weights(bundle, stage):
         return [t.name for t in graph_of(open_bundle(bundle), stage).graph.initializer]
 
     def used(bundle, stage):
-        return {name for node in graph_of(open_bundle(bundle), stage).graph.node for name in node.input}
+        return {
+            name for node in graph_of(open_bundle(bundle), stage).graph.node for name in node.input
+        }
 
     for bundle in (tiny_bundle, tiny_category_bundle):
         for stage in STAGES:
             assert not [n for n in weights(bundle, stage) if n not in used(bundle, stage)]
-    count = {b: open_bundle(b).manifest.graphs["fusion"].parameters for b in (tiny_bundle, tiny_category_bundle)}
+    count = {
+        b: open_bundle(b).manifest.graphs["fusion"].parameters
+        for b in (tiny_bundle, tiny_category_bundle)
+    }
     model_dfam = 300_000  # DFAM and SAM pyramid of the tiny preset, roughly
     assert count[tiny_bundle] - count[tiny_category_bundle] > model_dfam
-    assert not [n for n in weights(tiny_category_bundle, "fusion") if "dfam" in n or "sam_pyramid" in n]
+    assert not [
+        n for n in weights(tiny_category_bundle, "fusion") if "dfam" in n or "sam_pyramid" in n
+    ]
     assert not [n for n in weights(tiny_bundle, "fusion") if "layers2.0" in n or "layers2.1" in n]
     assert not [n for n in weights(tiny_bundle, "mask_decoder") if "iou" in n or "mlps.1" in n]
 
@@ -114,7 +139,13 @@ def test_any_batch(tiny_bundle, tiny_supplement_bundle, images, expressions):
     rng = np.random.default_rng(0)
     for path in (tiny_bundle, tiny_supplement_bundle):
         bundle = open_bundle(path)
-        for stage in ("sam_image_encoder", "clip_image_encoder", "text_encoder", "fusion", "mask_decoder"):
+        for stage in (
+            "sam_image_encoder",
+            "clip_image_encoder",
+            "text_encoder",
+            "fusion",
+            "mask_decoder",
+        ):
             graph = bundle.graph(stage)
             sizes = {"images": images, "expressions": expressions}
             feeds = {}
@@ -139,7 +170,9 @@ def test_any_batch(tiny_bundle, tiny_supplement_bundle, images, expressions):
                     last["image_index"] = np.zeros(1, np.int32)
                 alone = session.run(last)
             for name, value in together.items():
-                np.testing.assert_allclose(value[-1:], alone[name], atol=2e-4, err_msg=f"{stage}.{name}")
+                np.testing.assert_allclose(
+                    value[-1:], alone[name], atol=2e-4, err_msg=f"{stage}.{name}"
+                )
 
 
 def test_an_unknown_stage():

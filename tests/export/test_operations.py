@@ -1,4 +1,6 @@
-"""Operations are those that torch counts in the same modules, and bfloat16 bundles hold what they say."""
+"""Operations are those that torch counts in the same modules, and bfloat16 bundles hold what they
+say.
+"""
 
 from __future__ import annotations
 
@@ -52,14 +54,21 @@ def test_each_operator(tmp_path):
         helper.make_node("MatMul", ["c", "m"], ["d"]),
     ]
     graph = helper.make_graph(
-        nodes, "all", [value("x", "images", 3, 10, 10), value("g", 5, 7), value("m", 6, 9)],
+        nodes,
+        "all",
+        [value("x", "images", 3, 10, 10), value("g", 5, 7), value("m", 6, 9)],
         [value("b", "images", 4, 20, 20), value("d", 7, 9)],
-        [numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in weights.items()],
+        [
+            numpy_helper.from_array(np.zeros(shape, np.float32), name)
+            for name, shape in weights.items()
+        ],
         value_info=[value("a", "images", 8, 10, 10), value("c", 7, 6)],
-    )  # fmt: skip
+    )
     onnx.save(helper.make_model(graph), tmp_path / "all.onnx")
     image = 2 * (8 * 10 * 10 * 3 * 9 + 8 * 10 * 10 * 4 * 4)
-    assert count_operations(tmp_path / "all.onnx") == Operations(2 * (7 * 6 * 5 + 7 * 9 * 6), image, 0)
+    assert count_operations(tmp_path / "all.onnx") == Operations(
+        2 * (7 * 6 * 5 + 7 * 9 * 6), image, 0
+    )
     del graph.value_info[:]
     onnx.save(helper.make_model(graph), tmp_path / "all.onnx")
     with pytest.raises(ValueError, match="the shape of 'a', at Conv"):
@@ -67,11 +76,18 @@ def test_each_operator(tmp_path):
 
 
 def test_bfloat16_weights(tiny_bundle, tiny_bf16_bundle):
-    full, narrow = (open_bundle(bundle).graph("sam_image_encoder") for bundle in (tiny_bundle, tiny_bf16_bundle))
+    full, narrow = (
+        open_bundle(bundle).graph("sam_image_encoder") for bundle in (tiny_bundle, tiny_bf16_bundle)
+    )
     assert narrow.precision == "bf16"
-    size = [sum(file.stat().st_size for file in g.path.parent.glob("sam_image_encoder*")) for g in (full, narrow)]
+    size = [
+        sum(file.stat().st_size for file in g.path.parent.glob("sam_image_encoder*"))
+        for g in (full, narrow)
+    ]
     assert size[1] < 0.7 * size[0]
-    before, after = ({t.name: t for t in onnx.load(g.path).graph.initializer} for g in (full, narrow))
+    before, after = (
+        {t.name: t for t in onnx.load(g.path).graph.initializer} for g in (full, narrow)
+    )
     changed = {name.removesuffix(".bf16") for name in after if name.endswith(".bf16")}
     assert changed
     for name in changed:
@@ -90,9 +106,17 @@ def test_a_bfloat16_bundle(tiny_bundle, tiny_bf16_bundle):
     assert list(manifest.graphs["mask_decoder"].fp32_islands) == ["*"]
     # in the fusion it begins behind PWAM; the sparse branch does not depend on that
     kept = manifest.graphs["fusion"].fp32_islands
-    fusion = onnx.load(open_bundle(tiny_bf16_bundle).graph("fusion").path, load_external_data=False).graph
-    narrow = {node.input[0] for node in fusion.node if node.op_type == "Cast" and node.input[0].endswith(".bf16")}
-    assert {node.name for node in fusion.node if node.op_type in MULTIPLY and node.name in kept} == set(kept)
+    fusion = onnx.load(
+        open_bundle(tiny_bf16_bundle).graph("fusion").path, load_external_data=False
+    ).graph
+    narrow = {
+        node.input[0]
+        for node in fusion.node
+        if node.op_type == "Cast" and node.input[0].endswith(".bf16")
+    }
+    assert {
+        node.name for node in fusion.node if node.op_type in MULTIPLY and node.name in kept
+    } == set(kept)
     assert len(kept) >= 8
     assert not any(name.startswith(("pwam.", "sparse.")) for name in narrow)
     assert sum(name.startswith("pyramid.") for name in narrow) == 7
@@ -112,10 +136,15 @@ def test_a_bfloat16_bundle(tiny_bundle, tiny_bf16_bundle):
 
 def test_one_weight_used_twice_is_widened_once(tmp_path):
     weight = numpy_helper.from_array(np.full((4, 4), 1.001, np.float32), "w")
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["y"]),
+    ]
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (4, 4)) for name in "xy"]
     path = tmp_path / "a.onnx"
-    onnx.save(helper.make_model(helper.make_graph(nodes, "a", values[:1], values[1:], [weight])), path)
+    onnx.save(
+        helper.make_model(helper.make_graph(nodes, "a", values[:1], values[1:], [weight])), path
+    )
     convert_to_bf16(path)
     assert [n.op_type for n in onnx.load(path).graph.node] == ["Cast", "MatMul", "MatMul"]
 
@@ -131,4 +160,9 @@ def test_it_runs_in_bfloat16_on_openvino(tiny_bf16_bundle, tmp_path, monkeypatch
         assert session.info.precision == ("bf16" if there else "fp32")
         golden = load_golden(bundle)
         got = session.run(graph_feeds(graph, golden))["clip_tokens"]
-        assert np.sqrt(((got - golden["clip_tokens"]) ** 2).mean() / (golden["clip_tokens"] ** 2).mean()) < 2e-2
+        assert (
+            np.sqrt(
+                ((got - golden["clip_tokens"]) ** 2).mean() / (golden["clip_tokens"] ** 2).mean()
+            )
+            < 2e-2
+        )

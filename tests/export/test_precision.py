@@ -1,4 +1,6 @@
-"""FP16 is in the graph: weights and arithmetic are half, inputs, outputs and named islands are not."""
+"""FP16 is in the graph: weights and arithmetic are half, inputs, outputs and named islands are
+not.
+"""
 
 from __future__ import annotations
 
@@ -57,9 +59,17 @@ def test_islands_are_named_with_their_reason(half):
     assert any("instance norm" in reason for reason in entries["fusion"].fp32_islands.values())
     assert any("group norm" in reason for reason in entries["fusion"].fp32_islands.values())
     # two residual sums a block
-    for stage, blocks in (("sam_image_encoder", PRESETS["tiny"].sam.depth), ("clip_image_encoder", 3)):
-        assert sum(reason == RESIDUAL for reason in entries[stage].fp32_islands.values()) == 2 * blocks
-    assert sum(reason == QUICK_GELU for reason in entries["clip_image_encoder"].fp32_islands.values()) == 3 * 3
+    for stage, blocks in (
+        ("sam_image_encoder", PRESETS["tiny"].sam.depth),
+        ("clip_image_encoder", 3),
+    ):
+        assert (
+            sum(reason == RESIDUAL for reason in entries[stage].fp32_islands.values()) == 2 * blocks
+        )
+    assert (
+        sum(reason == QUICK_GELU for reason in entries["clip_image_encoder"].fp32_islands.values())
+        == 3 * 3
+    )
     for stage in HALF:
         model = onnx.load(half.graph(stage).path, load_external_data=False)
         names = {node.name: node for node in model.graph.node}
@@ -67,7 +77,9 @@ def test_islands_are_named_with_their_reason(half):
         assert set(entries[stage].fp32_islands) <= set(names)
         for name in entries[stage].fp32_islands:
             node = names[name]
-            assert TensorProto.FLOAT16 not in [kinds.get(i) for i in node.input], f"{stage}: {name} is not FP32"
+            assert TensorProto.FLOAT16 not in [kinds.get(i) for i in node.input], (
+                f"{stage}: {name} is not FP32"
+            )
 
 
 def test_what_lies_at_the_graphs_ends_is_never_half(half):
@@ -83,13 +95,21 @@ def test_what_lies_at_the_graphs_ends_is_never_half(half):
         kinds = types(model)
         names = _on_the_way(model.graph, first, last)
         assert len(names) > 2, (stage, first, last)
-        assert not [name for name in names if kinds.get(name) == TensorProto.FLOAT16], (stage, first, last)
+        assert not [name for name in names if kinds.get(name) == TensorProto.FLOAT16], (
+            stage,
+            first,
+            last,
+        )
     reasons = half.manifest.graphs["fusion"].fp32_islands.values()
-    assert BETWEEN in reasons  # PWAM's product with the attended words, which no module's path names
+    assert (
+        BETWEEN in reasons
+    )  # PWAM's product with the attended words, which no module's path names
 
 
 def _on_the_way(graph, first, last):
-    """The values made from `first` that `last` is made from; of weights: from where, and up to where, they are used."""
+    """The values made from `first` that `last` is made from; of weights: from where, and up to
+    where, they are used.
+    """
     after, before = {first}, {last}
     for node in graph.node:
         if not after.isdisjoint(node.input):
@@ -105,7 +125,9 @@ def _on_the_way(graph, first, last):
 def test_no_cast_is_left_that_nothing_reads(half):
     for stage in HALF:
         graph = onnx.load(half.graph(stage).path, load_external_data=False).graph
-        read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+        read = {name for node in graph.node for name in node.input} | {
+            value.name for value in graph.output
+        }
         assert not [n.name for n in graph.node if n.op_type == "Cast" and n.output[0] not in read]
 
 
@@ -115,9 +137,15 @@ def test_an_island_reads_what_was_never_rounded(half):
         graph = onnx.load(half.graph(stage).path, load_external_data=False).graph
         made = {name: node for node in graph.node for name in node.output}
         for node in graph.node:
-            if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT and node.input[0] in made:
+            if (
+                node.op_type == "Cast"
+                and node.attribute[0].i == TensorProto.FLOAT
+                and node.input[0] in made
+            ):
                 before = made[node.input[0]]
-                assert not (before.op_type == "Cast" and before.attribute[0].i == TensorProto.FLOAT16), node.name
+                assert not (
+                    before.op_type == "Cast" and before.attribute[0].i == TensorProto.FLOAT16
+                ), node.name
 
 
 def test_little_more_than_half_the_size(half, tiny_bundle):
@@ -132,7 +160,10 @@ def test_little_more_than_half_the_size(half, tiny_bundle):
 def test_masks_agree_with_fp32(tiny_fp16_bundle, tiny_bundle):
     golden = load_golden(open_bundle(tiny_bundle))
     expressions = [str(e) for e in golden["expressions"]]
-    with load(tiny_fp16_bundle, engine="onnxruntime") as a, load(tiny_bundle, engine="onnxruntime") as b:
+    with (
+        load(tiny_fp16_bundle, engine="onnxruntime") as a,
+        load(tiny_bundle, engine="onnxruntime") as b,
+    ):
         for got, want in zip(
             a.encode_image(golden["rgb"]).segment_many(expressions),
             b.encode_image(golden["rgb"]).segment_many(expressions),

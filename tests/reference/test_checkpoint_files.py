@@ -1,4 +1,6 @@
-"""Weight files: every format opens without running anything; every damaged one gives one clear sentence."""
+"""Weight files: every format opens without running anything; every damaged one gives one clear
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,7 @@ def test_strided_and_shared_tensors(tmp_path):
         torch.testing.assert_close(read, want.contiguous())
 
 
-# --- damaged ----------------------------------------------------------------------------------------------------
+# --- damaged ---
 
 
 def truncated(path, state, writer):
@@ -118,32 +120,63 @@ def damaged_files(folder, state):
         "missing": (lambda path: None, "no such file"),
         "folder": (lambda path: path.mkdir(), "is a folder; give the weight file in it"),
         "empty": (text(b""), "is empty; download or copy it again"),
-        "pointer": (text(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"), "is a git-lfs pointer"),
+        "pointer": (
+            text(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"),
+            "is a git-lfs pointer",
+        ),
         "page": (text(b"<!DOCTYPE html><html>not found"), "is no weight file but a web page"),
         "text": (text(b"weights, please"), "is no weight file but something else"),
         "zip": (archive, "is a zip archive without weights"),
-        "npz": (lambda path: np.savez(path.open("wb"), a=np.zeros(3)), "is a zip archive without weights"),
-        "numpy pickle": (text(pickle.dumps({"model": {"a": np.zeros(3)}})), "nothing of it was run"),
+        "npz": (
+            lambda path: np.savez(path.open("wb"), a=np.zeros(3)),
+            "is a zip archive without weights",
+        ),
+        "numpy pickle": (
+            text(pickle.dumps({"model": {"a": np.zeros(3)}})),
+            "nothing of it was run",
+        ),
         "list": (pickled([torch.zeros(3)]), "holds a list; expected a state dict"),
         "no tensors": (pickled({"model": {"a": 3}}), "holds no tensors"),
-        "code": (pickled({"model": state, "x": Payload(folder / "ran")}), "is a pickle that needs posix.system"),
-        "old code": (
-            pickled({"model": state, "x": Payload(folder / "ran")}, _use_new_zipfile_serialization=False),
+        "code": (
+            pickled({"model": state, "x": Payload(folder / "ran")}),
             "is a pickle that needs posix.system",
         ),
-        "plain pickle code": (text(pickle.dumps(Payload(folder / "ran"), protocol=2)), "nothing of it was run"),
-        "plain pickle code, new": (text(pickle.dumps(Payload(folder / "ran"))), "nothing of it was run"),
-        "module": (pickled({"model": torch.nn.Linear(3, 3)}), "needs torch.nn.modules.linear.Linear"),
-        "truncated": (lambda path: truncated(path, state, lambda p, s: torch.save(s, p)), "is truncated or damaged"),
+        "old code": (
+            pickled(
+                {"model": state, "x": Payload(folder / "ran")}, _use_new_zipfile_serialization=False
+            ),
+            "is a pickle that needs posix.system",
+        ),
+        "plain pickle code": (
+            text(pickle.dumps(Payload(folder / "ran"), protocol=2)),
+            "nothing of it was run",
+        ),
+        "plain pickle code, new": (
+            text(pickle.dumps(Payload(folder / "ran"))),
+            "nothing of it was run",
+        ),
+        "module": (
+            pickled({"model": torch.nn.Linear(3, 3)}),
+            "needs torch.nn.modules.linear.Linear",
+        ),
+        "truncated": (
+            lambda path: truncated(path, state, lambda p, s: torch.save(s, p)),
+            "is truncated or damaged",
+        ),
         "truncated old": (
-            lambda path: truncated(path, state, lambda p, s: torch.save(s, p, _use_new_zipfile_serialization=False)),
+            lambda path: truncated(
+                path, state, lambda p, s: torch.save(s, p, _use_new_zipfile_serialization=False)
+            ),
             "is truncated or damaged",
         ),
         "truncated.safetensors": (
             lambda path: truncated(path, state, lambda p, s: save_file(s, p)),
             "is a truncated or damaged safetensors file of",
         ),
-        "header.safetensors": (text(b"\xff" * 100), "is a truncated or damaged safetensors file of 100 bytes"),
+        "header.safetensors": (
+            text(b"\xff" * 100),
+            "is a truncated or damaged safetensors file of 100 bytes",
+        ),
         "sparse": (pickled({"a": torch.eye(3).to_sparse()}), "a is sparse or quantised"),
         "config": (
             pickled({"model": state, "ris_config": {"colour": 1}}),
@@ -153,7 +186,10 @@ def damaged_files(folder, state):
             pickled({"model": state, "ris_config": TINY.to_dict() | {"query": "colour"}}),
             "query is 'colour', not one of category, cls",
         ),
-        "config kind": (pickled({"model": state, "ris_config": 3}), "its entry ris_config is a int; expected a dict"),
+        "config kind": (
+            pickled({"model": state, "ris_config": 3}),
+            "its entry ris_config is a int; expected a dict",
+        ),
         "config json.safetensors": (
             lambda path: save_file(state, path, {"ris_config": "{"}),
             "its metadata entry ris_config is not JSON",
@@ -191,10 +227,16 @@ def torchscript_with(path, pickled, **records):
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (b"cposix\nsystem\n(X\x09\x00\x00\x00touch rantR.", "needs posix.system, which is more than weights"),
+        (
+            b"cposix\nsystem\n(X\x09\x00\x00\x00touch rantR.",
+            "needs posix.system, which is more than weights",
+        ),
         (b"cbuiltins\neval\n(X\x04\x00\x00\x001+1itR.", "needs builtins.eval"),
         (b"ctorch\nload\n)R.", "needs torch.load"),
-        (b"ctorch.jit._pickle\nbuild_tensor_from_id\n)R.", "needs torch.jit._pickle.build_tensor_from_id"),
+        (
+            b"ctorch.jit._pickle\nbuild_tensor_from_id\n)R.",
+            "needs torch.jit._pickle.build_tensor_from_id",
+        ),
         (b"garbage", "is a damaged TorchScript archive"),
         (b"", "is a damaged TorchScript archive"),
     ],
@@ -207,8 +249,10 @@ def test_a_torchscript_archive_is_only_read(tmp_path, monkeypatch, data, sentenc
     assert [p.name for p in tmp_path.iterdir()] == ["clip.pt"]
 
 
-@pytest.mark.parametrize(("offset", "shape", "stride"), [(0, (5,), (1,)), (3, (4,), (1,)), (-1, (1,), (1,)),
-                                                         (0, (2,), (-1,)), (0, (4,), (2,))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("offset", "shape", "stride"),
+    [(0, (5,), (1,)), (3, (4,), (1,)), (-1, (1,), (1,)), (0, (2,), (-1,)), (0, (4,), (2,))],
+)
 def test_a_torchscript_tensor_stays_in_its_record(tmp_path, offset, shape, stride):
     data = (
         b"\x80\x02c__torch__\nM\n)\x81}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n("
@@ -222,7 +266,9 @@ def test_a_torchscript_tensor_stays_in_its_record(tmp_path, offset, shape, strid
 
 
 def test_carried_configuration_wins(tmp_path, state):
-    """Heads cannot be seen in the weights; a checkpoint that carries its configuration says them."""
+    """Heads cannot be seen in the weights; a checkpoint that carries its configuration says
+    them.
+    """
     config = replace(TINY, preset="mine", heads=4, deformable_points=8)
     torch.save({"model": state, "ris_config": config.to_dict()}, tmp_path / "a.pth")
     model, inspection = load_model(WeightFiles(tmp_path / "a.pth"))

@@ -35,7 +35,9 @@ def shapes_of(state):
 def test_the_configuration_is_read_off_the_shapes(preset, variant):
     config = VARIANTS[variant](PRESETS[preset])
     assert derive_config(shapes_of(empty_model(config).state_dict())) == config
-    assert derive_config(shapes_of(empty_model(config, clip_text_tower=True).state_dict())) == config
+    assert (
+        derive_config(shapes_of(empty_model(config, clip_text_tower=True).state_dict())) == config
+    )
 
 
 def test_sizes_of_no_preset():
@@ -45,45 +47,70 @@ def test_sizes_of_no_preset():
         sam=SamConfig(image_size=512, width=192, depth=2, heads=6, window=7, global_blocks=(0,)),
         clip=ClipConfig(image_size=224, patch_size=16, width=512, layers=3, heads=8, embed_dim=512),
         bert=BertSpec(vocab_size=1000, width=128, layers=1, heads=2, mlp_width=200, positions=40),
-        prompt_width=128, pyramid_width=64, deformable_layers=1, deformable_points=2, ffn_width=96, dfam_queries=7,
-        decoder_mlp_width=80, categories=12,
-    )  # fmt: skip
+        prompt_width=128,
+        pyramid_width=64,
+        deformable_layers=1,
+        deformable_points=2,
+        ffn_width=96,
+        dfam_queries=7,
+        decoder_mlp_width=80,
+        categories=12,
+    )
     assert derive_config(shapes_of(empty_model(config).state_dict())) == config
 
 
 def test_a_lost_block_is_missing_and_no_smaller_model():
-    for prefix in ("sam.image_encoder.blocks.11.", "clip_dense.clip_model.visual.transformer.resblocks.23.",
-                   "text_encoder.encoder.layer.11.", "clip_pixel_decoder.transformer.encoder.layers.5."):  # fmt: skip
+    for prefix in (
+        "sam.image_encoder.blocks.11.",
+        "clip_dense.clip_model.visual.transformer.resblocks.23.",
+        "text_encoder.encoder.layer.11.",
+        "clip_pixel_decoder.transformer.encoder.layers.5.",
+    ):
         state = without(empty_model(FULL).state_dict(), prefix)
         assert derive_config(shapes_of(state)) == FULL
 
 
 def test_heads_that_cannot_be_told(tmp_path):
     state = tiny_state()
-    state = {k: (v[..., :30] if "text_encoder.embeddings.word" in k else v) for k, v in state.items()}
-    with pytest.raises(CheckpointError, match="BERT is 30 wide: the number of attention heads cannot be told"):
+    state = {k: v[..., :30] if "text_encoder.embeddings.word" in k else v for k, v in state.items()}
+    with pytest.raises(
+        CheckpointError, match="BERT is 30 wide: the number of attention heads cannot be told"
+    ):
         inspect(WeightFiles(save_training_checkpoint(tmp_path / "a.pth", state)))
 
 
 @pytest.mark.parametrize("variant", ["cls", "category"])
 def test_dead_keys_are_those_of_the_model_page(golden_keys, variant):
-    """Loaded, idle and dead keys together are the official checkpoint's, each where keys.json has it."""
+    """Loaded, idle and dead keys together are the official checkpoint's, each where keys.json has
+    it.
+    """
     config = VARIANTS[variant](FULL)
     entries = {
         key: Entry(tuple(entry["shape"]), torch.float32, "model_final.pth", (), False)
         for key, entry in golden_keys.items()
         if entry[variant] != "absent"
     }
-    entries["text_encoder.embeddings.position_ids"] = Entry((1, 512), torch.int64, "model_final.pth", (), False)
+    entries["text_encoder.embeddings.position_ids"] = Entry(
+        (1, 512), torch.int64, "model_final.pth", (), False
+    )
     wanted = shapes_of(empty_model(config).state_dict())
     report = compare_keys(entries, wanted, config)
     assert report.fits, report.problems()
     assert not report.absent
-    assert len(report.loaded) + len(report.dead) == len(entries) == (1291 if variant == "cls" else 1286)
+    assert (
+        len(report.loaded) + len(report.dead)
+        == len(entries)
+        == (1291 if variant == "cls" else 1286)
+    )
     used = {key for key, entry in golden_keys.items() if entry[variant] not in ("-", "absent")}
     assert {key for key in wanted if not is_idle(key, config)} == used
     by_module = report.dead_by_module()
-    assert by_module == {"CLIP text tower": 150, "training loss": 2, "BERT": 1, "other": 2 if variant == "cls" else 1}
+    assert by_module == {
+        "CLIP text tower": 150,
+        "training loss": 2,
+        "BERT": 1,
+        "other": 2 if variant == "cls" else 1,
+    }
 
 
 def test_every_dead_key_may_be_absent(tmp_path):
@@ -110,7 +137,10 @@ def test_every_dead_key_may_be_absent(tmp_path):
 
 def test_everything_wrong_is_said_at_once(tmp_path):
     state = tiny_state()
-    renamed = {key.replace("backbone_clip.simfp_3.0.", "backbone_clip.simpf_3.0."): v for key, v in state.items()}
+    renamed = {
+        key.replace("backbone_clip.simfp_3.0.", "backbone_clip.simpf_3.0."): v
+        for key, v in state.items()
+    }
     renamed = without(renamed, "text_encoder.encoder.layer.1.", "sam.mask_decoder.iou_token")
     renamed["lang_mlp.weight"] = renamed["lang_mlp.weight"][:3]
     renamed["clip_mlpl.bias"] = renamed["clip_mlpl.bias"].int()
@@ -119,10 +149,19 @@ def test_everything_wrong_is_said_at_once(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         load_model(WeightFiles(path))
     first, *lines = str(caught.value).split("\n")
-    assert first == f"{path} does not make a tiny model: keys 20 missing, 4 unexpected, 2 of another shape"
+    assert (
+        first
+        == f"{path} does not make a tiny model: keys 20 missing, 4 unexpected, 2 of another shape"
+    )
     assert "  SAM mask decoder: 1 missing: sam.mask_decoder.iou_token.weight" in lines
-    assert "  text projection: 1 of another shape: lang_mlp.weight is [3, 48], expected [64, 48]" in lines
-    assert "  category projection: 1 of another shape: clip_mlpl.bias is [64] int32, expected [64]" in lines
+    assert (
+        "  text projection: 1 of another shape: lang_mlp.weight is [3, 48], expected [64, 48]"
+        in lines
+    )
+    assert (
+        "  category projection: 1 of another shape: clip_mlpl.bias is [64] int32, expected [64]"
+        in lines
+    )
     [bert] = [line for line in lines if line.startswith("  BERT: 16 missing")]
     assert bert.endswith(", and 13 more")
     [pyramid] = [line for line in lines if line.startswith("  CLIP pyramid: 3 missing")]

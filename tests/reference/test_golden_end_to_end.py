@@ -1,4 +1,6 @@
-"""The full-size model against the end-to-end golden files, every stage, both variants (docs/model.md 21 and 22)."""
+"""The full-size model against the end-to-end golden files, every stage, both variants
+(docs/model.md 21 and 22).
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,24 @@ from golden import inputs
 from ris.reference.model import empty_model
 from ris.reference.preprocess import prepare_image, resize_logits, resize_to_square
 
-# stage -> (what to accept of the maximum, of the 99th percentile), in standard deviations of the stage
-AMPLIFIED = (1e-3, 2e-4)  # behind PWAM's instance norms, which amplify the rounding of the bicubic CLIP resize
+# stage -> (what to accept of the maximum, of the 99th percentile), in standard deviations of the
+# stage
+AMPLIFIED = (
+    1e-3,
+    2e-4,
+)  # behind PWAM's instance norms, which amplify the rounding of the bicubic CLIP resize
 PLAIN = (1e-4, 1e-4)
-MASKED = (np.inf, 1e-3)  # behind DFAM's thresholded masks: a logit near zero may fall on the other side
+MASKED = (
+    np.inf,
+    1e-3,
+)  # behind DFAM's thresholded masks: a logit near zero may fall on the other side
 
 
 @pytest.fixture(scope="module")
 def encoded(full_size_model):
-    """The image stages and the encoders' inner states, computed once: both variants share these weights."""
+    """The image stages and the encoders' inner states, computed once: both variants share these
+    weights.
+    """
     model = full_size_model
     image = inputs.image(0)
     seen: dict[str, torch.Tensor] = {}
@@ -35,7 +46,10 @@ def encoded(full_size_model):
         model.sam.image_encoder.patch_embed.register_forward_hook(keep("debug_sam_patch_embed")),
         *(blocks[i].register_forward_hook(keep(f"debug_sam_block_{i}")) for i in (0, 2, 11)),
         visual.ln_pre.register_forward_hook(keep("debug_clip_ln_pre")),
-        *(visual.transformer.resblocks[i].register_forward_hook(keep(f"debug_clip_block_{i}")) for i in (0, 11, 23)),
+        *(
+            visual.transformer.resblocks[i].register_forward_hook(keep(f"debug_clip_block_{i}"))
+            for i in (0, 11, 23)
+        ),
     ]
     sam_input, clip_input = prepare_image(image, model.config)
     seen["sam_input"], seen["clip_input"] = sam_input[0], clip_input
@@ -68,7 +82,9 @@ def test_every_stage(variant, encoded, full_size_model):
     if variant == "refcoco":
         model = empty_model(model.config.with_category_query())
         wanted = model.state_dict().keys()
-        model.load_state_dict({k: v for k, v in full_size_model.state_dict().items() if k in wanted}, assign=True)
+        model.load_state_dict(
+            {k: v for k, v in full_size_model.state_dict().items() if k in wanted}, assign=True
+        )
     equal("image_crc32", zlib.crc32(inputs.image(0).tobytes()))
     equal("resized_crc32", zlib.crc32(encoded["resized"].numpy().tobytes()))
     equal("category", "person" if variant == "refcoco" else "")
@@ -80,18 +96,28 @@ def test_every_stage(variant, encoded, full_size_model):
     check("resized", encoded["resized"], (0, 0))
     check("sam_input", encoded["sam_input"], (1e-6, 1e-6))
     check("clip_input", encoded["clip_input"], (3e-4, 3e-5))
-    for name in [n for n in encoded if n.startswith("debug_")] + ["sam_embedding", "clip_last_block"]:
+    for name in [n for n in encoded if n.startswith("debug_")] + [
+        "sam_embedding",
+        "clip_last_block",
+    ]:
         check(name, encoded[name], PLAIN)
 
     bert: dict[str, torch.Tensor] = {}
     hooks = [
-        model.text_encoder.embeddings.register_forward_hook(lambda m, i, o: bert.update(embeddings=o)),
+        model.text_encoder.embeddings.register_forward_hook(
+            lambda m, i, o: bert.update(embeddings=o)
+        ),
         model.text_encoder.encoder.layer[0].register_forward_hook(
             lambda m, i, o: bert.update(layer_0=o[0] if isinstance(o, tuple) else o)
         ),
     ]
     with torch.no_grad():
-        out = model.ask(encoded["sam_embedding"], encoded["clip_tokens"], torch.from_numpy(ids), torch.tensor([0]))
+        out = model.ask(
+            encoded["sam_embedding"],
+            encoded["clip_tokens"],
+            torch.from_numpy(ids),
+            torch.tensor([0]),
+        )
     for hook in hooks:
         hook.remove()
     check("debug_bert_embeddings", bert["embeddings"], PLAIN)
@@ -130,7 +156,9 @@ def test_every_stage(variant, encoded, full_size_model):
         scale = inputs.compare(golden, "nt_logits", out.no_target_logits.numpy())["scale"]
         check("nt_logits", out.no_target_logits, (5e-4 / scale, np.inf))
         check("nt_sigmoid", out.no_target_logits.sigmoid()[0], (np.inf, np.inf))
-        np.testing.assert_allclose(golden["nt_sigmoid"], out.no_target_logits.sigmoid()[0], atol=5e-4)
+        np.testing.assert_allclose(
+            golden["nt_sigmoid"], out.no_target_logits.sigmoid()[0], atol=5e-4
+        )
         equal("nt_class", int(out.no_target_logits.argmax()))
     assert not failures, "\n".join(failures)
     assert not left, f"arrays that no assertion looked at: {sorted(left)}"

@@ -1,4 +1,6 @@
-"""Each module on its own against the golden files (docs/model.md 21), within the tolerances of docs/model.md 22."""
+"""Each module on its own against the golden files (docs/model.md 21), within the tolerances of
+docs/model.md 22.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ def tensor(name: str, shape: tuple[int, ...], scale: float = 1.0) -> torch.Tenso
 
 def filled(module: torch.nn.Module, prefix: str) -> torch.nn.Module:
     """The module with the golden weights of the keys below `prefix`."""
-    state = {k: torch.from_numpy(np.array(make_tensor(prefix + k, v.shape))) for k, v in module.state_dict().items()}
+    state = {
+        k: torch.from_numpy(np.array(make_tensor(prefix + k, v.shape)))
+        for k, v in module.state_dict().items()
+    }
     module.load_state_dict(state)
     return module.eval().requires_grad_(False)
 
@@ -50,7 +55,9 @@ class Golden:
 def golden(request):
     file = Golden(request.param)
     yield file
-    assert not file.left, f"arrays of {request.param} that no assertion looked at: {sorted(file.left)}"
+    assert not file.left, (
+        f"arrays of {request.param} that no assertion looked at: {sorted(file.left)}"
+    )
 
 
 def golden_file(name: str):
@@ -75,7 +82,9 @@ def test_clip_pyramid(golden):
     from ris.reference.pyramid import ClipPyramid
 
     pyramid = filled(ClipPyramid(256, 768), "backbone_clip.")
-    for name, level in zip(("p2", "p3", "p4"), pyramid(tensor("clip_pyramid.in", (1, 256, 24, 24))), strict=True):
+    for name, level in zip(
+        ("p2", "p3", "p4"), pyramid(tensor("clip_pyramid.in", (1, 256, 24, 24))), strict=True
+    ):
         golden.check(name, level)
 
 
@@ -84,7 +93,9 @@ def test_sam_pyramid(golden):
     from ris.reference.pyramid import SamPyramid
 
     pyramid = filled(SamPyramid(256), "backbone_sam.")
-    for name, level in zip(("p4", "p5", "p6"), pyramid(tensor("sam_pyramid.in", (1, 256, 64, 64))), strict=True):
+    for name, level in zip(
+        ("p4", "p5", "p6"), pyramid(tensor("sam_pyramid.in", (1, 256, 64, 64))), strict=True
+    ):
         golden.check(name, level)
 
 
@@ -93,7 +104,9 @@ def test_sam_pyramid(golden):
 def test_pixel_decoder(golden, sampling):
     from ris.reference.pixel_decoder import PixelDecoder
 
-    decoder = filled(PixelDecoder(768, 256, 8, 6, 4, 1024, clip_grid_only=False), "clip_pixel_decoder.")
+    decoder = filled(
+        PixelDecoder(768, 256, 8, 6, 4, 1024, clip_grid_only=False), "clip_pixel_decoder."
+    )
     decoder.set_sampling(sampling)
     p2, p3, p4 = (tensor(f"pixel.p{i}", (1, 768, s, s)) for i, s in ((2, 48), (3, 24), (4, 12)))
     seen = {}
@@ -110,7 +123,9 @@ def test_pixel_decoder(golden, sampling):
     golden.check("encoder_layer_0_attention", seen["attention"], 2e-4)
     golden.check("encoder_layer_0", seen["first"], 2e-4)
     golden.check("encoder_layer_5", seen["last"], 2e-4)
-    for name, feature in zip(("fpn_p4", "fpn_p3", "fpn_p2"), decoder.fpn(maps[-1], p2, p3, p4), strict=True):
+    for name, feature in zip(
+        ("fpn_p4", "fpn_p3", "fpn_p2"), decoder.fpn(maps[-1], p2, p3, p4), strict=True
+    ):
         golden.check(name, feature, 2e-4)
     golden.check("mask_features", mask_features, 2e-4)
     pruned, finest = decoder(p2, p3, p4, finest_only=True)
@@ -165,14 +180,21 @@ def test_dfam(golden):
 
 @golden_file("module_text_projection")
 def test_text_projection(golden):
-    golden.check("projected", filled(torch.nn.Linear(768, 256), "lang_mlp.")(tensor("text.bert", (1, 35, 768))))
+    golden.check(
+        "projected",
+        filled(torch.nn.Linear(768, 256), "lang_mlp.")(tensor("text.bert", (1, 35, 768))),
+    )
 
 
 @golden_file("module_prompt_encoder")
 def test_prompt_encoder(golden, full_size_model):
-    golden.check("dense_embedding", full_size_model.dense_embedding(tensor("prompt.dense", (1, 256, 48, 48))))
+    golden.check(
+        "dense_embedding", full_size_model.dense_embedding(tensor("prompt.dense", (1, 256, 48, 48)))
+    )
     golden.check("dense_pe", full_size_model.sam.prompt_encoder.get_dense_pe())
-    golden.check("sparse_embedding", tensor("prompt.sparse", (1, 1, 256)))  # the token passes through unchanged
+    golden.check(
+        "sparse_embedding", tensor("prompt.sparse", (1, 1, 256))
+    )  # the token passes through unchanged
 
 
 @golden_file("module_mask_decoder")
@@ -181,7 +203,9 @@ def test_mask_decoder(golden):
     filled(sam.prompt_encoder, "sam.prompt_encoder.")
     filled(sam.mask_decoder, "sam.mask_decoder.")
     seen = {}
-    sam.mask_decoder.transformer.register_forward_hook(lambda m, i, o: seen.update(tokens=o[0], image=o[1]))
+    sam.mask_decoder.transformer.register_forward_hook(
+        lambda m, i, o: seen.update(tokens=o[0], image=o[1])
+    )
     sam.mask_decoder.output_upscaling.register_forward_hook(lambda m, i, o: seen.update(upscaled=o))
     logits, _ = sam.mask_decoder(
         image_embeddings=tensor("maskdec.image", (1, 256, 64, 64)),
@@ -211,7 +235,8 @@ def test_category_text(golden):
     clip = build_clip(CONFIG.clip)
     text_keys = {k: v for k, v in clip.state_dict().items() if not k.startswith("visual.")}
     state = {
-        k: torch.from_numpy(np.array(make_tensor(f"clip_dense.clip_model.{k}", v.shape))) for k, v in text_keys.items()
+        k: torch.from_numpy(np.array(make_tensor(f"clip_dense.clip_model.{k}", v.shape)))
+        for k, v in text_keys.items()
     }
     clip.load_state_dict(state, strict=False)
     with torch.no_grad():

@@ -37,9 +37,16 @@ def test_the_weight_rule_knows_every_key(golden_keys):
 def test_state_dict_keys_are_the_checkpoints(golden_keys, query):
     """Every key and shape of an official checkpoint, but for four buffers of the training loss."""
     config = FULL if query == "cls" else FULL.with_category_query()
-    ours = {k: list(v.shape) for k, v in empty_model(config, clip_text_tower=True).state_dict().items()}
+    ours = {
+        k: list(v.shape) for k, v in empty_model(config, clip_text_tower=True).state_dict().items()
+    }
     theirs = {k: e["shape"] for k, e in golden_keys.items() if e[query] != "absent"}
-    unused = {"nt_weight", "empty_sparse_emb", "criterion.empty_weight", "criterion.additional_weight"}
+    unused = {
+        "nt_weight",
+        "empty_sparse_emb",
+        "criterion.empty_weight",
+        "criterion.additional_weight",
+    }
     assert set(theirs) - set(ours) <= unused
     assert set(ours) <= set(theirs)
     assert all(theirs[k] == shape for k, shape in ours.items())
@@ -47,7 +54,13 @@ def test_state_dict_keys_are_the_checkpoints(golden_keys, query):
 
 def test_counts_equal_table_2():
     counts = parameters.component_counts(empty_model(FULL))
-    for name, digits in {"SAM ViT": 2, "CLIP ViT": 1, "SAM decoder": 2, "BERT": 1, "DFAM": 2}.items():
+    for name, digits in {
+        "SAM ViT": 2,
+        "CLIP ViT": 1,
+        "SAM decoder": 2,
+        "BERT": 1,
+        "DFAM": 2,
+    }.items():
         assert round(counts[name] / 1e6, digits) == parameters.TABLE_2[name], name
     in_thousands = {
         "PWAM": 788,
@@ -86,7 +99,9 @@ def test_shapes_follow_the_configuration(config):
     ids = torch.zeros(2, 35, dtype=torch.long)
     ids[:, :4] = torch.tensor([2, 150, 160, 3])
     with torch.no_grad():
-        out = model(torch.randn(2, 3, 256, 256), torch.randn(2, 3, 84, 84), ids, torch.tensor([0, 2]))
+        out = model(
+            torch.randn(2, 3, 256, 256), torch.randn(2, 3, 84, 84), ids, torch.tensor([0, 2])
+        )
     assert out.mask_logits.shape == (2, 1, 64, 64)
     assert out.dense_prompt.shape == (2, 64, config.dense_prompt_grid, config.dense_prompt_grid)
     assert out.dense_embedding.shape == (2, 64, 16, 16)
@@ -108,7 +123,9 @@ def test_a_configuration_survives_json(config):
 
 def test_category_names():
     assert len(COCO_PANOPTIC) == len(set(COCO_PANOPTIC)) == 134
-    assert [COCO_PANOPTIC.index(n) for n in ("person", "bicycle", "car", "toothbrush", "background")] == [
+    assert [
+        COCO_PANOPTIC.index(n) for n in ("person", "bicycle", "car", "toothbrush", "background")
+    ] == [
         0,
         1,
         2,

@@ -11,7 +11,14 @@ from click.testing import CliRunner
 
 from ris.engines.errors import RisError
 from ris.export import torch_rates
-from ris.runtime.bench.report import PER_EXPRESSION, BenchReport, Inputs, Measured, Spread, read_report
+from ris.runtime.bench.report import (
+    PER_EXPRESSION,
+    BenchReport,
+    Inputs,
+    Measured,
+    Spread,
+    read_report,
+)
 from ris.runtime.bench.run import IMAGES, Alternative, Worker, WorkerError
 from ris.runtime.bench.show import compare, markdown, warnings
 from ris.runtime.bundle import STAGES
@@ -31,9 +38,24 @@ def folder(tmp_path_factory):
 def done(tiny_bundle, folder):
     """PyTorch, one engine that runs and one that does not."""
     return run(
-        tiny_bundle, "--runs", 2, "--cold", 1, "--batches", 1, "--pytorch", "--threads", 2, "--json",
-        "--engine", "onnxruntime", "--engine", "onnxruntime:bf16", "--out", folder / "here",
-    )  # fmt: skip
+        tiny_bundle,
+        "--runs",
+        2,
+        "--cold",
+        1,
+        "--batches",
+        1,
+        "--pytorch",
+        "--threads",
+        2,
+        "--json",
+        "--engine",
+        "onnxruntime",
+        "--engine",
+        "onnxruntime:bf16",
+        "--out",
+        folder / "here",
+    )
 
 
 def test_the_report(done, folder, tiny_bundle):
@@ -42,11 +64,15 @@ def test_the_report(done, folder, tiny_bundle):
     assert done.stdout == report.to_json()
     assert [m.name for m in report.alternatives] == ["PyTorch eager FP32", "onnxruntime"]
     assert "has no option compute" in report.failed["onnxruntime:bf16"]  # and the others went on
-    assert "Not measured: onnxruntime:bf16: engine 'onnxruntime' has no option compute" in done.stderr
+    assert (
+        "Not measured: onnxruntime:bf16: engine 'onnxruntime' has no option compute" in done.stderr
+    )
     eager, own = report.alternatives
     for spread in (eager.first_mask, own.first_mask, own.next_expression, own.host):
         assert spread.runs == 2
-        assert 0 < spread.smallest <= spread.lower <= spread.median <= spread.upper <= spread.largest
+        assert (
+            0 < spread.smallest <= spread.lower <= spread.median <= spread.upper <= spread.largest
+        )
     assert own.next_expression.median < own.first_mask.median
     assert set(own.stages) >= {*STAGES, "dense_prompt", "prepare", "mask"}
     assert own.precision == dict.fromkeys(STAGES, "fp32")
@@ -70,9 +96,22 @@ def test_every_round_in_new_processes(tiny_bundle, folder, monkeypatch):
 
     monkeypatch.setattr(Worker, "__init__", noted)
     done = run(
-        tiny_bundle, "--runs", 2, "--cold", 0, "--anew", "--threads", 1, "--json", "--out", folder / "anew",
-        "--engine", "onnxruntime", "--engine", f"onnxruntime@{tiny_bundle}",
-    )  # fmt: skip
+        tiny_bundle,
+        "--runs",
+        2,
+        "--cold",
+        0,
+        "--anew",
+        "--threads",
+        1,
+        "--json",
+        "--out",
+        folder / "anew",
+        "--engine",
+        "onnxruntime",
+        "--engine",
+        f"onnxruntime@{tiny_bundle}",
+    )
     assert done.exit_code == 0, done.output
     report = read_report(folder / "anew.json")
     assert report.anew
@@ -80,7 +119,9 @@ def test_every_round_in_new_processes(tiny_bundle, folder, monkeypatch):
     assert report.photo  # of the process that was started last
     kinds = [kind for kind, _ in started]
     assert kinds.count("rates") == 1
-    assert kinds.count("bundle") == 2 * (1 + 1 + 2)  # a start that compiles, one to learn what runs, two rounds
+    assert kinds.count("bundle") == 2 * (
+        1 + 1 + 2
+    )  # a start that compiles, one to learn what runs, two rounds
     assert all(worker._process.poll() is not None for _, worker in started)
     assert "each round in new processes" in (folder / "anew.md").read_text()
 
@@ -133,15 +174,32 @@ def spread(*values):
 
 @pytest.fixture
 def report():
-    slow = Measured("a", "a 1 on cpu", "b", "fp32", dict.fromkeys(STAGES, "fp32"), dict.fromkeys(STAGES, 10),
-                    spread(4.0, 5.0, 6.0), spread(1.0))  # fmt: skip
-    fast = replace(slow, name="b", first_mask=spread(2.0), precision=slow.precision | {"fusion": "bf16"})
+    slow = Measured(
+        "a",
+        "a 1 on cpu",
+        "b",
+        "fp32",
+        dict.fromkeys(STAGES, "fp32"),
+        dict.fromkeys(STAGES, 10),
+        spread(4.0, 5.0, 6.0),
+        spread(1.0),
+    )
+    fast = replace(
+        slow, name="b", first_mask=spread(2.0), precision=slow.precision | {"fusion": "bf16"}
+    )
     return BenchReport(
-        1, Inputs("0", 1, 1, ("x", "y"), (), "m", None),
-        {"cpu": "c", "cores": 2, "versions": {}, "load_before": 0.1, "load_after": 1.0}, 3,
-        {"fp32": {"numpy": spread(4.0, 5.0), "openvino": spread(10.0)}, "bf16": {"openvino": spread(20.0)}},
-        (slow, fast), {}, {},
-    )  # fmt: skip
+        1,
+        Inputs("0", 1, 1, ("x", "y"), (), "m", None),
+        {"cpu": "c", "cores": 2, "versions": {}, "load_before": 0.1, "load_after": 1.0},
+        3,
+        {
+            "fp32": {"numpy": spread(4.0, 5.0), "openvino": spread(10.0)},
+            "bf16": {"openvino": spread(20.0)},
+        },
+        (slow, fast),
+        {},
+        {},
+    )
 
 
 def test_the_floor_is_operations_at_the_fastest_rate(report):
@@ -182,19 +240,31 @@ def test_a_process_that_dies_is_an_answer():
         worker._process.stdin.flush()
         with pytest.raises(WorkerError, match="its process ended with exit code 1"):
             worker.ask("round")
-    with Worker({"kind": "none"}, None, 0.01) as worker, pytest.raises(WorkerError, match="no answer within 0 seconds"):
+    with (
+        Worker({"kind": "none"}, None, 0.01) as worker,
+        pytest.raises(WorkerError, match="no answer within 0 seconds"),
+    ):
         worker.ask("round")
 
 
 def test_ways_of_running(tmp_path):
     got = parse_engine("openvino:bf16,overlap=1,max_expressions=4@other", tmp_path, "auto", 2)
-    options = {"engine": "openvino", "device": "auto", "threads": 2, "compute": "bf16", "overlap": True}
+    options = {
+        "engine": "openvino",
+        "device": "auto",
+        "threads": 2,
+        "compute": "bf16",
+        "overlap": True,
+    }
     name = "openvino:bf16,overlap=1,max_expressions=4@other"
     assert got == Alternative(name, "bundle", "other", options | {"max_expressions": 4})
     for text, message in (
         ("opnvino", "there is no engine 'opnvino'"),
         ("openvino:bf15", "no precision 'bf15'"),
-        ("openvino,fast=1", "'fast=1' is not one of overlap, low_memory, throughput, max_expressions"),
+        (
+            "openvino,fast=1",
+            "'fast=1' is not one of overlap, low_memory, throughput, max_expressions",
+        ),
         ("openvino,overlap=yes", "'overlap=yes' is not one of"),
     ):
         with pytest.raises(RisError, match=message):

@@ -1,4 +1,6 @@
-"""A bundle is what its schema says; whatever is damaged is named, all at once, and nothing is loaded."""
+"""A bundle is what its schema says; whatever is damaged is named, all at once, and nothing is
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,14 @@ def edit(bundle, change):
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny_bundle", "tiny_bf16_bundle", "tiny_fp16_bundle", "tiny_category_bundle", "tiny_supplement_bundle"]
+    "name",
+    [
+        "tiny_bundle",
+        "tiny_bf16_bundle",
+        "tiny_fp16_bundle",
+        "tiny_category_bundle",
+        "tiny_supplement_bundle",
+    ],
 )
 def test_manifests_follow_the_schema(name, request):
     schema = json.loads((REPO / "runtime" / "manifest.schema.json").read_text())
@@ -43,7 +52,9 @@ def test_a_bundle_says_everything_a_reader_needs(tiny_bundle):
     assert manifest.graphs["mask_decoder"].outputs[0].shape == ("expressions", 1, 64, 64)
     assert manifest.mask_iou >= 0.9999
     files = {p.relative_to(tiny_bundle).as_posix() for p in tiny_bundle.rglob("*") if p.is_file()}
-    every = {name for name in files if not name.startswith("engines/")}  # what engines compiled, kept beside it
+    every = {
+        name for name in files if not name.startswith("engines/")
+    }  # what engines compiled, kept beside it
     assert every == set(open_bundle(tiny_bundle).hashes()) | {"manifest.json"}
 
 
@@ -66,7 +77,9 @@ def test_swapped_files(bundle_copy):
     (graphs / "fusion.onnx").rename(graphs / "x")
     (graphs / "mask_decoder.onnx").rename(graphs / "fusion.onnx")
     (graphs / "x").rename(graphs / "mask_decoder.onnx")
-    with pytest.raises(BundleError, match=r"fusion\.onnx is not the file.*mask_decoder\.onnx is not the file"):
+    with pytest.raises(
+        BundleError, match=r"fusion\.onnx is not the file.*mask_decoder\.onnx is not the file"
+    ):
         load(bundle_copy)
 
 
@@ -86,16 +99,25 @@ def test_a_newer_format_says_what_to_do(bundle_copy):
         load(bundle_copy)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda m: m.pop("text"), "text is missing"),
-    (lambda m: m["graphs"].pop("fusion"), "no graph fusion"),
-    (lambda m: m.update(precision="fp8"), "precision should be 'fp32' or 'bf16' or 'fp16' or 'int8', found 'fp8'"),
-    (lambda m: m["dense_prompt"].update(grid="12"), "dense_prompt.grid should be int"),
-    (lambda m: m["dense_prompt"].update(interpolation="nearest"), "'bilinear' or 'bicubic'"),
-    (lambda m: m["preprocess"]["sam"].update(size=True), "preprocess.sam.size should be int"),
-    (lambda m: m["graphs"]["fusion"].update(inputs={}), "graphs.fusion.inputs should be a list"),
-    (lambda m: m["files"].update({"../outside": "0" * 64}), "lies outside the bundle"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.pop("text"), "text is missing"),
+        (lambda m: m["graphs"].pop("fusion"), "no graph fusion"),
+        (
+            lambda m: m.update(precision="fp8"),
+            "precision should be 'fp32' or 'bf16' or 'fp16' or 'int8', found 'fp8'",
+        ),
+        (lambda m: m["dense_prompt"].update(grid="12"), "dense_prompt.grid should be int"),
+        (lambda m: m["dense_prompt"].update(interpolation="nearest"), "'bilinear' or 'bicubic'"),
+        (lambda m: m["preprocess"]["sam"].update(size=True), "preprocess.sam.size should be int"),
+        (
+            lambda m: m["graphs"]["fusion"].update(inputs={}),
+            "graphs.fusion.inputs should be a list",
+        ),
+        (lambda m: m["files"].update({"../outside": "0" * 64}), "lies outside the bundle"),
+    ],
+)
 def test_a_damaged_manifest_names_the_field(bundle_copy, change, message):
     edit(bundle_copy, change)
     with pytest.raises(BundleError, match=message):

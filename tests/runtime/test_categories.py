@@ -16,26 +16,82 @@ from ris.runtime.categories import Category, CategoryTable
 from ris.runtime.commands.infer import main
 
 GUESSES = {
-    "man on the left": "person", "second car from the left": "car", "woman in red holding a dog": "person",
-    "the dog held by the woman": "dog", "hot dog": "hot dog", "two hot dogs": "hot dog",
+    "man on the left": "person",
+    "second car from the left": "car",
+    "woman in red holding a dog": "person",
+    "the dog held by the woman": "dog",
+    "hot dog": "hot dog",
+    "two hot dogs": "hot dog",
     "traffic lights": "traffic light",
-    "cell phone next to the laptop": "cell phone", "potted plants": "potted plant", "people": "person", "men": "person",
-    "the women wearing hats": "person", "children playing": "person", "policemen": "person", "buses": "bus",
-    "knives": "knife", "sheep": "sheep", "mice": "mouse", "puppies": "dog", "ladies": "person", "doggies": "dog",
-    "benches": "bench", "calves": "cow", "skis": "skis", "ski": "skis", "scissors": "scissors", "geese": "bird",
-    "guy": "person", "lady": "person", "kid": "person", "boy": "person", "girl": "person", "tennis player": "person",
-    "bike": "bicycle", "motorbike": "motorcycle", "motor bike": "motorcycle", "dirt bikes": "motorcycle",
-    "sofa": "couch", "television": "tv", "TV": "tv", "phone": "cell phone", "plane": "airplane", "doughnut": "donut",
-    "plant": "potted plant", "fridge": "refrigerator", "table": "dining table", "pick up truck": "truck",
-    "bus driver": "person", "man blue tie": "person", "black and white cat": "cat", "standing man": "person",
-    "that man who runs": "person", "all the other cats": "cat", "slice of pizza": "pizza",
+    "cell phone next to the laptop": "cell phone",
+    "potted plants": "potted plant",
+    "people": "person",
+    "men": "person",
+    "the women wearing hats": "person",
+    "children playing": "person",
+    "policemen": "person",
+    "buses": "bus",
+    "knives": "knife",
+    "sheep": "sheep",
+    "mice": "mouse",
+    "puppies": "dog",
+    "ladies": "person",
+    "doggies": "dog",
+    "benches": "bench",
+    "calves": "cow",
+    "skis": "skis",
+    "ski": "skis",
+    "scissors": "scissors",
+    "geese": "bird",
+    "guy": "person",
+    "lady": "person",
+    "kid": "person",
+    "boy": "person",
+    "girl": "person",
+    "tennis player": "person",
+    "bike": "bicycle",
+    "motorbike": "motorcycle",
+    "motor bike": "motorcycle",
+    "dirt bikes": "motorcycle",
+    "sofa": "couch",
+    "television": "tv",
+    "TV": "tv",
+    "phone": "cell phone",
+    "plane": "airplane",
+    "doughnut": "donut",
+    "plant": "potted plant",
+    "fridge": "refrigerator",
+    "table": "dining table",
+    "pick up truck": "truck",
+    "bus driver": "person",
+    "man blue tie": "person",
+    "black and white cat": "cat",
+    "standing man": "person",
+    "that man who runs": "person",
+    "all the other cats": "cat",
+    "slice of pizza": "pizza",
     "couple of bananas": "banana",
-    "couple on the couch": "person", "back of the chair": "chair", "one of the men": "person", "bowl of soup": "bowl",
-    "left side, guy in blue": "person", "orange": "orange", "left orange on top": "orange", "orange bottle": "bottle",
-    "man in orange": "person", "man w/ dog": "person", "THE LEFT MAN!": "person", "baseball bat": "baseball bat",
-    "batter": "person", "wine-glass": "wine glass", "teddy bear": "teddy bear", "brown bear": "bear",
-    "dog's owner, the man": "person", "3rd zebra from left": "zebra", "ｍａｎ": "person", "man": "person",
-}  # fmt: skip
+    "couple on the couch": "person",
+    "back of the chair": "chair",
+    "one of the men": "person",
+    "bowl of soup": "bowl",
+    "left side, guy in blue": "person",
+    "orange": "orange",
+    "left orange on top": "orange",
+    "orange bottle": "bottle",
+    "man in orange": "person",
+    "man w/ dog": "person",
+    "THE LEFT MAN!": "person",
+    "baseball bat": "baseball bat",
+    "batter": "person",
+    "wine-glass": "wine glass",
+    "teddy bear": "teddy bear",
+    "brown bear": "bear",
+    "dog's owner, the man": "person",
+    "3rd zebra from left": "zebra",
+    "ｍａｎ": "person",
+    "man": "person",
+}
 
 REFUSED = [
     "left",
@@ -52,7 +108,9 @@ REFUSED = [
 
 @pytest.fixture(scope="module")
 def table():
-    return CategoryTable(tuple(Category(e["name"], e["thing"], tuple(e["synonyms"])) for e in category_entries(134)))
+    return CategoryTable(
+        tuple(Category(e["name"], e["thing"], tuple(e["synonyms"])) for e in category_entries(134))
+    )
 
 
 def test_the_synonyms_are_in_order():
@@ -81,13 +139,22 @@ def test_every_thing_and_synonym_is_guessed(table, name):
 
 @pytest.mark.parametrize("expression", REFUSED)
 def test_what_cannot_be_guessed(table, expression):
-    with pytest.raises(ExpressionError, match=r"no category could be guessed from .* the nearest are "):
+    with pytest.raises(
+        ExpressionError, match=r"no category could be guessed from .* the nearest are "
+    ):
         table.guess(expression)
 
 
 def test_the_nearest_names(table):
-    for wrong, near in {"persom": "person", "Person": "person", "lady": "person", "motorbikes": "motorcycle"}.items():
-        with pytest.raises(ExpressionError, match=f"there is no category '{wrong}'; the nearest are {near}"):
+    for wrong, near in {
+        "persom": "person",
+        "Person": "person",
+        "lady": "person",
+        "motorbikes": "motorcycle",
+    }.items():
+        with pytest.raises(
+            ExpressionError, match=f"there is no category '{wrong}'; the nearest are {near}"
+        ):
             table.known(wrong)
     with pytest.raises(ExpressionError, match="nearest are giraffe"):
         table.guess("girafe on the left")
@@ -134,7 +201,9 @@ def test_auto_does_nothing_where_no_category_is_asked(tiny_bundle, picture):
 def infer(tmp_path, monkeypatch, picture, tiny_category_bundle):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(picture).save("park.png")
-    return lambda *arguments: CliRunner().invoke(main, [*arguments, "--bundle", str(tiny_category_bundle)])
+    return lambda *arguments: CliRunner().invoke(
+        main, [*arguments, "--bundle", str(tiny_category_bundle)]
+    )
 
 
 def test_the_command_says_what_it_guessed(infer):
@@ -144,17 +213,31 @@ def test_the_command_says_what_it_guessed(infer):
     done = infer("park.png", "left man", "--category", "auto", "--json")
     [line] = map(json.loads, done.stdout.splitlines())
     assert (line["category"], line["category_guessed_from"]) == ("person", "man")
-    Path("requests.jsonl").write_text('{"image": "park.png", "expression": "two dogs", "category": "auto"}\n')
+    Path("requests.jsonl").write_text(
+        '{"image": "park.png", "expression": "two dogs", "category": "auto"}\n'
+    )
     done = infer("requests.jsonl", "--json", "--format", "json")
     assert json.loads(done.stdout)["category"] == "dog"
-    assert json.loads(Path("ris-output/park.two-dogs.json").read_text())["category_guessed_from"] == "dogs"
+    assert (
+        json.loads(Path("ris-output/park.two-dogs.json").read_text())["category_guessed_from"]
+        == "dogs"
+    )
 
 
 def test_the_command_refuses_in_a_sentence(infer):
     for options, message in [
-        ([], "name each object's COCO category too (--category person), or have it guessed (--category auto)"),
+        (
+            [],
+            (
+                "name each object's COCO category too (--category person), or have it guessed"
+                " (--category auto)"
+            ),
+        ),
         (["--category", "persom"], "there is no category 'persom'; the nearest are person"),
-        (["--category", "person", "--category", "dog"], "1 expressions need as many categories, got 2"),
+        (
+            ["--category", "person", "--category", "dog"],
+            "1 expressions need as many categories, got 2",
+        ),
     ]:
         done = infer("park.png", "left man", *options)
         assert done.exit_code == 2

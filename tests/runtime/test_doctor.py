@@ -1,4 +1,6 @@
-"""`ris-doctor`: healthy and damaged bundles, engines that do not run, text that names nobody, JSON."""
+"""`ris-doctor`: healthy and damaged bundles, engines that do not run, text that names nobody,
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,11 @@ def run(here):
 
 def probes_say(monkeypatch, problem):
     def answer(name, device):
-        return Probe(name, device, None, (), problem) if problem else Probe(name, device, "1.0", ("Some",), None)
+        return (
+            Probe(name, device, None, (), problem)
+            if problem
+            else Probe(name, device, "1.0", ("Some",), None)
+        )
 
     monkeypatch.setattr(doctor, "probe_apart", answer)
 
@@ -42,7 +48,14 @@ def probes_say(monkeypatch, problem):
 def test_without_a_bundle_of_ones_own(run):
     done = run()
     assert done.exit_code == 0, done.output
-    for text in ("numpy ", "CPython 3.", "memory ", "GPU ", "onnxruntime on cpu: runs, version", "onnxruntime on cuda"):
+    for text in (
+        "numpy ",
+        "CPython 3.",
+        "memory ",
+        "GPU ",
+        "onnxruntime on cpu: runs, version",
+        "onnxruntime on cuda",
+    ):
         assert text in done.stdout
     assert done.stdout.splitlines()[-1].startswith(f"Ready: {TABLE[0].name} ")
     assert "using the built-in demo" in done.stderr
@@ -62,7 +75,10 @@ def test_a_healthy_bundle_with_its_parity(run, tiny_bundle):
     done = run(tiny_bundle, "--check", "-v")
     assert done.exit_code == 0, done.output
     assert "every file has the hash of the export; format 1" in done.stdout
-    assert "model: tiny, cls query, a no-target head; untrained, from made-up weights, seed 0" in done.stdout
+    assert (
+        "model: tiny, cls query, a no-target head; untrained, from made-up weights, seed 0"
+        in done.stdout
+    )
     for stage in STAGES:
         assert f"  {stage}: fp32; " in done.stdout
     assert done.stdout.count(f"weights 100.0% fp32; {select().name}") == 5
@@ -111,7 +127,9 @@ def test_a_damaged_bundle(run, bundle_copy):
     done = run(bundle_copy, "--check")
     assert done.exit_code == 2
     assert "Problem: " in done.stdout
-    assert "golden.npz is missing; graphs/fusion.onnx is not the file that was exported" in done.stdout
+    assert (
+        "golden.npz is missing; graphs/fusion.onnx is not the file that was exported" in done.stdout
+    )
     assert "Way out: Export the bundle again." in done.stdout
     assert done.stdout.splitlines()[-1] == "1 problem to fix, listed above"
     data = json.loads(run(bundle_copy, "--json").stdout)
@@ -141,7 +159,9 @@ def test_a_manifest_that_cannot_be_read(run, bundle_copy, text):
 
 def test_parity_that_does_not_hold(run, tiny_bundle, monkeypatch):
     real = doctor.check_model
-    monkeypatch.setattr(doctor, "check_model", lambda *a: replace(real(*a), failures=("fusion: relative error 1",)))
+    monkeypatch.setattr(
+        doctor, "check_model", lambda *a: replace(real(*a), failures=("fusion: relative error 1",))
+    )
     done = run(tiny_bundle, "--check")
     assert done.exit_code == 2
     assert "out of tolerance here: fusion: relative error 1. Way out: " in done.stdout
@@ -153,24 +173,34 @@ def test_an_engine_that_is_installed_but_broken(run, tiny_bundle, monkeypatch):
     assert done.exit_code == 2
     assert "onnxruntime on cpu: no: it crashed with signal 4" in done.stdout
     assert "onnxruntime is installed but runs on no device (cpu: it crashed" in done.stdout
-    assert "fusion: fp32; " in done.stdout  # the bundle is described all the same, without running it
+    assert (
+        "fusion: fp32; " in done.stdout
+    )  # the bundle is described all the same, without running it
 
 
 def test_no_engine_at_all(run, monkeypatch):
-    monkeypatch.setattr(EngineSpec, "missing", lambda self: 'not installed; pip install "ris-runtime[cpu]"')
+    monkeypatch.setattr(
+        EngineSpec, "missing", lambda self: 'not installed; pip install "ris-runtime[cpu]"'
+    )
     done = run()
     assert done.exit_code == 2
     assert "onnxruntime: not here: not installed" in done.stdout
     assert "Problem: no engine is installed. Way out: openvino: not installed; " in done.stdout
-    assert 'onnxruntime: not installed; pip install "ris-runtime[cpu]"' in done.stdout.split("Way out")[1]
+    assert (
+        'onnxruntime: not installed; pip install "ris-runtime[cpu]"'
+        in done.stdout.split("Way out")[1]
+    )
 
 
 def test_two_onnxruntimes(run, monkeypatch):
-    monkeypatch.setattr(EngineSpec, "installed", lambda self: {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.30.0"})
+    monkeypatch.setattr(
+        EngineSpec, "installed", lambda self: {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.30.0"}
+    )
     done = run()
     assert done.exit_code == 2
     assert (
-        "Problem: onnxruntime and onnxruntime-gpu are both installed and overwrite each other. Way out: " in done.stdout
+        "Problem: onnxruntime and onnxruntime-gpu are both installed and overwrite each other. Way"
+        " out: " in done.stdout
     )
 
 
@@ -179,7 +209,9 @@ def test_a_gpu_that_no_engine_uses(run, monkeypatch):
     monkeypatch.setattr(system, "gpus", lambda: system.Gpus((card,), True, None))
     done = run()
     assert done.exit_code == 0
-    assert "GPU            NVIDIA T4, driver 550.54, 15360 MiB, compute capability 7.5" in done.stdout
+    assert (
+        "GPU            NVIDIA T4, driver 550.54, 15360 MiB, compute capability 7.5" in done.stdout
+    )
     assert "Note: there is a GPU (NVIDIA T4), but no engine that runs on it" in done.stdout
     probes_say(monkeypatch, None)
     assert "Note: there is a GPU" not in run().stdout
@@ -190,11 +222,15 @@ def test_a_quota_is_pointed_out(run, monkeypatch):
     monkeypatch.setattr(system, "cpu", lambda: replace(real, usable=16, present=32, quota=2.5))
     done = run()
     assert "16 of 32 cores, a container's quota of 2.5" in done.stdout
-    assert "Note: the container may spend 2.5 of 16 cores; --threads 2 may be faster." in done.stdout
+    assert (
+        "Note: the container may spend 2.5 of 16 cores; --threads 2 may be faster." in done.stdout
+    )
 
 
 def test_nobody_is_named(run, bundle_copy, tmp_path, monkeypatch):
-    """Home folder, user and host are in the path of the bundle and in the message about its damage."""
+    """Home folder, user and host are in the path of the bundle and in the message about its
+    damage.
+    """
     home = tmp_path / "somebody"
     bundle = home / "secret-host" / "b"
     bundle.parent.mkdir(parents=True)
@@ -237,7 +273,12 @@ def test_weights_are_counted_as_onnx_counts_them(name, request):
 
 
 def test_other_types_of_weights(tmp_path):
-    arrays = [np.zeros((3, 5), np.int8), np.zeros(7, np.uint8), np.zeros((), np.float32), np.zeros(9, np.int64)]
+    arrays = [
+        np.zeros((3, 5), np.int8),
+        np.zeros(7, np.uint8),
+        np.zeros((), np.float32),
+        np.zeros(9, np.int64),
+    ]
     tensors = [numpy_helper.from_array(a, f"t{i}") for i, a in enumerate(arrays)]
     tensors.append(helper.make_tensor("b", TensorProto.BFLOAT16, [2, 2], [0.0] * 4))
     onnx.save(helper.make_model(helper.make_graph([], "g", [], [], tensors)), tmp_path / "a.onnx")

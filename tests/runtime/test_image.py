@@ -1,4 +1,6 @@
-"""Any image Pillow reads becomes RGB as a viewer shows it; what cannot be read gets one sentence."""
+"""Any image Pillow reads becomes RGB as a viewer shows it; what cannot be read gets one
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def test_rgb_is_unchanged(tmp_path):
     np.testing.assert_array_equal(load_rgb(RGB), RGB)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
+@pytest.mark.parametrize(
+    "mode", ["L", "LA", "1", "P", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"]
+)
 def test_every_mode_becomes_rgb(tmp_path, mode):
     grey = Image.fromarray(RGB).convert("L")
     if mode == "I;16":
@@ -34,16 +38,35 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     got = load_rgb(image)
     assert got.shape == (20, 30, 3)
     assert got.dtype == np.uint8
-    want = np.asarray(image.convert("RGB")) if mode not in ("I;16", "I", "F") else np.asarray(grey.convert("RGB"))
+    want = (
+        np.asarray(image.convert("RGB"))
+        if mode not in ("I;16", "I", "F")
+        else np.asarray(grey.convert("RGB"))
+    )
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize(("suffix", "mode"), [("tif", "I;16"), ("png", "I;16"), ("tif", "CMYK"), ("jpg", "CMYK"),
-                                              ("gif", "P"), ("webp", "RGB"), ("bmp", "L"), ("tif", "F")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [
+        ("tif", "I;16"),
+        ("png", "I;16"),
+        ("tif", "CMYK"),
+        ("jpg", "CMYK"),
+        ("gif", "P"),
+        ("webp", "RGB"),
+        ("bmp", "L"),
+        ("tif", "F"),
+    ],
+)
 def test_files_of_many_kinds(tmp_path, suffix, mode):
     path = tmp_path / f"a.{suffix}"
     grey = np.asarray(Image.fromarray(RGB).convert("L"))
-    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(RGB).convert(mode)
+    image = (
+        Image.fromarray(grey.astype(np.uint16) * 257)
+        if mode == "I;16"
+        else Image.fromarray(RGB).convert(mode)
+    )
     image.save(path)
     got = load_rgb(path)
     assert got.shape == (20, 30, 3)
@@ -67,8 +90,16 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     exif = image.getexif()
     exif[0x0112] = orientation
     image.save(tmp_path / "a.png", exif=exif)
-    turned = {1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1], 5: RGB.transpose(1, 0, 2),
-              6: np.rot90(RGB, -1), 7: RGB[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(RGB, 1)}  # fmt: skip
+    turned = {
+        1: RGB,
+        2: RGB[:, ::-1],
+        3: RGB[::-1, ::-1],
+        4: RGB[::-1],
+        5: RGB.transpose(1, 0, 2),
+        6: np.rot90(RGB, -1),
+        7: RGB[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(RGB, 1),
+    }
     np.testing.assert_array_equal(load_rgb(tmp_path / "a.png"), turned[orientation])
 
 
@@ -76,7 +107,8 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
 def test_any_size_is_prepared_as_the_reference_does(size):
     config = PRESETS["tiny"]
     preprocess = Preprocess(
-        SquareImage(256, "pillow-bilinear-uint8", SAM_MEAN, SAM_STD), SquareImage(84, "bicubic", CLIP_MEAN, CLIP_STD)
+        SquareImage(256, "pillow-bilinear-uint8", SAM_MEAN, SAM_STD),
+        SquareImage(84, "bicubic", CLIP_MEAN, CLIP_STD),
     )
     rgb = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
     image, clip_image = prepare_image(rgb, preprocess)
@@ -93,7 +125,9 @@ def test_a_hundred_megapixels_are_read(tmp_path):
 def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path):
     (tmp_path / "text.jpg").write_text("not an image at all")
     (tmp_path / "empty.png").write_bytes(b"")
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    noise = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    )
     noise.save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:3000])
     Image.new("L", (13000, 13000)).save(tmp_path / "huge.png")
@@ -111,8 +145,15 @@ def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("array", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8),
-                                   np.zeros((0, 4, 3), np.uint8), np.zeros(4, np.uint8)])  # fmt: skip
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros(4, np.uint8),
+    ],
+)
 def test_arrays_that_are_no_images(array):
     with pytest.raises(ImageError, match="must be uint8"):
         load_rgb(array)
@@ -126,16 +167,23 @@ def test_values_that_are_not_numbers(tmp_path):
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_draft_of_a_large_jpeg(tmp_path, orientation):
-    """Smaller pixels, the same size to the outside; what the encoders see moves by a level or so on average."""
+    """Smaller pixels, the same size to the outside; what the encoders see moves by a level or so on
+    average.
+    """
     smooth = Image.fromarray(RGB).resize((1200, 800), Image.Resampling.BICUBIC)
     exif = Image.Exif()
     exif[0x0112] = orientation
     smooth.save(tmp_path / "a.jpg", quality=95, exif=exif)
     exact, draft = load_picture(tmp_path / "a.jpg"), load_picture(tmp_path / "a.jpg", 256)
-    assert (draft.height, draft.width) == (exact.height, exact.width) == ((800, 1200), (1200, 800))[orientation == 6]
+    assert (
+        (draft.height, draft.width)
+        == (exact.height, exact.width)
+        == ((800, 1200), (1200, 800))[orientation == 6]
+    )
     assert max(draft.pixels.size) == 600  # a quarter would be 200 high
     full, small = (
-        np.asarray(p.pixels.resize((256, 256), Image.Resampling.BILINEAR), np.float32) for p in (exact, draft)
+        np.asarray(p.pixels.resize((256, 256), Image.Resampling.BILINEAR), np.float32)
+        for p in (exact, draft)
     )
     assert np.abs(full - small).mean() < 2
     Image.fromarray(RGB).save(tmp_path / "b.png")
@@ -147,7 +195,9 @@ def test_a_file_cut_anywhere_is_one_sentence(tmp_path, picture, kind):
     whole, cut = tmp_path / f"whole.{kind}", tmp_path / f"cut.{kind}"
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(picture).save(whole, **({"exif": exif} if kind in ("jpg", "png", "webp") else {}))
+    Image.fromarray(picture).save(
+        whole, **({"exif": exif} if kind in ("jpg", "png", "webp") else {})
+    )
     data = whole.read_bytes()
     for length in (0, 1, 2, 5, 11, 30, 100, 200, 400, 700, len(data) // 2):
         cut.write_bytes(data[:length])

@@ -103,7 +103,11 @@ def test_folders_and_several_images(infer, here):
     (here / "photos" / "notes.txt").write_text("not an image")
     done = infer("photos", "b.png", "left man", "--format", "mask")
     assert done.exit_code == 0, done.output
-    assert files("ris-output") == ["a.left-man-2.mask.png", "a.left-man.mask.png", "b.left-man.mask.png"]
+    assert files("ris-output") == [
+        "a.left-man-2.mask.png",
+        "a.left-man.mask.png",
+        "b.left-man.mask.png",
+    ]
 
 
 def test_a_jsonl_file(infer, here):
@@ -114,7 +118,11 @@ def test_a_jsonl_file(infer, here):
     Path("requests.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     done = infer("requests.jsonl", "--format", "mask")
     assert done.exit_code == 0, done.output
-    assert files("ris-output") == ["park.left-man.mask.png", "park.tree-2.mask.png", "park.tree.mask.png"]
+    assert files("ris-output") == [
+        "park.left-man.mask.png",
+        "park.tree-2.mask.png",
+        "park.tree.mask.png",
+    ]
 
 
 def test_one_bad_image_does_not_stop_the_others(infer, here):
@@ -138,7 +146,9 @@ def test_the_bundle_is_found(here, infer, tiny_bundle, monkeypatch):
 
 
 def test_categories(infer, tiny_category_bundle):
-    done = infer("park.png", "left man", "tree", "--category", "person", bundle=tiny_category_bundle)
+    done = infer(
+        "park.png", "left man", "tree", "--category", "person", bundle=tiny_category_bundle
+    )
     assert done.exit_code == 0, done.output
     assert "no-target" not in done.output
     done = infer("park.png", "left man", bundle=tiny_category_bundle)
@@ -146,26 +156,31 @@ def test_categories(infer, tiny_category_bundle):
     assert "--category person" in done.output
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["nosuch.jpg", "man"], "nosuch.jpg: no such image file"),
-    (["text.jpg", "man"], "text.jpg is not an image that can be read"),
-    (["cut.jpg", "man"], "cut.jpg is damaged or cut short"),
-    (["left man", "tree"], "left man: no such image file"),
-    (["park.png", ""], "the expression is empty"),
-    (["park.png", "word " * 10_000], "50000 characters"),
-    (["park.png"], "nothing to look for"),
-    (["empty", "man"], "empty has no images"),
-    (["bad.jsonl"], "bad.jsonl, line 2 is not JSON"),
-    (["nosuch.jsonl"], "nosuch.jsonl cannot be read"),
-    (["park.png", "man", "--format", "gif"], "'gif' is not one of"),
-    (["park.png", "man", "--engine", "tensorflow"], "'tensorflow' is not one of"),
-    (["park.png", "man", "--device", "cuda"], "no CUDAExecutionProvider"),
-    (["park.png", "man", "--threads", "0"], "0 is not in the range"),
-    (["park.png", "man", "--category", "person"], "does not ask by category"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nosuch.jpg", "man"], "nosuch.jpg: no such image file"),
+        (["text.jpg", "man"], "text.jpg is not an image that can be read"),
+        (["cut.jpg", "man"], "cut.jpg is damaged or cut short"),
+        (["left man", "tree"], "left man: no such image file"),
+        (["park.png", ""], "the expression is empty"),
+        (["park.png", "word " * 10_000], "50000 characters"),
+        (["park.png"], "nothing to look for"),
+        (["empty", "man"], "empty has no images"),
+        (["bad.jsonl"], "bad.jsonl, line 2 is not JSON"),
+        (["nosuch.jsonl"], "nosuch.jsonl cannot be read"),
+        (["park.png", "man", "--format", "gif"], "'gif' is not one of"),
+        (["park.png", "man", "--engine", "tensorflow"], "'tensorflow' is not one of"),
+        (["park.png", "man", "--device", "cuda"], "no CUDAExecutionProvider"),
+        (["park.png", "man", "--threads", "0"], "0 is not in the range"),
+        (["park.png", "man", "--category", "person"], "does not ask by category"),
+    ],
+)
 def test_one_sentence_for_each_mistake(infer, here, arguments, message):
     Path("text.jpg").write_text("text")
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), dtype=np.uint8)).save("whole.jpg")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), dtype=np.uint8)).save(
+        "whole.jpg"
+    )
     Path("cut.jpg").write_bytes(Path("whole.jpg").read_bytes()[:2000])
     Path("empty").mkdir()
     Path("bad.jsonl").write_text('{"image": "park.png", "expression": "man"}\nnot json\n')
@@ -187,7 +202,9 @@ def test_a_full_disk_keeps_what_was_there(infer, monkeypatch):
     done = infer("park.png", "man")
     assert done.exit_code == 2
     assert "Error: cannot write ris-output: No space left on device" in done.output
-    assert {name: (Path("ris-output") / name).read_bytes() for name in files("ris-output")} == before
+    assert {
+        name: (Path("ris-output") / name).read_bytes() for name in files("ris-output")
+    } == before
 
 
 def test_debug_shows_the_traceback(infer):
@@ -198,14 +215,19 @@ def test_debug_shows_the_traceback(infer):
 def test_the_installed_command(here, tiny_bundle):
     command = Path(sys.executable).parent / "ris-infer"
     done = subprocess.run(
-        [command, "park.png", "left man", "--bundle", tiny_bundle], capture_output=True, text=True, timeout=120
+        [command, "park.png", "left man", "--bundle", tiny_bundle],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert "wrote ris-output/park.left-man.mask.png" in done.stdout
 
 
 def test_a_draft_of_a_photo(infer, here, picture):
-    """A mask and an overlay of the photo's own size, from a photo that was decoded at a part of it."""
+    """A mask and an overlay of the photo's own size, from a photo that was decoded at a part of
+    it.
+    """
     Image.fromarray(picture).resize((1280, 960)).save(here / "large.jpg", quality=95)
     done = infer("large.jpg", "left man", "--draft")
     assert done.exit_code == 0, done.output

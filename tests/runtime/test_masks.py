@@ -8,14 +8,23 @@ import torch
 import torch.nn.functional as F
 from pycocotools import mask as coco
 
-from ris.runtime.masks import decode_rle, encode_rle, mask_from_logits, mask_score, overlay, resize_logits
+from ris.runtime.masks import (
+    decode_rle,
+    encode_rle,
+    mask_from_logits,
+    mask_score,
+    overlay,
+    resize_logits,
+)
 
 LOGITS = np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (480, 640), (1, 1), (3, 2000), (31, 17)])
 def test_the_mask_is_torchs(size):
-    want = F.interpolate(torch.from_numpy(LOGITS)[None, None], size=size, mode="bilinear")[0, 0].numpy()
+    want = F.interpolate(torch.from_numpy(LOGITS)[None, None], size=size, mode="bilinear")[
+        0, 0
+    ].numpy()
     np.testing.assert_allclose(resize_logits(LOGITS, *size), want, atol=1e-5)
     got = mask_from_logits(LOGITS, *size)
     assert got.dtype == np.bool_
@@ -25,7 +34,9 @@ def test_the_mask_is_torchs(size):
 
 def test_stripes_do_not_show():
     """More rows than fit one stripe."""
-    np.testing.assert_array_equal(mask_from_logits(LOGITS, 3000, 1200), resize_logits(LOGITS, 3000, 1200) > 0)
+    np.testing.assert_array_equal(
+        mask_from_logits(LOGITS, 3000, 1200), resize_logits(LOGITS, 3000, 1200) > 0
+    )
 
 
 def test_a_threshold_shrinks_the_mask():
@@ -39,7 +50,9 @@ def test_rle_is_pycocotools(size, share):
     want = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
     got = encode_rle(mask)
     assert got == {"size": list(size), "counts": want["counts"].decode()}
-    np.testing.assert_array_equal(coco.decode({"size": got["size"], "counts": got["counts"].encode()}), mask)
+    np.testing.assert_array_equal(
+        coco.decode({"size": got["size"], "counts": got["counts"].encode()}), mask
+    )
     np.testing.assert_array_equal(decode_rle(got), mask)
 
 
@@ -48,7 +61,10 @@ def test_long_runs():
     mask = np.zeros((2000, 1500), bool)
     mask[700:1900, 100:1400] = True
     mask[5:9, 3] = True
-    assert encode_rle(mask)["counts"] == coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    assert (
+        encode_rle(mask)["counts"]
+        == coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    )
     np.testing.assert_array_equal(decode_rle(encode_rle(mask)), mask)
 
 

@@ -93,7 +93,9 @@ def test_large_models_are_asked_one_expression_at_a_time_where_that_is_faster(ti
     graphs = dict(bundle.manifest.graphs)
     graphs["fusion"] = replace(graphs["fusion"], operations=Operations(0, 8 * 10**9, 69 * 10**9))
     large = Bundle(bundle.path, replace(bundle.manifest, graphs=graphs))
-    assert expressions_together(large, openvino) == expressions_together(large, openvino, "cpu") == 1
+    assert (
+        expressions_together(large, openvino) == expressions_together(large, openvino, "cpu") == 1
+    )
     assert expressions_together(large, openvino, "gpu") == expressions_together(large, other) == 8
     graphs["fusion"] = replace(graphs["fusion"], operations=None)  # of an older bundle
     assert expressions_together(large, openvino) == 8
@@ -105,7 +107,10 @@ def test_a_large_model_asks_one_by_one_on_openvino(tiny_bundle, picture):
     graphs = dict(bundle.manifest.graphs)
     graphs["fusion"] = replace(graphs["fusion"], operations=Operations(0, 8 * 10**9, 69 * 10**9))
     large = Bundle(bundle.path, replace(bundle.manifest, graphs=graphs))
-    with open_model(large, engine="openvino") as alone, open_model(large, engine="openvino", max_expressions=4) as four:
+    with (
+        open_model(large, engine="openvino") as alone,
+        open_model(large, engine="openvino", max_expressions=4) as four,
+    ):
         assert (alone.max_expressions, four.max_expressions) == (1, 4)
         results = [model.encode_image(picture).segment_many(EXPRESSIONS) for model in (alone, four)]
     for one, other in zip(*results, strict=True):
@@ -137,7 +142,9 @@ def test_the_no_target_probability_is_the_softmax_of_the_logits(tiny_bundle, mod
     golden = np.load(tiny_bundle / "golden.npz")
     target, absent = golden["no_target_logits"][0]
     want = np.exp(absent) / (np.exp(target) + np.exp(absent))
-    assert model.segment(golden["rgb"], str(golden["expressions"][0])).no_target == pytest.approx(want, abs=1e-5)
+    assert model.segment(golden["rgb"], str(golden["expressions"][0])).no_target == pytest.approx(
+        want, abs=1e-5
+    )
 
 
 def test_timings_name_every_stage(model, picture):
@@ -200,13 +207,18 @@ class TestCategoryVariant:
         assert person.category == "person"
         assert person.no_target is None
         assert not np.array_equal(person.logits, car.logits)
-        np.testing.assert_allclose(scene.segment("left man", category="car").logits, car.logits, atol=1e-4)
+        np.testing.assert_allclose(
+            scene.segment("left man", category="car").logits, car.logits, atol=1e-4
+        )
 
-    @pytest.mark.parametrize(("categories", "message"), [
-        (None, "asks by category"),
-        (["persom"], "no category 'persom'; the nearest are person"),
-        (["person", "car"], "1 expressions need as many categories, got 2"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        ("categories", "message"),
+        [
+            (None, "asks by category"),
+            (["persom"], "no category 'persom'; the nearest are person"),
+            (["person", "car"], "1 expressions need as many categories, got 2"),
+        ],
+    )
     def test_what_is_wrong_with_a_category(self, by_category, picture, categories, message):
         with pytest.raises(ExpressionError, match=message):
             by_category.encode_image(picture).segment_many(["left man"], categories=categories)
@@ -223,7 +235,9 @@ def test_on_a_gpu_the_image_encoders_run_side_by_side(model, picture, monkeypatc
         session = model.open_sessions[stage]
         monkeypatch.setattr(session, "info", replace(session.info, device="cuda"))
         original = session._run
-        monkeypatch.setattr(session, "_run", lambda feeds, original=original: (both.wait(), original(feeds))[1])
+        monkeypatch.setattr(
+            session, "_run", lambda feeds, original=original: (both.wait(), original(feeds))[1]
+        )
     scene = model.encode_image(picture)
     np.testing.assert_array_equal(scene.image_embeddings, alone.image_embeddings)
     np.testing.assert_array_equal(scene.clip_tokens, alone.clip_tokens)
@@ -232,7 +246,9 @@ def test_on_a_gpu_the_image_encoders_run_side_by_side(model, picture, monkeypatc
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_side_by_side_is_the_same(tiny_bundle, picture, engine, monkeypatch):
-    """Both encoders and the text of what is asked first run at once; the answer is that of one after the other."""
+    """Both encoders and the text of what is asked first run at once; the answer is that of one
+    after the other.
+    """
     pytest.importorskip(engine, reason=f"{engine} is not installed")
     with load(tiny_bundle, engine=engine) as model:
         assert not model.overlap
@@ -242,7 +258,9 @@ def test_side_by_side_is_the_same(tiny_bundle, picture, engine, monkeypatch):
         for stage in ("sam_image_encoder", "clip_image_encoder", "text_encoder"):
             session = model.open_sessions[stage]
             monkeypatch.setattr(
-                session, "_run", lambda feeds, original=session._run: (all_three.wait(), original(feeds))[1]
+                session,
+                "_run",
+                lambda feeds, original=session._run: (all_three.wait(), original(feeds))[1],
             )
         together = model.segment(picture, "left man")
     np.testing.assert_array_equal(together.logits, alone.logits)
@@ -255,7 +273,9 @@ def test_low_memory_is_the_same(tiny_bundle, picture):
         load(tiny_bundle, engine="onnxruntime", low_memory=True) as low,
     ):
         for _ in range(2):
-            np.testing.assert_array_equal(low.segment(picture, "man").logits, usual.segment(picture, "man").logits)
+            np.testing.assert_array_equal(
+                low.segment(picture, "man").logits, usual.segment(picture, "man").logits
+            )
 
 
 def test_a_precision_for_every_graph():
@@ -269,5 +289,7 @@ def test_a_precision_for_every_graph():
     assert computes_by_stage({"fusion": "fp16"})["fusion"] == "fp16"
     assert set(computes_by_stage("fp32").values()) == {"fp32"}
     assert set(computes_by_stage(None).values()) == {None}
-    with pytest.raises(EngineError, match="there is no graph decoder; there are sam_image_encoder, "):
+    with pytest.raises(
+        EngineError, match="there is no graph decoder; there are sam_image_encoder, "
+    ):
         computes_by_stage({"decoder": "bf16"})

@@ -23,7 +23,9 @@ ALL_FORMATS = [option for name in FORMATS for option in ("--format", name)]
 def infer(tmp_path, monkeypatch, picture, tiny_bundle):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(picture).save("park.png")
-    return lambda *arguments, bundle=tiny_bundle: CliRunner().invoke(main, [*arguments, "--bundle", str(bundle)])
+    return lambda *arguments, bundle=tiny_bundle: CliRunner().invoke(
+        main, [*arguments, "--bundle", str(bundle)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +59,14 @@ def test_every_format_of_an_absent_object(infer, picture):
 def test_the_threshold_divides_the_expressions(infer, probabilities):
     """At the middle probability itself: that one and the larger are absent, the smaller is not."""
     middle = sorted(probabilities)[1]
-    done = infer("park.png", *EXPRESSIONS, "--no-target-threshold", repr(middle), "--json", "--format", "npy")
+    done = infer(
+        "park.png", *EXPRESSIONS, "--no-target-threshold", repr(middle), "--json", "--format", "npy"
+    )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["no_target_probability"] for line in lines] == pytest.approx(probabilities)
-    assert [line["is_no_target"] for line in lines] == [line["no_target_probability"] >= middle for line in lines]
+    assert [line["is_no_target"] for line in lines] == [
+        line["no_target_probability"] >= middle for line in lines
+    ]
     assert [line["mask_pixels"] == 0 for line in lines] == [line["is_no_target"] for line in lines]
     assert sum(p < middle for p in probabilities) == 1
     assert {line["is_no_target"] for line in lines} == {True, False}
@@ -82,7 +88,10 @@ def test_thresholds_are_probabilities(infer, value):
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_thresholds_in_python(tiny_bundle, picture, value):
-    with load(tiny_bundle) as model, pytest.raises(ExpressionError, match="a probability from 0 to 1, or None"):
+    with (
+        load(tiny_bundle) as model,
+        pytest.raises(ExpressionError, match="a probability from 0 to 1, or None"),
+    ):
         model.segment(picture, "left man", no_target_threshold=value)
 
 

@@ -1,4 +1,6 @@
-"""`ris-parity`: against golden.npz and against the live reference; exit code 1 past the tolerance."""
+"""`ris-parity`: against golden.npz and against the live reference; exit code 1 past the
+tolerance.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,18 @@ def parity(*arguments):
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
-@pytest.mark.parametrize("name", ["tiny_bundle", "tiny_fp16_bundle", "tiny_category_bundle", "tiny_supplement_bundle"])
+@pytest.mark.parametrize(
+    "name", ["tiny_bundle", "tiny_fp16_bundle", "tiny_category_bundle", "tiny_supplement_bundle"]
+)
 def test_golden(name, request):
     done = parity(request.getfixturevalue(name))
     assert done.exit_code == 0, done.output
-    for row in ("host.dense_embedding", "fusion.sparse_prompt", "end_to_end.mask_logits", "masks: IoU"):
+    for row in (
+        "host.dense_embedding",
+        "fusion.sparse_prompt",
+        "end_to_end.mask_logits",
+        "masks: IoU",
+    ):
         assert row in done.output
 
 
@@ -60,7 +69,9 @@ def test_the_live_reference_on_another_image(tiny_bundle, tmp_path):
 
 
 def test_a_wrong_weight_is_found(bundle_copy):
-    """One bias of the decoder's hypernetwork is changed, and the hashes with it: parity sees what hashes cannot."""
+    """One bias of the decoder's hypernetwork is changed, and the hashes with it: parity sees what
+    hashes cannot.
+    """
     path = bundle_copy / "graphs" / "mask_decoder.onnx"
     model = onnx.load(path)
     bias = next(t for t in model.graph.initializer if "hypernetwork.layers.2.bias" in t.name)
@@ -85,7 +96,8 @@ def test_one_flipped_pixel_of_a_small_mask_is_no_failure(tiny_bundle):
         assert not check_model(model, golden).failures
         far = golden | {"mask_logits": np.stack(found)[:, None] - 0.05}
         assert any(
-            "mask IoU" in f for f in check_model(model, far, replace(tolerance, stage=1, mask_logits=1)).failures
+            "mask IoU" in f
+            for f in check_model(model, far, replace(tolerance, stage=1, mask_logits=1)).failures
         )
         accepted = replace(tolerance, stage=1, mask_logits=1, flipped=1)
         assert not check_model(model, far, accepted).failures

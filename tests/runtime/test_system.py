@@ -1,4 +1,6 @@
-"""What a machine is, from made-up /proc files and a made-up nvidia-smi: x86, Arm, containers of both kinds, nothing."""
+"""What a machine is, from made-up /proc files and a made-up nvidia-smi: x86, Arm, containers of
+both kinds, nothing.
+"""
 
 from __future__ import annotations
 
@@ -114,23 +116,34 @@ def nvidia_smi(tmp_path, monkeypatch):
 
 
 def test_gpus(nvidia_smi):
-    nvidia_smi("echo 'NVIDIA H200, 550.54.15, 143771, 9.0'; echo 'NVIDIA T4, 550.54.15, 15360, 7.5'")
+    nvidia_smi(
+        "echo 'NVIDIA H200, 550.54.15, 143771, 9.0'; echo 'NVIDIA T4, 550.54.15, 15360, 7.5'"
+    )
     found = system.gpus().found
     assert found[0] == system.Gpu("NVIDIA H200", "550.54.15", "143771", "9.0")
     assert found[1].compute_capability == "7.5"
 
 
 def test_an_old_driver_knows_no_compute_capability(nvidia_smi):
-    nvidia_smi('case "$1" in *compute_cap*) echo "not a valid field"; exit 2;; esac; echo "Tesla K80, 450.80, 11441"')
+    nvidia_smi(
+        'case "$1" in *compute_cap*) echo "not a valid field"; exit 2;; esac; echo "Tesla K80,'
+        ' 450.80, 11441"'
+    )
     assert system.gpus().found == (system.Gpu("Tesla K80", "450.80", "11441", None),)
 
 
-@pytest.mark.parametrize(("script", "note"), [
-    ("echo 'NVIDIA-SMI has failed: no driver' >&2; exit 9", "nvidia-smi failed: NVIDIA-SMI has failed: no driver"),
-    ("exit 6", "nvidia-smi failed: exit code 6"),
-    ("exit 0", "nvidia-smi lists none"),
-    ("exec sleep 30", "nvidia-smi did not answer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("script", "note"),
+    [
+        (
+            "echo 'NVIDIA-SMI has failed: no driver' >&2; exit 9",
+            "nvidia-smi failed: NVIDIA-SMI has failed: no driver",
+        ),
+        ("exit 6", "nvidia-smi failed: exit code 6"),
+        ("exit 0", "nvidia-smi lists none"),
+        ("exec sleep 30", "nvidia-smi did not answer"),
+    ],
+)
 def test_gpus_that_cannot_be_asked(nvidia_smi, script, note):
     nvidia_smi(script)
     gpus = system.gpus(timeout=1)

@@ -12,11 +12,36 @@ from ris.reference.tokenizer import build_tokenizer, read_vocabulary
 from ris.runtime.text import MAX_CHARACTERS, ExpressionTokenizer
 
 TEXTS = [
-    "left man", "second car from the right", "The LEFT man!", "man's hat, blue-ish", "a  b\tc\nd", "naïve café",
-    "人 on the left", "日本語テキスト", "emoji 🐶 dog", "x" * 101, "x" * 100, "1,000.50 apples", "[CLS] [SEP] [MASK]",
-    "don't", "…—“quotes”", "\u200bzero width", "soft\u00adhyphen", "ﬁ ligature", "Ünïcödé ÇA", "#hashtag @at", "a/b\\c",
-    "unaffable", "антон", "مرحبا", "null\x00byte", "é", "İstanbul", "ǅ", "supercalifragilisticexpialidocious",
-]  # fmt: skip
+    "left man",
+    "second car from the right",
+    "The LEFT man!",
+    "man's hat, blue-ish",
+    "a  b\tc\nd",
+    "naïve café",
+    "人 on the left",
+    "日本語テキスト",
+    "emoji 🐶 dog",
+    "x" * 101,
+    "x" * 100,
+    "1,000.50 apples",
+    "[CLS] [SEP] [MASK]",
+    "don't",
+    "…—“quotes”",
+    "\u200bzero width",
+    "soft\u00adhyphen",
+    "ﬁ ligature",
+    "Ünïcödé ÇA",
+    "#hashtag @at",
+    "a/b\\c",
+    "unaffable",
+    "антон",
+    "مرحبا",
+    "null\x00byte",
+    "é",
+    "İstanbul",
+    "ǅ",
+    "supercalifragilisticexpialidocious",
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +67,9 @@ def test_ids_are_bert_tokenizers(full_vocabulary):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_golden_expressions(full_vocabulary, seed):
-    tokens = ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35)([inputs.EXPRESSIONS[seed][0]])
+    tokens = ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35)(
+        [inputs.EXPRESSIONS[seed][0]]
+    )
     ids, mask = inputs.tokens(seed)
     np.testing.assert_array_equal(tokens.ids, ids)
     np.testing.assert_array_equal(tokens.mask, mask)
@@ -51,7 +78,9 @@ def test_golden_expressions(full_vocabulary, seed):
 
 
 def test_a_long_sentence_loses_its_end_and_says_so(full_vocabulary):
-    tokens = ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35)(["man " * 33, "man " * 40 + "dog"])
+    tokens = ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35)(
+        ["man " * 33, "man " * 40 + "dog"]
+    )
     assert tokens.ids[0, 34] == 102  # [CLS] + 33 + [SEP] just fits
     assert tokens.ids[1, 34] != 102
     assert not tokens.notes[0]
@@ -64,14 +93,17 @@ def test_unknown_words_are_named(full_vocabulary):
     assert notes == ("words the model does not know: 🐶",)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("", "is empty"),
-    ("  \n ", "is empty"),
-    ("word " * 10_000, f"50000 characters, at most {MAX_CHARACTERS}"),
-    ("\u200b", "no words in it"),
-    ("\ud800", "not valid Unicode"),
-    (7, "must be text, got int"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("  \n ", "is empty"),
+        ("word " * 10_000, f"50000 characters, at most {MAX_CHARACTERS}"),
+        ("\u200b", "no words in it"),
+        ("\ud800", "not valid Unicode"),
+        (7, "must be text, got int"),
+    ],
+)
 def test_what_is_no_expression(full_vocabulary, text, message):
     with pytest.raises(ExpressionError, match=message):
         ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35)([text])

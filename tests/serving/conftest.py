@@ -1,4 +1,6 @@
-"""What the serving tests share. Where PyTorch is not installed, $RIS_TEST_BUNDLE names the bundle."""
+"""What the serving tests share. Where PyTorch is not installed, $RIS_TEST_BUNDLE names the
+bundle.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ def served_bundle(request):
     """A bundle with a no-target head: $RIS_TEST_BUNDLE, or the tiny one, which PyTorch exports."""
     if given := os.environ.get("RIS_TEST_BUNDLE"):
         return Path(given).absolute()
-    pytest.importorskip("torch", reason="no PyTorch to export a bundle with, and $RIS_TEST_BUNDLE is not set")
+    pytest.importorskip(
+        "torch", reason="no PyTorch to export a bundle with, and $RIS_TEST_BUNDLE is not set"
+    )
     return request.getfixturevalue("tiny_bundle")
 
 

@@ -24,7 +24,9 @@ def test_threads_that_want_one_image_encode_it_once():
         return "scene"
 
     found = []
-    threads = [threading.Thread(target=lambda: found.append(cache.get(b"k", encode))) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: found.append(cache.get(b"k", encode))) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

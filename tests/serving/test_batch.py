@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray", reason='Ray is not installed: pip install ".[ray]", or make test-serving')
+pytest.importorskip(
+    "ray", reason='Ray is not installed: pip install ".[ray]", or make test-serving'
+)
 
 from batch_drill import drill
 from serving_helpers import picture_bytes
@@ -16,7 +18,9 @@ from serving_helpers import picture_bytes
 
 def ris_batch(*arguments, timeout=900):
     program = Path(sys.executable).parent / "ris-batch"
-    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        [program, *map(str, arguments)], capture_output=True, text=True, timeout=timeout
+    )
 
 
 def test_killed_worker_and_killed_driver_lose_and_repeat_nothing(served_bundle, tmp_path):
@@ -27,7 +31,15 @@ def test_killed_worker_and_killed_driver_lose_and_repeat_nothing(served_bundle, 
 def test_another_question_is_not_mixed_into_a_batch(served_bundle, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(picture_bytes(1))
-    common = [tmp_path / "in", "--bundle", served_bundle, "--out", tmp_path / "out", "--engine", "onnxruntime"]
+    common = [
+        tmp_path / "in",
+        "--bundle",
+        served_bundle,
+        "--out",
+        tmp_path / "out",
+        "--engine",
+        "onnxruntime",
+    ]
     done = ris_batch(*common, "-e", "left man", "--json")
     assert done.returncode == 0, done.stderr
     assert '"rows": 1' in done.stdout
@@ -35,7 +47,15 @@ def test_another_question_is_not_mixed_into_a_batch(served_bundle, tmp_path):
     assert other.returncode == 2
     assert "has a batch with other expressions" in other.stderr
     engine = ris_batch(
-        tmp_path / "in", "--bundle", served_bundle, "--engine", "tensorrt", "-e", "left man", "--out", tmp_path / "out3"
+        tmp_path / "in",
+        "--bundle",
+        served_bundle,
+        "--engine",
+        "tensorrt",
+        "-e",
+        "left man",
+        "--out",
+        tmp_path / "out3",
     )
     assert engine.returncode == 2
     assert "engine 'tensorrt' cannot run here" in engine.stderr

@@ -1,4 +1,6 @@
-"""Folders, JSONL, Parquet and web-dataset shards become the same tasks; parts hold every row once."""
+"""Folders, JSONL, Parquet and web-dataset shards become the same tasks; parts hold every row
+once.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,11 @@ def test_a_folder_asks_everything_of_every_image(tmp_path):
         (tmp_path / name).write_bytes(picture_bytes(1))
     (tmp_path / "notes.txt").write_text("no image")
     tasks = tasks_of(tmp_path, expressions=["x", "y"])
-    assert [(t.name, t.rows) for t in tasks] == [("a.jpg", [0, 1]), ("b.png", [2, 3]), ("deeper/c.png", [4, 5])]
+    assert [(t.name, t.rows) for t in tasks] == [
+        ("a.jpg", [0, 1]),
+        ("b.png", [2, 3]),
+        ("deeper/c.png", [4, 5]),
+    ]
     with pytest.raises(RisError, match="nothing to look for"):
         tasks_of(tmp_path)
 
@@ -46,7 +52,10 @@ def test_lines_about_one_image_are_grouped_wherever_they_are(tmp_path):
         {"image": "a.png", "expression": "w"},
     ]
     path = tmp_path / "in.jsonl"
-    path.write_text("\n".join(json.dumps(line) for line in lines) + '\n{broken\n\n{"image": 3, "expression": "x"}\n')
+    path.write_text(
+        "\n".join(json.dumps(line) for line in lines)
+        + '\n{broken\n\n{"image": 3, "expression": "x"}\n'
+    )
     tasks = tasks_of(path, category="auto")
     assert [(t.name, t.rows, t.expressions) for t in tasks[:2]] == [
         ("a.png", [0, 3], ["x", "w"]),
@@ -62,7 +71,9 @@ def test_lines_about_one_image_are_grouped_wherever_they_are(tmp_path):
 def test_a_table_of_paths_and_a_table_of_bytes(tmp_path):
     images = [picture_bytes(i) for i in range(3)]
     (tmp_path / "p.png").write_bytes(images[0])
-    pq.write_table(pa.table({"image": ["p.png", None], "expression": ["x", "y"]}), tmp_path / "paths.parquet")
+    pq.write_table(
+        pa.table({"image": ["p.png", None], "expression": ["x", "y"]}), tmp_path / "paths.parquet"
+    )
     good, bad = tasks_of(tmp_path / "paths.parquet")
     assert read(good) == images[0]
     assert "row 1: there is no image" in bad.error
@@ -80,10 +91,13 @@ def test_a_table_of_paths_and_a_table_of_bytes(tmp_path):
 def test_a_web_dataset_shard_is_read_in_place(tmp_path):
     images = [picture_bytes(i) for i in range(3)]
     members = [
-        ("d/000.png", images[0]), ("d/000.txt", b"left man\nthe dog\n"),
-        ("d/001.json", b'{"expression": "x"}'), ("d/001.png", images[1]),
-        ("d/002.png", images[2]), ("d/002.json", b"{broken"),
-    ]  # fmt: skip
+        ("d/000.png", images[0]),
+        ("d/000.txt", b"left man\nthe dog\n"),
+        ("d/001.json", b'{"expression": "x"}'),
+        ("d/001.png", images[1]),
+        ("d/002.png", images[2]),
+        ("d/002.json", b"{broken"),
+    ]
     shard = tmp_path / "s.tar"
     with tarfile.open(shard, "w") as tar:
         for name, data in members:

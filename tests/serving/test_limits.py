@@ -1,4 +1,6 @@
-"""The limits that every door shares: what is refused, with which status, before any pixel is decoded."""
+"""The limits that every door shares: what is refused, with which status, before any pixel is
+decoded.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,14 @@ def png_that_claims(width: int, height: int) -> bytes:
     """A PNG of a few bytes whose header promises many pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    body = (
+        chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    )
     return b"\x89PNG\r\n\x1a\n" + body
 
 

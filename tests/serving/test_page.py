@@ -1,4 +1,5 @@
-"""The page in headless Chromium, end to end: what people do with it, and that it loads nothing from elsewhere.
+"""The page in headless Chromium, end to end: what people do with it, and that it loads nothing from
+elsewhere.
 
 $RIS_SCREENSHOTS names a folder that gets a picture of each step.
 """
@@ -14,9 +15,17 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("gradio", minversion="5", reason='Gradio is not installed: pip install ".[ui]", make test-serving')
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (make test-serving)")
-CHROMIUM = os.environ.get("RIS_CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+pytest.importorskip(
+    "gradio",
+    minversion="5",
+    reason='Gradio is not installed: pip install ".[ui]", make test-serving',
+)
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed (make test-serving)"
+)
+CHROMIUM = os.environ.get("RIS_CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "google-chrome"))), None
+)
 if CHROMIUM is None:
     pytest.skip("there is no Chromium here", allow_module_level=True)
 
@@ -44,14 +53,18 @@ def address(served_model):
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as p:
-        started = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        started = p.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
         yield started
         started.close()
 
 
 @pytest.fixture
 def visit(browser, address):
-    """Opens the page in a window of a given size; afterwards nothing may have been asked of another host."""
+    """Opens the page in a window of a given size; afterwards nothing may have been asked of another
+    host.
+    """
     asked, contexts = [], []
 
     def open_page(width=1280, height=900):
@@ -68,7 +81,9 @@ def visit(browser, address):
     for context in contexts:
         context.close()
     assert asked
-    elsewhere = [url for url in asked if not url.startswith((address, "data:", "blob:", "ws://127.0.0.1"))]
+    elsewhere = [
+        url for url in asked if not url.startswith((address, "data:", "blob:", "ws://127.0.0.1"))
+    ]
     assert not elsewhere
 
 
@@ -160,20 +175,29 @@ def test_an_example_fills_the_page(visit):
     assert page.locator("#ris-text textarea").input_value()
 
 
-@pytest.mark.parametrize("path", ["/etc/hostname", "../../etc/hostname", "http://127.0.0.1:9/x.png"])
+@pytest.mark.parametrize(
+    "path", ["/etc/hostname", "../../etc/hostname", "http://127.0.0.1:9/x.png"]
+)
 def test_paths_and_addresses_in_a_request_are_not_opened(address, path):
     """What a program could send instead of an upload."""
-    data = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, "left man", 0.5], "fn_index": 0,
-            "session_hash": "test"}  # fmt: skip
+    data = {
+        "data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, "left man", 0.5],
+        "fn_index": 0,
+        "session_hash": "test",
+    }
     headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{address}/gradio_api/queue/join", json.dumps(data).encode(), headers)
+    request = urllib.request.Request(
+        f"{address}/gradio_api/queue/join", json.dumps(data).encode(), headers
+    )
     try:
         urllib.request.urlopen(request, timeout=60).read()
     except urllib.error.HTTPError as error:
         status = error.code
     else:
         status, events = 200, []
-        for line in urllib.request.urlopen(f"{address}/gradio_api/queue/data?session_hash=test", timeout=60):
+        for line in urllib.request.urlopen(
+            f"{address}/gradio_api/queue/data?session_hash=test", timeout=60
+        ):
             if line.startswith(b"data:"):
                 events.append(json.loads(line[5:]))
                 if events[-1]["msg"] in ("process_completed", "close_stream"):

@@ -1,4 +1,6 @@
-"""The real tritonserver over repositories of ours: masks, caching, limits, and the models-a-graph variant."""
+"""The real tritonserver over repositories of ours: masks, caching, limits, and the models-a-graph
+variant.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,19 @@ from conftest import REPO
 from ris.engines.errors import BundleError, RisError
 from ris.runtime import open_bundle
 from ris.serving.limits import Limits
-from ris.serving.triton.repository import ServerOptions, compiled_plan, front_config, graph_config, write_repository
+from ris.serving.triton.repository import (
+    ServerOptions,
+    compiled_plan,
+    front_config,
+    graph_config,
+    write_repository,
+)
 from ris.serving.triton.server import Address, TritonServer, find_server
 from serving_helpers import free_ports, picture_bytes
 
-SMALL = Limits(image_bytes=200_000, pixels=1_000_000, expressions=4, characters=100, waiting=8, seconds=120)
+SMALL = Limits(
+    image_bytes=200_000, pixels=1_000_000, expressions=4, characters=100, waiting=8, seconds=120
+)
 
 
 def no_server():
@@ -33,7 +43,9 @@ def no_server():
     return None
 
 
-needs_server = pytest.mark.skipif(no_server() is not None, reason=f"{no_server()} (make test-serving)")
+needs_server = pytest.mark.skipif(
+    no_server() is not None, reason=f"{no_server()} (make test-serving)"
+)
 
 
 def options(**more):
@@ -54,13 +66,23 @@ def server(served_bundle, tmp_path_factory):
         yield running
 
 
-def ask(server, image, expressions, *, grpc=False, names=("rle_counts", "rle_size", "from_cache"), **more):
+def ask(
+    server,
+    image,
+    expressions,
+    *,
+    grpc=False,
+    names=("rle_counts", "rle_size", "from_cache"),
+    **more,
+):
     import tritonclient.grpc
     import tritonclient.http
 
     triton = tritonclient.grpc if grpc else tritonclient.http
     port = server.address.grpc if grpc else server.address.http
-    client = triton.InferenceServerClient(f"127.0.0.1:{port}", **({} if grpc else {"network_timeout": 300.0}))
+    client = triton.InferenceServerClient(
+        f"127.0.0.1:{port}", **({} if grpc else {"network_timeout": 300.0})
+    )
     inputs = []
     for name, values in {"image": [image], "expression": [e.encode() for e in expressions]}.items():
         inputs.append(triton.InferInput(name, [1, len(values)], "BYTES"))
@@ -68,7 +90,9 @@ def ask(server, image, expressions, *, grpc=False, names=("rle_counts", "rle_siz
     for name, value in more.items():
         inputs.append(triton.InferInput(name, [1, 1], "FP32"))
         inputs[-1].set_data_from_numpy(np.array([[value]], np.float32))
-    found = client.infer("ris", inputs, outputs=[triton.InferRequestedOutput(name) for name in names])
+    found = client.infer(
+        "ris", inputs, outputs=[triton.InferRequestedOutput(name) for name in names]
+    )
     return {name: found.as_numpy(name) for name in names}
 
 
@@ -80,7 +104,16 @@ def expected(model, image, expressions, **more):
 @pytest.mark.parametrize("grpc", [False, True], ids=["http", "grpc"])
 def test_answers_are_the_local_runtimes(server, served_model, grpc):
     image, texts = picture_bytes(11 + grpc, 90, 70), ["left man", "the dog", "a red car"]
-    names = ("mask", "rle_counts", "rle_size", "score", "no_target", "is_no_target", "note", "from_cache")
+    names = (
+        "mask",
+        "rle_counts",
+        "rle_size",
+        "score",
+        "no_target",
+        "is_no_target",
+        "note",
+        "from_cache",
+    )
     found = ask(server, image, texts, grpc=grpc, names=names)
     wanted = expected(served_model, image, texts)
     assert found["mask"].shape == (1, 3, 70, 90)
@@ -99,7 +132,9 @@ def test_answers_are_the_local_runtimes(server, served_model, grpc):
 @needs_server
 def test_the_threshold_is_the_requests(server, served_model):
     image = picture_bytes(21)
-    found = ask(server, image, ["left man"], names=("is_no_target", "mask"), no_target_threshold=0.0)
+    found = ask(
+        server, image, ["left man"], names=("is_no_target", "mask"), no_target_threshold=0.0
+    )
     assert found["is_no_target"].item()
     assert not found["mask"].any()
     found = ask(server, image, ["left man"], names=("mask",), no_target_threshold=1.0)
@@ -136,7 +171,11 @@ def test_many_clients_are_batched_and_share_encoded_images(server, served_model)
     [
         (b"/etc/passwd", ["x"], "400: the image cannot be read"),
         (b"x" * 300_000, ["x"], "413: the image file has 0.3 MB, at most 0.2 MB"),
-        (picture_bytes(1, 1300, 1000, "JPEG"), ["x"], "413: the image has 1300x1000 pixels, at most 1 megapixels"),
+        (
+            picture_bytes(1, 1300, 1000, "JPEG"),
+            ["x"],
+            "413: the image has 1300x1000 pixels, at most 1 megapixels",
+        ),
         (picture_bytes(1), ["x"] * 5, "413: 5 expressions, at most 4"),
         (picture_bytes(1), ["x" * 101], "413: an expression has 101 characters, at most 100"),
         (picture_bytes(1), ["  "], "400: the expression is empty"),
@@ -175,10 +214,21 @@ def test_clients_cannot_reach_into_the_server(server):
 def test_the_example_client_speaks_both(server, served_model, tmp_path):
     (tmp_path / "photo.png").write_bytes(picture_bytes(40))
     [answer] = expected(served_model, picture_bytes(40), ["left man"])
-    for more in ([f"127.0.0.1:{server.address.http}"], [f"127.0.0.1:{server.address.grpc}", "--grpc"]):
-        command = [sys.executable, REPO / "examples" / "triton_client.py", tmp_path / "photo.png", "left man"]
+    for more in (
+        [f"127.0.0.1:{server.address.http}"],
+        [f"127.0.0.1:{server.address.grpc}", "--grpc"],
+    ):
+        command = [
+            sys.executable,
+            REPO / "examples" / "triton_client.py",
+            tmp_path / "photo.png",
+            "left man",
+        ]
         done = subprocess.run(
-            [*command, "--mask", tmp_path / "m.npy", "--url", *more], capture_output=True, text=True, timeout=300
+            [*command, "--mask", tmp_path / "m.npy", "--url", *more],
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["rle"] == dict(answer.rle())
@@ -187,14 +237,19 @@ def test_the_example_client_speaks_both(server, served_model, tmp_path):
 
 @needs_server
 def test_a_full_queue_refuses_and_recovers(served_bundle, tmp_path):
-    """A burst beyond the queue: some are served, the others told so at once, and the next request is served."""
+    """A burst beyond the queue: some are served, the others told so at once, and the next request
+    is served.
+    """
     from tritonclient.utils import InferenceServerException
 
     tight = Limits(waiting=1, seconds=120)
 
     def attempt(number):
         try:
-            return ask(server, picture_bytes(number, 1200, 900, "JPEG"), ["left man"], grpc=True) and "served"
+            return (
+                ask(server, picture_bytes(number, 1200, 900, "JPEG"), ["left man"], grpc=True)
+                and "served"
+            )
         except InferenceServerException as error:
             return error.message()
 
@@ -218,7 +273,8 @@ class TritonPythonModel:
         path = f"{args['model_repository']}/{args['model_version']}/model.onnx"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        providers = ["CPUExecutionProvider"]
+        self.session = onnxruntime.InferenceSession(path, options, providers=providers)
 
     def execute(self, requests):
         responses = []
@@ -234,7 +290,8 @@ class TritonPythonModel:
 
 @needs_server
 def test_a_model_a_graph(served_bundle, served_model, tmp_path):
-    """The configurations for the container's backends, with its ONNX Runtime backend played by the Python one.
+    """The configurations for the container's backends, with its ONNX Runtime backend played by the
+    Python one.
 
     Here the expressions of several requests are asked together, too.
     """
@@ -251,7 +308,9 @@ def test_a_model_a_graph(served_bundle, served_model, tmp_path):
         assert [counts.decode() for counts in found["rle_counts"][0]] == wanted
         asked = [["the dog"], ["a red car", "left man"], ["left man"]]
         with ThreadPoolExecutor(3) as pool:
-            together = list(pool.map(lambda each: ask(server, image, each, grpc=True, names=("mask",)), asked))
+            together = list(
+                pool.map(lambda each: ask(server, image, each, grpc=True, names=("mask",)), asked)
+            )
         for each, answer in zip(asked, together, strict=True):
             masks = np.stack([one.mask for one in expected(served_model, image, each)])
             assert (answer["mask"][0].astype(bool) == masks).mean() > 0.999
@@ -316,12 +375,19 @@ def test_plans_are_found_by_what_they_were_compiled_from(served_bundle, tmp_path
     copy = dataclasses.replace(bundle, path=Path(shutil.copytree(served_bundle, tmp_path / "copy")))
     with pytest.raises(BundleError, match="0 TensorRT plans of fusion; compile it"):
         compiled_plan(copy, "fusion")
-    current = {Path(name).name: value for name, value in bundle.manifest.graphs["fusion"].sha256.items()}
-    for key, onnx, engine in [("a", current, "tensorrt"), ("b", {"fusion.onnx": "0"}, "tensorrt"),
-                              ("c", current, "openvino")]:  # fmt: skip
+    current = {
+        Path(name).name: value for name, value in bundle.manifest.graphs["fusion"].sha256.items()
+    }
+    for key, onnx, engine in [
+        ("a", current, "tensorrt"),
+        ("b", {"fusion.onnx": "0"}, "tensorrt"),
+        ("c", current, "openvino"),
+    ]:
         folder = copy.path / "engines" / key
         folder.mkdir(parents=True)
-        (folder / "fusion.json").write_text(json.dumps({"recipe": {"engine": engine, "onnx": onnx}}))
+        (folder / "fusion.json").write_text(
+            json.dumps({"recipe": {"engine": engine, "onnx": onnx}})
+        )
         (folder / "fusion.plan").write_bytes(b"plan")
     assert compiled_plan(copy, "fusion") == copy.path / "engines" / "a" / "fusion.plan"
     shutil.copytree(copy.path / "engines" / "a", copy.path / "engines" / "d")

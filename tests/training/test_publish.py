@@ -1,4 +1,6 @@
-"""Weights to give away: mixed with those that a run began from, from the command line, bad input in a sentence."""
+"""Weights to give away: mixed with those that a run began from, from the command line, bad input in
+a sentence.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,14 @@ def test_weights_mixed_with_those_that_a_run_began_from(tmp_path):
         save_file({"w": torch.full(shape, value), "n": torch.tensor([7])}, file)
     publish(files[0], files[3], files[1], 0.25)
     mixed = load_file(files[3])
-    assert (mixed["w"].dtype, mixed["w"].unique().tolist(), mixed["n"].tolist()) == (torch.float16, [1.5], [7])
-    with pytest.raises(CheckpointError, match=r"other.safetensors has no w of shape \(2, 3\): another model"):
+    assert (mixed["w"].dtype, mixed["w"].unique().tolist(), mixed["n"].tolist()) == (
+        torch.float16,
+        [1.5],
+        [7],
+    )
+    with pytest.raises(
+        CheckpointError, match=r"other.safetensors has no w of shape \(2, 3\): another model"
+    ):
         publish(files[0], files[3], files[2], 0.25)
 
 
@@ -34,7 +42,11 @@ def test_publishing_from_the_command_line(tmp_path, monkeypatch, capsys):
     command(run, out, "--began-from", start, "--share", "0.25")
     assert load_file(out)["w"].unique().tolist() == [1.5]
     assert "out.safetensors: 0.0 MB" in capsys.readouterr().out
-    for wrong in (["--share", "0.25"], ["--began-from", start], ["--began-from", start, "--share", "1.5"]):
+    for wrong in (
+        ["--share", "0.25"],
+        ["--began-from", start],
+        ["--began-from", start, "--share", "1.5"],
+    ):
         with pytest.raises(SystemExit):
             command(run, out, *wrong)
         assert "belong together" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""Drawn scenes as training sees them: warped, repainted away from held-out glyphs, asked for what is not there."""
+"""Drawn scenes as training sees them: warped, repainted away from held-out glyphs, asked for what
+is not there.
+"""
 
 from __future__ import annotations
 
@@ -42,18 +44,24 @@ def test_warped_masks_follow_the_picture():
             assert thing.area == len(xs)
             assert thing.centre == (xs.mean(), ys.mean())
             same = np.abs(after.image[thing.mask][:, 0].astype(int) - 30 * (i + 1)) < 16
-            assert same.mean() > (0.8 if thing.area >= 400 else 0.5)  # thin things are mostly border
+            assert same.mean() > (
+                0.8 if thing.area >= 400 else 0.5
+            )  # thin things are mostly border
     assert 3 <= warps <= 9
 
 
 def test_what_is_not_there_is_asked_for_where_a_source_says_so():
-    batches = [SceneSource("train", 96, 60, 6, mix=mix).batch(0) for mix in (None, RECIPES["demo"].mix)]
+    batches = [
+        SceneSource("train", 96, 60, 6, mix=mix).batch(0) for mix in (None, RECIPES["demo"].mix)
+    ]
     shares = [1 - batch.present.mean() for batch in batches]
     assert shares[0] < 0.17 < 0.22 < shares[1] < 0.35
 
 
 def test_no_varied_object_comes_near_a_held_out_variant():
-    """Repainted glyphs against every held-out one of their kind and outline, at all their pixels, in any light."""
+    """Repainted glyphs against every held-out one of their kind and outline, at all their pixels,
+    in any light.
+    """
     rng, lights = np.random.default_rng(0), np.linspace(0.8, 1.25, 10)[:, None, None]
     repainted_ones = 0
     for variant in (v for v in all_variants() if v.split == "train"):
@@ -63,13 +71,21 @@ def test_no_varied_object_comes_near_a_held_out_variant():
         painted = [repainted(own, variant.kind, variant.name, rng) for _ in range(3)]
         repainted_ones += sum(not np.array_equal(own, new) for new in painted)
         for other in variants_of(variant.kind, "heldout"):
-            pixels = np.asarray(picture(other).resize(shown.shape[1::-1], Image.Resampling.BILINEAR))
+            pixels = np.asarray(
+                picture(other).resize(shown.shape[1::-1], Image.Resampling.BILINEAR)
+            )
             if ((pixels[..., 3] > 127) ^ solid).sum() > 0.1 * solid.sum():
                 continue  # another outline
 
             def away(colours, there=pixels[solid][:, :3]):
-                return np.sqrt(((np.clip(colours * lights, 0, 255) - there) ** 2).mean((1, 2))).min()
+                return np.sqrt(
+                    ((np.clip(colours * lights, 0, 255) - there) ** 2).mean((1, 2))
+                ).min()
 
             for new in painted:
-                assert away(new) > min(APART, away(own)) - 2, (variant.kind, variant.name, other.name)
+                assert away(new) > min(APART, away(own)) - 2, (
+                    variant.kind,
+                    variant.name,
+                    other.name,
+                )
     assert repainted_ones > 300

@@ -1,4 +1,6 @@
-"""`ris-train` from the command line: scenes and data sets, going on, and what it says of bad input."""
+"""`ris-train` from the command line: scenes and data sets, going on, and what it says of bad
+input.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,18 @@ from refer_files import write_refer
 from ris.training.command import main
 from ris.training.loop import computes_bf16
 
-FAST = ["--preset", "tiny", "--batch-images", "2", "--batch-expressions", "2", "--workers", "0", "--threads", "2"]
+FAST = [
+    "--preset",
+    "tiny",
+    "--batch-images",
+    "2",
+    "--batch-expressions",
+    "2",
+    "--workers",
+    "0",
+    "--threads",
+    "2",
+]
 
 
 def run(*arguments):
@@ -57,8 +70,18 @@ def test_scenes_then_on_from_where_it_stopped(tmp_path):
 def test_data_sets_in_their_own_files(tmp_path, name):
     """The same command on RefCOCO's and gRefCOCO's files, frozen encoders' features stored."""
     write_refer(tmp_path, name)
-    code, text = run("--data", name, "--root", tmp_path, "--out", tmp_path / "run", "--steps", 3,
-                     "--features", tmp_path / "features")  # fmt: skip
+    code, text = run(
+        "--data",
+        name,
+        "--root",
+        tmp_path,
+        "--out",
+        tmp_path / "run",
+        "--steps",
+        3,
+        "--features",
+        tmp_path / "features",
+    )
     assert code == 0, text
     last = log(tmp_path / "run")[-1]
     assert set(last["losses"]) == {"mask", "dfam", "vl", "no_target"}
@@ -68,7 +91,9 @@ def test_data_sets_in_their_own_files(tmp_path, name):
 
 
 def test_bad_input_is_a_sentence(tmp_path):
-    code, text = run("--data", "refcoco", "--root", tmp_path, "--lessons", 5, "--out", tmp_path / "run")
+    code, text = run(
+        "--data", "refcoco", "--root", tmp_path, "--lessons", 5, "--out", tmp_path / "run"
+    )
     assert code == 2
     assert "--lessons belong to --data scenes" in text
     code, text = run("--data", "refcoco", "--out", tmp_path / "run")
@@ -83,10 +108,14 @@ def test_bad_input_is_a_sentence(tmp_path):
     code, text = run("--variant", "category", "--out", tmp_path / "run")
     assert (code, "COCO categories" in text) == (2, True)
     write_refer(tmp_path)
-    code, text = run("--data", "refcoco", "--root", tmp_path, "--variant", "category", "--out", tmp_path / "run")
+    code, text = run(
+        "--data", "refcoco", "--root", tmp_path, "--variant", "category", "--out", tmp_path / "run"
+    )
     assert (code, "needs its table" in text) == (2, True)
     (tmp_path / "images" / "train2014" / "COCO_train2014_000000000001.jpg").write_bytes(b"no image")
-    code, text = run("--data", "refcoco", "--root", tmp_path, "--out", tmp_path / "run", "--batch-images", 3)
+    code, text = run(
+        "--data", "refcoco", "--root", tmp_path, "--out", tmp_path / "run", "--batch-images", 3
+    )
     assert code == 2
     assert "COCO_train2014_000000000001.jpg cannot be read" in text
     assert not (tmp_path / "run").exists()
