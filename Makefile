@@ -100,7 +100,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Every figure of docs/performance.md, on a machine that does nothing else: about half an hour on two cores after a
+# Every figure of docs/measurements/performance.md, on a machine that does nothing else: about half an hour on two cores after a
 # quarter of an hour of exports and calibration. Bundles in bench/ already are used. Results: bench/*.json, .md, .png
 BENCH := $(BIN)/ris-bench
 EXPORT := $(BIN)/ris-export

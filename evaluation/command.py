@@ -70,7 +70,7 @@ def run(
     ./ris-bundle, then the built-in demo.
 
     Scenes are drawn, the same on every machine; their held-out split has things, backgrounds and
-    phrasings that training never saw. docs/evaluation.md says how each benchmark counts.
+    phrasings that training never saw. docs/guide/evaluate.md says how each benchmark counts.
 
     \b
     Examples:

@@ -1,5 +1,5 @@
 """The field's metrics for referring segmentation, by the protocol of each benchmark
-(docs/evaluation.md).
+(docs/guide/evaluate.md).
 
 An expression is targeted where something is referred to. A model with a no-target head may refuse
 it: then its mask counts as empty, except where a protocol says otherwise.

@@ -1,9 +1,9 @@
 """The five graphs in the form that exports well: the reference model's own weights, rearranged,
 nothing dead.
 
-Each module holds submodules of a `RISModel` and computes what that model computes (docs/model.md 17
-says what can be left out). `export.onnx_writer` traces them; `export.check` compares the result
-with the reference itself, so a slip here cannot stay unseen.
+Each module holds submodules of a `RISModel` and computes what that model computes
+(docs/reference/models/dfam.md 17 says what can be left out). `export.onnx_writer` traces them;
+`export.check` compares the result with the reference itself, so a slip here cannot stay unseen.
 
 Axes: `images` B and `expressions` N are independent. `image_index` int32 [N] says which image an
 expression belongs to, so one call serves any pairing and everything that depends on the image alone
@@ -49,7 +49,7 @@ class GraphSignature:
 
 
 def signature(stage: str, config: ModelConfig) -> GraphSignature:
-    """The inputs and outputs of `stage` for this configuration (docs/design.md, The five
+    """The inputs and outputs of `stage` for this configuration (docs/reference/design.md, The five
     graphs).
     """
     width, sam, clip = config.prompt_width, config.sam, config.clip
@@ -215,7 +215,7 @@ class _SamBlock(nn.Module):
 
 
 class SamImageEncoder(nn.Module):
-    """`image` [B, 3, S, S] -> `image_embeddings` [B, C, s, s] (docs/model.md 3)."""
+    """`image` [B, 3, S, S] -> `image_embeddings` [B, C, s, s] (docs/reference/models/dfam.md 3)."""
 
     def __init__(self, model: RISModel) -> None:
         super().__init__()
@@ -261,7 +261,7 @@ class _ClipBlock(nn.Module):
 
 
 class ClipImageEncoder(nn.Module):
-    """`image` [B, 3, c, c] -> `clip_tokens` [B, g*g, width] (docs/model.md 4)."""
+    """`image` [B, 3, c, c] -> `clip_tokens` [B, g*g, width] (docs/reference/models/dfam.md 4)."""
 
     def __init__(self, model: RISModel) -> None:
         super().__init__()
@@ -283,7 +283,8 @@ class ClipImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """`input_ids` int32 [N, T], 0 is padding -> `text_features` [N, T, C] (docs/model.md 5).
+    """`input_ids` int32 [N, T], 0 is padding -> `text_features` [N, T, C]
+    (docs/reference/models/dfam.md 5).
 
     Masked keys get -1e4, which FP16 can hold and whose exponential is zero as well.
     """
@@ -325,8 +326,8 @@ class TextEncoder(nn.Module):
 
 
 class Fusion(nn.Module):
-    """CLIP tokens and words -> dense prompt, sparse prompt, no-target logits (docs/model.md 6-9,
-    13, 14).
+    """CLIP tokens and words -> dense prompt, sparse prompt, no-target logits
+    (docs/reference/models/dfam.md 6-9, 13, 14).
     """
 
     def __init__(self, model: RISModel, sampling: Sampling) -> None:
@@ -373,7 +374,9 @@ class Fusion(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """SAM's decoder with one sparse token, mask token 0 only (docs/model.md 10 and 11)."""
+    """SAM's decoder with one sparse token, mask token 0 only (docs/reference/models/dfam.md 10 and
+    11).
+    """
 
     def __init__(self, model: RISModel) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from ris.reference.model import RISModel
 from ris.runtime.bundle import Bundle, ComponentFile, Source, sha256_of
 
 DEMO_WEIGHTS = Path(config_module.__file__).parent / "data" / "demo.safetensors"
-"""The trained demo (docs/demo-model.md)."""
+"""The trained demo (docs/reference/models/demo.md)."""
 COMPONENTS: tuple[Literal["sam", "clip", "bert"], ...] = ("sam", "clip", "bert")
 
 

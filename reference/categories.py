@@ -1,5 +1,5 @@
 """The category table of the category variant: names, and how a row is made from words
-(docs/model.md 15).
+(docs/reference/models/dfam.md 15).
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ guesses with them.
 
 def category_entries(count: int) -> list[dict[str, Any]]:
     """The first `count` rows of the table as they stand in a bundle's categories.json
-    (docs/design.md, The bundle).
+    (docs/reference/design.md, The bundle).
     """
     things = set(COCO_THINGS)
     return [

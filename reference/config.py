@@ -16,8 +16,8 @@ SparseBranchKind = Literal["feed_forward", "additive"]
 
 @dataclass(frozen=True)
 class SamConfig:
-    """SAM's ViT image encoder (docs/model.md 3). Sizes in pixels; `window` and the grid in
-    patches.
+    """SAM's ViT image encoder (docs/reference/models/dfam.md 3). Sizes in pixels; `window` and the
+    grid in patches.
     """
 
     image_size: int = 1024
@@ -35,7 +35,9 @@ class SamConfig:
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """CLIP's visual tower and the widths of its text tower (docs/model.md 4 and 15)."""
+    """CLIP's visual tower and the widths of its text tower (docs/reference/models/dfam.md 4 and
+    15).
+    """
 
     image_size: int = 336
     patch_size: int = 14
@@ -55,7 +57,7 @@ class ClipConfig:
 
 @dataclass(frozen=True)
 class BertSpec:
-    """BERT without pooler (docs/model.md 5)."""
+    """BERT without pooler (docs/reference/models/dfam.md 5)."""
 
     vocab_size: int = 30522
     width: int = 768
@@ -69,8 +71,9 @@ class BertSpec:
 class ModelConfig:
     """A referring-image-segmentation model, whole.
 
-    Where the paper's supplement and its released code differ (docs/model.md 19), a field says which
-    is meant; the defaults are the released code. `with_supplement` gives the supplement's choices.
+    Where the paper's supplement and its released code differ (docs/reference/models/dfam.md 19), a
+    field says which is meant; the defaults are the released code. `with_supplement` gives the
+    supplement's choices.
 
     query: what the sparse branch asks with: the category's CLIP text vector, or BERT's [CLS] state.
     no_target: the head that says "no such object": none, one linear layer, or the code's two-layer
@@ -109,11 +112,15 @@ class ModelConfig:
         return self.sam.grid * 4
 
     def with_category_query(self) -> ModelConfig:
-        """The "refcoco" variant: category query, no no-target head (docs/model.md 1)."""
+        """The "refcoco" variant: category query, no no-target head (docs/reference/models/dfam.md
+        1).
+        """
         return replace(self, query="category", no_target="none")
 
     def with_supplement(self) -> ModelConfig:
-        """The supplement's own words instead of the released code (docs/design.md, Presets)."""
+        """The supplement's own words instead of the released code (docs/reference/design.md,
+        Presets).
+        """
         head: NoTargetHead = "none" if self.no_target == "none" else "linear"
         return replace(
             self,

@@ -1,5 +1,5 @@
 """DFAM: 100 queries read SAM's and CLIP's features; at inference they only decide "no target"
-(docs/model.md 14).
+(docs/reference/models/dfam.md 14).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class DFAM(nn.Module):
         self.mask_embed = MLP(width, width, width, 3)
         if no_target != "none":
             self.nt_embed = MLP(width, width, 2, 2 if no_target == "mlp" else 1)
-        # used by the training losses alone (docs/model.md 20)
+        # used by the training losses alone (docs/reference/models/dfam.md 20)
         self.to_logits = nn.Linear(width, text_width)
         self.to_logits_bert = nn.Linear(width, width)
         self.logit_scale = nn.Parameter(torch.ones([]))

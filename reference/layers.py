@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 class LayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channel axis of a map [B, C, H, W] at each position, eps 1e-6 ("LN2d" in
-    docs/model.md).
+    docs/reference/models/dfam.md).
     """
 
     def __init__(self, channels: int) -> None:
@@ -173,5 +173,7 @@ def _sine_positions(height: int, width: int, channels: int) -> np.ndarray:
 
 
 def sine_positions(height: int, width: int, channels: int, like: Tensor) -> Tensor:
-    """The normalised sine encoding of docs/model.md 8, [1, height*width, channels], rows first."""
+    """The normalised sine encoding of docs/reference/models/dfam.md 8, [1, height*width, channels],
+    rows first.
+    """
     return torch.from_numpy(_sine_positions(height, width, channels)).to(like)[None]

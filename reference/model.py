@@ -1,5 +1,5 @@
-"""The whole model (docs/model.md 1): SAM, CLIP and BERT from their libraries, our modules between
-them.
+"""The whole model (docs/reference/models/dfam.md 1): SAM, CLIP and BERT from their libraries, our
+modules between them.
 
 Attribute names are the checkpoint's key names, so `load_state_dict` takes an official state dict as
 it is (`reference.checkpoint` says which keys it may lack).
@@ -204,12 +204,14 @@ class RISModel(nn.Module):
     # --- the stages ---
 
     def encode_sam(self, image: Tensor) -> Tensor:
-        """image [B, 3, S, S], normalised -> image embeddings [B, C, s, s] (docs/model.md 3)."""
+        """image [B, 3, S, S], normalised -> image embeddings [B, C, s, s]
+        (docs/reference/models/dfam.md 3).
+        """
         return self.sam.image_encoder(image)
 
     def encode_clip(self, clip_image: Tensor) -> Tensor:
         """clip_image [B, 3, c, c], normalised -> the last block's patch tokens [B, g*g, width]
-        (docs/model.md 4).
+        (docs/reference/models/dfam.md 4).
         """
         visual: Any = self.clip_dense.clip_model.visual
         patches = visual.conv1(clip_image).flatten(2).transpose(1, 2)
@@ -219,7 +221,7 @@ class RISModel(nn.Module):
 
     def encode_words(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """input_ids [B, T], 0 is padding -> (BERT states [B, T, width], text features [B, T, C])
-        (docs/model.md 5).
+        (docs/reference/models/dfam.md 5).
         """
         states = self.text_encoder(
             input_ids, attention_mask=(input_ids != 0).long()
@@ -227,8 +229,8 @@ class RISModel(nn.Module):
         return states, self.lang_mlp(states)
 
     def dense_embedding(self, dense_prompt: Tensor) -> Tensor:
-        """The dense prompt resized to SAM's grid; it replaces `no_mask_embed` (docs/model.md
-        10).
+        """The dense prompt resized to SAM's grid; it replaces `no_mask_embed`
+        (docs/reference/models/dfam.md 10).
         """
         size = (self.config.sam.grid,) * 2
         return F.interpolate(
@@ -236,7 +238,9 @@ class RISModel(nn.Module):
         )
 
     def sparse_query(self, text_features: Tensor, category: Tensor | None) -> Tensor:
-        """[B, 1, C]: the projected category row or the projected [CLS] state (docs/model.md 9)."""
+        """[B, 1, C]: the projected category row or the projected [CLS] state
+        (docs/reference/models/dfam.md 9).
+        """
         if self.config.query == "cls":
             return text_features[:, :1]
         if category is None:
@@ -246,7 +250,7 @@ class RISModel(nn.Module):
     def decode_masks(
         self, image_embeddings: Tensor, dense_embedding: Tensor, sparse_prompt: Tensor
     ) -> Tensor:
-        """-> mask logits [B, 1, 4s, 4s], SAM's single-mask output (docs/model.md 11)."""
+        """-> mask logits [B, 1, 4s, 4s], single-mask output (docs/reference/models/dfam.md 11)."""
         positions = self.sam.prompt_encoder.get_dense_pe()
         masks = [
             self.sam.mask_decoder(

@@ -1,5 +1,5 @@
 """`python -m ris.reference.parameters`: the parameter table beside the supplement's Table 2
-(docs/model.md 18).
+(docs/reference/models/dfam.md 18).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The deformable pixel decoder (docs/model.md 8): Mask2Former's encoder with three levels and an
-altered FPN.
+"""The deformable pixel decoder (docs/reference/models/dfam.md 8): Mask2Former's encoder with three
+levels and an altered FPN.
 
 transformers' Mask2Former pixel decoder does not fit: its FPN goes from coarse to fine only, without
 adapters, so its encoder layer alone could have been shared, under other key names. The layer is
@@ -114,7 +114,8 @@ class DeformableAttention(nn.Module):
         1 -> [G, D, P, Q].
 
         "native" is torch's grid_sample (one GridSample node); "gather" is the same sum written as
-        four row gathers, for engines whose GridSample is wrong (docs/design.md, The five graphs).
+        four row gathers, for engines whose GridSample is wrong (docs/reference/design.md, The five
+        graphs).
         """
         if self.sampling == "native":
             return F.grid_sample(
@@ -215,7 +216,7 @@ class PixelDecoder(nn.Module):
 
         With `finest_only` the last layer updates the finest level alone and only that map is
         returned: nothing else of the last layer reaches the mask or the no-target logits
-        (docs/model.md 17).
+        (docs/reference/models/dfam.md 17).
         """
         sizes: list[Size] = []
         tokens, positions, centres = [], [], []

@@ -1,5 +1,5 @@
-"""Images and text as the model takes them (docs/model.md 2): what the runtime's version is checked
-against.
+"""Images and text as the model takes them (docs/reference/models/dfam.md 2): what the runtime's
+version is checked against.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def prepare_squares(squares: np.ndarray, config: ModelConfig) -> tuple[Tensor, T
 
 
 def token_ids(tokenizer: Tokenizer, expressions: Sequence[str], length: int) -> Tensor:
-    """int64 [N, length], cut and padded with 0 as docs/model.md 2 says."""
+    """int64 [N, length], cut and padded with 0 as docs/reference/models/dfam.md 2 says."""
     ids = torch.zeros(len(expressions), length, dtype=torch.long)
     for row, encoded in zip(ids, tokenizer.encode_batch(list(expressions)), strict=True):
         found = encoded.ids[:length]
@@ -59,5 +59,7 @@ def token_ids(tokenizer: Tokenizer, expressions: Sequence[str], length: int) -> 
 
 
 def resize_logits(mask_logits: Tensor, height: int, width: int) -> Tensor:
-    """[B, 1, m, m] -> [B, 1, height, width], bilinear without antialiasing (docs/model.md 12)."""
+    """[B, 1, m, m] -> [B, 1, height, width], bilinear without antialiasing
+    (docs/reference/models/dfam.md 12).
+    """
     return F.interpolate(mask_logits, size=(height, width), mode="bilinear", align_corners=False)

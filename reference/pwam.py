@@ -1,4 +1,6 @@
-"""PWAM, the pixel-word attention that mixes CLIP patches with words (docs/model.md 6)."""
+"""PWAM, the pixel-word attention that mixes CLIP patches with words (docs/reference/models/dfam.md
+6).
+"""
 
 from __future__ import annotations
 

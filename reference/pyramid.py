@@ -1,5 +1,5 @@
-"""The two ViTDet-style feature pyramids: CLIP's (docs/model.md 7) and SAM's (13). No activation
-anywhere.
+"""The two ViTDet-style feature pyramids: CLIP's (docs/reference/models/dfam.md 7) and SAM's (13).
+No activation anywhere.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """The sparse branch: a query attends to the words and becomes SAM's one sparse prompt
-(docs/model.md 9).
+(docs/reference/models/dfam.md 9).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ class SparseBranch(nn.Module):
     padding included.
 
     "feed_forward" is the released code: LN(q + MHA(q, text)), then a post-norm feed-forward layer.
-    "additive" is the supplement's wording (docs/model.md 19): LN(q) + MHA(q, text), nothing after
-    it.
+    "additive" is the supplement's wording (docs/reference/models/dfam.md 19): LN(q) + MHA(q, text),
+    nothing after it.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, kind: SparseBranchKind) -> None:

@@ -33,7 +33,7 @@ EMULATES = "ris-calibrate emulate"
 """The manifest's `writer` names this in a bundle whose graphs round as FP16 hardware does."""
 BF16_STAGES = ("sam_image_encoder", "clip_image_encoder", "fusion")
 """The graphs that are worth running in bfloat16: most of the work, and not the most sensitive
-(docs/precision.md).
+(docs/reference/precision.md).
 """
 BF16_FROM = {"fusion": "fused"}
 """By graph: the value from which on it may be bfloat16. What does not depend on it stays FP32."""

@@ -1,5 +1,5 @@
 """Images in: any file Pillow reads becomes RGB, and RGB becomes the two squares the encoders take
-(docs/model.md 2).
+(docs/reference/models/dfam.md 2).
 """
 
 from __future__ import annotations

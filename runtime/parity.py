@@ -36,7 +36,7 @@ class Tolerance:
     mask logits end to end; for masks an IoU, or as few flipped pixels (a share of the image): in a
     mask of a few pixels one flip is a large part. The no-target logits are two numbers an
     expression, the largest over DFAM's queries, behind attention masks with a threshold: bfloat16
-    costs them 1e-2 on average and up to 6e-2 (docs/precision.md).
+    costs them 1e-2 on average and up to 6e-2 (docs/reference/precision.md).
     """
 
     stage: float

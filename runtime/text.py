@@ -1,4 +1,6 @@
-"""Expressions to token ids with the `tokenizers` library alone (docs/model.md 2)."""
+"""Expressions to token ids with the `tokenizers` library alone (docs/reference/models/dfam.md
+2).
+"""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def found(model):
 
 
 def test_it_finds_held_out_things_where_the_words_say(found):
-    """A floor below docs/demo-model.md's figures, on few samples."""
+    """A floor below docs/reference/models/demo.md's figures, on few samples."""
     scores, sides = found.kinds["all"], found.mirrored
     assert scores["miou"] > 0.77
     assert scores["t_acc"] > 0.9

@@ -1,5 +1,5 @@
-"""The rules of docs/design.md, The folders: who imports whom, and what the thin runtime must never
-load.
+"""The rules of docs/reference/design.md, The folders: who imports whom, and what the thin runtime
+must never load.
 """
 
 from __future__ import annotations

@@ -1,3 +1,3 @@
 """Training: the supplement's losses and recipe, on drawn scenes or on RefCOCO's files
-(docs/training.md).
+(docs/guide/train.md).
 """

@@ -47,7 +47,7 @@ LESSONS_FIRST, VALIDATION_FIRST, SEED_SCENES = 10**8, 10**9, 10**10
 @click.option(
     "--root",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="The folder of the data set's files (docs/training.md).",
+    help="The folder of the data set's files (docs/guide/train.md).",
 )
 @click.option(
     "--images",

@@ -59,8 +59,8 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def _decays(name: str, parameter: Tensor) -> bool:
-    """Weight decay is for matrices: not for norms, biases, scales and lookup tables (docs/model.md
-    20).
+    """Weight decay is for matrices: not for norms, biases, scales and lookup tables
+    (docs/reference/models/dfam.md 20).
     """
     return parameter.ndim >= 2 and not any(
         part in name for part in ("embed", "token", "_embedding")

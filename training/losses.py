@@ -1,5 +1,5 @@
-"""The losses (docs/model.md 20): main mask, DFAM's masks and embeddings by matched query,
-no-target, pretext.
+"""The losses (docs/reference/models/dfam.md 20): main mask, DFAM's masks and embeddings by matched
+query, no-target, pretext.
 """
 
 from __future__ import annotations

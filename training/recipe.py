@@ -1,8 +1,8 @@
 """What a training run does: loss weights, optimiser, schedule, batch. Frozen dataclasses that the
 command fills.
 
-Sources: the paper's supplement and its released code where the two differ (docs/model.md 19 and
-20).
+Sources: the paper's supplement and its released code where the two differ
+(docs/reference/models/dfam.md 19 and 20).
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def changed(recipe: Recipe, **values: Any) -> Recipe:
 RECIPES: dict[str, Recipe] = {
     "supplement": Recipe(),
     # the released code's weights and batch; its class term against CLIP text vectors is not offered
-    # (docs/training.md)
+    # (docs/guide/train.md)
     "released": Recipe(
         name="released",
         weights=LossWeights(mask_dice=0.5, mask_bce=2.0),

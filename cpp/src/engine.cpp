@@ -138,7 +138,7 @@ void append_tensorrt(Ort::SessionOptions &session, const Settings &settings) {
 }
 
 // Whether an x86 CPU is known to sum products of INT8 in 32 bits; without these instructions they are summed in pairs of
-// 16 bits, which overflow (docs/int8.md, Without VNNI).
+// 16 bits, which overflow (docs/guide/int8.md, Without VNNI).
 bool has_vnni() {
 #if defined(__x86_64__)
     unsigned a = 0, b = 0, c = 0, d = 0;

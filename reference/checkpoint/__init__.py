@@ -1,5 +1,5 @@
 """Real checkpoints in: the training code's, SAM's, CLIP's and BERT's, in the layouts of
-docs/checkpoints.md.
+docs/guide/checkpoint.md.
 """
 
 from ris.reference.checkpoint.files import CONFIG

@@ -1,5 +1,5 @@
-"""The category table from a CLIP text tower, for a checkpoint that lost its buffer (docs/model.md
-15).
+"""The category table from a CLIP text tower, for a checkpoint that lost its buffer
+(docs/reference/models/dfam.md 15).
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ MODULES = (
 )
 OTHER = "other"
 
-# In official checkpoints, but in no module of the reference model (docs/model.md 17)
+# In official checkpoints, but in no module of the reference model (docs/reference/models/dfam.md
+# 17)
 _NOT_LOADED = re.compile(
     r"criterion\.|nt_weight$|empty_sparse_emb$|text_encoder\.(embeddings\.position_ids$|pooler\.)"
     r"|clip_dense\.clip_model\.(?!visual\.)|clip_pixel_decoder\.(adapter|layer)_1\."
@@ -66,7 +67,7 @@ def module_of(key: str) -> str:
 
 def is_idle(key: str, config: ModelConfig) -> bool:
     """Whether a key of the reference model has no effect on the outputs of this variant
-    (docs/model.md 17).
+    (docs/reference/models/dfam.md 17).
     """
     patterns = [
         _IDLE,

@@ -1,5 +1,5 @@
 """The layouts of the component files, brought to the key names of the whole model
-(docs/checkpoints.md).
+(docs/guide/checkpoint.md).
 """
 
 from __future__ import annotations

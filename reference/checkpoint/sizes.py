@@ -1,5 +1,5 @@
-"""The model's configuration, read off the keys and shapes of its weights (docs/checkpoints.md, What
-is read off).
+"""The model's configuration, read off the keys and shapes of its weights (docs/guide/checkpoint.md,
+What is read off).
 
 A checkpoint that carries its own configuration (`ris_config`) needs none of this.
 """
@@ -148,7 +148,7 @@ def _widths(config: ModelConfig) -> dict[tuple[str, int], int]:
 
 
 def _variant(read: _Reader, base: ModelConfig) -> ModelConfig:
-    """The base in the variant that the keys show (docs/model.md 1 and 19)."""
+    """The base in the variant that the keys show (docs/reference/models/dfam.md 1 and 19)."""
     config = replace(base, query="cls", no_target="mlp", sparse_branch="feed_forward")
     if not read.any("decoder.nt_embed."):
         config = config.with_category_query()

@@ -1,5 +1,6 @@
 """A training checkpoint of the paper's size, every official key in it: loaded within its memory,
-exported, and run on another image and expression than the golden ones (docs/model.md 22).
+exported, and run on another image and expression than the golden ones
+(docs/reference/models/dfam.md 22).
 """
 
 from __future__ import annotations

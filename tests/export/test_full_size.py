@@ -1,5 +1,5 @@
 """The paper's model at full size in FP16, golden weights: export, run the runtime on the golden
-image, agree with the golden file (docs/model.md 21 and 22). FP32 at full size is in
+image, agree with the golden file (docs/reference/models/dfam.md 21 and 22). FP32 at full size is in
 test_checkpoint_full_size.py.
 """
 
@@ -53,7 +53,9 @@ def test_tensorrt_rtx_compiles_all_five(bundle):
 
 
 def test_weights_are_those_of_table_2(bundle):
-    """Parameters per graph: the components of docs/model.md 18 without their dead parts."""
+    """Parameters per graph: the components of docs/reference/models/dfam.md 18 without their dead
+    parts.
+    """
     manifest = json.loads((bundle / "manifest.json").read_text())
     millions = {stage: entry["parameters"] / 1e6 for stage, entry in manifest["graphs"].items()}
     assert 303 < millions["clip_image_encoder"] < 304.3

@@ -1,4 +1,6 @@
-"""What is in the exported graphs, and what must not be (docs/design.md, The five graphs)."""
+"""What is in the exported graphs, and what must not be (docs/reference/design.md, The five
+graphs).
+"""
 
 from __future__ import annotations
 
@@ -104,8 +106,8 @@ def test_masks_fit_into_fp16(bundle):
 
 
 def test_no_dead_weights(tiny_bundle, tiny_category_bundle):
-    """docs/model.md 17: the category variant has no DFAM and no SAM pyramid, neither has the unused
-    CLIP path.
+    """docs/reference/models/dfam.md 17: the category variant has no DFAM and no SAM pyramid,
+    neither has the unused CLIP path.
     """
 
     def weights(bundle, stage):

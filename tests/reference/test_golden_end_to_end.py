@@ -1,5 +1,5 @@
 """The full-size model against the end-to-end golden files, every stage, both variants
-(docs/model.md 21 and 22).
+(docs/reference/models/dfam.md 21 and 22).
 """
 
 from __future__ import annotations

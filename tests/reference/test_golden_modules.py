@@ -1,5 +1,5 @@
-"""Each module on its own against the golden files (docs/model.md 21), within the tolerances of
-docs/model.md 22.
+"""Each module on its own against the golden files (docs/reference/models/dfam.md 21), within the
+tolerances of docs/reference/models/dfam.md 22.
 """
 
 from __future__ import annotations

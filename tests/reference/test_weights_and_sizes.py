@@ -1,4 +1,6 @@
-"""The made-up weights, the presets, and the parameter table (docs/model.md 16, 18 and 21)."""
+"""The made-up weights, the presets, and the parameter table (docs/reference/models/dfam.md 16, 18
+and 21).
+"""
 
 from __future__ import annotations
 

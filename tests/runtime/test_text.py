@@ -1,4 +1,6 @@
-"""Tokens equal BertTokenizer's, cut as docs/model.md 2 says; odd expressions get one sentence."""
+"""Tokens equal BertTokenizer's, cut as docs/reference/models/dfam.md 2 says; odd expressions get
+one sentence.
+"""
 
 from __future__ import annotations
 
