@@ -94,7 +94,8 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	@mkdir -p build/types/ris
 	@for name in $(PACKAGES); do ln -sfn ../../../$$name build/types/ris/$$name; done
-	MYPYPATH=build/types $(BIN)/mypy --explicit-package-bases $(PACKAGES:%=-p ris.%)
+	@for name in __init__.py py.typed; do ln -sfn ../../../package/$$name build/types/ris/$$name; done
+	MYPYPATH=build/types $(BIN)/mypy --explicit-package-bases -p ris
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -15,19 +15,20 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from ris import pip_install
 from ris.calibration.int8.command import int8
 from ris.calibration.samples import CalibrationSample, request_samples, scene_samples
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
 from ris.runtime.bundle import STAGES
-from ris.runtime.commands.console import RisCommand, disk_errors, find_bundle, track
+from ris.runtime.commands.console import RisCommand, RisGroup, disk_errors, find_bundle, track
 from ris.runtime.requests import collect
 
 if TYPE_CHECKING:
     from ris.calibration.numerics import Ranges
 
 
-@click.group()
+@click.group(cls=RisGroup)
 def main() -> None:
     """Measures what calculation in fewer bits would do to a bundle, and writes INT8 bundles.
 
@@ -45,7 +46,7 @@ main.add_command(int8)
 def _require_onnx() -> None:
     """The graphs are rewritten with the onnx package, which the thin runtime does without."""
     if importlib.util.find_spec("onnx") is None:
-        raise RisError('ris-calibrate needs onnx: pip install "ris-runtime[cpu,export]"')
+        raise RisError(f"ris-calibrate needs onnx: {pip_install('cpu', 'export')}")
 
 
 @main.command(cls=RisCommand)

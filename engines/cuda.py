@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from ris import pip_install
 from ris.engines.base import DeviceValue
 from ris.engines.errors import EngineError
 
-_PIP = 'pip install "ris-runtime[tensorrt]"'
+_PIP = pip_install("tensorrt")
 
 
 def driver_problem() -> str | None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from ris import pip_install
 from ris.engines.base import (
     DTYPES,
     NO_STEPS,
@@ -178,8 +179,8 @@ class OnnxRuntimeEngine(Engine):
         available = onnxruntime.get_available_providers()
         if wanted not in available:
             raise EngineError(
-                f"this onnxruntime has no {wanted} (it has {', '.join(available)}); for a GPU"
-                ' install "ris-runtime[gpu]" in an environment without "ris-runtime[cpu]"'
+                f"this onnxruntime has no {wanted} (it has {', '.join(available)}); for a GPU:"
+                f" {pip_install('gpu')}, in an environment without the extra [cpu]"
             )
         if wanted != CPU and hasattr(onnxruntime, "preload_dlls"):
             with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find

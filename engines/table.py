@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 from dataclasses import dataclass, fields, replace
 
+from ris import pip_install
 from ris.engines.base import Engine, EngineOptions, first_line
 from ris.engines.cuda import driver_problem
 from ris.engines.errors import EngineError
@@ -68,7 +69,7 @@ class EngineSpec:
     def missing(self) -> str | None:
         """Why the engine cannot be used here, or None where its package is installed."""
         if importlib.util.find_spec(self.package) is None:
-            choices = " or ".join(f'pip install "ris-runtime[{extra}]"' for extra in self.extras)
+            choices = " or ".join(pip_install(extra) for extra in self.extras)
             return f"the package {self.package!r} is not installed; {choices}"
         return None
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
-import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +17,6 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ris.engines.errors import RisError
 from ris.evaluation.features import FeatureCache
 from ris.evaluation.metrics import PROTOCOLS, Figures
 from ris.evaluation.results import ResultsFolder
@@ -27,6 +24,7 @@ from ris.evaluation.run import AT, BundleSegmenter, Evaluation, Segmenter, evalu
 from ris.evaluation.sources import SampleSource
 from ris.runtime.bundle import MANIFEST
 from ris.runtime.commands.running import Running, running_options
+from ris.runtime.reference import pytorch_reference, require_pytorch
 
 REPORT_SECONDS = 10  # between progress lines off a terminal
 Opened = tuple[str, dict[str, Any], Segmenter]
@@ -157,11 +155,9 @@ def open_bundle_to_ask(
 
 @contextmanager
 def open_reference(files: dict[str, Path | None], threads: int | None) -> Iterator[Opened]:
-    """The PyTorch model lives in `ris.export`: it is loaded by name, here only."""
-    if importlib.util.find_spec("torch") is None:
-        raise RisError('--pytorch needs PyTorch: pip install "ris-runtime[cpu,export]"')
-    live = importlib.import_module("ris.export.live_reference")
-    segmenter: Segmenter = live.ReferenceSegmenter(files, threads)
+    """The PyTorch model of weight files; what its answers depend on are the files."""
+    require_pytorch("--pytorch")
+    segmenter: Segmenter = pytorch_reference().ReferenceSegmenter(files, threads)
     given = {name: path for name, path in files.items() if path is not None}
     about = {
         "model": {name: [str(p.resolve()), p.stat().st_mtime] for name, p in given.items()},

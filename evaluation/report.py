@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ris import pip_install
 from ris.engines.errors import RisError
 from ris.evaluation.compare import Comparison
 from ris.evaluation.metrics import PROTOCOLS
@@ -38,7 +39,7 @@ figcaption { color: #444 }
 def require_matplotlib() -> None:
     """Raises RisError where the report's plots cannot be drawn."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise RisError('a report needs matplotlib: pip install "ris-runtime[eval]"')
+        raise RisError(f"a report needs matplotlib: {pip_install('eval')}")
 
 
 def write_report(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import nn
 
+from ris import __version__
 from ris.calibration.numerics import Ranges, emulated
 from ris.engines import EngineOptions, Graph, TensorSpec, create
 from ris.engines.errors import BundleError, ParityError
@@ -124,10 +125,8 @@ def export_bundle(
         files = _write_files(folder, tokenizer, golden, categories)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
-            writer={
-                name: metadata.version(name)
-                for name in ("ris-runtime", "torch", "onnx", "onnxscript")
-            },
+            writer={"ris-runtime": __version__}
+            | {name: metadata.version(name) for name in ("torch", "onnx", "onnxscript")},
             source=source,
             model=json.loads(json.dumps(config.to_dict())),
             precision=precision_name,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ris import pip_install
 from ris.engines import ENGINE_NAMES, EngineSpec, create, select
 from ris.engines.errors import CheckpointError, EngineError, RisError
 from ris.runtime.bundle import Bundle
@@ -163,7 +164,7 @@ def main(
         "onnxruntime",
     ):
         if importlib.util.find_spec(package) is None:
-            raise RisError(f'ris-export needs {package}: pip install "ris-runtime[cpu,export]"')
+            raise RisError(f"ris-export needs {package}: {pip_install('cpu', 'export')}")
     if ranges_file and precision != "fp16":
         raise RisError("--ranges says what FP16 has to spare; it belongs to --precision fp16")
     ranges = None

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
+from ris import pip_install
 from ris.data.datasets import DATASETS
 from ris.engines.errors import RisError
 from ris.reference.config import PRESETS
@@ -153,7 +154,7 @@ def main(
     """
     for package in ("torch", "segment_anything", "open_clip", "transformers", "matplotlib"):
         if importlib.util.find_spec(package) is None:
-            raise RisError(f'ris-train needs {package}: pip install "ris-runtime[export,train]"')
+            raise RisError(f"ris-train needs {package}: {pip_install('export', 'train')}")
     scenes = data == "scenes"
     if not scenes and root is None:
         raise RisError(f"--data {data} needs --root, the folder of its files")

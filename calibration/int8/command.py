@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ris import pip_install
 from ris.calibration.samples import request_set, scene_set
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
@@ -131,9 +132,7 @@ def int8(
     """
     for package, extra in (("onnx", "export"), ("onnxruntime", "cpu"), ("matplotlib", "eval")):
         if importlib.util.find_spec(package) is None:
-            raise RisError(
-                f'ris-calibrate int8 needs {package}: pip install "ris-runtime[{extra}]"'
-            )
+            raise RisError(f"ris-calibrate int8 needs {package}: {pip_install(extra)}")
     from ris.calibration.int8.quantise import IMAGE_ENCODERS, Int8Options, quantise_bundle
     from ris.calibration.int8.report import lines, write_report
 

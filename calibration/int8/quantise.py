@@ -7,12 +7,12 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from ris import __version__
 from ris.calibration.int8.chain import Chain, Score, Track
 from ris.calibration.int8.histogram import Calibrator
 from ris.calibration.int8.search import LayerCost, LayerKey, Quantiser
@@ -111,7 +111,7 @@ def quantise_bundle(
         "options": asked,
         "samples": samples.fingerprint,
         "graphs": {stage: entry.sha256 for stage, entry in manifest.graphs.items()},
-        "version": metadata.version("ris-runtime"),
+        "version": __version__,
     }
     work = Work(work_folder(out), setup)
     if work.restarted:
@@ -230,7 +230,7 @@ def _write(
             manifest,
             precision="int8",
             graphs=graphs,
-            writer={**manifest.writer, WRITER: metadata.version("ris-runtime")},
+            writer={**manifest.writer, WRITER: __version__},
         )
         with open_model(Bundle(folder, changed), engine="onnxruntime") as model:
             checked = check_model(model, load_golden(bundle))

@@ -9,9 +9,9 @@ import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
+from ris import __version__
 from ris.calibration.numerics.half import emulate_half
 from ris.calibration.numerics.ranges import copy_data
 from ris.engines.errors import BundleError
@@ -51,7 +51,7 @@ def emulate_bundle(bundle: Bundle, out: Path) -> Bundle:
             # FP32 graphs now, whose roundings are no FP16 arithmetic that an engine may do as it
             # likes
             graphs[stage] = dataclasses.replace(entry, sha256=hashes, precision="fp32")
-        writer = {**manifest.writer, EMULATES: metadata.version("ris-runtime")}
+        writer = {**manifest.writer, EMULATES: __version__}
         changed = dataclasses.replace(manifest, graphs=graphs, writer=writer)
         (folder / MANIFEST).write_text(changed.to_json(), encoding="utf-8")
     return open_bundle(out, verify=False)

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ris import pip_install
 from ris.data.datasets.plain_pickle import load_plain_pickle
 from ris.engines.errors import RisError
 from ris.runtime.masks import Rle, decode_rle, pack_counts
@@ -254,7 +255,7 @@ def _rasterised(outline: Any, height: int, width: int) -> NDArray[np.bool_]:
     try:
         from pycocotools import mask as coco
     except ImportError as error:
-        raise RisError('polygons need pycocotools: pip install "ris-runtime[eval]"') from error
+        raise RisError(f"polygons need pycocotools: {pip_install('eval')}") from error
     found: NDArray[np.bool_] = coco.decode(
         coco.merge(coco.frPyObjects(outline, height, width))
     ).astype(np.bool_)

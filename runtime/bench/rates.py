@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ris.runtime.reference import pytorch_products
+
 M, K, N = 2048, 1024, 4096
 OPERATIONS = 2 * M * K * N
 _REPEATS = 3
@@ -37,10 +39,7 @@ def products(threads: int | None) -> dict[tuple[str, str], Product]:
             if product := _openvino(precision, left, right, threads):
                 found[precision, "openvino"] = product
     if importlib.util.find_spec("torch"):
-        # loaded by name, here only: the runtime does not depend on `ris.export`
-        torch_products = importlib.import_module("ris.export.torch_rates").products(
-            left, right, threads
-        )
+        torch_products = pytorch_products().products(left, right, threads)
         found |= {(precision, "torch"): product for precision, product in torch_products.items()}
     return found
 

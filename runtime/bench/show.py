@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from ris import pip_install
 from ris.engines.errors import RisError
 from ris.runtime.bench.report import PER_EXPRESSION, BenchReport, Measured, Spread
 from ris.runtime.bundle import STAGES
@@ -246,7 +247,7 @@ def plot(report: BenchReport, path: Path) -> None:
     Raises RisError where matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise RisError('the plot needs matplotlib: pip install "ris-runtime[eval]"')
+        raise RisError(f"the plot needs matplotlib: {pip_install('eval')}")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -8,13 +8,13 @@ a crash to itself.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import resource
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ris.runtime.bench.report import operations_of
 from ris.runtime.bundle import STAGES, open_bundle
 from ris.runtime.image import load_picture, prepare_image
 from ris.runtime.model import computes_by_stage, load
+from ris.runtime.reference import pytorch_reference
 
 Answer = dict[str, Any]
 ENCODERS = ("sam_image_encoder", "clip_image_encoder")
@@ -167,12 +168,10 @@ class PyTorchWorker:
     """
 
     def __init__(self, spec: Answer) -> None:
-        # loaded by name, here only: the runtime does not depend on `ris.export`
-        live = importlib.import_module("ris.export.live_reference")
         files = {name: Path(file) if file else None for name, file in spec["files"].items()}
         bundle = open_bundle(spec["bundle"], verify=False)
         self._operations = bundle.manifest.graphs
-        self._run = live.timed_reference(
+        self._run = pytorch_reference().timed_reference(
             bundle,
             np.load(spec["image"]),
             tuple(spec["expressions"]),
@@ -180,7 +179,7 @@ class PyTorchWorker:
             files,
             spec["compile"],
         )
-        self._version = importlib.import_module("torch").__version__
+        self._version = metadata.version("torch")
 
     def about(self) -> Answer:
         return {

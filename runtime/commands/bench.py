@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
+from ris import pip_install
 from ris.engines import COMPUTES, DEVICE_NAMES, ENGINE_NAMES, select
 from ris.engines.errors import RisError
 from ris.runtime.bench.report import BenchReport, read_report
@@ -30,6 +31,7 @@ from ris.runtime.commands.console import (
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
 from ris.runtime.image import load_rgb
 from ris.runtime.parity import load_golden
+from ris.runtime.reference import require_pytorch
 
 EXPRESSIONS = ("left man", "second car from the right")
 _SWITCHES = {"overlap": bool, "low_memory": bool, "throughput": bool, "max_expressions": int}
@@ -146,12 +148,10 @@ def run(
       ris-bench ris-bundle --pytorch --checkpoint model_final.pth
     """
     require_flag(files, "--pytorch or --torch-compile", pytorch or torch_compile)
-    if (pytorch or torch_compile) and importlib.util.find_spec("torch") is None:
-        raise RisError('--pytorch needs PyTorch: pip install "ris-runtime[cpu,export]"')
+    if pytorch or torch_compile:
+        require_pytorch("--pytorch")
     if out is not None and importlib.util.find_spec("matplotlib") is None:
-        raise RisError(
-            '--out draws a plot, which needs matplotlib: pip install "ris-runtime[eval]"'
-        )
+        raise RisError(f"--out draws a plot, which needs matplotlib: {pip_install('eval')}")
     path = find_bundle(bundle)
     opened = open_bundle(path)
     alternatives = []

@@ -26,6 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ris import __version__
 from ris.engines.errors import RisError
 from ris.runtime.bundle import BUILT_IN
 
@@ -44,6 +45,7 @@ class RisCommand(click.Command):
         self.params.append(
             click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.")
         )
+        self.params.append(_version_option())
 
     def invoke(self, ctx: click.Context) -> Any:
         debug = ctx.params.pop("debug")
@@ -76,6 +78,41 @@ class RisCommand(click.Command):
             signal.signal(signal.SIGTERM, previous)
 
 
+class RisGroup(click.Group):
+    """A group of commands, with `--version`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(_version_option())
+
+
+class DefaultGroup(RisGroup):
+    """A group whose command `run` may be left out: `ris-eval BUNDLE` is `ris-eval run BUNDLE`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in {*self.commands, "--help", "--version"}:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+def _version_option() -> click.Option:
+    """`--version`, which prints the version of the package and ends."""
+
+    def show(ctx: click.Context, option: click.Parameter, given: bool) -> None:
+        if given and not ctx.resilient_parsing:
+            click.echo(f"ris-runtime {__version__}")
+            ctx.exit()
+
+    return click.Option(
+        ["--version"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=show,
+        help="Show the version of ris-runtime and end.",
+    )
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
     """SIGTERM ends a command like Ctrl-C does, so that temporary files are removed."""
     raise KeyboardInterrupt
@@ -97,15 +134,6 @@ def find_bundle(given: str | None) -> Path:
         err=True,
     )
     return BUILT_IN
-
-
-class DefaultGroup(click.Group):
-    """A group whose command `run` may be left out: `ris-eval BUNDLE` is `ris-eval run BUNDLE`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or args[0] not in {*self.commands, "--help"}:
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
 
 
 class StepProgress:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ris.engines.errors import ExpressionError, ParityError, RisError
+from ris.engines.errors import ExpressionError, ParityError
 from ris.runtime.commands.console import RisCommand, find_bundle
 from ris.runtime.commands.running import Running, running_options
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
 from ris.runtime.image import load_rgb
 from ris.runtime.model import Model
 from ris.runtime.parity import ParityReport, check_model, load_golden, tolerance_of
+from ris.runtime.reference import pytorch_reference, require_pytorch
 
 
 @click.command(cls=RisCommand)
@@ -93,22 +92,16 @@ def _live_reference(
     categories: tuple[str, ...],
     files: dict[str, Path | None],
 ) -> dict[str, Any]:
-    """The reference lives in `ris.export`, which the runtime does not depend on: it is loaded by
-    name, here only.
-    """
-    if importlib.util.find_spec("torch") is None:
-        raise RisError('--reference needs PyTorch: pip install "ris-runtime[cpu,export]"')
-    live = importlib.import_module("ris.export.live_reference")
+    """PyTorch's arrays for the image and expressions given, else for those of golden.npz."""
+    require_pytorch("--reference")
     if image is None:
         golden = load_golden(model.bundle)
         rgb, expressions = golden["rgb"], tuple(map(str, golden["expressions"]))
         categories = tuple(map(str, golden["categories"]))
     else:
         rgb = load_rgb(image)
-    arrays: dict[str, Any] = live.live_reference(
-        model.bundle, rgb, expressions, categories or None, files
-    )
-    return arrays
+    reference = pytorch_reference()
+    return reference.live_reference(model.bundle, rgb, expressions, categories or None, files)
 
 
 def _print(model: Model, report: ParityReport, against: str) -> None:

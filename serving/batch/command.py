@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from ris import pip_install
 from ris.engines.errors import RisError
 from ris.runtime.commands.console import RisCommand, disk_errors, find_bundle
 from ris.runtime.commands.running import Running, running_options
@@ -109,7 +110,7 @@ def main(
       ris-batch table.parquet --engine tensorrt --workers 2 --gpus 0.5
     """
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("pyarrow") is None:
-        raise RisError('ris-batch needs Ray and pyarrow: pip install "ris-runtime[cpu,ray]"')
+        raise RisError(f"ris-batch needs Ray and pyarrow: {pip_install('cpu', 'ray')}")
     from ris.serving.batch.run import BatchOptions, plan_batch, run_batch
 
     if cpus is None:

@@ -7,6 +7,7 @@ import os
 
 import click
 
+from ris import pip_install
 from ris.engines.errors import RisError
 from ris.runtime.commands.console import RisCommand, find_bundle
 from ris.runtime.commands.running import Running, running_options
@@ -68,7 +69,7 @@ def main(
       ris-demo-ui ris-bundle --engine openvino --port 8080
     """
     if importlib.util.find_spec("gradio") is None:
-        raise RisError('ris-demo-ui needs Gradio: pip install "ris-runtime[cpu,ui]"')
+        raise RisError(f"ris-demo-ui needs Gradio: {pip_install('cpu', 'ui')}")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = (
         "False"  # before Gradio is imported: it calls home otherwise
     )

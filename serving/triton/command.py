@@ -11,14 +11,14 @@ from pathlib import Path
 import click
 
 from ris.runtime import open_bundle
-from ris.runtime.commands.console import RisCommand, disk_errors, find_bundle
+from ris.runtime.commands.console import RisCommand, RisGroup, disk_errors, find_bundle
 from ris.runtime.commands.running import Running, running_options
 from ris.serving.limits import Limits
 from ris.serving.triton.repository import Graphs, ServerOptions, write_repository
 from ris.serving.triton.server import Address, TritonServer
 
 
-@click.group()
+@click.group(cls=RisGroup)
 def main() -> None:
     """Serves a bundle with Triton Inference Server.
 

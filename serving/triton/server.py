@@ -22,6 +22,7 @@ from typing import IO, Self
 
 import numpy as np
 
+from ris import pip_install
 from ris.engines.errors import RisError
 
 _CONTAINER = Path("/opt/tritonserver/bin/tritonserver")
@@ -56,7 +57,7 @@ def find_server() -> tuple[Path, Path | None]:
     if spec is None or spec.origin is None:
         raise RisError(
             "there is no tritonserver here: use NVIDIA's container, or in an environment of its"
-            ' own pip install "ris-runtime[cpu,triton]"'
+            f" own {pip_install('cpu', 'triton')}"
         )
     folder = Path(spec.origin).parent / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"

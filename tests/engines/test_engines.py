@@ -79,10 +79,9 @@ def test_tensorrt_says_what_to_install(name, monkeypatch):
     package = name.replace("-", "_")
     with pytest.raises(EngineError) as caught:
         select(name)
-    assert (
-        str(caught.value)
-        == f"engine {name!r} cannot run here: the package {package!r} is not installed; pip install"
-        f' "ris-runtime[{name}]"'
+    assert str(caught.value) == (
+        f"engine {name!r} cannot run here: the package {package!r} is not installed; "
+        f'pip install ".[{name}]"'
     )
 
 

@@ -45,7 +45,7 @@ def user_cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def rtx():
     return pytest.importorskip(
-        "tensorrt_rtx", reason='tensorrt_rtx is not installed ("ris-runtime[tensorrt-rtx]")'
+        "tensorrt_rtx", reason='tensorrt_rtx is not installed: pip install ".[tensorrt-rtx]"'
     )
 
 

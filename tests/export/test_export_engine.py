@@ -29,7 +29,7 @@ def test_an_engine_that_is_missing_is_one_sentence_and_nothing_is_written(tmp_pa
     assert (
         done.output
         == "Error: engine 'tensorrt' cannot run here: the package 'tensorrt' is not installed; "
-        'pip install "ris-runtime[tensorrt]"\n'
+        'pip install ".[tensorrt]"\n'
     )
     assert not list(tmp_path.iterdir())
 

@@ -179,17 +179,12 @@ def test_an_engine_that_is_installed_but_broken(run, tiny_bundle, monkeypatch):
 
 
 def test_no_engine_at_all(run, monkeypatch):
-    monkeypatch.setattr(
-        EngineSpec, "missing", lambda self: 'not installed; pip install "ris-runtime[cpu]"'
-    )
+    monkeypatch.setattr(EngineSpec, "missing", lambda self: 'not installed; pip install ".[cpu]"')
     done = run()
     assert done.exit_code == 2
     assert "onnxruntime: not here: not installed" in done.stdout
     assert "Problem: no engine is installed. Way out: openvino: not installed; " in done.stdout
-    assert (
-        'onnxruntime: not installed; pip install "ris-runtime[cpu]"'
-        in done.stdout.split("Way out")[1]
-    )
+    assert 'onnxruntime: not installed; pip install ".[cpu]"' in done.stdout.split("Way out")[1]
 
 
 def test_two_onnxruntimes(run, monkeypatch):

@@ -1,0 +1,86 @@
+"""PyTorch's side of a comparison, for the few commands that ask for it; the runtime does without.
+
+Two modules serve it, found by the entry points of the group `ris_runtime.pytorch`: what
+compares with PyTorch or times it knows their names from there, and imports nothing of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ris import pip_install
+from ris.engines.errors import RisError
+
+if TYPE_CHECKING:
+    from ris.runtime.bundle import Bundle
+
+GROUP = "ris_runtime.pytorch"
+
+Files = Mapping[str, Path | None]
+"""Weight files by the names `checkpoint`, `sam`, `clip` and `bert`."""
+
+
+class PyTorchReference(Protocol):
+    """What the entry point `reference` offers."""
+
+    def live_reference(
+        self,
+        bundle: Bundle,
+        image: NDArray[np.uint8],
+        expressions: Sequence[str],
+        categories: Sequence[str] | None,
+        files: Files | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """Every stage's arrays for one image, for `ris-parity --reference`."""
+
+    def timed_reference(
+        self,
+        bundle: Bundle,
+        image: NDArray[np.uint8],
+        expressions: tuple[str, str],
+        threads: int | None,
+        files: Files | None = None,
+        compiled: bool = False,
+    ) -> Callable[[], tuple[float, float]]:
+        """Seconds of a first mask and of a next expression, for `ris-bench --pytorch`."""
+
+    def ReferenceSegmenter(self, files: Files, threads: int | None = None) -> Any:  # noqa: N802
+        """The model of weight files, which answers questions, for `ris-eval --pytorch`."""
+
+
+class PyTorchProducts(Protocol):
+    """What the entry point `products` offers."""
+
+    def products(
+        self, left: np.ndarray, right: np.ndarray, threads: int | None
+    ) -> dict[str, Callable[[], Any]]:
+        """PyTorch's matrix products by precision, for the benchmark's floor."""
+
+
+def pytorch_reference() -> PyTorchReference:
+    """The PyTorch model. Raises RisError where nothing installed has it."""
+    return cast(PyTorchReference, _load("reference"))
+
+
+def pytorch_products() -> PyTorchProducts:
+    """PyTorch's matrix products. Raises RisError where nothing installed has them."""
+    return cast(PyTorchProducts, _load("products"))
+
+
+def require_pytorch(flag: str) -> None:
+    """Raises RisError, naming the flag, where PyTorch is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        raise RisError(f"{flag} needs PyTorch: {pip_install('cpu', 'export')}")
+
+
+def _load(name: str) -> Any:
+    for entry in metadata.entry_points(group=GROUP, name=name):
+        return entry.load()
+    raise RisError(f"no installed package has the entry point {name!r} of {GROUP}; install again")
