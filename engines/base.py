@@ -127,6 +127,20 @@ class Graph:
     int8: bool = False
 
 
+def require_gathers(graph: Graph, engine: str) -> None:
+    """Raises EngineError for a graph with GridSample nodes.
+
+    Several versions of TensorRT compute them wrongly. The engines that compile with it call this
+    for each graph, and `ris.runtime` for a whole bundle before anything is compiled.
+    """
+    if graph.sampling == "native":
+        raise EngineError(
+            f"engine {engine!r} does not run GridSample nodes reliably, and the {graph.stage} in"
+            f" {graph.path} has some; export the bundle again with --engine {engine} or"
+            " --grid-sample gather"
+        )
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """What a user may ask of any engine.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +37,7 @@ from ris.engines.base import (
 )
 from ris.engines.errors import EngineError
 from ris.engines.onnx_widen import widened
-from ris.engines.processor import has_vnni
+from ris.engines.processor import has_vnni, usable_cores
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # TF32 is off, since what is FP32 is so for its precision; the exhaustive convolution search takes a
@@ -49,12 +48,6 @@ CUDA_OPTIONS = {
     "cudnn_conv_algo_search": "HEURISTIC",
     "arena_extend_strategy": "kSameAsRequested",
 }
-
-
-def _usable_cores() -> int:
-    """The cores this process may use, which in a container are fewer than the machine has."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 class OrtDeviceValue(DeviceValue):
@@ -260,7 +253,7 @@ class OnnxRuntimeEngine(Engine):
             not has_vnni()
         ):  # INT8 products that do not overflow; slower ones, which it would take with VNNI too
             options.add_session_config_entry("session.x64quantprecision", "1")
-        options.intra_op_num_threads = self.options.threads or _usable_cores()
+        options.intra_op_num_threads = self.options.threads or usable_cores()
         if in_order:
             options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         for name, value in (entries or {}).items():

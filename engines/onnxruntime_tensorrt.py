@@ -22,7 +22,15 @@ from typing import Any
 import onnxruntime
 
 from ris.engines import cache, cuda
-from ris.engines.base import Compiled, EngineOptions, Graph, Progress, Session, silent
+from ris.engines.base import (
+    Compiled,
+    EngineOptions,
+    Graph,
+    Progress,
+    Session,
+    require_gathers,
+    silent,
+)
 from ris.engines.errors import EngineError
 from ris.engines.onnxruntime import CUDA, CUDA_OPTIONS, OnnxRuntimeEngine, nodes_by
 from ris.engines.tensorrt_build import profiles
@@ -58,11 +66,7 @@ class OnnxRuntimeTensorRtEngine(OnnxRuntimeEngine):
 
     def build(self, graph: Graph, progress: Progress = silent) -> Compiled:
         """The graph's EPContext model, from the cache or built now. report: nodes by provider."""
-        if graph.sampling == "native":
-            raise EngineError(
-                f"{graph.stage} samples with GridSample, which is wrong in several versions of"
-                " TensorRT; export the bundle with --grid-sample gather"
-            )
+        require_gathers(graph, self.name)
         shapes = profiles(graph, self.options)
         recipe = cache.Recipe(
             stage=graph.stage,

@@ -46,6 +46,7 @@ from ris.engines.base import (
     silent,
 )
 from ris.engines.errors import EngineError
+from ris.engines.processor import core_limit
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
@@ -118,8 +119,9 @@ class OpenVinoEngine(Engine):
             "INFERENCE_PRECISION_HINT": _HINTS[compute],
             "PERFORMANCE_HINT": self._mode(),
         }
-        if self.options.threads is not None and self.device == "CPU":
-            settings["INFERENCE_NUM_THREADS"] = self.options.threads
+        threads = self.options.threads or core_limit()
+        if threads is not None and self.device == "CPU":
+            settings["INFERENCE_NUM_THREADS"] = threads
         return settings
 
     def _fixed(self) -> dict[str, int]:

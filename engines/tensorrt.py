@@ -21,6 +21,7 @@ from ris.engines.base import (
     Progress,
     Session,
     SessionInfo,
+    require_gathers,
     silent,
 )
 from ris.engines.errors import EngineError
@@ -54,11 +55,7 @@ class TensorRtEngine(Engine):
         """The graph's plan, from the cache or built now. report: layers by the precision they
         really have.
         """
-        if graph.sampling == "native":
-            raise EngineError(
-                f"{graph.stage} samples with GridSample, which is wrong in several versions of"
-                " TensorRT; export the bundle with --grid-sample gather"
-            )
+        require_gathers(graph, self.name)
         recipe = self._recipe(graph)
         request = BuildRequest(
             trt=self._trt,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from ris.engines.base import EngineOptions, Graph, Progress
 from ris.engines.errors import EngineError
+from ris.engines.tensorrt_logger import make_logger
 from ris.engines.tensorrt_precision import (
     Layer,
     count_precisions,
@@ -140,7 +141,7 @@ def _build(
 ) -> tuple[list[Layer], str]:
     """The build itself; returns the plan's layers and where they are known from."""
     trt, graph, options = request.trt, request.graph, request.options
-    logger = _make_logger(trt)
+    logger = make_logger(trt)
     # the monitor has to outlive everything that uses it
     monitor = _make_monitor(trt, lambda what, done: progress(graph.stage, what, done), stop)
     progress(graph.stage, "parsing", None)
@@ -253,29 +254,6 @@ def _save_timing_cache(config: Any, file: Path) -> None:
         partial.replace(file)
     except OSError:
         partial.unlink(missing_ok=True)
-
-
-def _make_logger(trt: Any) -> Any:
-    """A logger that keeps errors, and the list of the built engine's layers from the verbose
-    messages.
-    """
-
-    class Collector(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.layers = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(" ".join(message.split()))
-            elif "LayerType: " in message:
-                self.layers = message
-
-        def errors_in_a_line(self) -> str:
-            return "; ".join(dict.fromkeys(self.errors)) or "it gave no reason"
-
-    return Collector()
 
 
 def _make_monitor(trt: Any, report: Callable[[str, float], None], stop: threading.Event) -> Any:

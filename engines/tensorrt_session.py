@@ -22,6 +22,7 @@ import numpy as np
 from ris.engines.base import DTYPES, NO_STEPS, Graph, HostStep, Session, SessionInfo, Value
 from ris.engines.cuda import CudaValue, DeviceMemory, PinnedArray, call
 from ris.engines.errors import EngineError
+from ris.engines.tensorrt_logger import make_logger
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -46,14 +47,14 @@ def open_session(
     The caller has asked for the driver before. Raises EngineError with TensorRT's words where the
     plan does not load, and where its inputs and outputs are not the graph's.
     """
-    logger = _make_logger(trt)
+    logger = make_logger(trt)
     runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise EngineError(
             f"{graph.stage}: {info.engine} {info.version} cannot load the plan:"
-            f" {logger.in_a_line()}; plans load on the GPU architecture and version they were built"
-            " for, so compile it again here"
+            f" {logger.errors_in_a_line()}; plans load on the GPU architecture and version they"
+            " were built for, so compile it again here"
         )
     if refit_from is not None:
         _refit(trt, logger, engine, graph, refit_from)
@@ -72,29 +73,11 @@ def _refit(trt: Any, logger: Any, engine: Any, graph: Graph, onnx: Path) -> None
     refitter = trt.Refitter(engine, logger)
     parser = trt.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
-        missing = ", ".join(refitter.get_missing_weights()) or logger.in_a_line()
+        missing = ", ".join(refitter.get_missing_weights()) or logger.errors_in_a_line()
         raise EngineError(
             f"{graph.stage}: the plan cannot take its weights from {onnx}: {missing}; compile it"
             " again"
         )
-
-
-def _make_logger(trt: Any) -> Any:
-    """A logger that keeps the last errors."""
-
-    class Errors(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors = [*self.errors[-4:], " ".join(message.split())]
-
-        def in_a_line(self) -> str:
-            return "; ".join(dict.fromkeys(self.errors)) or "it gave no reason"
-
-    return Errors()
 
 
 class _Bucket:
@@ -123,8 +106,8 @@ class _Bucket:
         self.context = session.create_context()
         if self.context is None:
             raise EngineError(
-                f"{stage}: no execution context ({session.logger.in_a_line()}); the GPU's memory"
-                " may be full"
+                f"{stage}: no execution context ({session.logger.errors_in_a_line()}); the GPU's"
+                " memory may be full"
             )
         for spec, shape in zip(session.graph.inputs, shapes, strict=True):
             if not self.context.set_input_shape(spec.name, shape):
@@ -184,7 +167,7 @@ class _Bucket:
     def _execute(self, session: TensorRtSession) -> None:
         if not self.context.execute_async_v3(int(session.stream)):
             raise EngineError(
-                f"{session.graph.stage}: TensorRT failed: {session.logger.in_a_line()}"
+                f"{session.graph.stage}: TensorRT failed: {session.logger.errors_in_a_line()}"
             )
 
     def _capture(self, session: TensorRtSession) -> None:

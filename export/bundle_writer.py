@@ -6,9 +6,9 @@ A failed or killed export leaves the target as it was (`ris.runtime.bundle_folde
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,7 +22,7 @@ from torch import nn
 
 from ris import __version__
 from ris.calibration.numerics import Ranges, emulated
-from ris.engines import EngineOptions, Graph, TensorSpec, create
+from ris.engines import EngineOptions, Graph, create
 from ris.engines.errors import BundleError, ParityError
 from ris.export import bf16, graphs, precision
 from ris.export.fp16 import make_fp16
@@ -30,6 +30,7 @@ from ris.export.live_reference import first_image_only, reference_arrays
 from ris.export.onnx_writer import name_input, write_onnx
 from ris.export.operations import count_operations
 from ris.export.sample import CATEGORIES, EXPRESSIONS, sample_image, sample_scene
+from ris.export.space import disk_needed, require_disk
 from ris.reference.categories import category_entries
 from ris.reference.config import ModelConfig
 from ris.reference.model import RISModel
@@ -40,6 +41,7 @@ from ris.runtime.bundle import (
     BF16_FROM,
     FORMAT_VERSION,
     MANIFEST,
+    STAGES,
     Bundle,
     Categories,
     DensePrompt,
@@ -55,7 +57,7 @@ from ris.runtime.bundle import (
     hash_files,
 )
 from ris.runtime.bundle_folder import building
-from ris.runtime.model import open_model
+from ris.runtime.loading import open_model
 from ris.runtime.parity import TOLERANCES, ParityReport, check_model, check_stage, failed_rows
 
 Report = Callable[[str], None]
@@ -63,12 +65,40 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class ExportOptions:
+    """How a model becomes a bundle."""
+
+    precision: Precision = "fp32"
+    """What the graphs compute in."""
+
+    sampling: Sampling = "native"
+    """How deformable attention samples bilinearly: "native" GridSample nodes, or "gather"."""
+
+    vocabulary: Path | None = None
+    """vocab.txt or tokenizer.json, None for the preset's own."""
+
+    overwrite: bool = False
+    """Replace a bundle that is there."""
+
+    ranges: Ranges | None = None
+    """Measured on an FP32 bundle of the same model: FP16 keeps in FP32 what they show to be too
+    large."""
+
+
+@dataclass(frozen=True)
 class ExportResult:
-    """What was written: the bundle's folder, its manifest, and the end-to-end parity report."""
+    """What was written."""
 
     path: Path
+    """The bundle's folder."""
+
     manifest: Manifest
+
     parity: ParityReport
+    """How the bundle as a whole agrees with the reference."""
+
+
+Arrays = dict[str, NDArray[Any]]
 
 
 def export_bundle(
@@ -77,59 +107,47 @@ def export_bundle(
     out: Path,
     *,
     source: Source,
-    precision_name: Precision = "fp32",
-    sampling: Sampling = "native",
-    vocabulary: Path | None = None,
-    overwrite: bool = False,
-    ranges: Ranges | None = None,
+    options: ExportOptions = ExportOptions(),
     report: Report = lambda step: None,
 ) -> ExportResult:
-    """Exports the model of `make_model` into the bundle `out`.
+    """Exports a model into the bundle `out`.
 
-    sampling: the form of the deformable attention's bilinear sampling, "native" GridSample or
-    "gather". ranges: of an FP32 bundle of the same model; an FP16 export keeps in FP32 what they
-    show to be too large. The parity of an FP16 bundle, in the manifest, is that of true FP16
-    arithmetic. Raises BundleError where `out` is in the way or the disk is full, CheckpointError
-    for an unfit vocabulary, and ParityError where a graph does not agree with the reference.
+    The parity of an FP16 bundle, in its manifest, is that of true FP16 arithmetic.
+
+    Args:
+        make_model: Makes the reference model, when its turn comes.
+        config: Its configuration.
+        out: The folder to write.
+        source: What the manifest says about the weights.
+        options: Precision, sampling, vocabulary, overwriting and ranges.
+        report: Called with the name of each step as it begins.
+
+    Raises:
+        BundleError: Where `out` is in the way or the disk is full.
+        CheckpointError: For a vocabulary that does not fit the model.
+        ParityError: Where a graph does not agree with the reference.
     """
-    with building(out, overwrite) as folder:
-        tokenizer = tokenizer_from(vocabulary, config)
+    with building(out, options.overwrite) as folder:
+        tokenizer = tokenizer_from(options.vocabulary, config)
         report("weights")
         model = make_model()
-        needed = sum(p.numel() for p in model.parameters()) * 4
-        free = shutil.disk_usage(folder).free
-        if free < 1.2 * needed:
-            raise BundleError(
-                f"{out}: the disk is too full: the export needs about {needed * 1.2 / 1e6:.0f} MB, "
-                f"{free / 1e6:.0f} MB are free"
-            )
+        require_disk(out, disk_needed(sum(p.numel() for p in model.parameters())))
+
         report("reference pass")
-        scenes = source.trained and config.preset == "demo"
-        image, expressions = sample_scene() if scenes else (sample_image(), EXPRESSIONS)
-        images = [image, np.ascontiguousarray(image[:, ::-1])]
-        reference = reference_arrays(model, tokenizer, images, expressions, CATEGORIES, [0, 1, 0])
-        (folder / "graphs").mkdir()
-        entries: dict[str, GraphEntry] = {}
-        parity: dict[str, StageParity] = {}
-        for stage in graphs.STAGES:
-            report(stage)
-            entry, rows = _export_stage(
-                stage, model, reference, folder, precision_name, sampling, ranges, report
-            )
-            entries[stage] = entry
-            parity |= rows
+        reference = _reference_pass(model, tokenizer, source)
+        entries, parity = _export_stages(model, reference, folder, options, report)
         categories = _write_categories(model, folder) if config.query == "category" else None
-        del model
+        del model  # half of the memory, before the graphs are opened together
+
         report("end to end")
         golden = first_image_only(reference)
-        files = _write_files(folder, tokenizer, golden, categories)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             writer={"ris-runtime": __version__}
             | {name: metadata.version(name) for name in ("torch", "onnx", "onnxscript")},
             source=source,
             model=json.loads(json.dumps(config.to_dict())),
-            precision=precision_name,
+            precision=options.precision,
             graphs=entries,
             preprocess=_preprocess(config),
             text=Text("tokenizer.json", config.max_tokens),
@@ -140,15 +158,12 @@ def export_bundle(
             no_target=config.no_target != "none",
             categories=categories,
             golden="golden.npz",
-            files=files,
+            files=_write_files(folder, tokenizer, golden, categories),
             parity=parity,
             mask_iou=0.0,
         )
-        if precision_name == "fp16":
-            with emulated(Bundle(folder, manifest)) as rounded:
-                checked = _check(rounded, golden)
-        else:
-            checked = _check(Bundle(folder, manifest), golden)
+        checked = _check_end_to_end(Bundle(folder, manifest), golden)
+
         report("bundle")
         manifest = dataclasses.replace(
             manifest, parity=parity | checked.rows, mask_iou=checked.mask_iou
@@ -157,46 +172,57 @@ def export_bundle(
     return ExportResult(out, manifest, checked)
 
 
-def _check(bundle: Bundle, golden: dict[str, NDArray[Any]]) -> ParityReport:
-    with open_model(bundle, engine="onnxruntime") as runtime:
-        checked = check_model(runtime, golden)
-    _require(checked.failures, "the bundle")
-    return checked
+def _reference_pass(model: RISModel, tokenizer: Tokenizer, source: Source) -> Arrays:
+    """Two images, the second mirrored, and three expressions through PyTorch.
+
+    The trained demo is shown a scene of its own kind: there an agreement means something.
+    """
+    scenes = source.trained and model.config.preset == "demo"
+    image, expressions = sample_scene() if scenes else (sample_image(), EXPRESSIONS)
+    images = [image, np.ascontiguousarray(image[:, ::-1])]
+    return reference_arrays(model, tokenizer, images, expressions, CATEGORIES, [0, 1, 0])
+
+
+def _export_stages(
+    model: RISModel, reference: Arrays, folder: Path, options: ExportOptions, report: Report
+) -> tuple[dict[str, GraphEntry], dict[str, StageParity]]:
+    """Writes and checks every graph; the manifest's entries, and the parity of their outputs."""
+    (folder / "graphs").mkdir()
+    entries: dict[str, GraphEntry] = {}
+    parity: dict[str, StageParity] = {}
+    for stage in STAGES:
+        report(stage)
+        entries[stage], rows = _export_stage(stage, model, reference, folder, options, report)
+        parity |= rows
+    return entries, parity
 
 
 def _export_stage(
     stage: str,
     model: RISModel,
-    reference: dict[str, NDArray[Any]],
+    reference: Arrays,
     folder: Path,
-    precision_name: Precision,
-    sampling: Sampling,
-    ranges: Ranges | None,
+    options: ExportOptions,
     report: Report,
 ) -> tuple[GraphEntry, dict[str, StageParity]]:
-    """Writes one graph and checks it on two batch sizes."""
+    """Writes one graph in its precision and checks it on two batch sizes."""
     signature = graphs.signature(stage, model.config)
-    module: nn.Module = graphs.build(stage, model, sampling)
+    module: nn.Module = graphs.build(stage, model, options.sampling)
     file = f"graphs/{stage}.onnx"
     path = folder / file
     scopes = write_onnx(module, signature, path)
     if stage in BF16_FROM:
         name_input(path, scopes, "pyramid", BF16_FROM[stage])
     operations = count_operations(path)
-    inputs = tuple(TensorSpec(a.name, a.dtype, a.shape) for a in signature.inputs)
-    outputs = tuple(TensorSpec(a.name, a.dtype, a.shape) for a in signature.outputs)
-    graph = Graph(stage, path, inputs, outputs)
+    graph = Graph(stage, path, signature.inputs, signature.outputs)
+    _require_own_ranges(options.ranges, stage, hash_files(folder, _files(folder, file)))
+
     kept: dict[str, str] = {}
     rounded: dict[str, StageParity] = {}  # what true FP16 arithmetic gives
-    whole = precision.WHOLE[precision_name]
-    graph_precision: Precision = "fp32" if stage in whole else precision_name
-    if ranges and ranges.sha256.get(stage) != hash_files(folder, _files(folder, file)):
-        raise BundleError(
-            f"the ranges were measured on another {stage} than the one exported here; run"
-            " ris-calibrate ranges on an FP32 bundle of this model with the same options"
-        )
+    whole = precision.WHOLE[options.precision]
+    graph_precision: Precision = "fp32" if stage in whole else options.precision
     if graph_precision == "fp16":
-        known = ranges.stages[stage] if ranges else None
+        known = options.ranges.stages[stage] if options.ranges else None
         one = first_image_only(reference)
         kept, rounded = make_fp16(
             graph, scopes, one, known, lambda what: report(f"{stage}: {what}")
@@ -205,24 +231,54 @@ def _export_stage(
         kept = bf16.convert_to_bf16(path, BF16_FROM.get(stage))
     elif stage in whole:
         kept = {"*": whole[stage]}
+
     entry = GraphEntry(
         file=file,
         sha256=hash_files(folder, _files(folder, file)),
         precision=graph_precision,
         fp32_islands=kept,
-        inputs=inputs,
-        outputs=outputs,
+        inputs=signature.inputs,
+        outputs=signature.outputs,
         parameters=precision.count_parameters(path),
-        sampling=sampling if stage == "fusion" else None,
+        sampling=options.sampling if stage == "fusion" else None,
         operations=operations,
     )
+    rows = _check_graph(graph, graph_precision, reference)
+    return entry, rounded or rows
+
+
+def _require_own_ranges(ranges: Ranges | None, stage: str, sha256: dict[str, str]) -> None:
+    """Raises BundleError where the ranges were measured on another graph than this one."""
+    if ranges and ranges.sha256.get(stage) != sha256:
+        raise BundleError(
+            f"the ranges were measured on another {stage} than the one exported here; run"
+            " ris-calibrate ranges on an FP32 bundle of this model with the same options"
+        )
+
+
+def _check_graph(
+    graph: Graph, graph_precision: Precision, reference: Arrays
+) -> dict[str, StageParity]:
+    """The graph's parity over the whole reference pass; a single expression is checked as well."""
     engine = create("onnxruntime", EngineOptions())
     with engine.open(graph, engine.compile(graph)) as session:
-        rows = check_stage(stage, session, reference)
-        single = check_stage(stage, session, first_image_only(reference, expressions=1))
+        rows = check_stage(graph.stage, session, reference)
+        single = check_stage(graph.stage, session, first_image_only(reference, expressions=1))
     for name, found in (("", rows), (" with batch 1", single)):
-        _require(tuple(failed_rows(found, TOLERANCES[graph_precision])), f"{stage}{name}")
-    return entry, rounded or rows
+        _require(tuple(failed_rows(found, TOLERANCES[graph_precision])), f"{graph.stage}{name}")
+    return rows
+
+
+def _check_end_to_end(bundle: Bundle, golden: Arrays) -> ParityReport:
+    """The masks of the bundle against the reference's; FP16 as its hardware computes it."""
+    fp16 = bundle.manifest.precision == "fp16"
+    with (
+        emulated(bundle) if fp16 else contextlib.nullcontext(bundle) as checked,
+        open_model(checked, engine="onnxruntime") as runtime,
+    ):
+        report = check_model(runtime, golden)
+    _require(report.failures, "the bundle")
+    return report
 
 
 def _files(folder: Path, graph: str) -> list[str]:

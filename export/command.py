@@ -6,7 +6,7 @@ import importlib.util
 import json
 import resource
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,19 @@ import click
 from ris import pip_install
 from ris.engines import ENGINE_NAMES, EngineSpec, create, select
 from ris.engines.errors import CheckpointError, EngineError, RisError
-from ris.runtime.bundle import Bundle
-from ris.runtime.commands.compile import build_options, compile_and_show, engine_options
+from ris.runtime.bundle import Bundle, Precision
+from ris.runtime.commands.compile import Compiling, build_options, compile_and_show
 from ris.runtime.commands.console import RisCommand, StepProgress, size
 from ris.runtime.commands.weight_files import weight_file_options
 
 if TYPE_CHECKING:
+    from ris.calibration.numerics import Ranges
     from ris.export.bundle_writer import ExportResult
     from ris.export.sources import ModelSource
+    from ris.reference.pixel_decoder import Sampling
 
 PRESET_NAMES = ("vitb-vitl336", "tiny", "demo")
+_NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "onnxruntime")
 
 
 @click.command(cls=RisCommand)
@@ -89,7 +92,7 @@ PRESET_NAMES = ("vitb-vitl336", "tiny", "demo")
         "Compile the graphs for this engine too, when they are written (ris-compile does it later)."
     ),
 )
-@build_options()
+@build_options
 @click.option(
     "--vocabulary",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -114,26 +117,13 @@ PRESET_NAMES = ("vitb-vitl336", "tiny", "demo")
     "--json", "as_json", is_flag=True, help="Print what was written (or the dry run) as JSON."
 )
 def main(
-    out: Path,
-    precision: str,
-    random_weights: int | None,
-    preset: str | None,
-    variant: str | None,
-    supplement: bool,
-    grid_sample: str | None,
-    engine: str | None,
-    max_batch: int,
-    max_expressions: int | None,
-    workspace: int | None,
-    version_compatible: bool,
-    hardware_compatible: bool,
-    strip_weights: bool,
-    vocabulary: Path | None,
-    ranges_file: Path | None,
-    force: bool,
     dry_run: bool,
     as_json: bool,
-    **files: Path | None,
+    checkpoint: Path | None,
+    sam: Path | None,
+    clip: Path | None,
+    bert: Path | None,
+    **given: Any,
 ) -> None:
     """Exports a model into a bundle of five ONNX graphs, each checked against PyTorch as it is
     written.
@@ -155,136 +145,213 @@ def main(
           --clip-checkpoint ViT-L-14-336px.pt
       ris-export --random-weights 0 --out full-size
     """
-    for package in (
-        "torch",
-        "onnx",
-        "segment_anything",
-        "open_clip",
-        "transformers",
-        "onnxruntime",
-    ):
+    for package in _NEEDED:
         if importlib.util.find_spec(package) is None:
             raise RisError(f"ris-export needs {package}: {pip_install('cpu', 'export')}")
-    if ranges_file and precision != "fp16":
-        raise RisError("--ranges says what FP16 has to spare; it belongs to --precision fp16")
-    ranges = None
-    if ranges_file:
-        from ris.calibration.numerics import read_ranges
 
-        ranges = read_ranges(ranges_file)
-    # an engine that cannot compile here is an error before anything is written
-    row = None if engine is None else select(engine)
-    compiling: dict[str, Any] = {
-        "max_batch": max_batch,
-        "max_expressions": max_expressions,
-        "workspace": workspace,
-        "version_compatible": version_compatible,
-        "hardware_compatible": hardware_compatible,
-        "strip_weights": strip_weights,
-    }
-    if row is not None:
-        create(row.name, engine_options(None, row, **compiling))
-        if engine == "auto":
-            click.echo(f"--engine auto: {row.name}", err=True)
-        if row.needs_gathers and grid_sample == "native":
-            raise EngineError(
-                f"engine {row.name!r} needs --grid-sample gather; leave --grid-sample out"
-            )
-    sampling = grid_sample or ("gather" if row is not None and row.needs_gathers else "native")
-    from_files = any(files.values())
-    if from_files and random_weights is not None:
-        raise CheckpointError(
-            "--random-weights and weight files contradict each other; give one of them"
-        )
-    if preset == "vitb-vitl336" and random_weights is None and not from_files:
-        raise CheckpointError(
-            "there are no weights for vitb-vitl336; --random-weights 0 exports it untrained, for"
-            " benchmarks, and --checkpoint with trained ones"
-        )
-    is_demo = not from_files and random_weights is None and preset in (None, "demo")
-    if is_demo:
+    files = {"checkpoint": checkpoint, "sam": sam, "clip": clip, "bert": bert}
+    request = Request(files={k: v for k, v in files.items() if v is not None}, **given)
+    request.check()
+    ranges = request.read_ranges()
+    row = request.engine_row()
+    if request.is_demo:
         click.echo(
             "No weights were given: exporting the built-in demo, trained on drawn scenes.", err=True
         )
-
-    def find() -> ModelSource:
-        from ris.export import sources
-        from ris.reference.checkpoint import WeightFiles
-
-        if from_files:
-            return sources.from_files(WeightFiles(**files), preset, variant, supplement)
-        if is_demo:
-            return sources.demo(variant, supplement)
-        return sources.made_up(preset or "vitb-vitl336", random_weights or 0, variant, supplement)
-
     if dry_run:
-        _dry_run(find, out, precision, vocabulary, force, as_json)
+        _dry_run(request, as_json)
         return
+
     start = time.perf_counter()
-    with StepProgress("Export", 11 if from_files or is_demo else 10) as progress:
-        progress("libraries")
-        from ris.export.bundle_writer import export_bundle
-        from ris.runtime.bundle_folder import check_target
-
-        check_target(out, force)
-        source = find()
-        if from_files:
-            from ris.export.plan import found_lines
-
-            click.echo("\n".join(found_lines(source)), err=True)
-        if from_files or is_demo:
-            progress("checkpoint")
-        result = export_bundle(
-            source.make,
-            source.config,
-            out,
-            source=source.describe(),
-            precision_name=precision,  # type: ignore[arg-type]
-            sampling=sampling,  # type: ignore[arg-type]
-            vocabulary=vocabulary or source.vocabulary,
-            overwrite=force,
-            ranges=ranges,
-            report=progress,
-        )
-    warnings = source.warnings
+    source, result = _export(request, row, ranges)
     if not as_json:
         _print(result, time.perf_counter() - start)
-    engines = {}
-    if row is not None:
-        written = Bundle(out, result.manifest)
-        compiler = create(row.name, engine_options(written, row, **compiling))
-        engines[row.name] = compile_and_show(written, row, compiler, quiet=as_json)
+    engines = _compile(request, row, result, quiet=as_json)
     if as_json:
         parity = json.loads(result.manifest.to_json())["parity"]
-        data = {"bundle": str(out), "parity": parity, "warnings": warnings}
+        data = {"bundle": str(request.out), "parity": parity, "warnings": source.warnings}
         click.echo(json.dumps(data | ({"engines": engines} if engines else {}), indent=2))
     else:
         _print_next(result, row)
-    for warning in warnings:
+    for warning in source.warnings:
         click.echo(warning, err=True)
 
 
-def _dry_run(
-    find: Callable[[], ModelSource],
-    out: Path,
-    precision: str,
-    vocabulary: Path | None,
-    force: bool,
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for, besides how to show it."""
+
+    files: dict[str, Path]
+    """The weight files that were given, by the names of `WeightFiles`."""
+
+    out: Path
+    """The bundle to write."""
+
+    precision: Precision
+    """What the graphs compute in."""
+
+    random_weights: int | None
+    """The seed of made-up weights, None for real ones."""
+
+    preset: str | None
+    """The architecture, None for what the weights say."""
+
+    variant: str | None
+    """ "cls" or "category", None for what the weights say."""
+
+    supplement: bool
+    """The architecture as the paper's supplement words it."""
+
+    grid_sample: Sampling | None
+    """The form of the bilinear sampling, None for what the engine needs."""
+
+    engine: str | None
+    """Compile for this engine too, None for none."""
+
+    compiling: Compiling
+    """How to compile."""
+
+    vocabulary: Path | None
+    """A vocab.txt, None for the preset's own."""
+
+    ranges_file: Path | None
+    """What `ris-calibrate ranges` measured."""
+
+    force: bool
+    """Replace the bundle if it exists."""
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the built-in demo is exported: nobody gave weights or asked for others."""
+        made_up = self.random_weights is not None
+        return not self.files and not made_up and self.preset in (None, "demo")
+
+    def check(self) -> None:
+        """Raises RisError for options that contradict each other."""
+        if self.ranges_file and self.precision != "fp16":
+            raise RisError("--ranges says what FP16 has to spare; it belongs to --precision fp16")
+        if self.files and self.random_weights is not None:
+            raise CheckpointError(
+                "--random-weights and weight files contradict each other; give one of them"
+            )
+        if self.preset == "vitb-vitl336" and self.random_weights is None and not self.files:
+            raise CheckpointError(
+                "there are no weights for vitb-vitl336; --random-weights 0 exports it untrained,"
+                " for benchmarks, and --checkpoint with trained ones"
+            )
+
+    def read_ranges(self) -> Ranges | None:
+        """The measured ranges, where a file was named. Raises RisError for another file."""
+        if self.ranges_file is None:
+            return None
+        from ris.calibration.numerics import read_ranges
+
+        return read_ranges(self.ranges_file)
+
+    def engine_row(self) -> EngineSpec | None:
+        """The engine to compile for, None for none.
+
+        Raises EngineError, before anything is written, where it cannot compile here or not with
+        these options.
+        """
+        if self.engine is None:
+            return None
+        row = select(self.engine)
+        create(row.name, self.compiling.engine_options(row, None))
+        if self.engine == "auto":
+            click.echo(f"--engine auto: {row.name}", err=True)
+        if row.needs_gathers and self.grid_sample == "native":
+            raise EngineError(
+                f"engine {row.name!r} needs --grid-sample gather; leave --grid-sample out"
+            )
+        return row
+
+    def sampling(self, row: EngineSpec | None) -> Sampling:
+        """The form of the bilinear sampling: as asked, else as the engine needs it."""
+        needed: Sampling = "gather" if row is not None and row.needs_gathers else "native"
+        return self.grid_sample or needed
+
+    def find(self) -> ModelSource:
+        """The model to export. Raises CheckpointError for files that do not fit."""
+        from ris.export import sources
+        from ris.reference.checkpoint import WeightFiles
+
+        if self.files:
+            files = WeightFiles(**self.files)
+            return sources.from_files(files, self.preset, self.variant, self.supplement)
+        if self.is_demo:
+            return sources.demo(self.variant, self.supplement)
+        preset, seed = self.preset or "vitb-vitl336", self.random_weights or 0
+        return sources.made_up(preset, seed, self.variant, self.supplement)
+
+
+def _export(
+    request: Request, row: EngineSpec | None, ranges: Ranges | None
+) -> tuple[ModelSource, ExportResult]:
+    """Writes the bundle, with progress."""
+    reads_weights = bool(request.files) or request.is_demo
+    with StepProgress("Export", 11 if reads_weights else 10) as progress:
+        progress("libraries")
+        from ris.export.bundle_writer import ExportOptions, export_bundle
+        from ris.runtime.bundle_folder import check_target
+
+        check_target(request.out, request.force)
+        source = request.find()
+        if request.files:
+            from ris.export.plan import found_lines
+
+            click.echo("\n".join(found_lines(source)), err=True)
+        if reads_weights:
+            progress("checkpoint")
+        options = ExportOptions(
+            precision=request.precision,
+            sampling=request.sampling(row),
+            vocabulary=request.vocabulary or source.vocabulary,
+            overwrite=request.force,
+            ranges=ranges,
+        )
+        result = export_bundle(
+            source.make,
+            source.config,
+            request.out,
+            source=source.describe(),
+            options=options,
+            report=progress,
+        )
+    return source, result
+
+
+def _compile(
+    request: Request, row: EngineSpec | None, result: ExportResult, quiet: bool
+) -> dict[str, Any]:
+    """Compiles the written graphs for the engine, if there is one; its report by engine."""
+    if row is None:
+        return {}
+    written = Bundle(request.out, result.manifest)
+    compiler = create(row.name, request.compiling.engine_options(row, written))
+    return {row.name: compile_and_show(written, row, compiler, quiet=quiet)}
+
+
+def _dry_run(request: Request, as_json: bool) -> None:
     """Prints what an export would do; ends with 2 where it would not work."""
     from ris.export import plan as plans
     from ris.runtime.bundle_folder import check_target
 
     try:
-        source = find()
+        source = request.find()
     except RisError as error:
         if not as_json:
             raise
         click.echo(json.dumps({"plan": {"works": False, "problems": [str(error)]}}, indent=2))
         raise click.exceptions.Exit(error.exit_code) from None
-    vocabulary = vocabulary or source.vocabulary
-    plan = plans.make_plan(source, precision, out, vocabulary, lambda: check_target(out, force))  # type: ignore[arg-type]
+
+    plan = plans.make_plan(
+        source,
+        request.precision,
+        request.out,
+        request.vocabulary or source.vocabulary,
+        lambda: check_target(request.out, request.force),
+    )
     if as_json:
         click.echo(json.dumps(plans.report(source, plan), indent=2))
     else:

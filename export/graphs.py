@@ -3,7 +3,7 @@ nothing dead.
 
 Each module holds submodules of a `RISModel` and computes what that model computes
 (docs/reference/models/dfam.md 17 says what can be left out). `export.onnx_writer` traces them;
-`export.check` compares the result with the reference itself, so a slip here cannot stay unseen.
+`export.bundle_writer` compares each with the reference itself, so a slip here cannot stay unseen.
 
 Axes: `images` B and `expressions` N are independent. `image_index` int32 [N] says which image an
 expression belongs to, so one call serves any pairing and everything that depends on the image alone
@@ -13,8 +13,7 @@ is computed B times, not N.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,30 +21,18 @@ from segment_anything.modeling.common import LayerNorm2d as SamLayerNorm2d
 from segment_anything.modeling.image_encoder import Block, get_rel_pos
 from torch import Tensor, nn
 
+from ris.engines import TensorSpec
 from ris.reference.config import ModelConfig
 from ris.reference.model import RISModel
 from ris.reference.pixel_decoder import Sampling
-
-STAGES = ("sam_image_encoder", "clip_image_encoder", "text_encoder", "fusion", "mask_decoder")
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One input or output: its name, dtype ("float32" or "int32") and shape; a string names a
-    dynamic axis.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+from ris.runtime.bundle import STAGES
 
 
-@dataclass(frozen=True)
-class GraphSignature:
+class GraphSignature(NamedTuple):
     """What goes into a graph and what comes out, in order."""
 
-    inputs: tuple[Axis, ...]
-    outputs: tuple[Axis, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
 
 
 def signature(stage: str, config: ModelConfig) -> GraphSignature:
@@ -53,39 +40,49 @@ def signature(stage: str, config: ModelConfig) -> GraphSignature:
     graphs).
     """
     width, sam, clip = config.prompt_width, config.sam, config.clip
-    index = Axis("image_index", "int32", ("expressions",))
-    image_embeddings = Axis("image_embeddings", "float32", ("images", width, sam.grid, sam.grid))
-    clip_tokens = Axis("clip_tokens", "float32", ("images", clip.grid**2, clip.width))
-    text_features = Axis("text_features", "float32", ("expressions", config.max_tokens, width))
-    sparse = Axis("sparse_prompt", "float32", ("expressions", 1, width))
+    index = TensorSpec("image_index", "int32", ("expressions",))
+    image_embeddings = TensorSpec(
+        "image_embeddings", "float32", ("images", width, sam.grid, sam.grid)
+    )
+    clip_tokens = TensorSpec("clip_tokens", "float32", ("images", clip.grid**2, clip.width))
+    text_features = TensorSpec(
+        "text_features", "float32", ("expressions", config.max_tokens, width)
+    )
+    sparse = TensorSpec("sparse_prompt", "float32", ("expressions", 1, width))
     grid = config.dense_prompt_grid
     if stage == "sam_image_encoder":
-        image = Axis("image", "float32", ("images", 3, sam.image_size, sam.image_size))
+        image = TensorSpec("image", "float32", ("images", 3, sam.image_size, sam.image_size))
         return GraphSignature((image,), (image_embeddings,))
     if stage == "clip_image_encoder":
-        image = Axis("image", "float32", ("images", 3, clip.image_size, clip.image_size))
+        image = TensorSpec("image", "float32", ("images", 3, clip.image_size, clip.image_size))
         return GraphSignature((image,), (clip_tokens,))
     if stage == "text_encoder":
         return GraphSignature(
-            (Axis("input_ids", "int32", ("expressions", config.max_tokens)),), (text_features,)
+            (TensorSpec("input_ids", "int32", ("expressions", config.max_tokens)),),
+            (text_features,),
         )
     if stage == "fusion":
         inputs = [
             clip_tokens,
             text_features,
-            Axis("text_mask", "float32", ("expressions", config.max_tokens)),
+            TensorSpec("text_mask", "float32", ("expressions", config.max_tokens)),
             index,
         ]
-        outputs = [Axis("dense_prompt", "float32", ("expressions", width, grid, grid)), sparse]
+        outputs = [
+            TensorSpec("dense_prompt", "float32", ("expressions", width, grid, grid)),
+            sparse,
+        ]
         if config.no_target != "none":
             inputs.append(image_embeddings)
-            outputs.append(Axis("no_target_logits", "float32", ("expressions", 2)))
+            outputs.append(TensorSpec("no_target_logits", "float32", ("expressions", 2)))
         if config.query == "category":
-            inputs.append(Axis("category_feature", "float32", ("expressions", clip.embed_dim)))
+            inputs.append(
+                TensorSpec("category_feature", "float32", ("expressions", clip.embed_dim))
+            )
         return GraphSignature(tuple(inputs), tuple(outputs))
     if stage == "mask_decoder":
-        dense = Axis("dense_prompt", "float32", ("expressions", width, sam.grid, sam.grid))
-        logits = Axis(
+        dense = TensorSpec("dense_prompt", "float32", ("expressions", width, sam.grid, sam.grid))
+        logits = TensorSpec(
             "mask_logits", "float32", ("expressions", 1, config.mask_size, config.mask_size)
         )
         return GraphSignature((image_embeddings, dense, sparse, index), (logits,))

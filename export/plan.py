@@ -4,7 +4,6 @@ need.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 from ris.engines.errors import RisError
 from ris.export import graphs, precision
 from ris.export.sources import ModelSource
+from ris.export.space import disk_needed, require_disk
 from ris.reference.config import ModelConfig
 from ris.reference.model import empty_model
 from ris.reference.tokenizer import tokenizer_from
-from ris.runtime.bundle import Precision
+from ris.runtime.bundle import STAGES, Precision
 
 # measured on full-size exports: the libraries, and how often the weights are in memory at the
 # end-to-end check
@@ -54,13 +54,6 @@ class Plan:
         return asdict(self) | {"works": not self.problems}
 
 
-def disk_needed(parameters: int) -> float:
-    """Bytes that an export needs at most while it works: FP32 graphs of that many parameters, and
-    some.
-    """
-    return 1.2 * 4 * parameters
-
-
 def make_plan(
     source: ModelSource,
     precision_name: Precision,
@@ -74,7 +67,7 @@ def make_plan(
     config = source.config
     model = empty_model(config)
     stages = []
-    for stage in graphs.STAGES:
+    for stage in STAGES:
         parameters = _size(graphs.build(stage, model))
         own: Precision = "fp32" if stage in precision.WHOLE[precision_name] else precision_name
         stages.append(GraphPlan(stage, parameters, own, parameters * (4 if own == "fp32" else 2)))
@@ -85,7 +78,7 @@ def make_plan(
     for check in (
         lambda: tokenizer_from(vocabulary, config),
         check_target,
-        lambda: _check_disk(out, disk),
+        lambda: require_disk(out, disk),
     ):
         try:
             check()
@@ -97,7 +90,7 @@ def make_plan(
         tokenizer=str(vocabulary) if vocabulary else "the built-in vocabulary",
         graphs=tuple(stages),
         bundle_bytes=sum(stage.bytes for stage in stages),
-        disk_bytes=round(disk),
+        disk_bytes=disk,
         memory_bytes=_memory(config, sum(stage.parameters for stage in stages)),
         problems=tuple(problems),
     )
@@ -114,18 +107,6 @@ def _memory(config: ModelConfig, parameters: int) -> int:
     """
     attention = 3 * config.sam.heads * config.sam.grid**4 * 4
     return round(_LIBRARIES + _COPIES * 4 * parameters + attention)
-
-
-def _check_disk(out: Path, needed: float) -> None:
-    folder = out.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise RisError(
-            f"{out}: the disk is too full: the export needs about {needed / 1e6:.0f} MB,"
-            f" {free / 1e6:.0f} MB are free"
-        )
 
 
 def report(source: ModelSource, plan: Plan) -> dict[str, Any]:

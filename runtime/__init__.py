@@ -15,7 +15,9 @@ from ris.engines.errors import (
     RisError,
 )
 from ris.runtime.bundle import BUILT_IN, Bundle, Manifest, open_bundle
-from ris.runtime.model import Model, Scene, Segmentation, load
+from ris.runtime.loading import load
+from ris.runtime.model import Model, Scene
+from ris.runtime.segmentation import Segmentation
 
 __all__ = [
     "BUILT_IN",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ris.engines import Engine, EngineOptions, EngineSpec, Progress, silent
+from ris.engines.base import require_gathers
 from ris.engines.errors import EngineError
 from ris.runtime.bundle import EMULATES, STAGES, Bundle
 
@@ -51,15 +52,9 @@ def require_fit(bundle: Bundle, row: EngineSpec) -> None:
             f"{bundle.path} rounds as FP16 hardware does, which {row.name!r} may leave out; ask for"
             f" {EMULATION_ENGINE}"
         )
-    native = [
-        stage for stage, entry in bundle.manifest.graphs.items() if entry.sampling == "native"
-    ]
-    if row.needs_gathers and native:
-        raise EngineError(
-            f"engine {row.name!r} does not run GridSample nodes reliably, and {', '.join(native)}"
-            f" of {bundle.path} has some; export the bundle again with --engine {row.name} or"
-            " --grid-sample gather"
-        )
+    if row.needs_gathers:
+        for stage in STAGES:
+            require_gathers(bundle.graph(stage), row.name)
 
 
 def expressions_together(bundle: Bundle, row: EngineSpec, device: str = "auto") -> int:

@@ -22,7 +22,7 @@ from ris.engines.errors import RisError
 from ris.engines.probe import Probe, probe_apart
 from ris.runtime import system
 from ris.runtime.bundle import STAGES, Bundle, open_bundle
-from ris.runtime.model import open_model
+from ris.runtime.loading import open_model
 from ris.runtime.onnx_weights import count_weights
 from ris.runtime.parity import ParityReport, check_model, load_golden
 from ris.runtime.system import Cpu, Gpus, Memory

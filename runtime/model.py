@@ -10,74 +10,23 @@ Thread rule: a Model and its Scenes may be used from several threads at once.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ris.engines import (
-    Engine,
-    EngineOptions,
-    HostStep,
-    Progress,
-    Session,
-    SessionInfo,
-    Value,
-    create,
-    select,
-    silent,
-)
-from ris.engines.errors import EngineError, ExpressionError, RisError
-from ris.runtime.bundle import BF16_STAGES, EMULATES, STAGES, Bundle, open_bundle
+from ris.engines import HostStep, Session, SessionInfo, Value
+from ris.engines.errors import ExpressionError, RisError
+from ris.runtime.bundle import Bundle
 from ris.runtime.categories import AUTO, CategoryTable, Guess
-from ris.runtime.compile import EMULATION_ENGINE, expressions_together, require_fit
 from ris.runtime.image import ImageLike, load_picture, prepare_image
 from ris.runtime.interpolate import Float, resize_maps
-from ris.runtime.masks import Rle, encode_rle, mask_from_logits, mask_score, resize_logits
+from ris.runtime.masks import mask_from_logits, mask_score
+from ris.runtime.segmentation import Segmentation, Timings, timed
 from ris.runtime.text import ExpressionTokenizer, Tokens
-
-Timings = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """The answer to one expression.
-
-    mask: bool [H, W] of the image's own size, all False where the model says "no target"; logits:
-    float32 [m, m], the decoder's low-resolution mask logits, before any no-target decision; score:
-    mean foreground probability over the mask, 0 for an empty one; no_target: probability that the
-    expression names nothing in the image, None where the model has no such head; timings: seconds
-    by stage; `image.*` were spent once for all expressions of the scene, the others are this
-    expression's share of its batch; notes: what the user should know, such as words the model does
-    not know; category, category_word: the category that was asked, and the expression's word that
-    it was guessed from, None where it was given.
-    """
-
-    expression: str
-    mask: NDArray[np.bool_]
-    logits: Float
-    score: float
-    no_target: float | None
-    is_no_target: bool
-    category: str | None
-    timings: Timings = field(repr=False)
-    notes: tuple[str, ...] = ()
-    category_word: str | None = None
-
-    def rle(self) -> Rle:
-        """The mask in COCO's compressed run-length encoding."""
-        return encode_rle(self.mask)
-
-    def full_logits(self) -> Float:
-        """The mask logits at the image's own size, float32 [H, W]."""
-        return resize_logits(self.logits, *self.mask.shape)
 
 
 @dataclass(frozen=True)
@@ -90,13 +39,6 @@ class EncodedText:
     tokens: Tokens
     features: Value
     timings: Timings
-
-
-@contextmanager
-def _timed(timings: Timings, name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    timings[name] = timings.get(name, 0.0) + time.perf_counter() - start
 
 
 class Scene:
@@ -230,9 +172,9 @@ class Model:
         """
         timings: Timings = {}
         preprocess = self.bundle.manifest.preprocess
-        with _timed(timings, "image.load"):
+        with timed(timings, "image.load"):
             picture = load_picture(image, preprocess.sam.size if draft else None)
-        with _timed(timings, "image.prepare"):
+        with timed(timings, "image.prepare"):
             sam_image, clip_image = prepare_image(picture.pixels, preprocess)
         jobs = {"sam_image_encoder": sam_image, "clip_image_encoder": clip_image}
         text = None
@@ -282,20 +224,20 @@ class Model:
     def _encode(self, stage: str, image: Float, timings: Timings) -> Mapping[str, Value]:
         """Runs an image encoder; its outputs stay where they are."""
         session = self._session(stage)
-        with _timed(timings, f"image.{stage}"):
+        with timed(timings, f"image.{stage}"):
             return session.run_and_keep({"image": image})
 
     def _run(self, stage: str, feeds: Mapping[str, Value], timings: Timings) -> dict[str, Float]:
         session = self._session(stage)
-        with _timed(timings, stage):
+        with timed(timings, stage):
             return session.run(feeds)
 
     def _encode_text(self, expressions: Sequence[str]) -> EncodedText:
         timings: Timings = {}
-        with _timed(timings, "tokenize"):
+        with timed(timings, "tokenize"):
             tokens = self._tokenize(expressions)
         session = self._session("text_encoder")
-        with _timed(timings, "text_encoder"):
+        with timed(timings, "text_encoder"):
             features = session.run_and_keep({"input_ids": tokens.ids})["text_features"]
         return EncodedText(tuple(expressions), tokens, features, timings)
 
@@ -308,11 +250,11 @@ class Model:
         spent: Timings = {}
 
         def interpolate(maps: Float) -> Float:
-            with _timed(spent, "dense_prompt"):
+            with timed(spent, "dense_prompt"):
                 return resize_maps(maps, link.target, link.target, link.interpolation)
 
         session = self._session("fusion")
-        with _timed(spent, "both"):
+        with timed(spent, "both"):
             step = HostStep(interpolate, (link.target, link.target))
             fused = session.run_and_keep(feeds, {"dense_prompt": step})
         timings["fusion"] = spent["both"] - spent["dense_prompt"]
@@ -365,7 +307,7 @@ class Model:
                 and no_target_threshold is not None
                 and probability >= no_target_threshold
             )
-            with _timed(own, "mask"):
+            with timed(own, "mask"):
                 threshold = manifest.postprocess.threshold
                 if absent:
                     mask, score = np.zeros((scene.height, scene.width), np.bool_), 0.0
@@ -441,99 +383,3 @@ def _no_target_probabilities(value: Value | None, count: int) -> list[float | No
     logits = value if isinstance(value, np.ndarray) else value.numpy()
     difference = logits[:, 0].astype(np.float64) - logits[:, 1]
     return [float(p) for p in 1 / (1 + np.exp(difference))]
-
-
-def load(
-    bundle: str | Path,
-    *,
-    engine: str = "auto",
-    device: str = "auto",
-    threads: int | None = None,
-    strict: bool = False,
-    verify: bool = True,
-    max_expressions: int | None = None,
-    build: bool = True,
-    compute: str | Mapping[str, str] | None = None,
-    overlap: bool | None = None,
-    low_memory: bool = False,
-    throughput: bool = False,
-    progress: Progress = silent,
-) -> Model:
-    """Opens a bundle for inference.
-
-    engine: "auto" or a name from `ris.engines.ENGINE_NAMES`; device: "cpu", "cuda", ..., or "auto"
-    for the engine's first; threads: CPU threads, default all cores; strict: refuse to run any node
-    off the device; verify: check the files' hashes; max_expressions: the most expressions that go
-    through the graphs at once, which bounds memory, default `expressions_together`; build: compile
-    what an engine needs compiled and has not in its cache, False to refuse; compute: "fp32", "bf16"
-    or "fp16" for an engine that chooses the precision itself (`computes_by_stage` says for which
-    graphs), or one of them by graph, default the bundle's; overlap: run graphs that do not depend
-    on each other side by side, default on GPUs only; low_memory: give memory back after every
-    graph's run; throughput: share the cores among threads that use the model at once; progress:
-    called while it compiles. Raises BundleError and EngineError.
-    """
-    return open_model(
-        open_bundle(bundle, verify=verify),
-        engine=engine,
-        options=EngineOptions(
-            device, threads, strict, build=build, low_memory=low_memory, throughput=throughput
-        ),
-        max_expressions=max_expressions,
-        compute=compute,
-        overlap=overlap,
-        progress=progress,
-    )
-
-
-def open_model(
-    bundle: Bundle,
-    *,
-    engine: str = "auto",
-    options: EngineOptions | None = None,
-    max_expressions: int | None = None,
-    compute: str | Mapping[str, str] | None = None,
-    overlap: bool | None = None,
-    progress: Progress = silent,
-) -> Model:
-    """`load` for a bundle that is open already."""
-    if max_expressions is not None and max_expressions < 1:
-        raise RisError(f"max_expressions must be at least 1, got {max_expressions}")
-    options = options or EngineOptions()
-    if engine == "auto" and EMULATES in bundle.manifest.writer:
-        engine = EMULATION_ENGINE
-    row = select(engine, options.device)
-    if reason := row.unusable():  # before minutes of compiling for nothing
-        raise EngineError(f"engine {row.name!r} cannot run here: {reason}")
-    require_fit(bundle, row)
-    if max_expressions is None:
-        max_expressions = expressions_together(bundle, row, options.device)
-    options = replace(options, max_expressions=max_expressions)
-    by_stage = computes_by_stage(compute)
-    engines: dict[str | None, Engine] = {}
-    for asked in {by_stage[stage] for stage in STAGES}:
-        engines[asked] = create(row.name, replace(options, compute=asked))
-    sessions: dict[str, Session] = {}
-    try:
-        for stage in STAGES:
-            graph, chosen = bundle.graph(stage), engines[by_stage[stage]]
-            sessions[stage] = chosen.open(graph, chosen.compile(graph, progress))
-        return Model(bundle, sessions, max_expressions, overlap)
-    except BaseException:
-        for session in sessions.values():
-            session.close()
-        raise
-
-
-def computes_by_stage(compute: str | Mapping[str, str] | None) -> dict[str, str | None]:
-    """What each graph is asked to compute in, None for its own precision.
-
-    compute: "bf16" and "fp16" ask the graphs that are worth their error, the image encoders and the
-    fusion, "fp32" all; a mapping asks the graphs that it names. Raises EngineError for a graph that
-    is none.
-    """
-    if compute is None or isinstance(compute, str):
-        asked = BF16_STAGES if compute in ("bf16", "fp16") else STAGES
-        return {stage: compute if stage in asked else None for stage in STAGES}
-    if unknown := sorted(set(compute) - set(STAGES)):
-        raise EngineError(f"there is no graph {', '.join(unknown)}; there are {', '.join(STAGES)}")
-    return {stage: compute.get(stage) for stage in STAGES}

@@ -18,7 +18,8 @@ from PIL import Image
 
 from ris.runtime.image import load_rgb
 from ris.runtime.masks import COLOURS, overlay
-from ris.runtime.model import Model, Segmentation
+from ris.runtime.model import Model
+from ris.runtime.segmentation import Segmentation
 
 FORMATS = ("mask", "overlay", "rle", "json", "npy")
 

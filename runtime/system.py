@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import math
 import os
 import platform
 import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from ris.engines import processor
 
 RUNTIME_PACKAGES = ("ris-runtime", "numpy", "pillow", "tokenizers", "click", "rich")
 ENGINE_PACKAGES = (
@@ -55,8 +56,7 @@ ARM_FEATURES = {
     "sve": "sve",
 }
 
-_PROC = Path("/proc")
-_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
 
 
@@ -135,27 +135,20 @@ def operating_system() -> dict[str, str]:
 
 def cpu() -> Cpu:
     """The processor, from /proc/cpuinfo where there is one."""
-    text = _read(_PROC / "cpuinfo")
-    fields: dict[str, str] = {}
-    for line in text.splitlines():  # of the first core; all are taken to be alike
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), value.strip())
-    flags = set(fields.get("flags", "").split()) | set(fields.get("Features", "").split())
-    features = [flag for flag in X86_FEATURES if flag in flags] + [
-        v for k, v in ARM_FEATURES.items() if k in flags
-    ]
+    fields, flags = processor.cpu_fields(), processor.cpu_features()
+    features = [flag for flag in X86_FEATURES if flag in flags]
+    features += [name for flag, name in ARM_FEATURES.items() if flag in flags]
+
     model = fields.get("model name") or fields.get("Model") or platform.processor() or "unknown"
     if model == "unknown" and "CPU part" in fields:
         model = f"Arm implementer {fields.get('CPU implementer', '?')} part {fields['CPU part']}"
-    affinity = getattr(os, "sched_getaffinity", None)
-    present = os.cpu_count() or 1
     return Cpu(
-        model,
-        platform.machine(),
-        present,
-        len(affinity(0)) if affinity else present,
-        cpu_quota(),
-        tuple(features),
+        model=model,
+        architecture=platform.machine(),
+        present=os.cpu_count() or 1,
+        usable=processor.allowed_cores(),
+        quota=processor.cpu_quota(),
+        features=tuple(features),
     )
 
 
@@ -165,7 +158,7 @@ def memory() -> Memory:
     """
     sizes = {
         m[1]: int(m[2]) * 1024
-        for m in re.finditer(r"^(\w+):\s+(\d+) kB", _read(_PROC / "meminfo"), re.MULTILINE)
+        for m in re.finditer(r"^(\w+):\s+(\d+) kB", processor.read(_MEMINFO), re.MULTILINE)
     }
     total = sizes.get("MemTotal")
     if total is None:
@@ -173,30 +166,15 @@ def memory() -> Memory:
             total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         except (ValueError, OSError, AttributeError):
             total = None
-    limits = [
-        _integer(text) for text in _cgroup_files("memory", "memory.max", "memory.limit_in_bytes")
-    ]
+    files = processor.cgroup_files(
+        "memory", version_2="memory.max", version_1="memory.limit_in_bytes"
+    )
+    limits = [processor.positive_integer(text) for text in files]
     limit = min((n for n in limits if n is not None), default=None)
-    if (
-        limit is not None and total is not None and limit >= total
-    ):  # version 1 writes a huge number for no limit
+    # version 1 writes a huge number for no limit
+    if limit is not None and total is not None and limit >= total:
         limit = None
     return Memory(total, sizes.get("MemAvailable"), limit)
-
-
-def cpu_quota() -> float | None:
-    """Cores' worth of time that the control group may spend, None without a limit."""
-    quotas = []
-    for text in _cgroup_files("cpu", "cpu.max", None):  # version 2: "quota period" or "max period"
-        quota, _, period = text.partition(" ")
-        quotas.append(_ratio(quota, period))
-    pairs = zip(
-        _cgroup_files("cpu", None, "cpu.cfs_quota_us"),
-        _cgroup_files("cpu", None, "cpu.cfs_period_us"),
-        strict=False,
-    )
-    quotas += [_ratio(quota, period) for quota, period in pairs]
-    return min((q for q in quotas if q), default=None)
 
 
 def gpus(timeout: float = 15) -> Gpus:
@@ -245,47 +223,3 @@ def cuda_driver() -> bool:
             continue
         return True
     return False
-
-
-def _cgroup_files(controller: str, second: str | None, first: str | None) -> list[str]:
-    """The contents of a control file in the process's own group and every group above it, of either
-    version.
-
-    second and first: the file's name in version 2 and version 1.
-    """
-    contents = []
-    for line in _read(_PROC / "self" / "cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, group = rest.partition(":")
-        if number == "0" and second:
-            root, name = _CGROUP, second
-        elif controller in controllers.split(",") and first:
-            root, name = _CGROUP / controllers, first
-            if not root.is_dir():
-                root = _CGROUP / controller
-        else:
-            continue
-        path = root / group.lstrip("/")
-        while True:
-            contents.append(_read(path / name).strip())
-            if path == root or root not in path.parents:
-                break
-            path = path.parent
-    return [text for text in contents if text]
-
-
-def _ratio(quota: str, period: str) -> float | None:
-    a, b = _integer(quota), _integer(period)
-    return math.ceil(a / b * 100) / 100 if a and b else None
-
-
-def _integer(text: str) -> int | None:
-    """A positive whole number; "max" and -1 mean none."""
-    return int(text) if text.strip().isdigit() else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -63,7 +63,7 @@ def full_size_model():
 
 
 def _export(folder, config, precision="fp32", sampling="native"):
-    from ris.export.bundle_writer import export_bundle
+    from ris.export.bundle_writer import ExportOptions, export_bundle
     from ris.reference.deterministic import deterministic_model
     from ris.runtime.bundle import Source
 
@@ -76,8 +76,7 @@ def _export(folder, config, precision="fp32", sampling="native"):
         config,
         out,
         source=source,
-        precision_name=precision,
-        sampling=sampling,
+        options=ExportOptions(precision=precision, sampling=sampling),
     )
     return out
 

@@ -25,7 +25,7 @@ from ris.engines.errors import CheckpointError, RisError
 from ris.runtime.bench.report import operations_of
 from ris.runtime.bundle import STAGES, open_bundle
 from ris.runtime.image import load_picture, prepare_image
-from ris.runtime.model import computes_by_stage, load
+from ris.runtime.loading import computes_by_stage, load
 from ris.runtime.reference import pytorch_reference
 
 Answer = dict[str, Any]

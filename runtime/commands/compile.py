@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,77 +22,98 @@ from ris.runtime.commands.console import CompileProgress, RisCommand, find_bundl
 from ris.runtime.compile import CompiledGraph, compile_bundle, expressions_together
 
 
-def build_options() -> Callable[[Any], Any]:
-    """The options that say how to compile, for every command that does; `engine_options` reads
-    them.
-    """
-    options = (
-        click.option(
-            "--max-batch",
-            type=click.IntRange(1),
-            default=1,
-            show_default=True,
-            help="Most images of a call.",
-        ),
-        click.option(
-            "--max-expressions",
-            type=click.IntRange(1),
-            help="Most expressions of a call. Default: 8; 1 for large models on OpenVINO.",
-        ),
-        click.option(
-            "--workspace",
-            type=click.IntRange(1),
-            metavar="MIB",
-            help="Most scratch memory of a graph.",
-        ),
-        click.option(
-            "--version-compatible",
-            is_flag=True,
-            help="Plans that later versions of the engine load too.",
-        ),
-        click.option(
-            "--hardware-compatible",
-            is_flag=True,
-            help="Plans for this GPU generation and later ones.",
-        ),
-        click.option(
-            "--strip-weights",
-            is_flag=True,
-            help="Plans without weights, which take them from the graphs.",
-        ),
-    )
+@dataclass(frozen=True)
+class Compiling:
+    """What `build_options` gave; the fields are those of `EngineOptions`."""
 
-    def decorate(function: Any) -> Any:
-        for option in reversed(options):
-            function = option(function)
-        return function
+    max_batch: int
+    max_expressions: int | None
+    """None: what the bundle and the engine do best with (`expressions_together`)."""
 
-    return decorate
+    workspace: int | None
+    """In MiB, None for the engine's own limit."""
+
+    version_compatible: bool
+    hardware_compatible: bool
+    strip_weights: bool
+
+    def engine_options(
+        self, row: EngineSpec, bundle: Bundle | None, build: bool = True
+    ) -> EngineOptions:
+        """As an engine of `row` takes it; bundle: None where there is none yet."""
+        given = vars(self) | {"workspace": self.workspace and self.workspace * 2**20}
+        if self.max_expressions is None:
+            del given["max_expressions"]
+            if bundle is not None:
+                given["max_expressions"] = expressions_together(bundle, row)
+        return EngineOptions(build=build, **given)
 
 
-def engine_options(
-    bundle: Bundle | None, row: EngineSpec, build: bool = True, **given: Any
-) -> EngineOptions:
-    """What `build_options` gave, as an engine takes it. bundle: None where there is none yet."""
-    workspace = given.pop("workspace")
-    if given["max_expressions"] is None:
-        del given["max_expressions"]
-        if bundle is not None:
-            given["max_expressions"] = expressions_together(bundle, row)
-    return EngineOptions(build=build, workspace=workspace and workspace * 2**20, **given)
+_BUILD_OPTIONS = (
+    click.option(
+        "--max-batch",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Most images of a call.",
+    ),
+    click.option(
+        "--max-expressions",
+        type=click.IntRange(1),
+        help="Most expressions of a call. Default: 8; 1 for large models on OpenVINO.",
+    ),
+    click.option(
+        "--workspace",
+        type=click.IntRange(1),
+        metavar="MIB",
+        help="Most scratch memory of a graph.",
+    ),
+    click.option(
+        "--version-compatible",
+        is_flag=True,
+        help="Plans that later versions of the engine load too.",
+    ),
+    click.option(
+        "--hardware-compatible",
+        is_flag=True,
+        help="Plans for this GPU generation and later ones.",
+    ),
+    click.option(
+        "--strip-weights",
+        is_flag=True,
+        help="Plans without weights, which take them from the graphs.",
+    ),
+)
+
+
+def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what says how to compile; the command gets it as one argument, `compiling`."""
+    names = [field.name for field in fields(Compiling)]
+
+    @functools.wraps(command)
+    def collected(*args: Any, **given: Any) -> Any:
+        compiling = Compiling(**{name: given.pop(name) for name in names})
+        return command(*args, compiling=compiling, **given)
+
+    result: Callable[..., Any] = collected
+    for option in reversed(_BUILD_OPTIONS):
+        result = option(result)
+    return result
 
 
 @click.command(cls=RisCommand)
 @click.argument("bundle", required=False, type=click.Path())
 @click.option("--engine", type=click.Choice(ENGINE_NAMES), default="auto", show_default=True)
-@build_options()
+@build_options
 @click.option(
     "--no-build",
     is_flag=True,
     help="Only say what is there; end with 2 where something is missing.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def main(bundle: str | None, engine: str, no_build: bool, as_json: bool, **given: Any) -> None:
+def main(
+    bundle: str | None, engine: str, compiling: Compiling, no_build: bool, as_json: bool
+) -> None:
     """Compiles the graphs of BUNDLE for an engine and keeps the result in its engines/ folder.
 
     What fits is taken from there the next time, by this command as by ris-infer. BUNDLE defaults to
@@ -104,7 +127,7 @@ def main(bundle: str | None, engine: str, no_build: bool, as_json: bool, **given
     """
     row = select(engine)
     opened = open_bundle(find_bundle(bundle))
-    chosen = create(row.name, engine_options(opened, row, not no_build, **given))
+    chosen = create(row.name, compiling.engine_options(row, opened, build=not no_build))
     report = compile_and_show(opened, row, chosen, quiet=as_json)
     if as_json:
         click.echo(json.dumps({"engine": row.name, "graphs": report}, indent=2))

@@ -12,9 +12,10 @@ from ris.engines.errors import ImageError, RisError
 from ris.runtime.commands.console import RisCommand, disk_errors, find_bundle, track
 from ris.runtime.commands.running import Running, running_options
 from ris.runtime.image import load_rgb
-from ris.runtime.model import Model, Segmentation
+from ris.runtime.model import Model
 from ris.runtime.requests import Request, collect, looks_like_image
 from ris.runtime.results import FORMATS, ResultWriter, describe
+from ris.runtime.segmentation import Segmentation
 
 
 @click.command(cls=RisCommand)

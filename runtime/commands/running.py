@@ -13,7 +13,8 @@ import click
 from ris.engines import COMPUTES, DEVICE_NAMES, ENGINE_NAMES
 from ris.runtime.bundle import STAGES
 from ris.runtime.commands.console import CompileProgress
-from ris.runtime.model import Model, computes_by_stage, load
+from ris.runtime.loading import computes_by_stage, load
+from ris.runtime.model import Model
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from golden import inputs
 from ris.calibration.numerics import emulated
 from ris.export.command import main
 from ris.runtime import open_bundle
+from ris.runtime.loading import open_model
 from ris.runtime.masks import mask_from_logits
-from ris.runtime.model import open_model
 from ris.runtime.parity import compare, mask_iou
 
 pytestmark = pytest.mark.timeout(1500)

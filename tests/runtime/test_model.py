@@ -13,8 +13,8 @@ from ris.engines import TABLE
 from ris.runtime import EngineError, ExpressionError, RisError, load
 from ris.runtime.bundle import Bundle, Operations, open_bundle
 from ris.runtime.compile import expressions_together
+from ris.runtime.loading import computes_by_stage, open_model
 from ris.runtime.masks import decode_rle
-from ris.runtime.model import computes_by_stage, open_model
 
 EXPRESSIONS = ["left man", "the red ball", "second car from the right", "tree", "the sky"]
 

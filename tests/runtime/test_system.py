@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 
+from ris.engines import processor
 from ris.runtime import system
 
 X86 = """processor\t: 0
@@ -26,9 +27,11 @@ CPU part\t: 0xd4f
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """Writes files below a made-up root."""
-    monkeypatch.setattr(system, "_PROC", tmp_path / "proc")
-    monkeypatch.setattr(system, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(processor, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(processor, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(system, "_MEMINFO", tmp_path / "proc" / "meminfo")
     monkeypatch.setattr("platform.processor", lambda: "")
+    processor.cpu_features.cache_clear()
 
     def write(**files):
         for name, text in files.items():
@@ -36,7 +39,8 @@ def machine(tmp_path, monkeypatch):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 
-    return write
+    yield write
+    processor.cpu_features.cache_clear()
 
 
 def test_an_x86_processor(machine):
@@ -74,7 +78,7 @@ def test_a_version_2_container(machine):
         cgroup__a__b__memory_dot_max="8192000\n",
         cgroup__a__memory_dot_max="max\n",
     )
-    assert system.cpu_quota() == 1.5
+    assert processor.cpu_quota() == 1.5
     assert system.memory() == system.Memory(16_384_000, 8_192_000, 8_192_000)
 
 
@@ -87,7 +91,7 @@ def test_a_version_1_container(machine):
         cgroup__cpu__cpu_dot_cfs_period_us="100000\n",
         cgroup__memory__memory_dot_limit_in_bytes="4096000\n",
     )
-    assert system.cpu_quota() == 0.5
+    assert processor.cpu_quota() == 0.5
     assert system.memory().limit == 4_096_000
 
 
@@ -99,8 +103,21 @@ def test_a_container_without_limits(machine):
         cgroup__cpu__cpu_dot_cfs_period_us="100000\n",
         cgroup__memory__memory_dot_limit_in_bytes="9223372036854771712\n",
     )
-    assert system.cpu_quota() is None
+    assert processor.cpu_quota() is None
+    assert processor.core_limit() is None
     assert system.memory().limit is None
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores", "limit"),
+    [("150000", 8, 2), ("200000", 8, 2), ("50000", 8, 1), ("800000", 8, None), ("max", 8, None)],
+)
+def test_threads_within_a_quota(machine, monkeypatch, quota, cores, limit):
+    """Half a core of quota more is a thread more; a quota of all cores limits nothing."""
+    monkeypatch.setattr(processor, "allowed_cores", lambda: cores)
+    machine(proc__self__cgroup="0::/\n", cgroup__cpu_dot_max=f"{quota} 100000\n")
+    assert processor.core_limit() == limit
+    assert processor.usable_cores() == (limit or cores)
 
 
 @pytest.fixture

@@ -1,0 +1,26 @@
+"""Disk that an export needs while it works."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ris.engines.errors import BundleError
+
+
+def disk_needed(parameters: int) -> int:
+    """Bytes that an export needs at most: FP32 graphs of that many parameters, and some."""
+    return round(1.2 * 4 * parameters)
+
+
+def require_disk(out: Path, needed: int) -> None:
+    """Raises BundleError where the disk of `out`, which need not exist yet, has less left."""
+    folder = out.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise BundleError(
+            f"{out}: the disk is too full: the export needs about {needed / 1e6:.0f} MB,"
+            f" {free / 1e6:.0f} MB are free"
+        )

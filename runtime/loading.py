@@ -1,0 +1,138 @@
+"""Opening a bundle for inference: which engine, in what precision, with which limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+from ris.engines import Engine, EngineOptions, Progress, Session, create, select, silent
+from ris.engines.errors import EngineError, RisError
+from ris.runtime.bundle import BF16_STAGES, EMULATES, STAGES, Bundle, open_bundle
+from ris.runtime.compile import EMULATION_ENGINE, expressions_together, require_fit
+from ris.runtime.model import Model
+
+Compute = str | Mapping[str, str] | None
+"""A precision for the whole model, precisions by graph, or None for the bundle's own."""
+
+
+class LoadOptions(TypedDict, total=False):
+    """How a bundle is run; every one may be left out."""
+
+    engine: str
+    """A name from `ris.engines.ENGINE_NAMES`. Default: "auto", the first engine that runs here."""
+
+    device: str
+    """ "cpu", "cuda" and so on. Default: "auto", the engine's first."""
+
+    threads: int | None
+    """CPU threads. Default: all cores that this process may use."""
+
+    strict: bool
+    """Refuse to run any node of a graph off the device. Default: False."""
+
+    max_expressions: int | None
+    """The most expressions that go through the graphs at once, which bounds memory. Default: what
+    `ris.runtime.compile.expressions_together` says."""
+
+    build: bool
+    """Compile what an engine needs compiled and has not in its cache; False refuses. Default:
+    True."""
+
+    compute: Compute
+    """ "fp32", "bf16" or "fp16" for an engine that chooses the precision itself, or one of them by
+    graph; `computes_by_stage` says which graphs that is. Default: the bundle's own."""
+
+    overlap: bool | None
+    """Run graphs that do not depend on each other side by side. Default: on GPUs alone."""
+
+    low_memory: bool
+    """Give memory back after every graph's run; slower. Default: False."""
+
+    throughput: bool
+    """Share the cores among threads that use the model at once. Default: False."""
+
+
+def load(
+    bundle: str | Path,
+    *,
+    verify: bool = True,
+    progress: Progress = silent,
+    **options: Unpack[LoadOptions],
+) -> Model:
+    """Opens a bundle for inference.
+
+    Args:
+        bundle: The folder that `ris-export` wrote.
+        verify: Check every file's hash against the manifest.
+        progress: Called while an engine compiles.
+        **options: `LoadOptions`: engine, device, threads, strict, max_expressions, build, compute,
+            overlap, low_memory, throughput.
+
+    Raises:
+        BundleError: Where the bundle is missing, damaged or too new.
+        EngineError: Where the engine cannot run it here, or not with these options.
+    """
+    return open_model(open_bundle(bundle, verify=verify), progress=progress, **options)
+
+
+def open_model(
+    bundle: Bundle, *, progress: Progress = silent, **options: Unpack[LoadOptions]
+) -> Model:
+    """`load` for a bundle that is open already."""
+    if unknown := sorted(options.keys() - LoadOptions.__annotations__.keys()):
+        raise TypeError(f"there is no option {', '.join(unknown)}")
+    max_expressions = options.get("max_expressions")
+    if max_expressions is not None and max_expressions < 1:
+        raise RisError(f"max_expressions must be at least 1, got {max_expressions}")
+
+    device, engine = options.get("device", "auto"), options.get("engine", "auto")
+    if engine == "auto" and EMULATES in bundle.manifest.writer:
+        engine = EMULATION_ENGINE
+    row = select(engine, device)
+    if reason := row.unusable():  # before minutes of compiling for nothing
+        raise EngineError(f"engine {row.name!r} cannot run here: {reason}")
+    require_fit(bundle, row)
+    if max_expressions is None:
+        max_expressions = expressions_together(bundle, row, device)
+
+    wanted = EngineOptions(
+        device=device,
+        threads=options.get("threads"),
+        strict=options.get("strict", False),
+        max_expressions=max_expressions,
+        build=options.get("build", True),
+        low_memory=options.get("low_memory", False),
+        throughput=options.get("throughput", False),
+    )
+    by_stage = computes_by_stage(options.get("compute"))
+    engines: dict[str | None, Engine] = {}
+    for asked in set(by_stage.values()):
+        engines[asked] = create(row.name, replace(wanted, compute=asked))
+
+    sessions: dict[str, Session] = {}
+    try:
+        for stage in STAGES:
+            graph, chosen = bundle.graph(stage), engines[by_stage[stage]]
+            sessions[stage] = chosen.open(graph, chosen.compile(graph, progress))
+        return Model(bundle, sessions, max_expressions, options.get("overlap"))
+    except BaseException:
+        for session in sessions.values():
+            session.close()
+        raise
+
+
+def computes_by_stage(compute: Compute) -> dict[str, str | None]:
+    """What each graph is asked to compute in, None for its own precision.
+
+    compute: "bf16" and "fp16" ask the graphs that are worth their error, the image encoders and the
+    fusion, "fp32" all; a mapping asks the graphs that it names. Raises EngineError for a graph that
+    is none.
+    """
+    if compute is None or isinstance(compute, str):
+        asked = BF16_STAGES if compute in ("bf16", "fp16") else STAGES
+        return {stage: compute if stage in asked else None for stage in STAGES}
+    if unknown := sorted(set(compute) - set(STAGES)):
+        raise EngineError(f"there is no graph {', '.join(unknown)}; there are {', '.join(STAGES)}")
+    return {stage: compute.get(stage) for stage in STAGES}

@@ -1,0 +1,70 @@
+"""The answer to one expression, and the clock that its timings come from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ris.runtime.interpolate import Float
+from ris.runtime.masks import Rle, encode_rle, resize_logits
+
+Timings = dict[str, float]
+"""Seconds by stage."""
+
+
+@contextmanager
+def timed(timings: Timings, name: str) -> Iterator[None]:
+    """Adds the seconds of the block to `timings[name]`."""
+    start = time.perf_counter()
+    yield
+    timings[name] = timings.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The answer to one expression."""
+
+    expression: str
+    """What was asked."""
+
+    mask: NDArray[np.bool_]
+    """bool [H, W] of the image's own size, all False where the model says "no target"."""
+
+    logits: Float
+    """float32 [m, m], the decoder's low-resolution mask logits, before any no-target decision."""
+
+    score: float
+    """Mean foreground probability over the mask, 0 for an empty one."""
+
+    no_target: float | None
+    """Probability that the expression names nothing in the image, None where the model has no such
+    head."""
+
+    is_no_target: bool
+    """Whether the model decided so, and the mask is empty for that reason."""
+
+    category: str | None
+    """The COCO category that was asked, None for models that do not ask by category."""
+
+    timings: Timings = field(repr=False)
+    """Seconds by stage. `image.*` were spent once for all expressions of the scene, the others are
+    this expression's share of its batch."""
+
+    notes: tuple[str, ...] = ()
+    """What the user should know, such as words that the model does not know."""
+
+    category_word: str | None = None
+    """The expression's word that the category was guessed from, None where it was given."""
+
+    def rle(self) -> Rle:
+        """The mask in COCO's compressed run-length encoding."""
+        return encode_rle(self.mask)
+
+    def full_logits(self) -> Float:
+        """The mask logits at the image's own size, float32 [H, W]."""
+        return resize_logits(self.logits, *self.mask.shape)
