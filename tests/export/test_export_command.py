@@ -182,7 +182,7 @@ def test_a_kill_between_the_renames_loses_nothing(here, tiny_bundle):
     assert names(here) == ["ris-bundle"]
 
 
-def test_the_same_model_gives_the_same_files(here, tiny_bundle):
+def test_the_same_model_gives_the_same_files(here, tiny_bundle, traced_anew):
     """Exporting twice gives the same graphs to the byte, so an engine cache keyed by content stays
     valid.
     """
