@@ -1,9 +1,10 @@
-"""Asks a Triton server with the `ris` model about an image, over HTTP or gRPC. Needs tritonclient
-alone.
+"""Asks a Triton server with the `ris` model about an image, over HTTP or gRPC.
 
-pip install "tritonclient[http,grpc]"
-python examples/triton_client.py photo.jpg "left man" "the dog"
-python examples/triton_client.py photo.jpg "left man" --grpc --url 127.0.0.1:8001
+It needs tritonclient alone:
+
+    pip install "tritonclient[http,grpc]"
+    python examples/triton_client.py photo.jpg "left man" "the dog"
+    python examples/triton_client.py photo.jpg "left man" --grpc --url 127.0.0.1:8001
 """
 
 import argparse
@@ -14,7 +15,7 @@ import numpy as np
 from tritonclient.utils import InferenceServerException
 
 
-def main():
+def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("image", type=Path)
     parser.add_argument("expressions", nargs="+")
@@ -23,34 +24,46 @@ def main():
     parser.add_argument(
         "--mask", type=Path, help="write the masks, uint8 [N, H, W], to this .npy file"
     )
-    args = parser.parse_args()
-    if args.grpc:
+    return parser.parse_args()
+
+
+def bytes_input(triton, name, values):
+    """A BYTES input of one row: the leading 1 is Triton's batch axis, one image a request."""
+    tensor = triton.InferInput(name, [1, len(values)], "BYTES")
+    tensor.set_data_from_numpy(np.array([values], np.object_))
+    return tensor
+
+
+def ask(arguments):
+    """The server's response to one image and its expressions."""
+    if arguments.grpc:
         import tritonclient.grpc as triton
     else:
         import tritonclient.http as triton
-    client = triton.InferenceServerClient(
-        args.url or ("127.0.0.1:8001" if args.grpc else "127.0.0.1:8000")
-    )
+    default_url = "127.0.0.1:8001" if arguments.grpc else "127.0.0.1:8000"
+    client = triton.InferenceServerClient(arguments.url or default_url)
 
-    # one image a request: the leading 1 is Triton's batch axis
-    image = triton.InferInput("image", [1, 1], "BYTES")
-    image.set_data_from_numpy(np.array([[args.image.read_bytes()]], np.object_))
-    expression = triton.InferInput("expression", [1, len(args.expressions)], "BYTES")
-    expression.set_data_from_numpy(
-        np.array([[text.encode() for text in args.expressions]], np.object_)
-    )
+    texts = [text.encode() for text in arguments.expressions]
+    image = bytes_input(triton, "image", [arguments.image.read_bytes()])
+    expression = bytes_input(triton, "expression", texts)
 
     # only what is asked for is computed and sent: leave "mask" out where run lengths will do
-    names = ["rle_counts", "rle_size", "score", "is_no_target", "note", "from_cache"] + [
-        "mask"
-    ] * bool(args.mask)
+    names = ["rle_counts", "rle_size", "score", "is_no_target", "note", "from_cache"]
+    if arguments.mask:
+        names.append("mask")
     outputs = [triton.InferRequestedOutput(name) for name in names]
     try:
-        response = client.infer("ris", [image, expression], outputs=outputs)
+        return client.infer("ris", [image, expression], outputs=outputs)
     except InferenceServerException as error:
         raise SystemExit(f"refused: {error.message()}") from None
+
+
+def main():
+    arguments = parse_arguments()
+    response = ask(arguments)
+
     size = response.as_numpy("rle_size")[0].tolist()
-    for i, text in enumerate(args.expressions):
+    for i, text in enumerate(arguments.expressions):
         answer = {
             "expression": text,
             "rle": {"size": size, "counts": response.as_numpy("rle_counts")[0, i].decode()},
@@ -60,8 +73,8 @@ def main():
             "image_was_known": bool(response.as_numpy("from_cache")[0, 0]),
         }
         print(json.dumps(answer))
-    if args.mask:
-        np.save(args.mask, response.as_numpy("mask")[0])
+    if arguments.mask:
+        np.save(arguments.mask, response.as_numpy("mask")[0])
 
 
 if __name__ == "__main__":

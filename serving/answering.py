@@ -1,5 +1,6 @@
-"""Bytes and expressions in, answers out: what Triton's model, a batch worker and the page do with a
-request.
+"""Bytes and expressions in, answers out: what every door does with a request.
+
+Triton's model, a batch worker and the page all ask through an `Answerer`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from ris.engines.errors import ExpressionError
-from ris.runtime.model import Model, Scene, Segmentation
+from ris.runtime import Model, Scene, Segmentation
 from ris.serving.limits import Deadline, Limits
 
 
 class SceneCache:
-    """The last `capacity` encoded images, by content. Threads that ask for one image at once encode
-    it once.
+    """The last `capacity` encoded images, by content.
+
+    Threads that ask for one image at once encode it once.
     """
+
+    hits: int
+    """How often an image was there already."""
+
+    misses: int
+    """How often an image had to be encoded."""
 
     def __init__(self, capacity: int) -> None:
         self.hits = self.misses = 0
@@ -31,34 +39,44 @@ class SceneCache:
         return len(self._scenes)
 
     def get(self, key: bytes, encode: Callable[[], Scene]) -> tuple[Scene, bool]:
-        """The scene, and whether it was there already. What `encode` raises goes to all who wait
-        for it.
+        """The scene, and whether it was there already.
+
+        An error that `encode` raises is raised in all threads that wait for the scene.
         """
-        with self._lock:
-            future = self._scenes.get(key)
-            found = future is not None
-            if future is None:
-                future = self._scenes[key] = Future()
-                self.misses += 1
-                while len(self._scenes) > self._capacity:
-                    self._scenes.popitem(last=False)
-            else:
-                self._scenes.move_to_end(key)
-                self.hits += 1
+        future, found = self._find(key)
         if not found:
             try:
                 future.set_result(encode())
             except BaseException as error:
-                with self._lock:
-                    if self._scenes.get(key) is future:
-                        del self._scenes[key]
+                self._forget(key, future)
                 future.set_exception(error)
                 raise
         return future.result(), found
 
+    def _find(self, key: bytes) -> tuple[Future[Scene], bool]:
+        """The key's future, and whether it was there; a new one is the caller's to fulfil."""
+        with self._lock:
+            future = self._scenes.get(key)
+            if future is not None:
+                self._scenes.move_to_end(key)
+                self.hits += 1
+                return future, True
+
+            future = self._scenes[key] = Future()
+            self.misses += 1
+            while len(self._scenes) > self._capacity:
+                self._scenes.popitem(last=False)
+            return future, False
+
+    def _forget(self, key: bytes, future: Future[Scene]) -> None:
+        with self._lock:
+            # the key may have been dropped and asked for anew meanwhile
+            if self._scenes.get(key) is future:
+                del self._scenes[key]
+
 
 class Answerer:
-    """A model behind limits, with a cache of encoded images. May be used from several threads."""
+    """A model behind limits, with a cache of encoded images. Several threads may use it."""
 
     def __init__(self, model: Model, limits: Limits | None = None, cached_images: int = 16) -> None:
         self.model = model
@@ -66,11 +84,12 @@ class Answerer:
         self.cache = SceneCache(cached_images)
 
     def scene(self, image: bytes) -> tuple[Scene, bool]:
-        """The encoded image of a file's bytes, and whether it came from the cache. Raises
-        ImageError, LimitError.
+        """The encoded image of a file's bytes, and whether it came from the cache.
+
+        Raises ImageError for what is no image, LimitError for one that is too large.
         """
         if len(image) > self.limits.image_bytes:
-            self.limits.decode(image)  # says so
+            self.limits.decode(image)  # raises; a file that is too large is not hashed first
         key = hashlib.sha256(image).digest()
         return self.cache.get(key, lambda: self._encode(image))
 
@@ -78,6 +97,7 @@ class Answerer:
         start = time.perf_counter()
         rgb = self.limits.decode(image)
         loaded = time.perf_counter() - start
+
         scene = self.model.encode_image(rgb)
         scene.timings["image.load"] = loaded  # of the file; `encode_image` was handed pixels
         return scene
@@ -90,14 +110,24 @@ class Answerer:
         no_target_threshold: float | None = 0.5,
         deadline: Deadline | None = None,
     ) -> list[Segmentation | ExpressionError]:
-        """An answer to each expression, or why it cannot be asked. Raises LimitError when time is
-        up.
+        """An answer to each expression, or the error that says why it cannot be asked.
+
+        Args:
+            scene: An encoded image, as `scene` returns it.
+            expressions: Any number; they go through the model in groups that it can take.
+            categories: One for each expression, for models that ask by category.
+            no_target_threshold: From this no-target probability on, the mask is empty. None: never.
+            deadline: Checked before each group. None: the request may take any time.
+
+        Raises:
+            LimitError: When the time is up.
         """
         answers: list[Segmentation | ExpressionError] = []
         step = self.model.max_expressions
         for start in range(0, len(expressions), step):
             if deadline:
                 deadline.check()
+
             part = expressions[start : start + step]
             asked = None if categories is None else categories[start : start + step]
             try:
@@ -108,10 +138,9 @@ class Answerer:
                 if len(part) == 1:
                     answers.append(error)
                     continue
-                for i, text in enumerate(
-                    part
-                ):  # one bad expression must not cost the others their answers
-                    answers += self.ask(
-                        scene, [text], asked and [asked[i]], no_target_threshold, deadline
-                    )
+
+                # each by itself: one bad expression must not cost the others their answers
+                for i, text in enumerate(part):
+                    one = asked and [asked[i]]
+                    answers += self.ask(scene, [text], one, no_target_threshold, deadline)
         return answers

@@ -1,5 +1,6 @@
-"""What every door checks before the model sees a request: sizes, counts, queue and time, and how a
-refusal is said.
+"""What every door checks before the model sees a request: sizes, counts, queue and time.
+
+An error's HTTP status says what kind of refusal it is.
 """
 
 from __future__ import annotations
@@ -17,15 +18,19 @@ from ris.engines.errors import ExpressionError, ImageError, RisError
 from ris.runtime.image import load_rgb
 from ris.runtime.text import MAX_CHARACTERS
 
-# those that Pillow decodes by itself: none starts a program, none follows a name inside the file to
-# another one
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+"""The image formats that are read, by Pillow's names.
+
+Pillow decodes these by itself: none starts a program, none follows a name inside the file to
+another file.
+"""
 
 
 class LimitError(RisError):
-    """A request beyond a limit. status: the HTTP status it corresponds to, 413 too large, 504 too
-    slow.
-    """
+    """A request beyond a limit."""
+
+    status: int
+    """The HTTP status that it corresponds to: 413 too large, 504 too slow."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -33,7 +38,7 @@ class LimitError(RisError):
 
 
 def status_of(error: RisError) -> int:
-    """The HTTP status an error corresponds to: 400 and 413 the sender's, 504 too slow, 500 ours."""
+    """The HTTP status of an error: 400 and 413 the sender's, 504 too slow, 500 ours."""
     if isinstance(error, LimitError):
         return error.status
     return 400 if isinstance(error, ImageError | ExpressionError) else 500
@@ -41,28 +46,35 @@ def status_of(error: RisError) -> int:
 
 @dataclass(frozen=True)
 class Limits:
-    """image_bytes: of the file as it is sent; pixels: width times height; expressions: of one
-    request; characters: of one expression; waiting: requests in the queue; seconds: that a request
-    may wait, and then that it may be worked on.
-    """
+    """What a door accepts."""
 
     image_bytes: int = 32_000_000
+    """Bytes of an image file as it is sent."""
+
     pixels: int = 50_000_000
+    """Width times height of an image."""
+
     expressions: int = 32
+    """Expressions of one request."""
+
     characters: int = MAX_CHARACTERS
+    """Characters of one expression."""
+
     waiting: int = 64
+    """Requests in the queue."""
+
     seconds: float = 60.0
+    """Seconds that a request may wait, and then that many again for the work on it."""
 
     def check_expressions(self, expressions: Sequence[str]) -> None:
-        """Raises ExpressionError where there are none, LimitError for too many or a too long
-        one.
-        """
+        """Raises ExpressionError for no expression, LimitError for too many or a too long one."""
         if not expressions:
             raise ExpressionError('nothing to look for; send an expression, such as "left man"')
         if len(expressions) > self.expressions:
             raise LimitError(
                 f"{len(expressions)} expressions, at most {self.expressions} are accepted", 413
             )
+
         longest = max(len(text) for text in expressions)
         if longest > self.characters:
             raise LimitError(
@@ -71,41 +83,43 @@ class Limits:
             )
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
-        """The bytes of an image file as uint8 RGB [H, W, 3]; the size in its header counts before a
-        pixel is decoded.
+        """The bytes of an image file as uint8 RGB [H, W, 3].
 
-        Raises ImageError for what is no image, LimitError for one that is too large.
+        The size in the file's header is checked before a pixel is decoded. Raises ImageError for
+        what is no image, LimitError for one that is too large.
         """
-        if len(data) > self.image_bytes:
-            raise LimitError(
-                f"the image file has {len(data) / 1e6:.1f} MB, at most {self.image_bytes / 1e6:g}"
-                " MB are accepted",
-                413,
-            )
+        self._check_file_size(data)
         Image.init()
         known = [name for name in FORMATS if name in Image.OPEN]
+
         try:
             with Image.open(io.BytesIO(data), formats=known) as opened:
                 width, height = opened.size
                 if width * height > self.pixels:
-                    raise self._too_many(f"{width}x{height}")
+                    raise self._too_many_pixels(f"{width}x{height}")
                 return load_rgb(opened)
         except RisError:
             raise
         except Image.DecompressionBombError:
-            raise self._too_many("far too many") from None
-        except (
-            Exception
-        ) as error:  # decoders raise many kinds; whatever it was, the bytes are no image
+            raise self._too_many_pixels("far too many") from None
+        except Exception as error:
+            # decoders raise many kinds; whatever it was, the bytes are no image
             kind = type(error).__name__
             raise ImageError(
                 f"the image cannot be read ({kind}); send a JPEG, PNG, WebP, BMP, GIF or TIFF"
             ) from None
 
-    def _too_many(self, found: str) -> LimitError:
+    def _check_file_size(self, data: bytes) -> None:
+        if len(data) > self.image_bytes:
+            found, accepted = len(data) / 1e6, self.image_bytes / 1e6
+            raise LimitError(
+                f"the image file has {found:.1f} MB, at most {accepted:g} MB are accepted", 413
+            )
+
+    def _too_many_pixels(self, found: str) -> LimitError:
+        accepted = self.pixels / 1e6
         return LimitError(
-            f"the image has {found} pixels, at most {self.pixels / 1e6:g} megapixels are accepted",
-            413,
+            f"the image has {found} pixels, at most {accepted:g} megapixels are accepted", 413
         )
 
     def deadline(self) -> Deadline:
@@ -114,8 +128,9 @@ class Limits:
 
 
 class Deadline:
-    """When a request has taken too long. Looked at between passes of the model: a pass itself is
-    not interrupted.
+    """When a request has taken too long.
+
+    It is checked between passes of the model: a pass itself is not interrupted.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -123,7 +138,7 @@ class Deadline:
         self._end = time.monotonic() + seconds
 
     def check(self) -> None:
-        """Raises LimitError after the end."""
+        """Raises LimitError once the time is up."""
         if time.monotonic() > self._end:
             raise LimitError(
                 f"the request took longer than {self._seconds:g} s; send fewer expressions at a"

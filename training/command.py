@@ -25,30 +25,29 @@ from ris.engines.errors import RisError
 from ris.reference.config import PRESETS
 from ris.runtime.commands.console import RisCommand
 from ris.runtime.commands.weight_files import weight_file_options
-from ris.training.recipe import RECIPES, Recipe, changed
+from ris.training.options import SCENES, DataOptions, HardwareOptions, ModelOptions
+from ris.training.recipe import RECIPES, changed
 
 if TYPE_CHECKING:
-    from ris.training.data import Source
-    from ris.training.loop import Progress, Trainer
+    from ris.training.loop import Trainer
+    from ris.training.run_folder import Progress
 
-# scene numbers: a run's own start at its seed times SEED_SCENES, its lessons LESSONS_FIRST later;
-# from VALIDATION_FIRST on, which the runs of seed 0 never reach, are those of every run's
-# validation
-LESSONS_FIRST, VALIDATION_FIRST, SEED_SCENES = 10**8, 10**9, 10**10
+PACKAGES = ("torch", "segment_anything", "open_clip", "transformers", "matplotlib")
+"""What the command needs beyond the runtime."""
 
 
 @click.command(cls=RisCommand)
 @click.option(
     "--data",
-    type=click.Choice(["scenes", *DATASETS]),
-    default="scenes",
+    type=click.Choice([SCENES, *DATASETS]),
+    default=SCENES,
     show_default=True,
     help="Drawn scenes, or a data set in its authors' files.",
 )
 @click.option(
     "--root",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="The folder of the data set's files (docs/guide/train.md).",
+    help="The folder of the data set's files (docs/reference/data.md).",
 )
 @click.option(
     "--images",
@@ -86,10 +85,14 @@ LESSONS_FIRST, VALIDATION_FIRST, SEED_SCENES = 10**8, 10**9, 10**10
     help="First steps, for the encoders alone; 0 if they are trained.",
 )
 @click.option(
-    "--stop", type=click.IntRange(1), help="Leave after this step; the run goes on later."
+    "--stop",
+    type=click.IntRange(1),
+    help="Leave after this step; the run goes on later.",
 )
 @click.option(
-    "--learning-rate", type=click.FloatRange(0, min_open=True), help="Peak learning rate."
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Peak learning rate.",
 )
 @click.option("--batch-images", type=click.IntRange(1), help="Images a step.")
 @click.option("--batch-expressions", type=click.IntRange(1), help="Expressions an image.")
@@ -115,7 +118,9 @@ LESSONS_FIRST, VALIDATION_FIRST, SEED_SCENES = 10**8, 10**9, 10**10
     help="Processes that make batches.",
 )
 @click.option(
-    "--restart", is_flag=True, help="Start anew; the old run is renamed to *.old, not removed."
+    "--restart",
+    is_flag=True,
+    help="Start anew; the old run is renamed to *.old, not removed.",
 )
 def main(
     data: str,
@@ -152,21 +157,15 @@ def main(
           --sam-checkpoint sam_vit_b_01ec64.pth --clip-checkpoint ViT-L-14-336px.pt \\
           --bert bert-base-uncased --device cuda
     """
-    for package in ("torch", "segment_anything", "open_clip", "transformers", "matplotlib"):
-        if importlib.util.find_spec(package) is None:
-            raise RisError(f"ris-train needs {package}: {pip_install('export', 'train')}")
-    scenes = data == "scenes"
-    if not scenes and root is None:
-        raise RisError(f"--data {data} needs --root, the folder of its files")
-    if scenes and (root or images or features):
-        raise RisError(
-            "--root, --images and --features belong to data sets, --data scenes draws its own"
-            " images"
-        )
-    if lessons and not scenes:
-        raise RisError(
-            "--lessons belong to --data scenes, which know what every patch of an image shows"
-        )
+    _require_packages()
+    data_options = DataOptions(data, root, images, features)
+    scenes = data_options.drawn
+    _check(data_options, lessons, variant)
+
+    files = {"checkpoint": checkpoint, "sam": sam, "clip": clip, "bert": bert}
+    architecture = preset or ("demo" if scenes else "vitb-vitl336")
+    model_options = ModelOptions(architecture, variant, vocabulary, files)
+    hardware = HardwareOptions(device, threads, workers)
     plan = changed(
         RECIPES[recipe or ("demo" if scenes else "supplement")],
         steps=steps,
@@ -176,120 +175,53 @@ def main(
         expressions=batch_expressions,
         seed=seed,
     )
-    if scenes and variant == "category":
-        raise RisError(
-            "--variant category needs a data set with COCO categories; some things in the scenes"
-            " have none"
-        )
-    trainer = _trainer(
-        plan,
-        data,
-        root,
-        images,
-        preset or ("demo" if scenes else "vitb-vitl336"),
-        variant,
-        out,
-        vocabulary,
-        {"checkpoint": checkpoint, "sam": sam, "clip": clip, "bert": bert},
-        features,
-        device,
-        threads,
-        workers,
-    )
+
+    from ris.training.prepare import prepare_run
+
+    trainer = prepare_run(out, plan, data_options, model_options, hardware)
     if restart and out.exists():
         os.replace(out, _free_name(out))
     resumed = trainer.resume()
-    click.echo(
-        f"{out}: {'goes on at step ' + str(trainer.step) if resumed else 'a new run'}, to step"
-        f" {plan.steps}"
-    )
+    begun = f"goes on at step {trainer.step}" if resumed else "a new run"
+    click.echo(f"{out}: {begun}, to step {plan.steps}")
     if plan.bf16 and not trainer.bf16:
         click.echo("this processor has no bfloat16: computes in FP32")
-    _run(trainer, plan, stop)
+
+    _run(trainer, stop)
     weights = out / "model.safetensors"
     words = f" --vocabulary {vocabulary}" if vocabulary else f" --bert {bert}" if bert else ""
     click.echo(f"Wrote {weights}\nNext:\n  ris-export --checkpoint {weights}{words}")
 
 
+def _require_packages() -> None:
+    """Raises RisError where a package is not installed."""
+    for package in PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise RisError(f"ris-train needs {package}: {pip_install('export', 'train')}")
+
+
+def _check(data: DataOptions, lessons: int | None, variant: str) -> None:
+    """Raises RisError for options that do not go together."""
+    data.check()
+    if lessons and not data.drawn:
+        raise RisError(
+            "--lessons belong to --data scenes, which know what every patch of an image shows"
+        )
+    if data.drawn and variant == "category":
+        raise RisError(
+            "--variant category needs a data set with COCO categories; some things in the scenes"
+            " have none"
+        )
+
+
 def _free_name(path: Path) -> Path:
+    """The first of `path`.old, .old1, .old2 and so on that does not exist."""
     numbers = (path.with_name(f"{path.name}.old{n or ''}") for n in range(10_000))
     return next(candidate for candidate in numbers if not candidate.exists())
 
 
-def _trainer(
-    plan: Recipe,
-    data: str,
-    root: Path | None,
-    images: Path | None,
-    preset: str,
-    variant: str,
-    out: Path,
-    vocabulary: Path | None,
-    files: dict[str, Path | None],
-    features: Path | None,
-    device: str,
-    threads: int | None,
-    workers: int,
-) -> Trainer:
-    import torch
-
-    from ris.data.datasets import read_refer
-    from ris.reference.checkpoint import WeightFiles
-    from ris.reference.tokenizer import tokenizer_from
-    from ris.training.initialise import starting_model
-    from ris.training.loop import Trainer
-    from ris.training.refer_source import ReferSource
-    from ris.training.scene_source import SceneSource
-
-    if threads:
-        torch.set_num_threads(threads)
-    if device != "cpu" and not torch.cuda.is_available():
-        raise RisError(f"--device {device}: PyTorch sees no CUDA device here")
-    config = PRESETS[preset]
-    if variant == "category":
-        config = config.with_category_query()
-    size = config.sam.image_size
-    source: Source
-    validation: Source
-    lessons: Source | None = None
-    if data == "scenes":
-        first = plan.seed * SEED_SCENES
-        source = SceneSource(
-            "train", size, plan.images, plan.expressions, first, plan.augment, plan.mix
-        )
-        validation = SceneSource("train", size, plan.images, plan.expressions, VALIDATION_FIRST)
-        lessons = SceneSource(
-            "train", size, plan.lesson_images, 4, first + LESSONS_FIRST, plan.augment
-        )
-        checks = 25
-    else:
-        assert root is not None
-        source = ReferSource(
-            read_refer(root, data, "train", images=images),
-            size,
-            plan.images,
-            plan.expressions,
-            plan.seed,
-        )
-        held = read_refer(root, data, "val", images=images)
-        validation = ReferSource(held, size, plan.images, plan.expressions, shuffle=False)
-        checks = min(25, len(validation))
-    return Trainer(
-        out,
-        plan,
-        lambda: starting_model(config, plan.seed, WeightFiles(**files), click.echo),
-        source,
-        validation,
-        tokenizer_from(vocabulary or files["bert"], config),
-        lesson_source=lessons,
-        validation_steps=checks,
-        workers=workers,
-        device=device,
-        features=features,
-    )
-
-
-def _run(trainer: Trainer, plan: Recipe, stop: int | None) -> None:
+def _run(trainer: Trainer, stop: int | None) -> None:
+    """Runs the trainer, with its log on the terminal and as a picture in its folder."""
     console = Console()
     columns = (
         TextColumn("{task.description}"),
@@ -299,7 +231,8 @@ def _run(trainer: Trainer, plan: Recipe, stop: int | None) -> None:
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("training", total=stop or plan.steps, completed=trainer.step)
+        total = stop or trainer.recipe.steps
+        task = bar.add_task("training", total=total, completed=trainer.step)
 
         def report(line: Progress) -> None:
             bar.update(task, completed=line.step)
@@ -313,14 +246,14 @@ def _run(trainer: Trainer, plan: Recipe, stop: int | None) -> None:
 
 
 def _words(line: Progress) -> str:
-    losses = " ".join(f"{name} {value:.3f}" for name, value in line.losses.items())
-    text = (
-        f"{time.strftime('%H:%M:%S')} step {line.step}  {losses}  rate {line.rate:.1e} "
-        f" {line.seconds:.0f} s"
-    )
-    if line.validation:
-        for kind, figures in line.validation.items():
-            text += f"\n  {kind:<10} " + " ".join(
-                f"{name} {value:.3f}" for name, value in figures.items()
-            )
+    """A line of the log for people; the validation's figures in lines of their own."""
+    now = time.strftime("%H:%M:%S")
+    losses = _figures(line.losses)
+    text = f"{now} step {line.step}  {losses}  rate {line.rate:.1e}  {line.seconds:.0f} s"
+    for kind, figures in (line.validation or {}).items():
+        text += f"\n  {kind:<10} {_figures(figures)}"
     return text
+
+
+def _figures(values: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.3f}" for name, value in values.items())

@@ -1,9 +1,8 @@
-"""The frozen encoders' outputs on disk, so that later epochs do not run them again (the
-supplement's pre-extraction).
+"""The frozen encoders' outputs on disk, so that later epochs do not run the encoders again.
 
-One .npz an image in float16, written to a temporary file that is then renamed: several runs may
-share a folder. The folder's name holds a digest of the encoders' weights and sizes, so features of
-other weights are never read.
+This is the supplement's pre-extraction: one .npz an image, in float16. A file is written under a
+temporary name and then renamed, so that several runs may share a folder. The folder's name holds a
+digest of the encoders' weights and sizes, so that features of other weights are never read.
 """
 
 from __future__ import annotations
@@ -24,14 +23,11 @@ from ris.training.forward import encode
 
 
 def encoder_digest(model: RISModel) -> str:
-    """Sixteen hexadecimal digits that change with the two image encoders' weights or
-    configuration.
-    """
-    digest = hashlib.sha256(
-        json.dumps([model.config.to_dict()[k] for k in ("sam", "clip")]).encode()
-    )
-    parts = {"sam": model.sam.image_encoder, "clip": model.clip_dense.clip_model.visual}
-    for prefix, module in parts.items():
+    """Sixteen hexadecimal digits of the two image encoders' weights and configuration."""
+    config = model.config.to_dict()
+    digest = hashlib.sha256(json.dumps([config["sam"], config["clip"]]).encode())
+    encoders = {"sam": model.sam.image_encoder, "clip": model.clip_dense.clip_model.visual}
+    for prefix, module in encoders.items():
         for name, value in sorted(module.state_dict().items()):
             digest.update(f"{prefix}.{name}".encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -39,9 +35,7 @@ def encoder_digest(model: RISModel) -> str:
 
 
 class FeatureStore:
-    """Features by image key under `folder`/<digest>. Raises RisError where a file cannot be
-    written.
-    """
+    """Features by image key, in `folder`/<digest of the model's encoders>."""
 
     def __init__(self, folder: Path, model: RISModel) -> None:
         self.folder = folder / encoder_digest(model)
@@ -51,21 +45,27 @@ class FeatureStore:
         return self.folder / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".npz")
 
     def read(self, key: str) -> tuple[Tensor, Tensor] | None:
-        """(image embeddings [C, s, s], clip tokens [P, w]) float32, or None where they are not
-        stored or damaged.
+        """One image's features: (image embeddings [C, s, s], CLIP tokens [P, w]), float32.
+
+        None where they are not stored, or damaged.
         """
         try:
             with np.load(self._path(key), allow_pickle=False) as stored:
-                return tuple(torch.from_numpy(stored[name]).float() for name in ("sam", "clip"))  # type: ignore[return-value]
+                sam, clip = (torch.from_numpy(stored[name]).float() for name in ("sam", "clip"))
+                return sam, clip
         except (OSError, ValueError, KeyError, EOFError, ImportError):
             return None
-        except Exception as error:  # zipfile's own errors: a damaged file is made again
+        except Exception as error:
+            # errors of zipfile and zlib: the file is damaged, and will be made again
             if type(error).__name__ in ("BadZipFile", "error"):
                 return None
             raise
 
     def write(self, key: str, embeddings: Tensor, tokens: Tensor) -> None:
-        """Stores one image's features, [C, s, s] and [P, w]."""
+        """Stores one image's features, [C, s, s] and [P, w].
+
+        Raises RisError where the file cannot be written.
+        """
         path = self._path(key)
         temporary = path.with_suffix(f".{os.getpid()}.part")
         try:
@@ -78,20 +78,29 @@ class FeatureStore:
             raise RisError(f"{path} cannot be written: {error.strerror}") from error
 
     def encode(self, model: RISModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Both encoders' outputs for the batch; images that are not stored yet are encoded, and
-        stored.
+        """Both encoders' outputs for the batch: (image embeddings, CLIP tokens).
+
+        Images that are not stored yet are encoded, and stored. Raises RisError where a file cannot
+        be written.
         """
         keys = batch.raw.image_keys
         if keys is None:
             return encode(model, batch.image, batch.clip_image, trained=False)
+
         found = [self.read(key) for key in keys]
-        for i in [i for i, features in enumerate(found) if features is None]:
-            # image by image: SAM's attention maps of a batch would need gigabytes
-            one = encode(model, batch.image[i : i + 1], batch.clip_image[i : i + 1], trained=False)
-            self.write(keys[i], one[0][0], one[1][0])
-            found[i] = (one[0][0].float(), one[1][0].float())
+        pairs = [pair or self._encode_one(model, batch, i) for i, pair in enumerate(found)]
         device = batch.image.device
-        pairs = [pair for pair in found if pair is not None]
-        return torch.stack([p[0].to(device) for p in pairs]), torch.stack(
-            [p[1].to(device) for p in pairs]
-        )
+        embeddings = torch.stack([sam.to(device) for sam, _ in pairs])
+        tokens = torch.stack([clip.to(device) for _, clip in pairs])
+        return embeddings, tokens
+
+    def _encode_one(self, model: RISModel, batch: Batch, i: int) -> tuple[Tensor, Tensor]:
+        """The features of image `i` of the batch, float32; stores them.
+
+        Image by image, because SAM's attention maps of a whole batch would need gigabytes.
+        """
+        image, clip_image = batch.image[i : i + 1], batch.clip_image[i : i + 1]
+        embeddings, tokens = encode(model, image, clip_image, trained=False)
+        assert batch.raw.image_keys is not None
+        self.write(batch.raw.image_keys[i], embeddings[0], tokens[0])
+        return embeddings[0].float(), tokens[0].float()

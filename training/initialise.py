@@ -1,5 +1,6 @@
-"""Starting values for what has no pre-trained weights. The modules' own constructors do most of
-it.
+"""Starting values for what has no pre-trained weights.
+
+Most of them are drawn by the modules' own constructors.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ris.engines.errors import CheckpointError
 from ris.reference.checkpoint import WeightFiles
@@ -27,23 +28,8 @@ def fresh_model(config: ModelConfig, seed: int) -> RISModel:
         for module in model.modules():
             if isinstance(module, DeformableAttention):
                 _spread_samples(module)
-        positions = model.sam.image_encoder.pos_embed
-        assert positions is not None
-        visual: Any = model.clip_dense.clip_model.visual
-        with torch.no_grad():
-            positions.copy_(
-                _grid_positions(config.sam.grid, config.sam.width).unflatten(
-                    1, positions.shape[1:3]
-                )
-            )
-            visual.positional_embedding[1:] = _grid_positions(config.clip.grid, config.clip.width)[
-                0
-            ]
-        for name, parameter in model.text_encoder.named_parameters():
-            if (
-                name.startswith("encoder.") and parameter.ndim == 2
-            ):  # BERT's own 0.02 is for 768 channels
-                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+        _set_positions(model)
+        _scale_bert(model)
         model.text_embeddings.zero_()
         for scale in (model.decoder.logit_scale, model.decoder.logit_scale_condsim):
             nn.init.constant_(scale, math.log(1 / 0.07))
@@ -53,11 +39,17 @@ def fresh_model(config: ModelConfig, seed: int) -> RISModel:
 def starting_model(
     config: ModelConfig, seed: int, files: WeightFiles, say: Callable[[str], None]
 ) -> RISModel:
-    """`fresh_model`, with every tensor that the weight files have: pre-trained encoders, or a whole
-    checkpoint.
+    """`fresh_model`, with every tensor that the weight files have.
 
-    say: called with a line on what came from where. Raises CheckpointError for files that cannot be
-    read and for tensors of other sizes than the preset's.
+    Args:
+        config: The preset.
+        seed: Seed of the tensors that the files do not have.
+        files: Pre-trained encoders, or a whole checkpoint.
+        say: Called with each line about which tensors came from which file.
+
+    Raises:
+        CheckpointError: For files that cannot be read, for tensors of other sizes than the
+            preset's, and where the category variant's table is missing.
     """
     model = fresh_model(config, seed)
     entries, notes = partial_weights(files, config)
@@ -68,17 +60,19 @@ def starting_model(
         )
     if not entries:
         return model
+
     state = model.state_dict()
+    given = [key for key in state if key in entries]
     wrong = [
-        f"{key} is {list(entries[key].shape)}, the preset's is {list(value.shape)}"
-        for key, value in state.items()
-        if key in entries and entries[key].shape != tuple(value.shape)
+        f"{key} is {list(entries[key].shape)}, the preset's is {list(state[key].shape)}"
+        for key in given
+        if entries[key].shape != tuple(state[key].shape)
     ]
     if wrong:
         raise CheckpointError(
             f"the weight files are not the preset's ({config.preset}): {'; '.join(wrong[:3])}"
         )
-    given = [key for key in state if key in entries]
+
     model.load_state_dict({key: entries[key].read() for key in given}, strict=False)
     for note in notes:
         say(note)
@@ -86,9 +80,21 @@ def starting_model(
     return model
 
 
-def _grid_positions(side: int, width: int) -> torch.Tensor:
-    """[1, side * side, width]: half the channels sines and cosines of x, half of y. From these,
-    left and right can be told apart from the first step on."""
+def _set_positions(model: RISModel) -> None:
+    """Gives both image encoders positions that tell left from right from the first step on."""
+    sam, clip = model.config.sam, model.config.clip
+    positions = model.sam.image_encoder.pos_embed
+    assert positions is not None
+    visual: Any = model.clip_dense.clip_model.visual
+    with torch.no_grad():
+        on_grid = _grid_positions(sam.grid, sam.width).unflatten(1, positions.shape[1:3])
+        positions.copy_(on_grid)
+        # the first position is the class token's
+        visual.positional_embedding[1:] = _grid_positions(clip.grid, clip.width)[0]
+
+
+def _grid_positions(side: int, width: int) -> Tensor:
+    """[1, side * side, width]: half the channels are sines and cosines of x, half of y."""
     rates = 1e-4 ** (torch.arange(width // 4) / (width // 4))
     angles = torch.arange(side)[:, None] * rates
     line = torch.cat([angles.sin(), angles.cos(), torch.zeros(side, (width % 4) // 2)], 1)
@@ -96,13 +102,22 @@ def _grid_positions(side: int, width: int) -> torch.Tensor:
     return 0.5 * torch.cat([x, y, torch.zeros(side, side, width % 2)], -1).flatten(0, 1)[None]
 
 
+def _scale_bert(model: RISModel) -> None:
+    """Draws BERT's matrices anew by their width: its own deviation of 0.02 is for 768 channels."""
+    for name, parameter in model.text_encoder.named_parameters():
+        if name.startswith("encoder.") and parameter.ndim == 2:
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+
+
 def _spread_samples(attention: DeformableAttention) -> None:
-    """Each head starts looking in a direction of its own, each point a pixel further out, all with
-    equal weight.
+    """Spreads the points that the attention samples, all with equal weight.
+
+    Each head looks in a direction of its own, each of its points one pixel further out.
     """
     nn.init.zeros_(attention.sampling_offsets.weight)
     nn.init.zeros_(attention.attention_weights.weight)
     nn.init.zeros_(attention.attention_weights.bias)
+
     angles = torch.arange(attention.heads) * (2 * math.pi / attention.heads)
     direction = torch.stack([angles.cos(), angles.sin()], -1)
     direction = direction / direction.abs().amax(-1, keepdim=True)
@@ -111,6 +126,7 @@ def _spread_samples(attention: DeformableAttention) -> None:
     offsets = offsets.expand(-1, attention.levels, -1, -1)
     with torch.no_grad():
         attention.sampling_offsets.bias.copy_(offsets.reshape(-1))
+
     for layer in (attention.value_proj, attention.output_proj):
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)

@@ -1,188 +1,149 @@
-"""The training run: steps, averaged weights, validation, and a state on disk that a killed run goes
-on from.
-"""
+"""The training run: steps, averaged weights, validation, and a state that a killed run resumes."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from ris.engines.errors import CheckpointError, RisError
 from ris.engines.processor import cpu_features
 from ris.reference.model import RISModel
-from ris.training.data import Batch, Source, batches
+from ris.training.data import Batch, Sources, batches
 from ris.training.features import FeatureStore
 from ris.training.forward import ask, encode
 from ris.training.losses import total_loss
 from ris.training.measure import measure
+from ris.training.optimisers import make_optimisers, set_rate
 from ris.training.pretext import PretextHeads, pretext_loss, sentence_loss
 from ris.training.recipe import Recipe
+from ris.training.run_folder import (
+    STATE,
+    WEIGHTS,
+    Progress,
+    append_log,
+    cut_log,
+    read_state,
+    write_state,
+    write_weights,
+)
 
-STATE, LOG, WEIGHTS = "state.pt", "log.jsonl", "model.safetensors"
-READERS = 5.0
-"""The pretext's linear layers learn at so many times the rate: they start from nothing where the
-encoders need not.
-"""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One line of the log: the step just done (counted from 1), the losses by name, the rate,
-    seconds since the last line, and the validation's figures where there was one."""
-
-    step: int
-    losses: dict[str, float]
-    rate: float
-    seconds: float
-    validation: dict[str, dict[str, float]] | None = None
+Gradients = tuple[Tensor | None, ...]
+"""The gradient of each trained parameter; None where the loss does not depend on it."""
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether `device` has instructions for bfloat16; a CPU without them emulates it, at a fifth of
-    FP32's speed.
+    """Whether `device` has instructions for bfloat16.
+
+    A CPU without them emulates it, at a fifth of FP32's speed.
     """
-    return device.type != "cpu" or not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(
-        cpu_features()
-    )
-
-
-def _decays(name: str, parameter: Tensor) -> bool:
-    """Weight decay is for matrices: not for norms, biases, scales and lookup tables
-    (docs/reference/models/dfam.md 20).
-    """
-    return parameter.ndim >= 2 and not any(
-        part in name for part in ("embed", "token", "_embedding")
-    )
-
-
-def _inner(name: str, parameter: Tensor) -> bool:
-    """Whether Muon may update it: the matrices of linear layers, but not narrow ones, whose rows
-    are outputs by name rather than directions, nor those that say where deformable attention
-    looks."""
-    matrix = parameter.ndim == 2 and name.endswith("weight") and _decays(name, parameter)
-    return (
-        matrix
-        and min(parameter.shape) >= 32
-        and "sampling_offsets" not in name
-        and "attention_weights" not in name
-    )
+    instructions = {"avx512_bf16", "amx_bf16", "bf16"}
+    return device.type != "cpu" or not instructions.isdisjoint(cpu_features())
 
 
 class Trainer:
-    """A run in a folder: the state to go on from (`state.pt`), a log (`log.jsonl`) and the weights
-    so far (`model.safetensors`: the averaged ones where the recipe keeps them)."""
+    """A run in a folder: its state, a log and the weights so far (`run_folder`).
+
+    The weights are the averaged ones where the recipe keeps an average.
+
+    Args:
+        folder: The run's folder; it is made with the first file.
+        recipe: What the run does.
+        make_model: Makes the model with its starting values.
+        sources: Where samples come from.
+        tokenizer: The model's tokenizer.
+        workers: Processes that make batches.
+        device: Where to compute, a name that PyTorch knows.
+        features: The folder of the frozen encoders' stored outputs; None stores nothing.
+
+    Raises:
+        RisError: For stored features of encoders that the recipe trains.
+    """
 
     def __init__(
         self,
         folder: Path,
         recipe: Recipe,
         make_model: Callable[[], RISModel],
-        source: Source,
-        validation: Source,
+        sources: Sources,
         tokenizer: Tokenizer,
         *,
-        lesson_source: Source | None = None,
-        validation_steps: int = 25,
         workers: int = 1,
         device: str = "cpu",
         features: Path | None = None,
     ) -> None:
         self.folder, self.recipe = folder, recipe
-        self.source, self.validation, self.tokenizer = source, validation, tokenizer
-        self.lesson_source = lesson_source
-        self.validation_steps, self.workers = validation_steps, workers
+        self.sources, self.tokenizer, self.workers = sources, tokenizer, workers
         self.device = torch.device(device)
         self.bf16 = recipe.bf16 and computes_bf16(self.device)
-        self.model = make_model().to(self.device)
         self.step = 0
         self._updating = False
-        config = self.model.config
-        heads = PretextHeads(config.prompt_width, config.clip.width, source.kinds)
-        self.heads = heads.to(self.device) if recipe.weights.pretext and source.kinds else None
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(not name.startswith(recipe.frozen))
-        self.trains_encoders = any(
-            p.requires_grad
-            for p in [
-                *self.model.sam.image_encoder.parameters(),
-                *self.model.clip_dense.parameters(),
-            ]
-        )
+
+        self.model = make_model().to(self.device)
+        self.heads = self._pretext_heads()
+        self.trains_encoders = self._freeze()
         if features is not None and self.trains_encoders:
             raise RisError("stored features need frozen image encoders; the recipe trains them")
         self.features = FeatureStore(features, self.model) if features is not None else None
-        trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        readers = list(self.heads.parameters()) if self.heads else []
-        inner = [p for n, p in trained if recipe.muon and _inner(n, p)]
-        others = [(n, p) for n, p in trained if not (recipe.muon and _inner(n, p))]
-        groups = [
-            {
-                "params": [p for n, p in others if _decays(n, p)],
-                "weight_decay": recipe.weight_decay,
-                "times": 1.0,
-            },
-            {
-                "params": [p for n, p in others if not _decays(n, p)],
-                "weight_decay": 0.0,
-                "times": 1.0,
-            },
-            {"params": readers, "weight_decay": 0.0, "times": READERS},
-        ]
-        self.parameters = [*(p for _, p in trained), *readers]
-        self.optimisers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=recipe.learning_rate)
-        ]
-        if inner:  # updates as large, root of the mean square, as AdamW's are at the same rate
-            group = {"params": inner, "times": recipe.muon}
-            decay = recipe.weight_decay
-            self.optimisers += [
-                torch.optim.Muon([group], weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-            ]
-        if self.device.type == "cpu" and recipe.parts > 1:
-            each = max(1, torch.get_num_threads() // recipe.parts)
-            self._threads = ThreadPoolExecutor(
-                recipe.parts, initializer=lambda: torch.set_num_threads(each)
-            )
-        self.average: dict[str, Tensor] | None = None
-        if recipe.ema:
-            self.average = {
-                k: v.detach().clone()
-                for k, v in self.model.state_dict().items()
-                if v.is_floating_point()
-            }
+
+        heads = self.heads.parameters() if self.heads else ()
+        self.parameters = [*(p for p in self.model.parameters() if p.requires_grad), *heads]
+        self.optimisers = make_optimisers(self.model, self.heads, recipe)
+        self.average = self._first_average()
+        self._threads = self._thread_pool()
+
+    def _pretext_heads(self) -> PretextHeads | None:
+        """The layers of the pretext terms, where the recipe and the source have these."""
+        kinds = self.sources.training.kinds
+        if not (self.recipe.weights.pretext and kinds):
+            return None
+        config = self.model.config
+        return PretextHeads(config.prompt_width, config.clip.width, kinds).to(self.device)
+
+    def _freeze(self) -> bool:
+        """Freezes what the recipe does not train; returns whether an image encoder trains."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not name.startswith(self.recipe.frozen))
+        encoders = (self.model.sam.image_encoder, self.model.clip_dense)
+        return any(p.requires_grad for encoder in encoders for p in encoder.parameters())
+
+    def _first_average(self) -> dict[str, Tensor] | None:
+        if not self.recipe.ema:
+            return None
+        state = self.model.state_dict()
+        return {k: v.detach().clone() for k, v in state.items() if v.is_floating_point()}
+
+    def _thread_pool(self) -> ThreadPoolExecutor | None:
+        """A thread for each part of a batch, on a CPU: they share PyTorch's threads."""
+        parts = self.recipe.parts
+        if self.device.type != "cpu" or parts < 2:
+            return None
+        each = max(1, torch.get_num_threads() // parts)
+        return ThreadPoolExecutor(parts, initializer=lambda: torch.set_num_threads(each))
 
     # --- the state on disk ---
 
     def resume(self) -> bool:
-        """Goes on from the folder's state, if it has one. Raises CheckpointError where that is
-        another recipe's.
+        """Resumes from the folder's state; returns whether there is one.
+
+        Raises CheckpointError for a state that cannot be read or is another recipe's.
         """
-        path = self.folder / STATE
-        if not path.exists():
+        state = read_state(self.folder, self.device)
+        if state is None:
             return False
-        try:
-            state = torch.load(path, weights_only=True, map_location=self.device)
-        except Exception as error:
+
+        same_recipe = _comparable(state["recipe"]) == _comparable(self.recipe.to_dict())
+        if not same_recipe or state["config"] != self._config():
             raise CheckpointError(
-                f"{path} cannot be read ({type(error).__name__}); remove it to start anew"
-            ) from error
-        if json.dumps(state["recipe"] | {"steps": 0, "decay": 0}, sort_keys=True) != json.dumps(
-            self.recipe.to_dict() | {"steps": 0, "decay": 0}, sort_keys=True
-        ) or state["config"] != json.loads(json.dumps(self.model.config.to_dict())):
-            raise CheckpointError(
-                f"{path} belongs to another recipe or preset; give another folder or --restart"
+                f"{self.folder / STATE} belongs to another recipe or preset; give another folder or"
+                " --restart"
             )
         self.model.load_state_dict(state["model"])
         if self.heads is not None:
@@ -191,72 +152,52 @@ class Trainer:
             optimiser.load_state_dict(saved)
         self.average = state["average"]
         self.step = state["step"]
-        self._cut_log()
+        cut_log(self.folder, self.step)
         return True
 
     def save(self) -> None:
-        """Writes the state and the weights, each to a temporary file that then takes the old one's
-        place.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Writes the state and the weights; a file is replaced only by a whole one."""
         state = {
             "step": self.step,
             "recipe": self.recipe.to_dict(),
-            "config": json.loads(json.dumps(self.model.config.to_dict())),
+            "config": self._config(),
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict() if self.heads is not None else None,
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "average": self.average,
         }
-        temporary = self.folder / (STATE + ".part")
-        torch.save(state, temporary)
-        os.replace(temporary, self.folder / STATE)
-        write_weights(self.folder / WEIGHTS, self.weights(), self.model, {"step": str(self.step)})
+        write_state(self.folder, state)
+        notes = {"step": str(self.step)}
+        write_weights(self.folder / WEIGHTS, self.weights(), self.model, notes)
 
     def weights(self) -> dict[str, Tensor]:
-        """The state dict to use: averaged where the recipe keeps averages."""
+        """The state dict to use: averaged where the recipe keeps an average."""
         return self.model.state_dict() | (self.average or {})
 
-    def _log(self, line: Progress) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line.__dict__) + "\n")
+    def _config(self) -> dict[str, object]:
+        """The model's configuration as JSON gives it back: lists where it has tuples."""
+        config: dict[str, object] = json.loads(json.dumps(self.model.config.to_dict()))
+        return config
 
-    def _cut_log(self) -> None:
-        """Drops what the log says of steps that the state does not know: they will run again."""
-        path = self.folder / LOG
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if _complete(line) and json.loads(line)["step"] <= self.step]
-        temporary = path.with_name(LOG + ".part")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, path)
-
-    # --- steps ---
+    # --- one step ---
 
     def train_step(self, batch: Batch) -> dict[str, float]:
-        """One optimiser step; the losses by name. Raises RisError where the loss is no longer a
-        number.
+        """One optimiser step; returns the loss terms by name.
+
+        Raises RisError where the loss is not finite.
         """
-        recipe = self.recipe
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = group["times"] * recipe.rate(self.step)
-        batch = batch.to(self.device)
-        parts = batch.split(recipe.parts)
-        if self.device.type == "cpu" and len(parts) > 1:
-            found = list(self._threads.map(self._part_gradients, parts))
-        else:
-            found = [self._part_gradients(part) for part in parts]
+        set_rate(self.optimisers, self.recipe.rate(self.step))
+        found = self._each_part(batch.to(self.device).split(self.recipe.parts))
         losses = {name: sum(loss[name] for loss, _ in found) / len(found) for name in found[0][0]}
         if not math.isfinite(sum(losses.values())):
             raise RisError(
                 f"the loss is not finite at step {self.step}: {losses}; resume with a lower"
                 " learning rate"
             )
-        for parameter, *gradients in zip(self.parameters, *(g for _, g in found), strict=True):
-            given = [g for g in gradients if g is not None]
-            parameter.grad = torch.stack(given).sum(0).div_(len(found)) if given else None
-        nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm)
+
+        self._set_gradients([gradients for _, gradients in found])
+        nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
+
         self._updating = True
         for optimiser in self.optimisers:
             optimiser.step()
@@ -265,43 +206,58 @@ class Trainer:
         self._updating = False
         return losses
 
-    def _part_gradients(self, batch: Batch) -> tuple[dict[str, float], tuple[Tensor | None, ...]]:
-        """The losses of one part of a batch, by name, and the gradient of each trained
-        parameter.
-        """
+    def _each_part(self, parts: list[Batch]) -> list[tuple[dict[str, float], Gradients]]:
+        if self._threads is not None and len(parts) > 1:
+            return list(self._threads.map(self._part_gradients, parts))
+        return [self._part_gradients(part) for part in parts]
+
+    def _part_gradients(self, batch: Batch) -> tuple[dict[str, float], Gradients]:
+        """The loss terms of one part of a batch, by name, and their gradients."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            if self.features is not None:
-                embeddings, tokens = self.features.encode(self.model, batch)
-            else:
-                embeddings, tokens = encode(
-                    self.model, batch.image, batch.clip_image, self.trains_encoders
-                )
-            if (
-                self.lesson_source is not None
-                and self.heads is not None
-                and self.step < self.recipe.lessons
-            ):
-                taught = pretext_loss(self.heads, embeddings, tokens, batch.targets)
-                sentences = self.model.encode_words(batch.input_ids)[1][:, 0]
-                taught["sentence"] = sentence_loss(self.heads, sentences, batch.targets)
-                loss = self.recipe.weights.pretext * torch.stack(list(taught.values())).sum()
-                losses = {name: float(value.detach()) for name, value in taught.items()}
-                return losses, torch.autograd.grad(loss, self.parameters, allow_unused=True)
-            out = ask(
-                self.model,
-                embeddings,
-                tokens,
-                batch.input_ids,
-                batch.targets.image_index,
-                batch.category,
-            )
-            loss, losses = total_loss(
-                self.model, self.heads, out, batch.targets, self.recipe.weights
-            )
-        return losses, torch.autograd.grad(loss, self.parameters, allow_unused=True)
+            embeddings, tokens = self._encode(batch)
+            if self._in_lessons():
+                loss, losses = self._lesson_loss(batch, embeddings, tokens)
+                # under autocast, unlike those below: outside it a BF16 run's numbers would change
+                return losses, self._gradients(loss)
+
+            index = batch.targets.image_index
+            out = ask(self.model, embeddings, tokens, batch.input_ids, index, batch.category)
+            weights = self.recipe.weights
+            loss, losses = total_loss(self.model, self.heads, out, batch.targets, weights)
+        return losses, self._gradients(loss)
+
+    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if self.features is not None:
+            return self.features.encode(self.model, batch)
+        return encode(self.model, batch.image, batch.clip_image, self.trains_encoders)
+
+    def _in_lessons(self) -> bool:
+        taught = self.sources.lessons is not None and self.heads is not None
+        return taught and self.step < self.recipe.lessons
+
+    def _lesson_loss(
+        self, batch: Batch, embeddings: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The pretext terms that need no decoder: their weighted sum, and each as it is."""
+        assert self.heads is not None
+        taught = pretext_loss(self.heads, embeddings, tokens, batch.targets)
+        sentences = self.model.encode_words(batch.input_ids)[1][:, 0]
+        taught["sentence"] = sentence_loss(self.heads, sentences, batch.targets)
+        loss = self.recipe.weights.pretext * torch.stack(list(taught.values())).sum()
+        return loss, {name: float(value.detach()) for name, value in taught.items()}
+
+    def _gradients(self, loss: Tensor) -> Gradients:
+        return torch.autograd.grad(loss, self.parameters, allow_unused=True)
+
+    def _set_gradients(self, found: list[Gradients]) -> None:
+        """Gives each parameter the mean of the parts' gradients."""
+        for parameter, *gradients in zip(self.parameters, *found, strict=True):
+            given = [g for g in gradients if g is not None]
+            parameter.grad = torch.stack(given).sum(0).div_(len(found)) if given else None
 
     @torch.no_grad()
     def _average(self) -> None:
+        """Moves the averaged weights towards the model's."""
         if self.average is None:
             return
         # the average forgets its random start faster than its last weights
@@ -310,39 +266,7 @@ class Trainer:
             if name in self.average:
                 self.average[name].lerp_(value, 1 - decay)
 
-    def validate(self) -> dict[str, dict[str, float]]:
-        """`measure` of the weights to use, on the validation source."""
-        own = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.weights())
-        try:
-            return measure(
-                self.model,
-                self.validation,
-                self.tokenizer,
-                self.validation_steps,
-                bf16=self.bf16,
-                workers=self.workers,
-            )
-        finally:
-            self.model.load_state_dict(own)
-
-    def _batches(self, last: int) -> Iterator[Batch]:
-        """The batches of the steps from here to `last`: lessons first, then expressions."""
-        recipe, config = self.recipe, self.model.config
-        lessons = min(recipe.lessons, last) if self.lesson_source is not None else 0
-        if self.lesson_source is not None and self.step < lessons:
-            yield from batches(
-                self.lesson_source, config, self.tokenizer, self.step, lessons, workers=self.workers
-            )
-        yield from batches(
-            self.source,
-            config,
-            self.tokenizer,
-            max(self.step, lessons),
-            last,
-            unknown_words=recipe.unknown_words,
-            workers=self.workers,
-        )
+    # --- the run ---
 
     def run(
         self,
@@ -353,61 +277,96 @@ class Trainer:
         stop: int | None = None,
         report: Callable[[Progress], None] = lambda line: None,
     ) -> None:
-        """Trains to the recipe's last step (or `stop`); Ctrl-C saves the state before it leaves.
+        """Trains to the recipe's last step; Ctrl-C saves the state before it leaves.
 
-        report: called with every line of the log. Raises RisError where the loss is no longer a
-        number.
+        Args:
+            log_every: Steps between lines of the log.
+            save_every: Steps between states.
+            validate_every: Steps between validations. The lessons have none: they teach no masks.
+            stop: Leave after this step instead; None: the recipe's last one.
+            report: Called with each line of the log.
+
+        Raises:
+            RisError: Where the loss is not finite.
         """
         last = min(self.recipe.steps, stop or self.recipe.steps)
         self.model.train()
-        sums: dict[str, float] = {}
-        counted, since = 0, time.perf_counter()
+        window = _Window()
         try:
             for batch in self._batches(last):
-                for name, value in self.train_step(batch).items():
-                    sums[name] = sums.get(name, 0.0) + value
-                counted += 1
+                window.add(self.train_step(batch))
                 done = self.step == last
-                due = (
-                    self.step % validate_every == 0 and self.step > self.recipe.lessons
-                )  # no masks to learn before
-                checked = self.validate() if due or done else None
-                if checked is not None or self.step % log_every == 0:
-                    seconds, since = time.perf_counter() - since, time.perf_counter()
-                    means = {name: value / counted for name, value in sums.items()}
-                    line = Progress(
-                        self.step, means, self.recipe.rate(self.step - 1), seconds, checked
-                    )
-                    sums, counted = {}, 0
-                    self._log(line)
+                due = self.step % validate_every == 0 and self.step > self.recipe.lessons
+                figures = self.validate() if due or done else None
+                if figures is not None or self.step % log_every == 0:
+                    rate = self.recipe.rate(self.step - 1)
+                    line = Progress(self.step, window.means(), rate, window.seconds(), figures)
+                    window = _Window()
+                    append_log(self.folder, line)
                     report(line)
                 if self.step % save_every == 0 or done:
                     self.save()
         except KeyboardInterrupt:
-            if (
-                not self._updating
-            ):  # half an update is no state to go on from: the last saved one is
+            # half an update is no state to resume: the last saved one stays
+            if not self._updating:
                 self.save()
             raise
 
+    def _batches(self, last: int) -> Iterator[Batch]:
+        """The batches of the steps from here to `last`: lessons first, then expressions."""
+        config, lessons = self.model.config, 0
+        if self.sources.lessons is not None:
+            source, lessons = self.sources.lessons, min(self.recipe.lessons, last)
+            if self.step < lessons:
+                yield from batches(
+                    source, config, self.tokenizer, self.step, lessons, workers=self.workers
+                )
+        yield from batches(
+            self.sources.training,
+            config,
+            self.tokenizer,
+            max(self.step, lessons),
+            last,
+            unknown_words=self.recipe.unknown_words,
+            workers=self.workers,
+        )
 
-def _complete(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+    def validate(self) -> dict[str, dict[str, float]]:
+        """`measure` of the weights to use, on the validation source."""
+        own = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self.weights())
+        try:
+            return measure(
+                self.model,
+                self.sources.validation,
+                self.tokenizer,
+                self.sources.validation_steps,
+                bf16=self.bf16,
+                workers=self.workers,
+            )
+        finally:
+            self.model.load_state_dict(own)
 
 
-def write_weights(
-    path: Path, weights: dict[str, Tensor], model: RISModel, notes: dict[str, Any]
-) -> None:
-    """A safetensors file with the official key names that `ris-export --checkpoint` reads; it names
-    its own sizes.
-    """
-    temporary = path.with_name(path.name + ".part")
-    metadata = {"ris_config": json.dumps(model.config.to_dict()), **notes}
-    save_file(
-        {k: v.detach().contiguous() for k, v in weights.items()}, temporary, metadata=metadata
-    )
-    os.replace(temporary, path)
+class _Window:
+    """The steps since the last line of the log."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._steps, self._start = 0, time.perf_counter()
+
+    def add(self, losses: dict[str, float]) -> None:
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._steps += 1
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self._steps for name, value in self._sums.items()}
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+
+def _comparable(recipe: dict[str, object]) -> str:
+    """The recipe without its length, as text: a longer run is the same run."""
+    return json.dumps(recipe | {"steps": 0, "decay": 0}, sort_keys=True)

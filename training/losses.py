@@ -1,5 +1,6 @@
-"""The losses (docs/reference/models/dfam.md 20): main mask, DFAM's masks and embeddings by matched
-query, no-target, pretext.
+"""The losses (docs/reference/models/dfam.md 20).
+
+Main mask, DFAM's masks and embeddings by matched query, no-target, and the pretext terms.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from ris.training.targets import Targets
 
 
 def dice(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
-    """1 - Dice of sigmoid(logits) with target over the last axis: [..., P] and [..., P] ->
-    [...].
-    """
+    """1 - Dice of sigmoid(logits) with target over the last axis: both [..., P] -> [...]."""
     probability = logits.sigmoid()
     overlap = (probability * target).sum(-1)
     return 1 - (2 * overlap + smooth) / (probability.sum(-1) + target.sum(-1) + smooth)
 
 
 def mask_loss(mask_logits: Tensor, targets: Targets, weights: LossWeights) -> Tensor:
-    """The main term, at the model's square, averaged over expressions that have a target; 0 where
-    none has.
+    """The main term, at the model's square, averaged over expressions that have a target.
+
+    0 where none has.
     """
     chosen = targets.present.nonzero()[:, 0]
     if len(chosen) == 0:
         return mask_logits.sum() * 0.0
+
     masks = targets.masks[chosen]
     logits = F.interpolate(
         mask_logits[chosen].float(), size=masks.shape[-2:], mode="bilinear", align_corners=False
@@ -43,11 +44,19 @@ def mask_loss(mask_logits: Tensor, targets: Targets, weights: LossWeights) -> Te
 def match(
     query_masks: Tensor, similarity: Tensor, truth: Tensor, index: Tensor, weights: LossWeights
 ) -> Tensor:
-    """The query of each expression: [N] int64, the one with the lowest cost.
+    """The query of each expression: the one with the lowest cost.
 
-    An expression has one target mask, so Hungarian matching comes down to the cheapest query.
-    query_masks [B, Q, P] logits, similarity [N, Q] logits with the own sentence, truth [N, P],
-    index [N].
+    An expression has one target mask, so that Hungarian matching is to take the cheapest query.
+
+    Args:
+        query_masks: DFAM's masks of the B images, [B, Q, P] logits.
+        similarity: How well each query fits the expression's own sentence, [N, Q] logits.
+        truth: The target masks, [N, P] from 0 to 1.
+        index: Which image each expression is about, int64 [N].
+        weights: Weights of the three costs.
+
+    Returns:
+        Indices of queries, int64 [N].
     """
     with torch.no_grad():
         logits = query_masks[index]
@@ -60,40 +69,51 @@ def match(
 def dfam_loss(
     model: RISModel, out: TrainingOutputs, targets: Targets, weights: LossWeights
 ) -> tuple[Tensor, Tensor]:
-    """(mask terms, sentence term), each the mean over the initial queries and the three layers,
-    times its weights.
+    """DFAM's terms: the mean over its initial queries and its three layers.
+
+    Args:
+        model: The model.
+        out: What it answered.
+        targets: What is right.
+        weights: Weights of the terms; `dfam` is not applied here.
+
+    Returns:
+        The mask terms and the sentence term, weighted.
     """
     index = targets.image_index
-    height, width = out.query_masks[0].shape[-2:]
-    truth = F.adaptive_avg_pool2d(targets.masks[:, None], (height, width)).flatten(1)
+    truth = _pooled(targets, out.query_masks[0])
     chosen = targets.present.nonzero()[:, 0]
-    masks = vl = out.mask_logits.sum() * 0.0
     rows = torch.arange(len(index), device=truth.device)
+    # a pair that means the same thing is neither right nor wrong, and does not count
     counted = ~targets.same | torch.eye(len(index), dtype=torch.bool, device=truth.device)
-    for logits, objects in zip(out.query_masks, out.objects, strict=True):
-        logits = logits.float().flatten(2)
-        projected = F.normalize(model.decoder.to_logits_bert(objects).float(), dim=-1)
-        sentences = F.normalize(out.sentences.float(), dim=-1)
-        similarity = projected @ sentences.T * model.decoder.logit_scale.exp()  # [N, Q, N]
+
+    masks = vl = out.mask_logits.sum() * 0.0
+    for query_masks, objects in zip(out.query_masks, out.objects, strict=True):
+        logits = query_masks.float().flatten(2)
+        similarity = _similarity(model, objects, out.sentences)
         best = match(logits, similarity.detach()[rows, :, rows], truth, index, weights)
+
         label = torch.zeros_like(similarity)
         label[chosen, best[chosen], chosen] = 1.0
-        # a pair that means the same thing is neither right nor wrong
         use = counted[:, None].expand_as(similarity)
-        vl = (
-            vl
-            + F.binary_cross_entropy_with_logits(similarity[use], label[use]) * similarity.shape[1]
-        )
+        queries = similarity.shape[1]
+        vl = vl + F.binary_cross_entropy_with_logits(similarity[use], label[use]) * queries
+
         if len(chosen):
             picked = logits[index[chosen], best[chosen]]
             bce = F.binary_cross_entropy_with_logits(picked, truth[chosen])
-            masks = (
-                masks
-                + weights.dfam_bce * bce
-                + weights.dfam_dice * dice(picked, truth[chosen]).mean()
-            )
+            masks = masks + weights.dfam_bce * bce
+            masks = masks + weights.dfam_dice * dice(picked, truth[chosen]).mean()
+
     layers = len(out.query_masks)
     return masks / layers, weights.vl * vl / layers
+
+
+def _similarity(model: RISModel, objects: Tensor, sentences: Tensor) -> Tensor:
+    """Scaled cosines of object embeddings [N, Q, C] with all sentences [N, C]: [N, Q, N]."""
+    projected = F.normalize(model.decoder.to_logits_bert(objects).float(), dim=-1)
+    directions = F.normalize(sentences.float(), dim=-1)
+    return projected @ directions.T * model.decoder.logit_scale.exp()
 
 
 def no_target_loss(logits: Tensor, present: Tensor, weights: LossWeights) -> Tensor:
@@ -103,28 +123,34 @@ def no_target_loss(logits: Tensor, present: Tensor, weights: LossWeights) -> Ten
 
 
 def dense_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets) -> Tensor:
-    """Dice and cross entropy of a mask read off the dense prompt [N, C, d, d], empty for
-    expressions that have no target."""
+    """Dice and cross entropy of the mask that a linear layer reads off the dense prompt.
+
+    dense_prompt: [N, C, d, d]. The mask is empty for expressions that have no target.
+    """
     logits = heads.dense(dense_prompt).float()[:, 0].flatten(1)
-    height, width = dense_prompt.shape[-2:]
-    truth = F.adaptive_avg_pool2d(targets.masks[:, None], (height, width)).flatten(1)
+    truth = _pooled(targets, dense_prompt)
     return dice(logits, truth).mean() + F.binary_cross_entropy_with_logits(logits, truth)
 
 
 def relevance_loss(model: RISModel, out: TrainingOutputs, targets: Targets) -> Tensor:
-    """Cross entropy of what the no-target head says of each query with how much of that query's
-    mask is meant.
+    """Cross entropy of the no-target head's answer for each query.
 
-    The head's answer is the maximum over queries, through which one query at a time would learn.
+    What is right is how much of the query's mask is meant. The head's own answer is the maximum
+    over queries, through which only one query at a time would learn.
     """
     each = model.decoder.no_target(out.objects[-1])[0].float()  # [N, Q, 2]
     with torch.no_grad():
         masks = out.query_masks[-1].float().sigmoid()
-        height, width = masks.shape[-2:]
-        truth = F.adaptive_avg_pool2d(targets.masks[:, None], (height, width)).flatten(1)
+        truth = _pooled(targets, masks)
         masks = masks.flatten(2)[targets.image_index]
         meant = torch.einsum("nqp,np->nq", masks, truth) / masks.sum(-1).clamp(min=1e-3)
     return F.binary_cross_entropy_with_logits(each[..., 0] - each[..., 1], meant.clamp(0, 1))
+
+
+def _pooled(targets: Targets, like: Tensor) -> Tensor:
+    """The target masks at the height and width of `like` [..., h, w]: [N, h * w] from 0 to 1."""
+    height, width = like.shape[-2:]
+    return F.adaptive_avg_pool2d(targets.masks[:, None], (height, width)).flatten(1)
 
 
 def total_loss(
@@ -134,14 +160,25 @@ def total_loss(
     targets: Targets,
     weights: LossWeights,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The sum that is minimised and its parts by name, weighted."""
+    """The sum that is minimised, and its parts.
+
+    Args:
+        model: The model.
+        heads: The layers of the pretext terms; None leaves these terms out.
+        out: What the model answered.
+        targets: What is right.
+        weights: Weights of the terms.
+
+    Returns:
+        The sum, and its parts by name, weighted.
+    """
     parts = {"mask": mask_loss(out.mask_logits, targets, weights)}
     masks, vl = dfam_loss(model, out, targets, weights)
     parts["dfam"], parts["vl"] = weights.dfam * masks, weights.dfam * vl
     if out.no_target_logits is not None:
-        parts["no_target"] = weights.no_target * no_target_loss(
-            out.no_target_logits, targets.present, weights
-        )
+        decided = no_target_loss(out.no_target_logits, targets.present, weights)
+        parts["no_target"] = weights.no_target * decided
+
     if heads is not None and targets.things is not None and weights.pretext:
         taught = pretext_loss(heads, out.image_embeddings, out.clip_tokens, targets)
         taught["sentence"] = sentence_loss(heads, out.sentences, targets)
@@ -149,5 +186,6 @@ def total_loss(
         if out.no_target_logits is not None:
             taught["relevance"] = 2 * relevance_loss(model, out, targets)
         parts |= {name: weights.pretext * value for name, value in taught.items()}
+
     total = torch.stack(list(parts.values())).sum()
     return total, {name: float(value.detach()) for name, value in parts.items()}

@@ -6,49 +6,61 @@ import json
 from pathlib import Path
 from typing import Any
 
+Lines = list[dict[str, Any]]
+"""The lines of a log, parsed."""
+
 
 def plot_log(log: Path, out: Path) -> None:
-    """Draws `log` (the lines that a `Trainer` writes) into the PNG `out`. Raises ValueError for an
-    empty log.
+    """Draws `log` (the lines that a `Trainer` writes) into the PNG `out`.
+
+    Raises ValueError for an empty log.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lines: list[dict[str, Any]] = [
-        json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()
-    ]
+    lines: Lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     if not lines:
         raise ValueError(f"{log} is empty")
+
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 4.5))
     left.set_prop_cycle(color=[pyplot.get_cmap("tab20")(i) for i in range(20)])
-    for name in dict.fromkeys(name for x in lines for name in x["losses"]):
-        left.plot(
-            [x["step"] for x in lines],
-            [x["losses"].get(name) for x in lines],
-            label=name,
-            linewidth=0.8,
-        )
-    left.set(xlabel="step", ylabel="weighted loss", yscale="log", title="training loss")
-    left.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    checked = [x for x in lines if x["validation"]]
-    for kind in checked[-1]["validation"] if checked else ():
-        seen = [(x["step"], x["validation"].get(kind, {})) for x in checked]
-        points = [(step, figures["miou"]) for step, figures in seen if "miou" in figures]
-        if points:
-            right.plot(
-                *zip(*points, strict=True), label=kind, linewidth=2.0 if kind == "all" else 0.8
-            )
-    refused = [
-        (x["step"], x["validation"]["all"]["n_acc"])
-        for x in checked
-        if "n_acc" in x["validation"]["all"]
-    ]
-    if refused:
-        right.plot(*zip(*refused, strict=True), label="no target: accuracy", linestyle=":")
-    right.set(xlabel="step", ylabel="mean IoU", ylim=(0, 1), title="validation")
-    right.legend(fontsize=8)
+    _plot_losses(left, lines)
+    _plot_validation(right, [line for line in lines if line["validation"]])
+
     figure.tight_layout()
     figure.savefig(out, dpi=110)
     pyplot.close(figure)
+
+
+def _plot_losses(axes: Any, lines: Lines) -> None:
+    steps = [line["step"] for line in lines]
+    for name in dict.fromkeys(name for line in lines for name in line["losses"]):
+        values = [line["losses"].get(name) for line in lines]
+        axes.plot(steps, values, label=name, linewidth=0.8)
+
+    axes.set(xlabel="step", ylabel="weighted loss", yscale="log", title="training loss")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _plot_validation(axes: Any, lines: Lines) -> None:
+    """Mean IoU of each kind of expression, and the accuracy on expressions without a target."""
+    for kind in lines[-1]["validation"] if lines else ():
+        points = _points(lines, kind, "miou")
+        if points:
+            width = 2.0 if kind == "all" else 0.8
+            axes.plot(*zip(*points, strict=True), label=kind, linewidth=width)
+
+    refused = _points(lines, "all", "n_acc")
+    if refused:
+        axes.plot(*zip(*refused, strict=True), label="no target: accuracy", linestyle=":")
+
+    axes.set(xlabel="step", ylabel="mean IoU", ylim=(0, 1), title="validation")
+    axes.legend(fontsize=8)
+
+
+def _points(lines: Lines, kind: str, figure: str) -> list[tuple[int, float]]:
+    """(step, value) of the lines whose validation has this figure for this kind."""
+    found = [(line["step"], line["validation"].get(kind, {})) for line in lines]
+    return [(step, figures[figure]) for step, figures in found if figure in figures]

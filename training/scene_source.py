@@ -7,18 +7,33 @@ from dataclasses import replace
 
 import numpy as np
 
-from ris.data.scenes import KINDS, WEIGHTS, Split, Wanted, make_samples, make_scene, target_mask
+from ris.data.scenes import (
+    KINDS,
+    WEIGHTS,
+    Sample,
+    Scene,
+    Split,
+    Wanted,
+    make_samples,
+    make_scene,
+    target_mask,
+)
 from ris.reference.categories import COCO_PANOPTIC
 from ris.training.augment import vary, warped
-from ris.training.data import RawBatch
+from ris.training.data import Example, RawBatch, raw_batch
 
 
 class SceneSource:
-    """`images` scenes with `expressions` expressions each; scene numbers start at `first`.
+    """Batches of drawn scenes. Scene i of a split, and what is asked about it, is always the same.
 
-    Deterministic: scene i of a split is the same everywhere, and so are its expressions. augment:
-    images are warped and varied (`augment`). mix: how often a kind of expression is tried first,
-    where not as `WEIGHTS` has it.
+    Args:
+        split: The split whose glyphs and backgrounds are drawn.
+        size: The side of the images in pixels.
+        images: Scenes in a batch.
+        expressions: Expressions per scene.
+        first: The number of the first scene of batch 0.
+        augment: Whether images are warped and varied (`augment`).
+        mix: How often a kind of expression is tried first, where not as often as `WEIGHTS` say.
     """
 
     def __init__(
@@ -37,46 +52,40 @@ class SceneSource:
         self.kinds = len(KINDS)
 
     def batch(self, step: int) -> RawBatch:
-        """Scenes first + step * images and on."""
-        images, masks, present, index, words, meaning, categories, sorts = (
-            [],
-            [],
-            [],
-            [],
-            [],
-            [],
-            [],
-            [],
-        )
+        """The `images` scenes from number first + step * images on."""
+        images = []
+        examples: list[Example] = []
         kinds, things = np.zeros((2, self.images, self.size, self.size), np.uint8)
+
         for i in range(self.images):
             number = self.first + step * self.images + i
-            scene = make_scene(number, self.split, self.size)
-            if self.augment:
-                rng = np.random.default_rng([number, 3])
-                scene = warped(scene, rng)
-                scene = replace(scene, image=vary(scene, rng))
+            scene = self._scene(number)
             images.append(scene.image)
-            for thing, shown in enumerate(scene.objects):
-                kinds[i][shown.mask], things[i][shown.mask] = KINDS.index(shown.kind) + 1, thing + 1
-            for sample in make_samples(scene, number, self.expressions, self.weights):
-                masks.append(target_mask(scene, sample))
-                present.append(bool(sample.targets))
-                index.append(i)
-                words.append(sample.expression)
-                # what is not there means the same only in the same words
-                meaning.append((i, sample.targets) if sample.targets else sample.expression)
-                categories.append(COCO_PANOPTIC.index(sample.category) if sample.category else -1)
-                sorts.append(sample.kind)
-        return RawBatch(
-            images=np.stack(images),
-            masks=np.stack(masks),
-            present=np.asarray(present),
-            image_index=np.asarray(index, np.int64),
-            expressions=tuple(words),
-            meaning=tuple(meaning),
-            categories=np.asarray(categories, np.int64),
-            kinds=kinds,
-            things=things,
-            expression_kinds=tuple(sorts),
-        )
+            for thing, shown in enumerate(scene.objects, start=1):
+                kinds[i][shown.mask] = KINDS.index(shown.kind) + 1
+                things[i][shown.mask] = thing
+            samples = make_samples(scene, number, self.expressions, self.weights)
+            examples += [_example(i, scene, sample) for sample in samples]
+
+        return raw_batch(images, examples, kinds=kinds, things=things)
+
+    def _scene(self, number: int) -> Scene:
+        scene = make_scene(number, self.split, self.size)
+        if not self.augment:
+            return scene
+        rng = np.random.default_rng([number, 3])
+        scene = warped(scene, rng)
+        return replace(scene, image=vary(scene, rng))
+
+
+def _example(place: int, scene: Scene, sample: Sample) -> Example:
+    return Example(
+        image_index=place,
+        expression=sample.expression,
+        mask=target_mask(scene, sample),
+        present=bool(sample.targets),
+        # two expressions without a target mean the same only in the same words
+        meaning=(place, sample.targets) if sample.targets else sample.expression,
+        category=COCO_PANOPTIC.index(sample.category) if sample.category else -1,
+        kind=sample.kind,
+    )

@@ -1,3 +1,4 @@
-"""`ris-batch`: a folder, table or web-dataset through a pool of Ray actors, into Parquet with COCO
-run lengths.
+"""`ris-batch`: many images through a pool of Ray actors, into Parquet with COCO run lengths.
+
+The input is a folder, a table, or web-dataset shards.
 """

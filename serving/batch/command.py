@@ -1,5 +1,6 @@
-"""`ris-batch`: many images on one machine or a Ray cluster. Thin over `plan_batch` and
-`run_batch`.
+"""`ris-batch`: many images on one machine or a Ray cluster.
+
+A thin layer over `plan_batch` and `run_batch`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from ris.runtime.commands.running import Running, running_options
 
 @click.command(cls=RisCommand)
 @click.argument(
-    "sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE..."
+    "sources",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="SOURCE...",
 )
 @click.option(
     "-e",
@@ -66,7 +71,11 @@ from ris.runtime.commands.running import Running, running_options
 )
 @click.option("--address", help='A Ray cluster: "auto", or HOST:PORT. Default: this machine alone.')
 @click.option(
-    "--part-rows", type=click.IntRange(1), default=256, show_default=True, help="Rows of one file."
+    "--part-rows",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Rows of one file.",
 )
 @click.option(
     "--no-target-threshold",
@@ -77,7 +86,10 @@ from ris.runtime.commands.running import Running, running_options
 )
 @running_options
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print the report as JSON on standard output."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the report as JSON on standard output.",
 )
 def main(
     sources: tuple[Path, ...],
@@ -111,23 +123,27 @@ def main(
     """
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("pyarrow") is None:
         raise RisError(f"ris-batch needs Ray and pyarrow: {pip_install('cpu', 'ray')}")
+    from ris.serving.batch.inputs import Given
     from ris.serving.batch.run import BatchOptions, plan_batch, run_batch
 
     if cpus is None:
         cpus = float(running.threads or 1) if address else (os.cpu_count() or 1) / workers
     options = BatchOptions(workers, cpus, gpus, address, part_rows, no_target_threshold)
+    given = Given(expressions, category)
     found = find_bundle(bundle)
+
     with disk_errors(out):
-        job, parts = plan_batch(out, found, sources, expressions, category, options, restart)
+        job, parts = plan_batch(out, found, sources, given, options, restart)
         before = parts - len(job.open_parts(parts))
         if before:
             click.echo(f"{before} of {parts} parts are done already", err=True)
         report = run_batch(job, parts, found, running, options)
+
     if as_json:
         click.echo(json.dumps(asdict(report)))
         return
     rate = f"; {report.new_rows / report.seconds:.1f} rows/s now" if report.new_rows else ""
     click.echo(
-        f"{report.rows} rows, {report.errors} of them errors, in {report.parts} files in"
-        f" {out}{rate}"
+        f"{report.rows} rows, {report.errors} of them errors, "
+        f"in {report.parts} files in {out}{rate}"
     )

@@ -1,7 +1,8 @@
-"""What the host pays beside the graphs, for the paper's sizes: CPU milliseconds of reading,
-preparing, masks and RLE.
+"""What the host pays beside the graphs, for the paper's sizes, in CPU milliseconds.
 
-python -m ris.serving.batch.host_cost
+It reads the image file, prepares the image, and makes the mask and its run lengths.
+
+    python -m ris.serving.batch.host_cost
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from ris.data.samples import scene_images
-from ris.runtime.bundle import Preprocess, SquareImage
 from ris.runtime.image import prepare_image
+from ris.runtime.manifest import Preprocess, SquareImage
 from ris.runtime.masks import encode_rle, mask_from_logits
 from ris.serving.limits import Limits
 
@@ -23,11 +24,13 @@ _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)  # the values do not change th
 PREPROCESS = Preprocess(
     SquareImage(1024, "bilinear", _MEAN, _STD), SquareImage(336, "bicubic", _MEAN, _STD)
 )
+"""How an image is prepared for the paper's two image encoders."""
 
 
 def cpu_milliseconds(work: Callable[[], object], repeats: int = 20) -> float:
-    """Processor time of one call, which waiting for a busy machine is no part of; the first call
-    does not count.
+    """Processor time of one call, the first one left out.
+
+    Processor time has no part in which the process waits for a busy machine.
     """
     work()
     start = time.process_time()
@@ -37,20 +40,21 @@ def cpu_milliseconds(work: Callable[[], object], repeats: int = 20) -> float:
 
 
 def host_cost(side: int) -> dict[str, float]:
-    """For a JPEG of side x 3/4 side pixels and the mask of one of its objects: milliseconds by
-    step, and bytes.
+    """Milliseconds by step, and bytes.
+
+    Of a JPEG of side x 3/4 side pixels, and of the mask of one of its objects.
     """
     [scene] = scene_images("heldout", 4, size=1024)
-    picture = Image.fromarray(scene.rgb).resize((side, side * 3 // 4))
+    width, height = side, side * 3 // 4
+    picture = Image.fromarray(scene.rgb).resize((width, height))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=90)
     data = buffer.getvalue()
+
     truth = next(truth for truth in scene.truths if truth.targeted)
-    small = Image.fromarray(truth.mask.astype(np.float32) * 8 - 4).resize(
-        (256, 256), Image.Resampling.BILINEAR
-    )
-    logits = np.asarray(small)
-    height, width = side * 3 // 4, side
+    wide = Image.fromarray(truth.mask.astype(np.float32) * 8 - 4)
+    logits = np.asarray(wide.resize((256, 256), Image.Resampling.BILINEAR))
+
     rgb, mask = Limits().decode(data), mask_from_logits(logits, height, width)
     return {
         "file_bytes": len(data),
@@ -64,7 +68,5 @@ def host_cost(side: int) -> dict[str, float]:
 
 if __name__ == "__main__":
     for side in (640, 1024, 2048):
-        print(
-            f"{side}x{side * 3 // 4}:",
-            {name: round(value, 1) for name, value in host_cost(side).items()},
-        )
+        cost = {name: round(value, 1) for name, value in host_cost(side).items()}
+        print(f"{side}x{side * 3 // 4}:", cost)

@@ -4,10 +4,10 @@ A part's file appears whole or not at all, and what is in it depends on the plan
 is there exactly once however often workers or the driver were killed: going on means doing the
 parts that have no file yet.
 
-    OUT/part-00000.parquet ...     the answers; readers of Parquet folders skip names that begin
-    with _ OUT/_plan/plan.json            what was asked, written last OUT/_plan/part-00000.json ...
-    each part's images and rows OUT/_running/part-00000.json   where a worker is, so that an image
-    that kills workers is found out
+    OUT/part-00000.parquet ...     the answers; readers of Parquet skip names that begin with _
+    OUT/_plan/plan.json            what was asked, written last
+    OUT/_plan/part-00000.json ...  each part's images and rows
+    OUT/_running/part-00000.json   where a worker is: this finds images that kill workers
 """
 
 from __future__ import annotations
@@ -34,10 +34,8 @@ SCHEMA = pa.schema(
         ("image", pa.string()),
         ("expression", pa.string()),
         ("category", pa.string()),  # that was asked, null for models that do not ask by category
-        (
-            "rle",
-            pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())]),
-        ),  # COCO's, compressed
+        # COCO's, compressed
+        ("rle", pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])),
         ("score", pa.float32()),
         ("no_target", pa.float32()),
         ("is_no_target", pa.bool_()),
@@ -45,7 +43,10 @@ SCHEMA = pa.schema(
         ("error", pa.string()),  # why there is no answer, null where there is one
     ]
 )
-DEATHS = 3  # of workers on one image, after which it is given up
+"""The columns of the answers: a row for each pair of an image and an expression."""
+
+DEATHS = 3
+"""An image on which so many workers died is given up."""
 
 
 class Job:
@@ -56,8 +57,9 @@ class Job:
         self._plan = folder / "_plan"
 
     def planned(self) -> dict[str, Any] | None:
-        """What was asked when the plan was made, None without a plan. Raises RisError where it
-        cannot be read.
+        """What was asked when the plan was made; None without a plan.
+
+        Raises RisError where the plan cannot be read.
         """
         try:
             found: dict[str, Any] = json.loads((self._plan / "plan.json").read_text())
@@ -72,11 +74,13 @@ class Job:
     def write_plan(
         self, tasks: Sequence[ImageTask], rows_per_part: int, asked: dict[str, Any]
     ) -> None:
-        """Cuts the images into parts of about `rows_per_part` rows. An image's rows stay
-        together.
+        """Cuts the images into parts of about `rows_per_part` rows; an image's rows stay together.
+
+        asked: what an equal batch would ask, as JSON; `planned` returns it.
         """
         shutil.rmtree(self._plan, ignore_errors=True)
         self._plan.mkdir(parents=True)
+
         part: list[ImageTask] = []
         count = rows = total = 0
         for task in tasks:
@@ -88,23 +92,19 @@ class Job:
         if part:
             self._write_part_plan(count, part)
             count, total = count + 1, total + rows
-        write(
-            self._plan / "plan.json",
-            json.dumps({"asked": asked, "parts": count, "rows": total}, indent=1).encode(),
-        )
+
+        plan = {"asked": asked, "parts": count, "rows": total}
+        write(self._plan / "plan.json", json.dumps(plan, indent=1).encode())
 
     def _write_part_plan(self, part: int, tasks: Iterable[ImageTask]) -> None:
-        write(
-            self._plan / f"part-{part:05}.json",
-            json.dumps([asdict(task) for task in tasks]).encode(),
-        )
+        write(self._part_plan(part), json.dumps([asdict(task) for task in tasks]).encode())
+
+    def _part_plan(self, part: int) -> Path:
+        return self._plan / f"part-{part:05}.json"
 
     def tasks(self, part: int) -> list[ImageTask]:
         """The images of a part."""
-        found = [
-            ImageTask(**task)
-            for task in json.loads((self._plan / f"part-{part:05}.json").read_text())
-        ]
+        found = [ImageTask(**task) for task in json.loads(self._part_plan(part).read_text())]
         for task in found:
             if isinstance(task.location, dict):
                 task.location = Location(**task.location)
@@ -119,10 +119,9 @@ class Job:
         return [part for part in range(parts) if not self.file(part).exists()]
 
     def write_answers(self, part: int, rows: list[dict[str, Any]], about: dict[str, str]) -> None:
-        """A part's file; about: goes into its schema's metadata."""
-        table = pa.Table.from_pylist(
-            sorted(rows, key=lambda row: row["row"]), SCHEMA.with_metadata(about)
-        )
+        """Writes a part's file; about: goes into its schema's metadata."""
+        ordered = sorted(rows, key=lambda row: row["row"])
+        table = pa.Table.from_pylist(ordered, SCHEMA.with_metadata(about))
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         write(self.file(part), sink.getvalue())
@@ -146,12 +145,15 @@ class Job:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def journal(self, part: int) -> Journal:
-        """Of a worker that begins a part."""
+        """The journal of a worker that begins a part."""
         return Journal(self.folder / "_running" / f"part-{part:05}.json")
 
 
 class Journal:
-    """Which image a worker is at. Where it finds an entry, an earlier worker died at that image."""
+    """Which image of a part a worker is at.
+
+    An entry that a worker finds there means that an earlier worker died at that image.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -166,8 +168,9 @@ class Journal:
             pass  # the first worker of this part
 
     def begin(self, image: int) -> bool:
-        """Notes that the part's `image` comes next; False where it has killed too many workers to
-        be tried again.
+        """Notes that the part's `image` comes next.
+
+        Returns False where it has killed too many workers to be tried again.
         """
         if self._deaths.get(str(image), 0) >= DEATHS:
             return False
@@ -175,13 +178,14 @@ class Journal:
         return True
 
     def close(self) -> None:
-        """The part is done."""
+        """Removes the entry: the part is done."""
         self._file.unlink(missing_ok=True)
 
 
 def write(path: Path, data: bytes | pa.Buffer) -> None:
-    """Writes a file whole or not at all, also when another worker, on another machine, writes the
-    same one.
+    """Writes a file whole or not at all.
+
+    This holds also where another worker, on another machine, writes the same file.
     """
     partial = path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
     try:
@@ -195,8 +199,9 @@ def write(path: Path, data: bytes | pa.Buffer) -> None:
 
 
 def fingerprint(sources: Sequence[Path]) -> str:
-    """A hash of what the sources' files, of folders the images, are called, how long they are and
-    when written.
+    """A hash of the name, length and time of writing of each source file.
+
+    The files of a folder are its images.
     """
     digest = hashlib.sha256()
     for source in sources:

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ris.engines.errors import ImageError, RisError
+from ris.runtime import Model, Segmentation, load
 from ris.runtime.bundle import MANIFEST, sha256_of
-from ris.runtime.model import Segmentation, load
 from ris.serving.answering import Answerer
 from ris.serving.batch.inputs import ImageTask, Location
 from ris.serving.batch.parts import DEATHS, Job
@@ -22,9 +22,7 @@ _TABLE_BYTES = 1_000_000_000  # of a Parquet row group's image column: it is hel
 
 
 class Worker:
-    """A callable for `ray.data.Dataset.map_batches`: numbers of parts in, what became of them
-    out.
-    """
+    """A callable for `ray.data.Dataset.map_batches`: numbers of parts in, their counts out."""
 
     def __init__(
         self,
@@ -34,39 +32,42 @@ class Worker:
         limits: Limits,
         no_target_threshold: float,
     ) -> None:
-        """Opens the model. running: what `ris.runtime.load` takes besides the bundle."""
+        """Opens the model.
+
+        Args:
+            out: The batch's folder.
+            bundle: The bundle's folder.
+            running: What `ris.runtime.load` takes besides the bundle.
+            limits: What an image may be.
+            no_target_threshold: From this no-target probability on, the mask is empty.
+        """
         self._job = Job(Path(out))
         self._model = load(bundle, verify=False, **running)  # the driver has checked the hashes
-        self._answerer = Answerer(
-            self._model, limits, cached_images=0
-        )  # a part has each image once
+        # a part has each image once: nothing to keep
+        self._answerer = Answerer(self._model, limits, cached_images=0)
         self._threshold = no_target_threshold
         self._images = _Images(limits)
-        infos = self._model.sessions.values()
-        self._about = {
-            "bundle_manifest_sha256": sha256_of(Path(bundle) / MANIFEST),
-            "engines": ", ".join(sorted({f"{i.engine} {i.version} on {i.device}" for i in infos})),
-            "precision": ", ".join(
-                sorted({g.precision for g in self._model.bundle.manifest.graphs.values()})
-            ),
-            "trained": str(self._model.trained).lower(),
-        }
+        self._about = _about(self._model, Path(bundle))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Does each part that has no file yet. seconds: of the work, without reading the plan or
+        """Does each part that has no file yet, and returns columns.
+
+        part, rows, errors, images: numbers; seconds: of the work, without reading the plan or
         writing.
         """
         done = [self._part(int(part)) for part in batch["part"]]
         names = ("rows", "errors", "images", "seconds")
         columns: dict[str, Any] = {
-            name: np.array([d[i] for d in done]) for i, name in enumerate(names)
+            name: np.array([counts[i] for counts in done]) for i, name in enumerate(names)
         }
         return {"part": batch["part"], **columns}
 
     def _part(self, part: int) -> tuple[int, int, int, float]:
+        """Rows, errors, images and seconds of a part."""
         tasks = self._job.tasks(part)
         if self._job.file(part).exists():  # a worker that was thought dead has finished it
             return (*self._job.counts(part), len(tasks), 0.0)
+
         journal = self._job.journal(part)
         start = time.perf_counter()
         rows: list[dict[str, Any]] = []
@@ -74,39 +75,49 @@ class Worker:
             if journal.begin(number):
                 rows += self._image(task)
             else:
-                rows += [
-                    _error(task, i, f"given up: {DEATHS} workers died on this image")
-                    for i in _indices(task)
-                ]
+                rows += _errors(task, f"given up: {DEATHS} workers died on this image")
         seconds = time.perf_counter() - start
+
         self._job.write_answers(part, rows, self._about)
         journal.close()
         return len(rows), sum(row["error"] is not None for row in rows), len(tasks), seconds
 
     def _image(self, task: ImageTask) -> list[dict[str, Any]]:
-        """The rows of one image. Nothing that an image or an expression is like ends the part."""
+        """The rows of one image. Nothing about an image or an expression ends the part."""
         if task.location is None:
-            return [_error(task, i, task.error or "no image") for i in _indices(task)]
+            return _errors(task, task.error or "no image")
         try:
             scene, _ = self._answerer.scene(self._images.read(task.location))
-            categories = (
-                [name or "" for name in task.categories] if self._model.categories else None
-            )
+            categories = None
+            if self._model.categories:
+                categories = [name or "" for name in task.categories]
             answers = self._answerer.ask(scene, task.expressions, categories, self._threshold)
         except RisError as error:
-            return [_error(task, i, str(error)) for i in _indices(task)]
+            return _errors(task, str(error))
         return [
-            (
-                _answer(task, i, answer)
-                if isinstance(answer, Segmentation)
-                else _error(task, i, str(answer))
-            )
+            _answer(task, i, answer)
+            if isinstance(answer, Segmentation)
+            else _error(task, i, str(answer))
             for i, answer in enumerate(answers)
         ]
 
 
-def _indices(task: ImageTask) -> range:
-    return range(len(task.rows))
+def _about(model: Model, bundle: Path) -> dict[str, str]:
+    """What made the answers, for the metadata of their files."""
+    infos = model.sessions.values()
+    engines = {f"{info.engine} {info.version} on {info.device}" for info in infos}
+    precisions = {graph.precision for graph in model.bundle.manifest.graphs.values()}
+    return {
+        "bundle_manifest_sha256": sha256_of(bundle / MANIFEST),
+        "engines": ", ".join(sorted(engines)),
+        "precision": ", ".join(sorted(precisions)),
+        "trained": str(model.trained).lower(),
+    }
+
+
+def _errors(task: ImageTask, reason: str) -> list[dict[str, Any]]:
+    """The same error in every row of an image."""
+    return [_error(task, i, reason) for i in range(len(task.rows))]
 
 
 def _base(task: ImageTask, i: int) -> dict[str, Any]:
@@ -131,16 +142,17 @@ def _answer(task: ImageTask, i: int, answer: Segmentation) -> dict[str, Any]:
 
 
 class _Images:
-    """Reads images' bytes, and keeps the last row group of a table, whose rows come one after the
-    other.
-    """
+    """Reads images' bytes, and keeps a table's last row group, whose rows follow each other."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._groups: OrderedDict[tuple[str, int], list[Any]] = OrderedDict()
 
     def read(self, location: Location) -> bytes:
-        """The bytes of an image file. Raises ImageError, which names the file, and LimitError."""
+        """The bytes of an image file, cut off just beyond the limit.
+
+        Raises ImageError, which names the file.
+        """
         path = Path(location.file)
         try:
             if location.row is not None:
@@ -155,30 +167,36 @@ class _Images:
             raise ImageError(f"{path} cannot be read: {error.strerror or error}") from None
 
     def _cell(self, path: Path, row: int) -> bytes:
+        """The image in a row of a table."""
         with pq.ParquetFile(path) as table:
             group, first = 0, 0
             while row >= first + table.metadata.row_group(group).num_rows:
                 first += table.metadata.row_group(group).num_rows
                 group += 1
+
             key = (str(path), group)
             if key not in self._groups:
-                about = table.metadata.row_group(group)
-                size = sum(
-                    about.column(i).total_uncompressed_size
-                    for i in range(about.num_columns)
-                    if about.column(i).path_in_schema.split(".")[0] == "image"
-                )
-                if size > _TABLE_BYTES:
-                    raise ImageError(
-                        f"{path}: its row groups have {size / 1e9:.1f} GB of images; write smaller"
-                        " ones"
-                    )
+                self._check_size(path, table.metadata.row_group(group))
                 self._groups.clear()
-                self._groups[key] = table.read_row_group(group, columns=["image"])[
-                    "image"
-                ].to_pylist()
+                images = table.read_row_group(group, columns=["image"])["image"]
+                self._groups[key] = images.to_pylist()
+
         cell = self._groups[key][row - first]
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(data, bytes):
             raise ImageError(f"{path}, row {row} has no image bytes")
         return data
+
+    @staticmethod
+    def _check_size(path: Path, group: Any) -> None:
+        """Raises ImageError where a row group's images are too large to hold in memory."""
+        columns = [group.column(i) for i in range(group.num_columns)]
+        size = sum(
+            column.total_uncompressed_size
+            for column in columns
+            if column.path_in_schema.split(".")[0] == "image"
+        )
+        if size > _TABLE_BYTES:
+            raise ImageError(
+                f"{path}: its row groups have {size / 1e9:.1f} GB of images; write smaller ones"
+            )

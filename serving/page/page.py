@@ -1,10 +1,13 @@
-"""The page itself. Everything it loads comes from this machine: a header forbids the browser
-anything else.
+"""The page itself.
+
+Everything it loads comes from this machine: a header forbids the browser anything else.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +42,11 @@ _STYLE = """
 
 
 def hand_over_bytes(image: Any) -> None:
-    """Makes an image input give the bytes of the file as it was sent, and refuse addresses to fetch
-    from.
+    """Makes an image input give the bytes of the file as it was sent, and refuse web addresses.
 
-    Left alone it would open the file itself, and a broken one would be an error without a reason.
-    On the instance, because Gradio writes a stub file beside every module with a class of its own.
+    Left alone, Gradio would open the file itself, and a broken one would be an error without a
+    reason. The instance is changed because Gradio writes a stub file beside every module that has
+    a component class of its own.
     """
     move = image.async_move_resource_to_block_cache
 
@@ -71,18 +74,17 @@ class OnlyFromHere:
 
         async def with_header(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *message["headers"],
-                    (b"content-security-policy", _POLICY.encode()),
-                ]
+                header = (b"content-security-policy", _POLICY.encode())
+                message["headers"] = [*message["headers"], header]
             await send(message)
 
         await self._app(scope, receive, with_header if scope["type"] == "http" else send)
 
 
 def examples(folder: Path, category: bool) -> list[list[str]]:
-    """Three drawn scenes with expressions, as files: what the model is asked when it is
-    evaluated.
+    """Three drawn scenes with expressions, such as the model is evaluated on, as files.
+
+    folder: for the files; category: whether the page has an input for it.
     """
     found = []
     for image in scene_images("heldout", 12, size=512):
@@ -93,15 +95,128 @@ def examples(folder: Path, category: bool) -> list[list[str]]:
     return found
 
 
+@dataclass(frozen=True)
+class _Question:
+    """The components with which a question is put."""
+
+    image: Any
+    """The image: bytes of a file."""
+
+    text: Any
+    """The expressions, one a line."""
+
+    category: Any
+    """The category asked; hidden where the model does not ask by category."""
+
+    threshold: Any
+    """The no-target threshold; hidden where the model has no no-target head."""
+
+    button: Any
+    """Asks."""
+
+
 def build_page(answerer: Answerer, folder: Path) -> gr.Blocks:
     """The page over an open model. folder: for the examples' files."""
-    manifest = answerer.model.bundle.manifest
-    limits = answerer.limits
-    names = answerer.model.categories
+    asks_category = bool(answerer.model.categories)
+
+    # what people sent is deleted after an hour, and all of it at the end
+    with gr.Blocks(
+        title="Referring image segmentation", analytics_enabled=False, delete_cache=(600, 3600)
+    ) as page:
+        _heading(answerer)
+        with gr.Row():
+            with gr.Column(min_width=300):
+                question = _question(answerer)
+            with gr.Column(min_width=300):
+                picture, answers = _results()
+        with gr.Accordion("Milliseconds by stage", open=True):
+            times = gr.HTML()
+        with gr.Accordion("What runs here", open=False):
+            gr.HTML(running(answerer))
+
+        category = [question.category] if asks_category else []
+        inputs = [question.image, question.text, question.threshold, *category]
+        ask = _asking(answerer)
+        for event in (question.button.click, question.text.submit):
+            event(ask, inputs, [picture, answers, times], api_visibility="private")
+        gr.Examples(
+            examples(folder, asks_category),
+            [question.image, question.text, *category],
+            label="Examples",
+        )
+    return page
+
+
+def _heading(answerer: Answerer) -> None:
+    gr.Markdown("# Image + “left man” → mask")
+    if not answerer.model.trained:
+        gr.Markdown(
+            "**This bundle has made-up weights: its masks mean nothing.**",
+            elem_id="ris-untrained",
+        )
+
+
+def _question(answerer: Answerer) -> _Question:
+    """The left column."""
+    limits, names = answerer.limits, answerer.model.categories
+    image = gr.Image(
+        label="Image",
+        sources=["upload", "clipboard"],
+        type="filepath",
+        elem_id="ris-image",
+        height=360,
+    )
+    hand_over_bytes(image)
+    text = gr.Textbox(
+        label="Expressions, one a line (Shift+Enter asks)",
+        lines=3,
+        max_lines=8,
+        placeholder="left man\nthe red ball on the right",
+        elem_id="ris-text",
+        max_length=limits.expressions * (limits.characters + 1),
+    )
+    category = gr.Dropdown(
+        ["auto", *names], value="auto", label="Category asked", visible=bool(names)
+    )
+    threshold = gr.Slider(
+        0,
+        1,
+        0.5,
+        step=0.01,
+        label="No target from this probability on",
+        visible=answerer.model.bundle.manifest.no_target,
+    )
+    button = gr.Button("Segment", variant="primary", elem_id="ris-ask")
+    return _Question(image, text, category, threshold, button)
+
+
+def _results() -> tuple[Any, Any]:
+    """The right column: the picture with the masks, and the answers."""
+    picture = gr.Image(
+        label="Masks",
+        interactive=False,
+        format="png",
+        elem_id="ris-picture",
+        buttons=["download", "fullscreen"],
+        alt_text="The masks",
+    )
+    return picture, gr.HTML(elem_id="ris-result")
+
+
+def _asking(answerer: Answerer) -> Callable[..., tuple[Any, str, str]]:
+    """What the page runs for a question: values of the inputs to picture, answers and times."""
 
     def ask(
         image: bytes | None, text: str, threshold: float, category: str | None = None
     ) -> tuple[Any, str, str]:
+        """An error is shown in place of the answers.
+
+        Args:
+            image: The bytes of a file, None before there is one.
+            text: An expression a line.
+            threshold: From this no-target probability on, the mask is empty.
+            category: For models that ask by category.
+        """
         try:
             if image is None:
                 raise ImageError("there is no image yet; drop one, or pick an example")
@@ -110,74 +225,20 @@ def build_page(answerer: Answerer, folder: Path) -> gr.Blocks:
             return None, refusal(error), ""
         return shown.picture, shown.answers, shown.times
 
-    # what people sent is deleted after an hour, and all of it at the end
-    with gr.Blocks(
-        title="Referring image segmentation", analytics_enabled=False, delete_cache=(600, 3600)
-    ) as page:
-        gr.Markdown("# Image + “left man” → mask")
-        if not answerer.model.trained:
-            gr.Markdown(
-                "**This bundle has made-up weights: its masks mean nothing.**",
-                elem_id="ris-untrained",
-            )
-        with gr.Row():
-            with gr.Column(min_width=300):
-                image = gr.Image(
-                    label="Image",
-                    sources=["upload", "clipboard"],
-                    type="filepath",
-                    elem_id="ris-image",
-                    height=360,
-                )
-                hand_over_bytes(image)
-                text = gr.Textbox(
-                    label="Expressions, one a line (Shift+Enter asks)",
-                    lines=3,
-                    max_lines=8,
-                    placeholder="left man\nthe red ball on the right",
-                    elem_id="ris-text",
-                    max_length=limits.expressions * (limits.characters + 1),
-                )
-                category = gr.Dropdown(
-                    ["auto", *names], value="auto", label="Category asked", visible=bool(names)
-                )
-                threshold = gr.Slider(
-                    0,
-                    1,
-                    0.5,
-                    step=0.01,
-                    label="No target from this probability on",
-                    visible=manifest.no_target,
-                )
-                button = gr.Button("Segment", variant="primary", elem_id="ris-ask")
-            with gr.Column(min_width=300):
-                picture = gr.Image(
-                    label="Masks",
-                    interactive=False,
-                    format="png",
-                    elem_id="ris-picture",
-                    buttons=["download", "fullscreen"],
-                    alt_text="The masks",
-                )
-                answers = gr.HTML(elem_id="ris-result")
-        with gr.Accordion("Milliseconds by stage", open=True):
-            times = gr.HTML()
-        with gr.Accordion("What runs here", open=False):
-            gr.HTML(running(answerer))
-        inputs = [image, text, threshold, category] if names else [image, text, threshold]
-        for event in (button.click, text.submit):
-            event(ask, inputs, [picture, answers, times], api_visibility="private")
-        gr.Examples(
-            examples(folder, bool(names)),
-            [image, text, *([category] if names else [])],
-            label="Examples",
-        )
-    return page
+    return ask
 
 
 def serve_page(answerer: Answerer, host: str, port: int, wait: bool = True) -> gr.Blocks:
-    """Starts the page's server. wait: until it is stopped; otherwise the page is returned, to be
-    closed.
+    """Starts the page's server.
+
+    Args:
+        answerer: The model behind its limits.
+        host: Where to listen; "0.0.0.0" lets other machines in.
+        port: The HTTP port.
+        wait: Until the server is stopped. Otherwise the page is returned, for the caller to close.
+
+    Raises:
+        OSError: Where the port is taken.
     """
     folder = tempfile.TemporaryDirectory(prefix="ris-page-")
     page = build_page(answerer, Path(folder.name))

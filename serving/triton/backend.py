@@ -1,9 +1,10 @@
-"""What runs inside tritonserver's Python backend. Importable only there: Triton brings
-`triton_python_backend_utils`.
+"""What runs inside tritonserver's Python backend.
+
+Importable only there: Triton brings `triton_python_backend_utils`.
 
 A request is one image (the bytes of a JPEG, PNG, ... file) and any number of expressions. Requests
-that Triton hands over together are sorted by image; each image is encoded once, and kept for those
-that come later.
+that Triton hands over together are sorted by image; each image is encoded once, and kept for
+requests that come later.
 """
 
 from __future__ import annotations
@@ -19,11 +20,16 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from ris.engines.errors import ExpressionError, ImageError, RisError
-from ris.runtime.bundle import Bundle
+from ris.runtime import Model, Scene, Segmentation, load
+from ris.runtime.bundle import MANIFEST, Bundle
 from ris.runtime.categories import AUTO
-from ris.runtime.model import Model, Segmentation, load
+from ris.runtime.manifest import manifest_from_dict
 from ris.serving.answering import Answerer
 from ris.serving.limits import Deadline, Limits, status_of
+from ris.serving.triton.bls import triton_sessions
+
+_RUNNING = ("engine", "device", "threads", "compute", "overlap", "low_memory", "throughput")
+_CODES = {400: "INVALID_ARG", 413: "INVALID_ARG", 504: "UNAVAILABLE"}  # INTERNAL for any other
 
 
 @dataclass
@@ -31,14 +37,31 @@ class Ask:
     """One request, read and checked."""
 
     number: int
+    """Its place among the requests handed over together."""
+
     image: bytes
+    """An image file."""
+
     expressions: list[str]
+    """What is looked for."""
+
     categories: list[str] | None
+    """One for each expression; None for models that do not ask by category."""
+
     threshold: float
+    """From this no-target probability on, the mask is empty."""
+
     deadline: Deadline
+    """When it has taken too long."""
+
     answers: list[Segmentation] | None = None
+    """One for each expression; None before it was asked, and where it was not asked."""
+
     error: RisError | None = None
+    """Why there are no answers."""
+
     from_cache: bool = False
+    """Whether the image had been encoded already."""
 
 
 class TritonPythonModel:
@@ -50,40 +73,40 @@ class TritonPythonModel:
         settings = json.loads(config["parameters"]["ris"]["string_value"])
         if args["model_instance_kind"] == "GPU":
             os.environ["CUDA_VISIBLE_DEVICES"] = args["model_instance_device_id"]
-        bundle = Path(args["model_repository"]) / args["model_version"] / "bundle"
+
         self._join = bool(settings["join"])
         self._outputs = {output["name"] for output in config["output"]}
         self._limits = Limits(**settings["limits"])
+        bundle = Path(args["model_repository"]) / args["model_version"] / "bundle"
         model = self._open(bundle, settings)
         self._answerer = Answerer(model, self._limits, settings["cached_images"])
         self._metrics = Metrics(args["model_name"], args["model_instance_name"])
+
         running = "; ".join(
             f"{stage} {info.engine} {info.where}" for stage, info in model.sessions.items()
         )
         pb_utils.Logger.log_info(f"{args['model_instance_name']}: {running}")
 
     def _open(self, bundle: Path, settings: dict[str, Any]) -> Model:
-        if settings["graphs"]:
-            from ris.runtime.bundle import MANIFEST, manifest_from_dict
-            from ris.serving.triton.bls import triton_sessions
+        if not settings["graphs"]:
+            return load(bundle, **{name: settings[name] for name in _RUNNING})
 
-            manifest = manifest_from_dict(
-                json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
-            )
-            around = Bundle(bundle, manifest)
-            return Model(around, triton_sessions(around, settings["graphs"]), max_expressions=8)
-        names = ("engine", "device", "threads", "compute", "overlap", "low_memory", "throughput")
-        return load(bundle, **{name: settings[name] for name in names})
+        # the graphs are models of their own, and not among the bundle's files here
+        manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+        around = Bundle(bundle, manifest_from_dict(manifest))
+        return Model(around, triton_sessions(around, settings["graphs"]), max_expressions=8)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """A response to each request, in order; a refused one does not touch the others."""
         asks = [self._read(number, request) for number, request in enumerate(requests)]
+
         by_image: dict[bytes, list[Ask]] = {}
         for ask in asks:
             if ask.error is None and not requests[ask.number].is_cancelled():
                 by_image.setdefault(hashlib.sha256(ask.image).digest(), []).append(ask)
         for group in by_image.values():
             self._answer(group)
+
         self._metrics.count(self._answerer)
         return [self._respond(ask, request) for ask, request in zip(asks, requests, strict=True)]
 
@@ -91,26 +114,26 @@ class TritonPythonModel:
         ask = Ask(number, b"", [], None, 0.5, self._limits.deadline())
         try:
             ask.image = _strings(request, "image")[0]
-            ask.expressions = [
-                _text(value, "expression") for value in _strings(request, "expression")
-            ]
+            ask.expressions = _texts(request, "expression")
             self._limits.check_expressions(ask.expressions)
-            if pb_utils.get_input_tensor_by_name(request, "category") is not None:
-                ask.categories = [
-                    _text(value, "category") for value in _strings(request, "category")
-                ]
-                if len(ask.categories) != len(ask.expressions):
-                    raise ExpressionError(
-                        f"{len(ask.expressions)} expressions need as many categories"
-                    )
-            elif self._answerer.model.categories:
-                ask.categories = [AUTO] * len(ask.expressions)
+            ask.categories = self._categories(request, ask.expressions)
+
             threshold = pb_utils.get_input_tensor_by_name(request, "no_target_threshold")
             if threshold is not None:
                 ask.threshold = float(threshold.as_numpy().reshape(-1)[0])
         except RisError as error:
             ask.error = error
         return ask
+
+    def _categories(self, request: Any, expressions: list[str]) -> list[str] | None:
+        """The request's categories; "auto" for each expression where it names none."""
+        if pb_utils.get_input_tensor_by_name(request, "category") is None:
+            return [AUTO] * len(expressions) if self._answerer.model.categories else None
+
+        categories = _texts(request, "category")
+        if len(categories) != len(expressions):
+            raise ExpressionError(f"{len(expressions)} expressions need as many categories")
+        return categories
 
     def _answer(self, group: list[Ask]) -> None:
         """All requests about one image."""
@@ -121,6 +144,7 @@ class TritonPythonModel:
             for ask in group:
                 ask.error = error
             return
+
         if self._join:
             together: dict[float, list[Ask]] = {}
             for ask in group:
@@ -131,11 +155,13 @@ class TritonPythonModel:
         for part in parts:
             self._ask(scene, part)
 
-    def _ask(self, scene: Any, part: list[Ask]) -> None:
+    def _ask(self, scene: Scene, part: list[Ask]) -> None:
+        """Requests with one threshold, in one pass of the graphs."""
         expressions = [text for ask in part for text in ask.expressions]
         categories = None
         if part[0].categories is not None:
             categories = [name for ask in part for name in ask.categories or ()]
+
         try:
             found = self._answerer.ask(
                 scene, expressions, categories, part[0].threshold, part[0].deadline
@@ -144,6 +170,7 @@ class TritonPythonModel:
             for ask in part:
                 ask.error = error
             return
+
         start = 0
         for ask in part:
             own = found[start : start + len(ask.expressions)]
@@ -155,18 +182,10 @@ class TritonPythonModel:
     def _respond(self, ask: Ask, request: Any) -> Any:
         if ask.error is not None:
             status = status_of(ask.error)
-            code = {400: "INVALID_ARG", 413: "INVALID_ARG", 504: "UNAVAILABLE"}.get(
-                status, "INTERNAL"
-            )
-            message = f"{status}: {ask.error}"
-            return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
-            )
+            return _failure(f"{status}: {ask.error}", _CODES.get(status, "INTERNAL"))
         if ask.answers is None:
-            message = "the request was cancelled"
-            return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(message, pb_utils.TritonError.CANCELLED)
-            )
+            return _failure("the request was cancelled", "CANCELLED")
+
         wanted = set(request.requested_output_names()) & self._outputs
         tensors = [pb_utils.Tensor(name, _output(name, ask)) for name in sorted(wanted)]
         return pb_utils.InferenceResponse(output_tensors=tensors)
@@ -174,6 +193,11 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Gives the engines' memory back."""
         self._answerer.model.close()
+
+
+def _failure(message: str, code: str) -> Any:
+    error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+    return pb_utils.InferenceResponse(error=error)
 
 
 def _strings(request: Any, name: str) -> list[bytes]:
@@ -191,16 +215,18 @@ def _strings(request: Any, name: str) -> list[bytes]:
     return [bytes(value) for value in values.flat]
 
 
-def _text(value: bytes, name: str) -> str:
+def _texts(request: Any, name: str) -> list[str]:
+    """The elements of a BYTES input as texts."""
     try:
-        return value.decode("utf-8")
+        return [value.decode("utf-8") for value in _strings(request, name)]
     except UnicodeDecodeError:
         raise ExpressionError(f"the {name} is not valid UTF-8 text") from None
 
 
 def _output(name: str, ask: Ask) -> np.ndarray:
-    """One output of a request with N expressions: [1, N], but rle_size [1, 2], from_cache [1, 1],
-    mask [1, N, H, W].
+    """One output of a request with N expressions.
+
+    Shapes: [1, N]; of rle_size [1, 2], of from_cache [1, 1], of mask [1, N, H, W].
     """
     answers = ask.answers or []
     if name == "mask":
@@ -215,6 +241,7 @@ def _output(name: str, ask: Ask) -> np.ndarray:
         return np.array([[answer.no_target for answer in answers]], np.float32)
     if name == "is_no_target":
         return np.array([[answer.is_no_target for answer in answers]], np.bool_)
+
     texts = {
         "rle_counts": lambda answer: answer.rle()["counts"],
         "note": lambda answer: "; ".join(answer.notes),
@@ -224,8 +251,9 @@ def _output(name: str, ask: Ask) -> np.ndarray:
 
 
 class Metrics:
-    """Counters beside Triton's own, at its /metrics: encoded images found and not found, and how
-    many are kept.
+    """Counters beside Triton's own, at its /metrics.
+
+    They count encoded images found and not found, and say how many are kept.
     """
 
     def __init__(self, model: str, instance: str) -> None:
@@ -241,6 +269,7 @@ class Metrics:
             )
             self._families.append(family)
             self._counters[name] = family.Metric(labels=labels)
+
         family = pb_utils.MetricFamily(
             name="ris_image_cache_images",
             description="Encoded images that are kept",

@@ -1,5 +1,6 @@
-"""Sessions that ask other models of the same server (Triton's business logic scripting), one for
-each graph.
+"""Sessions that ask other models of the same server, one for each graph.
+
+Triton calls this business logic scripting.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from ris.engines import Graph, Session, SessionInfo, Value
+from ris.engines import Session, SessionInfo, Value
 from ris.engines.base import DeviceValue
 from ris.engines.errors import EngineError
 from ris.runtime.bundle import STAGES, Bundle
@@ -24,6 +25,7 @@ class TritonSession(Session):
             value = feeds[spec.name]
             array = value.numpy() if isinstance(value, DeviceValue) else value
             inputs.append(pb_utils.Tensor(spec.name, np.ascontiguousarray(array)))
+
         names = [spec.name for spec in self.graph.outputs]
         request = pb_utils.InferenceRequest(
             model_name=f"ris_{self.graph.stage}",
@@ -43,10 +45,6 @@ class TritonSession(Session):
 
 
 def triton_sessions(bundle: Bundle, graphs: str) -> dict[str, Session]:
-    """A session for each stage; the models may still be loading: the first request tells."""
+    """A session for each stage. The models may still be loading: the first request tells."""
     info = SessionInfo(engine=f"triton {graphs}", version="", device="server", providers=(graphs,))
-    sessions: dict[str, Session] = {}
-    for stage in STAGES:
-        graph: Graph = bundle.graph(stage)
-        sessions[stage] = TritonSession(graph, info)
-    return sessions
+    return {stage: TritonSession(bundle.graph(stage), info) for stage in STAGES}

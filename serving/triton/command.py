@@ -1,6 +1,4 @@
-"""`ris-serve`: a Triton model repository from a bundle, a server over it, and a test of it under
-load.
-"""
+"""`ris-serve`: a Triton model repository from a bundle, a server over it, and a load test."""
 
 from __future__ import annotations
 
@@ -14,7 +12,10 @@ from ris.runtime import open_bundle
 from ris.runtime.commands.console import RisCommand, RisGroup, disk_errors, find_bundle
 from ris.runtime.commands.running import Running, running_options
 from ris.serving.limits import Limits
-from ris.serving.triton.repository import Graphs, ServerOptions, write_repository
+from ris.serving.options import host_option, limit_options
+from ris.serving.triton.config import Graphs, ServerOptions
+from ris.serving.triton.load_report import table
+from ris.serving.triton.repository import write_repository
 from ris.serving.triton.server import Address, TritonServer
 
 
@@ -43,10 +44,8 @@ def main() -> None:
 @click.option(
     "--graphs",
     type=click.Choice(["onnx", "tensorrt"]),
-    help=(
-        "A Triton model for each graph, run by the server's own ONNX Runtime or TensorRT backend,"
-        " which the official container has. Default: all five in one process, run by --engine."
-    ),
+    help="A Triton model for each graph, run by the server's own ONNX Runtime or TensorRT backend, "
+    "which the official container has. Default: all five in one process, run by --engine.",
 )
 @click.option(
     "--instances",
@@ -77,27 +76,11 @@ def main() -> None:
     help="Encoded images kept a process.",
 )
 @click.option(
-    "--join", is_flag=True, help="Ask several requests about one image in one pass of the graphs."
+    "--join",
+    is_flag=True,
+    help="Ask several requests about one image in one pass of the graphs.",
 )
-@click.option(
-    "--max-image-mb", type=click.FloatRange(0, min_open=True), default=32.0, show_default=True
-)
-@click.option(
-    "--max-megapixels", type=click.FloatRange(0, min_open=True), default=50.0, show_default=True
-)
-@click.option(
-    "--max-expressions", type=click.IntRange(1), default=32, show_default=True, help="Of a request."
-)
-@click.option(
-    "--max-queue",
-    type=click.IntRange(1),
-    default=64,
-    show_default=True,
-    help="Requests that may wait.",
-)
-@click.option(
-    "--max-seconds", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True
-)
+@limit_options(Limits(), expressions_help="Of a request.")
 @running_options
 def triton(
     bundle: str | None,
@@ -109,11 +92,7 @@ def triton(
     delay: float,
     cached_images: int,
     join: bool,
-    max_image_mb: float,
-    max_megapixels: float,
-    max_expressions: int,
-    max_queue: int,
-    max_seconds: float,
+    limits: Limits,
     running: Running,
 ) -> None:
     """Writes a model repository that tritonserver loads as it is.
@@ -124,17 +103,9 @@ def triton(
       ris-serve triton ris-bundle --out models --engine openvino --instances 2 --threads 1 --force
       ris-serve triton ris-bundle --out models --graphs tensorrt --device cuda
     """
-    limits = Limits(
-        image_bytes=round(max_image_mb * 1e6),
-        pixels=round(max_megapixels * 1e6),
-        expressions=max_expressions,
-        waiting=max_queue,
-        seconds=max_seconds,
-    )
-    device = "cpu" if running.device == "auto" else running.device
     options = ServerOptions(
+        running,
         instances=instances,
-        **{**vars(running), "device": device},
         batch=batch,
         delay_us=round(delay * 1000),
         cached_images=cached_images,
@@ -144,6 +115,7 @@ def triton(
     )
     with disk_errors(out):
         names = write_repository(open_bundle(find_bundle(bundle)), out, options, force=force)
+
     click.echo(f"wrote {out}: {', '.join(names)}")
     click.echo(
         f"Next:\n  ris-serve start {out}\n  tritonserver --model-repository={out.absolute()}"
@@ -152,12 +124,7 @@ def triton(
 
 @main.command(cls=RisCommand)
 @click.argument("repository", type=click.Path(path_type=Path))
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Where to listen; 0.0.0.0 lets other machines in.",
-)
+@host_option
 @click.option("--http-port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @click.option("--grpc-port", type=click.IntRange(1, 65535), default=8001, show_default=True)
 @click.option("--metrics-port", type=click.IntRange(1, 65535), default=8002, show_default=True)
@@ -174,15 +141,15 @@ def start(repository: Path, host: str, http_port: int, grpc_port: int, metrics_p
     """
     with TritonServer(repository, Address(host, http_port, grpc_port, metrics_port)) as server:
         click.echo(
-            f"ready: http {host}:{http_port}, grpc {host}:{grpc_port}, metrics"
-            f" {host}:{metrics_port}"
+            f"ready: http {host}:{http_port}, grpc {host}:{grpc_port}, "
+            f"metrics {host}:{metrics_port}"
         )
         server.wait()
 
 
 @main.command("load-test", cls=RisCommand)
 @click.argument("bundle", required=False, type=click.Path())
-@click.option("--requests", "count", type=click.IntRange(2), default=2000, show_default=True)
+@click.option("--requests", type=click.IntRange(2), default=2000, show_default=True)
 @click.option("--clients", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--instances", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--http", is_flag=True, help="Ask over HTTP. Default: gRPC.")
@@ -197,7 +164,7 @@ def start(repository: Path, host: str, http_port: int, grpc_port: int, metrics_p
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def load_test(
     bundle: str | None,
-    count: int,
+    requests: int,
     clients: int,
     instances: int,
     http: bool,
@@ -216,8 +183,9 @@ def load_test(
       ris-serve load-test ris-bundle
       ris-serve load-test ris-bundle --requests 200 --clients 4 --http
     """
-    from ris.serving.triton.load_test import run_load_test, table
+    from ris.serving.triton.load_test import LoadOptions, run_load_test
 
-    report = run_load_test(find_bundle(bundle), running, count, clients, instances, http, port)
+    options = LoadOptions(requests, clients, instances, http, port)
+    report = run_load_test(find_bundle(bundle), running, options)
     click.echo(json.dumps(dataclasses.asdict(report), indent=1) if as_json else table(report))
     report.check()

@@ -21,7 +21,9 @@ from ris.runtime.commands.console import track
 from ris.runtime.commands.running import Running
 from ris.serving.answering import Answerer
 from ris.serving.limits import Limits
-from ris.serving.triton.repository import ServerOptions, write_repository
+from ris.serving.triton.config import ServerOptions
+from ris.serving.triton.load_report import Half, LoadReport
+from ris.serving.triton.repository import write_repository
 from ris.serving.triton.server import Address, TritonServer
 
 _SCENES = 40
@@ -30,59 +32,78 @@ _REPEATS = 25  # how often each image of the second half is asked about
 
 
 @dataclass(frozen=True)
-class LoadRequest:
-    """An image file's bytes and what is asked of it."""
-
-    image: bytes
-    expressions: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Half:
-    """Requests of one kind. per_second: requests; milliseconds: from a client's sending to its
-    answer.
-    """
+class LoadOptions:
+    """How many ask how much, and over which ports."""
 
     requests: int
-    images: int
-    loop_per_second: float
-    server_per_second: float
-    server_p50_ms: float
-    server_p99_ms: float
-    errors: int
-    different_masks: int
-    cache_hits: int
+    """Requests in both halves together."""
 
-    @property
-    def lost(self) -> float:
-        """The share of the loop's throughput that the server loses; negative where it gains."""
-        return 1 - self.server_per_second / self.loop_per_second
+    clients: int
+    """Clients that ask at once."""
+
+    instances: int
+    """Instances of the model in the server."""
+
+    http: bool
+    """Ask over HTTP in place of gRPC."""
+
+    port: int
+    """The first of three ports: HTTP, gRPC, metrics."""
 
 
 @dataclass(frozen=True)
-class LoadReport:
-    """clients that asked at once, and the two halves of their requests."""
+class LoadRequest:
+    """What one request asks."""
 
-    clients: int
-    distinct: Half
-    repeated: Half
-    first_error: str | None
+    image: bytes
+    """An image file."""
 
-    def check(self) -> None:
-        """Raises RisError where a request failed or a mask is not the loop's."""
-        errors = self.distinct.errors + self.repeated.errors
-        different = self.distinct.different_masks + self.repeated.different_masks
-        if errors or different:
-            first = f" ({self.first_error})" if self.first_error else ""
-            raise RisError(
-                f"{errors} requests failed{first}, {different} answers differ from the plain"
-                " runtime's"
-            )
+    expressions: tuple[str, ...]
+    """What is looked for in it."""
+
+
+Answers = list[tuple[list[int], str]]
+"""Size and run-length counts of the mask of each expression of a request."""
+
+Connect = Callable[[], Callable[[LoadRequest], Answers]]
+"""Makes a client for the thread that calls it."""
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """What the plain runtime answered, in a loop over the requests of one half."""
+
+    requests: list[LoadRequest]
+    """The requests."""
+
+    answers: list[Answers]
+    """One for each request."""
+
+    seconds: float
+    """Of all requests together."""
+
+
+@dataclass(frozen=True)
+class _Served:
+    """What the server answered to the requests of one half."""
+
+    answers: list[Answers | None]
+    """One for each request; None where it failed."""
+
+    seconds: float
+    """From the start of all clients to the end of the last one."""
+
+    times: list[float]
+    """Seconds of each request that was answered."""
+
+    errors: list[str]
+    """What each failed request was told."""
 
 
 def make_requests(count: int, repeats: int) -> list[LoadRequest]:
-    """Drawn scenes in several sizes with one to three of their expressions; each image is asked
-    `repeats` times.
+    """Requests about drawn scenes in several sizes, in random order.
+
+    Each image is asked about `repeats` times, with one to three of its scene's expressions.
     """
     images = -(-count // repeats)
     drawn = list(scene_images("heldout", 4 * min(_SCENES, images)))
@@ -91,71 +112,82 @@ def make_requests(count: int, repeats: int) -> list[LoadRequest]:
     for number in range(images):
         scene = drawn[number % len(drawn)]
         side = _SIDES[number % len(_SIDES)]
-        picture = Image.fromarray(scene.rgb).resize((side, side * 3 // 4))
-        picture = ImageEnhance.Brightness(picture).enhance(
-            0.6 + 0.8 * number / images
-        )  # bytes of its own
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=90)
+        brightness = 0.6 + 0.8 * number / images  # gives each image bytes of its own
+        data = _jpeg(scene.rgb, side, brightness)
+
+        texts = [truth.expression for truth in scene.truths]
         for _ in range(repeats):
-            texts = [truth.expression for truth in scene.truths]
             chosen = rng.permutation(len(texts))[: rng.integers(1, 4)]
-            requests.append(LoadRequest(buffer.getvalue(), tuple(texts[i] for i in chosen)))
+            requests.append(LoadRequest(data, tuple(texts[i] for i in chosen)))
+
     order = rng.permutation(len(requests))
     return [requests[i] for i in order][:count]
 
 
-def run_load_test(
-    bundle: Path, running: Running, count: int, clients: int, instances: int, http: bool, port: int
-) -> LoadReport:
-    """Runs the loop, starts a server with the same options, and lets the clients at it. Raises
-    RisError.
+def _jpeg(rgb: np.ndarray, side: int, brightness: float) -> bytes:
+    picture = Image.fromarray(rgb).resize((side, side * 3 // 4))
+    picture = ImageEnhance.Brightness(picture).enhance(brightness)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def run_load_test(bundle: Path, running: Running, options: LoadOptions) -> LoadReport:
+    """Runs the loop, starts a server that runs the bundle alike, and lets the clients at it.
+
+    Raises RisError where the loop fails or the server does not start. What goes wrong with single
+    requests is in the report.
     """
+    count = options.requests
     halves = [make_requests(count - count // 2, 1), make_requests(count // 2, _REPEATS)]
-    limits = Limits(waiting=max(64, clients), seconds=600)
-    loops = []
+    limits = Limits(waiting=max(64, options.clients), seconds=600)
+
     with running.load(bundle) as model:
-        category = (
-            model.categories[0] if model.categories else None
-        )  # which one does not matter here
-        for requests in halves:
-            loops.append(_loop(Answerer(model, limits, cached_images=0), requests, category))
-    device = "cpu" if running.device == "auto" else running.device
-    options = ServerOptions(
-        instances, **{**vars(running), "device": device}, cached_images=64, limits=limits
-    )
+        # which category is asked does not matter here
+        category = model.categories[0] if model.categories else None
+        loops = [
+            _loop(Answerer(model, limits, cached_images=0), requests, category)
+            for requests in halves
+        ]
+
+    port = options.port
     address = Address(http=port, grpc=port + 1, metrics=port + 2)
+    server_options = ServerOptions(
+        running, instances=options.instances, cached_images=64, limits=limits
+    )
     found: list[Half] = []
     first_error = None
     with tempfile.TemporaryDirectory() as folder:
-        write_repository(open_bundle(bundle), Path(folder) / "models", options)
+        repository = Path(folder) / "models"
+        write_repository(open_bundle(bundle), repository, server_options)
         log = (Path(folder) / "log").open("w")
-        with log, TritonServer(Path(folder) / "models", address, log) as server:
-            for requests, (expected, loop_seconds) in zip(halves, loops, strict=True):
+        with log, TritonServer(repository, address, log) as server:
+            connect = _asker(options.http, address, category)
+            for loop in loops:
                 before = _hits(server)
-                answers, seconds, times, errors = _clients(
-                    requests, clients, _asker(http, address, category)
-                )
-                different = sum(
-                    a is not None and a != e for a, e in zip(answers, expected, strict=True)
-                )  # what failed is counted as failed
-                first_error = first_error or next(iter(errors), None)
-                p50, p99 = np.percentile(times, [50, 99]) * 1000 if times else (0.0, 0.0)
-                images = len({request.image for request in requests})
-                found.append(
-                    Half(
-                        len(requests),
-                        images,
-                        len(requests) / loop_seconds,
-                        len(requests) / seconds,
-                        float(p50),
-                        float(p99),
-                        len(errors),
-                        different,
-                        round(_hits(server) - before),
-                    )
-                )
-    return LoadReport(clients, found[0], found[1], first_error)
+                served = _clients(loop.requests, options.clients, connect)
+                found.append(_half(loop, served, round(_hits(server) - before)))
+                first_error = first_error or next(iter(served.errors), None)
+    return LoadReport(options.clients, found[0], found[1], first_error)
+
+
+def _half(loop: _Loop, served: _Served, cache_hits: int) -> Half:
+    pairs = zip(served.answers, loop.answers, strict=True)
+    # what failed has no answer, and is counted as failed alone
+    different = sum(answer is not None and answer != expected for answer, expected in pairs)
+    p50, p99 = np.percentile(served.times, [50, 99]) * 1000 if served.times else (0.0, 0.0)
+    count = len(loop.requests)
+    return Half(
+        requests=count,
+        images=len({request.image for request in loop.requests}),
+        loop_per_second=count / loop.seconds,
+        server_per_second=count / served.seconds,
+        server_p50_ms=float(p50),
+        server_p99_ms=float(p99),
+        errors=len(served.errors),
+        different_masks=different,
+        cache_hits=cache_hits,
+    )
 
 
 def _hits(server: TritonServer) -> float:
@@ -166,35 +198,25 @@ def _hits(server: TritonServer) -> float:
     )
 
 
-Answers = list[tuple[list[int], str]]
-
-
-def _loop(
-    answerer: Answerer, requests: Sequence[LoadRequest], category: str | None
-) -> tuple[list[Answers], float]:
-    """Each request by itself, nothing kept. Returns size and counts of each mask, and the
-    seconds.
-    """
+def _loop(answerer: Answerer, requests: list[LoadRequest], category: str | None) -> _Loop:
+    """Each request by itself, nothing kept."""
     expected = []
     start = time.perf_counter()
     for request in track(requests, len(requests), "Plain runtime"):
         scene, _ = answerer.scene(request.image)
         categories = [category] * len(request.expressions) if category else None
-        found = answerer.ask(scene, request.expressions, categories)
         answers: Answers = []
-        for answer in found:
+        for answer in answerer.ask(scene, request.expressions, categories):
             if isinstance(answer, RisError):
                 raise answer
             rle = answer.rle()
             answers.append((rle["size"], rle["counts"]))
         expected.append(answers)
-    return expected, time.perf_counter() - start
+    return _Loop(requests, expected, time.perf_counter() - start)
 
 
-def _asker(
-    http: bool, address: Address, category: str | None
-) -> Callable[[], Callable[[LoadRequest], Answers]]:
-    """Makes a client for a thread of its own."""
+def _asker(http: bool, address: Address, category: str | None) -> Connect:
+    """Clients of the server at this address."""
     if http:
         import tritonclient.http as client_module
     else:
@@ -202,26 +224,17 @@ def _asker(
 
     def connect() -> Callable[[LoadRequest], Answers]:
         url = f"{address.reach}:{address.http if http else address.grpc}"
-        more: dict[str, Any] = (
-            {"network_timeout": 600.0, "connection_timeout": 60.0} if http else {}
-        )
-        client = client_module.InferenceServerClient(url, **more)
+        patience: dict[str, Any] = {"network_timeout": 600.0, "connection_timeout": 60.0}
+        client = client_module.InferenceServerClient(url, **(patience if http else {}))
         outputs = [client_module.InferRequestedOutput(name) for name in ("rle_counts", "rle_size")]
 
         def ask(request: LoadRequest) -> Answers:
-            values = {
-                "image": [request.image],
-                "expression": [text.encode() for text in request.expressions],
-            }
-            if category:
-                values["category"] = [category.encode()] * len(request.expressions)
-            inputs = [
-                client_module.InferInput(name, [1, len(each)], "BYTES")
-                for name, each in values.items()
-            ]
-            for tensor, each in zip(inputs, values.values(), strict=True):
-                tensor.set_data_from_numpy(np.array([each], np.object_))
+            inputs = []
+            for name, values in _inputs(request, category).items():
+                inputs.append(client_module.InferInput(name, [1, len(values)], "BYTES"))
+                inputs[-1].set_data_from_numpy(np.array([values], np.object_))
             response = client.infer("ris", inputs, outputs=outputs)
+
             size = [int(side) for side in response.as_numpy("rle_size")[0]]
             return [(size, counts.decode()) for counts in response.as_numpy("rle_counts")[0]]
 
@@ -230,14 +243,18 @@ def _asker(
     return connect
 
 
-def _clients(
-    requests: Sequence[LoadRequest],
-    clients: int,
-    connect: Callable[[], Callable[[LoadRequest], Answers]],
-) -> tuple[list[Answers | None], float, list[float], list[str]]:
-    """Answers in order (None where one failed), the seconds in all, the seconds of each, and what
-    went wrong.
-    """
+def _inputs(request: LoadRequest, category: str | None) -> dict[str, list[bytes]]:
+    values = {
+        "image": [request.image],
+        "expression": [text.encode() for text in request.expressions],
+    }
+    if category:
+        values["category"] = [category.encode()] * len(request.expressions)
+    return values
+
+
+def _clients(requests: Sequence[LoadRequest], clients: int, connect: Connect) -> _Served:
+    """So many clients, each of which takes the next request as soon as it has an answer."""
     answers: list[Answers | None] = [None] * len(requests)
     times: list[float] = []
     errors: list[str] = []
@@ -251,6 +268,7 @@ def _clients(
                 number = next(numbers, None)
             if number is None:
                 return
+
             began = time.perf_counter()
             try:
                 answers[number] = ask(requests[number])
@@ -267,21 +285,4 @@ def _clients(
         thread.start()
     for thread in threads:
         thread.join()
-    return answers, time.perf_counter() - start, times, errors
-
-
-def table(report: LoadReport) -> str:
-    """The report for people."""
-    lines = [f"{report.clients} clients"]
-    for name, half in (("an image each", report.distinct), ("repeated images", report.repeated)):
-        change = (
-            f"{half.lost:.1%} lost" if half.lost >= 0 else f"{1 - half.lost:.2f} times the loop"
-        )
-        lines.append(
-            f"{name}: {half.requests} requests, {half.images} images: plain loop"
-            f" {half.loop_per_second:.1f} requests/s, server {half.server_per_second:.1f}"
-            f" ({change}); p50 {half.server_p50_ms:.0f} ms, p99 {half.server_p99_ms:.0f} ms;"
-            f" {half.cache_hits} found in the cache; {half.errors} errors, {half.different_masks}"
-            " different"
-        )
-    return "\n".join(lines)
+    return _Served(answers, time.perf_counter() - start, times, errors)

@@ -1,5 +1,6 @@
-"""Starts a tritonserver that is installed here over a repository of ours: loopback only, nothing
-loaded from afar.
+"""Starts a tritonserver that is installed here over a repository of ours.
+
+It listens on the loopback address unless told otherwise, and loads nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -26,19 +27,26 @@ from ris import pip_install
 from ris.engines.errors import RisError
 
 _CONTAINER = Path("/opt/tritonserver/bin/tritonserver")
-# what a client could change the server or read its memory with; the key is made up at each start
-# and told to nobody
+# what a client could change the server or read its memory with; each needs a key, which is made up
+# at each start and told to nobody
 _CLOSED = ("shared-memory", "model-repository", "trace", "logging")
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server listens. host: "127.0.0.1" unless others are to reach it."""
+    """Where a server listens."""
 
     host: str = "127.0.0.1"
+    """The address to listen at; "0.0.0.0" lets other machines in."""
+
     http: int = 8000
+    """The HTTP port."""
+
     grpc: int = 8001
+    """The gRPC port."""
+
     metrics: int = 8002
+    """The port of the metrics, over HTTP."""
 
     @property
     def reach(self) -> str:
@@ -47,12 +55,14 @@ class Address:
 
 
 def find_server() -> tuple[Path, Path | None]:
-    """tritonserver's program, and nvidia-pytriton's folder where it is from there. Raises
-    RisError.
+    """The program tritonserver, and nvidia-pytriton's folder where the program is from there.
+
+    Raises RisError where there is no server, or one that cannot run in this environment.
     """
     found = shutil.which("tritonserver") or (str(_CONTAINER) if _CONTAINER.exists() else None)
     if found:
         return Path(found), None
+
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise RisError(
@@ -60,10 +70,10 @@ def find_server() -> tuple[Path, Path | None]:
             f" own {pip_install('cpu', 'triton')}"
         )
     folder = Path(spec.origin).parent / "tritonserver"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if not (folder / "python_backend_stubs" / version).is_dir():
+    if not (folder / "python_backend_stubs" / _python_version()).is_dir():
         raise RisError(
-            f"nvidia-pytriton has no Python {version} stub; use a Python that it has one for"
+            f"nvidia-pytriton has no Python {_python_version()} stub; use a Python that it has one"
+            " for"
         )
     if int(np.__version__.split(".")[0]) >= 2:
         raise RisError(
@@ -74,13 +84,17 @@ def find_server() -> tuple[Path, Path | None]:
     return folder / "bin" / "tritonserver", folder
 
 
+def _python_version() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
 class TritonServer:
     """A running server over `repository`. Use it in a `with` block: it is stopped at the end."""
 
     def __init__(
         self, repository: Path, address: Address | None = None, log: IO[str] | None = None
     ) -> None:
-        """log: where the server's own output goes, default this process's."""
+        """log: where the server's own output goes; None: where this process's goes."""
         if not repository.is_dir():
             raise RisError(
                 f"{repository}: no such model repository; write one with ris-serve triton"
@@ -111,15 +125,17 @@ class TritonServer:
         return arguments
 
     def _backends(self, wheel: Path) -> Path:
-        """The wheel's Python backend together with the stub for this Python, which it keeps
-        elsewhere.
+        """The wheel's Python backend, together with the stub for this Python.
+
+        The wheel keeps the stubs elsewhere, one for each version of Python.
         """
         backends = Path(self._folder.name) / "backends"
         python = backends / "python"
         python.mkdir(parents=True, exist_ok=True)
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
-        for file in [*(p for p in (wheel / "backends" / "python").iterdir() if p.is_file()), stub]:
+
+        stub = wheel / "python_backend_stubs" / _python_version() / "triton_python_backend_stub"
+        shared = [path for path in (wheel / "backends" / "python").iterdir() if path.is_file()]
+        for file in [*shared, stub]:
             (python / file.name).symlink_to(file)
         stub.chmod(stub.stat().st_mode | 0o111)
         return backends
@@ -132,13 +148,15 @@ class TritonServer:
         env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
         if self._wheel:
             libraries = str(sysconfig.get_config_var("LIBDIR"))
-            env["LD_LIBRARY_PATH"] = os.pathsep.join(
-                filter(None, [libraries, env.get("LD_LIBRARY_PATH")])
-            )
+            paths = filter(None, [libraries, env.get("LD_LIBRARY_PATH")])
+            env["LD_LIBRARY_PATH"] = os.pathsep.join(paths)
         return env
 
     def start(self, seconds: float = 300) -> None:
-        """Starts it and waits until every model has answered its warm-up. Raises RisError."""
+        """Starts the server and waits until every model has answered its warm-up.
+
+        Raises RisError where it ends, or is not ready after so many seconds.
+        """
         self._process = subprocess.Popen(
             self.command(),
             env=self.environment(),
@@ -171,20 +189,19 @@ class TritonServer:
 
     def metrics(self) -> dict[str, float]:
         """Triton's metrics that are about our models, by name with labels."""
-        with urllib.request.urlopen(
-            f"http://{self.address.reach}:{self.address.metrics}/metrics", timeout=10
-        ) as page:
+        url = f"http://{self.address.reach}:{self.address.metrics}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as page:
             lines = page.read().decode().splitlines()
         parts = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
         return {name: float(value) for name, value in parts if 'model="ris' in name}
 
     def wait(self) -> int:
-        """Until the server ends by itself; its exit code."""
+        """Waits until the server ends by itself, and returns its exit code."""
         assert self._process is not None
         return self._process.wait()
 
     def stop(self) -> None:
-        """Lets it finish what it has and ends it; may be called twice."""
+        """Lets the server finish what it has and ends it. May be called twice."""
         if self._process and self._process.poll() is None:
             self._process.terminate()
             try:

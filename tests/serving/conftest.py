@@ -1,5 +1,6 @@
-"""What the serving tests share. Where PyTorch is not installed, $RIS_TEST_BUNDLE names the
-bundle.
+"""What the serving tests share.
+
+Where PyTorch is not installed, $RIS_TEST_BUNDLE and $RIS_TEST_CATEGORY_BUNDLE name the bundles.
 """
 
 from __future__ import annotations
@@ -10,15 +11,24 @@ from pathlib import Path
 import pytest
 
 
+def _bundle(request, variable, fixture):
+    """The bundle that the variable names, else that of the fixture, which PyTorch exports."""
+    if given := os.environ.get(variable):
+        return Path(given).absolute()
+    pytest.importorskip("torch", reason=f"no PyTorch to export a bundle with, and no ${variable}")
+    return request.getfixturevalue(fixture)
+
+
 @pytest.fixture(scope="session")
 def served_bundle(request):
-    """A bundle with a no-target head: $RIS_TEST_BUNDLE, or the tiny one, which PyTorch exports."""
-    if given := os.environ.get("RIS_TEST_BUNDLE"):
-        return Path(given).absolute()
-    pytest.importorskip(
-        "torch", reason="no PyTorch to export a bundle with, and $RIS_TEST_BUNDLE is not set"
-    )
-    return request.getfixturevalue("tiny_bundle")
+    """A bundle with a no-target head: $RIS_TEST_BUNDLE, or the tiny one."""
+    return _bundle(request, "RIS_TEST_BUNDLE", "tiny_bundle")
+
+
+@pytest.fixture(scope="session")
+def served_category_bundle(request):
+    """A bundle that asks by category: $RIS_TEST_CATEGORY_BUNDLE, or the tiny one."""
+    return _bundle(request, "RIS_TEST_CATEGORY_BUNDLE", "tiny_category_bundle")
 
 
 @pytest.fixture(scope="session")

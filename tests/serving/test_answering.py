@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ris.engines.errors import ExpressionError, ImageError
-from ris.runtime.model import Segmentation
+from ris.runtime.segmentation import Segmentation
 from ris.serving.answering import Answerer, SceneCache
 from ris.serving.limits import LimitError, Limits
 from serving_helpers import picture_bytes

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip(
-    "ray", reason='Ray is not installed: pip install ".[ray]", or make test-serving'
-)
+pytest.importorskip("ray", reason='Ray is not installed: pip install ".[ray]"')
 
 from batch_drill import drill
 from serving_helpers import picture_bytes
@@ -31,35 +29,22 @@ def test_killed_worker_and_killed_driver_lose_and_repeat_nothing(served_bundle, 
 def test_another_question_is_not_mixed_into_a_batch(served_bundle, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(picture_bytes(1))
-    common = [
-        tmp_path / "in",
-        "--bundle",
-        served_bundle,
-        "--out",
-        tmp_path / "out",
-        "--engine",
-        "onnxruntime",
-    ]
+    source, bundle = tmp_path / "in", ("--bundle", served_bundle)
+    common = [source, *bundle, "--out", tmp_path / "out", "--engine", "onnxruntime"]
     done = ris_batch(*common, "-e", "left man", "--json")
     assert done.returncode == 0, done.stderr
     assert '"rows": 1' in done.stdout
+
     other = ris_batch(*common, "-e", "the dog")
     assert other.returncode == 2
     assert "has a batch with other expressions" in other.stderr
-    engine = ris_batch(
-        tmp_path / "in",
-        "--bundle",
-        served_bundle,
-        "--engine",
-        "tensorrt",
-        "-e",
-        "left man",
-        "--out",
-        tmp_path / "out3",
-    )
+
+    elsewhere = [*bundle, "--out", tmp_path / "out3"]
+    engine = ris_batch(source, *elsewhere, "--engine", "tensorrt", "-e", "left man")
     assert engine.returncode == 2
     assert "engine 'tensorrt' cannot run here" in engine.stderr
-    empty = ris_batch(tmp_path / "absent", "--bundle", served_bundle, "--out", tmp_path / "out2")
+
+    empty = ris_batch(tmp_path / "absent", *bundle, "--out", tmp_path / "out2")
     assert empty.returncode == 2
     assert "no such file or folder" in empty.stderr
     assert "Traceback" not in empty.stderr

@@ -1,6 +1,4 @@
-"""Folders, JSONL, Parquet and web-dataset shards become the same tasks; parts hold every row
-once.
-"""
+"""Folders, JSONL, Parquet and shards become the same tasks; parts hold every row once."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 from ris.engines.errors import RisError  # noqa: E402
 from ris.runtime.bundle import Bundle, open_bundle  # noqa: E402
-from ris.serving.batch.inputs import group_by_image, read_sources  # noqa: E402
+from ris.serving.batch.inputs import Given, group_by_image, read_sources  # noqa: E402
 from ris.serving.batch.parts import DEATHS, Job  # noqa: E402
 from ris.serving.batch.worker import Worker, _Images  # noqa: E402
 from ris.serving.limits import Limits  # noqa: E402
@@ -23,7 +21,7 @@ from serving_helpers import picture_bytes  # noqa: E402
 
 
 def tasks_of(*sources, expressions=(), category=None):
-    return group_by_image(read_sources(sources, expressions, category))
+    return group_by_image(read_sources(sources, Given(tuple(expressions), category)))
 
 
 def read(task):
@@ -52,10 +50,8 @@ def test_lines_about_one_image_are_grouped_wherever_they_are(tmp_path):
         {"image": "a.png", "expression": "w"},
     ]
     path = tmp_path / "in.jsonl"
-    path.write_text(
-        "\n".join(json.dumps(line) for line in lines)
-        + '\n{broken\n\n{"image": 3, "expression": "x"}\n'
-    )
+    good = "\n".join(json.dumps(line) for line in lines)
+    path.write_text(good + '\n{broken\n\n{"image": 3, "expression": "x"}\n')
     tasks = tasks_of(path, category="auto")
     assert [(t.name, t.rows, t.expressions) for t in tasks[:2]] == [
         ("a.png", [0, 3], ["x", "w"]),
@@ -71,18 +67,19 @@ def test_lines_about_one_image_are_grouped_wherever_they_are(tmp_path):
 def test_a_table_of_paths_and_a_table_of_bytes(tmp_path):
     images = [picture_bytes(i) for i in range(3)]
     (tmp_path / "p.png").write_bytes(images[0])
-    pq.write_table(
-        pa.table({"image": ["p.png", None], "expression": ["x", "y"]}), tmp_path / "paths.parquet"
-    )
+    table = pa.table({"image": ["p.png", None], "expression": ["x", "y"]})
+    pq.write_table(table, tmp_path / "paths.parquet")
     good, bad = tasks_of(tmp_path / "paths.parquet")
     assert read(good) == images[0]
     assert "row 1: there is no image" in bad.error
+
     structs = [{"bytes": image, "path": "x"} for image in images]
     table = pa.table({"image": structs, "expression": [["x", "y"], ["z"], ["w"]]})
     pq.write_table(table, tmp_path / "bytes.parquet", row_group_size=2)
     tasks = tasks_of(tmp_path / "bytes.parquet")
     assert [t.rows for t in tasks] == [[0, 1], [2], [3]]
     assert [read(t) for t in tasks] == images
+
     pq.write_table(pa.table({"picture": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(RisError, match="needs the columns image and expression, it has picture"):
         tasks_of(tmp_path / "other.parquet")
@@ -104,6 +101,7 @@ def test_a_web_dataset_shard_is_read_in_place(tmp_path):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+
     tasks = tasks_of(shard)
     assert [(t.name, t.expressions) for t in tasks[:2]] == [
         ("s.tar/d/000.png", ["left man", "the dog"]),

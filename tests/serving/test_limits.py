@@ -1,6 +1,4 @@
-"""The limits that every door shares: what is refused, with which status, before any pixel is
-decoded.
-"""
+"""The limits that every door shares: what is refused before any pixel is decoded, and how."""
 
 from __future__ import annotations
 
@@ -23,15 +21,13 @@ def png_that_claims(width: int, height: int) -> bytes:
     """A PNG of a few bytes whose header promises many pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
+        length, checksum = struct.pack(">I", len(data)), struct.pack(">I", zlib.crc32(kind + data))
+        return length + kind + data + checksum
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = (
-        chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
+    pixels = zlib.compress(b"\0" * 1000)
+    signature = b"\x89PNG\r\n\x1a\n"
+    return signature + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])

@@ -1,6 +1,6 @@
-"""The page in headless Chromium, end to end: what people do with it, and that it loads nothing from
-elsewhere.
+"""The page in headless Chromium, end to end: what people do with it.
 
+It loads nothing from elsewhere: every test checks this at its end.
 $RIS_SCREENSHOTS names a folder that gets a picture of each step.
 """
 
@@ -62,8 +62,9 @@ def browser():
 
 @pytest.fixture
 def visit(browser, address):
-    """Opens the page in a window of a given size; afterwards nothing may have been asked of another
-    host.
+    """Opens the page in a window of a given size.
+
+    At the end nothing may have been asked of another host.
     """
     asked, contexts = [], []
 
@@ -81,10 +82,8 @@ def visit(browser, address):
     for context in contexts:
         context.close()
     assert asked
-    elsewhere = [
-        url for url in asked if not url.startswith((address, "data:", "blob:", "ws://127.0.0.1"))
-    ]
-    assert not elsewhere
+    from_here = (address, "data:", "blob:", "ws://127.0.0.1")
+    assert not [url for url in asked if not url.startswith(from_here)]
 
 
 def upload(page, file):
@@ -186,18 +185,16 @@ def test_paths_and_addresses_in_a_request_are_not_opened(address, path):
         "session_hash": "test",
     }
     headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(
-        f"{address}/gradio_api/queue/join", json.dumps(data).encode(), headers
-    )
+    join = f"{address}/gradio_api/queue/join"
+    request = urllib.request.Request(join, json.dumps(data).encode(), headers)
     try:
         urllib.request.urlopen(request, timeout=60).read()
     except urllib.error.HTTPError as error:
         status = error.code
     else:
         status, events = 200, []
-        for line in urllib.request.urlopen(
-            f"{address}/gradio_api/queue/data?session_hash=test", timeout=60
-        ):
+        queue = f"{address}/gradio_api/queue/data?session_hash=test"
+        for line in urllib.request.urlopen(queue, timeout=60):
             if line.startswith(b"data:"):
                 events.append(json.loads(line[5:]))
                 if events[-1]["msg"] in ("process_completed", "close_stream"):

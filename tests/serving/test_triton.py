@@ -1,11 +1,11 @@
-"""The real tritonserver over repositories of ours: masks, caching, limits, and the models-a-graph
-variant.
-"""
+"""The real tritonserver over repositories of ours: masks, caching, limits, a model a graph."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +17,10 @@ import pytest
 from conftest import REPO
 from ris.engines.errors import BundleError, RisError
 from ris.runtime import open_bundle
+from ris.runtime.commands.running import Running
 from ris.serving.limits import Limits
-from ris.serving.triton.repository import (
-    ServerOptions,
-    compiled_plan,
-    front_config,
-    graph_config,
-    write_repository,
-)
+from ris.serving.triton.config import ServerOptions, front_config, graph_config
+from ris.serving.triton.repository import compiled_plan, write_repository
 from ris.serving.triton.server import Address, TritonServer, find_server
 from serving_helpers import free_ports, picture_bytes
 
@@ -48,8 +44,9 @@ needs_server = pytest.mark.skipif(
 )
 
 
-def options(**more):
-    return ServerOptions(**({"engine": "onnxruntime", "threads": 1, "limits": SMALL} | more))
+def options(device="cpu", **more):
+    running = Running("onnxruntime", device, threads=1, compute=None)
+    return ServerOptions(running, **({"limits": SMALL} | more))
 
 
 def serve(folder, bundle, chosen):
@@ -80,19 +77,20 @@ def ask(
 
     triton = tritonclient.grpc if grpc else tritonclient.http
     port = server.address.grpc if grpc else server.address.http
-    client = triton.InferenceServerClient(
-        f"127.0.0.1:{port}", **({} if grpc else {"network_timeout": 300.0})
-    )
+    patience = {} if grpc else {"network_timeout": 300.0}
+    client = triton.InferenceServerClient(f"127.0.0.1:{port}", **patience)
+
     inputs = []
-    for name, values in {"image": [image], "expression": [e.encode() for e in expressions]}.items():
+    asked = {"image": [image], "expression": [text.encode() for text in expressions]}
+    for name, values in asked.items():
         inputs.append(triton.InferInput(name, [1, len(values)], "BYTES"))
         inputs[-1].set_data_from_numpy(np.array([values], np.object_))
     for name, value in more.items():
         inputs.append(triton.InferInput(name, [1, 1], "FP32"))
         inputs[-1].set_data_from_numpy(np.array([[value]], np.float32))
-    found = client.infer(
-        "ris", inputs, outputs=[triton.InferRequestedOutput(name) for name in names]
-    )
+
+    outputs = [triton.InferRequestedOutput(name) for name in names]
+    found = client.infer("ris", inputs, outputs=outputs)
     return {name: found.as_numpy(name) for name in names}
 
 
@@ -104,16 +102,8 @@ def expected(model, image, expressions, **more):
 @pytest.mark.parametrize("grpc", [False, True], ids=["http", "grpc"])
 def test_answers_are_the_local_runtimes(server, served_model, grpc):
     image, texts = picture_bytes(11 + grpc, 90, 70), ["left man", "the dog", "a red car"]
-    names = (
-        "mask",
-        "rle_counts",
-        "rle_size",
-        "score",
-        "no_target",
-        "is_no_target",
-        "note",
-        "from_cache",
-    )
+    of_each = ("mask", "rle_counts", "score", "no_target", "is_no_target", "note")
+    names = (*of_each, "rle_size", "from_cache")
     found = ask(server, image, texts, grpc=grpc, names=names)
     wanted = expected(served_model, image, texts)
     assert found["mask"].shape == (1, 3, 70, 90)
@@ -132,11 +122,11 @@ def test_answers_are_the_local_runtimes(server, served_model, grpc):
 @needs_server
 def test_the_threshold_is_the_requests(server, served_model):
     image = picture_bytes(21)
-    found = ask(
-        server, image, ["left man"], names=("is_no_target", "mask"), no_target_threshold=0.0
-    )
+    names = ("is_no_target", "mask")
+    found = ask(server, image, ["left man"], names=names, no_target_threshold=0.0)
     assert found["is_no_target"].item()
     assert not found["mask"].any()
+
     found = ask(server, image, ["left man"], names=("mask",), no_target_threshold=1.0)
     [answer] = expected(served_model, image, ["left man"], no_target_threshold=1.0)
     np.testing.assert_array_equal(found["mask"][0, 0], answer.mask)
@@ -214,22 +204,13 @@ def test_clients_cannot_reach_into_the_server(server):
 def test_the_example_client_speaks_both(server, served_model, tmp_path):
     (tmp_path / "photo.png").write_bytes(picture_bytes(40))
     [answer] = expected(served_model, picture_bytes(40), ["left man"])
-    for more in (
-        [f"127.0.0.1:{server.address.http}"],
-        [f"127.0.0.1:{server.address.grpc}", "--grpc"],
-    ):
-        command = [
-            sys.executable,
-            REPO / "examples" / "triton_client.py",
-            tmp_path / "photo.png",
-            "left man",
-        ]
-        done = subprocess.run(
-            [*command, "--mask", tmp_path / "m.npy", "--url", *more],
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    client = [sys.executable, REPO / "examples" / "triton_client.py"]
+    question = [tmp_path / "photo.png", "left man", "--mask", tmp_path / "m.npy"]
+    over_http = ["--url", f"127.0.0.1:{server.address.http}"]
+    over_grpc = ["--url", f"127.0.0.1:{server.address.grpc}", "--grpc"]
+    for way in (over_http, over_grpc):
+        command = [*client, *question, *way]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["rle"] == dict(answer.rle())
         np.testing.assert_array_equal(np.load(tmp_path / "m.npy")[0].astype(bool), answer.mask)
@@ -237,21 +218,18 @@ def test_the_example_client_speaks_both(server, served_model, tmp_path):
 
 @needs_server
 def test_a_full_queue_refuses_and_recovers(served_bundle, tmp_path):
-    """A burst beyond the queue: some are served, the others told so at once, and the next request
-    is served.
-    """
+    """A burst beyond the queue: some are served, the others refused; the next one is served."""
     from tritonclient.utils import InferenceServerException
 
     tight = Limits(waiting=1, seconds=120)
 
     def attempt(number):
+        image = picture_bytes(number, 1200, 900, "JPEG")
         try:
-            return (
-                ask(server, picture_bytes(number, 1200, 900, "JPEG"), ["left man"], grpc=True)
-                and "served"
-            )
+            ask(server, image, ["left man"], grpc=True)
         except InferenceServerException as error:
             return error.message()
+        return "served"
 
     with serve(tmp_path, served_bundle, options(limits=tight, batch=1)) as server:
         with ThreadPoolExecutor(12) as pool:
@@ -290,10 +268,10 @@ class TritonPythonModel:
 
 @needs_server
 def test_a_model_a_graph(served_bundle, served_model, tmp_path):
-    """The configurations for the container's backends, with its ONNX Runtime backend played by the
-    Python one.
+    """The configurations for the container's backends.
 
-    Here the expressions of several requests are asked together, too.
+    Its ONNX Runtime backend is played by the Python one. The expressions of several requests are
+    asked together here, too.
     """
     server = serve(tmp_path, served_bundle, options(graphs="onnx", join=True, delay_us=100_000))
     for config in (tmp_path / "models").glob("ris_*/config.pbtxt"):
@@ -306,21 +284,24 @@ def test_a_model_a_graph(served_bundle, served_model, tmp_path):
         found = ask(server, image, texts)
         wanted = [answer.rle()["counts"] for answer in expected(served_model, image, texts)]
         assert [counts.decode() for counts in found["rle_counts"][0]] == wanted
+
+        def masks_of(texts):
+            return ask(server, image, texts, grpc=True, names=("mask",))["mask"][0].astype(bool)
+
         asked = [["the dog"], ["a red car", "left man"], ["left man"]]
         with ThreadPoolExecutor(3) as pool:
-            together = list(
-                pool.map(lambda each: ask(server, image, each, grpc=True, names=("mask",)), asked)
-            )
+            together = list(pool.map(masks_of, asked))
         for each, answer in zip(asked, together, strict=True):
             masks = np.stack([one.mask for one in expected(served_model, image, each)])
-            assert (answer["mask"][0].astype(bool) == masks).mean() > 0.999
+            assert (answer == masks).mean() > 0.999
+
         with pytest.raises(Exception, match="400: the expression is empty"):
             ask(server, image, ["  "])
         assert any('model="ris_fusion"' in name for name in server.metrics())
 
 
-def test_the_configuration_follows_the_manifest(request, served_bundle):
-    """The same where no server is: what depends on the model and on the options."""
+def test_the_configuration_follows_the_manifest(served_category_bundle, served_bundle):
+    """Without a server: what depends on the model and on the options."""
     bundle = open_bundle(served_bundle)
     text = front_config(bundle, options(instances=3, batch=5, delay_us=70))
     assert 'name: "no_target"' in text
@@ -334,8 +315,7 @@ def test_the_configuration_follows_the_manifest(request, served_bundle):
     assert "max_batch_size: 0" in fusion
     for spec in bundle.manifest.graphs["fusion"].inputs:
         assert f'name: "{spec.name}"' in fusion
-    pytest.importorskip("torch", reason="no PyTorch to export the category variant with")
-    text = front_config(open_bundle(request.getfixturevalue("tiny_category_bundle")), options())
+    text = front_config(open_bundle(served_category_bundle), options())
     assert 'name: "category" data_type: TYPE_STRING' in text
     assert 'name: "category_asked"' in text
     assert 'name: "no_target" ' not in text
@@ -369,25 +349,21 @@ def test_the_bundle_stays_its_owners(served_bundle, tmp_path):
 
 def test_plans_are_found_by_what_they_were_compiled_from(served_bundle, tmp_path):
     bundle = open_bundle(served_bundle)
-    import dataclasses
-    import shutil
-
     copy = dataclasses.replace(bundle, path=Path(shutil.copytree(served_bundle, tmp_path / "copy")))
     with pytest.raises(BundleError, match="0 TensorRT plans of fusion; compile it"):
         compiled_plan(copy, "fusion")
-    current = {
-        Path(name).name: value for name, value in bundle.manifest.graphs["fusion"].sha256.items()
+
+    hashes = bundle.manifest.graphs["fusion"].sha256
+    current = {Path(name).name: value for name, value in hashes.items()}
+    recipes = {
+        "a": {"engine": "tensorrt", "onnx": current},
+        "b": {"engine": "tensorrt", "onnx": {"fusion.onnx": "0"}},
+        "c": {"engine": "openvino", "onnx": current},
     }
-    for key, onnx, engine in [
-        ("a", current, "tensorrt"),
-        ("b", {"fusion.onnx": "0"}, "tensorrt"),
-        ("c", current, "openvino"),
-    ]:
+    for key, recipe in recipes.items():
         folder = copy.path / "engines" / key
         folder.mkdir(parents=True)
-        (folder / "fusion.json").write_text(
-            json.dumps({"recipe": {"engine": engine, "onnx": onnx}})
-        )
+        (folder / "fusion.json").write_text(json.dumps({"recipe": recipe}))
         (folder / "fusion.plan").write_bytes(b"plan")
     assert compiled_plan(copy, "fusion") == copy.path / "engines" / "a" / "fusion.plan"
     shutil.copytree(copy.path / "engines" / "a", copy.path / "engines" / "d")

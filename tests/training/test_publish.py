@@ -1,6 +1,4 @@
-"""Weights to give away: mixed with those that a run began from, from the command line, bad input in
-a sentence.
-"""
+"""Weights to give away: mixed with those that a run began from, and from the command line."""
 
 from __future__ import annotations
 
@@ -19,14 +17,10 @@ def test_weights_mixed_with_those_that_a_run_began_from(tmp_path):
         save_file({"w": torch.full(shape, value), "n": torch.tensor([7])}, file)
     publish(files[0], files[3], files[1], 0.25)
     mixed = load_file(files[3])
-    assert (mixed["w"].dtype, mixed["w"].unique().tolist(), mixed["n"].tolist()) == (
-        torch.float16,
-        [1.5],
-        [7],
-    )
-    with pytest.raises(
-        CheckpointError, match=r"other.safetensors has no w of shape \(2, 3\): another model"
-    ):
+    assert mixed["w"].dtype == torch.float16
+    assert (mixed["w"].unique().tolist(), mixed["n"].tolist()) == ([1.5], [7])
+    message = r"other.safetensors has no w of shape \(2, 3\): another model"
+    with pytest.raises(CheckpointError, match=message):
         publish(files[0], files[3], files[2], 0.25)
 
 

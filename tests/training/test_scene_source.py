@@ -1,6 +1,4 @@
-"""Drawn scenes as training sees them: warped, repainted away from held-out glyphs, asked for what
-is not there.
-"""
+"""Drawn scenes as training sees them: warped, repainted, asked for what is not there."""
 
 from __future__ import annotations
 
@@ -44,9 +42,8 @@ def test_warped_masks_follow_the_picture():
             assert thing.area == len(xs)
             assert thing.centre == (xs.mean(), ys.mean())
             same = np.abs(after.image[thing.mask][:, 0].astype(int) - 30 * (i + 1)) < 16
-            assert same.mean() > (
-                0.8 if thing.area >= 400 else 0.5
-            )  # thin things are mostly border
+            # thin things are mostly border
+            assert same.mean() > (0.8 if thing.area >= 400 else 0.5)
     assert 3 <= warps <= 9
 
 
@@ -59,8 +56,9 @@ def test_what_is_not_there_is_asked_for_where_a_source_says_so():
 
 
 def test_no_varied_object_comes_near_a_held_out_variant():
-    """Repainted glyphs against every held-out one of their kind and outline, at all their pixels,
-    in any light.
+    """Repainted glyphs against every held-out one of their kind and outline.
+
+    At all their pixels, in any light.
     """
     rng, lights = np.random.default_rng(0), np.linspace(0.8, 1.25, 10)[:, None, None]
     repainted_ones = 0
@@ -78,14 +76,10 @@ def test_no_varied_object_comes_near_a_held_out_variant():
                 continue  # another outline
 
             def away(colours, there=pixels[solid][:, :3]):
-                return np.sqrt(
-                    ((np.clip(colours * lights, 0, 255) - there) ** 2).mean((1, 2))
-                ).min()
+                lit = np.clip(colours * lights, 0, 255)
+                return np.sqrt(((lit - there) ** 2).mean((1, 2))).min()
 
+            names = (variant.kind, variant.name, other.name)
             for new in painted:
-                assert away(new) > min(APART, away(own)) - 2, (
-                    variant.kind,
-                    variant.name,
-                    other.name,
-                )
+                assert away(new) > min(APART, away(own)) - 2, names
     assert repainted_ones > 300

@@ -1,6 +1,4 @@
-"""`ris-train` from the command line: scenes and data sets, going on, and what it says of bad
-input.
-"""
+"""`ris-train` from the command line: scenes and data sets, resumed runs, bad input."""
 
 from __future__ import annotations
 
@@ -10,27 +8,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from refer_files import write_refer
 
+from refer_files import write_refer
 from ris.training.command import main
 from ris.training.loop import computes_bf16
 
-FAST = [
-    "--preset",
-    "tiny",
-    "--batch-images",
-    "2",
-    "--batch-expressions",
-    "2",
-    "--workers",
-    "0",
-    "--threads",
-    "2",
-]
+FAST = "--preset tiny --batch-images 2 --batch-expressions 2 --workers 0 --threads 2"
 
 
 def run(*arguments):
-    result = CliRunner().invoke(main, [*FAST, *map(str, arguments)])
+    result = CliRunner().invoke(main, [*FAST.split(), *map(str, arguments)])
     return result.exit_code, result.output
 
 
@@ -70,18 +57,8 @@ def test_scenes_then_on_from_where_it_stopped(tmp_path):
 def test_data_sets_in_their_own_files(tmp_path, name):
     """The same command on RefCOCO's and gRefCOCO's files, frozen encoders' features stored."""
     write_refer(tmp_path, name)
-    code, text = run(
-        "--data",
-        name,
-        "--root",
-        tmp_path,
-        "--out",
-        tmp_path / "run",
-        "--steps",
-        3,
-        "--features",
-        tmp_path / "features",
-    )
+    data, out = ["--data", name, "--root", tmp_path], ["--out", tmp_path / "run", "--steps", 3]
+    code, text = run(*data, *out, "--features", tmp_path / "features")
     assert code == 0, text
     last = log(tmp_path / "run")[-1]
     assert set(last["losses"]) == {"mask", "dfam", "vl", "no_target"}
@@ -91,31 +68,23 @@ def test_data_sets_in_their_own_files(tmp_path, name):
 
 
 def test_bad_input_is_a_sentence(tmp_path):
-    code, text = run(
-        "--data", "refcoco", "--root", tmp_path, "--lessons", 5, "--out", tmp_path / "run"
-    )
-    assert code == 2
-    assert "--lessons belong to --data scenes" in text
-    code, text = run("--data", "refcoco", "--out", tmp_path / "run")
-    assert (code, "needs --root" in text) == (2, True)
-    code, text = run("--features", tmp_path, "--out", tmp_path / "run")
-    assert (code, "draws its own images" in text) == (2, True)
-    code, text = run("--data", "refcoco", "--root", tmp_path, "--out", tmp_path / "run")
-    assert (code, "list of references is missing" in text) == (2, True)
+    refcoco = ["--data", "refcoco", "--root", tmp_path]
+
+    def check(sentence, *arguments):
+        code, text = run(*arguments, "--out", tmp_path / "run")
+        assert (code, sentence in text) == (2, True), text
+
+    check("--lessons belong to --data scenes", *refcoco, "--lessons", 5)
+    check("needs --root", "--data", "refcoco")
+    check("draws its own images", "--features", tmp_path)
+    check("list of references is missing", *refcoco)
     if not torch.cuda.is_available():
-        code, text = run("--device", "cuda", "--out", tmp_path / "run")
-        assert (code, "sees no CUDA device" in text) == (2, True)
-    code, text = run("--variant", "category", "--out", tmp_path / "run")
-    assert (code, "COCO categories" in text) == (2, True)
+        check("sees no CUDA device", "--device", "cuda")
+    check("COCO categories", "--variant", "category")
+
     write_refer(tmp_path)
-    code, text = run(
-        "--data", "refcoco", "--root", tmp_path, "--variant", "category", "--out", tmp_path / "run"
-    )
-    assert (code, "needs its table" in text) == (2, True)
-    (tmp_path / "images" / "train2014" / "COCO_train2014_000000000001.jpg").write_bytes(b"no image")
-    code, text = run(
-        "--data", "refcoco", "--root", tmp_path, "--out", tmp_path / "run", "--batch-images", 3
-    )
-    assert code == 2
-    assert "COCO_train2014_000000000001.jpg cannot be read" in text
+    check("needs its table", *refcoco, "--variant", "category")
+    image = tmp_path / "images" / "train2014" / "COCO_train2014_000000000001.jpg"
+    image.write_bytes(b"no image")
+    check(f"{image.name} cannot be read", *refcoco, "--batch-images", 3)
     assert not (tmp_path / "run").exists()

@@ -1,5 +1,6 @@
-"""Training: the batched forward pass is the model's own, the losses are the formulas, a resumed run
-is the same run.
+"""Training: the batched forward pass is the model's, the losses are the formulas.
+
+A resumed run is the same run.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +22,7 @@ from ris.reference.config import PRESETS
 from ris.reference.preprocess import token_ids
 from ris.reference.tokenizer import tokenizer_from
 from ris.training import loop
-from ris.training.data import RawBatch, batches, hide_words
+from ris.training.data import Sources, batches, hide_words
 from ris.training.features import FeatureStore
 from ris.training.forward import ask, encode
 from ris.training.initialise import fresh_model
@@ -56,17 +58,15 @@ def source():
     return SceneSource("train", TINY.sam.image_size, RECIPE.images, RECIPE.expressions)
 
 
-def trainer(folder, source, tokenizer, recipe=RECIPE, config=TINY, **options):
+def trainer(folder, source, tokenizer, recipe=RECIPE, lessons=None, features=None):
     return Trainer(
         folder,
         recipe,
-        lambda: fresh_model(config, 0),
-        source,
-        source,
+        lambda: fresh_model(TINY, 0),
+        Sources(source, source, validation_steps=1, lessons=lessons),
         tokenizer,
-        validation_steps=1,
         workers=0,
-        **options,
+        features=features,
     )
 
 
@@ -78,26 +78,16 @@ def test_the_batched_forward_pass_gives_what_the_model_gives(variant, source, to
     batch = next(batches(source, config, tokenizer, 0, 1, workers=0))
     index = batch.targets.image_index
     with torch.no_grad():
-        out = ask(
-            model,
-            *encode(model, batch.image, batch.clip_image, False),
-            batch.input_ids,
-            index,
-            batch.category,
-        )
+        encoded = encode(model, batch.image, batch.clip_image, False)
+        out = ask(model, *encoded, batch.input_ids, index, batch.category)
         plain = model(batch.image[index], batch.clip_image[index], batch.input_ids, batch.category)
     assert len(index) == 6
-    torch.testing.assert_close(out.mask_logits, plain.mask_logits, rtol=1e-4, atol=1e-4)
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
+    close(out.mask_logits, plain.mask_logits)
     if variant == "cls":
-        torch.testing.assert_close(
-            out.no_target_logits, plain.no_target_logits, rtol=1e-4, atol=1e-4
-        )
-        torch.testing.assert_close(
-            out.query_masks[-1][index], plain.dfam.mask_logits[-1], rtol=1e-4, atol=1e-4
-        )
-        torch.testing.assert_close(
-            out.objects[-1], plain.dfam.object_embedding, rtol=1e-4, atol=1e-4
-        )
+        close(out.no_target_logits, plain.no_target_logits)
+        close(out.query_masks[-1][index], plain.dfam.mask_logits[-1])
+        close(out.objects[-1], plain.dfam.object_embedding)
     else:
         assert out.no_target_logits is None
 
@@ -129,14 +119,12 @@ def test_dice_is_0_on_the_truth_and_near_1_on_its_opposite():
 def test_matching_takes_the_query_whose_mask_fits():
     truth = (torch.arange(16) < 5).float()[None]
     queries = torch.stack([torch.zeros(16), (truth[0] - 0.5) * 8, (0.5 - truth[0]) * 8])[None]
-    assert match(queries, torch.zeros(1, 3), truth, torch.tensor([0]), LossWeights()).tolist() == [
-        1
-    ]
+    index, weights = torch.tensor([0]), LossWeights()
+    assert match(queries, torch.zeros(1, 3), truth, index, weights).tolist() == [1]
     # two masks alike: the sentence decides
     twins = torch.stack([queries[0, 1], queries[0, 1]])[None]
-    assert match(
-        twins, torch.tensor([[-3.0, 3.0]]), truth, torch.tensor([0]), LossWeights()
-    ).tolist() == [1]
+    similarity = torch.tensor([[-3.0, 3.0]])
+    assert match(twins, similarity, truth, index, weights).tolist() == [1]
 
 
 def test_no_target_is_class_1():
@@ -155,22 +143,17 @@ def test_label_shares_count_pixels():
 
 
 def drawn_targets():
-    """One 8x8 image: kind 2 left above, kind 1 right of it. Three expressions: the one, both,
-    nothing.
+    """One 8x8 image: kind 2 left above, kind 1 right of it.
+
+    Three expressions: the one, both, nothing.
     """
     kinds = torch.zeros(1, 8, 8, dtype=torch.long)
     kinds[0, :4, :4], kinds[0, :4, 4:] = 2, 1
     masks = torch.stack([(kinds[0] == 2).float(), (kinds[0] > 0).float(), torch.zeros(8, 8)])
     index = torch.zeros(3, dtype=torch.long)
     things = torch.tensor([0, 2, 1])[kinds]
-    return Targets(
-        masks,
-        torch.tensor([True, True, False]),
-        index,
-        torch.eye(3, dtype=torch.bool),
-        kinds,
-        things,
-    )
+    present = torch.tensor([True, True, False])
+    return Targets(masks, present, index, torch.eye(3, dtype=torch.bool), kinds, things)
 
 
 def test_places_are_centre_and_size():
@@ -208,16 +191,13 @@ def test_what_patches_show_and_where_that_is():
         for layer, weight in ((kinds, 100 * torch.eye(6)[:3]), (place, torch.eye(6)[3:])):
             torch.nn.init.zeros_(layer.bias)
             layer.weight.data = weight
-    for layer in (
-        heads.sam_order,
-        heads.clip_order,
-    ):  # each is alone of its kind: nothing is left of it, or larger
+    # each is alone of its kind: nothing is left of it, or larger
+    for layer in (heads.sam_order, heads.clip_order):
         torch.nn.init.ones_(layer.bias)
         torch.nn.init.zeros_(layer.weight)
     right = pretext_loss(heads, cells.T.reshape(1, 6, 2, 2), cells[None], targets)
-    assert right.pop("around").item() == pytest.approx(
-        2 * 5 * math.log(2)
-    )  # its layer says nothing yet
+    # the layer of what is around says nothing yet
+    assert right.pop("around").item() == pytest.approx(2 * 5 * math.log(2))
     assert all(value.item() == pytest.approx(0.0, abs=1e-6) for value in right.values())
     cells[2, 3] += 1.0  # background: a quarter, in a total of 2.5
     moved = pretext_loss(heads, cells.T.reshape(1, 6, 2, 2), cells[None], targets)
@@ -237,9 +217,8 @@ def test_what_patches_have_around_them():
         ]
     )
     owner = torch.tensor([[[1, 2], [0, 0]]])
-    known = torch.stack(
-        [torch.zeros(3), places(targets.masks)[0], torch.tensor([4 / 7, -4 / 7, 1.5])]
-    )[None]
+    one, other = places(targets.masks)[0], torch.tensor([4 / 7, -4 / 7, 1.5])
+    known = torch.stack([torch.zeros(3), one, other])[None]
     found = surroundings(known, torch.tensor([[0, 2, 1]]), owner, 2)
     assert found.flatten(1, 2)[0].tolist() == truth.tolist()
     heads.around.weight.data = (100.0 * truth - 50).flatten(1).T.contiguous()
@@ -290,16 +269,10 @@ def test_each_query_is_asked_how_much_of_it_is_meant():
     side = targets.masks.shape[-1]
     left = torch.zeros(1, 1, side, side)
     left[..., : side // 2] = 100.0
-    query_masks = (
-        torch.cat([left, 100 - left], 1) * 2 - 100
-    )  # one query covers the left half, one the right
-    truth = torch.stack(
-        [
-            targets.masks[:, :, : side // 2].mean((1, 2)),
-            targets.masks[:, :, side // 2 :].mean((1, 2)),
-        ],
-        1,
-    )
+    # one query covers the left half, one the right
+    query_masks = torch.cat([left, 100 - left], 1) * 2 - 100
+    halves = targets.masks[:, :, : side // 2], targets.masks[:, :, side // 2 :]
+    truth = torch.stack([half.mean((1, 2)) for half in halves], 1)
     says = truth.clamp(1e-6, 1 - 1e-6).logit()
 
     def loss(each):
@@ -314,9 +287,8 @@ def test_each_query_is_asked_how_much_of_it_is_meant():
 
 def test_narrow_bert_starts_with_different_sentences_apart(tokenizer):
     model = fresh_model(PRESETS["demo"], 0).eval()
-    ids = token_ids(
-        tokenizer_from(None, PRESETS["demo"]), ("left man", "all dogs", "cat next to the tree"), 35
-    )
+    sentences = ("left man", "all dogs", "cat next to the tree")
+    ids = token_ids(tokenizer_from(None, PRESETS["demo"]), sentences, 35)
     with torch.no_grad():
         first = model.encode_words(ids)[1][:, 0]
     assert first.std(0).mean() > 0.1 * first.std()
@@ -326,14 +298,9 @@ def test_the_rate_warms_up_and_falls_to_nothing():
     recipe = Recipe(learning_rate=1.0, steps=100, warmup=10, decay=0.5)
     assert [recipe.rate(s) for s in (0, 9, 10, 49)] == [0.1, 1.0, 1.0, 1.0]
     assert recipe.rate(75) == pytest.approx(0.5)
-    assert [replace(recipe, lessons=20).rate(s) for s in (0, 10, 19, 20, 29, 30)] == [
-        0.1,
-        1.0,
-        1.0,
-        0.1,
-        1.0,
-        1.0,
-    ]
+    taught = replace(recipe, lessons=20)
+    assert [taught.rate(s) for s in (0, 10, 19)] == [0.1, 1.0, 1.0]
+    assert [taught.rate(s) for s in (20, 29, 30)] == [0.1, 1.0, 1.0]
     assert recipe.rate(100) == pytest.approx(0.0)
 
 
@@ -401,18 +368,18 @@ def test_ctrl_c_saves_whole_steps_only(tmp_path, source, tokenizer):
 
     again = trainer(tmp_path, source, tokenizer)
     again.resume()
-    again._average = lambda: (_ for _ in ()).throw(
-        KeyboardInterrupt
-    )  # between the optimiser and the average
+
+    def interrupted_average():
+        raise KeyboardInterrupt
+
+    again._average = interrupted_average  # between the optimiser and the average
     with pytest.raises(KeyboardInterrupt):
         again.run(save_every=100)
     assert states(tmp_path)["step"] == 1
 
 
 def test_training_learns_and_the_weights_carry_their_sizes(tmp_path, tokenizer):
-    """On one batch, again and again, the mask loss goes down; the file it leaves is a
-    checkpoint.
-    """
+    """On one batch, again and again, the mask loss goes down; the run leaves a checkpoint."""
 
     class OneBatch(SceneSource):
         def batch(self, step):
@@ -432,38 +399,22 @@ def test_training_learns_and_the_weights_carry_their_sizes(tmp_path, tokenizer):
 def test_lessons_come_first_and_teach_the_encoders_alone(tmp_path, source, tokenizer):
     lessons = SceneSource("train", 256, 3, 1, first=50)
     recipe = replace(RECIPE, lessons=2, steps=3)
-    run = trainer(tmp_path, source, tokenizer, recipe, lesson_source=lessons)
+    run = trainer(tmp_path, source, tokenizer, recipe, lessons)
     before = {k: v.clone() for k, v in run.model.state_dict().items()}
     run.run(log_every=1, stop=2)
     changed = {k for k, v in run.model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed
-    assert all(
-        k.startswith(("sam.image_encoder.", "clip_dense.", "text_encoder.", "lang_mlp."))
-        for k in changed
-    )
-    again = trainer(tmp_path, source, tokenizer, recipe, lesson_source=lessons)
+    encoders = ("sam.image_encoder.", "clip_dense.", "text_encoder.", "lang_mlp.")
+    assert all(k.startswith(encoders) for k in changed)
+    again = trainer(tmp_path, source, tokenizer, recipe, lessons)
     assert again.resume()
     again.run(log_every=1)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    taught = {
-        "sam",
-        "sam_places",
-        "sam_order",
-        "clip",
-        "clip_places",
-        "clip_order",
-        "around",
-        "sentence",
-    }
+    patches = {"sam", "sam_places", "sam_order", "clip", "clip_places", "clip_order", "around"}
+    taught = patches | {"sentence"}
     assert [set(x["losses"]) for x in lines[:2]] == [taught] * 2
-    assert set(lines[2]["losses"]) == taught | {
-        "mask",
-        "dfam",
-        "vl",
-        "no_target",
-        "dense",
-        "relevance",
-    }
+    asked = {"mask", "dfam", "vl", "no_target", "dense", "relevance"}
+    assert set(lines[2]["losses"]) == taught | asked
     plot_log(tmp_path / "log.jsonl", tmp_path / "log.png")
 
 
@@ -493,9 +444,8 @@ def test_weights_to_give_away_are_half_the_size_and_say_the_same(tmp_path, sourc
         run.model.lang_mlp.weight.fill_(1e6)
     run.average = None
     run.save()
-    with pytest.raises(
-        CheckpointError, match=r"lang_mlp.weight has values that float16 cannot hold"
-    ):
+    message = r"lang_mlp.weight has values that float16 cannot hold"
+    with pytest.raises(CheckpointError, match=message):
         publish(tmp_path / "model.safetensors", tmp_path / "half.safetensors")
 
 
@@ -504,9 +454,8 @@ def test_another_recipe_does_not_go_on_with_the_state(tmp_path, source, tokenize
     first.save()
     with pytest.raises(CheckpointError, match="another recipe or preset"):
         trainer(tmp_path, source, tokenizer, replace(RECIPE, learning_rate=1.0)).resume()
-    assert trainer(
-        tmp_path, source, tokenizer, replace(RECIPE, steps=99)
-    ).resume()  # a longer run is the same run
+    # a longer run is the same run
+    assert trainer(tmp_path, source, tokenizer, replace(RECIPE, steps=99)).resume()
     (tmp_path / "state.pt").write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(CheckpointError, match="cannot be read"):
         trainer(tmp_path, source, tokenizer).resume()
@@ -528,9 +477,7 @@ def test_frozen_parts_stay_and_stored_features_change_nothing(tmp_path, tokenize
 
         def batch(self, step):
             raw = super().batch(0)
-            return RawBatch(
-                **(vars(raw) | {"kinds": None, "things": None, "image_keys": ("first", "second")})
-            )
+            return replace(raw, kinds=None, things=None, image_keys=("first", "second"))
 
     recipe = replace(
         RECIPES["supplement"], images=2, expressions=3, steps=2, bf16=False, learning_rate=1e-3
@@ -546,10 +493,9 @@ def test_frozen_parts_stay_and_stored_features_change_nothing(tmp_path, tokenize
     changed = [k for k, v in plain.model.state_dict().items() if not torch.equal(v, before[k])]
     assert changed
     assert not [k for k in changed if k.startswith(recipe.frozen)]
+    ours, theirs = stored.model.state_dict(), plain.model.state_dict()
     for key in changed:
-        torch.testing.assert_close(
-            stored.model.state_dict()[key], plain.model.state_dict()[key], rtol=0.05, atol=5e-3
-        )
+        torch.testing.assert_close(ours[key], theirs[key], rtol=0.05, atol=5e-3)
 
 
 def test_stored_features_belong_to_their_weights_and_damage_is_repaired(tmp_path):

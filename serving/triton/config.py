@@ -1,0 +1,238 @@
+"""The text of config.pbtxt, from the manifest and the options: of `ris`, and of a graph's model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ris.engines import TensorSpec
+from ris.runtime.bundle import Bundle
+from ris.runtime.commands.running import Running
+from ris.runtime.manifest import Manifest
+from ris.serving.limits import Limits
+
+Graphs = Literal["onnx", "tensorrt"]
+"""What runs the graphs where each is a Triton model of its own."""
+
+_TYPES = {"float32": "TYPE_FP32", "int32": "TYPE_INT32"}
+
+# the graphs whose tensors all have one leading axis, the same for all
+_BATCHED = ("sam_image_encoder", "clip_image_encoder", "text_encoder")
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How Triton runs the model: what is written into the configuration."""
+
+    running: Running
+    """What runs the bundle in an instance; its device "auto" means "cpu" here (`device`)."""
+
+    instances: int = 1
+    """Processes, each with a model and a cache of its own."""
+
+    batch: int = 16
+    """Requests that an instance is handed at once."""
+
+    delay_us: int = 0
+    """Microseconds that an instance waits for them."""
+
+    cached_images: int = 64
+    """Encoded images that an instance keeps."""
+
+    join: bool = False
+    """Ask the expressions of several requests about one image in one pass.
+
+    Faster on a GPU. The last bits of the logits then depend on the other requests in the pass.
+    """
+
+    graphs: Graphs | None = None
+    """Run each graph as a Triton model of its own. None: all in one process."""
+
+    limits: Limits = field(default_factory=Limits)
+    """What a request may be."""
+
+    @property
+    def device(self) -> str:
+        """The device of an instance: "cpu" where `running` leaves it open.
+
+        The configuration names the kind of an instance, CPU or GPU, so the device is settled when
+        it is written.
+        """
+        return "cpu" if self.running.device == "auto" else self.running.device
+
+
+def front_config(bundle: Bundle, options: ServerOptions) -> str:
+    """config.pbtxt of the model that clients ask."""
+    manifest, limits = bundle.manifest, options.limits
+    kind = "KIND_GPU" if options.device == "cuda" and not options.graphs else "KIND_CPU"
+    microseconds = round(limits.seconds * 1e6)
+    return f"""# written by ris-serve from the bundle's manifest
+name: "ris"
+backend: "python"
+max_batch_size: {options.batch}
+{_repeated("input", _front_inputs(manifest))}
+{_repeated("output", _front_outputs(manifest))}
+instance_group [ {{ count: {options.instances} kind: {kind} }} ]
+dynamic_batching {{
+  max_queue_delay_microseconds: {options.delay_us}
+  default_queue_policy {{
+    timeout_action: REJECT
+    default_timeout_microseconds: {microseconds}
+    allow_timeout_override: false
+    max_queue_size: {limits.waiting}
+  }}
+}}
+{_front_warmup(manifest, options)}{_parameter("ris", json.dumps(_settings(options)))}"""
+
+
+def _front_inputs(manifest: Manifest) -> list[str]:
+    inputs = [
+        _tensor("image", "TYPE_STRING", [1]),
+        _tensor("expression", "TYPE_STRING", [-1], ragged=True),
+    ]
+    if manifest.categories is not None:
+        inputs.append(_tensor("category", "TYPE_STRING", [-1], ragged=True, optional=True))
+    inputs.append(_tensor("no_target_threshold", "TYPE_FP32", [1], optional=True))
+    return inputs
+
+
+def _front_outputs(manifest: Manifest) -> list[str]:
+    outputs = [
+        _tensor("rle_counts", "TYPE_STRING", [-1]),
+        _tensor("rle_size", "TYPE_INT32", [2]),
+        _tensor("score", "TYPE_FP32", [-1]),
+        _tensor("is_no_target", "TYPE_BOOL", [-1]),
+        _tensor("note", "TYPE_STRING", [-1]),
+        _tensor("from_cache", "TYPE_BOOL", [1]),
+        _tensor("mask", "TYPE_UINT8", [-1, -1, -1]),
+    ]
+    if manifest.no_target:
+        outputs.append(_tensor("no_target", "TYPE_FP32", [-1]))
+    if manifest.categories is not None:
+        outputs.append(_tensor("category_asked", "TYPE_STRING", [-1]))
+    return outputs
+
+
+def _front_warmup(manifest: Manifest, options: ServerOptions) -> str:
+    # asked before the graphs' own models are there, it could not answer: those have warm-ups of
+    # their own then
+    if options.graphs:
+        return ""
+
+    names = ["image", "expression", *(["category"] if manifest.categories is not None else [])]
+    inputs = "".join(
+        f"    inputs {{ key: {_q(name)} value {{ data_type: TYPE_STRING dims: [ 1 ]"
+        f" input_data_file: {_q(name)} }} }}\n"
+        for name in names
+    )
+    return _warmup(inputs, 1)
+
+
+def _settings(options: ServerOptions) -> dict[str, Any]:
+    """What the model inside the server reads (ris.serving.triton.backend)."""
+    running = options.running
+    return {
+        "engine": running.engine,
+        "device": options.device,
+        "threads": running.threads,
+        "compute": running.compute,
+        "overlap": running.overlap,
+        "low_memory": running.low_memory,
+        "throughput": running.throughput,
+        "cached_images": options.cached_images,
+        "join": options.join,
+        "graphs": options.graphs,
+        "limits": asdict(options.limits),
+    }
+
+
+def graph_config(bundle: Bundle, stage: str, options: ServerOptions) -> str:
+    """config.pbtxt of one graph.
+
+    The encoders take Triton's own batches. Fusion and decoder do not: the first axis counts images
+    in some of their tensors, and expressions in others.
+    """
+    entry = bundle.manifest.graphs[stage]
+    batched = stage in _BATCHED
+    largest = _largest_batch(stage, options)
+
+    tensorrt = options.graphs == "tensorrt"
+    backend = 'platform: "tensorrt_plan"' if tensorrt else 'backend: "onnxruntime"'
+    kind = "KIND_GPU" if options.device == "cuda" or tensorrt else "KIND_CPU"
+    batching = "dynamic_batching { }\n" if largest > 1 else ""
+    threads = ""
+    if options.graphs == "onnx" and options.running.threads:
+        threads = _parameter("intra_op_thread_count", str(options.running.threads))
+
+    zeros = "".join(_zeros(spec, batched) for spec in entry.inputs)
+    return f"""# written by ris-serve from the bundle's manifest
+name: "ris_{stage}"
+{backend}
+max_batch_size: {largest}
+{_repeated("input", [_graph_tensor(spec, batched) for spec in entry.inputs])}
+{_repeated("output", [_graph_tensor(spec, batched) for spec in entry.outputs])}
+instance_group [ {{ count: {options.instances} kind: {kind} }} ]
+{batching}{threads}{_warmup(zeros, 1 if batched else 0)}"""
+
+
+def _largest_batch(stage: str, options: ServerOptions) -> int:
+    if stage not in _BATCHED:
+        return 0  # Triton's word for tensors without a batch axis
+
+    # a plan was compiled for a single image, as ris-compile does unless it is told otherwise
+    single = options.graphs == "tensorrt" and "image" in stage
+    return 1 if single else 8
+
+
+def _zeros(spec: TensorSpec, batched: bool) -> str:
+    """A warm-up input of zeros, 1 for each axis of variable length."""
+    dims = [1 if isinstance(axis, str) else axis for axis in spec.shape]
+    value = (
+        f"{{ data_type: {_TYPES[spec.dtype]} {_dims(dims[1:] if batched else dims)} zero_data:"
+        " true }"
+    )
+    return f"    inputs {{ key: {_q(spec.name)} value {value} }}\n"
+
+
+def _graph_tensor(spec: TensorSpec, batched: bool) -> str:
+    dims = [-1 if isinstance(axis, str) else axis for axis in spec.shape]
+    return _tensor(spec.name, _TYPES[spec.dtype], dims[1:] if batched else dims)
+
+
+# The pieces of protobuf's text format
+
+
+def _q(text: str) -> str:
+    """A string as protobuf's text format writes it."""
+    return json.dumps(text)
+
+
+def _dims(dims: list[int]) -> str:
+    return f"dims: [ {', '.join(map(str, dims))} ]"
+
+
+def _tensor(
+    name: str, kind: str, dims: list[int], *, ragged: bool = False, optional: bool = False
+) -> str:
+    """An input or output; kind: Triton's name of the type; dims: without the batch axis."""
+    more = (" allow_ragged_batch: true" if ragged else "") + (" optional: true" if optional else "")
+    return f"{{ name: {_q(name)} data_type: {kind} {_dims(dims)}{more} }}"
+
+
+def _repeated(field_name: str, items: list[str]) -> str:
+    return f"{field_name} [\n  " + ",\n  ".join(items) + "\n]"
+
+
+def _parameter(key: str, value: str) -> str:
+    return f"parameters {{ key: {_q(key)} value {{ string_value: {_q(value)} }} }}\n"
+
+
+def _warmup(inputs: str, batch: int) -> str:
+    return f"""model_warmup [
+  {{
+    name: "one"
+    batch_size: {batch}
+{inputs}  }}
+]
+"""
