@@ -1,1 +1,1 @@
-"""What a model scores: the field's protocols and metrics, comparisons, and `ris-eval` over them."""
+"""What a model scores: protocols and metrics of the field, comparisons, and `ris-eval`."""

@@ -1,5 +1,6 @@
-"""`ris-eval`: what a bundle, or the PyTorch model, scores, and `ris-eval compare`: what differs
-between several.
+"""`ris-eval`: what a bundle, or the PyTorch model, scores.
+
+`ris-eval compare`, what differs between several, is in `compare_command`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from ris.runtime.commands.weight_files import require_flag, weight_file_options
 
 @click.group(cls=DefaultGroup)
 def main() -> None:
-    """Says what a model scores; `ris-eval run --help` and `ris-eval compare --help` have the
-    options.
+    """Says what a model scores.
+
+    `ris-eval run --help` and `ris-eval compare --help` have the options.
 
     \b
     Examples:
@@ -66,11 +68,12 @@ def run(
     as_json: bool,
     **files: Path | None,
 ) -> None:
-    """Says what BUNDLE scores, by kind of expression. BUNDLE defaults to $RIS_BUNDLE, then
-    ./ris-bundle, then the built-in demo.
+    """Says what BUNDLE scores, by kind of expression.
+
+    BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle, then the built-in demo.
 
     Scenes are drawn, the same on every machine; their held-out split has things, backgrounds and
-    phrasings that training never saw. docs/guide/evaluate.md says how each benchmark counts.
+    phrasings that training never saw. docs/reference/evaluation.md says how each benchmark counts.
 
     \b
     Examples:
@@ -81,16 +84,9 @@ def run(
     require_flag(files, "--pytorch", pytorch)
     if restart and out is None:
         raise RisError("--restart throws away what --out has; there is no --out")
-    if pytorch and bundle:
-        raise RisError("give a bundle or --pytorch, not both")
-    if pytorch and asked.features:
-        raise RisError(
-            "--features keeps what a bundle's encoders give; it does not go with --pytorch"
-        )
-    if pytorch and running.chosen:
-        raise RisError(
-            "--engine, --device and --compute run a bundle; they do not go with --pytorch"
-        )
+    if pytorch:
+        _require_no_bundle(bundle, asked, running)
+
     cache = asked.cache()
     if pytorch:
         model = open_reference(files, running.threads)
@@ -98,37 +94,57 @@ def run(
         model = open_bundle_to_ask(find_bundle(bundle), running, cache)
     with model as opened:
         found = evaluate_showing(asked, opened, out, restart)
+
     if cache is not None:
         click.echo(f"{cache.hits} images were encoded before, {cache.misses} were not", err=True)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(found), indent=2))
     else:
-        _print(opened[0], found)
+        _print(opened.name, found)
+
+
+def _require_no_bundle(bundle: str | None, asked: Asked, running: Running) -> None:
+    """Raises RisError for what does not go with --pytorch."""
+    if bundle:
+        raise RisError("give a bundle or --pytorch, not both")
+    if asked.features:
+        raise RisError(
+            "--features keeps what a bundle's encoders give; it does not go with --pytorch"
+        )
+    if running.chosen:
+        raise RisError(
+            "--engine, --device and --compute run a bundle; they do not go with --pytorch"
+        )
 
 
 def _print(name: str, found: Evaluation) -> None:
     protocol = PROTOCOLS[found.protocol]
-    where = {"image": "the image's own size", "model": "the model's square"}.get(
-        found.at, f"{found.at}x{found.at}"
-    )
+    places = {"image": "the image's own size", "model": "the model's square"}
+    where = places.get(found.at, f"{found.at}x{found.at}")
     table = Table(title=name, caption=f"{protocol.source}; masks compared at {where}")
     table.add_column("kind")
     for metric in protocol.metrics:
         table.add_column(metric, justify="right")
     for kind, scores in found.kinds.items():
-        cells = [scores.get(metric) for metric in protocol.metrics]
-        table.add_row(
-            kind, *("" if v is None else f"{v:.0f}" if v > 1 else f"{v:.3f}" for v in cells)
-        )
+        table.add_row(kind, *(_cell(scores.get(metric)) for metric in protocol.metrics))
     Console(width=110).print(table)
+
     for metric, meaning in protocol.metrics.items():
         click.echo(f"{metric}: {meaning}")
     if found.mirrored is not None:
-        m = found.mirrored
+        both = found.mirrored
         click.echo(
-            f"left and right: {m.pairs} expressions asked with the words swapped too: {m.right:.3f}"
-            f" of the answers right (IoU above 0.5), {m.moved:.3f} of the masks moved"
+            f"left and right: {both.pairs} expressions asked with the words swapped too: "
+            f"{both.right:.3f} of the answers right (IoU above 0.5), "
+            f"{both.moved:.3f} of the masks moved"
         )
+
+
+def _cell(value: float | None) -> str:
+    """A share with three digits, a number of expressions as it is."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value > 1 else f"{value:.3f}"
 
 
 main.add_command(compare)

@@ -1,30 +1,24 @@
-"""`ris-eval compare`. Thin over `compare_runs` and `write_report`."""
+"""`ris-eval compare`, thin over `compare_runs` and `write_report`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from ris.data.samples import read_image
-from ris.data.scenes import Split, make_scene
+from ris.data.scenes import make_scene
 from ris.engines.errors import RisError
-from ris.evaluation.asking import (
-    Asked,
-    evaluate_showing,
-    open_bundle_to_ask,
-    sample_options,
-)
+from ris.evaluation.asking import Asked, evaluate_showing, open_bundle_to_ask, sample_options
 from ris.evaluation.compare import Comparison, Run, compare_runs
 from ris.evaluation.metrics import PROTOCOLS
-from ris.evaluation.report import require_matplotlib, to_dict, write_report
+from ris.evaluation.plots import require_matplotlib
+from ris.evaluation.report import Pictures, to_dict, write_report
 from ris.evaluation.results import SETUP
 from ris.evaluation.sources import SampleSource
 from ris.runtime.bundle import MANIFEST
@@ -34,7 +28,10 @@ from ris.runtime.commands.running import Running
 
 @click.command(cls=RisCommand)
 @click.argument(
-    "models", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False)
+    "models",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
 )
 @click.option(
     "--out",
@@ -45,7 +42,11 @@ from ris.runtime.commands.running import Running
 )
 @click.option("--restart", is_flag=True, help="Throw away the answers that --out has.")
 @click.option(
-    "--worst", type=click.IntRange(0), default=12, show_default=True, help="Disagreements to show."
+    "--worst",
+    type=click.IntRange(0),
+    default=12,
+    show_default=True,
+    help="Disagreements to show.",
 )
 @sample_options
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
@@ -58,8 +59,9 @@ def compare(
     running: Running,
     as_json: bool,
 ) -> None:
-    """What differs between MODELS, each a bundle or a folder of `ris-eval --out`; the first is what
-    the others are measured against.
+    """What differs between MODELS, each a bundle or a folder of `ris-eval --out`.
+
+    The first is what the others are measured against.
 
     Bundles are evaluated first, on what --data says; their answers stay in the report's folder, and
     a comparison that was stopped goes on from there. Results of other engines, or of the PyTorch
@@ -77,23 +79,19 @@ def compare(
     cache = asked.cache()
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    runs: list[Run] = []
-    for number, model in enumerate(models, 1):
-        folder = model
-        if (model / MANIFEST).exists():
-            folder = out / "answers" / f"{number}-{model.name}"
-            with open_bundle_to_ask(model, running, cache) as opened:
-                evaluate_showing(asked, opened, folder, restart)
-        elif not (model / SETUP).exists():
-            raise RisError(f"{model} is neither a bundle nor a folder of ris-eval --out")
-        run = Run.read(folder)
-        if run.name in {other.name for other in runs}:
-            run = dataclasses.replace(run, name=f"{run.name} ({number})")
-        runs.append(run)
-    source = SampleSource(**{**runs[0].samples, "samples": runs[0].samples["samples"] or 1})
+
+    def ask(bundle: Path, folder: Path) -> None:
+        with open_bundle_to_ask(bundle, running, cache) as opened:
+            evaluate_showing(asked, opened, folder, restart)
+
+    runs = _runs(models, out / "answers", ask)
+    # folders may have been evaluated on other samples than --data says; data sets state no number
+    samples = runs[0].samples
+    source = SampleSource(**{**samples, "samples": samples["samples"] or 1})
     found = compare_runs(runs, asked.protocol or source.protocol, asked.threshold)
     with disk_errors(out):
         files = write_report(found, out, worst, _pictures(source))
+
     if as_json:
         click.echo(json.dumps(to_dict(found), indent=2))
         return
@@ -101,10 +99,31 @@ def compare(
     click.echo(f"Wrote {', '.join(map(str, files))}")
 
 
-def _pictures(source: SampleSource) -> Callable[[str], NDArray[np.uint8] | None]:
-    """Finds an image by its name in the results."""
+def _runs(models: Sequence[Path], answers: Path, ask: Callable[[Path, Path], None]) -> list[Run]:
+    """The answers of each model, a bundle or a folder of `ris-eval --out`.
+
+    A bundle is asked first: `ask` gets its path and a folder below `answers`, where it leaves them.
+    """
+    runs: list[Run] = []
+    for number, model in enumerate(models, 1):
+        folder = model
+        if (model / MANIFEST).exists():
+            folder = answers / f"{number}-{model.name}"
+            ask(model, folder)
+        elif not (model / SETUP).exists():
+            raise RisError(f"{model} is neither a bundle nor a folder of ris-eval --out")
+
+        run = Run.read(folder)
+        if run.name in {other.name for other in runs}:
+            run = dataclasses.replace(run, name=f"{run.name} ({number})")
+        runs.append(run)
+    return runs
+
+
+def _pictures(source: SampleSource) -> Pictures:
+    """Finds the pixels of an image by its name in the results; None where they are gone."""
     if source.data == "scenes":
-        split: Split = "train" if source.split == "train" else "heldout"
+        split = source.scene_split
         return lambda name: make_scene(int(name.rsplit("-", 1)[1]), split, 256).image
     try:
         read, _ = source.read()
@@ -126,9 +145,8 @@ def _print(found: Comparison) -> None:
             continue
         cells = [f"{first:.4f}"]
         for scores, differences in zip(found.scores[1:], found.differences, strict=True):
-            d = differences[metric]
-            cells.append(
-                f"{scores['all'][metric]:.4f}  {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
-            )
+            own = differences[metric]
+            interval = f"[{own.low:+.4f}, {own.high:+.4f}]"
+            cells.append(f"{scores['all'][metric]:.4f}  {own.value:+.4f} {interval}")
         table.add_row(metric, *cells)
     Console(width=max(110, 40 * len(found.runs))).print(table)

@@ -1,10 +1,9 @@
-"""The image encoders' outputs on disk: another evaluation over the same images with the same
-encoders skips them.
+"""The image encoders' outputs on disk, so that another evaluation need not compute them again.
 
-Entries are keyed by content, pixels and encoder files alike, written whole or not at all, and may
-be shared by any number of processes; the ones that were used longest ago go when the folder is
-full. Each process counts what it writes and looks at the whole folder when that fills it: several
-at once may pass the limit by what the others write.
+Entries are found by content: the pixels, the encoders' files and what ran them. They are written
+whole or not at all, and any number of processes may share a folder. When it is full, the entries
+that were used longest ago go. Each process counts only what it writes itself and looks at the whole
+folder when that fills it, so several at once may pass the limit by what the others write.
 """
 
 from __future__ import annotations
@@ -26,23 +25,31 @@ from ris.engines.errors import RisError
 from ris.runtime import Model, Scene
 
 ENCODERS = {"sam_image_encoder": "image_embeddings", "clip_image_encoder": "clip_tokens"}
+"""Stage of an image encoder -> the name of its output in an entry."""
+
 _KEPT = 0.9  # of the limit, after old entries went
 _STALE = 3600.0  # seconds: nobody writes an entry for that long
 
 
 class FeatureCache:
-    """A folder of encoded images, at most `limit` bytes (6.5 MB an image at full size). Not for
-    several threads.
+    """A folder of encoded images, 6.5 MB each at full size. Not for several threads.
+
+    `hits` and `misses` count the images that were there and those that were not.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
-        """Raises RisError where the folder cannot be made."""
+        """Opens or makes the folder, which may hold `limit` bytes.
+
+        Raises:
+            RisError: Where it cannot be made.
+        """
         self.folder, self.limit = folder, limit
         self.hits = self.misses = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RisError(f"{folder} cannot be made: {error.strerror}") from error
+
         for part in folder.glob("*.part"):  # of processes that were killed
             with contextlib.suppress(OSError):
                 if time.time() - part.stat().st_mtime > _STALE:
@@ -50,27 +57,33 @@ class FeatureCache:
         self._size = sum(size for _, size, _ in self._entries())
 
     def encode(self, model: Model, rgb: NDArray[np.uint8]) -> Scene:
-        """`model.encode_image`, from the folder where it is there. A damaged entry is written
-        anew.
+        """`model.encode_image`, from the folder where it has the image.
+
+        A damaged entry is written anew.
+
+        Raises:
+            RisError: Where the folder cannot be written.
         """
         path = self.folder / f"{self._key(model, rgb)}.npz"
         try:
             with np.load(path, allow_pickle=False) as found:
-                values = [found[name] for name in ENCODERS.values()]
-            os.utime(path)
+                image_embeddings, clip_tokens = (found[name] for name in ENCODERS.values())
+            os.utime(path)  # the time of the last use
             self.hits += 1
             height, width = rgb.shape[:2]
-            return Scene(model, height, width, values[0], values[1], {})
+            return Scene(model, height, width, image_embeddings, clip_tokens, {})
         except FileNotFoundError:
             pass
         except Exception:  # zipfile, numpy and the OS have many words for "damaged"
             path.unlink(missing_ok=True)
+
         self.misses += 1
         scene = model.encode_image(rgb)
         self._write(path, _host(scene.image_embeddings), _host(scene.clip_tokens))
         return scene
 
     def _key(self, model: Model, rgb: NDArray[np.uint8]) -> str:
+        """A hash of all that the encoders' outputs depend on."""
         manifest = model.bundle.manifest
         files = [manifest.graphs[stage].sha256 for stage in ENCODERS]
         # another engine, version or precision rounds differently
@@ -99,7 +112,7 @@ class FeatureCache:
             self._trim()
 
     def _entries(self) -> list[tuple[float, int, Path]]:
-        """(last use, bytes, file), oldest first."""
+        """(last use, bytes, file) of every entry, the one used longest ago first."""
         found = []
         for path in self.folder.glob("*.npz"):
             with contextlib.suppress(FileNotFoundError):  # another process has removed it
@@ -108,6 +121,7 @@ class FeatureCache:
         return sorted(found)
 
     def _trim(self) -> None:
+        """Removes old entries and counts what the folder holds."""
         entries = self._entries()
         self._size = sum(size for _, size, _ in entries)
         for _, size, path in entries:
@@ -118,4 +132,5 @@ class FeatureCache:
 
 
 def _host(value: Value) -> NDArray[np.float32]:
+    """An engine's output in the host's memory."""
     return np.asarray(value if isinstance(value, np.ndarray) else value.numpy(), np.float32)

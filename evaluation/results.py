@@ -1,8 +1,7 @@
-"""What an evaluation found, expression by expression, in memory and in a folder that a stopped one
-goes on from.
+"""What an evaluation found, expression by expression, in memory and in a folder.
 
-run.json says what was evaluated on what; results.jsonl has a line an image, written when all of it
-is answered.
+An evaluation that was stopped goes on from its folder. run.json says what was evaluated on what;
+results.jsonl has a line for each image, written when all its expressions are answered.
 """
 
 from __future__ import annotations
@@ -21,41 +20,71 @@ from ris.engines.errors import RisError
 from ris.evaluation.metrics import Figures
 
 SETUP, RESULTS = "run.json", "results.jsonl"
+"""The two files of a folder."""
 
 
 @dataclass(frozen=True)
 class Swapped:
-    """The expression with left and right swapped: its figures, and how many pixels its mask shares
-    with the other.
-    """
+    """The answer to an expression with left and right swapped."""
 
     expression: str
+    """The swapped text."""
+
     intersection: int
+    """Pixels in both its mask and its truth."""
+
     predicted: int
+    """Pixels of its mask."""
+
     truth: int
+    """Pixels of its truth."""
+
     shared: int
+    """Pixels in both its mask and the mask of the expression as it was."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """One expression. kind: what sort it is, for tables; the pixel counts as in `Figures`;
-    no_target: that head's probability, None without one; mask, truth_mask: run-length codes
-    (COCO's, compressed) at the size of the comparison, height and width."""
+    """One expression and how it was answered."""
 
     expression: str
+    """The text."""
+
     kind: str
+    """What sort of expression it is, for tables."""
+
     targeted: bool
+    """Whether something is referred to."""
+
     intersection: int
+    """Pixels in both mask and truth."""
+
     predicted: int
+    """Pixels of the mask, whatever the no-target head says."""
+
     truth: int
+    """Pixels of the truth."""
+
     no_target: float | None
+    """The no-target head's probability; None for a model without that head."""
+
     height: int
+    """Of the masks that were compared, pixels."""
+
     width: int
+    """Of the masks that were compared, pixels."""
+
     mask: str
+    """The mask as COCO's compressed run-length code; empty where it was left out."""
+
     truth_mask: str
+    """The truth likewise."""
+
     swapped: Swapped | None = None
+    """The answer to the expression with left and right swapped; None where that was not asked."""
 
     def refused(self, threshold: float) -> bool:
+        """Whether the no-target head refuses the expression from this probability on."""
         return self.no_target is not None and self.no_target >= threshold
 
 
@@ -64,78 +93,92 @@ class ImageResult:
     """All that was asked of one image."""
 
     image: str
+    """The image's name."""
+
     answers: tuple[Answered, ...]
+    """One for each expression, in order."""
 
     def to_json(self) -> str:
+        """One line, which `from_json` reads."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     def slim(self) -> ImageResult:
         """The same without the masks, which are nearly all of its size."""
-        return ImageResult(
-            self.image, tuple(replace(a, mask="", truth_mask="") for a in self.answers)
-        )
+        slim = tuple(replace(answer, mask="", truth_mask="") for answer in self.answers)
+        return ImageResult(self.image, slim)
 
     @classmethod
     def from_json(cls, line: str) -> ImageResult:
-        """Raises ValueError, KeyError or TypeError for anything else."""
+        """The result that `to_json` wrote. ValueError, KeyError or TypeError for anything else."""
         data = json.loads(line)
-        answers = (
-            a | {"swapped": a["swapped"] and Swapped(**a["swapped"])} for a in data["answers"]
-        )
-        return cls(data["image"], tuple(Answered(**a) for a in answers))
+        answers = []
+        for row in data["answers"]:
+            swapped = row["swapped"] and Swapped(**row["swapped"])
+            answers.append(Answered(**(row | {"swapped": swapped})))
+        return cls(data["image"], tuple(answers))
 
 
 def figures_of(answers: Sequence[Answered], threshold: float) -> Figures:
     """The figures of these answers, refused from this no-target probability on."""
-    pixels = np.array([(a.intersection, a.predicted, a.truth) for a in answers], np.int64).reshape(
-        -1, 3
-    )
     return Figures(
-        pixels[:, 0],
-        pixels[:, 1],
-        pixels[:, 2],
-        np.array([a.refused(threshold) for a in answers], np.bool_),
-        np.array([a.targeted for a in answers], np.bool_),
+        intersection=np.array([answer.intersection for answer in answers], np.int64),
+        predicted=np.array([answer.predicted for answer in answers], np.int64),
+        truth=np.array([answer.truth for answer in answers], np.int64),
+        refused=np.array([answer.refused(threshold) for answer in answers], np.bool_),
+        targeted=np.array([answer.targeted for answer in answers], np.bool_),
     )
 
 
 class ResultsFolder:
-    """The folder of one evaluation. Opened with what is to be evaluated; `done` is what it has
-    already.
-    """
+    """The folder of one evaluation; `done` has the results that it had when it was opened."""
 
     def __init__(self, path: Path, setup: dict[str, Any], restart: bool = False) -> None:
-        """setup: everything that the results depend on, as JSON, and their "name" for people.
-        Raises RisError where the folder has results of something else and `restart` is not
-        given."""
+        """Opens or makes the folder.
+
+        Args:
+            path: The folder.
+            setup: Everything that the results depend on, as JSON, and their "name" for people.
+            restart: Whether to throw away the results that the folder has.
+
+        Raises:
+            RisError: Where the folder has results of something else and `restart` is not given, and
+                where it cannot be written.
+        """
         self.path = path
-        self.done: dict[str, ImageResult] = {}
         self._file: TextIO | None = None
-        setup = json.loads(json.dumps(setup))
+        setup = json.loads(json.dumps(setup))  # as it will be read again: lists for tuples
         lines: list[str] = []
         if (path / SETUP).exists() and not restart:
-            theirs = read_setup(path)
-            for name in {**theirs, **setup}:
-                if name != "name" and theirs.get(name) != setup.get(name):
-                    raise RisError(
-                        f"{path} has results of another evaluation ({name} was"
-                        f" {theirs.get(name)!r}, now {setup.get(name)!r}); choose another --out, or"
-                        " give --restart"
-                    )
+            self._require_same(setup)
             lines = [result.to_json() + "\n" for result in read_results(path)]
+
         with self._writing():
             path.mkdir(parents=True, exist_ok=True)
+            # written anew, without a last line that was cut off
             temporary = path / (RESULTS + ".part")
-            temporary.write_text(
-                "".join(lines), encoding="utf-8"
-            )  # without a line that was cut off
+            temporary.write_text("".join(lines), encoding="utf-8")
             os.replace(temporary, path / RESULTS)
             (path / SETUP).write_text(json.dumps(setup, indent=1) + "\n", encoding="utf-8")
-        self.done = {result.image: result.slim() for result in map(ImageResult.from_json, lines)}
+
+        found = (ImageResult.from_json(line) for line in lines)
+        self.done: dict[str, ImageResult] = {result.image: result.slim() for result in found}
+
+    def _require_same(self, setup: dict[str, Any]) -> None:
+        """Raises RisError where the folder's results depend on anything else."""
+        theirs = read_setup(self.path)
+        for name in {**theirs, **setup}:
+            if name != "name" and theirs.get(name) != setup.get(name):
+                raise RisError(
+                    f"{self.path} has results of another evaluation ({name} was "
+                    f"{theirs.get(name)!r}, now {setup.get(name)!r}); choose another --out, or "
+                    "give --restart"
+                )
 
     def add(self, result: ImageResult) -> None:
-        """Raises RisError where the disk does not take it; the next run goes on from the line
-        before.
+        """Writes the result of one image.
+
+        Raises:
+            RisError: Where the disk does not take it; the next run goes on from the line before.
         """
         with self._writing():
             if self._file is None:
@@ -145,19 +188,25 @@ class ResultsFolder:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
+        """Turns what the disk does not take into a RisError."""
         try:
             yield
         except OSError as error:
             raise RisError(f"{self.path} cannot be written: {error.strerror or error}") from error
 
     def close(self) -> None:
+        """Closes the file of results, where one was opened."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
 
 def read_setup(path: Path) -> dict[str, Any]:
-    """What the results of a folder are of. Raises RisError where there is nothing."""
+    """What the results of a folder are of.
+
+    Raises:
+        RisError: Where there is nothing.
+    """
     try:
         found: dict[str, Any] = json.loads((path / SETUP).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -168,10 +217,10 @@ def read_setup(path: Path) -> dict[str, Any]:
 
 
 def read_results(path: Path) -> Iterator[ImageResult]:
-    """The results of a folder, as far as they were written; a last line that was cut off is left
-    out.
+    """The results of a folder, except a last line that was cut off.
 
-    Raises RisError for a folder without results and for a damaged line before the last.
+    Raises:
+        RisError: For a folder without results and for a damaged line before the last.
     """
     try:
         with (path / RESULTS).open(encoding="utf-8") as file:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ris.data.samples import EvaluationImage, Truth
+from ris.data.samples import AnnotatedImage, Truth
 from ris.evaluation.features import FeatureCache
 from ris.evaluation.metrics import Figures, Mask
 from ris.evaluation.results import Answered, ImageResult, ResultsFolder, Swapped, figures_of
@@ -20,49 +20,62 @@ from ris.runtime.masks import encode_rle, mask_from_logits
 
 AT = ("image", "model", "480")
 """Where masks are compared: at the image's own size; at the model's square, as its released code
-does; at 480x480, as LAVT does. Squares: truths are resized by nearest neighbour, as there."""
+does; at 480x480, as LAVT does. In a square, truths are resized by nearest neighbour, as there."""
+
+Report = Callable[[int, Callable[[], Figures]], None]
+"""Called with the number of expressions so far, and a function that gives their figures."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's mask logits, float32 [m, m], whatever the no-target head says; that head's
-    probability, None without one."""
+    """What a model says to one expression."""
 
     logits: NDArray[np.float32]
+    """The mask's logits, float32 [m, m], whatever the no-target head says."""
+
     no_target: float | None
+    """The no-target head's probability; None for a model without that head."""
 
 
 class Segmenter(Protocol):
-    """Anything that can be evaluated. square: side of the model's square image, pixels; threshold:
-    of the logits.
-    """
+    """Anything that can be evaluated."""
 
     square: int
+    """The side of the model's square image, pixels."""
+
     threshold: float
+    """The logits above which a pixel belongs to the mask."""
 
     def answer(
         self, rgb: NDArray[np.uint8], expressions: Sequence[str], categories: Sequence[str | None]
     ) -> list[Answer]:
-        """One answer an expression, in order."""
+        """One answer for each expression, in order.
+
+        rgb: uint8 [H, W, 3]. categories: COCO's name of what each expression means, or None.
+        """
         ...
 
 
 class BundleSegmenter:
-    """A bundle, through the runtime; with a cache, images that it has are not encoded again."""
+    """A bundle, through the runtime; images that the cache has are not encoded again."""
 
     def __init__(self, model: Model, cache: FeatureCache | None = None) -> None:
         self._model, self._cache = model, cache
         manifest = model.bundle.manifest
-        self.square, self.threshold = manifest.preprocess.sam.size, manifest.postprocess.threshold
+        self.square = manifest.preprocess.sam.size
+        self.threshold = manifest.postprocess.threshold
 
     def answer(
         self, rgb: NDArray[np.uint8], expressions: Sequence[str], categories: Sequence[str | None]
     ) -> list[Answer]:
         """Encodes the image once; what has no category is asked as "background", as in training."""
-        names = [name or "background" for name in categories] if self._model.categories else None
-        scene = (
-            self._cache.encode(self._model, rgb) if self._cache else self._model.encode_image(rgb)
-        )
+        names = None
+        if self._model.categories:
+            names = [name or "background" for name in categories]
+        if self._cache:
+            scene = self._cache.encode(self._model, rgb)
+        else:
+            scene = self._model.encode_image(rgb)
         found = scene.segment_many(expressions, categories=names, no_target_threshold=None)
         return [Answer(result.logits, result.no_target) for result in found]
 
@@ -71,31 +84,38 @@ class BundleSegmenter:
 class Mirrored:
     """Left/right expressions, asked as they are and with the two words swapped.
 
-    right: share of both questions together with IoU above 0.5; moved: share of the pairs whose two
-    masks overlap by less than half (IoU) - a model that does not read the word answers both alike.
+    A model that does not read the word answers both alike.
     """
 
     pairs: int
+    """How many expressions were asked both ways."""
+
     right: float
+    """The share of the answers, of both ways together, with IoU above 0.5."""
+
     moved: float
+    """The share of the pairs whose two masks overlap by less than half (IoU)."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The metrics by kind of expression, "all" first, and the left/right test (None without such
-    expressions).
-
-    at: one of `AT`; protocol: one of `metrics.PROTOCOLS`.
-    """
+    """What a model scores."""
 
     kinds: dict[str, dict[str, float]]
+    """Kind of expression, "all" first -> metric -> value."""
+
     mirrored: Mirrored | None
+    """The left/right test; None without such expressions."""
+
     protocol: str
+    """The way of counting, one of `metrics.PROTOCOLS`."""
+
     at: str
+    """Where masks were compared, one of `AT`."""
 
 
 def _size(at: str, square: int, truth: Mask) -> tuple[int, int]:
-    """The height and width of the comparison."""
+    """The height and width at which masks are compared, for one of `AT`."""
     if at == "image":
         return truth.shape[0], truth.shape[1]
     side = square if at == "model" else int(at)
@@ -103,6 +123,7 @@ def _size(at: str, square: int, truth: Mask) -> tuple[int, int]:
 
 
 def _resized(truth: Mask, size: tuple[int, int]) -> Mask:
+    """The truth at this height and width."""
     if truth.shape == size:
         return truth
     small = Image.fromarray(truth.astype(np.uint8)).resize(size[::-1], Image.Resampling.NEAREST)
@@ -112,25 +133,17 @@ def _resized(truth: Mask, size: tuple[int, int]) -> Mask:
 def _answered(
     segmenter: Segmenter, truth: Truth, answer: Answer, other: Answer | None, at: str
 ) -> Answered:
-    """other: the answer to the swapped expression, where there is one."""
-    size = _size(at, segmenter.square, truth.mask)
-    mask, right = (
-        mask_from_logits(answer.logits, *size, segmenter.threshold),
-        _resized(truth.mask, size),
-    )
+    """One answer against its truth; `other` is the answer to the swapped expression, or None."""
+    height, width = size = _size(at, segmenter.square, truth.mask)
+    mask = mask_from_logits(answer.logits, height, width, segmenter.threshold)
+    right = _resized(truth.mask, size)
+
     swapped = None
     if truth.mirrored is not None and other is not None:
-        theirs, meant = (
-            mask_from_logits(other.logits, *size, segmenter.threshold),
-            _resized(truth.mirrored[1], size),
-        )
-        swapped = Swapped(
-            truth.mirrored[0],
-            int((theirs & meant).sum()),
-            int(theirs.sum()),
-            int(meant.sum()),
-            int((mask & theirs).sum()),
-        )
+        text, meant = truth.mirrored
+        theirs = mask_from_logits(other.logits, height, width, segmenter.threshold)
+        swapped = _swapped(text, theirs, _resized(meant, size), mask)
+
     return Answered(
         expression=truth.expression,
         kind=truth.kind,
@@ -139,53 +152,69 @@ def _answered(
         predicted=int(mask.sum()),
         truth=int(right.sum()),
         no_target=answer.no_target,
-        height=size[0],
-        width=size[1],
+        height=height,
+        width=width,
         mask=encode_rle(mask)["counts"],
         truth_mask=encode_rle(right)["counts"],
         swapped=swapped,
     )
 
 
-def ask_image(segmenter: Segmenter, image: EvaluationImage, at: str) -> ImageResult:
-    """Everything that is asked of one image."""
-    pairs = [
-        (i, truth.mirrored[0]) for i, truth in enumerate(image.truths) if truth.mirrored is not None
-    ]
-    expressions = [t.expression for t in image.truths] + [text for _, text in pairs]
-    categories = [t.category for t in image.truths] + [image.truths[i].category for i, _ in pairs]
-    answers = segmenter.answer(image.rgb, expressions, categories)
-    count = len(image.truths)
-    others = {i: answer for (i, _), answer in zip(pairs, answers[count:], strict=True)}
-    return ImageResult(
-        image.name,
-        tuple(
-            _answered(segmenter, truth, answers[i], others.get(i), at)
-            for i, truth in enumerate(image.truths)
-        ),
+def _swapped(text: str, mask: Mask, truth: Mask, unswapped: Mask) -> Swapped:
+    """The answer `mask` to a swapped expression; `unswapped` answers the expression as it was."""
+    return Swapped(
+        expression=text,
+        intersection=int((mask & truth).sum()),
+        predicted=int(mask.sum()),
+        truth=int(truth.sum()),
+        shared=int((unswapped & mask).sum()),
     )
+
+
+def ask_image(segmenter: Segmenter, image: AnnotatedImage, at: str) -> ImageResult:
+    """Everything that is asked of one image; `at` is one of `AT`."""
+    truths = image.truths
+    swaps = [(i, truth.mirrored[0]) for i, truth in enumerate(truths) if truth.mirrored is not None]
+    expressions = [truth.expression for truth in truths] + [text for _, text in swaps]
+    categories = [truth.category for truth in truths] + [truths[i].category for i, _ in swaps]
+    answers = segmenter.answer(image.rgb, expressions, categories)
+
+    of_swaps = answers[len(truths) :]
+    others = {i: answer for (i, _), answer in zip(swaps, of_swaps, strict=True)}
+    found = [
+        _answered(segmenter, truth, answers[i], others.get(i), at) for i, truth in enumerate(truths)
+    ]
+    return ImageResult(image.name, tuple(found))
 
 
 def evaluate(
     segmenter: Segmenter,
-    images: Iterable[EvaluationImage],
+    images: Iterable[AnnotatedImage],
     *,
     threshold: float = 0.5,
     at: str = "image",
     protocol: str = "scenes",
     folder: ResultsFolder | None = None,
-    report: Callable[[int, Callable[[], Figures]], None] = lambda count, figures: None,
+    report: Report = lambda count, figures: None,
 ) -> Evaluation:
     """Asks everything of every image.
 
-    threshold: from this no-target probability on an expression counts as refused. folder: where
-    each image's answers are written; what it has already is taken from there, and `images` should
-    leave it out. report: called after each image with the number of expressions so far and what
-    gives their figures.
+    Args:
+        segmenter: The model.
+        images: What is asked; without the images that `folder` has already.
+        threshold: From this no-target probability on an expression counts as refused.
+        at: Where masks are compared, one of `AT`.
+        protocol: How to count, one of `metrics.PROTOCOLS`.
+        folder: Where each image's answers are written; those that it has already count too.
+        report: Called after each image.
+
+    Raises:
+        RisError: Where the model cannot answer or the folder cannot be written.
     """
-    answers = (
-        [answer for result in folder.done.values() for answer in result.answers] if folder else []
-    )
+    answers: list[Answered] = []
+    if folder is not None:
+        for result in folder.done.values():
+            answers += result.answers
 
     def figures() -> Figures:
         return figures_of(answers, threshold)
@@ -196,11 +225,19 @@ def evaluate(
             folder.add(result)
         answers += result.slim().answers
         report(len(answers), figures)
+
     return summarise(answers, threshold, protocol, at)
 
 
 def summarise(answers: Sequence[Answered], threshold: float, protocol: str, at: str) -> Evaluation:
-    """The metrics of these answers."""
+    """The metrics of these answers.
+
+    Args:
+        answers: What the model said.
+        threshold: From this no-target probability on an expression counts as refused.
+        protocol: How to count, one of `metrics.PROTOCOLS`.
+        at: Where masks were compared, one of `AT`.
+    """
     kinds: dict[str, list[Answered]] = defaultdict(list)
     for answer in answers:
         kinds["all"].append(answer)
@@ -214,16 +251,18 @@ def _mirrored(answers: Sequence[Answered]) -> Mirrored | None:
     right: list[bool] = []
     moved: list[bool] = []
     for answer in answers:
-        if answer.swapped is not None:
-            s = answer.swapped
-            right += [
-                _above_half(answer.intersection, answer.predicted, answer.truth),
-                _above_half(s.intersection, s.predicted, s.truth),
-            ]
-            union = answer.predicted + s.predicted - s.shared
-            moved.append(2 * s.shared < union)
-    return Mirrored(len(moved), float(np.mean(right)), float(np.mean(moved))) if moved else None
+        swapped = answer.swapped
+        if swapped is None:
+            continue
+        right.append(_above_half(answer.intersection, answer.predicted, answer.truth))
+        right.append(_above_half(swapped.intersection, swapped.predicted, swapped.truth))
+        union = answer.predicted + swapped.predicted - swapped.shared
+        moved.append(2 * swapped.shared < union)
+    if not moved:
+        return None
+    return Mirrored(len(moved), float(np.mean(right)), float(np.mean(moved)))
 
 
 def _above_half(intersection: int, predicted: int, truth: int) -> bool:
+    """Whether the IoU is above 0.5, in whole numbers."""
     return 2 * intersection > predicted + truth - intersection

@@ -8,28 +8,38 @@ from pathlib import Path
 from typing import Any
 
 from ris.data.datasets import DATASETS, ReferData, read_lines, read_refer
-from ris.data.samples import EvaluationImage, refer_images, scene_images
+from ris.data.samples import AnnotatedImage, refer_images, scene_images
+from ris.data.scenes import Split
 from ris.engines.errors import RisError
 
 PROTOCOL_OF = {"scenes": "scenes", "grefcoco": "grefcoco", "ref-zom": "ref-zom"}
+"""Name of the samples -> the protocol of the same benchmark, where it has its own."""
+
 NAMES = ("scenes", *DATASETS)
+"""What `--data` takes, beside JSONL files."""
 
 
 @dataclass(frozen=True)
 class SampleSource:
-    """data: "scenes", a data set of `DATASETS`, or a JSONL file; split: None for the usual one;
-    samples: how many expressions (scenes); root: the data set's folder; images: COCO's pictures,
-    where they are elsewhere.
-    """
+    """What a model is evaluated on; the fields are options of `ris-eval`."""
 
     data: str = "scenes"
+    """One of `NAMES`, or the path of a JSONL file."""
+
     split: str | None = None
+    """The split; None for the usual one: "heldout" for scenes, "val" for data sets."""
+
     samples: int = 2000
+    """How many expressions, for scenes."""
+
     root: str | None = None
+    """The folder that a data set's folder is in; None for scenes and JSONL files."""
+
     images: str | None = None
+    """The folder of COCO's images; None where they are in a usual place below `root`."""
 
     def __post_init__(self) -> None:
-        """Raises RisError for combinations that make no sense."""
+        """Raises RisError for options that do not go together."""
         if self.data not in NAMES and not self.data.endswith(".jsonl"):
             raise RisError(f"--data {self.data}: known are {', '.join(NAMES)}, or a .jsonl file")
         refer = self.data in DATASETS
@@ -47,11 +57,19 @@ class SampleSource:
     @property
     def protocol(self) -> str:
         """The protocol that these samples are usually counted by."""
-        return PROTOCOL_OF.get(self.data, "refcoco" if self.data in DATASETS else "scenes")
+        otherwise = "refcoco" if self.data in DATASETS else "scenes"
+        return PROTOCOL_OF.get(self.data, otherwise)
+
+    @property
+    def scene_split(self) -> Split:
+        """The split of the scenes."""
+        return "train" if self.split == "train" else "heldout"
 
     def read(self) -> tuple[ReferData | None, int]:
-        """(the data set, None for scenes; the number of expressions). Raises RisError for what is
-        missing.
+        """The data set, None for scenes, and the number of expressions.
+
+        Raises:
+            RisError: For files that are missing or damaged.
         """
         if self.data == "scenes":
             return None, self.samples
@@ -61,16 +79,17 @@ class SampleSource:
             found = read_lines(Path(self.data))
         return found, sum(len(image.references) for image in found.images)
 
-    def stream(self, read: ReferData | None, done: Mapping[str, int]) -> Iterator[EvaluationImage]:
-        """The images but for those in `done` (name -> number of expressions); read: what `read`
-        gave.
+    def stream(self, read: ReferData | None, done: Mapping[str, int]) -> Iterator[AnnotatedImage]:
+        """The images, except those that are done.
+
+        Args:
+            read: The data set that `read` gave, None for scenes.
+            done: Names of images that are left out, and how many expressions they had.
         """
-        if read is None:
-            return scene_images(
-                "train" if self.split == "train" else "heldout", self.samples, done=done
-            )
-        return refer_images(read, done)
+        if read is not None:
+            return refer_images(read, done)
+        return scene_images(self.scene_split, self.samples, done=done)
 
     def to_dict(self) -> dict[str, Any]:
-        """What results depend on."""
+        """What results depend on: all fields, but `samples` only for scenes."""
         return asdict(self) if self.data == "scenes" else asdict(self) | {"samples": None}

@@ -1,6 +1,4 @@
-"""Small data sets in the forms of RefCOCO (pickle) and gRefCOCO (JSON): drawn scenes as their
-images.
-"""
+"""Small data sets in the forms of RefCOCO (pickle) and gRefCOCO (JSON), of drawn scenes."""
 
 from __future__ import annotations
 
@@ -17,55 +15,32 @@ CATEGORIES = [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}, {"id": 18, 
 
 
 def write_refer(root, name="refcoco", images=6, size=96, splits=("train", "val")):
-    """Writes data set `name` below `root`; images go to the splits in turn. Returns the references
-    that were written.
+    """Writes data set `name` below `root`; images go to the splits in turn.
 
     Objects are boxes around the scenes' objects, as polygons; the second object of an image is
     COCO's uncompressed run-length code. RefCOCO has one object a reference, gRefCOCO also two and
-    none.
+    none. Returns the references that were written.
     """
     generalised = name == "grefcoco"
-    folder, pictures = root / name, root / "images" / "train2014"
-    folder.mkdir(parents=True)
-    pictures.mkdir(parents=True, exist_ok=True)
+    folder, pictures = folders(root, name)
     shapes, annotations, refs, sentence = [], [], [], 0
     for number in range(1, images + 1):
         scene = make_scene(number, "train", size)
         file = f"COCO_train2014_{number:012d}.jpg"
         Image.fromarray(scene.image).resize((size + 24, size)).save(pictures / file)
         shapes.append({"id": number, "file_name": file, "height": size, "width": size + 24})
-        own = []
-        for place in range(2):
-            x, y = 8 + 40 * place, 10 + number
-            identifier = number * 10 + place
-            polygon = [x, y, x + 20, y, x + 20, y + 30, x, y + 30]
-            outline = [polygon] if place == 0 else uncompressed(size, size + 24, (x, y, 20, 30))
-            own.append(identifier)
-            annotations.append(
-                {
-                    "id": identifier,
-                    "image_id": number,
-                    "category_id": CATEGORIES[place]["id"],
-                    "segmentation": outline,
-                    "area": 600,
-                    "bbox": [x, y, 20, 30],
-                    "iscrowd": 0,
-                }
-            )
-        split = splits[(number - 1) % len(splits)]
-        words = [sample.expression for sample in make_samples(scene, number, 4)]
+        objects = [box_annotation(number, place, size) for place in range(2)]
+        annotations += objects
+
+        own = [annotation["id"] for annotation in objects]
         targets = [[own[0]], [own[1]], own, [-1]] if generalised else [own[0], own[1]]
+        words = [sample.expression for sample in make_samples(scene, number, 4)]
         for target, text in zip(targets, words, strict=False):
-            category = [1] if generalised else 1
             sentences = []
             for version in (text, f"the {text}"):
+                tokens = version.split()
                 sentences.append(
-                    {
-                        "raw": version,
-                        "sent": version,
-                        "tokens": version.split(),
-                        "sent_id": sentence,
-                    }
+                    {"raw": version, "sent": version, "tokens": tokens, "sent_id": sentence}
                 )
                 sentence += 1
             refs.append(
@@ -73,33 +48,39 @@ def write_refer(root, name="refcoco", images=6, size=96, splits=("train", "val")
                     "ref_id": len(refs),
                     "ann_id": target,
                     "image_id": number,
-                    "split": split,
+                    "split": splits[(number - 1) % len(splits)],
                     "file_name": file,
-                    "category_id": category,
+                    "category_id": [1] if generalised else 1,
                     "sentences": sentences,
                     "sent_ids": [s["sent_id"] for s in sentences],
                 }
             )
-    if generalised:
-        (folder / "grefs(unc).json").write_text(json.dumps(refs))
-    else:
-        by = "umd" if name == "refcocog" else "unc"
-        (folder / f"refs({by}).p").write_bytes(pickle.dumps(refs, protocol=2))
-    instances = {"images": shapes, "annotations": annotations, "categories": CATEGORIES}
-    (folder / "instances.json").write_text(json.dumps(instances))
+    write_files(folder, name, refs, shapes, annotations)
     return refs
 
 
-def write_scenes(root, name, images):
-    """Evaluation images as a data set `name` below `root`, pixels and masks unchanged: PNG files,
-    run-length codes.
+def box_annotation(image, place, size):
+    """The first (0) or second (1) object of an image: a box, as a polygon or a run-length code."""
+    x, y = 8 + 40 * place, 10 + image
+    polygon = [x, y, x + 20, y, x + 20, y + 30, x, y + 30]
+    return {
+        "id": image * 10 + place,
+        "image_id": image,
+        "category_id": CATEGORIES[place]["id"],
+        "segmentation": uncompressed(size, size + 24, (x, y, 20, 30)) if place else [polygon],
+        "area": 600,
+        "bbox": [x, y, 20, 30],
+        "iscrowd": 0,
+    }
 
-    RefCOCO has no untargeted expressions and Ref-ZOM marks them by their source; a reference has
-    one annotation.
+
+def write_scenes(root, name, images):
+    """Writes `AnnotatedImage`s as data set `name` below `root`, pixels and masks unchanged.
+
+    Pictures are PNG files, masks run-length codes. RefCOCO has no untargeted expressions and
+    Ref-ZOM marks them by their source; a reference has one annotation.
     """
-    folder, pictures = root / name, root / "images" / "train2014"
-    folder.mkdir(parents=True)
-    pictures.mkdir(parents=True, exist_ok=True)
+    folder, pictures = folders(root, name)
     shapes, annotations, refs = [], [], []
     for number, image in enumerate(images, 1):
         file = f"COCO_train2014_{number:012d}.png"
@@ -110,13 +91,9 @@ def write_scenes(root, name, images):
             given = -1
             if truth.targeted:
                 given = len(annotations) + 1
+                outline = dict(encode_rle(truth.mask))
                 annotations.append(
-                    {
-                        "id": given,
-                        "image_id": number,
-                        "category_id": 1,
-                        "segmentation": dict(encode_rle(truth.mask)),
-                    }
+                    {"id": given, "image_id": number, "category_id": 1, "segmentation": outline}
                 )
             elif not name.startswith(("gref", "ref-zom")):
                 continue
@@ -135,6 +112,19 @@ def write_scenes(root, name, images):
                     "sentences": [sentence],
                 }
             )
+    write_files(folder, name, refs, shapes, annotations)
+
+
+def folders(root, name):
+    """The data set's folder and that of the pictures, made where they are not there."""
+    folder, pictures = root / name, root / "images" / "train2014"
+    folder.mkdir(parents=True)
+    pictures.mkdir(parents=True, exist_ok=True)
+    return folder, pictures
+
+
+def write_files(folder, name, refs, shapes, annotations):
+    """The list of references and instances.json, as the data set's authors name them."""
     if name == "grefcoco":
         (folder / "grefs(unc).json").write_text(json.dumps(refs))
     else:

@@ -1,21 +1,21 @@
-"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and Ref-ZOM as their authors publish them, and where people
-usually keep them.
+"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and Ref-ZOM, from the files that their authors publish.
 
-    ROOT/refcoco/refs(unc).p         ROOT/refcoco/instances.json       the same in refcoco+,
-    refcocog ROOT/grefcoco/grefs(unc).json    ROOT/grefcoco/instances.json
-    ROOT/ref-zom/refs(final).p       ROOT/ref-zom/instances.json       published as Ref-ZOM(final).p
-    ROOT/images/train2014/COCO_train2014_000000000009.jpg              or any folder with these
-    files; Ref-ZOM's come
-                                                                       from train2014 and val2014,
-                                                                       put into one
+The files are looked for where people usually keep them:
 
-A reference is one object (RefCOCO) or any number of objects, none included (gRefCOCO, ann_id -1;
-Ref-ZOM, source "zero"), with its sentences.
+    ROOT/refcoco/refs(unc).p         ROOT/refcoco/instances.json    the same in refcoco+, refcocog
+    ROOT/grefcoco/grefs(unc).json    ROOT/grefcoco/instances.json
+    ROOT/ref-zom/refs(final).p       ROOT/ref-zom/instances.json    published as Ref-ZOM(final).p
+    ROOT/images/train2014/COCO_train2014_000000000009.jpg           or another folder of
+                                                                    IMAGE_FOLDERS
+
+Ref-ZOM's images come from train2014 and val2014, put into one folder.
+
+A reference means one object (RefCOCO) or any number of objects, none included (gRefCOCO: ann_id -1;
+Ref-ZOM: source "zero"). It has one or more sentences.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,17 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from ris import pip_install
 from ris.data.datasets.plain_pickle import load_plain_pickle
 from ris.engines.errors import RisError
-from ris.runtime.masks import Rle, decode_rle, pack_counts
 
-# folder and split-by of each data set, as the authors name them; the first split-by is the usual
-# one
 DATASETS: dict[str, tuple[str, ...]] = {
     "refcoco": ("unc", "google"),
     "refcoco+": ("unc",),
@@ -41,6 +33,9 @@ DATASETS: dict[str, tuple[str, ...]] = {
     "grefcoco": ("unc",),
     "ref-zom": ("final",),
 }
+"""Data set (and its folder) -> whose splits there are, as the authors name them; the first is the
+usual one."""
+
 IMAGE_FOLDERS = (
     "images/trainval2014",
     "trainval2014",
@@ -49,56 +44,70 @@ IMAGE_FOLDERS = (
     "train2014",
     "images",
 )
+"""Where COCO's images are looked for below the root, in this order."""
+
 _WHERE = (
-    "the RefCOCO files are published with the refer API (refcoco.zip, refcoco+.zip, refcocog.zip),"
-    " gRefCOCO's and Ref-ZOM's by their authors, the images by COCO (train2014; Ref-ZOM: val2014"
-    " too, in one folder)"
+    "the RefCOCO files are published with the refer API (refcoco.zip, refcoco+.zip, refcocog.zip), "
+    "gRefCOCO's and Ref-ZOM's by their authors, the images by COCO (train2014; Ref-ZOM: val2014 "
+    "too, in one folder)"
 )
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One expression and the annotations it means; `annotations` is empty where nothing is meant.
-
-    expression: the text as the benchmark uses it; category: COCO's name of the first object, None
-    without object; reference_id and sentence_id as in the files.
-    """
+    """One expression and the annotations it means."""
 
     expression: str
+    """The text as the benchmark uses it."""
+
     annotations: tuple[int, ...]
+    """Ids of the objects that are meant; empty where nothing is meant."""
+
     category: str | None
+    """COCO's name of the first object; None without an object."""
+
     reference_id: int
+    """`ref_id` in the file."""
+
     sentence_id: int
+    """`sent_id` in the file."""
 
 
 @dataclass(frozen=True)
 class ReferImage:
-    """One image of the split and every expression about it. name: what the data set calls it."""
+    """One image of a split and every expression about it."""
 
     name: str
+    """What the data set calls it."""
+
     path: Path
+    """The file of its pixels."""
+
     height: int
+    """Pixels, as the data set states it."""
+
     width: int
+    """Pixels, as the data set states it."""
+
     references: tuple[Reference, ...]
+    """Every expression about it, in the order of the file."""
 
 
 @dataclass(frozen=True)
 class ReferData:
-    """A split: its images in the order of their numbers, and the annotations' outlines by id (COCO
-    polygons or RLE).
-    """
+    """One split of a data set."""
 
     name: str
+    """One of `DATASETS`, or the name of a JSONL file."""
+
     split: str
+    """As the authors name it: "train", "val", "testA", ...; "all" for a JSONL file."""
+
     images: tuple[ReferImage, ...]
+    """The images with expressions, in the order of their numbers."""
+
     outlines: dict[int, Any]
-
-
-def _find(candidates: list[Path], what: str) -> Path:
-    for path in candidates:
-        if path.exists():
-            return path
-    raise RisError(f"{what} is missing: looked for {', '.join(map(str, candidates))}; {_WHERE}")
+    """Annotation id -> COCO polygons, a run-length code, or the path of a PNG file."""
 
 
 def read(
@@ -109,32 +118,47 @@ def read(
     split_by: str | None = None,
     images: str | Path | None = None,
 ) -> ReferData:
-    """Reads one split ("train", "val", "testA", ...).
+    """Reads one split of a data set.
 
-    split_by: whose splits (`DATASETS`), by default the usual ones; images: the folder of the JPEGs.
-    Raises RisError for a data set or split that is not there, for missing files (all places named)
-    and damaged ones.
+    Args:
+        root: The folder that the data set's folder is in.
+        name: One of `DATASETS`.
+        split: "train", "val", "testA", ...
+        split_by: Whose splits, of those in `DATASETS`; by default the usual ones.
+        images: The folder of the JPEGs; by default one of `IMAGE_FOLDERS` below `root`.
+
+    Raises:
+        RisError: For a data set or a split that is not there, for missing files (it names all
+            places that were looked at), and for damaged ones.
     """
     if name not in DATASETS:
         raise RisError(f"there is no reader for {name!r}; known are {', '.join(DATASETS)}")
-    by = split_by or DATASETS[name][0]
     folder = Path(root) / name
-    stem = f"{'grefs' if name == 'grefcoco' else 'refs'}({by})"
+    stem = f"{'grefs' if name == 'grefcoco' else 'refs'}({split_by or DATASETS[name][0]})"
     refs_file = _find(
-        [folder / f"{stem}{end}" for end in (".p", ".json")], f"{name}'s list of references"
+        [folder / f"{stem}.p", folder / f"{stem}.json"], f"{name}'s list of references"
     )
     instances_file = _find([folder / "instances.json"], f"{name}'s instances.json")
     picture_folders = [Path(images)] if images else [Path(root) / part for part in IMAGE_FOLDERS]
     pictures = _find(picture_folders, "the folder of images")
+
     refs = load_plain_pickle(refs_file) if refs_file.suffix == ".p" else _json(refs_file)
     instances = _json(instances_file)
     try:
         return _assemble(name, split, refs, instances, pictures)
     except (KeyError, TypeError, IndexError, ValueError) as error:
+        kind = type(error).__name__
         raise RisError(
-            f"{refs_file} or {instances_file} has not the published form ({type(error).__name__}:"
-            f" {error})"
+            f"{refs_file} or {instances_file} has not the published form ({kind}: {error})"
         ) from error
+
+
+def _find(candidates: list[Path], what: str) -> Path:
+    """The first of the candidates that exists; `what` they are, for the message."""
+    for path in candidates:
+        if path.exists():
+            return path
+    raise RisError(f"{what} is missing: looked for {', '.join(map(str, candidates))}; {_WHERE}")
 
 
 def _json(path: Path) -> Any:
@@ -145,136 +169,74 @@ def _json(path: Path) -> Any:
 
 
 def _assemble(name: str, split: str, refs: Any, instances: Any, pictures: Path) -> ReferData:
+    """The split, out of the two files' contents and the folder of images."""
     shapes = {int(image["id"]): image for image in instances["images"]}
     names = {int(category["id"]): str(category["name"]) for category in instances["categories"]}
     annotations = {int(annotation["id"]): annotation for annotation in instances["annotations"]}
+
     by_image: dict[int, list[Reference]] = defaultdict(list)
     wanted: set[int] = set()
-    splits: set[str] = set()
     for ref in refs:
-        splits.add(str(ref["split"]))
         if ref["split"] != split:
             continue
-        given = ref["ann_id"]
-        absent = ref.get("source") == "zero"
-        ids = tuple(
-            int(i)
-            for i in (given if isinstance(given, list | tuple) else [given])
-            if not absent and int(i) >= 0
-        )
-        unknown = [i for i in ids if i not in annotations]
-        if unknown:
-            raise ValueError(
-                f"annotation {unknown[0]} of reference {ref['ref_id']} is not in instances.json"
-            )
-        wanted.update(ids)
+        ids = _object_ids(ref, annotations)
         category = names[int(annotations[ids[0]]["category_id"])] if ids else None
-        for sentence in ref["sentences"]:
-            text = str(sentence["sent"] if "sent" in sentence else sentence["raw"])
-            found = Reference(text, ids, category, int(ref["ref_id"]), int(sentence["sent_id"]))
-            by_image[int(ref["image_id"])].append(found)
+        wanted.update(ids)
+        for reference in _references(ref, ids, category):
+            by_image[int(ref["image_id"])].append(reference)
     if not by_image:
-        raise RisError(f"{name} has no split {split!r}; it has {', '.join(sorted(splits))}")
+        splits = sorted({str(ref["split"]) for ref in refs})
+        raise RisError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
+
     images = tuple(
-        ReferImage(
-            str(shapes[number]["file_name"]),
-            pictures / str(shapes[number]["file_name"]),
-            int(shapes[number]["height"]),
-            int(shapes[number]["width"]),
-            tuple(found),
-        )
-        for number, found in sorted(by_image.items())
+        _image(shapes[number], pictures, references)
+        for number, references in sorted(by_image.items())
     )
+    _require_pictures(images, pictures)
+    outlines = {number: annotations[number]["segmentation"] for number in wanted}
+    return ReferData(name, split, images, outlines)
+
+
+def _object_ids(ref: Any, annotations: dict[int, Any]) -> tuple[int, ...]:
+    """The annotations that a reference means. ValueError for one that is not there."""
+    given = ref["ann_id"]
+    if not isinstance(given, list | tuple):
+        given = [given]
+    if ref.get("source") == "zero":
+        given = []  # Ref-ZOM: ann_id may name an object that is somewhere else
+    ids = tuple(int(number) for number in given if int(number) >= 0)
+
+    unknown = [number for number in ids if number not in annotations]
+    if unknown:
+        raise ValueError(
+            f"annotation {unknown[0]} of reference {ref['ref_id']} is not in instances.json"
+        )
+    return ids
+
+
+def _references(ref: Any, ids: tuple[int, ...], category: str | None) -> Iterator[Reference]:
+    """One for each of the reference's sentences."""
+    for sentence in ref["sentences"]:
+        text = str(sentence["sent"] if "sent" in sentence else sentence["raw"])
+        yield Reference(text, ids, category, int(ref["ref_id"]), int(sentence["sent_id"]))
+
+
+def _image(shape: Any, pictures: Path, references: list[Reference]) -> ReferImage:
+    """One of the images of instances.json."""
+    file = str(shape["file_name"])
+    return ReferImage(
+        name=file,
+        path=pictures / file,
+        height=int(shape["height"]),
+        width=int(shape["width"]),
+        references=tuple(references),
+    )
+
+
+def _require_pictures(images: tuple[ReferImage, ...], pictures: Path) -> None:
     missing = [image.path.name for image in images if not image.path.exists()]
     if missing:
         raise RisError(
-            f"{len(missing)} of {len(images)} images are not in {pictures}, the first is"
-            f" {missing[0]}; {_WHERE}"
+            f"{len(missing)} of {len(images)} images are not in {pictures}, the first is "
+            f"{missing[0]}; {_WHERE}"
         )
-    return ReferData(name, split, images, {i: annotations[i]["segmentation"] for i in wanted})
-
-
-def reference_mask(data: ReferData, image: ReferImage, reference: Reference) -> NDArray[np.bool_]:
-    """The union of the reference's annotations, bool [height, width]; all False where nothing is
-    meant.
-
-    Outlines are polygons, COCO's run-length codes (compressed or not), or PNG files, where all but
-    0 is the object. Raises RisError for one that cannot be read, and where pycocotools, which
-    rasterises polygons, is not installed.
-    """
-    mask = np.zeros((image.height, image.width), np.bool_)
-    if not reference.annotations:
-        return mask
-    for number in reference.annotations:
-        outline = data.outlines[number]
-        shape = _size(outline)  # before anything of that size is made
-        if shape is not None and shape != mask.shape:
-            raise RisError(
-                f"{image.path} is {image.height}x{image.width} (height x width), a mask of it"
-                f" {shape}"
-            )
-        found = (
-            _png(outline)
-            if isinstance(outline, Path)
-            else _rasterised(outline, image.height, image.width)
-        )
-        mask |= found
-    return mask
-
-
-def _size(outline: Any) -> tuple[int, int] | None:
-    """(height, width) that a PNG or a run-length code says it has; None for polygons, which have
-    none, and for a damaged code."""
-    if isinstance(outline, Path):
-        with _opened(outline) as image:
-            return image.height, image.width
-    size = outline.get("size") if isinstance(outline, dict) else None
-    return (size[0], size[1]) if isinstance(size, list | tuple) and len(size) == 2 else None
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RisError(f"{path} cannot be read: {error}") from error
-
-
-def _png(path: Path) -> NDArray[np.bool_]:
-    with _opened(path) as image:
-        values = np.asarray(
-            image if image.mode in ("1", "L", "P", "I", "I;16") else image.convert("RGB")
-        )
-    return (values if values.ndim == 2 else values.max(-1)) > 0
-
-
-def _rasterised(outline: Any, height: int, width: int) -> NDArray[np.bool_]:
-    if isinstance(outline, dict):
-        return decode_any_rle(outline)
-    try:
-        from pycocotools import mask as coco
-    except ImportError as error:
-        raise RisError(f"polygons need pycocotools: {pip_install('eval')}") from error
-    found: NDArray[np.bool_] = coco.decode(
-        coco.merge(coco.frPyObjects(outline, height, width))
-    ).astype(np.bool_)
-    return found
-
-
-def decode_any_rle(code: dict[str, Any]) -> NDArray[np.bool_]:
-    """COCO's run-length code, counts a string (compressed) or a list of numbers -> bool [H, W].
-    Raises RisError.
-    """
-    try:
-        counts = code["counts"]
-        if isinstance(counts, list):
-            counts = pack_counts([int(run) for run in counts])
-        text = counts.decode("ascii") if isinstance(counts, bytes) else str(counts)
-        if not all(isinstance(side, int) for side in code["size"]):
-            raise ValueError(f"its size is {code['size']}")
-        return decode_rle(Rle(size=list(code["size"]), counts=text))
-    except (KeyError, TypeError, ValueError, IndexError, UnicodeDecodeError) as error:
-        raise RisError(
-            f"a mask's run-length code is damaged ({type(error).__name__}: {error})"
-        ) from error

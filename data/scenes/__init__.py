@@ -7,16 +7,10 @@ for sample in make_samples(scene, seed=0, count=6):     # "left man", "all dogs"
 
 from ris.data.scenes.backgrounds import draw_background
 from ris.data.scenes.glyphs import Split, hue_turn, kinds, variant_colours
-from ris.data.scenes.grammar import (
-    WEIGHTS,
-    Sample,
-    Wanted,
-    make_samples,
-    target_mask,
-    vocabulary_words,
-)
+from ris.data.scenes.grammar import WEIGHTS, make_samples, target_mask, vocabulary_words
 from ris.data.scenes.scene import Scene, SceneObject, make_scene
 from ris.data.scenes.words import COLOURS
+from ris.data.scenes.writer import Sample, Wanted
 
 KINDS = kinds()
 """The kinds of thing that scenes show."""

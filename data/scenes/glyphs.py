@@ -1,8 +1,7 @@
 """The pictures that scenes are made of: glyphs of Noto Color Emoji from the atlas in `data/`.
 
-`data/glyphs.png` holds every glyph once; `data/glyphs.json` says which variants there are: kind,
-name, split, the box in the atlas, and how the glyph is recoloured. `build_atlas` writes both from
-the font.
+`data/glyphs.png` holds every glyph once. `data/glyphs.json` lists the variants: kind, name, split,
+the box in the atlas, and how the glyph is recoloured. `build_atlas` writes both from the font.
 """
 
 from __future__ import annotations
@@ -23,17 +22,28 @@ Split = Literal["train", "heldout"]
 
 @dataclass(frozen=True)
 class Variant:
-    """One picture of a kind. `box` is left, top, right, bottom in the atlas; `hue` is in
-    degrees.
-    """
+    """One picture of a kind of thing: a glyph, and how it is recoloured."""
 
     kind: str
+    """The kind of thing, such as "dog"."""
+
     name: str
+    """Tells it from the others of its kind."""
+
     split: Split
+    """The only split that may draw it."""
+
     box: tuple[int, int, int, int]
+    """Where the glyph is in the atlas: left, top, right, bottom, pixels."""
+
     hue: float
+    """By how many degrees the hue is turned, 0 for none."""
+
     gain: tuple[float, float, float]
+    """What red, green and blue are multiplied by after that."""
+
     look: str | None
+    """A word that tells it from others of its kind ("red"), or None."""
 
 
 @cache
@@ -42,21 +52,25 @@ def all_variants() -> tuple[Variant, ...]:
     index = json.loads(_data("glyphs.json").decode("utf-8"))
     return tuple(
         Variant(
-            v["kind"],
-            v["variant"],
-            v["split"],
-            tuple(v["box"]),
-            v.get("hue", 0.0),
-            tuple(v.get("gain", (1.0, 1.0, 1.0))),
-            v.get("look"),
+            kind=entry["kind"],
+            name=entry["variant"],
+            split=entry["split"],
+            box=tuple(entry["box"]),
+            hue=entry.get("hue", 0.0),
+            gain=tuple(entry.get("gain", (1.0, 1.0, 1.0))),
+            look=entry.get("look"),
         )
-        for v in index["variants"]
+        for entry in index["variants"]
     )
 
 
 @cache
 def variants_of(kind: str, split: Split) -> tuple[Variant, ...]:
-    """The variants of a kind that a split may draw. Raises KeyError for an unknown kind."""
+    """The variants of a kind that a split may draw.
+
+    Raises:
+        KeyError: For an unknown kind.
+    """
     found = tuple(v for v in all_variants() if v.kind == kind and v.split == split)
     if not found:
         raise KeyError(f"no glyphs for {kind!r}; the kinds are {', '.join(kinds())}")
@@ -65,7 +79,7 @@ def variants_of(kind: str, split: Split) -> tuple[Variant, ...]:
 
 @cache
 def kinds() -> tuple[str, ...]:
-    """The kinds of thing there are, in the atlas's order."""
+    """The kinds of thing, in the atlas's order."""
     return tuple(dict.fromkeys(v.kind for v in all_variants()))
 
 
@@ -86,37 +100,47 @@ def picture(variant: Variant) -> Image.Image:
 
 @cache
 def variant_colours(kind: str, name: str) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
-    """Colours of a variant at up to 400 of its pixels, float32 RGB [P, 3], and those of every
-    held-out variant of its kind with about the same outline at the same places."""
+    """The colours of a variant, and those of the held-out variants of its kind that look like it.
+
+    Returns:
+        The colours at up to 400 of its pixels, float32 RGB [P, 3], and at the same places those of
+        every held-out variant of its kind with about the same outline.
+    """
     (own,) = [v for v in all_variants() if (v.kind, v.name) == (kind, name)]
     shown = picture(own)
-    solid = np.asarray(shown.getchannel("A")) > 127
+    solid = _solid(shown)
     inside = np.flatnonzero(solid.ravel())
     inside = inside[np.linspace(0, len(inside) - 1, min(400, len(inside))).astype(int)]
 
-    def colours(image: Image.Image) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = (
-            np.asarray(image)[..., :3].reshape(-1, 3)[inside].astype(np.float32)
-        )
-        return found
-
-    others = [
-        picture(v).resize(shown.size, Image.Resampling.BILINEAR)
-        for v in variants_of(kind, "heldout")
-    ]
     alike = []
-    for other in others:
-        covered = np.asarray(other.getchannel("A")) > 127
+    for variant in variants_of(kind, "heldout"):
+        other = picture(variant).resize(shown.size, Image.Resampling.BILINEAR)
+        covered = _solid(other)
         if (solid & covered).sum() > 0.85 * (solid | covered).sum():
-            alike.append(colours(other))
-    return colours(shown), alike
+            alike.append(_colours_at(other, inside))
+    return _colours_at(shown, inside), alike
+
+
+def _solid(image: Image.Image) -> NDArray[np.bool_]:
+    """bool [H, W]: where an RGBA image is more than half opaque."""
+    return np.asarray(image.getchannel("A")) > 127
+
+
+def _colours_at(image: Image.Image, places: NDArray[np.intp]) -> NDArray[np.float32]:
+    """float32 RGB [P, 3] at these indices into the image's pixels."""
+    found: NDArray[np.float32] = (
+        np.asarray(image)[..., :3].reshape(-1, 3)[places].astype(np.float32)
+    )
+    return found
 
 
 def recoloured(
     rgba: NDArray[np.uint8], hue: float, gain: tuple[float, float, float]
 ) -> NDArray[np.uint8]:
-    """uint8 RGBA [H, W, 4] with its hue turned by `hue` degrees about the grey axis, then each
-    channel times `gain`.
+    """The image, uint8 RGBA [H, W, 4], in other colours.
+
+    Its hue is turned by `hue` degrees about the grey axis, then each channel is multiplied by
+    `gain`.
     """
     out = rgba.copy()
     out[..., :3] = np.clip(np.rint((rgba[..., :3] @ hue_turn(hue).T) * gain), 0, 255)

@@ -4,12 +4,12 @@ Slots: {n} singular noun, {ns} plural, {d} a direction, {o} an ordinal, {m} the 
 relation, {c} a count in words, {z} a size word.
 
 **Which split says what.** A phrasing is a template together with its head noun. Templates marked
-`+` belong to the held-out split whatever the noun. Of the others, a quarter of the (template, noun)
-pairs, chosen by a checksum, is held out too. Training uses the rest and nothing else, the held-out
-split uses the held-out pairs and nothing else: no held-out expression can occur in training. Every
-word, and every construction ("at the", "left side", "that is ..."), occurs in training in some
-other combination: "guy at the left side" is held out, "guy on the left side" and "guy at the left"
-are not.
+`+` belong to the held-out split, whatever the noun. Of the others, a quarter of the pairs of
+template and noun, chosen by a checksum, is held out too. Training uses only pairs that are not held
+out, the held-out split only pairs that are, so no held-out expression can occur in training. Every
+word and every construction ("at the", "left side", "that is ...") occurs in training in some other
+combination: "guy at the left side" is held out, "guy on the left side" and "guy at the left" are
+not.
 """
 
 from __future__ import annotations
@@ -145,9 +145,12 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "+ find the {n} and the {m}",
     ),
 }
+"""Form -> its templates."""
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
 COUNTS = {2: "two", 3: "three", 4: "four", 5: "five"}
+
+# words for a direction -> the direction, for the forms "level" and "upper"
 LEVELS = {"top": "top", "bottom": "bottom"}
 UPPERS = {"upper": "top", "lower": "bottom", "highest": "top", "lowest": "bottom"}
 RELATIONS: dict[str, tuple[str, ...]] = {
@@ -157,23 +160,28 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "left": ("to the left of", "left of"),
     "right": ("to the right of", "right of"),
 }
+"""Relation -> the words for it."""
+
 LARGE, SMALL = ("biggest", "largest"), ("smallest", "littlest")
 LARGER, SMALLER = ("bigger", "larger"), ("smaller",)  # of two
+
 _HELD_OUT = "+ "
 
 
 def phrasings(form: str, noun: str, split: Split) -> list[str]:
-    """The templates of a form that a split may use with this head noun, without their mark; may be
-    empty.
+    """The templates of a form that a split may use with this head noun; there may be none.
+
+    They come without their mark.
     """
-    return [t.removeprefix(_HELD_OUT) for t in TEMPLATES[form] if _split_of(form, t, noun) == split]
+    own = [template for template in TEMPLATES[form] if _split_of(form, template, noun) == split]
+    return [template.removeprefix(_HELD_OUT) for template in own]
 
 
 def _split_of(form: str, template: str, noun: str) -> Split:
-    held = (
-        template.startswith(_HELD_OUT) or zlib.crc32(f"{form}|{template}|{noun}".encode()) % 4 == 0
-    )
-    return "heldout" if held else "train"
+    if template.startswith(_HELD_OUT):
+        return "heldout"
+    checksum = zlib.crc32(f"{form}|{template}|{noun}".encode())
+    return "heldout" if checksum % 4 == 0 else "train"
 
 
 def article(text: str) -> str:

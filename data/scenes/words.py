@@ -1,6 +1,4 @@
-"""The nouns: what a thing may be called, singular and plural, and which objects each word
-covers.
-"""
+"""The nouns: what a thing may be called, and which objects each word covers."""
 
 from __future__ import annotations
 
@@ -10,19 +8,30 @@ from ris.data.scenes.glyphs import looks
 from ris.data.scenes.scene import SceneObject
 
 PEOPLE = ("man", "woman", "child")
+"""The kinds that are people."""
 
 
 @dataclass(frozen=True)
 class Noun:
-    """A word for a kind, for some variants of it (`look`), or for several kinds."""
+    """A word for a kind of thing, for some variants of it, or for several kinds."""
 
     one: str
+    """Singular."""
+
     many: str
+    """Plural."""
+
     kinds: tuple[str, ...]
+    """The kinds that it is said of."""
+
     look: str | None = None
-    weight: float = 1.0  # how often it is picked among the words for the same thing
+    """The look of the variants that it is said of; None for all variants."""
+
+    weight: float = 1.0
+    """How often it is picked among the words for the same thing."""
 
 
+# kind -> the words for it: singular, plural, weight
 _WORDS: dict[str, tuple[tuple[str, str, float], ...]] = {
     "man": (("man", "men", 3), ("guy", "guys", 1.2), ("gentleman", "gentlemen", 0.8)),
     "woman": (("woman", "women", 2.5), ("lady", "ladies", 1.2)),
@@ -49,6 +58,7 @@ _WORDS: dict[str, tuple[tuple[str, str, float], ...]] = {
     "guitar": (("guitar", "guitars", 1),),
     "book": (("book", "books", 1),),
 }
+
 COLOURS = {
     "apple": ("red", "green"),
     "car": ("red", "blue", "green", "yellow"),
@@ -57,20 +67,22 @@ COLOURS = {
 }
 """Kind -> the colours that tell its variants apart."""
 
-COCO = {kind: kind for kind in _WORDS if kind not in ("tree", "flower", "guitar")}
-"""Kind -> the nearest COCO category; trees, flowers and guitars have none."""
+_NOT_IN_COCO = ("tree", "flower", "guitar")
+COCO = {kind: kind for kind in _WORDS if kind not in _NOT_IN_COCO}
 COCO |= {**dict.fromkeys(PEOPLE, "person"), "ball": "sports ball"}
+"""Kind -> the nearest COCO category; trees, flowers and guitars have none."""
 
 
 def _nouns() -> tuple[Noun, ...]:
-    out = [
-        Noun(one, many, (kind,), weight=w)
-        for kind, words in _WORDS.items()
-        for one, many, w in words
-    ]
+    out = []
+    for kind, words in _WORDS.items():
+        out += [Noun(one, many, (kind,), weight=weight) for one, many, weight in words]
+
     out.append(Noun("person", "people", PEOPLE, weight=1.2))
-    out += [Noun("boy", "boys", ("child",), "boy"), Noun("girl", "girls", ("child",), "girl")]
+    out.append(Noun("boy", "boys", ("child",), "boy"))
+    out.append(Noun("girl", "girls", ("child",), "girl"))
     out.append(Noun("bearded man", "bearded men", ("man",), "bearded"))
+
     for kind, colours in COLOURS.items():
         one, many, _ = _WORDS[kind][0]
         out += [Noun(f"{colour} {one}", f"{colour} {many}", (kind,), colour) for colour in colours]
@@ -78,22 +90,25 @@ def _nouns() -> tuple[Noun, ...]:
 
 
 NOUNS = _nouns()
+"""Every noun that expressions use."""
 
 
 def covers(noun: Noun, thing: SceneObject) -> bool:
     """Whether the noun may be said of the object."""
-    return thing.kind in noun.kinds and (
-        noun.look is None or looks()[thing.kind, thing.variant] == noun.look
-    )
+    if thing.kind not in noun.kinds:
+        return False
+    return noun.look is None or looks()[thing.kind, thing.variant] == noun.look
 
 
 def usable(noun: Noun, things: tuple[SceneObject, ...]) -> bool:
-    """Whether the noun is clear in this scene: a colour is said only where every object of the kind
-    has a clear one.
+    """Whether the noun is clear in a scene of these things.
+
+    A colour is said only where every object of the kind has a clear one.
     """
-    return noun.look is None or all(
-        looks()[t.kind, t.variant] is not None for t in things if t.kind in noun.kinds
-    )
+    if noun.look is None:
+        return True
+    found = [looks()[thing.kind, thing.variant] for thing in things if thing.kind in noun.kinds]
+    return None not in found
 
 
 def category(noun: Noun) -> str | None:

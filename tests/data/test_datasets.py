@@ -9,8 +9,8 @@ import pickle
 import numpy as np
 import pytest
 from PIL import Image
-from refer_files import uncompressed, write_refer, write_scenes
 
+from refer_files import uncompressed, write_refer, write_scenes
 from ris.data.datasets import read_lines, read_refer, reference_mask
 from ris.data.datasets.plain_pickle import load_plain_pickle
 from ris.data.samples import scene_images
@@ -25,9 +25,8 @@ def test_refcoco_as_published(tmp_path, name):
     assert [image.path.name[-6:] for image in data.images] == ["01.jpg", "03.jpg", "05.jpg"]
     first = data.images[0]
     written = [r for r in refs if r["image_id"] == 1]
-    assert [r.expression for r in first.references] == [
-        s["sent"] for r in written for s in r["sentences"]
-    ]
+    texts = [s["sent"] for r in written for s in r["sentences"]]
+    assert [r.expression for r in first.references] == texts
     assert [r.category for r in first.references] == ["person", "person", "car", "car"]
     assert [r.annotations for r in first.references] == [(10,), (10,), (11,), (11,)]
     polygon, runs = (reference_mask(data, first, first.references[i]) for i in (0, 2))
@@ -55,17 +54,15 @@ def test_grefcoco_has_several_objects_and_none(tmp_path):
 def test_what_is_missing_is_named_with_the_places(tmp_path):
     with pytest.raises(RisError, match="known are refcoco"):
         read_refer(tmp_path, "flickr", "train")
-    with pytest.raises(
-        RisError, match=r"list of references is missing: looked for .*refs\(unc\)\.p"
-    ):
+    words = r"list of references is missing: looked for .*refs\(unc\)\.p"
+    with pytest.raises(RisError, match=words):
         read_refer(tmp_path, "refcoco", "train")
     write_refer(tmp_path)
     with pytest.raises(RisError, match="no split 'testA'; it has train, val"):
         read_refer(tmp_path, "refcoco", "testA")
     next((tmp_path / "images" / "train2014").glob("*03.jpg")).unlink()
-    with pytest.raises(
-        RisError, match=r"1 of 3 images are not in .* COCO_train2014_000000000003\.jpg"
-    ):
+    words = r"1 of 3 images are not in .* COCO_train2014_000000000003\.jpg"
+    with pytest.raises(RisError, match=words):
         read_refer(tmp_path, "refcoco", "train")
     with pytest.raises(RisError, match="folder of images is missing"):
         read_refer(tmp_path, "refcoco", "train", images=tmp_path / "nowhere")
@@ -88,9 +85,8 @@ def test_a_pickle_with_code_runs_nothing_and_is_named(tmp_path):
     trap.path = tmp_path / "ran"
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         (tmp_path / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps([trap], protocol=protocol))
-        with pytest.raises(
-            RisError, match=r"refs\(unc\)\.p is refused: .* it asks for posix\.system"
-        ):
+        words = r"refs\(unc\)\.p is refused: .* it asks for posix\.system"
+        with pytest.raises(RisError, match=words):
             read_refer(tmp_path, "refcoco", "train")
     assert not trap.path.exists()
 
@@ -138,9 +134,8 @@ def test_ref_zom_says_where_nothing_is_meant(tmp_path):
     images = list(scene_images("heldout", 24, size=64))
     write_scenes(tmp_path, "ref-zom", images)
     data = read_refer(tmp_path, "ref-zom", "val")
-    assert [i.name for i in data.images] == [
-        f"COCO_train2014_{n:012d}.png" for n in range(1, len(images) + 1)
-    ]
+    names = [f"COCO_train2014_{n:012d}.png" for n in range(1, len(images) + 1)]
+    assert [image.name for image in data.images] == names
     for image, entry in zip(images, data.images, strict=True):
         assert [r.expression for r in entry.references] == [t.expression for t in image.truths]
         assert [bool(r.annotations) for r in entry.references] == [t.targeted for t in image.truths]
@@ -153,12 +148,9 @@ def test_ref_zom_says_where_nothing_is_meant(tmp_path):
     zero["ann_id"] = 1
     (tmp_path / "ref-zom" / "refs(final).p").write_bytes(pickle.dumps(refs))
     again = read_refer(tmp_path, "ref-zom", "val")
-    assert [
-        r.annotations
-        for i in again.images
-        for r in i.references
-        if r.reference_id == zero["ref_id"]
-    ] == [()]
+    references = [reference for image in again.images for reference in image.references]
+    of_zero = [r.annotations for r in references if r.reference_id == zero["ref_id"]]
+    assert of_zero == [()]
 
 
 @pytest.fixture
@@ -174,15 +166,12 @@ def own(tmp_path):
     Image.fromarray(coloured).save(tmp_path / "masks" / "2.png")
     for name in ("a", "b"):
         Image.new("RGB", (60, 40)).save(tmp_path / f"{name}.jpg")
+    box = uncompressed(40, 60, (10, 5, 20, 15))
     rows = [
         {"image": "a.jpg", "expression": "left man", "mask": "masks/1.png", "category": "person"},
         {"image": "b.jpg", "expression": "the dog", "mask": dict(encode_rle(mask))},
         {"image": "a.jpg", "expression": "a zebra", "mask": None},
-        {
-            "image": "b.jpg",
-            "expression": "the other",
-            "mask": uncompressed(40, 60, (10, 5, 20, 15)),
-        },
+        {"image": "b.jpg", "expression": "the other", "mask": box},
         {"image": "b.jpg", "expression": "the third", "mask": "masks/2.png"},
     ]
     path = tmp_path / "own.jsonl"
@@ -193,10 +182,8 @@ def own(tmp_path):
 def test_a_data_set_of_ones_own(own):
     path, mask = own
     data = read_lines(path)
-    assert [(i.name, i.height, i.width, len(i.references)) for i in data.images] == [
-        ("a.jpg", 40, 60, 2),
-        ("b.jpg", 40, 60, 3),
-    ]
+    found = [(i.name, i.height, i.width, len(i.references)) for i in data.images]
+    assert found == [("a.jpg", 40, 60, 2), ("b.jpg", 40, 60, 3)]
     first, zebra = data.images[0].references
     assert (first.category, zebra.annotations) == ("person", ())
     for image in data.images:

@@ -1,5 +1,6 @@
-"""Scenes and expressions. What an expression means is worked out here a second time, from its text
-and the masks.
+"""Scenes and expressions.
+
+What an expression means is worked out here a second time, from its text and the masks.
 """
 
 from __future__ import annotations
@@ -35,20 +36,16 @@ PLURALS = {
 }
 MEANS = {
     **{kind: {kind} for kind in KINDS},
-    **{
-        "guy": {"man"},
-        "gentleman": {"man"},
-        "lady": {"woman"},
-        "kid": {"child"},
-        "person": {"man", "woman", "child"},
-    },
-    **{
-        "automobile": {"car"},
-        "bike": {"bicycle"},
-        "seat": {"chair"},
-        "mug": {"cup"},
-        "slice": {"pizza"},
-    },
+    "guy": {"man"},
+    "gentleman": {"man"},
+    "lady": {"woman"},
+    "kid": {"child"},
+    "person": {"man", "woman", "child"},
+    "automobile": {"car"},
+    "bike": {"bicycle"},
+    "seat": {"chair"},
+    "mug": {"cup"},
+    "slice": {"pizza"},
 }
 LOOKS = {
     ("car", "red"): "car-red|suv-red|front-red",
@@ -82,11 +79,8 @@ RELATION = re.compile(
 @pytest.fixture(scope="module")
 def samples():
     """(split, scene, its samples) for SCENES scenes of both splits."""
-    return [
-        (s, scene, make_samples(scene, 5, 6))
-        for s in SPLITS
-        for scene in (make_scene(i, s) for i in range(SCENES))
-    ]
+    scenes = [(split, make_scene(i, split)) for split in SPLITS for i in range(SCENES)]
+    return [(split, scene, make_samples(scene, 5, 6)) for split, scene in scenes]
 
 
 def centre(thing):
@@ -107,19 +101,17 @@ def named(scene, text):
     words = [singular(w) for w in text.split()]
     at = next(i for i, word in enumerate(words) if word in MEANS or word in ("boy", "girl"))
     if words[at] in ("boy", "girl"):
-        return [
-            i
-            for i, o in enumerate(scene.objects)
-            if o.kind == "child" and o.variant.startswith(words[at])
-        ]
+        children = [i for i, o in enumerate(scene.objects) if o.kind == "child"]
+        return [i for i in children if scene.objects[i].variant.startswith(words[at])]
     found = [i for i, o in enumerate(scene.objects) if o.kind in MEANS[words[at]]]
     look = LOOKS.get((words[at], words[at - 1])) if at else None
     return [i for i in found if re.fullmatch(look, scene.objects[i].variant)] if look else found
 
 
 def meant(scene, text):
-    """The targets, worked out from the text; margins are asserted, so that no person would choose
-    otherwise.
+    """The targets, worked out from the text.
+
+    Margins are asserted, so that no person would choose otherwise.
     """
     side = scene.image.shape[0]
     centres = [centre(o) for o in scene.objects]
@@ -144,9 +136,8 @@ def meant(scene, text):
     if where := next((FURTHEST[w] for w in words if w in FURTHEST), None):
         axis, low = where
         along = sorted((centres[i][axis] if low else side - centres[i][axis], i) for i in found)
-        assert (along[1][0] if len(along) > 1 else side / 2) - along[0][0] >= 0.12 * side - 1e-6, (
-            text
-        )
+        rival = along[1][0] if len(along) > 1 else side / 2
+        assert rival - along[0][0] >= 0.12 * side - 1e-6, text
         return [along[0][1]]
     if (large := bool(LARGE & set(words))) or SMALL & set(words):
         sizes = sorted(((scene.objects[i].size, i) for i in found), reverse=large)
@@ -189,25 +180,18 @@ def related(scene, text, relation, centres, side):
     if how in ("next to", "beside", "near"):
         first, *others = sorted(found, key=lambda i: np.hypot(*away[i]))
         assert abs(away[first][1]) <= abs(away[first][0]), text
-        reach = {
-            i: np.hypot(*away[i]) / (scene.objects[i].size + scene.objects[anchor].size)
-            for i in found
-        }
+        sizes = {i: scene.objects[i].size + scene.objects[anchor].size for i in found}
+        reach = {i: np.hypot(*away[i]) / sizes[i] for i in found}
         assert reach[first] <= 0.75, text
         assert all(reach[i] >= 1 for i in others), text
         return [first]
-    axis, sign = (
-        0 if "left" in how or "right" in how else 1,
-        (-1 if re.search("left|above|over", how) else 1),
-    )
-    there = [
-        i
-        for i in found
-        if sign * away[i][axis] >= 0.12 * side and abs(away[i][1 - axis]) <= sign * away[i][axis]
-    ]
+    axis = 0 if "left" in how or "right" in how else 1
+    sign = -1 if re.search("left|above|over", how) else 1
+    ahead = {i: sign * away[i][axis] for i in found}
+    aside = {i: abs(away[i][1 - axis]) for i in found}
+    there = [i for i in found if ahead[i] >= 0.12 * side and aside[i] <= ahead[i]]
     for i in set(found) - set(there):
-        ahead = sign * away[i][axis]
-        assert ahead <= 0.02 * side or abs(away[i][1 - axis]) >= 3 * ahead, text
+        assert ahead[i] <= 0.02 * side or aside[i] >= 3 * ahead[i], text
     return only(there)
 
 
@@ -215,11 +199,8 @@ def test_every_expression_means_its_targets(samples):
     checked = Counter()
     for split, scene, made in samples:
         for sample in made:
-            assert meant(scene, sample.expression) == list(sample.targets), (
-                split,
-                scene.seed,
-                sample,
-            )
+            about = (split, scene.seed, sample)
+            assert meant(scene, sample.expression) == list(sample.targets), about
             checked[sample.kind] += 1
             if sample.mirrored is not None:
                 assert meant(scene, sample.mirrored) == list(sample.mirrored_targets)
@@ -260,8 +241,8 @@ def test_expressions_of_a_scene_are_distinct_and_mixed(samples):
         "relation": 0.13,
         "size": 0.08,
         "several": 0.1,
+        "no_target": 0.12,
     }
-    asked["no_target"] = 0.12
     for kind, wanted in asked.items():
         assert abs(share[kind] / total - wanted) < 0.05, (kind, share)
     for _, _, made in samples:
@@ -281,9 +262,8 @@ def test_masks_are_disjoint_and_mostly_visible(samples):
             ys, xs = np.nonzero(thing.mask)
             assert max(np.ptp(xs), np.ptp(ys)) >= 28
     assert set(counts) == set(range(2, 9))
-    assert sum(
-        max(Counter(o.kind for o in scene.objects).values()) > 1 for _, scene, _ in samples
-    ) > 0.6 * len(samples)
+    largest = [max(Counter(o.kind for o in scene.objects).values()) for _, scene, _ in samples]
+    assert sum(count > 1 for count in largest) > 0.6 * len(samples)
 
 
 def test_what_covers_leaves_two_thirds(monkeypatch):
@@ -334,19 +314,16 @@ print(digest([0, 1, 2**40]))
 def test_seeds_and_splits_differ():
     images = {make_scene(seed, split, 64).image.tobytes() for seed in range(20) for split in SPLITS}
     assert len(images) == 40
-    draws = {
-        random_stream(split, *n).integers(2**62)
-        for split in SPLITS
-        for n in ((0,), (1,), (2**32,), (0, 0), (0, 1))
-    }
+    numbers = ((0,), (1,), (2**32,), (0, 0), (0, 1))
+    streams = [random_stream(split, *n) for split in SPLITS for n in numbers]
+    draws = {stream.integers(2**62) for stream in streams}
     assert len(draws) == 10
 
 
 def test_splits_share_no_picture_and_no_background():
-    seen = {
-        split: {picture(v).tobytes() for v in all_variants() if v.split == split}
-        for split in SPLITS
-    }
+    seen = {split: set() for split in SPLITS}
+    for variant in all_variants():
+        seen[variant.split].add(picture(variant).tobytes())
     assert not seen["train"] & seen["heldout"]
     names = [(v.kind, v.name) for v in all_variants()]
     assert len(set(names)) == len(names)
@@ -369,20 +346,16 @@ def test_the_index_is_what_the_table_says():
 
 def test_scenes_draw_only_their_own_variants(samples):
     own = {(v.kind, v.name): v.split for v in all_variants()}
-    assert all(
-        own[o.kind, o.variant] == split for split, scene, _ in samples for o in scene.objects
-    )
+    for split, scene, _ in samples:
+        assert {own[o.kind, o.variant] for o in scene.objects} == {split}
 
 
 def test_held_out_phrasings_never_occur_in_training_but_their_words_do():
-    said = {
-        split: {
-            s.expression
-            for i in range(count)
-            for s in make_samples(make_scene(i, split, 64), 0, 14)
-        }
-        for split, count in (("train", 450), ("heldout", 120))
-    }
+    said = {"train": set(), "heldout": set()}
+    for split, count in (("train", 450), ("heldout", 120)):
+        for i in range(count):
+            made = make_samples(make_scene(i, split, 64), 0, 14)
+            said[split] |= {sample.expression for sample in made}
     assert not said["train"] & said["heldout"]
     words = {split: {w for text in texts for w in text.split()} for split, texts in said.items()}
     assert words["heldout"] <= words["train"]
@@ -416,17 +389,8 @@ def test_other_sizes():
 
 
 def test_the_sheet_is_written(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "ris.data.scenes",
-        "--out",
-        str(tmp_path),
-        "--count",
-        "2",
-        "--split",
-        "heldout",
-    ]
+    arguments = ["--out", str(tmp_path), "--count", "2", "--split", "heldout"]
+    command = [sys.executable, "-m", "ris.data.scenes", *arguments]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     assert Image.open(tmp_path / "sheet-heldout.png").size == (5 * 256, 2 * (256 + 16))
     assert Image.open(tmp_path / "scene-heldout-1.png").size == (256, 256)

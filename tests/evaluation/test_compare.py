@@ -47,13 +47,8 @@ def answered(number, share, targeted=True, no_target=None):
 
 def run_of(name, shares, per_image=4):
     answers = tuple(answered(i, share) for i, share in enumerate(shares))
-    return Run(
-        name,
-        SAMPLES,
-        "image",
-        tuple(f"heldout-{i // per_image}" for i in range(len(shares))),
-        answers,
-    )
+    images = tuple(f"heldout-{i // per_image}" for i in range(len(shares)))
+    return Run(name, SAMPLES, "image", images, answers)
 
 
 def test_differences_and_their_intervals():
@@ -66,19 +61,11 @@ def test_differences_and_their_intervals():
     miou = [own["miou"] for own in found.differences]
     assert (miou[0].value, miou[0].low, miou[0].high) == (0, 0, 0)
     assert miou[1].value == pytest.approx(0.05, abs=2e-3)
-    assert (
-        miou[1].high - miou[1].low < 2e-3
-    )  # the same gain everywhere: paired draws see it exactly
+    # the same gain everywhere: paired draws see it exactly
+    assert miou[1].high - miou[1].low < 2e-3
     assert miou[2].low < miou[2].value < miou[2].high
-    spread = (
-        np.std(
-            [
-                a.intersection - b.intersection
-                for a, b in zip(noisy.answers, first.answers, strict=True)
-            ]
-        )
-        / 100
-    )
+    pairs = zip(noisy.answers, first.answers, strict=True)
+    spread = np.std([a.intersection - b.intersection for a, b in pairs]) / 100
     assert miou[2].high - miou[2].low == pytest.approx(2 * 1.96 * spread / np.sqrt(400), rel=0.15)
     assert found.scores[0]["all"]["miou"] == pytest.approx(np.mean(np.round(100 * shares) / 100))
     assert found.scores[0].keys() == {"all", "plain", "position"}
@@ -87,26 +74,22 @@ def test_differences_and_their_intervals():
 
 
 def test_images_are_drawn_whole():
-    """Expressions of an image that fail together make the interval wider than as many independent
-    ones.
-    """
+    """Expressions of an image that fail together make the interval wider than independent ones."""
     rng = np.random.default_rng(1)
     flags = np.repeat(rng.random(100) < 0.5, 4)
     first, other = [0.8] * 400, np.where(flags, 0.8, 0.2)
-    together = compare_runs([run_of("a", first), run_of("b", other)], "refcoco", 0.5).differences[
-        0
-    ]["miou"]
-    alone = compare_runs(
-        [run_of("a", first, 1), run_of("b", other, 1)], "refcoco", 0.5
-    ).differences[0]["miou"]
-    assert (together.high - together.low) == pytest.approx(2 * (alone.high - alone.low), rel=0.2)
+    widths = {}
+    for per_image in (4, 1):
+        runs = [run_of("a", first, per_image), run_of("b", other, per_image)]
+        miou = compare_runs(runs, "refcoco", 0.5).differences[0]["miou"]
+        widths[per_image] = miou.high - miou.low
+    assert widths[4] == pytest.approx(2 * widths[1], rel=0.2)
 
 
 def test_other_samples_are_refused():
     a = run_of("a", [0.5] * 8)
-    with pytest.raises(
-        RisError, match="'a' and 'b' were not asked the same: 8 and 4 expressions, 4 of them"
-    ):
+    words = "'a' and 'b' were not asked the same: 8 and 4 expressions, 4 of them"
+    with pytest.raises(RisError, match=words):
         compare_runs([a, run_of("b", [0.5] * 4)], "refcoco", 0.5)
     other = replace(a, name="c", answers=(replace(a.answers[0], truth=99), *a.answers[1:]))
     with pytest.raises(RisError, match="2 of them in one only"):
@@ -122,41 +105,33 @@ def test_the_report(tmp_path):
     assert found.worst(10) == [0, 1, 3]
     assert found.ious[1].tolist() == [0.0, 0.1, 0.7, 0.5]
     asked = []
-    files = write_report(
-        found, tmp_path, 2, lambda name: asked.append(name) or np.zeros((40, 40, 3), np.uint8)
-    )
+
+    def picture(name):
+        asked.append(name)
+        return np.zeros((40, 40, 3), np.uint8)
+
+    files = write_report(found, tmp_path, 2, picture)
     page = files[0].read_text()
     assert asked == ["heldout-0", "heldout-0"]
     assert "<one>" not in page
     assert "&lt;one&gt;" in page
     assert "(refused)" in page
-    assert not re.search(
-        r"""(src|href)\s*=\s*["'](?!data:)""", page
-    )  # nothing is fetched from anywhere
+    # nothing is fetched from anywhere
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", page)
     pictures = [base64.b64decode(code) for code in re.findall(r"base64,([^\"]+)", page)]
-    assert (
-        len(pictures) == 3 + 2 * 3
-    )  # histograms, curve, scatter; truth and two masks for each case
+    # histograms, curve, scatter; truth and two masks for each case
+    assert len(pictures) == 3 + 2 * 3
     for picture in pictures:
         Image.open(io.BytesIO(picture)).verify()
     panels = [np.asarray(Image.open(io.BytesIO(p)).convert("RGB")) for p in pictures[3:]]
     assert not panels[2].any()  # refused: the picture alone
     assert (panels[0].max(-1) > 0).sum() == 100
     report = json.loads(files[1].read_text())
-    assert report["runs"][1]["against_first"]["giou"]["value"] == pytest.approx(
-        (0 + 0.1 + 0.7 + 0.5 - 3.0) / 4
-    )
+    giou = report["runs"][1]["against_first"]["giou"]
+    assert giou["value"] == pytest.approx((0 + 0.1 + 0.7 + 0.5 - 3.0) / 4)
     rows = list(csv.reader(files[2].open()))
-    assert rows[0] == [
-        "image",
-        "expression",
-        "kind",
-        "targeted",
-        "iou: <one>",
-        "iou: two",
-        "no target: <one>",
-        "no target: two",
-    ]
+    assert rows[0][:4] == ["image", "expression", "kind", "targeted"]
+    assert rows[0][4:] == ["iou: <one>", "iou: two", "no target: <one>", "no target: two"]
     assert rows[1] == ["heldout-0", "thing 0", "position", "1", "0.900000", "0.000000", "", "0.9"]
     assert len(rows) == 5
 
@@ -168,9 +143,8 @@ def run(*arguments):
 
 def test_two_precisions_side_by_side(tmp_path, tiny_bundle, tiny_fp16_bundle):
     out = tmp_path / "report"
-    code, text, err = run(
-        tiny_bundle, tiny_fp16_bundle, "--samples", 24, "--out", out, "--worst", 3
-    )
+    options = ("--samples", 24, "--out", out, "--worst", 3)
+    code, text, err = run(tiny_bundle, tiny_fp16_bundle, *options)
     assert code == 0, err
     assert "report.html" in text
     report = json.loads((out / "report.json").read_text())
@@ -178,14 +152,14 @@ def test_two_precisions_side_by_side(tmp_path, tiny_bundle, tiny_fp16_bundle):
     assert abs(report["runs"][1]["against_first"]["miou"]["value"]) < 0.01
     assert (out / "report.html").stat().st_size > 50_000
     # the answers are kept: the same comparison again asks nothing, and folders compare like bundles
-    times = [path.stat().st_mtime_ns for path in sorted(out.glob("answers/*/results.jsonl"))]
+    results = sorted(out.glob("answers/*/results.jsonl"))
+    times = [path.stat().st_mtime_ns for path in results]
     folders = sorted((out / "answers").iterdir())
     code, text, err = run(*folders, "--out", tmp_path / "second", "--json")
     assert code == 0, err
     assert json.loads(text) == report
-    assert times == [
-        path.stat().st_mtime_ns for path in sorted(out.glob("answers/*/results.jsonl"))
-    ]
+    assert sorted(out.glob("answers/*/results.jsonl")) == results
+    assert [path.stat().st_mtime_ns for path in results] == times
 
 
 def test_bad_input_is_a_sentence(tmp_path, tiny_bundle):

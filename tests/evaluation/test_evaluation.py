@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from refer_files import write_refer, write_scenes
 
+from refer_files import write_refer, write_scenes
 from ris.data.datasets import read_refer
-from ris.data.samples import EvaluationImage, Truth, refer_images, scene_images
+from ris.data.samples import AnnotatedImage, Truth, refer_images, scene_images
 from ris.evaluation.command import main
 from ris.evaluation.features import FeatureCache
 from ris.evaluation.results import ResultsFolder, read_results
@@ -32,9 +32,7 @@ def logits(mask):
 
 
 class Knows:
-    """Answers everything with its truth, or, where `deaf`, with what the unmirrored expression
-    means.
-    """
+    """Answers everything with its truth, or, where `deaf`, as if the words were not swapped."""
 
     square, threshold = 256, 0.0
 
@@ -71,12 +69,8 @@ def test_data_sets_come_at_their_own_size(tmp_path):
     write_refer(tmp_path, "grefcoco")
     images = list(refer_images(read_refer(tmp_path, "grefcoco", "val")))
     assert [image.name[-6:] for image in images] == ["02.jpg", "04.jpg", "06.jpg"]
-    assert [
-        i.name[-6:] for i in refer_images(read_refer(tmp_path, "grefcoco", "val"), {images[0].name})
-    ] == [
-        "04.jpg",
-        "06.jpg",
-    ]
+    others = refer_images(read_refer(tmp_path, "grefcoco", "val"), {images[0].name})
+    assert [image.name[-6:] for image in others] == ["04.jpg", "06.jpg"]
     assert {truth.mask.shape for image in images for truth in image.truths} == {(96, 120)}
     assert {truth.targeted for truth in images[0].truths} == {True, False}
 
@@ -122,6 +116,8 @@ def test_the_table_says_what_its_columns_mean(tiny_bundle):
 
 
 def test_bad_input_is_a_sentence(tmp_path, tiny_bundle):
+    pytorch = ("--pytorch", "--checkpoint", "x.pth")
+    no_folder = tiny_bundle / "manifest.json" / "x"
     for arguments, words in (
         ((tiny_bundle, "--pytorch"), "not both"),
         ((tiny_bundle, "--checkpoint", "x.pth"), "need --pytorch"),
@@ -130,21 +126,12 @@ def test_bad_input_is_a_sentence(tmp_path, tiny_bundle):
         ((tiny_bundle, "--data", "flickr"), "known are scenes, refcoco"),
         ((tiny_bundle, "--data", "nosuch.jsonl"), "nosuch.jsonl cannot be read"),
         ((tiny_bundle, "--data", "x.jsonl", "--split", "val"), "has no splits"),
-        (
-            ("--pytorch", "--checkpoint", "x.pth", "--features", tmp_path),
-            "does not go with --pytorch",
-        ),
-        (
-            ("--pytorch", "--checkpoint", "x.pth", "--engine", "openvino"),
-            "do not go with --pytorch",
-        ),
+        ((*pytorch, "--features", tmp_path), "does not go with --pytorch"),
+        ((*pytorch, "--engine", "openvino"), "do not go with --pytorch"),
         ((tiny_bundle, "--restart"), "there is no --out"),
         ((tiny_bundle, "--split", "testA"), "train and heldout"),
         (("--pytorch",), "no weight files were given"),
-        (
-            (tiny_bundle, "--samples", 4, "--out", tiny_bundle / "manifest.json" / "x"),
-            "cannot be written",
-        ),
+        ((tiny_bundle, "--samples", 4, "--out", no_folder), "cannot be written"),
         ((tiny_bundle, "--data", "refcoco", "--root", tmp_path), "list of references is missing"),
     ):
         code, _, err = run(*arguments)
@@ -158,26 +145,21 @@ def scores(bundle, *arguments):
 
 
 def test_scenes_as_data_sets_score_the_same(tmp_path, tiny_bundle):
-    """The same pixels, expressions and masks from the drawing and from files in the benchmarks'
-    forms.
-    """
+    """The same pixels, expressions and masks: drawn, and read from the benchmarks' own files."""
     images = list(scene_images("heldout", 40))
     for name in ("refcoco", "grefcoco", "ref-zom"):
         write_scenes(tmp_path, name, images)
         drawn = scores(tiny_bundle, "--samples", 40, "--protocol", name)
-        read = scores(tiny_bundle, "--data", name, "--root", tmp_path)
-        assert read == scores(tiny_bundle, "--data", name, "--root", tmp_path, "--at", "model"), (
-            name
-        )  # 256 either way
+        files = ("--data", name, "--root", tmp_path)
+        read = scores(tiny_bundle, *files)
+        assert read == scores(tiny_bundle, *files, "--at", "model"), name  # 256 either way
         if name == "refcoco":  # has no untargeted ones
             assert drawn.pop("samples") > read.pop("samples")
         assert read == drawn, name
 
 
 def test_where_masks_are_compared(tmp_path):
-    """A mask that is right at the image's own size stays right in a square; half an image stays
-    half.
-    """
+    """A mask that is right at the image's own size stays right in a square: half stays half."""
     rgb = np.zeros((30, 50, 3), np.uint8)
     left = np.zeros((30, 50), bool)
     left[:, :25] = True
@@ -191,20 +173,17 @@ def test_where_masks_are_compared(tmp_path):
             return [Answer(low if text == "left half" else -low, None) for text in expressions]
 
     for at, (height, width) in (("image", (30, 50)), ("model", (64, 64)), ("480", (480, 480))):
-        result = ask_image(Left(), EvaluationImage("x", rgb, (truth,)), at)
+        result = ask_image(Left(), AnnotatedImage("x", rgb, (truth,)), at)
         [answer] = result.answers
         assert (answer.height, answer.width) == (height, width)
         assert answer.intersection == answer.predicted == answer.truth == height * width // 2
         assert (answer.swapped.shared, answer.swapped.intersection) == (0, height * width // 2)
-        np.testing.assert_array_equal(
-            decode_rle(Rle(size=[height, width], counts=answer.mask))[:, : width // 2], True
-        )
+        mask = decode_rle(Rle(size=[height, width], counts=answer.mask))
+        np.testing.assert_array_equal(mask[:, : width // 2], True)
 
 
 def test_a_stopped_evaluation_goes_on(tmp_path, tiny_bundle):
-    """Killed in the middle, in the middle of a line even: the figures are those of an uninterrupted
-    run.
-    """
+    """Stopped in the middle of a line even: the figures are those of an uninterrupted run."""
     whole = ("--samples", 40, "--out", tmp_path / "whole")
     want = scores(tiny_bundle, *whole)
     lines = (tmp_path / "whole" / "results.jsonl").read_text().splitlines(keepends=True)
@@ -226,14 +205,8 @@ def test_a_stopped_evaluation_goes_on(tmp_path, tiny_bundle):
 
 
 def test_a_killed_process_loses_nothing(tmp_path, tiny_bundle):
-    command = [
-        Path(sys.executable).parent / "ris-eval",
-        tiny_bundle,
-        "--samples",
-        "4000",
-        "--out",
-        tmp_path / "out",
-    ]
+    program = Path(sys.executable).parent / "ris-eval"
+    command = [program, tiny_bundle, "--samples", "4000", "--out", tmp_path / "out"]
     results = tmp_path / "out" / "results.jsonl"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 120
@@ -266,9 +239,12 @@ def test_features_are_encoded_once(tmp_path, tiny_bundle, monkeypatch):
     """A second evaluation over the same images runs no encoder and gives the same figures."""
     runs = []
     original = Model.encode_image
-    monkeypatch.setattr(
-        Model, "encode_image", lambda self, rgb: runs.append(1) or original(self, rgb)
-    )
+
+    def counted(self, rgb):
+        runs.append(1)
+        return original(self, rgb)
+
+    monkeypatch.setattr(Model, "encode_image", counted)
     plain = scores(tiny_bundle, "--samples", 20)
     assert len(runs) == 5
     for expected in (5, 0):
@@ -300,20 +276,10 @@ def test_features_are_encoded_once(tmp_path, tiny_bundle, monkeypatch):
 
 
 def test_two_processes_share_a_folder_of_features(tmp_path, tiny_bundle):
-    command = [
-        Path(sys.executable).parent / "ris-eval",
-        tiny_bundle,
-        "--samples",
-        "24",
-        "--features",
-        tmp_path / "f",
-        "--threads",
-        "1",
-        "--json",
-    ]
-    both = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)
-    ]
+    program = Path(sys.executable).parent / "ris-eval"
+    options = ("--samples", "24", "--features", tmp_path / "f", "--threads", "1", "--json")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    both = [subprocess.Popen([program, tiny_bundle, *options], **pipes) for _ in range(2)]
     outputs = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]

@@ -62,9 +62,7 @@ def test_released_by_hand():
 
 
 def test_ref_zom_by_hand():
-    """An untargeted expression is right where nothing is left of the mask, by refusal or by
-    itself.
-    """
+    """An untargeted expression is right where the mask is empty, by refusal or by itself."""
     found = figures(*ROWS, (EMPTY, EMPTY, False, False)).score("ref-zom")
     assert found["acc"] == pytest.approx(2 / 3)
     assert found["miou"] == pytest.approx(1.5 / 3)
@@ -75,8 +73,7 @@ def test_edges():
     nothing = figures()
     for protocol in PROTOCOLS:
         assert nothing.score(protocol) == {"samples": 0}
-    # an empty mask of a truth that vanished when it was resized: U = 0 scores 0, as in LAVT and
-    # ReLA
+    # an empty mask of a truth that vanished when it was resized: U = 0 scores 0, as in LAVT, ReLA
     vanished = figures((EMPTY, EMPTY, False, True))
     assert vanished.score("refcoco")["miou"] == vanished.score("grefcoco")["giou"] == 0.0
     assert "oiou" not in vanished.score("refcoco")  # 0 / 0
@@ -108,10 +105,17 @@ def predictions():
         moved = centre + rng.normal(0, 3, 2)
         mask = (y - moved[0]) ** 2 + (x - moved[1]) ** 2 < (radius * rng.uniform(0.5, 1.4)) ** 2
         targeted = bool(truth.any() and rng.random() < 0.7)
-        rows.append(
-            (mask & (rng.random() > 0.05), truth & targeted, bool(rng.random() < 0.3), targeted)
-        )
+        mask = mask & (rng.random() > 0.05)
+        rows.append((mask, truth & targeted, bool(rng.random() < 0.3), targeted))
     return rows
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def precision(ious):
+    return {f"precision_{x}": mean([v >= x for v in ious]) for x in (0.5, 0.6, 0.7, 0.8, 0.9)}
 
 
 def naive(rows):
@@ -148,18 +152,14 @@ def naive(rows):
             released.append(gious[-1])
     share = {name: both / either for name, (both, either) in pixels.items()}
     accuracies = {"n_acc": sums["n"] / sums["untargeted"], "t_acc": sums["t"] / sums["targeted"]}
-    above = {
-        k: [sum(v >= limit for v in values) / len(values) for limit in (0.5, 0.6, 0.7, 0.8, 0.9)]
-        for k, values in (("own", own), ("refusable", refusable))
-    }
-    limits = ("0.5", "0.6", "0.7", "0.8", "0.9")
-    mean = lambda values: sum(values) / len(values)  # noqa: E731
-    strict = {f"precision_{k}": v for k, v in zip(limits[2:], above["refusable"][2:], strict=True)}
+    precisions, strict = precision(own), precision(refusable)
+    for name in ("precision_0.5", "precision_0.6"):  # gRefCOCO's start at 0.7
+        strict.pop(name)
     return {
         "refcoco": {
             "miou": mean(own),
             "oiou": share["refcoco"],
-            **{f"precision_{k}": v for k, v in zip(limits, above["own"], strict=True)},
+            **precisions,
         },
         "grefcoco": {"giou": mean(gious), "ciou": share["rela"], **accuracies, **strict},
         "grefcoco-released": {
@@ -175,7 +175,7 @@ def naive(rows):
         },
         "scenes": {
             "miou": mean(own),
-            "precision_0.5": above["own"][0],
+            "precision_0.5": precisions["precision_0.5"],
             "oiou": share["refcoco"],
             "giou": mean(released),
             "ciou": share["released"],
@@ -188,9 +188,8 @@ def test_all_protocols_on_a_thousand_predictions(predictions):
     found, want = figures(*predictions), naive(predictions)
     assert set(want) == set(PROTOCOLS)
     for protocol, scores in want.items():
-        assert found.score(protocol) == pytest.approx({"samples": 1000} | scores, abs=1e-12), (
-            protocol
-        )
+        expected = pytest.approx({"samples": 1000} | scores, abs=1e-12)
+        assert found.score(protocol) == expected, protocol
         assert list(found.score(protocol)) == list(PROTOCOLS[protocol].metrics), protocol
 
 
@@ -209,16 +208,14 @@ def test_accuracies_are_recalls_of_scikit_learn(predictions):
     found = figures(*predictions).score("grefcoco")
     assert found["n_acc"] == pytest.approx(recall_score(absent, refused))
     assert found["t_acc"] == pytest.approx(recall_score(np.invert(absent), np.invert(refused)))
-    both = accuracy_score(absent, refused)
-    assert both == pytest.approx(
-        np.average([found["n_acc"], found["t_acc"]], weights=[sum(absent), 1000 - sum(absent)])
-    )
+    shares = [sum(absent), 1000 - sum(absent)]
+    both = np.average([found["n_acc"], found["t_acc"]], weights=shares)
+    assert accuracy_score(absent, refused) == pytest.approx(both)
 
 
 def test_parts_add_up(predictions):
     whole = figures(*predictions)
     part = whole.part(whole.targeted)
     assert isinstance(part, Figures)
-    assert part.score("refcoco") == whole.score("refcoco") | {
-        "samples": float(whole.targeted.sum())
-    }
+    samples = {"samples": float(whole.targeted.sum())}
+    assert part.score("refcoco") == whole.score("refcoco") | samples
