@@ -1,3 +1,1 @@
-"""What the numbers inside a model do, and what FP16 and INT8 make of them: ranges, emulation,
-calibration.
-"""
+"""What the numbers inside a model do, and what FP16 and INT8 make of them."""

@@ -1,5 +1,6 @@
-"""`ris-calibrate`: what the numbers in a bundle do. Thin over `measure_ranges`, `emulate_bundle`,
-`quantise_bundle`.
+"""`ris-calibrate`: what the numbers in a bundle do.
+
+Thin over `measure_ranges`, `emulate_bundle` and `quantise_bundle`.
 """
 
 from __future__ import annotations
@@ -7,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ris import pip_install
+from ris.calibration.asking import Asked, sample_options, threads_option
 from ris.calibration.int8.command import int8
-from ris.calibration.samples import CalibrationSample, request_samples, scene_samples
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
 from ris.runtime.bundle import STAGES
 from ris.runtime.commands.console import RisCommand, RisGroup, disk_errors, find_bundle, track
-from ris.runtime.requests import collect
 
 if TYPE_CHECKING:
     from ris.calibration.numerics import Ranges
@@ -51,43 +50,16 @@ def _require_onnx() -> None:
 
 @main.command(cls=RisCommand)
 @click.argument("bundle", required=False, type=click.Path())
-@click.argument("images", nargs=-1, type=click.Path())
-@click.option(
-    "-e",
-    "--expression",
-    "expressions",
-    multiple=True,
-    help="What to ask of IMAGES; may be repeated.",
-)
-@click.option(
-    "--category",
-    "categories",
-    multiple=True,
-    help="For models that ask by category; once per expression.",
-)
-@click.option(
-    "--samples",
-    type=click.IntRange(1),
-    default=100,
-    show_default=True,
-    help="Without IMAGES: scenes' expressions.",
-)
+@sample_options(default=100)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write all ranges to this JSON file.",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print all ranges as JSON.")
 def ranges(
-    bundle: str | None,
-    images: tuple[str, ...],
-    expressions: tuple[str, ...],
-    categories: tuple[str, ...],
-    samples: int,
-    out: Path | None,
-    threads: int | None,
-    as_json: bool,
+    bundle: str | None, asked: Asked, out: Path | None, threads: int | None, as_json: bool
 ) -> None:
     """Runs BUNDLE's graphs over IMAGES (files, folders, JSONL) and notes every value's largest
     magnitude.
@@ -104,17 +76,14 @@ def ranges(
     _require_onnx()
     from ris.calibration.numerics import measure_ranges
 
-    if expressions and not images:
-        raise RisError("--expression is asked of IMAGES; give some")
+    asked.check()
     if out and not out.parent.is_dir():
         raise RisError(f"{out.parent}: no such folder; make it, or choose another --out")
+
     opened = open_bundle(find_bundle(bundle))
-    stream: Iterator[CalibrationSample] = scene_samples(samples)
-    count = -(-samples // 4)
-    if images:
-        requests = collect(list(images), expressions, categories or None)
-        stream, count = request_samples(requests), len(requests)
-    found = measure_ranges(opened, track(stream, count, "Ranges"), threads=threads)
+    samples, count = asked.stream()
+    found = measure_ranges(opened, track(samples, count, "Ranges"), threads=threads)
+
     if out:
         with disk_errors(out):
             found.write(out)
@@ -127,36 +96,37 @@ def ranges(
 
 
 def _print(found: Ranges) -> None:
+    """A table with a row per graph, and a line for every value beyond FP16."""
     from ris.calibration.numerics import FP16_MAX
 
     table = Table(
-        title=f"Largest magnitudes over {found.samples} expressions (FP16 ends at {FP16_MAX:.0f})"
+        "graph",
+        "values",
+        "largest",
+        "written by",
+        "beyond FP16",
+        title=f"Largest magnitudes over {found.samples} expressions (FP16 ends at {FP16_MAX:.0f})",
     )
-    for column in ("graph", "values", "largest", "written by", "beyond FP16"):
-        table.add_column(column)
     for stage in STAGES:
         entries = found.stages[stage].values()
         top = max(entries, key=lambda entry: entry.largest)
-        beyond = sum(not entry.largest <= FP16_MAX for entry in entries)
-        table.add_row(
-            stage,
-            str(len(entries)),
-            f"{top.largest:.4g}",
-            f"{top.node} ({top.operator})",
-            str(beyond),
-        )
+        beyond = sum(not entry.largest <= FP16_MAX for entry in entries)  # nan counts too
+        writer = f"{top.node} ({top.operator})"
+        table.add_row(stage, str(len(entries)), f"{top.largest:.4g}", writer, str(beyond))
     Console(width=120).print(table)
+
     for stage, name, entry in found.above(FP16_MAX):
-        click.echo(
-            f"{stage}: {name} reaches {entry.largest:.4g}, written by {entry.node}"
-            f" ({entry.operator})"
-        )
+        writer = f"{entry.node} ({entry.operator})"
+        click.echo(f"{stage}: {name} reaches {entry.largest:.4g}, written by {writer}")
 
 
 @main.command(cls=RisCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The new bundle."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="The new bundle.",
 )
 def emulate(bundle: Path, out: Path) -> None:
     """Writes a bundle that computes on a CPU what the FP16 BUNDLE computes on FP16 hardware,

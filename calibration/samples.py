@@ -21,49 +21,51 @@ EXPRESSIONS = 8
 
 @dataclass(frozen=True)
 class CalibrationSample:
-    """One image, uint8 RGB [H, W, 3], what is asked of it, and the COCO categories for models that
-    ask by category.
-
-    truths: what each expression means, bool [H, W], where that is known.
-    """
+    """One image and what is asked of it."""
 
     rgb: NDArray[np.uint8]
+    """The image, uint8 RGB [H, W, 3]."""
+
     expressions: tuple[str, ...]
+    """What is asked of it."""
+
     categories: tuple[str, ...] | None = None
+    """One COCO category per expression, for models that ask by category. None: not given."""
+
     truths: tuple[NDArray[np.bool_], ...] | None = None
+    """The true mask of each expression, bool [H, W]. None: not known."""
 
 
 def scene_samples(expressions: int, size: int = 256) -> Iterator[CalibrationSample]:
     """Drawn training scenes with that many expressions in all, the same every time."""
     for image in scene_images("train", expressions, size=size):
-        names = tuple(truth.category or "background" for truth in image.truths)
-        masks = tuple(truth.mask for truth in image.truths)
         yield CalibrationSample(
-            image.rgb, tuple(truth.expression for truth in image.truths), names, masks
+            rgb=image.rgb,
+            expressions=tuple(truth.expression for truth in image.truths),
+            categories=tuple(truth.category or "background" for truth in image.truths),
+            truths=tuple(truth.mask for truth in image.truths),
         )
 
 
 def request_samples(requests: Sequence[Request]) -> Iterator[CalibrationSample]:
-    """The user's images and expressions, as `ris-infer` takes them; each image is read when its
-    turn comes.
-    """
+    """The user's images and expressions. An image is read when its turn comes."""
     for request in requests:
-        yield CalibrationSample(
-            load_rgb(request.image), tuple(request.expressions), request.categories
-        )
+        rgb = load_rgb(request.image)
+        yield CalibrationSample(rgb, tuple(request.expressions), request.categories)
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Samples that can be looked at again, one at a time, in any order.
-
-    make: one function a sample; expressions: of all samples together; fingerprint: equal for equal
-    samples.
-    """
+    """Samples that can be taken again, one at a time, in any order."""
 
     make: tuple[Callable[[], CalibrationSample], ...]
+    """One function per sample."""
+
     expressions: int
+    """How many expressions all samples have together."""
+
     fingerprint: str
+    """Equal for equal samples."""
 
     def __len__(self) -> int:
         return len(self.make)
@@ -73,7 +75,7 @@ class SampleSet:
 
 
 def scene_set(expressions: int) -> SampleSet:
-    """`scene_samples`, drawn once."""
+    """`scene_samples`, drawn once and kept in memory."""
     drawn = list(scene_samples(expressions))
     count = sum(len(sample.expressions) for sample in drawn)
     make = tuple(functools.partial(_same, sample) for sample in drawn)
@@ -85,22 +87,35 @@ def _same(sample: CalibrationSample) -> CalibrationSample:
 
 
 def request_set(requests: Sequence[Request]) -> SampleSet:
-    """`request_samples`, at most `EXPRESSIONS` of an image at a time; an image is read whenever it
-    is looked at.
+    """`request_samples`, with at most `EXPRESSIONS` expressions in one sample.
 
-    Raises ImageError where one is not there.
+    An image is read each time its sample is taken. Raises ImageError where one is not there.
     """
-    told = hashlib.sha256()
-    parts: list[Request] = []
+    parts = [part for request in requests for part in _parts(request)]
+    make = tuple(functools.partial(_read, part) for part in parts)
+    count = sum(len(request.expressions) for request in requests)
+    return SampleSet(make, count, _fingerprint(requests))
+
+
+def _parts(request: Request) -> Iterator[Request]:
+    """The request, cut where it has more than `EXPRESSIONS` expressions."""
+    for start in range(0, len(request.expressions), EXPRESSIONS):
+        part = slice(start, start + EXPRESSIONS)
+        categories = request.categories[part] if request.categories else None
+        yield Request(request.image, request.expressions[part], categories)
+
+
+def _read(request: Request) -> CalibrationSample:
+    return next(request_samples([request]))
+
+
+def _fingerprint(requests: Sequence[Request]) -> str:
+    """SHA-256 of the requests and of their files' sizes and times."""
+    digest = hashlib.sha256()
     for request in requests:
-        for start in range(0, len(request.expressions), EXPRESSIONS):
-            part = slice(start, start + EXPRESSIONS)
-            names = request.categories[part] if request.categories else None
-            parts.append(Request(request.image, request.expressions[part], names))
         try:
             about = request.image.stat()
         except OSError as error:
             raise ImageError(f"{request.image} cannot be read: {error.strerror}") from None
-        told.update(repr((request, about.st_size, about.st_mtime_ns)).encode())
-    make = tuple((lambda r=part: next(request_samples([r]))) for part in parts)
-    return SampleSet(make, sum(len(request.expressions) for request in requests), told.hexdigest())
+        digest.update(repr((request, about.st_size, about.st_mtime_ns)).encode())
+    return digest.hexdigest()

@@ -1,3 +1,1 @@
-"""INT8: what each layer may span, which layers may be quantised, and the bundle that comes of
-it.
-"""
+"""INT8: the range of each activation, the layers that may be quantised, and the bundle."""

@@ -1,22 +1,22 @@
 """The five graphs over the calibration samples, each output computed once and kept on disk.
 
-What a change in one graph does to the masks then costs only that graph and those behind it. Only
-ONNX Runtime's CPU is used; at most one large graph is open at a time while the reference is
-recorded.
+A change in one graph then costs only that graph and those behind it. Only ONNX Runtime's CPU is
+used. At most one large graph is open at a time while the reference is recorded.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ris.calibration.int8.options import Execution
 from ris.calibration.samples import CalibrationSample, SampleSet
 from ris.engines import EngineOptions, Session
 from ris.engines.errors import RisError
@@ -31,11 +31,9 @@ from ris.runtime.parity import mask_iou
 from ris.runtime.text import ExpressionTokenizer
 
 Arrays = dict[str, NDArray[Any]]
-Track = Callable[[Iterable[int], int, str], Iterator[int]]
-"""`ris.runtime.commands.console.track`, or anything that yields the same items."""
 
-# whose outputs a graph's mask-relevant inputs come from; SAM reaches the fusion for the no-target
-# head alone
+# the stages whose outputs a graph's masks depend on; SAM's reach the fusion for the no-target head
+# alone
 _BEHIND = {
     "sam_image_encoder": (),
     "clip_image_encoder": (),
@@ -47,16 +45,21 @@ _BEHIND = {
 
 @dataclass(frozen=True)
 class Score:
-    """Over all expressions: mean IoU with the FP32 masks; and mean IoU with the true masks that are
-    not empty, and what FP32 has there, None where no sample has any."""
+    """What the masks are worth, over all expressions."""
 
     iou: float
+    """Mean IoU with the FP32 masks."""
+
     truth: float | None
+    """Mean IoU with the true masks that are not empty. None where no sample has any."""
+
     reference_truth: float | None
+    """What `truth` is for the FP32 masks."""
 
     def drop(self, against: str) -> float:
-        """What was lost: of the IoU with FP32's masks ("fp32"), or of the IoU with the true ones
-        ("truth").
+        """The IoU that was lost: with FP32's masks ("fp32"), or with the true ones ("truth").
+
+        Raises RisError where the samples have no true masks to compare with.
         """
         if against == "fp32":
             return 1 - self.iou
@@ -67,40 +70,67 @@ class Score:
         return self.reference_truth - self.truth
 
 
+class _MaskScore(NamedTuple):
+    """`Score` for the mask of one expression."""
+
+    iou: float
+    """IoU with the FP32 mask."""
+
+    truth: tuple[float, float] | None
+    """IoU with the true mask, ours and FP32's. None where that is empty or not known."""
+
+
 class Chain:
-    """A bundle's graphs over samples. `record` first; `folder` keeps what it computed, so that it
-    goes on there.
-    """
+    """A bundle's graphs over samples. Call `record` before anything else."""
+
+    bundle: Bundle
+    """The FP32 bundle."""
+
+    samples: SampleSet
+    """The samples; sample i is `samples[i]`."""
+
+    execution: Execution
+    """Threads and progress."""
 
     def __init__(
-        self, bundle: Bundle, samples: SampleSet, folder: Path, threads: int | None = None
+        self,
+        bundle: Bundle,
+        samples: SampleSet,
+        folder: Path,
+        execution: Execution | None = None,
     ) -> None:
+        """Opens no graph yet.
+
+        Args:
+            bundle: The FP32 bundle.
+            samples: What its graphs are run on.
+            folder: Where outputs are kept; a later run goes on with what is there.
+            execution: Threads and progress. None: all cores, and silence.
+        """
         manifest = bundle.manifest
         self.bundle, self.samples, self._folder = bundle, samples, folder
-        self._engine = OnnxRuntimeEngine(EngineOptions("cpu", threads))
+        self.execution = execution or Execution()
+        self._engine = OnnxRuntimeEngine(EngineOptions("cpu", self.execution.threads))
         self._tokenize = ExpressionTokenizer(
             bundle.file(manifest.text.tokenizer), manifest.text.max_tokens
         )
-        self._features: NDArray[np.float32] | None = None
+        self._categories: tuple[CategoryTable, NDArray[np.float32]] | None = None
         if manifest.categories is not None:
-            self._table = CategoryTable.read(bundle.file(manifest.categories.names))
-            self._features = np.load(bundle.file(manifest.categories.features), allow_pickle=False)
+            table = CategoryTable.read(bundle.file(manifest.categories.names))
+            features = np.load(bundle.file(manifest.categories.features), allow_pickle=False)
+            self._categories = table, features
         folder.mkdir(parents=True, exist_ok=True)
 
-    def record(self, track: Track) -> None:
+    def record(self) -> None:
         """Runs what has not been run yet, graph by graph."""
         for stage in STAGES:
             missing = [i for i in range(len(self.samples)) if not self._file(i, stage).exists()]
             if not missing:
                 continue
             with self.open(stage) as session:
-                for i in track(missing, len(missing), f"FP32 {stage}"):
+                for i in self.execution.track(missing, len(missing), f"FP32 {stage}"):
                     found = session.run(self.feeds(stage, i, self.samples[i], {}))
-                    file = self._file(i, stage)
-                    temporary = file.with_suffix(".part")
-                    with temporary.open("wb") as target:
-                        np.savez(target, **found)  # type: ignore[arg-type]
-                    os.replace(temporary, file)
+                    _save(self._file(i, stage), found)
 
     def _file(self, i: int, stage: str) -> Path:
         return self._folder / f"{i}.{stage}.npz"
@@ -118,78 +148,126 @@ class Chain:
     def feeds(
         self, stage: str, i: int, sample: CalibrationSample, changed: Mapping[str, Arrays]
     ) -> Arrays:
-        """The inputs of a stage for sample i, by name; changed: outputs by stage that replace the
-        recorded ones.
+        """The inputs of a stage for one sample, by name.
+
+        Args:
+            stage: The stage.
+            i: The sample's number.
+            sample: The sample itself.
+            changed: Outputs, by stage and name, that replace the recorded ones.
+
+        Raises:
+            RisError: The model asks by category and the sample has none.
         """
-
-        def output(of: str, name: str) -> NDArray[Any]:
-            return (changed[of] if of in changed else self.recorded(i, of))[name]
-
         manifest = self.bundle.manifest
         if stage == "sam_image_encoder":
             return {"image": prepare_image(sample.rgb, manifest.preprocess)[0]}
         if stage == "clip_image_encoder":
             return {"image": prepare_image(sample.rgb, manifest.preprocess)[1]}
-        tokens = self._tokenize(sample.expressions)
         if stage == "text_encoder":
-            return {"input_ids": tokens.ids}
-        feeds: Arrays = {"image_index": np.zeros(len(sample.expressions), np.int32)}
+            return {"input_ids": self._tokenize(sample.expressions).ids}
+
+        def output(of: str, name: str) -> NDArray[Any]:
+            return (changed[of] if of in changed else self.recorded(i, of))[name]
+
+        image_index = np.zeros(len(sample.expressions), np.int32)
         if stage == "mask_decoder":
             link = manifest.dense_prompt
             dense = output("fusion", "dense_prompt")
-            return feeds | {
+            return {
+                "image_index": image_index,
                 "image_embeddings": output("sam_image_encoder", "image_embeddings"),
                 "dense_prompt": resize_maps(dense, link.target, link.target, link.interpolation),
                 "sparse_prompt": output("fusion", "sparse_prompt"),
             }
-        feeds["clip_tokens"] = output("clip_image_encoder", "clip_tokens")
-        feeds["text_features"] = output("text_encoder", "text_features")
-        feeds["text_mask"] = tokens.mask
+        feeds: Arrays = {
+            "image_index": image_index,
+            "clip_tokens": output("clip_image_encoder", "clip_tokens"),
+            "text_features": output("text_encoder", "text_features"),
+            "text_mask": self._tokenize(sample.expressions).mask,
+        }
         if manifest.no_target:
             feeds["image_embeddings"] = output("sam_image_encoder", "image_embeddings")
-        if self._features is not None:
-            if sample.categories is None:
-                raise RisError(
-                    "this model asks by category: give --category for each expression, or auto"
-                )
-            guesses = zip(sample.categories, sample.expressions, strict=True)
-            names = [
-                self._table.guess(e) if c == "auto" else self._table.known(c) for c, e in guesses
-            ]
-            feeds["category_feature"] = self._features[
-                [self._table.row(guess.category) for guess in names]
-            ]
+        if self._categories is not None:
+            feeds["category_feature"] = _category_features(*self._categories, sample)
         return feeds
 
-    def score(self, paths: Mapping[str, Path], track: Track, title: str | None) -> Score:
-        """What the masks are worth where these stages' graphs are replaced by those of `paths`."""
-        ious: list[float] = []
-        truths: list[float] = []
-        references: list[float] = []
-        touched: list[str] = []
-        for stage in STAGES:
-            if stage in paths or any(before in touched for before in _BEHIND[stage]):
-                touched.append(stage)
-        threshold = self.bundle.manifest.postprocess.threshold
+    def score(self, paths: Mapping[str, Path], title: str | None = None) -> Score:
+        """What the masks are worth where the graphs of `paths` replace those of their stages.
+
+        The progress over the samples is shown under `title`. None: it is not shown.
+        """
+        touched = _touched(paths)
+        scores: list[_MaskScore] = []
         with ExitStack() as stack:
             sessions = {
                 stage: stack.enter_context(self.open(stage, paths.get(stage))) for stage in touched
             }
-            every = range(len(self.samples))
-            for i in track(every, len(every), title) if title else every:
+            every: Iterable[int] = range(len(self.samples))
+            if title:
+                every = self.execution.track(every, len(self.samples), title)
+            for i in every:
                 sample = self.samples[i]
                 changed: dict[str, Arrays] = {}
                 for stage in touched:
                     changed[stage] = sessions[stage].run(self.feeds(stage, i, sample, changed))
-                wanted = self.recorded(i, "mask_decoder")["mask_logits"]
-                got = changed["mask_decoder"]["mask_logits"] if touched else wanted
-                height, width = sample.rgb.shape[:2]
-                for number in range(len(sample.expressions)):
-                    ours = mask_from_logits(got[number, 0], height, width, threshold)
-                    theirs = mask_from_logits(wanted[number, 0], height, width, threshold)
-                    ious.append(mask_iou(ours, theirs))
-                    if sample.truths is not None and sample.truths[number].any():
-                        truths.append(mask_iou(ours, sample.truths[number]))
-                        references.append(mask_iou(theirs, sample.truths[number]))
-        mean = (float(np.mean(truths)), float(np.mean(references))) if truths else (None, None)
-        return Score(float(np.mean(ious)), *mean)
+                wanted = self.recorded(i, "mask_decoder")
+                got = changed.get("mask_decoder", wanted)
+                scores += self._compare(sample, got["mask_logits"], wanted["mask_logits"])
+        return _mean(scores)
+
+    def _compare(
+        self, sample: CalibrationSample, got: NDArray[Any], wanted: NDArray[Any]
+    ) -> Iterator[_MaskScore]:
+        """Scores of a sample's masks, from their logits [expressions, 1, h, w] and FP32's."""
+        height, width = sample.rgb.shape[:2]
+        threshold = self.bundle.manifest.postprocess.threshold
+        for number in range(len(sample.expressions)):
+            ours = mask_from_logits(got[number, 0], height, width, threshold)
+            theirs = mask_from_logits(wanted[number, 0], height, width, threshold)
+            truth = None
+            if sample.truths is not None and sample.truths[number].any():
+                true = sample.truths[number]
+                truth = mask_iou(ours, true), mask_iou(theirs, true)
+            yield _MaskScore(mask_iou(ours, theirs), truth)
+
+
+def _save(file: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes the arrays whole or not at all."""
+    temporary = file.with_suffix(".part")
+    with temporary.open("wb") as target:
+        np.savez(target, **arrays)
+    os.replace(temporary, file)
+
+
+def _category_features(
+    table: CategoryTable, features: NDArray[np.float32], sample: CalibrationSample
+) -> NDArray[np.float32]:
+    """The feature of each expression's category, float32 [expressions, C]."""
+    if sample.categories is None:
+        raise RisError("this model asks by category: give --category for each expression, or auto")
+    pairs = zip(sample.categories, sample.expressions, strict=True)
+    found = [
+        table.guess(expression) if category == "auto" else table.known(category)
+        for category, expression in pairs
+    ]
+    return features[[table.row(guess.category) for guess in found]]
+
+
+def _touched(stages: Iterable[str]) -> list[str]:
+    """The stages to run anew where the graphs of these have changed, in the order of `STAGES`."""
+    changed = set(stages)
+    touched: list[str] = []
+    for stage in STAGES:
+        if stage in changed or any(before in touched for before in _BEHIND[stage]):
+            touched.append(stage)
+    return touched
+
+
+def _mean(scores: list[_MaskScore]) -> Score:
+    iou = float(np.mean([score.iou for score in scores]))
+    truths = [score.truth for score in scores if score.truth is not None]
+    if not truths:
+        return Score(iou, None, None)
+    ours, theirs = zip(*truths, strict=True)
+    return Score(iou, float(np.mean(ours)), float(np.mean(theirs)))

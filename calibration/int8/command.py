@@ -2,121 +2,138 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ris import pip_install
-from ris.calibration.samples import request_set, scene_set
+from ris.calibration.asking import (
+    Asked,
+    Command,
+    Option,
+    sample_options,
+    threads_option,
+    with_options,
+)
+from ris.calibration.int8.options import IMAGE_ENCODERS, Execution, Int8Options
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
 from ris.runtime.bundle import STAGES
 from ris.runtime.commands.console import RisCommand, disk_errors, find_bundle, track
-from ris.runtime.requests import collect
+
+if TYPE_CHECKING:
+    from ris.calibration.int8.report import Int8Report
+
+
+_QUANTISING: tuple[Option, ...] = (
+    click.option(
+        "--graph",
+        "graphs",
+        multiple=True,
+        type=click.Choice(STAGES),
+        help="A graph to quantise; may be repeated. Default: the two image encoders.",
+    ),
+    click.option(
+        "--calibrator",
+        type=click.Choice(["auto", "minmax", "percentile", "entropy"]),
+        default="auto",
+        show_default=True,
+        help="How the range of an activation is chosen. auto: tries all three.",
+    ),
+    click.option(
+        "--percentile",
+        type=click.FloatRange(50, 100),
+        default=99.99,
+        show_default=True,
+        help="The share of magnitudes that the percentile calibrator keeps.",
+    ),
+    click.option(
+        "--alpha",
+        type=click.FloatRange(0, 1),
+        default=0.5,
+        show_default=True,
+        help="Smoothing: how much of the outlier channels' difficulty moves into the weights.",
+    ),
+    click.option("--no-smooth", is_flag=True, help="Leave outlier channels as they are."),
+    click.option("--attention", is_flag=True, help="Quantise attention's own products too."),
+    click.option(
+        "--max-iou-drop",
+        type=click.FloatRange(0, 1),
+        default=0.005,
+        show_default=True,
+        help="The mean mask IoU that may be lost; the worst layers stay FP32 until this holds.",
+    ),
+    click.option(
+        "--against",
+        type=click.Choice(["fp32", "truth"]),
+        default="fp32",
+        show_default=True,
+        help="What it is lost of: the IoU with the FP32 model's masks, or with the true masks "
+        "(scenes have those).",
+    ),
+    click.option(
+        "--quick",
+        is_flag=True,
+        help="Measure single layers only where the target does not hold with all.",
+    ),
+)
+
+
+def quantising_options(command: Command) -> Command:
+    """What `quantise_bundle` is to do; the command gets it as one argument, `options`."""
+
+    @functools.wraps(command)
+    def collected(
+        *args: Any,
+        graphs: tuple[str, ...],
+        alpha: float,
+        no_smooth: bool,
+        quick: bool,
+        **others: Any,
+    ) -> Any:
+        as_they_are = ("calibrator", "percentile", "attention", "max_iou_drop", "against")
+        chosen = Int8Options(
+            graphs=graphs or IMAGE_ENCODERS,
+            alpha=None if no_smooth else alpha,
+            sensitivity=not quick,
+            **{name: others.pop(name) for name in as_they_are},
+        )
+        return command(*args, options=chosen, **others)
+
+    return with_options(collected, _QUANTISING)
 
 
 @click.command("int8", cls=RisCommand)
 @click.argument("bundle", required=False, type=click.Path())
-@click.argument("images", nargs=-1, type=click.Path())
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="The new bundle, a folder."
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The new bundle, a folder.",
 )
+@sample_options(default=64)
+@quantising_options
 @click.option(
-    "-e",
-    "--expression",
-    "expressions",
-    multiple=True,
-    help="What to ask of IMAGES; may be repeated.",
+    "--report",
+    "report_folder",
+    type=click.Path(path_type=Path),
+    help="Folder of the report. Default: <OUT>-report.",
 )
-@click.option(
-    "--category",
-    "categories",
-    multiple=True,
-    help="For models that ask by category; once per expression.",
-)
-@click.option(
-    "--samples",
-    type=click.IntRange(1),
-    default=64,
-    show_default=True,
-    help="Without IMAGES: scenes' expressions.",
-)
-@click.option(
-    "--graph",
-    "graphs",
-    multiple=True,
-    type=click.Choice(STAGES),
-    help="A graph to quantise; may be repeated. Default: the two image encoders.",
-)
-@click.option(
-    "--calibrator",
-    type=click.Choice(["auto", "minmax", "percentile", "entropy"]),
-    default="auto",
-    show_default=True,
-    help="How the range of an activation is chosen. auto: tries all three.",
-)
-@click.option(
-    "--percentile",
-    type=click.FloatRange(50, 100),
-    default=99.99,
-    show_default=True,
-    help="The share of magnitudes that the percentile calibrator keeps.",
-)
-@click.option(
-    "--alpha",
-    type=click.FloatRange(0, 1),
-    default=0.5,
-    show_default=True,
-    help="Smoothing: how much of the outlier channels' difficulty moves into the weights.",
-)
-@click.option("--no-smooth", is_flag=True, help="Leave outlier channels as they are.")
-@click.option("--attention", is_flag=True, help="Quantise attention's own products too.")
-@click.option(
-    "--max-iou-drop",
-    type=click.FloatRange(0, 1),
-    default=0.005,
-    show_default=True,
-    help="The mean mask IoU that may be lost; the worst layers stay FP32 until this holds.",
-)
-@click.option(
-    "--against",
-    type=click.Choice(["fp32", "truth"]),
-    default="fp32",
-    show_default=True,
-    help=(
-        "What it is lost of: the IoU with the FP32 model's masks, or with the true masks (scenes"
-        " have those)."
-    ),
-)
-@click.option(
-    "--quick",
-    is_flag=True,
-    help="Measure single layers only where the target does not hold with all.",
-)
-@click.option(
-    "--report", type=click.Path(path_type=Path), help="Folder of the report. Default: <OUT>-report."
-)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores.")
+@threads_option
 @click.option("--force", is_flag=True, help="Replace the bundle if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def int8(
     bundle: str | None,
-    images: tuple[str, ...],
     out: Path,
-    expressions: tuple[str, ...],
-    categories: tuple[str, ...],
-    samples: int,
-    graphs: tuple[str, ...],
-    alpha: float,
-    no_smooth: bool,
-    quick: bool,
-    report: Path | None,
+    asked: Asked,
+    options: Int8Options,
+    report_folder: Path | None,
     threads: int | None,
     force: bool,
     as_json: bool,
-    **options: Any,
 ) -> None:
     """Writes the FP32 BUNDLE with products in INT8, calibrated on IMAGES (files, folders, JSONL) or
     drawn scenes.
@@ -130,45 +147,46 @@ def int8(
       ris-calibrate int8 ris-bundle photos -e "left man" -e "the dog" --out int8-bundle
       ris-calibrate int8 ris-bundle requests.jsonl --out int8-bundle --calibrator percentile
     """
+    _require_packages()
+    from ris.calibration.int8.quantise import quantise_bundle
+    from ris.calibration.int8.report import write_report
+
+    _check(asked, options)
+    opened = open_bundle(find_bundle(bundle))
+    samples = asked.sample_set()
+    execution = Execution(threads, track, say=lambda line: click.echo(line, err=True))
+    with disk_errors(out):
+        report = quantise_bundle(
+            opened, samples, out, options, overwrite=force, execution=execution
+        )
+    written = write_report(report, report_folder or out.with_name(f"{out.name}-report"))
+
+    if as_json:
+        click.echo(report.to_json(), nl=False)
+    else:
+        _print(report, opened.path, out, written)
+
+
+def _require_packages() -> None:
     for package, extra in (("onnx", "export"), ("onnxruntime", "cpu"), ("matplotlib", "eval")):
         if importlib.util.find_spec(package) is None:
             raise RisError(f"ris-calibrate int8 needs {package}: {pip_install(extra)}")
-    from ris.calibration.int8.quantise import IMAGE_ENCODERS, Int8Options, quantise_bundle
-    from ris.calibration.int8.report import lines, write_report
 
-    if expressions and not images:
-        raise RisError("--expression is asked of IMAGES; give some")
-    if images and options["against"] == "truth":
+
+def _check(asked: Asked, options: Int8Options) -> None:
+    """Raises RisError for options that do not go together."""
+    asked.check()
+    if asked.images and options.against == "truth":
         raise RisError(
             "--against truth needs true masks, which only the drawn scenes have; leave IMAGES out"
         )
-    opened = open_bundle(find_bundle(bundle))
-    found = (
-        request_set(collect(list(images), expressions, categories or None))
-        if images
-        else scene_set(samples)
-    )
-    with disk_errors(out):
-        done = quantise_bundle(
-            opened,
-            found,
-            out,
-            Int8Options(
-                graphs=graphs or IMAGE_ENCODERS,
-                alpha=None if no_smooth else alpha,
-                sensitivity=not quick,
-                **options,
-            ),
-            threads=threads,
-            overwrite=force,
-            track=track,
-            say=lambda line: click.echo(line, err=True),
-        )
-    written = write_report(done, report or out.with_name(f"{out.name}-report"))
-    if as_json:
-        click.echo(done.to_json(), nl=False)
-        return
+
+
+def _print(report: Int8Report, bundle: Path, out: Path, written: list[Path]) -> None:
+    """The findings, the files, and what to do next."""
+    from ris.calibration.int8.report import lines
+
     click.echo(f"Wrote {out}")
-    click.echo("\n".join(lines(done)))
+    click.echo("\n".join(lines(report)))
     click.echo(f"Wrote {', '.join(map(str, written))}")
-    click.echo(f"Next:\n  ris-parity {out}\n  ris-eval compare {opened.path} {out} --samples 500")
+    click.echo(f"Next:\n  ris-parity {out}\n  ris-eval compare {bundle} {out} --samples 500")

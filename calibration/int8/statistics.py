@@ -1,10 +1,11 @@
-"""Smoothing and thresholds of one graph: two passes over the samples, each kept after every
-sample.
+"""Smoothing and thresholds of one graph.
+
+It takes two passes over the samples. What they found is kept after every sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,73 +13,86 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ris.calibration.int8.chain import Chain, Track
+from ris.calibration.int8.chain import Chain
 from ris.calibration.int8.histogram import Calibrator, Histogram
 from ris.calibration.int8.work import Work
-from ris.calibration.numerics.activations import ActivationReader, largest_by_channel
+from ris.calibration.numerics.activations import ActivationReader, Show, largest_by_channel
 from ris.calibration.numerics.qdq import Layer, find_layers
 from ris.calibration.numerics.smoothing import find_folds, smooth
+from ris.engines import Graph
 from ris.engines.errors import ParityError
 from ris.runtime.parity import TOLERANCES, compare
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """One graph, ready to be quantised. path: its FP32 form, smoothed; folds: kind of fold by the
-    product's node.
-    """
+    """One graph, ready to be quantised."""
 
     stage: str
+    """The graph's stage."""
+
     path: Path
+    """Its FP32 form, smoothed."""
+
     layers: tuple[Layer, ...]
+    """The products that can be quantised, in the graph's order."""
+
     folds: dict[str, str]
+    """`Fold.kind` by node, for the products whose input was smoothed."""
+
     histograms: dict[str, Histogram]
+    """The magnitudes of each activation, by name."""
 
     def thresholds(
         self, layers: Iterable[Layer], calibrator: Calibrator, percentile: float
     ) -> dict[str, float]:
-        """By activation of these layers."""
+        """The magnitude that becomes the last level, by activation of these layers."""
         names = {name for layer in layers for name in layer.activations}
         return {name: self.histograms[name].threshold(calibrator, percentile) for name in names}
 
 
 def measure(
-    chain: Chain,
-    stage: str,
-    work: Work,
-    *,
-    alpha: float | None,
-    attention: bool,
-    threads: int | None,
-    track: Track,
+    chain: Chain, stage: str, work: Work, *, alpha: float | None, attention: bool
 ) -> Statistics:
-    """Smooths one graph (not with alpha None) and looks at every sample's activations.
+    """Smooths one graph and looks at every sample's activations.
 
-    Raises ParityError where the smoothed graph is not the same function.
+    Args:
+        chain: The bundle and the samples, recorded.
+        stage: The stage of the graph.
+        work: Where the smoothed graph and what was found are kept.
+        alpha: Of the smoothing, from 0 to 1. None: no smoothing.
+        attention: Whether products of two activations are quantised too.
+
+    Raises:
+        ParityError: The smoothed graph does not compute the same function.
     """
     folder = work.folder / stage
     folder.mkdir(exist_ok=True)
     graph = chain.bundle.graph(stage)
     layers = find_layers(graph.path, attention)
-    smoothed = folder / graph.path.name
+    smoothed = replace(graph, path=folder / graph.path.name)
+
     if f"{stage}/folds" not in work:
         channels: dict[str, NDArray[Any]] = {}
         if alpha is not None:
             wanted = {node for fold in find_folds(graph.path) for node in fold.nodes}
             products = [layer for layer in layers if layer.node in wanted]
-            channels = _channels(chain, stage, products, work, threads, track)
-        folds = smooth(graph.path, smoothed, channels, alpha or 0.0)
-        _check_same(chain, stage, smoothed)
+            channels = _channels(chain, graph, products, work)
+        folds = smooth(graph.path, smoothed.path, channels, alpha or 0.0)
+        _check_same(chain, smoothed)
         work.put(f"{stage}/folds", {node: fold.kind for fold in folds for node in fold.nodes})
-    histograms = _histograms(chain, stage, smoothed, layers, work, threads, track)
-    return Statistics(stage, smoothed, tuple(layers), work[f"{stage}/folds"], histograms)
+
+    histograms = _histograms(chain, smoothed, layers, work)
+    return Statistics(stage, smoothed.path, tuple(layers), work[f"{stage}/folds"], histograms)
 
 
-def _check_same(chain: Chain, stage: str, path: Path) -> None:
-    accepted = TOLERANCES["fp32"].stage
+def _check_same(chain: Chain, graph: Graph) -> None:
+    """Compares the outputs for the first sample with the recorded ones."""
+    stage, accepted = graph.stage, TOLERANCES["fp32"].stage
     wanted = chain.recorded(0, stage)
-    with chain.open(stage, path) as session:
-        for name, got in session.run(chain.feeds(stage, 0, chain.samples[0], {})).items():
+    feeds = chain.feeds(stage, 0, chain.samples[0], {})
+    with chain.open(stage, graph.path) as session:
+        for name, got in session.run(feeds).items():
             error = compare(got, wanted[name]).relative
             if not error <= accepted:
                 raise ParityError(
@@ -88,73 +102,79 @@ def _check_same(chain: Chain, stage: str, path: Path) -> None:
 
 
 def _pass(
-    chain: Chain, stage: str, reader: ActivationReader, done: int, track: Track, title: str
-) -> Iterator[tuple[int, dict[str, NDArray[Any]], Any]]:
-    """(sample, its feeds, the function that shows its activations) for every sample from `done`
-    on.
-    """
+    chain: Chain, reader: ActivationReader, done: int, title: str
+) -> Iterator[tuple[int, dict[str, NDArray[Any]], Show]]:
+    """Every sample after the first `done`: its number, its feeds, and what shows activations."""
     left = range(done, len(chain.samples))
     if not left:
         return
+    stage = reader.graph.stage
     with reader.opened() as show:
-        for i in track(left, len(left), title):
+        for i in chain.execution.track(left, len(left), f"{title} {stage}"):
             yield i, chain.feeds(stage, i, chain.samples[i], {}), show
 
 
+def _reader(chain: Chain, graph: Graph, layers: Sequence[Layer], work: Work) -> ActivationReader:
+    return ActivationReader(
+        graph, layers, work.folder / graph.stage, threads=chain.execution.threads
+    )
+
+
 def _channels(
-    chain: Chain, stage: str, layers: list[Layer], work: Work, threads: int | None, track: Track
+    chain: Chain, graph: Graph, layers: Sequence[Layer], work: Work
 ) -> dict[str, NDArray[Any]]:
-    """The largest magnitude by channel, float32 [K], by activation."""
-    name = f"{stage}.channels"
+    """The largest magnitude of each channel, float32 [K], by activation of the layers."""
+    name = f"{graph.stage}.channels"
     found = work.load_arrays(name)
     done = int(found.pop("samples", np.array(0)))
+    if not layers:
+        return found
 
     def look(activation: str, values: NDArray[np.float32]) -> None:
         largest = largest_by_channel(values)
-        found[activation] = (
-            np.maximum(found[activation], largest) if activation in found else largest
-        )
+        before = found.get(activation)
+        found[activation] = largest if before is None else np.maximum(before, largest)
 
-    if layers:
-        reader = ActivationReader(chain.bundle.graph(stage), layers, work.folder / stage, threads)
-        for i, feeds, show in _pass(chain, stage, reader, done, track, f"Channels {stage}"):
-            show(feeds, look)
-            work.save_arrays(name, found | {"samples": np.array(i + 1)})
+    reader = _reader(chain, graph, layers, work)
+    for i, feeds, show in _pass(chain, reader, done, "Channels"):
+        show(feeds, look)
+        work.save_arrays(name, found | {"samples": np.array(i + 1)})
     return found
 
 
 def _histograms(
-    chain: Chain,
-    stage: str,
-    path: Path,
-    layers: list[Layer],
-    work: Work,
-    threads: int | None,
-    track: Track,
+    chain: Chain, graph: Graph, layers: Sequence[Layer], work: Work
 ) -> dict[str, Histogram]:
-    name = f"{stage}.histograms"
+    """The magnitudes of each activation of the layers, by name."""
+    name = f"{graph.stage}.histograms"
     kept = work.load_arrays(name)
     done = int(kept.pop("samples", np.array(0)))
     names = list(dict.fromkeys(name for layer in layers for name in layer.activations))
-    found = {n: Histogram() for n in names}
-    if kept:
-        rows = zip(names, kept["counts"], kept["top"], kept["largest"], strict=True)
-        found = {
-            n: Histogram(counts, float(top), float(largest)) for n, counts, top, largest in rows
-        }
+    found = _unpacked(names, kept) if kept else {name: Histogram() for name in names}
 
     def look(activation: str, values: NDArray[np.float32]) -> None:
         found[activation].add(values)
 
-    reader = ActivationReader(
-        replace(chain.bundle.graph(stage), path=path), layers, path.parent, threads
-    )
-    for i, feeds, show in _pass(chain, stage, reader, done, track, f"Histograms {stage}"):
+    reader = _reader(chain, graph, layers, work)
+    for i, feeds, show in _pass(chain, reader, done, "Histograms"):
         show(feeds, look)
-        arrays = {
-            "counts": np.stack([found[n].counts for n in names]),
-            "top": np.array([found[n].top for n in names]),
-            "largest": np.array([found[n].largest for n in names]),
-        }
-        work.save_arrays(name, arrays | {"samples": np.array(i + 1)})
+        work.save_arrays(name, _packed(names, found) | {"samples": np.array(i + 1)})
     return found
+
+
+def _packed(names: Sequence[str], histograms: dict[str, Histogram]) -> dict[str, NDArray[Any]]:
+    """Arrays with a row per histogram, in the order of `names`."""
+    rows = [histograms[name] for name in names]
+    return {
+        "counts": np.stack([row.counts for row in rows]),
+        "top": np.array([row.top for row in rows]),
+        "largest": np.array([row.largest for row in rows]),
+    }
+
+
+def _unpacked(names: Sequence[str], arrays: dict[str, NDArray[Any]]) -> dict[str, Histogram]:
+    """The inverse of `_packed`."""
+    rows = zip(names, arrays["counts"], arrays["top"], arrays["largest"], strict=True)
+    return {
+        name: Histogram(counts, float(top), float(largest)) for name, counts, top, largest in rows
+    }

@@ -1,6 +1,4 @@
-"""What a calibration has found so far, on disk, so that the same command goes on where a stopped
-one ended.
-"""
+"""What a calibration has found so far, on disk: the same command goes on where one was stopped."""
 
 from __future__ import annotations
 
@@ -20,36 +18,41 @@ _JOURNAL = "journal.jsonl"
 
 
 class Work:
-    """A folder of results, each written whole or not at all. For one process at a time.
+    """A folder of results, each written whole or not at all. For one process at a time."""
 
-    setup: everything that the results depend on; those of another setup are thrown away
-    (`restarted`).
-    """
+    folder: Path
+    """The folder."""
+
+    restarted: bool
+    """Whether results of another setup were thrown away."""
 
     def __init__(self, folder: Path, setup: dict[str, Any]) -> None:
-        """Raises RisError where the folder cannot be made, or is none of ours."""
+        """Opens the folder, or makes it.
+
+        setup: everything that the results depend on; those of another setup are thrown away.
+        Raises RisError where the folder cannot be made, or was made by something else.
+        """
         self.folder = folder
-        self._known: dict[str, Any] = {}
         self.restarted = False
-        text = json.dumps(setup, indent=1, sort_keys=True)
+        self._known: dict[str, Any] = {}
         try:
-            if folder.exists() and not (folder / _SETUP).is_file() and any(folder.iterdir()):
-                raise RisError(
-                    f"{folder} is in the way, and was not made by ris-calibrate; move it, or choose"
-                    " another --out"
-                )
-            if (
-                folder.exists()
-                and (folder / _SETUP).exists()
-                and (folder / _SETUP).read_text("utf-8") != text
-            ):
-                shutil.rmtree(folder)
-                self.restarted = True
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / _SETUP).write_text(text, encoding="utf-8")
+            self._open(json.dumps(setup, indent=1, sort_keys=True))
             self._read_journal()
         except OSError as error:
             raise RisError(f"{folder} cannot be written: {error.strerror or error}") from None
+
+    def _open(self, setup: str) -> None:
+        file = self.folder / _SETUP
+        if self.folder.exists() and not file.is_file() and any(self.folder.iterdir()):
+            raise RisError(
+                f"{self.folder} is in the way, and was not made by ris-calibrate; move it, or"
+                " choose another --out"
+            )
+        if file.exists() and file.read_text("utf-8") != setup:
+            shutil.rmtree(self.folder)
+            self.restarted = True
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(setup, encoding="utf-8")
 
     def _read_journal(self) -> None:
         path = self.folder / _JOURNAL
@@ -78,6 +81,7 @@ class Work:
             file.write(json.dumps([key, value]) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        # as a later run will read it
         self._known[key] = json.loads(json.dumps(value))
 
     def save_arrays(self, name: str, arrays: dict[str, NDArray[Any]]) -> None:

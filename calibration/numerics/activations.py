@@ -1,5 +1,6 @@
-"""What the products of a graph read, run after run: each activation is looked at where it arises
-and then dropped.
+"""The activations that the products of a graph read, run after run.
+
+Each one is looked at when it has been computed, and then dropped.
 """
 
 from __future__ import annotations
@@ -19,17 +20,25 @@ from ris.calibration.numerics.ranges import copy_data
 from ris.engines import EngineOptions, Graph, Session, TensorSpec
 from ris.engines.onnxruntime import OnnxRuntimeEngine
 
-AT_ONCE = 1 << 27  # elements of activations that one run hands out: half a GB
+AT_ONCE = 1 << 27
+"""The most elements of activations that one run gives out: half a GB."""
+
 Look = Callable[[str, NDArray[np.float32]], None]
 """Called with an activation's name and values."""
 
+Show = Callable[[Mapping[str, NDArray], Look], None]
+"""Runs a graph on inputs, by name, and calls a `Look` once per activation."""
+
 
 class ActivationReader:
-    """A graph that shows its activations: in as many runs as it takes to hold no more than
-    `at_once` elements.
+    """A graph that shows its activations, in several runs where they are many."""
 
-    folder: for temporary graphs, and a copy of the weights where they lie elsewhere.
-    """
+    graph: Graph
+    """The graph as it was given."""
+
+    groups: list[list[str]]
+    """The activations by name, a group per run. A group of more than one holds at most `at_once`
+    elements."""
 
     def __init__(
         self,
@@ -39,43 +48,42 @@ class ActivationReader:
         threads: int | None = None,
         at_once: int = AT_ONCE,
     ) -> None:
-        sizes: dict[str, int] = {}
-        for layer in layers:
-            for name in layer.activations:
-                sizes[name] = max(sizes.get(name, 0), layer.values // len(layer.activations))
+        """Writes nothing yet.
+
+        Args:
+            graph: The graph.
+            layers: The products whose activations are shown.
+            folder: Where temporary graphs go, and a copy of the weights if they are elsewhere.
+            threads: CPU threads. None: all cores.
+            at_once: The most elements of activations that one run gives out.
+        """
+        self.graph = graph
+        self.groups = _groups(layers, at_once)
         self._inputs = {spec.name for spec in graph.inputs}
-        self.groups: list[list[str]] = [[]]
-        used = 0
-        for name, size in sizes.items():
-            if self.groups[-1] and used + size > at_once:
-                self.groups.append([])
-                used = 0
-            self.groups[-1].append(name)
-            used += size
-        self._graph, self._folder, self._threads = graph, folder, threads
+        self._folder, self._threads = folder, threads
 
     @contextmanager
-    def opened(self) -> Iterator[Callable[[Mapping[str, NDArray], Look], None]]:
+    def opened(self) -> Iterator[Show]:
         """A function that takes inputs and shows every activation once."""
         sessions: list[Session] = []
         files: list[Path] = []
-        if self._folder != self._graph.path.parent:
-            copy_data(self._graph.path, self._folder)
+        if self._folder != self.graph.path.parent:
+            copy_data(self.graph.path, self._folder)
+
+        def show(feeds: Mapping[str, NDArray], look: Look) -> None:
+            for name in feeds.keys() & {n for names in self.groups for n in names}:
+                look(name, feeds[name])
+            for session in sessions:
+                found = session.run(feeds)
+                for spec in session.graph.outputs:
+                    look(spec.name, found.pop(spec.name))
+
         try:
             for number, names in enumerate(self.groups):
                 inner = [name for name in names if name not in self._inputs]
                 if inner:
                     files.append(self._folder / f"shown-{number}.onnx")
                     sessions.append(self._open(files[-1], inner))
-
-            def show(feeds: Mapping[str, NDArray], look: Look) -> None:
-                for name in feeds.keys() & {n for names in self.groups for n in names}:
-                    look(name, feeds[name])
-                for session in sessions:
-                    found = session.run(feeds)
-                    for spec in session.graph.outputs:
-                        look(spec.name, found.pop(spec.name))
-
             yield show
         finally:
             for session in sessions:
@@ -84,20 +92,40 @@ class ActivationReader:
                 file.unlink(missing_ok=True)
 
     def _open(self, path: Path, names: list[str]) -> Session:
-        model = onnx.load(self._graph.path, load_external_data=False)
+        """A session whose outputs are the activations `names`; its graph goes to `path`."""
+        model = onnx.load(self.graph.path, load_external_data=False)
         del model.graph.output[:]  # the rest of the graph is not run
         model.graph.output.extend(
-            helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in names
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
         )
         onnx.save_model(model, path)
-        shown = replace(
-            self._graph, path=path, outputs=tuple(TensorSpec(n, "float32", ()) for n in names)
-        )
+
+        outputs = tuple(TensorSpec(name, "float32", ()) for name in names)
+        shown = replace(self.graph, path=path, outputs=outputs)
         return OnnxRuntimeEngine(EngineOptions("cpu", self._threads)).open_in_order(shown, path)
+
+
+def _groups(layers: Sequence[Layer], at_once: int) -> list[list[str]]:
+    """The layers' activations in order, a new group where one would exceed `at_once` elements."""
+    sizes: dict[str, int] = {}
+    for layer in layers:
+        for name in layer.activations:
+            sizes[name] = max(sizes.get(name, 0), layer.values // len(layer.activations))
+
+    groups: list[list[str]] = [[]]
+    used = 0
+    for name, size in sizes.items():
+        if groups[-1] and used + size > at_once:
+            groups.append([])
+            used = 0
+        groups[-1].append(name)
+        used += size
+    return groups
 
 
 def largest_by_channel(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """The largest magnitude along all axes but the last, float32 [K]."""
     flat = values.reshape(-1, values.shape[-1])
+    # in place of np.abs(flat), which would copy everything
     found: NDArray[np.float32] = np.maximum(flat.max(0), -flat.min(0))
     return found

@@ -1,5 +1,6 @@
-"""A bundle that rounds as FP16 hardware does, so that everything that takes a bundle can say what
-FP16 costs.
+"""A bundle that rounds as FP16 hardware does.
+
+Everything that takes a bundle can then say what FP16 costs.
 """
 
 from __future__ import annotations
@@ -21,11 +22,17 @@ from ris.runtime.bundle_folder import building
 
 
 def emulate_bundle(bundle: Bundle, out: Path) -> Bundle:
-    """Writes to the new folder `out` what `emulate_half` makes of the FP16 bundle's graphs; the
-    rest is the same.
+    """Writes the FP16 bundle to the new folder `out`, its graphs rewritten by `emulate_half`.
 
     Raises BundleError where `out` exists or `bundle` is not FP16.
     """
+    _check(bundle, out)
+    with building(out, overwrite=False) as folder:
+        _write(bundle, folder)
+    return open_bundle(out, verify=False)
+
+
+def _check(bundle: Bundle, out: Path) -> None:
     manifest = bundle.manifest
     if manifest.precision != "fp16":
         raise BundleError(
@@ -35,26 +42,30 @@ def emulate_bundle(bundle: Bundle, out: Path) -> Bundle:
         raise BundleError(f"{bundle.path} is an emulated bundle already")
     if out.exists():
         raise BundleError(f"{out} exists; choose another folder")
-    with building(out, overwrite=False) as folder:
-        (folder / "graphs").mkdir()
-        for name in manifest.files:
-            shutil.copyfile(bundle.file(name), folder / name)
-        graphs = dict(manifest.graphs)
-        for stage, entry in graphs.items():
-            source, target = bundle.path / entry.file, folder / entry.file
-            copy_data(source, target.parent)
-            if entry.precision == "fp16":
-                emulate_half(source, target)
-            else:
-                shutil.copyfile(source, target)
-            hashes = hash_files(folder, list(entry.sha256))
-            # FP32 graphs now, whose roundings are no FP16 arithmetic that an engine may do as it
-            # likes
-            graphs[stage] = dataclasses.replace(entry, sha256=hashes, precision="fp32")
-        writer = {**manifest.writer, EMULATES: __version__}
-        changed = dataclasses.replace(manifest, graphs=graphs, writer=writer)
-        (folder / MANIFEST).write_text(changed.to_json(), encoding="utf-8")
-    return open_bundle(out, verify=False)
+
+
+def _write(bundle: Bundle, folder: Path) -> None:
+    """Writes the emulated bundle's files to the empty `folder`."""
+    manifest = bundle.manifest
+    (folder / "graphs").mkdir()
+    for name in manifest.files:
+        shutil.copyfile(bundle.file(name), folder / name)
+
+    graphs = dict(manifest.graphs)
+    for stage, entry in graphs.items():
+        source, target = bundle.path / entry.file, folder / entry.file
+        copy_data(source, target.parent)
+        if entry.precision == "fp16":
+            emulate_half(source, target)
+        else:
+            shutil.copyfile(source, target)
+        hashes = hash_files(folder, list(entry.sha256))
+        # they are FP32 graphs now: marked "fp16", an engine could leave their roundings out
+        graphs[stage] = dataclasses.replace(entry, sha256=hashes, precision="fp32")
+
+    writer = {**manifest.writer, EMULATES: __version__}
+    changed = dataclasses.replace(manifest, graphs=graphs, writer=writer)
+    (folder / MANIFEST).write_text(changed.to_json(), encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -1,12 +1,11 @@
-"""True FP16 arithmetic on a CPU: a graph that computes in FP32 and rounds every FP16 value to FP16
-where it arises.
+"""True FP16 arithmetic on a CPU: a graph computes in FP32 and rounds every FP16 value to FP16.
 
-ONNX Runtime's CPU runs most of an FP16 graph in FP32 and drops the casts in between, so that a
-value of 70,000, which is infinity in FP16, passes. In the graphs made here every operator's result
-goes through FP16 and back, as it does on hardware with FP16 operators and FP32 accumulation (tensor
-cores): products and sums inside one operator are FP32, what it writes is FP16. A product with
-weights and the bias added to it count as one operator, as torch's float16 linear layers and
-TensorRT have it; an engine that rounds in between loses a little more.
+ONNX Runtime's CPU runs most of an FP16 graph in FP32 and drops the casts in between. A value of
+70,000, which is infinity in FP16, passes there. In the graphs made here every operator's result
+goes through FP16 and back, as on hardware with FP16 operators and FP32 accumulation (tensor cores):
+products and sums inside one operator are FP32, its output is FP16. A product with weights and the
+bias added to it count as one operator, as in torch's float16 linear layers and in TensorRT. An
+engine that rounds in between loses a little more.
 """
 
 from __future__ import annotations
@@ -19,10 +18,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ris.engines.errors import RisError
 
-# these write values that they read, so that nothing is left to round
-_MOVES = frozenset(
+# operators whose results are values that they read or hold: those are rounded already
+_NOTHING_TO_ROUND = frozenset(
     {
         "Concat",
+        "Constant",
         "DepthToSpace",
         "Expand",
         "Flatten",
@@ -51,49 +51,62 @@ _MOVES = frozenset(
 
 
 def emulate_half(source: Path, target: Path) -> int:
-    """Writes the FP16 graph of `source` to `target` in a form that rounds as FP16 hardware does on
-    any FP32 engine.
+    """Writes the FP16 graph of `source` to `target` so that it rounds as FP16 hardware does.
 
-    Weights stay FP16 in the file: `target` refers to the data file beside `source` by name, so put
-    the two together. Returns the number of values that are rounded. Raises RisError for a graph
-    with subgraphs; bundles have none.
+    It does so on any FP32 engine. Weights stay FP16 in the file: `target` refers to the data file
+    beside `source` by name, so put the two together. Returns the number of values that are rounded.
+    Raises RisError for a graph with subgraphs; bundles have none.
     """
     model = onnx.load(source, load_external_data=False)
-    half = _half_values(model) - _products_before_a_bias(model)
     graph = model.graph
-    nodes: list[onnx.NodeProto] = []
+    half = _half_values(model) - _products_before_a_bias(model)
+
+    nodes = _widened_weights(graph)
+    rounded = 0
+    for node in graph.node:
+        _refuse_subgraphs(node, source)
+        _widen(node)
+        nodes.append(node)
+        if node.op_type not in _NOTHING_TO_ROUND:
+            casts = _rounding(node, half)
+            nodes += casts
+            rounded += len(casts) // 2
+
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]  # the values are FP32 now
+    onnx.save_model(model, target)
+    return rounded
+
+
+def _widened_weights(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Renames the FP16 weights; returns the casts that give their names to FP32 values."""
+    casts: list[onnx.NodeProto] = []
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT16:
             full = tensor.name
             tensor.name = f"{full}/half"
-            nodes.append(_cast(tensor.name, full, TensorProto.FLOAT))
-    rounded = 0
-    for node in graph.node:
-        if any(
-            a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-            for a in node.attribute
-        ):
-            raise RisError(
-                f"{source}: {node.name} has a subgraph, which the FP16 emulation does not follow"
-            )
-        _widen_constants(node)
-        nodes.append(node)
-        to_half = node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT16
-        if to_half:
-            node.attribute[0].i = TensorProto.FLOAT
-        elif node.op_type in _MOVES or node.op_type == "Constant":
-            continue
-        for i, name in enumerate(node.output):
-            if name in half:
-                node.output[i] = f"{name}/exact"
-                nodes.append(_cast(node.output[i], f"{name}/rounded", TensorProto.FLOAT16))
-                nodes.append(_cast(f"{name}/rounded", name, TensorProto.FLOAT))
-                rounded += 1
-    del graph.node[:]
-    graph.node.extend(nodes)
-    del graph.value_info[:]
-    onnx.save_model(model, target)
-    return rounded
+            casts.append(_cast(tensor.name, full, TensorProto.FLOAT))
+    return casts
+
+
+def _refuse_subgraphs(node: onnx.NodeProto, source: Path) -> None:
+    subgraphs = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    if any(attribute.type in subgraphs for attribute in node.attribute):
+        raise RisError(
+            f"{source}: {node.name} has a subgraph, which the FP16 emulation does not follow"
+        )
+
+
+def _rounding(node: onnx.NodeProto, half: set[str]) -> list[onnx.NodeProto]:
+    """Renames the node's FP16 outputs; returns the casts to FP16 and back, two per output."""
+    casts: list[onnx.NodeProto] = []
+    for i, name in enumerate(node.output):
+        if name in half:
+            node.output[i] = f"{name}/exact"
+            casts.append(_cast(node.output[i], f"{name}/rounded", TensorProto.FLOAT16))
+            casts.append(_cast(f"{name}/rounded", name, TensorProto.FLOAT))
+    return casts
 
 
 def _half_values(model: onnx.ModelProto) -> set[str]:
@@ -107,26 +120,26 @@ def _half_values(model: onnx.ModelProto) -> set[str]:
 
 
 def _products_before_a_bias(model: onnx.ModelProto) -> set[str]:
-    """The values x @ W that nothing reads but the sum with a bias; W and the bias are weights."""
-    weights = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    """The values x @ W that only the sum with a bias reads; W and the bias are weights."""
+    graph = model.graph
+    weights = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
     products = {
         node.output[0]
-        for node in model.graph.node
+        for node in graph.node
         if node.op_type == "MatMul" and weights.get(node.input[1]) == 2
     }
-    readers = Counter(name for node in model.graph.node for name in node.input)
-    readers.update(value.name for value in model.graph.output)
-    return {
-        name
-        for node in model.graph.node
-        if node.op_type == "Add" and any(weights.get(other) == 1 for other in node.input)
-        for name in node.input
-        if name in products and readers[name] == 1
-    }
+    readers = Counter(name for node in graph.node for name in node.input)
+    readers.update(value.name for value in graph.output)
+
+    def adds_bias(node: onnx.NodeProto) -> bool:
+        return node.op_type == "Add" and any(weights.get(name) == 1 for name in node.input)
+
+    added = {name for node in graph.node if adds_bias(node) for name in node.input}
+    return {name for name in products & added if readers[name] == 1}
 
 
 def value_types(model: onnx.ModelProto) -> dict[str, int]:
-    """ONNX's element type of every value that nodes write, as far as inference gets, by name."""
+    """ONNX's element type of every value that nodes write, by name, where inference knows it."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     del bare.graph.value_info[:]  # a converter's leftovers would contradict
@@ -138,12 +151,12 @@ def _cast(source: str, target: str, kind: int) -> onnx.NodeProto:
     return helper.make_node("Cast", [source], [target], f"{target}/cast", to=kind)
 
 
-def _widen_constants(node: onnx.NodeProto) -> None:
-    """FP16 constants within a node become FP32."""
+def _widen(node: onnx.NodeProto) -> None:
+    """FP16 constants within a node, and what it casts to FP16, become FP32."""
+    if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT16:
+        node.attribute[0].i = TensorProto.FLOAT
     for attribute in node.attribute:
-        if (
-            attribute.type == onnx.AttributeProto.TENSOR
-            and attribute.t.data_type == TensorProto.FLOAT16
-        ):
+        is_tensor = attribute.type == onnx.AttributeProto.TENSOR
+        if is_tensor and attribute.t.data_type == TensorProto.FLOAT16:
             value = numpy_helper.to_array(attribute.t).astype("float32")
             attribute.t.CopyFrom(numpy_helper.from_array(value, attribute.t.name))

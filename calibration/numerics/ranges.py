@@ -24,35 +24,41 @@ from ris.runtime import Bundle, Model
 from ris.runtime.bundle import STAGES
 
 FP16_MAX = 65504.0
+"""The largest finite FP16 number."""
+
 _OUTPUT = "ris_ranges"
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 @dataclass(frozen=True)
 class TensorRange:
-    """One value: the node that writes it, that node's operator, and the largest magnitude seen (inf
-    and nan count).
-    """
+    """How large one value gets."""
 
     node: str
+    """The node that writes it."""
+
     operator: str
+    """That node's operator."""
+
     largest: float
+    """The largest magnitude seen; inf and nan where such a number was among them."""
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """stages: by stage and by the value's name; samples: expressions seen; sha256: of each stage's
-    files, by name.
-    """
+    """How large every value of a bundle's graphs gets."""
 
     stages: dict[str, dict[str, TensorRange]]
+    """The ranges by stage and by the value's name."""
+
     samples: int
+    """How many expressions were seen."""
+
     sha256: dict[str, dict[str, str]]
+    """The hashes of each stage's files, by stage and by the file's name."""
 
     def above(self, limit: float) -> list[tuple[str, str, TensorRange]]:
-        """(stage, value, range) of all that reach beyond `limit` or are no number, the largest
-        first.
-        """
+        """(stage, value, range) of all that are larger than `limit` or nan, the largest first."""
         found = [
             (stage, name, entry)
             for stage, entries in self.stages.items()
@@ -62,36 +68,32 @@ class Ranges:
         return sorted(found, key=lambda row: -np.nan_to_num(row[2].largest, nan=np.inf))
 
     def write(self, path: Path) -> None:
-        """As JSON, sorted, to a temporary file that then takes the old one's place."""
+        """Writes sorted JSON to a temporary file, which then replaces `path`."""
         temporary = path.with_name(path.name + ".part")
-        temporary.write_text(
-            json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True), encoding="utf-8"
-        )
+        text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
 
 
 def read_ranges(path: Path) -> Ranges:
-    """The inverse of `Ranges.write`. Raises RisError for a file that is none."""
+    """Reads a file of `Ranges.write`. Raises RisError for any other file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         stages = {
-            s: {n: TensorRange(**entry) for n, entry in values.items()}
-            for s, values in data["stages"].items()
+            stage: {name: TensorRange(**entry) for name, entry in values.items()}
+            for stage, values in data["stages"].items()
         }
         return Ranges(stages, int(data["samples"]), dict(data["sha256"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RisError(
-            f"{path} is not a file that ris-calibrate ranges wrote ({type(error).__name__}:"
-            f" {error})"
-        ) from None
+        why = f"{type(error).__name__}: {error}"
+        raise RisError(f"{path} is not a file that ris-calibrate ranges wrote ({why})") from None
 
 
 def add_range_output(source: Path, target: Path) -> list[tuple[str, TensorRange]]:
-    """Writes `source` to `target` with one more output: float32 [2n], the largest and the smallest
-    of n values each.
+    """Writes `source` to `target` with one more output: the extremes of all floating-point values.
 
-    Returns which values those are: names, and ranges that have no number yet. They are all that is
-    floating-point.
+    The output is float32 [2n], the largest and the smallest element of each of the n values in
+    turn. Returns those values in the same order: their names, and ranges that are still 0.
     """
     model = onnx.load(source, load_external_data=False)
     kinds = value_types(model)
@@ -102,25 +104,36 @@ def add_range_output(source: Path, target: Path) -> list[tuple[str, TensorRange]
     for node in graph.node:
         nodes.append(node)
         for name in node.output:
-            if kinds.get(name) not in _FLOATS:
-                continue
-            value = name
-            if kinds[name] == TensorProto.FLOAT16:
-                value = f"{name}/range_input"
-                nodes.append(helper.make_node("Cast", [name], [value], to=TensorProto.FLOAT))
-            for operator in ("ReduceMax", "ReduceMin"):
-                row = f"{name}/{operator}"
-                nodes.append(helper.make_node(operator, [value], [f"{row}/all"], keepdims=0))
-                nodes.append(helper.make_node("Reshape", [f"{row}/all", f"{_OUTPUT}/one"], [row]))
-                rows.append(row)
-            about.append((name, TensorRange(node.name, node.op_type, 0.0)))
-    graph.initializer.append(helper.make_tensor(f"{_OUTPUT}/one", TensorProto.INT64, [1], [1]))
+            kind = kinds.get(name)
+            if kind in _FLOATS:
+                extremes, own_rows = _extremes(name, kind == TensorProto.FLOAT16)
+                nodes += extremes
+                rows += own_rows
+                about.append((name, TensorRange(node.name, node.op_type, 0.0)))
+
     nodes.append(helper.make_node("Concat", rows, [_OUTPUT], axis=0))
+    graph.initializer.append(helper.make_tensor(f"{_OUTPUT}/one", TensorProto.INT64, [1], [1]))
     del graph.node[:]
     graph.node.extend(nodes)
     graph.output.append(helper.make_tensor_value_info(_OUTPUT, TensorProto.FLOAT, [len(rows)]))
     onnx.save_model(model, target)
     return about
+
+
+def _extremes(name: str, is_half: bool) -> tuple[list[onnx.NodeProto], list[str]]:
+    """Nodes that compute a value's largest and smallest element, and the [1] values they write."""
+    nodes: list[onnx.NodeProto] = []
+    rows: list[str] = []
+    value = name
+    if is_half:
+        value = f"{name}/range_input"
+        nodes.append(helper.make_node("Cast", [name], [value], to=TensorProto.FLOAT))
+    for operator in ("ReduceMax", "ReduceMin"):
+        row = f"{name}/{operator}"
+        nodes.append(helper.make_node(operator, [value], [f"{row}/all"], keepdims=0))
+        nodes.append(helper.make_node("Reshape", [f"{row}/all", f"{_OUTPUT}/one"], [row]))
+        rows.append(row)
+    return nodes, rows
 
 
 def graph_ranges(graph: Graph, feeds: Mapping[str, Value]) -> dict[str, TensorRange]:
@@ -135,13 +148,15 @@ def graph_ranges(graph: Graph, feeds: Mapping[str, Value]) -> dict[str, TensorRa
 
 
 def _open(engine: OnnxRuntimeEngine, graph: Graph, folder: Path) -> _RangeSession:
-    about = add_range_output(graph.path, folder / graph.path.name)
+    """A session over the graph with its range output, which goes to `folder`."""
+    path = folder / graph.path.name
+    about = add_range_output(graph.path, path)
     copy_data(graph.path, folder)
     outputs = (*graph.outputs, TensorSpec(_OUTPUT, "float32", (2 * len(about),)))
-    wider = dataclasses.replace(graph, path=folder / graph.path.name, outputs=outputs)
+    wider = dataclasses.replace(graph, path=path, outputs=outputs)
     # in order, so that a value is measured when it is there, and not kept until the end: gigabytes
     # at full size
-    return _RangeSession(graph, engine.open_in_order(wider, wider.path), about)
+    return _RangeSession(graph, engine.open_in_order(wider, path), about)
 
 
 class _RangeSession(Session):
@@ -178,23 +193,17 @@ def measure_ranges(
     """
     engine = OnnxRuntimeEngine(EngineOptions("cpu", threads))
     sessions: dict[str, _RangeSession] = {}
-    done = 0
     with tempfile.TemporaryDirectory(prefix="ris-ranges-") as folder:
         try:
             for stage in STAGES:
                 place = Path(folder) / stage
                 place.mkdir()
                 sessions[stage] = _open(engine, bundle.graph(stage), place)
-            with Model(bundle, sessions, max_expressions=4) as model:
-                for sample in samples:
-                    categories = sample.categories if model.categories else None
-                    model.encode_image(sample.rgb).segment_many(
-                        sample.expressions, categories=categories
-                    )
-                    done += len(sample.expressions)
+            done = _run_all(bundle, sessions, samples)
         finally:
             for session in sessions.values():
                 session.close()
+
     if not done:
         raise RisError("there are no calibration samples")
     stages = {stage: session.ranges() for stage, session in sessions.items()}
@@ -202,11 +211,25 @@ def measure_ranges(
     return Ranges(stages, done, hashes)
 
 
+def _run_all(
+    bundle: Bundle, sessions: Mapping[str, Session], samples: Iterable[CalibrationSample]
+) -> int:
+    """Asks the model every sample; returns how many expressions they had."""
+    done = 0
+    with Model(bundle, sessions, max_expressions=4) as model:
+        for sample in samples:
+            categories = sample.categories if model.categories else None
+            scene = model.encode_image(sample.rgb)
+            scene.segment_many(sample.expressions, categories=categories)
+            done += len(sample.expressions)
+    return done
+
+
 def copy_data(graph: Path, folder: Path) -> None:
     """Copies the data file beside `graph`, if it has one, into `folder`.
 
-    Links would do, but ONNX Runtime refuses symbolic ones and the onnx package hard ones, to the
-    original too.
+    It is a copy because ONNX Runtime refuses symbolic links, and the onnx package hard ones, to the
+    original too. Raises BundleError where the copy fails.
     """
     data = graph.with_name(graph.name + ".data")
     if not data.exists():

@@ -1,6 +1,4 @@
-"""`ris-calibrate int8`: a target that holds, a bundle that engines agree on, a run that goes on
-after a kill.
-"""
+"""`ris-calibrate int8`: the target holds, engines agree on the bundle, a killed run goes on."""
 
 from __future__ import annotations
 
@@ -29,14 +27,10 @@ from ris.engines import EngineOptions, create
 from ris.engines.errors import BundleError, RisError
 from ris.runtime import open_bundle
 from ris.runtime.bundle import STAGES
-from ris.runtime.model import open_model
+from ris.runtime.loading import open_model
 from ris.runtime.parity import check_model, load_golden
 
 SAM, CLIP = "sam_image_encoder", "clip_image_encoder"
-
-
-def every(items, total, title):
-    return iter(items)
 
 
 # the whole
@@ -55,17 +49,8 @@ LIMIT = 0.006
 
 
 def arguments(bundle, out):
-    options = [
-        "--samples",
-        "8",
-        "--calibrator",
-        "percentile",
-        "--max-iou-drop",
-        str(LIMIT),
-        "--threads",
-        "1",
-    ]
-    return ["int8", str(bundle), "--out", str(out), *options]
+    options = f"--samples 8 --calibrator percentile --max-iou-drop {LIMIT} --threads 1"
+    return ["int8", str(bundle), "--out", str(out), *options.split()]
 
 
 def test_the_target_holds_and_the_worst_layers_pay(done):
@@ -102,10 +87,8 @@ def test_the_bundle_says_what_it_is(done):
     assert manifest.graphs["fusion"].int8 is None
     assert manifest.graphs["fusion"].fp32_islands == {"*": "was not asked for (--graph)"}
     assert manifest.graphs[SAM].shown == "int8 and fp32"
-    assert (manifest.graphs[SAM].int8.calibrator, manifest.graphs[SAM].int8.samples) == (
-        "percentile",
-        8,
-    )
+    int8 = manifest.graphs[SAM].int8
+    assert (int8.calibrator, int8.samples) == ("percentile", 8)
     assert manifest.writer["ris-calibrate int8"]
 
 
@@ -120,9 +103,7 @@ def test_engines_agree_on_the_int8_bundle(done, engine):
     assert checked.mask_iou == pytest.approx(report["mask_iou"], abs=0.01)
     recorded = model.bundle.manifest.parity["end_to_end.mask_logits"].relative
     assert checked.rows["end_to_end.mask_logits"].relative == pytest.approx(recorded, rel=0.1)
-    if (
-        engine == "openvino"
-    ):  # it says so: the products are 8-bit ones, where the CPU has 8-bit products that are right
+    if engine == "openvino":  # it runs 8-bit products, where the CPU has some that are right
         from ris.engines.openvino import int8_overflows
 
         if int8_overflows():
@@ -178,12 +159,14 @@ def test_killed_in_the_middle_it_goes_on(done, tiny_bundle, tmp_path):
     before = journal.read_text()
     with journal.open("a") as file:
         file.write('["score/torn')  # as if it had been killed while it wrote
-    recorded = {file: file.stat().st_mtime_ns for file in (work_folder(out) / "recorded").iterdir()}
+
+    def written():
+        return {f: f.stat().st_mtime_ns for f in (work_folder(out) / "recorded").iterdir()}
+
+    recorded = written()
     kept = Work(work_folder(out), json.loads((work_folder(out) / "setup.json").read_text()))
     assert len(kept) == before.count("\n")
-    assert {
-        file: file.stat().st_mtime_ns for file in (work_folder(out) / "recorded").iterdir()
-    } == recorded
+    assert written() == recorded
     again = CliRunner().invoke(main, [str(a) for a in command[1:]])
     assert again.exit_code == 0, again.output
     assert "going on with what" in again.output
@@ -222,11 +205,8 @@ def test_every_graph_and_attention(tiny_bundle, tmp_path):
     assert set(report.graphs) == set(STAGES)
     assert report.layers == ()
     # more is quantised, and more is lost, than with the encoders' weights alone
-    names = {
-        layer.name
-        for layer in find_layers(open_bundle(tiny_bundle).graph(CLIP).path, attention=True)
-    }
-    assert "blocks.0.attn.node_matmul" in names
+    layers = find_layers(open_bundle(tiny_bundle).graph(CLIP).path, attention=True)
+    assert "blocks.0.attn.node_matmul" in {layer.name for layer in layers}
 
 
 def test_true_masks_are_another_measure(tiny_bundle, tmp_path):
@@ -241,29 +221,10 @@ def test_true_masks_are_another_measure(tiny_bundle, tmp_path):
 
 def test_a_category_bundle_and_ones_own_pictures(tiny_category_bundle, tmp_path, picture):
     Image.fromarray(picture).save(tmp_path / "photo.png")
-    options = [
-        "--graph",
-        CLIP,
-        "--calibrator",
-        "minmax",
-        "--quick",
-        "--max-iou-drop",
-        "0.5",
-        "--json",
-    ]
+    options = f"--graph {CLIP} --calibrator minmax --quick --max-iou-drop 0.5 --json".split()
     asked = ["-e", "left man", "-e", "the dog", "--category", "person", "--category", "auto"]
-    ran = CliRunner().invoke(
-        main,
-        [
-            "int8",
-            str(tiny_category_bundle),
-            str(tmp_path),
-            *asked,
-            "--out",
-            str(tmp_path / "int8"),
-            *options,
-        ],
-    )
+    places = [str(tiny_category_bundle), str(tmp_path), "--out", str(tmp_path / "int8")]
+    ran = CliRunner().invoke(main, ["int8", *places, *asked, *options])
     assert ran.exit_code == 0, ran.output
     report = json.loads(ran.stdout)
     assert report["samples"] == 2
@@ -275,33 +236,28 @@ def test_a_category_bundle_and_ones_own_pictures(tiny_category_bundle, tmp_path,
 def test_what_cannot_be_done_is_said_in_a_line(
     tiny_bundle, tiny_fp16_bundle, tmp_path, done, picture
 ):
+    new = ["--out", tmp_path / "x"]
+
     def fails(*arguments):
         ran = CliRunner().invoke(main, ["int8", *map(str, arguments)])
         assert ran.exit_code == 2
         assert ran.output.count("Error: ") == 1
         return ran.output
 
-    assert "is fp16; INT8 is made from an FP32 bundle" in fails(
-        tiny_fp16_bundle, "--out", tmp_path / "x"
-    )
-    assert "is int8; INT8 is made from an FP32 bundle" in fails(
-        done[0] / "int8", "--out", tmp_path / "x"
-    )
+    assert "is fp16; INT8 is made from an FP32 bundle" in fails(tiny_fp16_bundle, *new)
+    assert "is int8; INT8 is made from an FP32 bundle" in fails(done[0] / "int8", *new)
     assert "exists; use --force" in fails(tiny_bundle, "--out", tiny_bundle)
-    assert "--expression is asked of IMAGES" in fails(
-        tiny_bundle, "-e", "dog", "--out", tmp_path / "x"
-    )
+    assert "--expression is asked of IMAGES" in fails(tiny_bundle, "-e", "dog", *new)
     Image.fromarray(picture).save(tmp_path / "photo.png")
-    photo = [tiny_bundle, tmp_path / "photo.png", "-e", "dog", "--out", tmp_path / "x"]
+    photo = [tiny_bundle, tmp_path / "photo.png", "-e", "dog", *new]
     assert "which only the drawn scenes have" in fails(*photo, "--against", "truth")
+    bundle = open_bundle(tiny_bundle)
     options = Int8Options(calibrator="minmax", max_iou_drop=0.0, graphs=(CLIP,))
     with pytest.raises(RisError, match="the best layer alone in INT8 costs"):
-        quantise_bundle(open_bundle(tiny_bundle), scene_set(2), tmp_path / "none", options)
+        quantise_bundle(bundle, scene_set(2), tmp_path / "none", options)
     assert not (tmp_path / "none").exists()
     assert work_folder(tmp_path / "none").exists()  # with a wider target it goes on from here
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     with pytest.raises(BundleError, match="is not a bundle, so it is not overwritten"):
-        quantise_bundle(
-            open_bundle(tiny_bundle), scene_set(2), tmp_path / "full", options, overwrite=True
-        )
+        quantise_bundle(bundle, scene_set(2), tmp_path / "full", options, overwrite=True)

@@ -1,5 +1,6 @@
-"""Ranges and true FP16 arithmetic: it rounds as numpy does, and catches an overflow that ONNX
-Runtime's CPU hides.
+"""Ranges and true FP16 arithmetic.
+
+It rounds as numpy does, and catches an overflow that ONNX Runtime's CPU hides.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from ris.reference.config import PRESETS
 from ris.reference.deterministic import deterministic_model
 from ris.reference.tokenizer import tokenizer_from
 from ris.runtime import open_bundle
-from ris.runtime.model import open_model
+from ris.runtime.loading import open_model
 from ris.runtime.parity import TOLERANCES, check_model, check_stage, load_golden
 
 HALF, FULL = TensorProto.FLOAT16, TensorProto.FLOAT
@@ -76,28 +77,24 @@ def test_every_operator_rounds_as_numpy_does(tmp_path):
     ]
     shape = numpy_helper.from_array(np.array([-1]), "shape")
     plain = write_graph(tmp_path / "plain.onnx", nodes, [w, shape])
-    assert (
-        emulate_half(plain, tmp_path / "rounded.onnx") == 4
-    )  # the cast and three operators; moves have nothing to round
+    # the cast and three operators; moves have nothing to round
+    assert emulate_half(plain, tmp_path / "rounded.onnx") == 4
     x = np.array([1.0001, 3.14159, -7.77, 300, 65519, 1e-8], np.float32)
     half, weight, small = x.astype(np.float16), np.float16(300), np.float16(0.1)
     with np.errstate(over="ignore"):
         want = ((half * weight + small) / weight).astype(np.float32)
     np.testing.assert_array_equal(run(tmp_path / "rounded.onnx", x=x)[0], want)
     assert np.isinf(want[3:5]).all()
-    assert np.isfinite(
-        run(plain, x=x)[0]
-    ).all()  # ONNX Runtime's CPU on the FP16 graph itself: why this exists
+    # ONNX Runtime's CPU on the FP16 graph itself: why this exists
+    assert np.isfinite(run(plain, x=x)[0]).all()
 
 
 def test_a_product_and_its_bias_round_once(tmp_path):
     rng = np.random.default_rng(0)
     w, b = rng.normal(size=(64, 8)).astype(np.float16), rng.normal(size=8).astype(np.float16)
     value = helper.make_tensor_value_info
-    for outputs, once in (
-        (("y",), True),
-        (("y", "m"), False),
-    ):  # a product that is read elsewhere is a value
+    # a product that is read elsewhere is a value
+    for outputs, once in ((("y",), True), (("y", "m"), False)):
         nodes = [
             helper.make_node("MatMul", ["x", "w"], ["m"], "matmul"),
             helper.make_node("Add", ["b", "m"], ["y"], "add"),
@@ -111,9 +108,8 @@ def test_a_product_and_its_bias_round_once(tmp_path):
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
         onnx.save_model(model, tmp_path / "linear.onnx")
-        assert emulate_half(tmp_path / "linear.onnx", tmp_path / "rounded.onnx") == (
-            1 if once else 2
-        )
+        count = emulate_half(tmp_path / "linear.onnx", tmp_path / "rounded.onnx")
+        assert count == (1 if once else 2)
         rounded = onnx.load(tmp_path / "rounded.onnx")
         for v in (*rounded.graph.input, *rounded.graph.output):
             v.type.tensor_type.elem_type = FULL
@@ -134,9 +130,8 @@ def test_ranges_by_hand(tmp_path):
     ]
     path = write_graph(tmp_path / "g.onnx", nodes)
     spec = TensorSpec("x", "float32", ("n",)), TensorSpec("y", "float32", ("n",))
-    found = graph_ranges(
-        Graph("stage", path, spec[:1], spec[1:]), {"x": np.array([1, -400, 30], np.float32)}
-    )
+    graph = Graph("stage", path, spec[:1], spec[1:])
+    found = graph_ranges(graph, {"x": np.array([1, -400, 30], np.float32)})
     assert {name: (r.node, r.operator, r.largest) for name, r in found.items()} == {
         "square": ("mul", "Mul", 160000.0),
         "y": ("neg", "Neg", 160000.0),
@@ -144,17 +139,13 @@ def test_ranges_by_hand(tmp_path):
     kept = precision.out_of_range(path, found)
     assert set(kept) == {"mul", "neg"}
     assert kept["neg"] == "y reaches 1.6e+05 in calibration; FP16 ends at 65504"
-    assert (
-        precision.out_of_range(
-            path, {n: replace(r, largest=FP16_MAX / 2) for n, r in found.items()}
-        )
-        == {}
-    )
-    assert set(
-        precision.out_of_range(
-            path, {n: replace(r, largest=float("nan")) for n, r in found.items()}
-        )
-    ) == set(kept)
+
+    def at(largest):
+        changed = {name: replace(r, largest=largest) for name, r in found.items()}
+        return precision.out_of_range(path, changed)
+
+    assert at(FP16_MAX / 2) == {}
+    assert set(at(float("nan"))) == set(kept)
 
 
 def test_weights_beyond_fp16_are_not_clipped(tmp_path):
@@ -167,15 +158,15 @@ def test_weights_beyond_fp16_are_not_clipped(tmp_path):
     kept = precision.out_of_range(path, {})
     assert kept == {"mul": "w holds 1e+05; FP16 ends at 65504"}
     precision.convert_to_fp16(path, tmp_path / "half.onnx", kept)
-    np.testing.assert_allclose(
-        run(tmp_path / "half.onnx", x=np.array([0.5, 2e-5], np.float32))[0], [-5e4, 6e-5], rtol=1e-3
-    )
+    got = run(tmp_path / "half.onnx", x=np.array([0.5, 2e-5], np.float32))[0]
+    np.testing.assert_allclose(got, [-5e4, 6e-5], rtol=1e-3)
 
 
 @pytest.fixture(scope="module")
 def overflowing(tmp_path_factory):
-    """A tiny text encoder, one of whose layers leaves FP16's range and comes back: graph, scopes,
-    reference.
+    """A tiny text encoder, one of whose layers leaves FP16's range and comes back.
+
+    Its graph, scopes and reference.
     """
     config = PRESETS["tiny"]
     model = deterministic_model(config)
@@ -234,9 +225,8 @@ def test_where_no_range_tells_the_error_does(overflowing, tmp_path, monkeypatch)
     kept, rows = fp16.make_fp16(graph, scopes, reference, report=said.append)
     assert said == ["searching FP32 islands"]
     assert rows["text_encoder.text_features"].relative < TOLERANCES["fp16"].stage
-    assert any(
-        "without it the error in FP16 is inf, accepted 1e-02" in reason for reason in kept.values()
-    )
+    said_of_it = "without it the error in FP16 is inf, accepted 1e-02"
+    assert any(said_of_it in reason for reason in kept.values())
 
 
 def test_known_ranges_count_where_they_are_larger(overflowing, tmp_path):
@@ -256,21 +246,17 @@ def test_an_emulated_bundle_is_a_bundle(tiny_fp16_bundle, tmp_path):
     with open_model(bundle, engine="onnxruntime") as model:
         easy = check_model(model, load_golden(bundle))
     with open_model(rounded) as model:
-        assert {info.engine for info in model.sessions.values()} == {
-            "onnxruntime"
-        }  # which keeps the roundings
+        # which keeps the roundings
+        assert {info.engine for info in model.sessions.values()} == {"onnxruntime"}
         true = check_model(model, load_golden(rounded))
     assert true.failures == ()
-    assert (
-        easy.rows["sam_image_encoder.image_embeddings"].relative
-        < true.rows["sam_image_encoder.image_embeddings"].relative
-    )
+    output = "sam_image_encoder.image_embeddings"
+    assert easy.rows[output].relative < true.rows[output].relative
     # what the export wrote down is what true arithmetic gives
     written = bundle.manifest.parity["end_to_end.mask_logits"].relative
     assert true.rows["end_to_end.mask_logits"].relative == pytest.approx(written, rel=1e-3)
-    with pytest.raises(
-        EngineError, match="rounds as FP16 hardware does, which 'openvino' may leave out"
-    ):
+    said = "rounds as FP16 hardware does, which 'openvino' may leave out"
+    with pytest.raises(EngineError, match=said):
         open_model(rounded, engine="openvino")
     with pytest.raises(BundleError, match="exists; choose another folder"):
         emulate_bundle(bundle, tmp_path / "rounded")
@@ -288,17 +274,15 @@ def test_ranges_of_a_bundle_survive_their_file(tiny_bundle, tmp_path):
     found = measure_ranges(open_bundle(tiny_bundle), scene_samples(6))
     assert found.samples == 6
     assert set(found.stages) == set(open_bundle(tiny_bundle).manifest.graphs)
-    assert all(
-        0 < max(r.largest for r in values.values()) < FP16_MAX for values in found.stages.values()
-    )
+    for values in found.stages.values():
+        assert 0 < max(r.largest for r in values.values()) < FP16_MAX
     found.write(tmp_path / "ranges.json")
     assert read_ranges(tmp_path / "ranges.json") == found
     assert found.above(FP16_MAX) == []
     for text in ("[]", '{"stages": {}}', "torn {"):
         (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(
-            RisError, match=r"bad\.json is not a file that ris-calibrate ranges wrote"
-        ):
+        said = r"bad\.json is not a file that ris-calibrate ranges wrote"
+        with pytest.raises(RisError, match=said):
             read_ranges(tmp_path / "bad.json")
 
 
@@ -330,27 +314,25 @@ def test_the_command(tiny_bundle, tiny_fp16_bundle, tmp_path, monkeypatch, pictu
 def test_an_export_keeps_what_the_ranges_say(tiny_bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = measure_ranges(open_bundle(tiny_bundle), scene_samples(2))
-    entries = found.stages["clip_image_encoder"]
-    name, entry = next(
-        (name, entry) for name, entry in entries.items() if "MatMul" in entry.node
-    )  # FP16 by the rules
+    entries = found.stages["clip_image_encoder"].items()
+    # FP16 by the rules
+    name, entry = next((name, entry) for name, entry in entries if "MatMul" in entry.node)
     found.stages["clip_image_encoder"][name] = replace(entry, largest=7e4)
     found.write(tmp_path / "ranges.json")
     arguments = ["--preset", "tiny", "--random-weights", "0", "--ranges", "ranges.json"]
     done = CliRunner().invoke(export_command, [*arguments, "--precision", "fp16"])
     assert done.exit_code == 0, done.output
-    islands = (
-        open_bundle(tmp_path / "ris-bundle").manifest.graphs["clip_image_encoder"].fp32_islands
+    written = open_bundle(tmp_path / "ris-bundle").manifest.graphs["clip_image_encoder"]
+    assert (
+        written.fp32_islands[entry.node]
+        == f"{name} reaches 7e+04 in calibration; FP16 ends at 65504"
     )
-    assert islands[entry.node] == f"{name} reaches 7e+04 in calibration; FP16 ends at 65504"
     done = CliRunner().invoke(export_command, arguments)
     assert (done.exit_code, "it belongs to --precision fp16" in done.output) == (2, True)
     found.sha256["sam_image_encoder"]["graphs/sam_image_encoder.onnx"] = "0" * 64
     found.write(tmp_path / "ranges.json")
     done = CliRunner().invoke(export_command, [*arguments, "--precision", "fp16", "--out", "other"])
     assert done.exit_code == 2
-    assert (
-        "the ranges were measured on another sam_image_encoder than the one exported here"
-        in done.output
-    )
+    said = "the ranges were measured on another sam_image_encoder than the one exported here"
+    assert said in done.output
     assert not (tmp_path / "other").exists()

@@ -1,6 +1,4 @@
-"""INT8, step by step: calibrators beside ONNX Runtime's, products in Q/DQ, smoothing that changes
-nothing.
-"""
+"""INT8, step by step: calibrators beside ONNX Runtime's, products in Q/DQ, exact smoothing."""
 
 from __future__ import annotations
 
@@ -24,13 +22,10 @@ from ris.engines import EngineOptions, create
 from ris.engines.errors import ParityError, RisError
 from ris.runtime import open_bundle
 from ris.runtime.bundle import STAGES
-from ris.runtime.parity import compare, load_golden
+from ris.runtime.image import prepare_image
+from ris.runtime.parity import compare, graph_feeds, load_golden
 
 SAM, CLIP = "sam_image_encoder", "clip_image_encoder"
-
-
-def every(items, total, title):
-    return iter(items)
 
 
 # histograms and calibrators
@@ -45,9 +40,8 @@ def filled(values, pieces=1):
 
 def test_a_histogram_does_not_grow_and_forgets_nothing():
     rng = np.random.default_rng(0)
-    values = (
-        np.sort(np.abs(rng.normal(size=50_000))) * 30
-    )  # ever larger: it has to widen many times
+    # ever larger: it has to widen many times
+    values = np.sort(np.abs(rng.normal(size=50_000))) * 30
     histogram = filled(values, pieces=100)
     assert histogram.counts.shape == (BINS,)
     assert histogram.counts.sum() == len(values)
@@ -109,9 +103,7 @@ def test_weights_by_channel():
 
 @pytest.fixture
 def small(tmp_path):
-    """x -> Conv -> Reshape -> MatMul + bias -> Gemm (weight transposed) -> product of two
-    activations.
-    """
+    """x -> Conv -> Reshape -> MatMul + bias -> Gemm (transposed) -> product of two activations."""
     rng = np.random.default_rng(0)
 
     def weight(name, *shape):
@@ -128,10 +120,9 @@ def small(tmp_path):
         numpy_helper.from_array(np.array([16, 4]), "shape"),
         numpy_helper.from_array(np.array([2, 8, 5]), "cut"),
     ]
+    convolved = ["x", "conv.weight", "conv.bias"]
     nodes = [
-        helper.make_node(
-            "Conv", ["x", "conv.weight", "conv.bias"], ["c"], "n_conv", pads=[1, 1, 1, 1]
-        ),
+        helper.make_node("Conv", convolved, ["c"], "n_conv", pads=[1, 1, 1, 1]),
         helper.make_node("Transpose", ["c"], ["t"], "n_transpose", perm=[0, 2, 3, 1]),
         helper.make_node("Reshape", ["t", "shape"], ["r"], "n_reshape"),
         helper.make_node("MatMul", ["r", "w"], ["m"], "n_matmul"),
@@ -208,12 +199,9 @@ def test_the_form_that_all_engines_take(small, tmp_path):
         zero = tensors[node.input[2]]
         assert zero.dtype == np.int8
         assert not zero.any()
-    weights = {
-        node.input[0]: tensors[node.input[0]] for node in dequantise if node.input[0] in tensors
-    }
-    assert {name: w.dtype for name, w in weights.items()} == dict.fromkeys(
-        ["conv.weight/int8", "w/int8", "gemm.weight/int8"], np.dtype(np.int8)
-    )
+    weights = [node.input[0] for node in dequantise if node.input[0] in tensors]
+    assert set(weights) == {"conv.weight/int8", "w/int8", "gemm.weight/int8"}
+    assert all(tensors[name].dtype == np.int8 for name in weights)
     assert tensors["conv.bias"].dtype == tensors["linear.bias"].dtype == np.float32
     assert not {"w", "conv.weight", "gemm.weight"} & tensors.keys()
     assert {o.version for o in model.opset_import} == {20}
@@ -226,10 +214,8 @@ def test_the_form_that_all_engines_take(small, tmp_path):
 EXPECTED_FOLDS = {
     SAM: {"norm": 6, "values": 3},  # GELU's erf form is not foldable
     CLIP: {"norm": 6, "values": 3, "quick_gelu": 3},
-    "text_encoder": {
-        "values": 2,
-        "norm": 1,
-    },  # post-norm: residual sums read all norms but the last
+    # post-norm: residual sums read all norms but the last
+    "text_encoder": {"values": 2, "norm": 1},
 }
 
 
@@ -254,20 +240,15 @@ def test_smoothing_changes_nothing_in_fp32(tiny_bundle, tmp_path, stage):
     done = smooth(graph.path, tmp_path / graph.path.name, channels, 0.5)
     assert len(done) == len(folds)
     engine = create("onnxruntime", EngineOptions("cpu"))
-    from ris.runtime.image import prepare_image
-    from ris.runtime.parity import graph_feeds
-
     image, _ = prepare_image(golden["rgb"], bundle.manifest.preprocess)
     feeds = graph_feeds(graph, golden | {"image": image})
-    with (
-        engine.open(graph, graph.path) as before,
-        engine.open(graph, tmp_path / graph.path.name) as after,
-    ):
+    smoothed = tmp_path / graph.path.name
+    with engine.open(graph, graph.path) as before, engine.open(graph, smoothed) as after:
         wanted, got = before.run(feeds), after.run(feeds)
     for name in wanted:
         assert compare(got[name], wanted[name]).relative < 2e-5
-    text = (tmp_path / f"{graph.path.name}.data").read_bytes()
-    assert text != graph.path.with_name(f"{graph.path.name}.data").read_bytes()
+    data = f"{graph.path.name}.data"
+    assert smoothed.with_name(data).read_bytes() != graph.path.with_name(data).read_bytes()
 
 
 def test_factors_are_those_of_the_paper():
@@ -302,15 +283,18 @@ def outlier_graph(folder):
         value_info=[value("n", TensorProto.FLOAT, ["n", 64])],
     )
     path = folder / "outlier.onnx"
-    onnx.save_model(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path
-    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save_model(model, path)
     return path, rng.normal(size=(512, 64)).astype(np.float32)
+
+
+def run(path, x):
+    return onnxruntime.InferenceSession(str(path)).run(None, {"x": x})[0]
 
 
 def test_smoothing_helps_where_a_channel_stands_out(tmp_path):
     path, x = outlier_graph(tmp_path)
-    wanted = onnxruntime.InferenceSession(str(path)).run(None, {"x": x})[0]
+    wanted = run(path, x)
     normed = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
     channels = np.abs(normed).max(0)
     channels[5] *= 100
@@ -320,42 +304,33 @@ def test_smoothing_helps_where_a_channel_stands_out(tmp_path):
     assert fold.kind == "norm"
     errors = {}
     for name, source in (("plain", path), ("smoothed", smoothed)):
-        scale = next(
-            numpy_helper.to_array(t, str(source.parent))
-            for t in onnx.load(source).graph.initializer
-            if t.name == "s"
-        )
+        [scale] = [t for t in onnx.load(source).graph.initializer if t.name == "s"]
+        largest = float(np.abs(normed * numpy_helper.to_array(scale)).max())
         target = source.with_name("int8.onnx")
-        write_quantised(
-            source, target, find_layers(source), {"n": float(np.abs(normed * scale).max())}
-        )
-        errors[name] = compare(
-            onnxruntime.InferenceSession(str(target)).run(None, {"x": x})[0], wanted
-        ).relative
+        write_quantised(source, target, find_layers(source), {"n": largest})
+        errors[name] = compare(run(target, x), wanted).relative
     assert errors["smoothed"] < 0.5 * errors["plain"]
 
 
 def test_a_fold_that_changes_the_function_is_refused(tiny_bundle, tmp_path, monkeypatch):
     bundle, samples = open_bundle(tiny_bundle), scene_set(1)
     chain = Chain(bundle, samples, tmp_path / "recorded")
-    chain.record(every)
+    chain.record()
 
     def wrong(source, target, channels, alpha):
         folds = smooth(source, target, channels, alpha)
         model = onnx.load(target)
         [weight] = [t for t in model.graph.initializer if t.name == folds[0].weights[0]]
-        weight.CopyFrom(
-            numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name)
-        )
+        changed = numpy_helper.to_array(weight) * np.float32(1.01)
+        weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
         onnx.save_model(model, target)
         return folds
 
     monkeypatch.setattr(statistics, "smooth", wrong)
     work = Work(tmp_path / "work", {})
-    with pytest.raises(
-        ParityError, match="smoothing changed clip_image_encoder: clip_tokens is off by"
-    ):
-        measure(chain, CLIP, work, alpha=0.5, attention=False, threads=None, track=every)
+    said = "smoothing changed clip_image_encoder: clip_tokens is off by"
+    with pytest.raises(ParityError, match=said):
+        measure(chain, CLIP, work, alpha=0.5, attention=False)
     assert f"{CLIP}/folds" not in work
 
 
@@ -367,16 +342,16 @@ def test_activations_come_in_bounded_portions(tiny_bundle, tmp_path):
     shapes = {}
     for at_once in (1 << 27, 20_000):
         reader = ActivationReader(graph, layers, tmp_path, at_once=at_once)
-        assert all(
-            sum(layer.values for layer in layers if layer.activations[0] in names) <= at_once
-            or len(names) == 1
-            for names in reader.groups
-        )
+        for names in reader.groups:
+            size = sum(layer.values for layer in layers if layer.activations[0] in names)
+            assert size <= at_once or len(names) == 1
+        seen = {}
+
+        def look(name, values, seen=seen):
+            seen[name] = values.shape
+
         with reader.opened() as show:
-            seen = {}
-            show(
-                {"image": image}, lambda name, values, seen=seen: seen.update({name: values.shape})
-            )
+            show({"image": image}, look)
         shapes[at_once] = (len(reader.groups), seen)
     assert shapes[1 << 27][0] == 1 < shapes[20_000][0]
     assert shapes[1 << 27][1] == shapes[20_000][1]
