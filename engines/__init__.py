@@ -1,4 +1,4 @@
-"""One file per engine behind one contract (`base`) and one table (`table`)."""
+"""The engines: one file for each, one contract (`base`) and one table (`table`)."""
 
 from ris.engines.base import (
     Compiled,

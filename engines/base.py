@@ -1,6 +1,4 @@
-"""The contract of an engine: it compiles a graph into an artifact on disk and opens that as a
-session.
-"""
+"""The contract of an engine: it compiles a graph into a file and opens that file as a session."""
 
 from __future__ import annotations
 
@@ -16,39 +14,51 @@ import numpy as np
 from ris.engines.errors import EngineError
 
 DTYPES = {"float32": np.float32, "int32": np.int32}
+"""The dtypes of a graph's inputs and outputs, by the name that a `TensorSpec` has."""
 
 Progress = Callable[[str, str, float | None], None]
-"""Called while an engine compiles: stage, what is going on, and how much of it is done (0 to 1,
-None: unknown).
+"""Called while an engine compiles: stage, what it does now, and the share that is done.
+
+The share is 0 to 1, or None where it is unknown.
 """
 
 
 def silent(stage: str, what: str, done: float | None) -> None:
-    """The Progress of those who do not look."""
+    """A `Progress` that shows nothing."""
 
 
 def first_line(error: BaseException) -> str:
-    """An exception for a one-line message."""
+    """The first line of an exception's text; the name of its class where it has no text."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
 class DeviceValue(ABC):
-    """An array that stayed on the device: what a session gives for `keep`, and what another one of
-    the same engine takes as it is. It has the device memory to itself and gives it back when it is
-    closed or forgotten.
+    """An array that stayed on the device.
+
+    `Session.run_and_keep` returns it, and another session of the same engine takes it as an input.
+    The value owns its device memory. `close` gives the memory back, and so does Python when nothing
+    refers to the value any more.
     """
 
     shape: tuple[int, ...]
+    """The length of each axis."""
+
     dtype: np.dtype
+    """The dtype of the elements."""
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return len(self.shape)
 
     @abstractmethod
     def numpy(self) -> np.ndarray:
-        """A copy on the host. Raises EngineError where the copy fails or the value is closed."""
+        """A copy on the host.
+
+        Raises:
+            EngineError: Where the copy fails or the value is closed.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -56,75 +66,100 @@ class DeviceValue(ABC):
 
 
 Value = np.ndarray | DeviceValue
+"""What goes in and out of a session: an array, or a value that stayed on the device."""
 
 
 @dataclass(frozen=True)
 class HostStep:
-    """What the host makes of an output before another graph takes it, map by map, so that a device
-    can send and fetch some maps while the host works on others.
+    """A change that the host makes to an output before another graph takes it.
 
-    function: float32 [n, h, w] -> [n, *size], each map on its own; size: (H, W).
+    It works map by map, so that a device can send and fetch some maps while the host changes
+    others.
     """
 
     function: Callable[[np.ndarray], np.ndarray]
+    """float32 [n, h, w] -> [n, H, W]; each map is changed without regard to the others."""
+
     size: tuple[int, int]
+    """(H, W), the size of a map after the change."""
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
         """value [..., h, w] -> [..., H, W]."""
-        return self.function(value.reshape(-1, *value.shape[-2:])).reshape(
-            *value.shape[:-2], *self.size
-        )
+        maps = value.reshape(-1, *value.shape[-2:])
+        return self.function(maps).reshape(*value.shape[:-2], *self.size)
 
 
 NO_STEPS: Mapping[str, HostStep] = {}
+"""The `host_steps` of a run whose outputs the host does not change."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of a graph: name, dtype ("float32" or "int32"), shape with named dynamic
-    axes.
-    """
+    """One input or output of a graph."""
 
     name: str
+    """Its name in the graph."""
+
     dtype: str
+    """Either "float32" or "int32"."""
+
     shape: tuple[int | str, ...]
+    """The length of each axis; the name of an axis of any length, "images" or "expressions"."""
 
     def mismatch(self, array: Value) -> str | None:
         """Why `array` does not fit, or None where it does."""
-        expected = f"{self.dtype} [{', '.join(map(str, self.shape))}]"
         fits = array.ndim == len(self.shape) and all(
             isinstance(want, str) or want == got
             for want, got in zip(self.shape, array.shape, strict=True)
         )
         if fits and array.dtype == DTYPES[self.dtype]:
             return None
+        expected = f"{self.dtype} [{', '.join(map(str, self.shape))}]"
         return f"input {self.name!r} is {array.dtype} {list(array.shape)}, expected {expected}"
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph to run: its stage name, its ONNX file, and what goes in and out.
-
-    sha256: of every file it needs, by name, empty where nobody has computed them; precision:
-    "fp32", "bf16" or "fp16"; fp32_islands: the nodes of an FP16 graph that stay FP32, by name;
-    sampling: "native" where it has GridSample nodes, "gather" or None; cache: the folder for what
-    engines compile from it, None for the user's own; bf16: whether bfloat16 will do for it;
-    bf16_from: the value from which on it will, all that does not depend on it staying FP32, None
-    for the whole graph; int8: some of its products are quantised to INT8.
-    """
+    """A graph to run: its ONNX file, and what an engine has to know about it."""
 
     stage: str
+    """The name of the stage, such as "fusion"; error messages begin with it."""
+
     path: Path
+    """The ONNX file."""
+
     inputs: tuple[TensorSpec, ...]
+    """What goes in."""
+
     outputs: tuple[TensorSpec, ...]
+    """What comes out."""
+
     sha256: Mapping[str, str] = field(default_factory=dict)
+    """The sha256 of every file that the graph needs, by name; empty where they are not known."""
+
     precision: str = "fp32"
+    """What the graph is written in: "fp32", "bf16" or "fp16"."""
+
     fp32_islands: frozenset[str] = frozenset()
+    """The names of the nodes that stay FP32 in an FP16 graph."""
+
     sampling: str | None = None
+    """How the graph samples: "native" for GridSample nodes, "gather", or None where it does not."""
+
     cache: Path | None = None
+    """The folder for what engines compile from the graph; None for the user's own."""
+
     bf16: bool = True
+    """Whether bfloat16 is precise enough for the graph."""
+
     bf16_from: str | None = None
+    """The value from which on the graph may be bfloat16; None where all of it may.
+
+    What does not depend on that value stays FP32.
+    """
+
     int8: bool = False
+    """Whether some of the graph's products are quantised to INT8."""
 
 
 def require_gathers(graph: Graph, engine: str) -> None:
@@ -143,75 +178,112 @@ def require_gathers(graph: Graph, engine: str) -> None:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What a user may ask of any engine.
+    """What a user may ask of an engine.
 
-    device: "cpu", "cuda", or "auto" for the engine's first; threads: CPU threads per session, None
-    for all cores; strict: refuse to run any node of a graph off the device that was asked for.
-
-    For engines that compile: max_batch, max_expressions: the most images and expressions of one
-    call; build: compile what is not in the cache, False to refuse instead; workspace: bytes a plan
-    may use beyond its weights and values, None for the engine's own limit; version_compatible: also
-    runs on later versions of the engine; hardware_compatible: also runs on later GPU generations;
-    strip_weights: leave the weights out of the plan and take them from the graph.
-
-    For engines that choose the precision themselves: compute: "fp32", "bf16" or "fp16", None for
-    the graph's own. low_memory: give the memory of a graph's values back after each run; the next
-    run has to get it again. throughput: share the cores among the requests of several threads, in
-    place of all cores for each in turn.
+    Every engine honours the fields from `device` to `build`. Which of the others an engine honours
+    is in its `EngineSpec.options`; `create` refuses the rest.
     """
 
     device: str = "auto"
+    """The device, one of `DEVICE_NAMES`; "auto" for the engine's first."""
+
     threads: int | None = None
+    """CPU threads of a session; None for all cores that this process may use."""
+
     strict: bool = False
+    """Refuse to run any node of a graph off the device."""
+
     max_batch: int = 1
+    """The most images of one call, for engines that compile."""
+
     max_expressions: int = 8
+    """The most expressions of one call, for engines that compile."""
+
     build: bool = True
+    """Compile what is not in the cache; False refuses instead."""
+
     workspace: int | None = None
+    """Bytes that a plan may use beside its weights and values; None for the engine's own limit."""
+
     version_compatible: bool = False
+    """Compile plans that later versions of the engine load too."""
+
     hardware_compatible: bool = False
+    """Compile plans that later GPU generations load too."""
+
     strip_weights: bool = False
+    """Leave the weights out of the plan, and take them from the graph when it is opened."""
+
     compute: str | None = None
+    """What to compute in, one of `COMPUTES`; None for the graph's own precision."""
+
     low_memory: bool = False
+    """Give the memory of a graph's values back after each run; the next run has to get it again."""
+
     throughput: bool = False
+    """Share the cores among the threads that use a session; False: all cores for each in turn."""
 
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """What really runs: engine and version, device, execution providers in order, and how many of
-    the graph's nodes each of them got, where the engine tells; precision: what most of its matrix
-    products and convolutions compute in, None where the engine does not tell.
-    """
+    """What really runs a graph."""
 
     engine: str
+    """The engine's name in the table."""
+
     version: str
+    """The engine's version."""
+
     device: str
+    """The device, as `EngineOptions.device` names it."""
+
     providers: tuple[str, ...]
+    """What executes the nodes, in the engine's own names and in its order."""
+
     nodes: Mapping[str, int] = field(default_factory=dict)
+    """The number of the graph's nodes by provider; empty where the engine does not tell."""
+
     precision: str | None = None
+    """What most of the matrix products and convolutions compute in; None where it is unknown."""
 
     @property
     def where(self) -> str:
-        """The providers for people, with their nodes: "CUDAExecutionProvider 812 nodes,
-        CPUExecutionProvider 9".
+        """The providers and their nodes, for people.
+
+        For instance "CUDAExecutionProvider 812 nodes, CPUExecutionProvider 9".
         """
         counted = [f"{name} {self.nodes[name]}" for name in self.providers if name in self.nodes]
         return ", ".join([f"{counted[0]} nodes", *counted[1:]] if counted else self.providers)
 
 
 class Session(ABC):
-    """An opened graph. `run` may be called from several threads at once; close it, or use it in a
-    `with` block.
+    """An opened graph.
+
+    `run` may be called from several threads at once. Close a session, or use it in a `with` block.
     """
+
+    graph: Graph
+    """The graph that was opened."""
+
+    info: SessionInfo
+    """What really runs it."""
 
     def __init__(self, graph: Graph, info: SessionInfo) -> None:
         self.graph = graph
         self.info = info
 
     def run(self, feeds: Mapping[str, Value]) -> dict[str, np.ndarray]:
-        """Runs the graph once: values by input name in, arrays by output name out.
+        """Runs the graph once.
 
-        Raises EngineError for a missing, unknown or misshapen input, after `close`, and where the
-        engine itself fails.
+        Args:
+            feeds: The inputs by name.
+
+        Returns:
+            The outputs by name.
+
+        Raises:
+            EngineError: For an input that is missing, unknown or does not fit, after `close`, and
+                where the engine itself fails.
         """
         self._check(feeds)
         return self._run(feeds)
@@ -219,10 +291,19 @@ class Session(ABC):
     def run_and_keep(
         self, feeds: Mapping[str, Value], host_steps: Mapping[str, HostStep] = NO_STEPS
     ) -> Mapping[str, Value]:
-        """`run`, but outputs may stay on the device, for sessions of the same engine. Plain arrays
-        on a CPU.
+        """Runs the graph once and leaves its outputs on the device.
 
-        host_steps: by output name; such an output is what the step makes of it.
+        On a CPU the outputs are plain arrays.
+
+        Args:
+            feeds: The inputs by name.
+            host_steps: By output name: what the host makes of that output before it is returned.
+
+        Returns:
+            The outputs by name, for sessions of the same engine.
+
+        Raises:
+            EngineError: As in `run`.
         """
         found = self.run(feeds)
         return {
@@ -231,21 +312,20 @@ class Session(ABC):
         }
 
     def _check(self, feeds: Mapping[str, Value]) -> None:
-        """Raises EngineError for a missing, unknown or misshapen input."""
+        """Raises EngineError for an input that is missing, unknown or does not fit."""
         names = {spec.name for spec in self.graph.inputs}
         problems = [f"input {name!r} is missing" for name in sorted(names - set(feeds))]
         problems += [f"there is no input {name!r}" for name in sorted(set(feeds) - names)]
-        problems += [
-            m
-            for spec in self.graph.inputs
-            if spec.name in feeds and (m := spec.mismatch(feeds[spec.name]))
-        ]
+        for spec in self.graph.inputs:
+            if spec.name in feeds and (reason := spec.mismatch(feeds[spec.name])):
+                problems.append(reason)
+
         if problems:
             raise EngineError(f"{self.graph.stage}: {'; '.join(problems)}")
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, np.ndarray]:
-        """`run` behind its checks."""
+        """`run` after its checks."""
 
     @abstractmethod
     def close(self) -> None:
@@ -265,37 +345,49 @@ class Session(ABC):
 
 @dataclass(frozen=True)
 class Compiled:
-    """What came of a graph. report: what the engine said about it, as JSON, empty where nothing is
-    compiled; seconds: that the build took, whenever it was; built_now: not from the cache.
-    """
+    """A compiled graph on disk, and what is known about its build."""
 
     artifact: Path
+    """The file that `Engine.open` takes."""
+
     report: Mapping[str, Any]
+    """What the engine said about the build, as JSON; empty where nothing is compiled."""
+
     seconds: float
+    """How long the build took, now or when it was made."""
+
     built_now: bool
+    """Whether it was built by this call; False where it came from the cache."""
 
 
 class Engine(ABC):
-    """One way to run graphs. Made by `ris.engines.create`, never by name elsewhere."""
+    """One way to run graphs, made by `ris.engines.create`."""
+
+    options: EngineOptions
+    """What the user asked for."""
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
 
     @abstractmethod
     def build(self, graph: Graph, progress: Progress = silent) -> Compiled:
-        """The artifact to open: made from the graph, or the graph's own file where the engine reads
-        ONNX as it is.
+        """The file to open: compiled from the graph, or the graph's own file.
 
-        Raises EngineError where the graph does not compile, and where it would have to under
-        `build=False`.
+        The graph's own file serves an engine that reads ONNX as it is.
+
+        Raises:
+            EngineError: Where the graph does not compile, and where it would have to be compiled
+                although `EngineOptions.build` is False.
         """
 
     def compile(self, graph: Graph, progress: Progress = silent) -> Path:
-        """`build`'s artifact alone."""
+        """The artifact of `build` alone."""
         return self.build(graph, progress).artifact
 
     @abstractmethod
     def open(self, graph: Graph, artifact: Path) -> Session:
-        """A session over the artifact. Raises EngineError where it cannot be loaded or the device
-        is not there.
+        """A session that runs the artifact.
+
+        Raises:
+            EngineError: Where the artifact cannot be loaded or the device is not there.
         """

@@ -1,16 +1,16 @@
-"""The one family of errors. A message names what was found, what was expected, and the way out, in
-a sentence.
+"""The one family of errors.
+
+A message names what was found, what was expected, and the way out, in one sentence.
 """
 
 from __future__ import annotations
 
 
 class RisError(Exception):
-    """Anything this project refuses to do. `exit_code` is what a command ends with: 2 the user's
-    mistake, 1 ours.
-    """
+    """Anything this project refuses to do."""
 
     exit_code = 2
+    """What a command ends with: 2 for the user's mistake, 1 for ours."""
 
 
 class BundleError(RisError):
@@ -18,9 +18,7 @@ class BundleError(RisError):
 
 
 class EngineError(RisError):
-    """An engine that is not installed, cannot run here, or was fed something its graph does not
-    take.
-    """
+    """An engine that is not installed, cannot run here, or was given inputs that do not fit."""
 
 
 class ImageError(RisError):

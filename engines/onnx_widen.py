@@ -1,8 +1,8 @@
 """An FP16 graph computing in FP32, for a processor without FP16: ONNX Runtime's CPU.
 
-Left to itself ONNX Runtime casts around every operator that it has no FP16 kernel for, and takes
-softmax and GELU apart into many. Here the weights are widened once, when the graph is loaded, and
-the casts between disappear, so that an FP16 bundle runs the same kernels as an FP32 one.
+Left to itself, ONNX Runtime casts around every operator that it has no FP16 kernel for, and takes
+softmax and GELU apart into many operators. Here the weights are widened once, when the graph is
+loaded, and the casts between disappear. So an FP16 bundle runs the same kernels as an FP32 one.
 """
 
 from __future__ import annotations
@@ -12,19 +12,25 @@ from pathlib import Path
 from ris.engines.errors import EngineError
 from ris.engines.wire import number, part, raw_fields, text
 
-_FLOAT, _FLOAT16 = 1, 10
+_FLOAT, _FLOAT16 = 1, 10  # of TensorProto.DataType
+
+# numbers of fields in onnx.proto
 _GRAPH = 7  # of ModelProto
 _NODE, _INITIALIZER = 1, 5  # of GraphProto
-_OUTPUT, _NAME, _OPERATOR, _ATTRIBUTE = 2, 3, 4, 5  # of NodeProto
-_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER = 1, 3
-_TENSOR_TYPE, _TENSOR_NAME = 2, 8
+_INPUT, _OUTPUT, _NAME, _OPERATOR, _ATTRIBUTE = 1, 2, 3, 4, 5  # of NodeProto
+_ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER, _ATTRIBUTE_TYPE = 1, 3, 20  # of AttributeProto
+_INTEGER = 2  # of AttributeProto.AttributeType
+_TENSOR_TYPE, _TENSOR_NAME = 2, 8  # of TensorProto
 
 
 def widened(path: Path) -> bytes:
-    """The ONNX file at `path` with every FP16 weight behind a cast to FP32, and every cast to FP16
-    one to FP32.
+    """The ONNX file at `path`, changed so that it computes in FP32.
 
-    Weights in a data file stay there. Raises EngineError where the file is not ONNX.
+    Every FP16 weight stands behind a cast to FP32, and every cast to FP16 is one to FP32. Weights
+    in a data file stay there.
+
+    Raises:
+        EngineError: Where the file cannot be read or is not ONNX.
     """
     try:
         return b"".join(
@@ -36,6 +42,7 @@ def widened(path: Path) -> bytes:
 
 
 def _graph(data: bytes) -> bytes:
+    """The GraphProto with its weights and casts changed; the new casts come before its nodes."""
     casts, rest = [], []
     for field, value, raw in raw_fields(data):
         if field == _NODE and isinstance(value, bytes):
@@ -50,7 +57,7 @@ def _graph(data: bytes) -> bytes:
 
 
 def _node(data: bytes) -> bytes:
-    """Casts to FP16 are to FP32."""
+    """A NodeProto; a cast to FP16 becomes one to FP32."""
     found = list(raw_fields(data))
     if (_OPERATOR, b"Cast") not in [(field, value) for field, value, _ in found]:
         return data
@@ -61,22 +68,16 @@ def _node(data: bytes) -> bytes:
 
 
 def _to(data: bytes) -> bytes:
-    """An attribute of a Cast: "to", and in later operator sets others."""
+    """An attribute of a Cast: "to" is changed, and those of later operator sets are not."""
     found = list(raw_fields(data))
     if (_ATTRIBUTE_NAME, b"to") not in [(field, value) for field, value, _ in found]:
         return data
-    return b"".join(
-        (
-            number(_ATTRIBUTE_INTEGER, _FLOAT)
-            if (field, value) == (_ATTRIBUTE_INTEGER, _FLOAT16)
-            else raw
-        )
-        for field, value, raw in found
-    )
+    to_fp16, to_fp32 = (_ATTRIBUTE_INTEGER, _FLOAT16), number(_ATTRIBUTE_INTEGER, _FLOAT)
+    return b"".join(to_fp32 if (field, value) == to_fp16 else raw for field, value, raw in found)
 
 
 def _tensor(data: bytes) -> tuple[bytes, str | None]:
-    """An initializer; an FP16 one under another name, and the name that it had."""
+    """A TensorProto, and None; an FP16 one under another name, and the name that it had."""
     found = list(raw_fields(data))
     if (_TENSOR_TYPE, _FLOAT16) not in [(field, value) for field, value, _ in found]:
         return data, None
@@ -85,19 +86,19 @@ def _tensor(data: bytes) -> tuple[bytes, str | None]:
         for field, value, _ in found
         if field == _TENSOR_NAME and isinstance(value, bytes)
     ]
-    renamed = [
-        text(_TENSOR_NAME, f"{name}.fp16") if field == _TENSOR_NAME else raw
-        for field, _, raw in found
-    ]
-    return b"".join(renamed), name
+    new_name = text(_TENSOR_NAME, f"{name}.fp16")
+    return b"".join(new_name if field == _TENSOR_NAME else raw for field, _, raw in found), name
 
 
 def _cast(source: str, target: str) -> bytes:
+    """A node that casts the value `source` to FP32."""
     to = (
-        text(_ATTRIBUTE_NAME, "to") + number(_ATTRIBUTE_INTEGER, _FLOAT) + number(20, 2)
-    )  # an attribute of type INT
+        text(_ATTRIBUTE_NAME, "to")
+        + number(_ATTRIBUTE_INTEGER, _FLOAT)
+        + number(_ATTRIBUTE_TYPE, _INTEGER)
+    )
     return (
-        text(1, source)
+        text(_INPUT, source)
         + text(_OUTPUT, target)
         + text(_NAME, f"{target}.widen")
         + text(_OPERATOR, "Cast")

@@ -1,9 +1,9 @@
-"""ONNX Runtime: the portable default. Providers are explicit and checked after creation; nothing
-falls back unseen.
+"""ONNX Runtime: the portable default.
 
-ONNX Runtime reads the bundle's graphs as they are, so there is nothing to compile. On a GPU, values
-are bound rather than passed, and what the next graph needs stays there. Only the CPU has been run
-so far.
+Providers are explicit, and checked after a session is created: nothing falls back unseen. ONNX
+Runtime reads the bundle's graphs as they are, so there is nothing to compile. On a GPU, values are
+bound rather than passed, and what the next graph needs stays there. Only the CPU has been run so
+far.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,16 @@ from ris.engines.onnx_widen import widened
 from ris.engines.processor import has_vnni, usable_cores
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-# TF32 is off, since what is FP32 is so for its precision; the exhaustive convolution search takes a
-# minute at full size
+
 CUDA_OPTIONS = {
     "device_id": "0",
+    # what is FP32 is so for its precision, and TF32 keeps 10 bits of it
     "use_tf32": "0",
+    # the default, an exhaustive search, takes a minute at full size
     "cudnn_conv_algo_search": "HEURISTIC",
     "arena_extend_strategy": "kSameAsRequested",
 }
+"""The options of the CUDA provider."""
 
 
 class OrtDeviceValue(DeviceValue):
@@ -59,7 +61,11 @@ class OrtDeviceValue(DeviceValue):
 
     @property
     def ort(self) -> Any:
-        """The OrtValue. Raises EngineError after `close`."""
+        """The OrtValue.
+
+        Raises:
+            EngineError: After `close`.
+        """
         if self._value is None:
             raise EngineError("the value on the device was closed; encode the image again")
         return self._value
@@ -73,11 +79,9 @@ class OrtDeviceValue(DeviceValue):
 
 
 class OnnxRuntimeSession(Session):
-    """One InferenceSession. ONNX Runtime allows `run` from several threads; each run has a binding
-    of its own.
+    """One InferenceSession.
 
-    place: ONNX Runtime's name of the device on which `run_and_keep` leaves its outputs, "cpu" for
-    plain arrays; low_memory: on a CPU, values' memory is given back after each run.
+    ONNX Runtime allows `run` from several threads; each run has a binding of its own.
     """
 
     def __init__(
@@ -88,6 +92,16 @@ class OnnxRuntimeSession(Session):
         place: str = "cpu",
         low_memory: bool = False,
     ) -> None:
+        """Takes over an InferenceSession.
+
+        Args:
+            graph: The graph that it runs.
+            info: What really runs.
+            session: The InferenceSession.
+            place: The device on which `run_and_keep` leaves its outputs, by ONNX Runtime's name;
+                "cpu" for plain arrays.
+            low_memory: On a CPU, give the memory of values back after each run.
+        """
         super().__init__(graph, info)
         self._session, self._place = session, place
         self._options = None
@@ -97,23 +111,27 @@ class OnnxRuntimeSession(Session):
         self._outputs = [spec.name for spec in graph.outputs]
 
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, np.ndarray]:
-        if not any(isinstance(value, DeviceValue) for value in feeds.values()):
+        if any(isinstance(value, DeviceValue) for value in feeds.values()):
+            values = [value.numpy() for value in self._bound(feeds, "cpu")]
+        else:
             values = self._guarded(
                 lambda session: session.run(self._outputs, dict(feeds), self._options)
             )
-        else:
-            values = [value.numpy() for value in self._bound(feeds, "cpu")]
         return dict(zip(self._outputs, values, strict=True))
 
     def run_and_keep(
         self, feeds: Mapping[str, Value], host_steps: Mapping[str, HostStep] = NO_STEPS
     ) -> Mapping[str, Value]:
-        """The outputs as `OrtDeviceValue`s on the session's device; plain arrays where that is the
-        CPU, and for what the host changes, which goes up with the next graph's inputs."""
+        """Runs the graph once and leaves its outputs on the session's device.
+
+        Outputs are plain arrays where that is the CPU, and so is what the host changes: it goes to
+        the device with the next graph's inputs.
+        """
         if self._place == "cpu":
             return super().run_and_keep(feeds, host_steps)
         self._check(feeds)
         values = self._bound(feeds, self._place)
+
         kept: dict[str, Value] = {}
         for spec, value in zip(self.graph.outputs, values, strict=True):
             on_device = OrtDeviceValue(value, np.dtype(DTYPES[spec.dtype]))
@@ -122,8 +140,9 @@ class OnnxRuntimeSession(Session):
         return kept
 
     def _bound(self, feeds: Mapping[str, Value], place: str) -> list[Any]:
-        """One run through a binding: values on the device are taken from there; OrtValues on
-        `place`.
+        """Runs the graph once through a binding, which takes values on the device from there.
+
+        The outputs are OrtValues on `place`, in the graph's order.
         """
 
         def run(session: Any) -> list[Any]:
@@ -140,11 +159,10 @@ class OnnxRuntimeSession(Session):
             found: list[Any] = binding.get_outputs()
             return found
 
-        outputs: list[Any] = self._guarded(run)
-        return outputs
+        return self._guarded(run)
 
-    def _guarded(self, use: Any) -> Any:
-        """`use` of the session, with ONNX Runtime's errors as ours."""
+    def _guarded(self, use: Callable[[Any], list[Any]]) -> list[Any]:
+        """What `use` makes of the InferenceSession, with ONNX Runtime's errors as EngineError."""
         session = self._session
         if session is None:
             raise EngineError(f"{self.graph.stage}: the session is closed; load the bundle again")
@@ -165,8 +183,14 @@ class OnnxRuntimeEngine(Engine):
     """Opens ONNX files on the CPU or the CUDA provider."""
 
     name = "onnxruntime"
+    """The engine's name in the table."""
 
     def __init__(self, options: EngineOptions) -> None:
+        """Checks that this onnxruntime has the provider.
+
+        Raises:
+            EngineError: Where it does not.
+        """
         super().__init__(options)
         wanted = self.providers()[0][0]
         available = onnxruntime.get_available_providers()
@@ -176,14 +200,14 @@ class OnnxRuntimeEngine(Engine):
                 f" {pip_install('gpu')}, in an environment without the extra [cpu]"
             )
         if wanted != CPU and hasattr(onnxruntime, "preload_dlls"):
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
-                onnxruntime.preload_dlls(
-                    directory=""
-                )  # CUDA and cuDNN from pip's packages, where there are some
+            # it loads CUDA and cuDNN from pip's packages, and prints what it does not find
+            with contextlib.redirect_stdout(io.StringIO()):
+                onnxruntime.preload_dlls(directory="")
 
     def providers(self) -> list[tuple[str, dict[str, str]]]:
-        """The providers to ask for, in order, with their options; the CPU comes after them unless
-        `strict`.
+        """The providers to ask for, in order, with their options.
+
+        The CPU comes after them unless `EngineOptions.strict` is set.
         """
         return [(CPU, {})] if self.options.device == "cpu" else [(CUDA, CUDA_OPTIONS)]
 
@@ -192,38 +216,42 @@ class OnnxRuntimeEngine(Engine):
         return Compiled(graph.path, {}, 0.0, built_now=False)
 
     def open(self, graph: Graph, artifact: Path) -> Session:
-        """Loads the graph and checks that the provider that was asked for is the one that runs."""
+        """A session that runs the ONNX file, on the provider that was asked for.
+
+        Raises:
+            EngineError: Where the file cannot be loaded or the provider does not start.
+        """
         if self.options.device == "cpu" and graph.precision == "fp16":
-            entries = {
-                "session.model_external_initializers_file_folder_path": str(
-                    artifact.parent.resolve()
-                )
-            }
-            return self._session(
-                graph, self.start(graph, widened(artifact), self.providers(), entries)
-            )
-        return self._session(graph, self.start(graph, str(artifact), self.providers()))
+            folder = str(artifact.parent.resolve())  # of the data file, which the bytes do not name
+            entries = {"session.model_external_initializers_file_folder_path": folder}
+            session = self.start(graph, widened(artifact), self.providers(), entries)
+        else:
+            session = self.start(graph, str(artifact), self.providers())
+        return self._session(graph, session)
 
     def open_in_order(self, graph: Graph, artifact: Path) -> Session:
-        """`open`, with nodes that run as soon as they can, in the file's order; usually they follow
-        the outputs.
+        """`open`, with nodes that run as soon as they can, in the order of the file.
+
+        Usually nodes run in the order in which the outputs need them.
+
+        Raises:
+            EngineError: As in `open`.
         """
-        return self._session(
-            graph, self.start(graph, str(artifact), self.providers(), in_order=True)
-        )
+        session = self.start(graph, str(artifact), self.providers(), in_order=True)
+        return self._session(graph, session)
 
     def _session(self, graph: Graph, session: Any) -> Session:
-        providers = tuple(session.get_providers())
+        """A session over an InferenceSession."""
         precision = graph.precision
         if self.options.device == "cpu" and precision in ("fp16", "bf16"):
             precision = "fp32"  # their weights were widened
         info = SessionInfo(
-            self.name,
-            onnxruntime.__version__,
-            self.options.device,
-            providers,
-            nodes_by(session),
-            precision,
+            engine=self.name,
+            version=onnxruntime.__version__,
+            device=self.options.device,
+            providers=tuple(session.get_providers()),
+            nodes=nodes_by(session),
+            precision=precision,
         )
         return OnnxRuntimeSession(
             graph, info, session, self.options.device, self.options.low_memory
@@ -237,37 +265,26 @@ class OnnxRuntimeEngine(Engine):
         entries: Mapping[str, str] | None = None,
         in_order: bool = False,
     ) -> Any:
-        """An InferenceSession of `model`, a path or an ONNX file's bytes. Raises EngineError.
+        """An InferenceSession whose first provider is the one that was asked for.
 
-        entries: more of ONNX Runtime's session configuration.
+        Args:
+            graph: The graph that it is for; errors name it.
+            model: The path of an ONNX file, or its bytes.
+            providers: The providers in order, with their options; the CPU is added here.
+            entries: More of ONNX Runtime's session configuration.
+            in_order: Run nodes as soon as they can, in the order of the file.
+
+        Raises:
+            EngineError: Where ONNX Runtime cannot open the model, or starts another provider.
         """
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # planning one block for all activations doubles SAM's memory (7.0 against 3.8 GB at full
-        # size, batch 1)
-        options.enable_mem_pattern = False
-        # idle threads of one graph would spin on the cores that the next graph and the host need
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        if (
-            not has_vnni()
-        ):  # INT8 products that do not overflow; slower ones, which it would take with VNNI too
-            options.add_session_config_entry("session.x64quantprecision", "1")
-        options.intra_op_num_threads = self.options.threads or usable_cores()
-        if in_order:
-            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-        for name, value in (entries or {}).items():
-            options.add_session_config_entry(name, value)
+        options = self._session_options(entries or {}, in_order)
         first = providers[0][0]
-        if first != CPU:
-            if self.options.strict:
-                options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-            else:
-                providers = [
-                    *providers,
-                    (CPU, {}),
-                ]  # shape arithmetic belongs there; what ran where is in the info
-        shown = f"what was made of {graph.path}" if isinstance(model, bytes) else model
+        if first != CPU and self.options.strict:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        elif first != CPU:
+            # shape arithmetic belongs there; what ran where is in the session's info
+            providers = [*providers, (CPU, {})]
+
         try:
             # without fall-back a provider that cannot be loaded is an exception, though one that
             # fails later is not
@@ -275,9 +292,11 @@ class OnnxRuntimeEngine(Engine):
                 model, options, providers=providers, enable_fallback=False
             )
         except Exception as error:
+            shown = f"what was made of {graph.path}" if isinstance(model, bytes) else model
             raise EngineError(
                 f"{graph.stage}: ONNX Runtime cannot open {shown}: {first_line(error)}"
             ) from error
+
         running = session.get_providers()
         if running[0] != first:
             raise EngineError(
@@ -286,9 +305,31 @@ class OnnxRuntimeEngine(Engine):
             )
         return session
 
+    def _session_options(self, entries: Mapping[str, str], in_order: bool) -> Any:
+        """The SessionOptions, with `entries` added to the configuration."""
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors alone
+        # planning one block for all activations doubles SAM's memory (7.0 against 3.8 GB at full
+        # size, batch 1)
+        options.enable_mem_pattern = False
+        options.intra_op_num_threads = self.options.threads or usable_cores()
+        if in_order:
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+
+        # idle threads of one graph would spin on the cores that the next graph and the host need
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        # without it `nodes_by` finds nothing
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        if not has_vnni():
+            # INT8 products that do not overflow, but are slower; with VNNI it would take them too
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        for name, value in entries.items():
+            options.add_session_config_entry(name, value)
+        return options
+
 
 def nodes_by(session: Any) -> dict[str, int]:
-    """How many nodes each provider got; empty where this onnxruntime does not tell."""
+    """The number of nodes of each provider; empty where this onnxruntime does not tell."""
     tell = getattr(session, "get_provider_graph_assignment_info", None)
     if tell is None:
         return {}

@@ -1,10 +1,9 @@
-"""ONNX Runtime's TensorRT provider: graphs compiled by TensorRT inside ONNX Runtime, kept as
-EPContext models.
+"""ONNX Runtime's TensorRT provider: graphs compiled inside ONNX Runtime, kept as EPContext models.
 
-An EPContext model is an ONNX file with the engine in it, one file a graph, which any program with
-ONNX Runtime's TensorRT provider opens without compiling again: C++ as well. What TensorRT does not
-take runs on the CUDA provider. No precision flag is set, so that the networks are strongly typed:
-the graph says what is FP16.
+An EPContext model is an ONNX file with the compiled engine in it, one file for each graph. Any
+program with ONNX Runtime's TensorRT provider opens it without compiling again, one in C++ as well.
+What TensorRT does not take runs on the CUDA provider. No precision flag is set, so that the
+networks are strongly typed: the graph says what is FP16.
 
 Not run yet: it needs a GPU. Options and their names are those of onnxruntime-gpu 1.31's provider
 library.
@@ -33,9 +32,11 @@ from ris.engines.base import (
 )
 from ris.engines.errors import EngineError
 from ris.engines.onnxruntime import CUDA, CUDA_OPTIONS, OnnxRuntimeEngine, nodes_by
+from ris.engines.recipe import Recipe, graph_hashes
 from ris.engines.tensorrt_build import profiles
 
 TENSORRT = "TensorrtExecutionProvider"
+"""ONNX Runtime's name of the provider."""
 
 
 class OnnxRuntimeTensorRtEngine(OnnxRuntimeEngine):
@@ -44,12 +45,16 @@ class OnnxRuntimeTensorRtEngine(OnnxRuntimeEngine):
     name = "onnxruntime-tensorrt"
 
     def __init__(self, options: EngineOptions) -> None:
+        """Checks that there is a GPU and that this onnxruntime has the provider.
+
+        Raises:
+            EngineError: Where one of them is missing.
+        """
         if problem := cuda.driver_problem():
             raise EngineError(f"engine {self.name!r} compiles and runs on a GPU only: {problem}")
+        # pip's package brings libnvinfer, which the provider is linked to
         with contextlib.suppress(ImportError):
-            importlib.import_module(
-                "tensorrt"
-            )  # pip's package brings libnvinfer, which the provider is linked to
+            importlib.import_module("tensorrt")
         super().__init__(options)
 
     def providers(self) -> list[tuple[str, dict[str, str]]]:
@@ -65,49 +70,52 @@ class OnnxRuntimeTensorRtEngine(OnnxRuntimeEngine):
         return [(TENSORRT, options), (CUDA, CUDA_OPTIONS)]
 
     def build(self, graph: Graph, progress: Progress = silent) -> Compiled:
-        """The graph's EPContext model, from the cache or built now. report: nodes by provider."""
+        """The graph's EPContext model, from the cache or built now.
+
+        Its report has the number of nodes by provider.
+
+        Raises:
+            EngineError: For a graph with GridSample nodes, where TensorRT takes none of the nodes,
+                and as in `obtain` and `OnnxRuntimeEngine.start`.
+        """
         require_gathers(graph, self.name)
         shapes = profiles(graph, self.options)
-        recipe = cache.Recipe(
-            stage=graph.stage,
-            onnx=cache.graph_hashes(graph),
-            engine=self.name,
-            version=f"{onnxruntime.__version__}, TensorRT {_tensorrt_version()}",
-            device=(
-                "sm_80 and later"
-                if self.options.hardware_compatible
-                else cuda.compute_capability(cuda.load())
-            ),
-            profiles=shapes,
-            options={
-                "workspace": self.options.workspace,
-                "hardware_compatible": self.options.hardware_compatible,
-            },
-        )
 
         def compile_to(file: Path) -> dict[str, Any]:
-            progress(
-                graph.stage, "compiling inside ONNX Runtime, which does not say how far it is", None
-            )
+            what = "compiling inside ONNX Runtime, which does not say how far it is"
+            progress(graph.stage, what, None)
             return self._compile(graph, shapes, file)
 
+        recipe = self._recipe(graph, shapes)
         return cache.obtain(recipe, graph.cache, compile_to, self.options, progress)
+
+    def _recipe(self, graph: Graph, shapes: Mapping[str, list[list[int]]]) -> Recipe:
+        compatible = self.options.hardware_compatible
+        return Recipe(
+            stage=graph.stage,
+            onnx=graph_hashes(graph),
+            engine=self.name,
+            version=f"{onnxruntime.__version__}, TensorRT {_tensorrt_version()}",
+            device="sm_80 and later" if compatible else cuda.compute_capability(cuda.load()),
+            profiles=shapes,
+            options={"workspace": self.options.workspace, "hardware_compatible": compatible},
+        )
 
     def _compile(
         self, graph: Graph, shapes: Mapping[str, list[list[int]]], file: Path
     ) -> dict[str, Any]:
+        """Writes the EPContext model and returns its report."""
         providers = self.providers()
         for i, name in enumerate(("min", "opt", "max")):
-            text = ",".join(
-                f"{key}:{'x'.join(map(str, sizes[i]))}" for key, sizes in shapes.items()
-            )
+            sizes = {key: "x".join(map(str, shape[i])) for key, shape in shapes.items()}
+            text = ",".join(f"{key}:{size}" for key, size in sizes.items())
             providers[0][1][f"trt_profile_{name}_shapes"] = text
+
         entries = {
             "ep.context_enable": "1",
             "ep.context_file_path": str(file),
-            "ep.context_embed_mode": (
-                "1"
-            ),  # the engine inside the file: one file to hash and to ship
+            # the engine inside the file: one file to hash and to ship
+            "ep.context_embed_mode": "1",
         }
         session = self.start(graph, str(graph.path), providers, entries)
         nodes = nodes_by(session)
@@ -119,8 +127,10 @@ class OnnxRuntimeTensorRtEngine(OnnxRuntimeEngine):
         return {"nodes": nodes}
 
     def open(self, graph: Graph, artifact: Path) -> Session:
-        """A session over an EPContext model of the cache. Raises EngineError as
-        `OnnxRuntimeEngine.open` does.
+        """A session that runs an EPContext model of the cache.
+
+        Raises:
+            EngineError: Where the model is damaged, and as in `OnnxRuntimeEngine.open`.
         """
         model = cache.read_checked(artifact, self.name)
         return self._session(graph, self.start(graph, model, self.providers()))

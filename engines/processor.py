@@ -26,7 +26,7 @@ def has_vnni() -> bool:
     """Whether an x86 CPU is known to sum products of INT8 in 32 bits.
 
     Without these instructions they are summed in pairs of 16 bits, which 2·127·127 overflows
-    (docs/guide/int8.md, Without VNNI).
+    (docs/reference/int8.md, Without VNNI).
     """
     return not cpu_features().isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8"})
 

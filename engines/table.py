@@ -1,5 +1,6 @@
-"""The table of engines. Validation, help texts, error messages and `auto` all read it; there is no
-second list.
+"""The table of engines.
+
+Validation, help texts, error messages and `auto` all read it; there is no second list.
 """
 
 from __future__ import annotations
@@ -17,37 +18,57 @@ from ris.engines.errors import EngineError
 from ris.engines.processor import cpu_features
 
 COMPUTES = ("fp32", "bf16", "fp16")
-# what every engine honours; the rest has to be in its row
+"""What `EngineOptions.compute` takes."""
+
+# what every engine honours; any other option has to be in its row
 _COMMON_OPTIONS = ("device", "threads", "strict", "max_batch", "max_expressions", "build")
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """A row: name, devices, precisions its graphs may have, the pip extras that bring it, and where
-    it lives.
-
-    distributions: the packages on the index that bring the import `package`; at most one may be
-    installed. needs_gathers: its GridSample is not to be trusted, so it takes graphs that sample
-    with gathers only; options: which EngineOptions it honours beyond the common ones;
-    auto_features: CPU features without which "auto" passes over it, since only with them it was
-    measured to be faster than the rows below; fixed_shapes: devices on which a graph for a single
-    expression, whose every shape is known, was measured to be faster than one for several.
-    """
+    """A row of the table: what is known about an engine before it is imported."""
 
     name: str
+    """What `engine=` and `--engine` take."""
+
     devices: tuple[str, ...]
+    """The devices that it runs on; the first is its "auto"."""
+
     precisions: tuple[str, ...]
+    """The precisions that its graphs may have."""
+
     extras: tuple[str, ...]
+    """The pip extras that bring it; one of them is enough."""
+
     package: str
+    """The package that it imports."""
+
     distributions: tuple[str, ...]
+    """The distributions on the index that bring `package`; at most one may be installed."""
+
     module: str
+    """Our module with its `ENGINE`."""
+
     needs_gathers: bool = False
+    """Whether it takes only graphs that sample by gathers, since its GridSample is not reliable."""
+
     options: tuple[str, ...] = ()
+    """The fields of `EngineOptions` that it honours beyond those that every engine honours."""
+
     auto_features: tuple[str, ...] = ()
+    """CPU features without which "auto" passes over it.
+
+    Only with them it was measured to be faster than the rows below.
+    """
+
     fixed_shapes: tuple[str, ...] = ()
+    """Devices on which it is faster where every shape is known.
+
+    There a graph for one expression was measured to be faster than one for several.
+    """
 
     def installed(self) -> dict[str, str]:
-        """Version by name of the distributions that are installed."""
+        """The distributions that are installed, with the version of each."""
         found = {}
         for name in self.distributions:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -55,8 +76,9 @@ class EngineSpec:
         return found
 
     def conflict(self) -> str | None:
-        """Why the installation cannot be trusted: two distributions that overwrite each other's
-        files.
+        """Why the installation cannot be trusted, or None where it can.
+
+        Two distributions of one package overwrite each other's files.
         """
         installed = self.installed()
         if len(installed) < 2:
@@ -83,15 +105,12 @@ class EngineSpec:
             return f"it has no device {device!r}"
         if reason := self.unusable():
             return reason
-        lacking = (
-            []
-            if device not in ("auto", "cpu")
-            else [f for f in self.auto_features if f not in cpu_features()]
-        )
+        if device not in ("auto", "cpu"):
+            return None
+        lacking = [name for name in self.auto_features if name not in cpu_features()]
         return f"this CPU has no {', '.join(lacking)}, with which it is faster" if lacking else None
 
 
-# in the order in which "auto" takes them
 TABLE: tuple[EngineSpec, ...] = (
     EngineSpec(
         name="openvino",
@@ -150,28 +169,36 @@ TABLE: tuple[EngineSpec, ...] = (
     ),
 )
 
+"""The engines, in the order in which "auto" takes them."""
+
 ENGINE_NAMES: tuple[str, ...] = ("auto", *(row.name for row in TABLE))
+"""What `engine=` and `--engine` take."""
+
 DEVICE_NAMES: tuple[str, ...] = (
     "auto",
     *dict.fromkeys(device for row in TABLE for device in row.devices),
 )
+"""What `device=` and `--device` take."""
 
 
 def select(name: str = "auto", device: str = "auto") -> EngineSpec:
-    """The row called `name`; "auto" is the first one of the table that is installed, has a device
-    here, has `device` unless that is "auto" too, and is known to be faster here than the rows below
-    it.
+    """The row called `name`, or the row that "auto" takes.
 
-    Raises EngineError for an unknown name and for an engine that is not installed: asked for by
-    name, never replaced.
+    "auto" takes the first row that is installed, has a device here, and has `device` (unless that
+    is "auto" too). Where it would run on the CPU, the CPU also needs the row's `auto_features`. An
+    engine that is asked for by name is never replaced by another.
+
+    Raises:
+        EngineError: For an unknown name, for an engine that is not installed, and where "auto"
+            finds none.
     """
     if name == "auto":
         for row in TABLE:
             if row.passed_over(device) is None:
                 return row
-        raise EngineError(
-            "no engine runs here: " + "; ".join(f"{r.name}: {r.passed_over(device)}" for r in TABLE)
-        )
+        reasons = "; ".join(f"{row.name}: {row.passed_over(device)}" for row in TABLE)
+        raise EngineError(f"no engine runs here: {reasons}")
+
     for row in TABLE:
         if row.name == name:
             if reason := row.missing():
@@ -181,39 +208,17 @@ def select(name: str = "auto", device: str = "auto") -> EngineSpec:
 
 
 def create(name: str = "auto", options: EngineOptions | None = None) -> Engine:
-    """An engine ready to compile and open graphs.
+    """An engine that is ready to compile and open graphs.
 
-    Raises EngineError as `select` does, for a device that the engine has not, and for an option it
-    does not honour.
+    Raises:
+        EngineError: As in `select`; for a device that the engine does not have, and for an option
+            that it does not honour or that is out of range; for an installation that is broken.
     """
     options = options or EngineOptions()
     row = select(name, options.device)
     if options.device == "auto":
         options = replace(options, device=row.devices[0])
-    if options.device not in row.devices:
-        raise EngineError(
-            f"engine {row.name!r} has no device {options.device!r}; it has {', '.join(row.devices)}"
-        )
-    honoured = (*_COMMON_OPTIONS, *row.options)
-    asked = [
-        f.name
-        for f in fields(options)
-        if f.name not in honoured and getattr(options, f.name) != f.default
-    ]
-    if asked:
-        raise EngineError(
-            f"engine {row.name!r} has no option {', '.join(asked)}; leave it out, or ask for an"
-            " engine that has"
-        )
-    if options.compute not in (None, *COMPUTES):
-        raise EngineError(
-            f"there is no precision {options.compute!r}; known are {', '.join(COMPUTES)}"
-        )
-    if min(options.max_batch, options.max_expressions) < 1:
-        raise EngineError(
-            f"max_batch and max_expressions must be at least 1, got {options.max_batch} and"
-            f" {options.max_expressions}"
-        )
+    _require_honoured(options, row)
     try:
         make = importlib.import_module(row.module).ENGINE
     except Exception as error:
@@ -223,3 +228,33 @@ def create(name: str = "auto", options: EngineOptions | None = None) -> Engine:
         ) from error
     engine: Engine = make(options)
     return engine
+
+
+def _require_honoured(options: EngineOptions, row: EngineSpec) -> None:
+    """Raises EngineError for options that the engine does not honour or that are out of range."""
+    if options.device not in row.devices:
+        raise EngineError(
+            f"engine {row.name!r} has no device {options.device!r}; it has {', '.join(row.devices)}"
+        )
+
+    honoured = (*_COMMON_OPTIONS, *row.options)
+    refused = [
+        field.name
+        for field in fields(options)
+        if field.name not in honoured and getattr(options, field.name) != field.default
+    ]
+    if refused:
+        raise EngineError(
+            f"engine {row.name!r} has no option {', '.join(refused)}; leave it out, or ask for an"
+            " engine that has"
+        )
+
+    if options.compute not in (None, *COMPUTES):
+        raise EngineError(
+            f"there is no precision {options.compute!r}; known are {', '.join(COMPUTES)}"
+        )
+    if min(options.max_batch, options.max_expressions) < 1:
+        raise EngineError(
+            f"max_batch and max_expressions must be at least 1, got {options.max_batch} and"
+            f" {options.max_expressions}"
+        )

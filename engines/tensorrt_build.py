@@ -18,35 +18,47 @@ from ris.engines.tensorrt_precision import (
     layers_from_json,
     layers_from_log,
 )
+from ris.engines.tensorrt_progress import make_monitor
 
 T = TypeVar("T")
 
 BUILD_VERSION = 1
-"""Part of a plan's key; to be raised when the code below makes other plans of the same graph and
-options.
+"""Part of a plan's key.
+
+It has to be raised when the code below makes other plans of the same graph and options.
 """
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build and with what. trt: the module; title: its name and version for people;
-    has_driver: a GPU can be used; timing_cache: the file of measured kernel times, None where the
-    module measures none.
-    """
+    """What to build and with what."""
 
     trt: Any
+    """The module `tensorrt` or `tensorrt_rtx`."""
+
     title: str
+    """The module's name and version, for people."""
+
     graph: Graph
+    """The graph to compile."""
+
     options: EngineOptions
+    """What the user asked for."""
+
     has_driver: bool
+    """Whether a GPU can be used."""
+
     timing_cache: Path | None
+    """The file of measured kernel times; None where the module measures none."""
 
 
 def profiles(graph: Graph, options: EngineOptions) -> dict[str, list[list[int]]]:
-    """Smallest, usual and largest shape of every input with a dynamic axis.
+    """The smallest, usual and largest shape of every input with an axis of any length.
 
-    The usual one, which TensorRT picks its kernels for, is a single image and a single expression.
-    Raises EngineError for an axis that is neither images nor expressions.
+    TensorRT picks its kernels for the usual shape: a single image and a single expression.
+
+    Raises:
+        EngineError: For an axis that is neither images nor expressions.
     """
     largest = {"images": options.max_batch, "expressions": options.max_expressions}
     found = {}
@@ -58,21 +70,22 @@ def profiles(graph: Graph, options: EngineOptions) -> dict[str, list[list[int]]]
             )
         if axes:
             one = [1 if isinstance(axis, str) else axis for axis in spec.shape]
-            found[spec.name] = [
-                one,
-                one,
-                [largest[axis] if isinstance(axis, str) else axis for axis in spec.shape],
-            ]
+            most = [largest[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+            found[spec.name] = [one, one, most]
     return found
 
 
 def build_plan(request: BuildRequest, artifact: Path, progress: Progress) -> dict[str, Any]:
-    """Writes the plan of the request's graph and returns the cache's report: layers by precision,
-    inputs, bytes.
+    """Writes the plan of the request's graph to `artifact`.
 
-    Raises EngineError with all of the parser's or the builder's errors, and where a layer of an
-    FP16 graph computes in FP32 beyond the manifest's islands. Ctrl-C stops the build at its next
-    step; nothing of it is left.
+    Ctrl-C stops the build at its next step; nothing of it is left.
+
+    Returns:
+        The cache's report: the number of layers by precision, and where they are known from.
+
+    Raises:
+        EngineError: With all of the parser's or the builder's errors, and where a layer of an FP16
+            graph computes in FP32 that is none of the manifest's islands.
     """
     stop = threading.Event()
 
@@ -81,30 +94,34 @@ def build_plan(request: BuildRequest, artifact: Path, progress: Progress) -> dic
         stop.set()
 
     layers, source = _run_interruptibly(lambda: _build(request, artifact, progress, stop), on_stop)
+    return {"layers": _counted(request, layers), "layers_from": source}
+
+
+def _counted(request: BuildRequest, layers: list[Layer]) -> dict[str, int]:
+    """The number of layers by precision. Raises EngineError where it is not what was asked for."""
+    stage = request.graph.stage
     if not layers:
         raise EngineError(
-            f"{request.graph.stage}: {request.title} does not say what precision its layers have,"
+            f"{stage}: {request.title} does not say what precision its layers have,"
             " so the plan cannot be trusted; report it with that version"
         )
     counted = count_precisions(layers, request.graph)
     if counted.unexpected:
-        shown = ", ".join(counted.unexpected[:5]) + (
-            " and more" if len(counted.unexpected) > 5 else ""
-        )
+        shown = ", ".join(counted.unexpected[:5])
+        more = " and more" if len(counted.unexpected) > 5 else ""
         raise EngineError(
-            f"{request.graph.stage}: FP16 was asked for, but {request.title} computes"
+            f"{stage}: FP16 was asked for, but {request.title} computes"
             f" {len(counted.unexpected)} of {len(layers)} layers in FP32 that are no islands of the"
-            f" manifest: {shown}"
+            f" manifest: {shown}{more}"
         )
-    return {"layers": counted.counts, "layers_from": source}
+    return counted.counts
 
 
 def _run_interruptibly(work: Callable[[], T], on_stop: Callable[[], None]) -> T:
-    """`work` in a thread of its own. A KeyboardInterrupt here calls `on_stop`, and goes on when
-    `work` has ended.
+    """Runs `work` in a thread of its own, and returns or raises what it does.
 
-    An exception must not pass through TensorRT's frames, and Python delivers Ctrl-C to the main
-    thread only.
+    Ctrl-C calls `on_stop`, and is raised again when `work` has ended. It must not be raised within
+    TensorRT's frames; it is not, since Python delivers it to the main thread only.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -120,6 +137,7 @@ def _run_interruptibly(work: Callable[[], T], on_stop: Callable[[], None]) -> T:
     ended = threading.Event()
     thread = threading.Thread(target=run, name="tensorrt-build")
     thread.start()
+
     interrupted = False
     # not Thread.join: interrupted, that of Python 3.11 takes the thread for ended
     while not ended.is_set():
@@ -129,6 +147,7 @@ def _run_interruptibly(work: Callable[[], T], on_stop: Callable[[], None]) -> T:
             interrupted = True
             on_stop()
     thread.join()
+
     if interrupted:
         raise KeyboardInterrupt
     if errors:
@@ -139,50 +158,29 @@ def _run_interruptibly(work: Callable[[], T], on_stop: Callable[[], None]) -> T:
 def _build(
     request: BuildRequest, artifact: Path, progress: Progress, stop: threading.Event
 ) -> tuple[list[Layer], str]:
-    """The build itself; returns the plan's layers and where they are known from."""
-    trt, graph, options = request.trt, request.graph, request.options
+    """Builds the plan, and stops once `stop` is set.
+
+    Returns its layers, and where they are known from.
+    """
+    trt, graph = request.trt, request.graph
     logger = make_logger(trt)
     # the monitor has to outlive everything that uses it
-    monitor = _make_monitor(trt, lambda what, done: progress(graph.stage, what, done), stop)
+    monitor = make_monitor(trt, lambda what, done: progress(graph.stage, what, done), stop)
+
     progress(graph.stage, "parsing", None)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    # the parser owns the network's weights, so it has to live until the plan is built
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(graph.path)):
-        errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        text = "; ".join(map(_describe, errors)) or logger.errors_in_a_line()
-        raise EngineError(f"{graph.stage}: {request.title} cannot read {graph.path}: {text}")
+    _parse(request, parser, logger)
     _check_inputs(network, graph)
-    config = builder.create_builder_config()
+
+    config = _configure(request, builder)
     config.progress_monitor = monitor
-    config.profiling_verbosity = (
-        trt.ProfilingVerbosity.DETAILED
-    )  # or the inspector tells names only
-    config.clear_flag(
-        trt.BuilderFlag.TF32
-    )  # what stays FP32 does so for its precision; TF32 keeps 10 bits of it
-    if options.workspace is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if options.hardware_compatible:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if options.strip_weights:
-        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)  # plain REFIT has dropped biases (11.3)
-    if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
-        # TensorRT-RTX allocates while it runs, unless it is told; a CUDA graph cannot be captured
-        # then
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    shapes = profiles(graph, options)
-    if shapes:
-        profile = builder.create_optimization_profile()
-        for name, (smallest, usual, largest) in shapes.items():
-            profile.set_shape(name, smallest, usual, largest)
-        if config.add_optimization_profile(profile) < 0:
-            raise EngineError(f"{graph.stage}: {request.title} refuses the shapes {shapes}")
+    _add_profile(request, builder, config)
     if request.timing_cache is not None:
         _load_timing_cache(config, request.timing_cache)
+
     progress(graph.stage, "building", 0.0)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -195,9 +193,56 @@ def _build(
     artifact.write_bytes(plan)
     if request.timing_cache is not None:
         _save_timing_cache(config, request.timing_cache)
+
     if request.has_driver and (layers := _inspect(trt, logger, artifact)):
         return layers, "engine inspector"
     return layers_from_log(logger.layers), "build log"
+
+
+def _parse(request: BuildRequest, parser: Any, logger: Any) -> None:
+    """Reads the graph into the parser's network. Raises EngineError with all of its errors."""
+    graph = request.graph
+    if not parser.parse_from_file(str(graph.path)):
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        text = "; ".join(map(_describe, errors)) or logger.errors_in_a_line()
+        raise EngineError(f"{graph.stage}: {request.title} cannot read {graph.path}: {text}")
+
+
+def _configure(request: BuildRequest, builder: Any) -> Any:
+    """The builder's configuration, but for shapes and monitor."""
+    trt, options = request.trt, request.options
+    config = builder.create_builder_config()
+    # without the details the inspector tells names only
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    # what stays FP32 does so for its precision; TF32 keeps 10 bits of it
+    config.clear_flag(trt.BuilderFlag.TF32)
+
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.strip_weights:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)  # plain REFIT has dropped biases (11.3)
+    if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        # TensorRT-RTX allocates while it runs, unless it is told not to; a CUDA graph cannot be
+        # captured then
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    return config
+
+
+def _add_profile(request: BuildRequest, builder: Any, config: Any) -> None:
+    """Gives the configuration the shapes to build for. Raises EngineError where it refuses them."""
+    shapes = profiles(request.graph, request.options)
+    if not shapes:
+        return
+    profile = builder.create_optimization_profile()
+    for name, (smallest, usual, largest) in shapes.items():
+        profile.set_shape(name, smallest, usual, largest)
+    if config.add_optimization_profile(profile) < 0:
+        raise EngineError(f"{request.graph.stage}: {request.title} refuses the shapes {shapes}")
 
 
 def _check_inputs(network: Any, graph: Graph) -> None:
@@ -221,9 +266,7 @@ def _describe(parser_error: Any) -> str:
 
 
 def _inspect(trt: Any, logger: Any, artifact: Path) -> list[Layer]:
-    """The layers of a plan as the engine inspector has them; empty where it does not load or says
-    nothing.
-    """
+    """The layers that the engine inspector knows of a plan; empty where the plan does not load."""
     runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(artifact.read_bytes())
     if engine is None:
@@ -233,7 +276,7 @@ def _inspect(trt: Any, logger: Any, artifact: Path) -> list[Layer]:
 
 
 def _load_timing_cache(config: Any, file: Path) -> None:
-    """Hands the builder the measured times of earlier builds; a file it refuses is started anew."""
+    """Gives the builder the times of earlier builds; a file that it refuses is started anew."""
     try:
         data = file.read_bytes()
     except OSError:
@@ -243,7 +286,7 @@ def _load_timing_cache(config: Any, file: Path) -> None:
 
 
 def _save_timing_cache(config: Any, file: Path) -> None:
-    """Keeps the measured times; builds go on without them where the folder cannot be written."""
+    """Keeps the measured times; where the folder cannot be written they are not kept."""
     timing_cache = config.get_timing_cache()
     if timing_cache is None:
         return
@@ -254,65 +297,3 @@ def _save_timing_cache(config: Any, file: Path) -> None:
         partial.replace(file)
     except OSError:
         partial.unlink(missing_ok=True)
-
-
-def _make_monitor(trt: Any, report: Callable[[str, float], None], stop: threading.Event) -> Any:
-    """A progress monitor: reports the innermost phase and the whole build's fraction, which never
-    goes back.
-    """
-
-    class Monitor(trt.IProgressMonitor):
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.tree = PhaseTree()
-            self.lock = threading.Lock()  # TensorRT calls from several threads
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            with self.lock:
-                self.tree.start(phase_name, parent_phase, num_steps)
-
-        def phase_finish(self, phase_name: str) -> None:
-            with self.lock:
-                self.tree.finish(phase_name)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            with self.lock:
-                before = self.tree.fraction
-                self.tree.step(phase_name, step)
-                after = self.tree.fraction
-            if int(after * 100) > int(before * 100):
-                report(phase_name, after)
-            return not stop.is_set()
-
-    return Monitor()
-
-
-class PhaseTree:
-    """Turns nested phases with steps into one fraction, 0 to 1, that never goes back."""
-
-    def __init__(self) -> None:
-        self.fraction = 0.0
-        self._phases: dict[str, list[Any]] = {}  # name -> parent, steps, steps done
-
-    def start(self, name: str, parent: str | None, steps: int) -> None:
-        self._phases[name] = [parent, max(steps, 1), 0]
-
-    def step(self, name: str, step: int) -> None:
-        if phase := self._phases.get(name):
-            phase[2] = max(phase[2], step + 1)
-        self._update(name)
-
-    def finish(self, name: str) -> None:
-        self._phases.pop(name, None)
-
-    def _update(self, name: str) -> None:
-        """A phase's own fraction is part of the step that its parent is at."""
-        inner = 0.0
-        current: str | None = name
-        seen: set[str] = set()
-        while current in self._phases and current not in seen:
-            seen.add(current)
-            parent, steps, done = self._phases[current]
-            inner = min(1.0, (done + inner) / steps)
-            current = parent
-        self.fraction = max(self.fraction, inner)

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ris.engines.base import Graph
 
@@ -23,8 +24,7 @@ _TYPES = {
     "bfloat16": "bf16",
     "int8": "int8",
 }
-# layers that do the arithmetic that precision is about, by the names of their type and of the fused
-# kernels
+# matrix products and convolutions, by the names of layer types and of fused kernels
 _MATRIX = re.compile(r"gemm|conv|correlation|matrix|(?<![a-z])fc|_fc", re.IGNORECASE)
 _NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e]+)\]")
 _DATATYPE = re.compile(r"Datatype: ([^,}]+)")
@@ -32,47 +32,55 @@ _DATATYPE = re.compile(r"Datatype: ([^,}]+)")
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a plan. reads, writes: the types of its floating-point and quantised values
-    ("fp16", "fp32", "bf16", "int8"; scale factors and weights do not count); nodes: the ONNX nodes
-    it was made from, as far as is known.
+    """One layer of a plan.
+
+    Types of values are "fp16", "fp32", "bf16" and "int8"; scale factors and weights do not count.
     """
 
     name: str
+    """TensorRT's name of the layer."""
+
     kind: str
+    """TensorRT's type of the layer."""
+
     reads: frozenset[str]
+    """The types of the floating-point and quantised values that go in."""
+
     writes: frozenset[str]
+    """The types of the floating-point and quantised values that come out."""
+
     nodes: frozenset[str]
+    """The ONNX nodes that it was made from, as far as is known."""
 
     @property
     def precision(self) -> str:
-        """The type of all its values; "mixed" where it casts, "integer" where it has neither
-        kind.
-        """
+        """The type of all its values; "mixed" for several types, "integer" for none."""
         values = self.reads | self.writes
         return "mixed" if len(values) > 1 else next(iter(values), "integer")
 
     @property
     def is_matrix(self) -> bool:
-        """Matrix products and convolutions, fused or not."""
+        """Whether it computes a matrix product or a convolution, fused or not."""
         return bool(_MATRIX.search(self.kind) or _MATRIX.search(self.name))
 
 
 @dataclass(frozen=True)
 class PrecisionCount:
-    """counts: number of layers by precision; unexpected: names of FP32 layers that should be
-    FP16.
-    """
+    """The precision of a plan's layers."""
 
     counts: dict[str, int]
+    """The number of layers by precision."""
+
     unexpected: tuple[str, ...]
+    """The names of FP32 layers that should be FP16."""
 
 
 def count_precisions(layers: Iterable[Layer], graph: Graph) -> PrecisionCount:
-    """Counts, and looks for FP32 where an FP16 graph has no island.
+    """Counts the layers, and finds those in FP32 where an FP16 graph has no island.
 
-    A layer is out of place where all its values are FP32, or where it is a matrix product of FP32
-    values (its result may be cast within the layer), and none of the nodes it was made from is an
-    island. Layers that name no node are TensorRT's own, such as reformats; of those only matrix
+    A layer is unexpected where none of the nodes it was made from is an island, and either all its
+    values are FP32, or it is a matrix product of FP32 values (its result may be cast within the
+    layer). Layers that name no node are TensorRT's own, such as reformats; of those only matrix
     products count.
     """
     counts: dict[str, int] = {}
@@ -81,16 +89,19 @@ def count_precisions(layers: Iterable[Layer], graph: Graph) -> PrecisionCount:
         counts[layer.precision] = counts.get(layer.precision, 0) + 1
         if graph.precision != "fp16" or layer.nodes & graph.fp32_islands:
             continue
-        lone = layer.precision == "fp32" and bool(layer.nodes)
-        wrong = layer.reads == {"fp32"} if layer.is_matrix else lone
+        if layer.is_matrix:
+            wrong = layer.reads == {"fp32"}
+        else:
+            wrong = layer.precision == "fp32" and bool(layer.nodes)
         if wrong:
             unexpected.append(layer.name)
     return PrecisionCount(dict(sorted(counts.items())), tuple(unexpected))
 
 
 def layers_from_log(message: str) -> list[Layer]:
-    """The layers of the build log's list, a line each: "Name: ..., LayerType: ..., Inputs: [...],
-    ...".
+    """The layers of the list in the build log.
+
+    It has a line for each: "Name: ..., LayerType: ..., Inputs: [...], ...".
     """
     layers = []
     for line in message.splitlines():
@@ -101,20 +112,13 @@ def layers_from_log(message: str) -> list[Layer]:
         inputs, _, rest = rest.partition(", Constants: ")
         _, _, rest = rest.partition(", Outputs: ")
         outputs, _, rest = rest.partition(", TacticName: ")
-        layers.append(
-            Layer(
-                name,
-                kind,
-                _types(_DATATYPE.findall(inputs)),
-                _types(_DATATYPE.findall(outputs)),
-                _nodes(rest),
-            )
-        )
+        reads, writes = _types(_DATATYPE.findall(inputs)), _types(_DATATYPE.findall(outputs))
+        layers.append(Layer(name, kind, reads, writes, _nodes(rest)))
     return layers
 
 
 def layers_from_json(text: str) -> list[Layer]:
-    """The layers of the engine inspector's JSON; empty where it holds names only or cannot be read.
+    """The layers of the engine inspector's JSON; empty where it holds names only or is no JSON.
 
     TensorRT 10 calls a value's type "Format/Datatype", 11 "Datatype".
     """
@@ -122,30 +126,29 @@ def layers_from_json(text: str) -> list[Layer]:
         entries = json.loads(text)["Layers"]
     except (ValueError, KeyError, TypeError):
         return []
+
     layers = []
     for entry in entries:
         if not isinstance(entry, dict):
             return []
-        reads, writes = (
-            _types(
-                str(v.get("Datatype", v.get("Format/Datatype", ""))) for v in entry.get(name, [])
-            )
-            for name in ("Inputs", "Outputs")
-        )
-        name, kind, metadata = (
-            str(entry.get(key, "")) for key in ("Name", "LayerType", "Metadata")
-        )
-        layers.append(Layer(name, kind, reads, writes, _nodes(metadata)))
+        name, kind = str(entry.get("Name", "")), str(entry.get("LayerType", ""))
+        reads, writes = _types_of(entry.get("Inputs", [])), _types_of(entry.get("Outputs", []))
+        nodes = _nodes(str(entry.get("Metadata", "")))
+        layers.append(Layer(name, kind, reads, writes, nodes))
     return layers
 
 
+def _types_of(values: Iterable[dict[str, Any]]) -> frozenset[str]:
+    """The types of a layer's values in the engine inspector's JSON."""
+    return _types(str(value.get("Datatype", value.get("Format/Datatype", ""))) for value in values)
+
+
 def _types(texts: Iterable[str]) -> frozenset[str]:
-    """Floating-point and quantised types as TensorRT words them, such as "Half" or "Row major
-    linear FP16 format".
-    """
+    """Our names of the types in TensorRT's words: "Half", "Row major linear FP16 format"."""
     words = (word for text in texts for word in re.findall(r"\w+", text.lower()))
     return frozenset(_TYPES[word] for word in words if word in _TYPES)
 
 
 def _nodes(metadata: str) -> frozenset[str]:
+    """The ONNX nodes that a layer's metadata names."""
     return frozenset(name.strip() for name in _NODE.findall(metadata))

@@ -1,5 +1,7 @@
-"""TensorRT-RTX: the code of `tensorrt` with the module `tensorrt_rtx`. It compiles without a GPU,
-for every one it runs on; kernels are made for the GPU at hand when a plan first runs.
+"""TensorRT-RTX: the code of `tensorrt` with the module `tensorrt_rtx`.
+
+It compiles without a GPU, for every GPU it runs on. The kernels are made for the GPU at hand when a
+plan first runs.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from ris.engines.tensorrt import TensorRtEngine
 
 
 class TensorRtRtxEngine(TensorRtEngine):
-    """Compiles ahead of time; opening a plan needs a driver all the same."""
+    """Compiles ahead of time; opening a plan still needs a driver."""
 
     name: ClassVar[str] = "tensorrt-rtx"
     title: ClassVar[str] = "TensorRT-RTX"

@@ -1,9 +1,8 @@
-"""Doubles of cuda.bindings.runtime and of TensorRT's runtime objects that record what is asked of
-them.
+"""Doubles of cuda.bindings.runtime and of TensorRT's runtime objects that record their calls.
 
 Device memory is host memory, so copies and executions really happen, and as late as they may: what
-lies on a stream happens when somebody waits for it, so that who reads too early, or writes over
-what is still to be read, is found out. Capture records executions and launch repeats them.
+lies on a stream happens when somebody waits for it. So code is found out that reads too early, or
+writes over what is still to be read. Capture records executions and launch repeats them.
 tests/engines/test_tensorrt_api.py checks every name and signature here against the real modules.
 """
 
@@ -20,9 +19,7 @@ class Handle(int):
 
 
 class Cuda:
-    """Stands in for the module cuda.bindings.runtime. fail: name of a function -> error code of its
-    next calls.
-    """
+    """Stands in for the module cuda.bindings.runtime."""
 
     class cudaMemcpyKind:
         cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice = 1, 2, 3
@@ -38,11 +35,11 @@ class Cuda:
 
     def __init__(self):
         self.calls = []
-        self.fail = {}
+        self.fail = {}  # name of a function -> error code of its next calls
         self.most_streams = 99
-        self.device, self.pinned = {}, {}
+        self.device, self.pinned = {}, {}  # address -> block
         self.streams, self.graphs, self.executables = set(), {}, {}
-        self.capturing = {}
+        self.capturing = {}  # stream -> the executions that are recorded on it
         self.events = {}  # event -> the stream it was recorded on last, or None
         self._work = {}  # stream -> what lies on it: functions, and events
         self._handles = itertools.count(1)
@@ -59,14 +56,8 @@ class Cuda:
 
     @property
     def leaks(self):
-        return [
-            *self.device,
-            *self.pinned,
-            *self.streams,
-            *self.graphs,
-            *self.executables,
-            *self.events,
-        ]
+        memory = [*self.device, *self.pinned]
+        return [*memory, *self.streams, *self.graphs, *self.executables, *self.events]
 
     def put(self, stream, work):
         """Something to do, or an event, at the end of a stream."""
@@ -252,7 +243,8 @@ class IExecutionContext:
 
         def view(name, dtype):
             size = int(np.prod(self.get_tensor_shape(name))) * 4
-            return np.frombuffer((ctypes.c_char * size).from_address(self._addresses[name]), dtype)
+            memory = (ctypes.c_char * size).from_address(self._addresses[name])
+            return np.frombuffer(memory, dtype)
 
         def work():
             np.copyto(view("y", np.float32), 2 * view("x", np.float32) + view("index", np.int32)[0])
@@ -265,9 +257,7 @@ class IExecutionContext:
 
 
 class ICudaEngine:
-    """x float32 [n, 4] (or what _largest says) up to n = 8, index int32 [m] up to 8 -> y float32
-    like x.
-    """
+    """x float32 [n, 4] up to n = 8 (or what `_largest` says), index int32 [m] -> y like x."""
 
     num_io_tensors = 3
 
@@ -303,17 +293,14 @@ class Runtime:
 
     def deserialize_cuda_engine(self, serialized_engine):
         if serialized_engine == b"bad":
-            self._logger.log(
-                TensorRt.ILogger.Severity.ERROR, "Error Code 6:\n  the plan is of another device"
-            )
+            error = "Error Code 6:\n  the plan is of another device"
+            self._logger.log(TensorRt.ILogger.Severity.ERROR, error)
             return None
         return TensorRt.engine
 
 
 class Refitter:
-    """fails: what it lacks."""
-
-    lacks = ()
+    lacks = ()  # the weights that it does not get
 
     def __init__(self, engine, logger):
         self._engine = engine
@@ -335,9 +322,7 @@ class OnnxParserRefitter:
 
 
 class TensorRt:
-    """Stands in for the module tensorrt, as far as a session uses it. engine: what deserialising
-    gives.
-    """
+    """Stands in for the module tensorrt, as far as a session uses it."""
 
     class ILogger:
         class Severity:
@@ -347,4 +332,4 @@ class TensorRt:
             pass
 
     Runtime, Refitter, OnnxParserRefitter = Runtime, Refitter, OnnxParserRefitter
-    engine: ICudaEngine
+    engine: ICudaEngine  # what deserialising gives

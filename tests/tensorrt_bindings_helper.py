@@ -1,8 +1,7 @@
-"""The real Python bindings of TensorRT 10 and 11, without TensorRT: wheels from the index over stub
-libraries.
+"""The real Python bindings of TensorRT 10 and 11, without TensorRT: wheels over stub libraries.
 
 They are kept in build/tensorrt-bindings, which git ignores. `python
-tests/tensorrt_bindings_helper.py` fetches them.
+tests/tensorrt_bindings_helper.py` fetches them from the index.
 """
 
 from __future__ import annotations
@@ -25,8 +24,9 @@ class NotHere(Exception):  # noqa: N818
 
 
 def bindings(version: str) -> dict[str, str]:
-    """Environment variables under which `import tensorrt_bindings` gives that version. Raises
-    NotHere.
+    """Environment variables under which `import tensorrt_bindings` gives that version.
+
+    Raises NotHere.
     """
     folder = FOLDER / version
     if not (folder / "complete").exists():
@@ -35,31 +35,21 @@ def bindings(version: str) -> dict[str, str]:
 
 
 def _fetch(version: str, folder: Path) -> None:
+    """Downloads the wheel and builds the stub libraries. Raises NotHere."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         raise NotHere("there is no C compiler for the stub libraries")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "-q",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "-d",
-        str(folder),
-    ]
-    done = subprocess.run(
-        [*command, f"tensorrt-cu13-bindings=={version}"], capture_output=True, text=True
-    )
+    download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
+    what = ["--only-binary", ":all:", "-d", str(folder), f"tensorrt-cu13-bindings=={version}"]
+    done = subprocess.run([*download, *what], capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         raise NotHere(f"tensorrt-cu13-bindings {version} cannot be downloaded")
     with zipfile.ZipFile(wheels[0]) as wheel:
         wheel.extractall(folder)
+
     for define, name in LIBRARIES.items():
         library = f"{name}.so.{version.partition('.')[0]}"
         flags = ["-shared", "-fPIC", f"-D{define}", f"-Wl,-soname,{library}"]
@@ -70,10 +60,9 @@ def _fetch(version: str, folder: Path) -> None:
 
 def run_under(version: str, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs Python code that can import that version's tensorrt_bindings. Raises NotHere."""
+    command = [sys.executable, "-c", code, *arguments]
     environment = os.environ | bindings(version)
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment
-    )
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 if __name__ == "__main__":

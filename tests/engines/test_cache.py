@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from ris.engines import EngineOptions, cache
-from ris.engines.cache import Recipe, graph_hashes, obtain, read_checked
+from ris.engines.cache import obtain, read_checked
 from ris.engines.errors import EngineError
+from ris.engines.recipe import Recipe, graph_hashes
 from ris.runtime import open_bundle
 
 RECIPE = Recipe(
@@ -87,9 +88,8 @@ def test_another_recipe_is_another_entry_and_the_difference_is_named(home, chang
     build = Builder()
     obtain(RECIPE, home, build, EngineOptions())
     other = dataclasses.replace(RECIPE, **change)
-    with pytest.raises(
-        EngineError, match=f"no compiled tensorrt graph may be loaded .*is of another {named}"
-    ):
+    refused = f"no compiled tensorrt graph may be loaded .*is of another {named}"
+    with pytest.raises(EngineError, match=refused):
         obtain(other, home, build, NO_BUILD)
     said, progress = notices()
     assert obtain(other, home, build, EngineOptions(), progress).built_now
@@ -100,9 +100,8 @@ def test_another_recipe_is_another_entry_and_the_difference_is_named(home, chang
 
 
 def test_nothing_there_and_no_build(home):
-    with pytest.raises(
-        EngineError, match=r"nothing was compiled for it in .*engines\); allow building it"
-    ):
+    refused = r"nothing was compiled for it in .*engines\); allow building it"
+    with pytest.raises(EngineError, match=refused):
         obtain(RECIPE, home, Builder(), NO_BUILD)
     assert not home.exists()
 
@@ -113,10 +112,10 @@ def flip(path):
     path.write_bytes(data)
 
 
-def edit(path, change):
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
+def edit_recipe(sidecar, **changed):
+    data = json.loads(sidecar.read_text())
+    data["recipe"].update(changed)
+    sidecar.write_text(json.dumps(data))
 
 
 @pytest.mark.parametrize(
@@ -131,9 +130,7 @@ def edit(path, change):
             "lacks recipe, sha256, report, seconds",
         ),
         (
-            lambda folder: edit(
-                folder / "fusion.json", lambda d: d["recipe"].update(version="9.9")
-            ),
+            lambda folder: edit_recipe(folder / "fusion.json", version="9.9"),
             r"version \(9.9, here",
         ),
     ],
@@ -158,9 +155,7 @@ def test_what_is_damaged_or_foreign_is_named_and_replaced(home, damage, named):
         (lambda plan: plan.with_suffix(".json").unlink(), "only loaded with their sidecar"),
         (lambda plan: plan.unlink(), "cannot be read"),
         (
-            lambda plan: edit(
-                plan.with_suffix(".json"), lambda d: d["recipe"].update(engine="tensorrt-rtx")
-            ),
+            lambda plan: edit_recipe(plan.with_suffix(".json"), engine="tensorrt-rtx"),
             "of another",
         ),
     ],
@@ -202,10 +197,8 @@ def test_a_read_only_bundle_uses_the_users_folder(home, user_cache, monkeypatch)
     monkeypatch.setattr(Path, "mkdir", mkdir)
     build = Builder()
     for _ in range(2):
-        assert (
-            obtain(RECIPE, home, build, EngineOptions()).artifact
-            == user_cache / RECIPE.key / "fusion.plan"
-        )
+        entry = obtain(RECIPE, home, build, EngineOptions())
+        assert entry.artifact == user_cache / RECIPE.key / "fusion.plan"
     assert build.count == 1
 
 
@@ -254,9 +247,8 @@ def test_a_killed_builder_leaves_nothing_that_is_loaded_and_the_next_cleans_up(h
     with pytest.raises(EngineError, match="nothing was compiled"):
         obtain(RECIPE, home, Builder(), NO_BUILD)
     start_time = time.perf_counter()
-    assert obtain(
-        RECIPE, home, Builder(), EngineOptions()
-    ).built_now  # the lock went with its process
+    entry = obtain(RECIPE, home, Builder(), EngineOptions())
+    assert entry.built_now  # the lock went with its process
     assert time.perf_counter() - start_time < 5
     assert sorted(p.name for p in home.iterdir()) == [f".{RECIPE.key}.lock", RECIPE.key]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnxruntime
 import pytest
 
 from cuda_double import Cuda
+from ris import pip_install
 from ris.engines import ENGINE_NAMES, TABLE, EngineOptions, Graph, TensorSpec, create, cuda, select
 from ris.engines.errors import EngineError
 from ris.runtime import load, open_bundle
@@ -36,27 +38,22 @@ def test_auto_takes_openvino_where_it_is_known_to_be_faster(monkeypatch):
 
 
 def test_auto_takes_the_first_that_is_installed(monkeypatch):
-    monkeypatch.setattr(
-        "ris.engines.table.TABLE", tuple(row for row in TABLE if row.name != "openvino")
-    )
+    rows = tuple(row for row in TABLE if row.name != "openvino")
+    monkeypatch.setattr("ris.engines.table.TABLE", rows)
     assert select("auto").name == "onnxruntime"
+
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        EngineError, match=r'no engine runs here: .*pip install "ris-runtime\[cpu\]"'
-    ):
+    none = f"no engine runs here: .*{re.escape(pip_install('cpu'))}"
+    with pytest.raises(EngineError, match=none):
         select("auto")
-    with pytest.raises(
-        EngineError,
-        match=r"'onnxruntime' cannot run here: the package 'onnxruntime' is not installed",
-    ):
+    missing = "'onnxruntime' cannot run here: the package 'onnxruntime' is not installed"
+    with pytest.raises(EngineError, match=missing):
         select("onnxruntime")
 
 
 def test_an_unknown_engine_lists_the_valid_names():
-    with pytest.raises(
-        EngineError,
-        match=f"there is no engine 'tenssorrt'; this version has {', '.join(ENGINE_NAMES)}",
-    ):
+    unknown = f"there is no engine 'tenssorrt'; this version has {', '.join(ENGINE_NAMES)}"
+    with pytest.raises(EngineError, match=unknown):
         select("tenssorrt")
 
 
@@ -87,9 +84,8 @@ def test_tensorrt_says_what_to_install(name, monkeypatch):
 
 def test_auto_passes_over_engines_without_a_device(monkeypatch):
     """Installed, but there is no driver: the first of the table that runs is taken."""
-    monkeypatch.setattr(
-        "ris.engines.table.TABLE", tuple(row for row in reversed(TABLE) if row.name != "openvino")
-    )
+    rows = tuple(row for row in reversed(TABLE) if row.name != "openvino")
+    monkeypatch.setattr("ris.engines.table.TABLE", rows)
     monkeypatch.setattr("ris.engines.table.driver_problem", lambda: "no CUDA driver")
     assert select("auto").name == "onnxruntime"
 
@@ -118,16 +114,16 @@ def test_a_driver_without_a_gpu_is_none(monkeypatch):
 def test_cuda_is_refused_where_it_is_not_there(tiny_bundle):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this machine has onnxruntime-gpu")
-    with pytest.raises(EngineError, match=r"no CUDAExecutionProvider .*ris-runtime\[gpu\]"):
+    refused = f"no CUDAExecutionProvider .*{re.escape(pip_install('gpu'))}"
+    with pytest.raises(EngineError, match=refused):
         load(tiny_bundle, device="cuda")
 
 
 def test_a_provider_that_does_not_start_is_an_error(tiny_bundle, monkeypatch):
     """ONNX Runtime itself answers a missing provider with the CPU and a warning."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    with pytest.raises(
-        EngineError, match=r"CUDAExecutionProvider was asked for and did not start.*--device cpu"
-    ):
+    refused = r"CUDAExecutionProvider was asked for and did not start.*--device cpu"
+    with pytest.raises(EngineError, match=refused):
         load(tiny_bundle, device="cuda")
 
 
@@ -166,10 +162,9 @@ def test_wrong_feeds_are_named(session, feeds, message):
 
 
 def test_a_failure_inside_the_engine_is_one_line(session):
+    ids = np.full((1, 35), 10**6, np.int32)  # no such row in the embedding
     with pytest.raises(EngineError, match="text_encoder: ONNX Runtime failed") as caught:
-        session.run(
-            {"input_ids": np.full((1, 35), 10**6, np.int32)}
-        )  # no such row in the embedding
+        session.run({"input_ids": ids})
     assert "\n" not in str(caught.value)
 
 

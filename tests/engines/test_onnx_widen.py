@@ -23,14 +23,16 @@ def kernels(model, tmp_path, folder=None):
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     if folder:
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(folder)
-        )
+        entry = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(entry, str(folder))
     onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return Counter(
-        n.op_type
-        for n in onnx.load(tmp_path / "optimised.onnx", load_external_data=False).graph.node
-    )
+    optimised = onnx.load(tmp_path / "optimised.onnx", load_external_data=False)
+    return Counter(node.op_type for node in optimised.graph.node)
+
+
+def half_weights(graph):
+    half = onnx.TensorProto.FLOAT16
+    return {tensor.name for tensor in graph.initializer if tensor.data_type == half}
 
 
 @pytest.mark.parametrize("stage", HALF)
@@ -47,18 +49,12 @@ def test_the_kernels_are_those_of_fp32(tiny_bundle, tiny_fp16_bundle, tmp_path, 
 
 
 def test_weights_are_the_fp16_ones(tiny_fp16_bundle):
-    half = open_bundle(tiny_fp16_bundle).graph("sam_image_encoder")
-    before, after = (
-        onnx.load(half.path, load_external_data=False),
-        onnx.load_from_string(widened(half.path)),
-    )
-    float16 = {t.name for t in before.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16}
-    assert {t.name for t in after.graph.initializer if t.data_type == onnx.TensorProto.FLOAT16} == {
-        f"{name}.fp16" for name in float16
-    }
-    targets = [
-        a.i for n in after.graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to"
-    ]
+    path = open_bundle(tiny_fp16_bundle).graph("sam_image_encoder").path
+    before = onnx.load(path, load_external_data=False).graph
+    after = onnx.load_from_string(widened(path)).graph
+    assert half_weights(after) == {f"{name}.fp16" for name in half_weights(before)}
+    casts = [node for node in after.node if node.op_type == "Cast"]
+    targets = [a.i for cast in casts for a in cast.attribute if a.name == "to"]
     assert onnx.TensorProto.FLOAT16 not in targets
 
 
@@ -67,9 +63,8 @@ def test_the_masks_are_right(tiny_fp16_bundle):
         assert {info.precision for info in model.sessions.values()} == {"fp32"}
         report = check_model(model, load_golden(model.bundle))
         assert report.failures == ()
-        assert (
-            1e-5 < report.rows["sam_image_encoder.image_embeddings"].relative < 2e-3
-        )  # the weights are rounded
+        # the weights are rounded
+        assert 1e-5 < report.rows["sam_image_encoder.image_embeddings"].relative < 2e-3
 
 
 def test_what_is_no_onnx(tmp_path):

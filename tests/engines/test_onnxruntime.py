@@ -1,6 +1,4 @@
-"""ONNX Runtime beyond the CPU: bindings run for real on the CPU, providers over a recording
-double.
-"""
+"""ONNX Runtime beyond the CPU: bindings run for real, on the CPU; providers run over a double."""
 
 from __future__ import annotations
 
@@ -28,11 +26,10 @@ def test_bound_values_give_what_arrays_give(tiny_bundle):
     bundle = open_bundle(tiny_bundle)
     engine = create("onnxruntime")
     rng = np.random.default_rng(0)
+    encoder_graph, decoder_graph = bundle.graph("sam_image_encoder"), bundle.graph("mask_decoder")
     with (
-        engine.open(
-            bundle.graph("sam_image_encoder"), bundle.graph("sam_image_encoder").path
-        ) as sam,
-        engine.open(bundle.graph("mask_decoder"), bundle.graph("mask_decoder").path) as decoder,
+        engine.open(encoder_graph, encoder_graph.path) as sam,
+        engine.open(decoder_graph, decoder_graph.path) as decoder,
     ):
         image = rng.normal(size=(1, 3, 256, 256)).astype(np.float32)
         plain = sam.run({"image": image})["image_embeddings"]
@@ -46,9 +43,8 @@ def test_bound_values_give_what_arrays_give(tiny_bundle):
             "image_index": np.zeros(2, np.int32),
         }
         want = decoder.run({"image_embeddings": plain, **feeds})["mask_logits"]
-        np.testing.assert_array_equal(
-            decoder.run({"image_embeddings": value, **feeds})["mask_logits"], want
-        )
+        got = decoder.run({"image_embeddings": value, **feeds})["mask_logits"]
+        np.testing.assert_array_equal(got, want)
         with pytest.raises(EngineError, match=r"float32 \[1, 64, 16, 16\], expected"):
             decoder.run({"image_embeddings": value, **feeds, "sparse_prompt": value})
         value.close()
@@ -64,10 +60,8 @@ def test_a_session_tells_which_provider_got_how_many_nodes(graph):
         assert session.info.where == f"{CPU} {session.info.nodes[CPU]} nodes"
     both = SessionInfo("onnxruntime", "1", "cuda", (CUDA, CPU), {CUDA: 812, CPU: 9})
     assert both.where == "CUDAExecutionProvider 812 nodes, CPUExecutionProvider 9"
-    assert (
-        SessionInfo("onnxruntime", "1", "cuda", (CUDA, CPU)).where
-        == "CUDAExecutionProvider, CPUExecutionProvider"
-    )
+    uncounted = SessionInfo("onnxruntime", "1", "cuda", (CUDA, CPU))
+    assert uncounted.where == "CUDAExecutionProvider, CPUExecutionProvider"
 
 
 class Recorded:
@@ -148,6 +142,10 @@ def test_int8_products_are_asked_to_be_exact_where_they_overflow(
 
 
 def test_what_stays_on_the_device_is_bound_there(gpu, graph, monkeypatch):
+    class Value:
+        def shape(self):
+            return [1, 35, 64]
+
     class Binding:
         def __init__(self):
             self.calls = []
@@ -156,17 +154,18 @@ def test_what_stays_on_the_device_is_bound_there(gpu, graph, monkeypatch):
             return lambda *arguments: self.calls.append((name, *arguments))
 
         def get_outputs(self):
-            return [type("Value", (), {"shape": lambda self: [1, 35, 64]})()]
+            return [Value()]
+
+    class Inner:
+        def io_binding(self):
+            return binding
+
+        def run_with_iobinding(self, binding):
+            pass
 
     binding = Binding()
-    inner = type(
-        "Session",
-        (),
-        {"io_binding": lambda self: binding, "run_with_iobinding": lambda self, b: None},
-    )()
-    session = OnnxRuntimeSession(
-        graph, SessionInfo("onnxruntime", "1", "cuda", (CUDA,)), inner, "cuda"
-    )
+    info = SessionInfo("onnxruntime", "1", "cuda", (CUDA,))
+    session = OnnxRuntimeSession(graph, info, Inner(), "cuda")
     kept = session.run_and_keep({"input_ids": np.zeros((1, 35), np.int32)})
     assert isinstance(kept["text_features"], OrtDeviceValue)
     assert kept["text_features"].shape == (1, 35, 64)
@@ -174,10 +173,11 @@ def test_what_stays_on_the_device_is_bound_there(gpu, graph, monkeypatch):
     assert binding.calls[1] == ("bind_output", "text_features", "cuda")
     with pytest.raises(EngineError, match="input 'input_ids' is missing"):
         session.run_and_keep({})
+
     monkeypatch.setattr(OrtDeviceValue, "numpy", lambda self: np.ones((1, 35, 64), np.float32))
+    step = HostStep(lambda maps: 2 * maps[:, :5], (5, 64))
     changed = session.run_and_keep(
-        {"input_ids": np.zeros((1, 35), np.int32)},
-        {"text_features": HostStep(lambda maps: 2 * maps[:, :5], (5, 64))},
+        {"input_ids": np.zeros((1, 35), np.int32)}, {"text_features": step}
     )
     assert np.array_equal(changed["text_features"], np.full((1, 5, 64), 2, np.float32))
 
@@ -196,12 +196,12 @@ def test_tensorrt_compiles_once_into_a_context_model(gpu, graph, tmp_path):
     assert not any("fp16" in name or "int8" in name for name in given)  # precision is in the graph
     assert session.entry("ep.context_embed_mode") == "1"
     assert first.built_now
+
     again = create("onnxruntime-tensorrt", options).build(graph)
     assert (again.artifact, again.built_now) == (first.artifact, False)
-    assert (
-        create("onnxruntime-tensorrt", EngineOptions("cuda")).build(graph).artifact
-        != first.artifact
-    )
+    other = create("onnxruntime-tensorrt", EngineOptions("cuda")).build(graph)
+    assert other.artifact != first.artifact
+
     engine.open(graph, first.artifact)
     assert gpu.made[-1].model == first.artifact.read_bytes()
     first.artifact.write_bytes(b"other")
@@ -214,18 +214,16 @@ def test_tensorrt_that_takes_nothing_is_an_error(gpu, graph, tmp_path, monkeypat
     with pytest.raises(EngineError, match="text_encoder: ONNX Runtime wrote no EPContext model"):
         create("onnxruntime-tensorrt").build(replace(graph, cache=tmp_path))
     monkeypatch.setattr(Recorded, "starts", False)
-    with pytest.raises(
-        EngineError, match="TensorrtExecutionProvider was asked for and did not start"
-    ):
+    refused = "TensorrtExecutionProvider was asked for and did not start"
+    with pytest.raises(EngineError, match=refused):
         create("onnxruntime-tensorrt").build(replace(graph, cache=tmp_path))
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 def test_tensorrt_takes_gathers_only(gpu, tiny_bundle):
     fusion = open_bundle(tiny_bundle).graph("fusion")
-    with pytest.raises(
-        EngineError, match="does not run GridSample nodes reliably, and the fusion in"
-    ):
+    refused = "does not run GridSample nodes reliably, and the fusion in"
+    with pytest.raises(EngineError, match=refused):
         create("onnxruntime-tensorrt").build(fusion)
 
 

@@ -1,6 +1,4 @@
-"""OpenVINO on the CPU: the same masks, its own precision only where asked, one compilation, errors
-in a sentence.
-"""
+"""OpenVINO on the CPU: the same masks, other precisions only where asked, errors in a sentence."""
 
 from __future__ import annotations
 
@@ -68,15 +66,13 @@ def test_bf16_is_what_runs_where_it_is_asked(tiny_bundle, tiny_fp16_bundle):
         assert 0.985 < report.mask_iou < 0.9999
         # in bfloat16 as a whole the fusion's dense prompt is 3e-2 off
         assert 1e-3 < report.rows["fusion.dense_prompt"].relative < 1.5e-2
-        assert (
-            report.rows["fusion.sparse_prompt"].relative < 1e-5
-        )  # does not depend on what is bfloat16
+        # the sparse prompt does not depend on what is bfloat16
+        assert report.rows["fusion.sparse_prompt"].relative < 1e-5
     with load(tiny_bundle, engine="openvino", compute={"mask_decoder": "bf16"}) as model:
-        assert [stage for stage, info in model.sessions.items() if info.precision == "bf16"] == [
-            "mask_decoder"
-        ]
-    # an FP16 graph runs in bfloat16 on a CPU without FP16, and what stays FP32 in the bundle stays
-    # FP32
+        precisions = {stage: info.precision for stage, info in model.sessions.items()}
+        assert precisions == dict.fromkeys(STAGES, "fp32") | {"mask_decoder": "bf16"}
+
+    # a CPU without FP16 runs FP16 graphs in bfloat16; what is FP32 in the bundle stays FP32
     with load(tiny_fp16_bundle, engine="openvino") as model:
         expected = "fp16" if "fp16" in create("openvino").computes() else "bf16"
         assert f"CPU {expected}" in model.sessions["sam_image_encoder"].providers
@@ -89,26 +85,21 @@ def test_bf16_is_what_runs_where_it_is_asked(tiny_bundle, tiny_fp16_bundle):
 
 @pytest.mark.skipif(not BF16, reason="this CPU has no bfloat16")
 def test_no_target_logits_in_bf16_over_many_images(tiny_bundle):
-    """Of one image their error says little (a place flips at DFAM's threshold, a maximum moves to
-    another query).
-    """
+    """The error on one image says little: a place flips at DFAM's threshold, a maximum moves."""
+    images = [
+        np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+        for seed in range(15)
+    ]
+    expressions = ["left man", "tree", "two cars"]
     found = {}
     for compute in ("fp32", "bf16"):
         with load(tiny_bundle, engine="openvino", compute={"fusion": compute}) as model:
-            scenes = [
-                model.encode_image(
-                    np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-                )
-                for seed in range(15)
-            ]
-            found[compute] = [
-                [r.no_target for r in s.segment_many(["left man", "tree", "two cars"])]
-                for s in scenes
-            ]
-    want, got = np.array(found["fp32"]), np.array(found["bf16"])
-    assert (
-        want.std() > 0.04
-    )  # the probabilities differ from image to image by far more than bfloat16 moves them
+            answers = [model.encode_image(image).segment_many(expressions) for image in images]
+            found[compute] = np.array([[one.no_target for one in each] for each in answers])
+
+    want, got = found["fp32"], found["bf16"]
+    # the probabilities differ from image to image by far more than bfloat16 moves them
+    assert want.std() > 0.04
     assert 1e-5 < np.median(np.abs(got - want)) < 5e-3
     assert np.abs(got - want).max() < 4e-2
 
@@ -120,6 +111,7 @@ def test_a_graph_that_does_not_say_where_bf16_may_begin_stays_fp32(tiny_bundle):
     with engine.open(graph, engine.compile(graph)) as session:
         assert session.info.precision == "fp32"
         assert "CPU bf16" not in session.info.providers
+
     # a whole graph in bfloat16 is another compilation than one in two parts
     whole = replace(graph, bf16_from=None)
     with engine.open(whole, engine.compile(whole)) as session:
@@ -178,22 +170,19 @@ def test_compiled_once_and_again_for_what_changes_it(tiny_bundle):
     "compute", ["fp32", pytest.param("bf16", marks=pytest.mark.skipif(not BF16, reason="no bf16"))]
 )
 def test_threads_share_a_session(tiny_bundle, compute):
-    """Eight threads at once give what one gives, bit for bit, and no answer changes afterwards;
-    also in two parts.
+    """Eight threads at once give what one gives, bit for bit, and no answer changes afterwards.
+
+    bf16: also for a graph in two parts.
     """
     golden = load_golden(open_bundle(tiny_bundle))
     with opened(tiny_bundle, "fusion", threads=1, compute=compute) as session:
-        feeds = graph_feeds(session.graph, golden)
+        fed = {
+            name: value if name == "image_index" else np.asarray(value, np.float32)
+            for name, value in graph_feeds(session.graph, golden).items()
+        }
         feeds = [
-            {**feeds, "clip_tokens": feeds["clip_tokens"] * scale}
-            for scale in np.linspace(0.5, 1.5, 8)
-        ]
-        feeds = [
-            {
-                name: np.asarray(value, value.dtype if name == "image_index" else np.float32)
-                for name, value in one.items()
-            }
-            for one in feeds
+            fed | {"clip_tokens": fed["clip_tokens"] * scale}
+            for scale in np.linspace(0.5, 1.5, 8, dtype=np.float32)
         ]
         alone = [session.run(one) for one in feeds]
         with ThreadPoolExecutor(8) as pool:
@@ -208,9 +197,8 @@ def test_what_is_not_there_is_said(tiny_bundle, tmp_path):
         create("openvino", EngineOptions(device="gpu"))
     with pytest.raises(EngineError, match="no device 'cuda'; it has cpu, gpu, npu"):
         create("openvino", EngineOptions(device="cuda"))
-    with pytest.raises(
-        EngineError, match="there is no precision 'int4'; known are fp32, bf16, fp16"
-    ):
+    unknown = "there is no precision 'int4'; known are fp32, bf16, fp16"
+    with pytest.raises(EngineError, match=unknown):
         create("openvino", EngineOptions(compute="int4"))
     with pytest.raises(EngineError, match="'onnxruntime' has no option compute"):
         create("onnxruntime", EngineOptions(compute="bf16"))
@@ -218,14 +206,15 @@ def test_what_is_not_there_is_said(tiny_bundle, tmp_path):
     for name in lacking:
         with pytest.raises(EngineError, match=f"does not compute in {name}; it has fp32"):
             create("openvino", EngineOptions(compute=name))
+
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no graph")
     graph = Graph("text_encoder", broken, (TensorSpec("x", "float32", (1,)),), ())
-    with pytest.raises(
-        EngineError, match=r"text_encoder: OpenVINO cannot read .*broken\.onnx: "
-    ) as caught:
+    unread = r"text_encoder: OpenVINO cannot read .*broken\.onnx: "
+    with pytest.raises(EngineError, match=unread) as caught:
         create("openvino").compile(graph)
     assert "\n" not in str(caught.value)
+
     session = opened(tiny_bundle)
     session.close()
     session.close()
@@ -238,23 +227,17 @@ def test_it_is_in_the_table():
 
 
 def test_one_image_at_a_time_unless_more_are_asked_for(tiny_bundle):
-    """An axis that can only be 1 is fixed, which fuses attention; a larger batch needs another
-    compilation.
-    """
+    """An axis that can only be 1 is fixed; a larger batch needs another compilation."""
     image = np.zeros((2, 3, 256, 256), np.float32)
     with (
         opened(tiny_bundle, "sam_image_encoder") as one,
         opened(tiny_bundle, "sam_image_encoder", max_batch=2) as two,
     ):
-        np.testing.assert_allclose(
-            one.run({"image": image[:1]})["image_embeddings"],
-            two.run({"image": image})["image_embeddings"][1:],
-            atol=1e-4,
-        )
-        with pytest.raises(
-            EngineError,
-            match="compiled for one of images at a time, got 2; load the bundle with a larger",
-        ):
+        alone = one.run({"image": image[:1]})["image_embeddings"]
+        together = two.run({"image": image})["image_embeddings"]
+        np.testing.assert_allclose(alone, together[1:], atol=1e-4)
+        refused = "compiled for one of images at a time, got 2; load the bundle with a larger"
+        with pytest.raises(EngineError, match=refused):
             one.run({"image": image})
     with (
         opened(tiny_bundle, max_expressions=1) as session,

@@ -1,6 +1,4 @@
-"""A probe is one graph from file to result; a broken engine is an answer, in its own process even a
-crash.
-"""
+"""A probe is one graph from file to result; a broken engine is an answer, a crash too."""
 
 from __future__ import annotations
 
@@ -19,10 +17,9 @@ from ris.engines.probe import one_node_graph, probe, probe_apart
 
 
 def test_the_graph_is_what_onnx_writes():
-    spec = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4]) for name in "xy"]
-    graph = helper.make_graph(
-        [helper.make_node("Add", ["x", "x"], ["y"])], "probe", spec[:1], spec[1:]
-    )
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4]) for name in "xy")
+    node = helper.make_node("Add", ["x", "x"], ["y"])
+    graph = helper.make_graph([node], "probe", [x], [y])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     assert one_node_graph() == model.SerializeToString()
     onnx.checker.check_model(onnx.load_from_string(one_node_graph()), full_check=True)
@@ -44,9 +41,8 @@ def test_a_device_that_is_not_there(ask):
 
 
 def test_an_engine_that_computes_nonsense(monkeypatch):
-    monkeypatch.setattr(
-        OnnxRuntimeSession, "_run", lambda self, feeds: {"y": np.zeros(4, np.float32)}
-    )
+    zeros = {"y": np.zeros(4, np.float32)}
+    monkeypatch.setattr(OnnxRuntimeSession, "_run", lambda self, feeds: zeros)
     assert "it computes [0.0, 0.0, 0.0, 0.0] where [-3.0" in probe("onnxruntime").problem
 
 
@@ -76,9 +72,8 @@ def test_a_broken_import_is_an_engine_error(monkeypatch):
         raise ImportError("undefined symbol")
 
     monkeypatch.setattr("importlib.import_module", broken)
-    with pytest.raises(
-        EngineError, match="is installed but broken: undefined symbol; install 'onnxruntime' again"
-    ):
+    refused = "is installed but broken: undefined symbol; install 'onnxruntime' again"
+    with pytest.raises(EngineError, match=refused):
         create("onnxruntime", EngineOptions())
 
 

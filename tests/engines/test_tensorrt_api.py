@@ -1,5 +1,4 @@
-"""Everything our code takes from TensorRT and cuda-python exists there: names, enums, numbers of
-arguments.
+"""Everything our code takes from TensorRT and cuda-python exists there: names, enums, arguments.
 
 What is used is read off the source, so a new call is checked without being listed here. TensorRT's
 real bindings of both major versions answer, over stub libraries, in a process of their own;
@@ -12,6 +11,7 @@ import ast
 import importlib.util
 import inspect
 import json
+import re
 import subprocess
 import sys
 
@@ -38,16 +38,27 @@ CLASSES = {
     "tensor": "ITensor",
     "runtime_config": "IRuntimeConfig",
 }
-# these are TensorRT's in some modules only
+# the modules that use TensorRT, and which of the names above are TensorRT's objects in them
 FILES = {
     "tensorrt.py": set(),
+    "tensorrt_bucket.py": {"engine", "context", "runtime_config"},
     "tensorrt_build.py": set(CLASSES),
-    "tensorrt_session.py": {"engine", "context", "runtime", "refitter", "runtime_config"},
+    "tensorrt_logger.py": set(),
+    "tensorrt_progress.py": set(),
+    "tensorrt_session.py": {"engine", "runtime", "refitter"},
 }
 OVERRIDDEN = {
     "IProgressMonitor": ("phase_start", "phase_finish", "step_complete"),
     "ILogger": ("log",),
 }
+
+
+# only TensorRT-RTX has these; the code asks whether the module has the first of them
+RTX_ONLY = (
+    "DynamicShapesKernelSpecializationStrategy",
+    "BuilderFlag.REQUIRE_USER_ALLOCATION",
+    "IRuntimeConfig.",
+)
 
 
 def dotted(node):
@@ -59,18 +70,8 @@ def dotted(node):
     return [node.id, *parts] if isinstance(node, ast.Name) else ["", *parts]
 
 
-# behind a question for the first of them
-RTX_ONLY = (
-    "DynamicShapesKernelSpecializationStrategy",
-    "BuilderFlag.REQUIRE_USER_ALLOCATION",
-    "IRuntimeConfig.",
-)
-
-
 def used(rtx=False):
-    """(path from the module, number of arguments or None) of everything our code takes from
-    TensorRT.
-    """
+    """Everything our code takes from TensorRT: path in the module, number of arguments or None."""
     found = {(f"{base}.{name}", None) for base, names in OVERRIDDEN.items() for name in names}
     for file, objects in FILES.items():
         tree = ast.parse((REPO / "engines" / file).read_text())
@@ -163,9 +164,9 @@ def test_tensorrt_rtx_has_everything_we_use():
 
 
 def members(kind):
-    return [
-        name for name in vars(kind) if not name.startswith("_") and name not in ("lacks", "engine")
-    ]
+    """The names of a double that are not its own."""
+    own = ("lacks", "engine")
+    return [name for name in vars(kind) if not name.startswith("_") and name not in own]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -183,10 +184,8 @@ def test_the_doubles_have_tensorrts_interface(version):
             method = getattr(kind, name)
             count = len(inspect.signature(method).parameters) - 1 if callable(method) else None
             wanted.append([f"{kind.__name__}.{name}", count])
-    wanted += [
-        [f"ILogger.Severity.{name}", None]
-        for name in members(cuda_double.TensorRt.ILogger.Severity)
-    ]
+    severities = members(cuda_double.TensorRt.ILogger.Severity)
+    wanted += [[f"ILogger.Severity.{name}", None] for name in severities]
     try:
         done = run_under(version, CHECK, "tensorrt_bindings", json.dumps(wanted))
     except NotHere as reason:
@@ -201,26 +200,16 @@ def runtime():
 
 
 def cuda_calls():
-    """(name, number of arguments or None) of everything our code takes from
-    cuda.bindings.runtime.
-    """
+    """Everything our code takes from cuda.bindings.runtime: name, number of arguments or None."""
     found = set()
-    for file in ("cuda.py", "tensorrt_session.py"):
+    for file in ("cuda.py", "tensorrt_bucket.py", "tensorrt_session.py"):
         tree = ast.parse((REPO / "engines" / file).read_text())
         calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
         for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.Attribute)
-                and node.attr.startswith("cuda")
-                and node.attr != "cuda"
-            ):
+            if isinstance(node, ast.Attribute) and re.match("cuda.", node.attr):
                 call = calls.get(id(node))
                 found.add((node.attr, None if call is None else len(call.args)))
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Name)
-                and node.func.id == "call"
-            ):
+            if isinstance(node, ast.Call) and dotted(node.func) == ["call"]:
                 name = node.args[1]
                 if isinstance(name, ast.Constant):
                     found.add((name.value, len(node.args) - 2))
@@ -264,17 +253,11 @@ def test_the_double_has_cuda_pythons_interface(runtime):
 
 
 def test_cuda_python_answers_without_a_driver_as_the_double_does(runtime):
-    """Every call of the session on the real module: an error code and as many values as the double
-    gives.
-    """
+    """Every call on the real module gives an error code and as many values as the double."""
     if int(runtime.cudaGetDeviceCount()[0]) == 0:
         pytest.skip("there is a driver here")
-    stream, graph, executable = (
-        runtime.cudaStream_t(0),
-        runtime.cudaGraph_t(0),
-        runtime.cudaGraphExec_t(0),
-    )
-    event = runtime.cudaEvent_t(0)
+    stream, event = runtime.cudaStream_t(0), runtime.cudaEvent_t(0)
+    graph, executable = runtime.cudaGraph_t(0), runtime.cudaGraphExec_t(0)
     kind, mode = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice, runtime.cudaStreamCaptureMode
     arguments = {
         "cudaGetDeviceCount": (),
@@ -306,19 +289,14 @@ def test_cuda_python_answers_without_a_driver_as_the_double_does(runtime):
         "cudaMalloc",
         "cudaMallocHost",
         "cudaDeviceGetAttribute",
-    }
-    values |= {
         "cudaStreamCreateWithFlags",
         "cudaStreamEndCapture",
         "cudaGraphInstantiate",
         "cudaEventCreateWithFlags",
     }
-    assert {name for name, _ in cuda_calls() if callable(getattr(cuda_double.Cuda, name, None))} - {
-        "cudaGetErrorString",
-        "cudaMemcpyKind",
-        "cudaStreamCaptureMode",
-        "cudaDeviceAttr",
-    } == set(arguments)
+    known = vars(cuda_double.Cuda)
+    functions = {name for name, _ in cuda_calls() if inspect.isfunction(known.get(name))}
+    assert functions - {"cudaGetErrorString"} == set(arguments)
     for name, given in arguments.items():
         answer = getattr(runtime, name)(*given)
         assert int(answer[0]) != 0

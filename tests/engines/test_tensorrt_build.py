@@ -1,6 +1,4 @@
-"""Graphs through TensorRT-RTX's real compiler, which needs no GPU: plans, precision, the parser's
-words, Ctrl-C.
-"""
+"""Graphs through TensorRT-RTX's real compiler, which needs no GPU: plans, errors, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,13 +20,14 @@ from ris.engines import EngineOptions, Graph, TensorSpec, create, select
 from ris.engines.cuda import driver_problem
 from ris.engines.errors import EngineError
 from ris.engines.probe import probe
-from ris.engines.tensorrt_build import PhaseTree, profiles
+from ris.engines.tensorrt_build import profiles
 from ris.engines.tensorrt_precision import (
     Layer,
     count_precisions,
     layers_from_json,
     layers_from_log,
 )
+from ris.engines.tensorrt_progress import PhaseTree
 from ris.runtime import load, open_bundle
 from ris.runtime.bundle import STAGES
 from ris.runtime.commands.compile import main as compile_command
@@ -86,20 +85,16 @@ def test_the_second_time_they_come_from_the_cache(compiled):
     again = compile_bundle(bundle, row, create(row.name, EngineOptions(build=False)))
     assert not any(graph.built_now for graph in again.values())
     assert {s: g.artifact for s, g in again.items()} == {s: g.artifact for s, g in graphs.items()}
-    with pytest.raises(
-        EngineError, match=r"is of another profiles.dense_prompt .*\[8, .*, here \[\[1, .*\[3, "
-    ):
-        create(row.name, EngineOptions(build=False, max_expressions=3)).build(
-            bundle.graph("mask_decoder")
-        )
+    engine = create(row.name, EngineOptions(build=False, max_expressions=3))
+    refused = r"is of another profiles.dense_prompt .*\[8, .*, here \[\[1, .*\[3, "
+    with pytest.raises(EngineError, match=refused):
+        engine.build(bundle.graph("mask_decoder"))
 
 
 def test_progress_is_real_and_never_goes_back(compiled):
     _, _, progress = compiled
     for stage in STAGES:
-        done = [
-            fraction for name, _, fraction in progress if name == stage and fraction is not None
-        ]
+        done = [share for name, _, share in progress if name == stage and share is not None]
         assert done == sorted(done)
         assert done[0] == 0
         assert 0.9 < done[-1] <= 1
@@ -109,9 +104,8 @@ def test_progress_is_real_and_never_goes_back(compiled):
 def test_plans_need_a_driver(compiled, without_driver):
     bundle, graphs, _ = compiled
     graph = bundle.graph("text_encoder")
-    with pytest.raises(
-        EngineError, match="text_encoder: engine 'tensorrt-rtx' cannot run here: no CUDA driver"
-    ):
+    refused = "text_encoder: engine 'tensorrt-rtx' cannot run here: no CUDA driver"
+    with pytest.raises(EngineError, match=refused):
         create("tensorrt-rtx").open(graph, graphs["text_encoder"].artifact)
     with pytest.raises(EngineError, match="no CUDA driver"):
         load(bundle.path, engine="tensorrt-rtx")
@@ -123,9 +117,8 @@ def test_grid_sample_nodes_are_refused(rtx, tiny_fp16_bundle):
     row = select("tensorrt-rtx")
     with pytest.raises(EngineError, match=r"fusion of .* has some; export .* --grid-sample gather"):
         compile_bundle(open_bundle(tiny_fp16_bundle), row, create(row.name))
-    with pytest.raises(
-        EngineError, match="does not run GridSample nodes reliably, and the fusion in"
-    ):
+    refused = "does not run GridSample nodes reliably, and the fusion in"
+    with pytest.raises(EngineError, match=refused):
         create(row.name).build(open_bundle(tiny_fp16_bundle).graph("fusion"))
 
 
@@ -134,31 +127,30 @@ def test_an_fp32_graph_is_no_fp16_graph(compiled):
     graph = dataclasses.replace(
         compiled[0].graph("mask_decoder"), precision="fp16", fp32_islands=frozenset()
     )
-    with pytest.raises(
-        EngineError, match=r"FP16 was asked for, but TensorRT-RTX .* computes \d+ of \d+ layers"
-    ):
+    refused = r"FP16 was asked for, but TensorRT-RTX .* computes \d+ of \d+ layers"
+    with pytest.raises(EngineError, match=refused):
         create("tensorrt-rtx", EngineOptions(max_expressions=2)).build(graph)
     assert not list(compiled[0].path.glob("engines/.*partial*"))
 
 
 def test_an_island_that_the_manifest_does_not_name(compiled):
     graph = dataclasses.replace(compiled[0].graph("sam_image_encoder"), fp32_islands=frozenset())
-    with pytest.raises(
-        EngineError, match=r"computes \d+ of \d+ layers in FP32 that are no islands"
-    ):
+    refused = r"computes \d+ of \d+ layers in FP32 that are no islands"
+    with pytest.raises(EngineError, match=refused):
         create("tensorrt-rtx", EngineOptions(max_batch=2)).build(graph)
 
 
 def small_graph(path, *nodes, domain=""):
-    values = [
+    x, y = (
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["images", 3]) for name in "xy"
-    ]
-    graph = helper.make_graph(list(nodes), "small", values[:1], values[1:])
-    opsets = [helper.make_opsetid("", 20), *([helper.make_opsetid(domain, 1)] if domain else [])]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
-    return Graph(
-        "fusion", path, (X,), (dataclasses.replace(X, name="y"),), cache=path.parent / "engines"
     )
+    graph = helper.make_graph(list(nodes), "small", [x], [y])
+    opsets = [helper.make_opsetid("", 20)]
+    if domain:
+        opsets.append(helper.make_opsetid(domain, 1))
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    outputs = (dataclasses.replace(X, name="y"),)
+    return Graph("fusion", path, (X,), outputs, cache=path.parent / "engines")
 
 
 def test_unsupported_operators_are_all_named_in_the_parsers_words(rtx, tmp_path):
@@ -178,32 +170,26 @@ def test_unsupported_operators_are_all_named_in_the_parsers_words(rtx, tmp_path)
 
 
 def test_an_unknown_operator(rtx, tmp_path):
-    graph = small_graph(
-        tmp_path / "a.onnx",
-        helper.make_node("Magic", ["x"], ["y"], name="m", domain="x.y"),
-        domain="x.y",
-    )
+    node = helper.make_node("Magic", ["x"], ["y"], name="m", domain="x.y")
+    graph = small_graph(tmp_path / "a.onnx", node, domain="x.y")
     with pytest.raises(EngineError, match=r"node 'm' \(Magic\): INVALID_NODE: .*Plugin not found"):
         create("tensorrt-rtx").build(graph)
 
 
 def test_a_broken_graph(rtx, tmp_path, compiled):
-    graph = dataclasses.replace(
-        compiled[0].graph("fusion"), path=tmp_path / "fusion.onnx", sha256={}
-    )
-    graph.path.write_bytes(compiled[0].graph("fusion").path.read_bytes()[:5000])
-    with pytest.raises(
-        EngineError, match=r"cannot read .*: MODEL_DESERIALIZE_FAILED: .*Failed to parse the ONNX"
-    ):
+    whole = compiled[0].graph("fusion")
+    graph = dataclasses.replace(whole, path=tmp_path / "fusion.onnx", sha256={})
+    graph.path.write_bytes(whole.path.read_bytes()[:5000])
+    refused = "cannot read .*: MODEL_DESERIALIZE_FAILED: .*Failed to parse the ONNX"
+    with pytest.raises(EngineError, match=refused):
         create("tensorrt-rtx").build(graph)
 
 
 def test_a_graph_of_other_inputs(rtx, tmp_path):
     graph = small_graph(tmp_path / "a.onnx", helper.make_node("Add", ["x", "x"], ["y"]))
     other = dataclasses.replace(graph, inputs=(dataclasses.replace(X, name="z"),))
-    with pytest.raises(
-        EngineError, match="has the inputs x, the manifest says z; export the bundle again"
-    ):
+    refused = "has the inputs x, the manifest says z; export the bundle again"
+    with pytest.raises(EngineError, match=refused):
         create("tensorrt-rtx").build(other)
 
 
@@ -336,9 +322,7 @@ def test_layers_from_the_log():
 
 
 def test_tensorrts_own_path_as_far_as_rtx_goes(compiled, monkeypatch, tmp_path):
-    """The engine `tensorrt` over the module of TensorRT-RTX, with a driver pretended: device,
-    timing cache, options.
-    """
+    """The engine `tensorrt` over the module of TensorRT-RTX, as if there were a driver."""
     from cuda_double import Cuda
     from ris.engines import cuda, tensorrt
 
@@ -365,7 +349,6 @@ def test_tensorrts_own_path_as_far_as_rtx_goes(compiled, monkeypatch, tmp_path):
 def test_tensorrt_without_a_driver_says_so_before_anything_else(without_driver, monkeypatch):
     from ris.engines import tensorrt
 
-    with pytest.raises(
-        EngineError, match="engine 'tensorrt' compiles and runs on a GPU only: no CUDA driver"
-    ):
+    refused = "engine 'tensorrt' compiles and runs on a GPU only: no CUDA driver"
+    with pytest.raises(EngineError, match=refused):
         tensorrt.ENGINE(EngineOptions(device="cuda"))

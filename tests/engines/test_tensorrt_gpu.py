@@ -1,6 +1,4 @@
-"""What only a GPU can show: plans load, masks agree with the reference, graphs are captured.
-Skipped without one.
-"""
+"""What only a GPU can show: plans load, masks agree with the reference, graphs are captured."""
 
 from __future__ import annotations
 
