@@ -1,8 +1,21 @@
-"""Referring image segmentation from a bundle: no PyTorch, no ONNX package, one engine.
+"""Referring image segmentation from a bundle: image + "left man" -> mask, without PyTorch.
 
-from ris.runtime import load
-model = load("ris-bundle")
-result = model.segment("photo.jpg", "left man")
+A bundle is the folder that `ris-export` writes. `load` opens it as a `Model`:
+
+    from ris.runtime import load
+
+    with load("ris-bundle") as model:
+        result = model.segment("photo.jpg", "left man")
+        result.mask  # bool [H, W]
+
+Encoding an image takes most of the time. Encode it once to ask several expressions about it:
+
+    scene = model.encode_image("photo.jpg")
+    results = scene.segment_many(["left man", "the red ball"])
+
+`load(BUILT_IN)` opens the demo's bundle, which is part of the package. `open_bundle` reads a bundle
+without running it. Whatever goes wrong is a `RisError`. A `Model` and its `Scene`s may be used from
+several threads at once.
 """
 
 from ris.engines.errors import (
@@ -14,8 +27,9 @@ from ris.engines.errors import (
     ParityError,
     RisError,
 )
-from ris.runtime.bundle import BUILT_IN, Bundle, Manifest, open_bundle
+from ris.runtime.bundle import BUILT_IN, Bundle, open_bundle
 from ris.runtime.loading import load
+from ris.runtime.manifest import Manifest
 from ris.runtime.model import Model, Scene
 from ris.runtime.segmentation import Segmentation
 

@@ -1,6 +1,4 @@
-"""Writing a bundle so that its folder holds the old one or the new one, whole, whenever the writer
-is killed.
-"""
+"""Writing a bundle: its folder holds the old one or the new one, whole, whenever a writer dies."""
 
 from __future__ import annotations
 
@@ -17,8 +15,10 @@ from ris.runtime.bundle import ENGINES, MANIFEST
 
 @contextlib.contextmanager
 def building(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A hidden sibling folder of `out` that takes its place when the block ends well, and is
-    removed when not.
+    """A new folder to write a bundle to, a hidden sibling of `out`.
+
+    It takes the place of `out` when the block ends well, and is removed when it does not. Raises
+    BundleError where `out` must not be replaced or the disk refuses.
     """
     recover(out)
     check_target(out, overwrite)
@@ -27,31 +27,10 @@ def building(out: Path, overwrite: bool) -> Iterator[Path]:
     try:
         folder.mkdir()
         yield folder
-        mode = (folder / MANIFEST).stat().st_mode & 0o777
-        for file in (f for f in folder.rglob("*") if f.is_file()):
-            file.chmod(mode)  # ONNX writes its data files for their owner alone
-        if out.exists():
-            old = out.with_name(f".{out.name}.old-{os.getpid()}")
-            out.rename(old)
-            folder.rename(out)
-            if (
-                old / ENGINES
-                # compiled graphs are found by content, so those of the same graphs still fit
-            ).is_dir():
-                (old / ENGINES).rename(out / ENGINES)
-            shutil.rmtree(old)
-        else:
-            folder.rename(out)
+        _make_readable(folder)
+        _replace(out, folder)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise BundleError(
-                f"{out}: the disk is full; nothing was written. Free some space and run again"
-            ) from None
-        if error.errno in (errno.EACCES, errno.EROFS):
-            raise BundleError(f"{out}: no permission to write there") from None
-        raise BundleError(
-            f"{error.filename or out}: {error.strerror or error}; nothing was written"
-        ) from None
+        raise _refusal(out, error) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -71,8 +50,10 @@ def check_target(out: Path, overwrite: bool) -> None:
 
 
 def recover(out: Path) -> None:
-    """Cleans up behind processes that were killed while they wrote this bundle: removes what is
-    half-written, and puts the old bundle back where the kill fell between the two renames.
+    """Cleans up behind processes that were killed while they wrote this bundle.
+
+    What is half-written is removed. Where a process was killed between its two renames, the old
+    bundle comes back.
     """
     for leftover in out.parent.glob(f".{out.name}.*-*"):
         kind, _, process = leftover.name.removeprefix(f".{out.name}.").partition("-")
@@ -82,6 +63,39 @@ def recover(out: Path) -> None:
             leftover.rename(out)
         else:
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _make_readable(folder: Path) -> None:
+    """Gives every file the manifest's mode: ONNX writes its data files for their owner alone."""
+    mode = (folder / MANIFEST).stat().st_mode & 0o777
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
+
+
+def _replace(out: Path, folder: Path) -> None:
+    """Puts the folder in the place of `out`."""
+    if not out.exists():
+        folder.rename(out)
+        return
+    old = out.with_name(f".{out.name}.old-{os.getpid()}")
+    out.rename(old)
+    folder.rename(out)
+    # compiled graphs are found by content, so those of unchanged graphs still fit
+    if (old / ENGINES).is_dir():
+        (old / ENGINES).rename(out / ENGINES)
+    shutil.rmtree(old)
+
+
+def _refusal(out: Path, error: OSError) -> BundleError:
+    """What went wrong on the disk, in a sentence."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BundleError(
+            f"{out}: the disk is full; nothing was written. Free some space and run again"
+        )
+    if error.errno in (errno.EACCES, errno.EROFS):
+        return BundleError(f"{out}: no permission to write there")
+    return BundleError(f"{error.filename or out}: {error.strerror or error}; nothing was written")
 
 
 def _alive(process: int) -> bool:

@@ -1,10 +1,9 @@
-"""Categories by name: the bundle's table, and a guess of the category from an expression's head
-noun.
+"""Categories by name: the bundle's table, and a guess from an expression's head noun.
 
-The guess is a rule for English noun phrases, not a parser. Of each part between commas it reads
-what stands before the first preposition or relative word ("woman in red holding a dog": woman) and
-takes the first thing that is named there, or of things named side by side the last ("bus driver":
-driver; "man blue tie": man). Where nothing is, it refuses.
+The guess is a rule for English noun phrases, not a parser. It looks at each part between commas,
+and in it at the words before the first preposition or relative word ("woman in red holding a dog":
+woman). It takes the first thing that they name; of things that follow each other, the last ("bus
+driver": driver; "man blue tie": man). Where they name nothing, it refuses.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -42,7 +41,7 @@ _PARTS = _words(
     kind type lot couple one two three end back front top bottom side edge corner tip head face tail
     body crowd row line"""
 )
-"""Before "of" these do not name the thing, what follows does: "slice of pizza"."""
+"""Before "of", these do not name the thing, but the words after it do: "slice of pizza"."""
 
 _COLOURS = frozenset({"orange"})
 """Things that are colours before another word: an "orange shirt" is no orange."""
@@ -54,49 +53,62 @@ _IRREGULAR = {
     "geese": "goose",
     "oxen": "ox",
 }
+# "man's" is one word, which names nothing: a "man's hat" is no man
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?|&|[,;:.!?()]")
 _PUNCTUATION = frozenset(",;:.!?()")
 
 
 @dataclass(frozen=True)
 class Category:
-    """A row of the table. thing: can be guessed; synonyms: other words for it, singular."""
+    """A row of the table."""
 
     name: str
+    """The name that a user gives."""
+
     thing: bool
+    """Whether it can be guessed; stuff such as sky cannot."""
+
     synonyms: tuple[str, ...]
+    """Other words for it, lower case and singular."""
 
 
 @dataclass(frozen=True)
 class Guess:
-    """A category, and the word of the expression that it was guessed from, None where it was
-    given.
-    """
+    """The category that an expression is asked with."""
 
     category: str
+    """Its name in the table."""
+
     word: str | None
+    """The expression's word that it was guessed from, None where it was given."""
 
 
 class CategoryTable:
-    """The category variant's names in the order of its feature rows."""
+    """The categories of a model that asks by category, in the order of its feature rows."""
+
+    names: list[str]
+    """Their names."""
 
     def __init__(self, rows: tuple[Category, ...]) -> None:
         self.names = [row.name for row in rows]
         self._index = {name: i for i, name in enumerate(self.names)}
+
+        things = [row for row in rows if row.thing]
         phrases: dict[tuple[str, ...], str] = {}
-        for row in rows:
-            for phrase in (row.name, *row.synonyms) if row.thing else ():
+        for row in things:
+            for phrase in (row.name, *row.synonyms):
                 phrases.setdefault(tuple(phrase.split()), row.name)
-        phrases |= {
-            tuple(row.name.split()): row.name for row in rows if row.thing
-        }  # a name beats a synonym
+        # a name beats another category's synonym
+        phrases |= {tuple(row.name.split()): row.name for row in things}
         self._phrases = phrases
         self._longest = max(map(len, phrases), default=1)
 
     @classmethod
     def read(cls, path: Path) -> CategoryTable:
-        """From categories.json: a list of {"name": text, "thing": bool, "synonyms": [text]}. Raises
-        BundleError.
+        """From categories.json: a list of {"name": text, "thing": bool, "synonyms": [text]}.
+
+        Raises:
+            BundleError: Where the file is not such a list.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -114,8 +126,10 @@ class CategoryTable:
         return self._index[name]
 
     def known(self, name: str) -> Guess:
-        """A category as it was given. Raises ExpressionError with the nearest names where there is
-        no such category.
+        """A category as it was given.
+
+        Raises:
+            ExpressionError: Where there is no such category; it says the nearest names.
         """
         if name in self._index:
             return Guess(name, None)
@@ -127,16 +141,14 @@ class CategoryTable:
         )
 
     def guess(self, expression: str) -> Guess:
-        """The category of what the expression names. Raises ExpressionError where no word of it is
-        known.
+        """The category of what the expression names.
+
+        Raises:
+            ExpressionError: Where no word at its head is known; it says the nearest names.
         """
         seen: list[str] = []
         for part in _parts(expression):
-            head, rest = _split_head(part)
-            heads = [head]
-            if head and rest[:1] == ["of"] and any(form in _PARTS for form in _singulars(head[-1])):
-                heads.insert(0, _split_head(_without_determiners(rest[1:]))[0])
-            for words in heads:
+            for words in _heads(part):
                 if found := self._head(words):
                     return found
                 seen += words
@@ -147,9 +159,7 @@ class CategoryTable:
         )
 
     def _head(self, words: list[str]) -> Guess | None:
-        """The first thing that is named, or the last of those that follow each other without a
-        gap.
-        """
+        """The first thing that is named, or the last of those that follow it without a gap."""
         guess, expected = None, 0
         for start, thing, end in self._matches(words):
             if guess and start != expected:
@@ -164,37 +174,63 @@ class CategoryTable:
         at = 0
         while at < len(words):
             for length in range(min(self._longest, len(words) - at), 0, -1):
-                *before, last = words[at : at + length]
-                name = next(
-                    (n for s in _singulars(last) if (n := self._phrases.get((*before, s)))), None
-                )
-                if name is not None:
-                    yield at, Guess(name, " ".join(words[at : at + length])), at + length
+                phrase = words[at : at + length]
+                if name := self._named(phrase):
+                    yield at, Guess(name, " ".join(phrase)), at + length
                     at += length
                     break
             else:
                 at += 1
 
+    def _named(self, phrase: list[str]) -> str | None:
+        """The category that exactly these words name, the last of them in any number."""
+        *before, last = phrase
+        known = (self._phrases.get((*before, singular)) for singular in _singulars(last))
+        return next((name for name in known if name), None)
+
     def _nearest(self, words: list[str]) -> list[str]:
         """Up to three categories with a name or synonym that is spelled like one of the words."""
-        spelled = {" ".join(phrase): name for phrase, name in self._phrases.items()} | {
-            n: n for n in self.names
-        }
-        near = [
-            match
-            for word in words
-            for match in get_close_matches(word.lower(), spelled, n=3, cutoff=0.7)
-        ]
+        spelled = {" ".join(phrase): name for phrase, name in self._phrases.items()}
+        spelled |= {name: name for name in self.names}
+        near: list[str] = []
+        for word in words:
+            near += get_close_matches(word.lower(), spelled, n=3, cutoff=0.7)
         return list(dict.fromkeys(spelled[match] for match in near))[:3]
 
 
-def _parts(expression: str) -> Iterator[list[str]]:
-    """The lower-case words between punctuation marks, without leading determiners and without
-    possessives.
+def categories_to_ask(
+    table: CategoryTable | None, expressions: Sequence[str], categories: Sequence[str] | None
+) -> list[Guess | None]:
+    """A known category for each expression, guessed for "auto"; None for each without a table.
+
+    Raises:
+        ExpressionError: Where categories are missing, unknown or not asked for.
     """
+    if table is None:
+        if any(name != AUTO for name in categories or ()):
+            raise ExpressionError("this model does not ask by category; leave the category out")
+        return [None] * len(expressions)
+
+    if categories is None:
+        raise ExpressionError(
+            "this model asks by category: name each object's COCO category too (--category"
+            " person), or have it guessed (--category auto)"
+        )
+    if len(categories) != len(expressions):
+        raise ExpressionError(
+            f"{len(expressions)} expressions need as many categories, got {len(categories)}"
+        )
+    return [
+        table.guess(text) if name == AUTO else table.known(name)
+        for name, text in zip(categories, expressions, strict=True)
+    ]
+
+
+def _parts(expression: str) -> Iterator[list[str]]:
+    """The lower-case words between punctuation marks, without leading determiners."""
     text = unicodedata.normalize("NFKC", expression).lower()
     part: list[str] = []
-    for word in [*_WORD.findall(text), "."]:
+    for word in [*_WORD.findall(text), "."]:  # the full stop ends the last part
         if word not in _PUNCTUATION:
             part.append(word)
             continue
@@ -202,6 +238,15 @@ def _parts(expression: str) -> Iterator[list[str]]:
         if words:
             yield words
         part = []
+
+
+def _heads(part: list[str]) -> list[list[str]]:
+    """The words that may name the thing, the likelier first: "slice of pizza" is of pizza."""
+    head, rest = _split_head(part)
+    if head and rest[:1] == ["of"] and any(form in _PARTS for form in _singulars(head[-1])):
+        whole, _ = _split_head(_without_determiners(rest[1:]))
+        return [whole, head]
+    return [head]
 
 
 def _without_determiners(words: list[str]) -> list[str]:
@@ -218,8 +263,9 @@ def _split_head(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _singulars(word: str) -> Iterator[str]:
-    """The word itself and what it may be the plural of; only known words count, so a wrong guess
-    does no harm.
+    """The word itself, and what it may be the plural of.
+
+    Only words that are in the table count, so a wrong guess does no harm.
     """
     yield word
     if word in _IRREGULAR:

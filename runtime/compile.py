@@ -1,6 +1,4 @@
-"""Compiling a bundle's graphs for an engine, ahead of the first run; what comes out lies in the
-bundle.
-"""
+"""Compiling a bundle's graphs for an engine ahead of the first run; the result is in the bundle."""
 
 from __future__ import annotations
 
@@ -15,28 +13,41 @@ from ris.engines.errors import EngineError
 from ris.runtime.bundle import EMULATES, STAGES, Bundle
 
 EMULATION_ENGINE = "onnxruntime"
-"""It keeps the roundings of an emulated bundle; others remove a cast to FP16 and back."""
+"""The engine that keeps the roundings of an emulated bundle.
 
+Others remove a cast to FP16 and back.
+"""
 
-_FILLS_A_CPU = 20e9  # operations of an expression, from where on one alone keeps all cores busy
+_FILLS_A_CPU = 20e9  # operations of an expression from which on it keeps all cores busy alone
 
 
 @dataclass(frozen=True)
 class CompiledGraph:
-    """One graph. asked: its precision in the manifest; layers: number of layers by the precision
-    that they really have, empty where the engine runs the ONNX file as it is; seconds: that the
-    build took; built_now: not from the cache.
-    """
+    """One graph as `compile_bundle` left it."""
 
     asked: str
+    """The graph's precision in the manifest, for people."""
+
     artifact: Path
+    """The compiled file; the ONNX file where the engine runs that as it is."""
+
     bytes: int
+    """The size of the artifact."""
+
     layers: Mapping[str, int]
+    """The number of layers by the precision that they really have; empty where it is unknown."""
+
     layers_from: str | None
+    """Where the engine took `layers` from, None where it is unknown."""
+
     seconds: float
+    """What the build took, now or when the cache was filled."""
+
     built_now: bool
+    """False where it was in the cache."""
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data."""
         return vars(self) | {"artifact": str(self.artifact), "layers": dict(self.layers)}
 
 
@@ -58,11 +69,11 @@ def require_fit(bundle: Bundle, row: EngineSpec) -> None:
 
 
 def expressions_together(bundle: Bundle, row: EngineSpec, device: str = "auto") -> int:
-    """How many expressions go through the graphs at once where nobody says.
+    """How many expressions go through the graphs at once where the user does not say.
 
-    Asked together, expressions share what depends on the image alone and fill idle cores: a quarter
-    of each one's time for the demo, 2 % at full size, where a graph for a single one is 10 % faster
-    on engines with `fixed_shapes`.
+    Asked together, expressions share what depends on the image alone, and fill idle cores. This
+    saves a quarter of each one's time for the demo, but 2 % at full size. There a graph for a
+    single expression saves 10 % on engines with `fixed_shapes`.
     """
     operations = bundle.manifest.graphs["fusion"].operations
     alone = operations is not None and operations.of(1, 1) >= _FILLS_A_CPU
@@ -73,8 +84,19 @@ def expressions_together(bundle: Bundle, row: EngineSpec, device: str = "auto") 
 def compile_bundle(
     bundle: Bundle, row: EngineSpec, engine: Engine, progress: Progress = silent
 ) -> dict[str, CompiledGraph]:
-    """Compiles the five graphs, or finds them in the cache; by stage. `engine` is one of `row`.
-    Raises EngineError.
+    """Compiles the five graphs, or finds them in the cache.
+
+    Args:
+        bundle: The graphs.
+        row: The engine's row in the table.
+        engine: An engine of that row, with its options.
+        progress: Called while it compiles.
+
+    Returns:
+        What came of each graph, by stage.
+
+    Raises:
+        EngineError: Where the engine cannot compile one of them.
     """
     require_fit(bundle, row)
     found = {}

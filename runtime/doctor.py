@@ -1,9 +1,7 @@
-"""What `ris-doctor` finds out: this machine, the engines that run on it, and whether a bundle is
-whole.
+"""What `ris-doctor` finds out: this machine, the engines that run on it, and a bundle's state.
 
-`examine` returns a report of plain dataclasses; `as_dict` makes it data without the home folder,
-the user's and the machine's name, so that it may be pasted in an issue. Its keys are the fields
-below.
+`examine` returns the report as dataclasses. `as_dict` makes plain data of it, with the fields as
+keys and without anything that names the user or the machine, so that it can be pasted in an issue.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import getpass
 import json
 import platform
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,123 +22,205 @@ from ris.runtime import system
 from ris.runtime.bundle import STAGES, Bundle, open_bundle
 from ris.runtime.loading import open_model
 from ris.runtime.onnx_weights import count_weights
-from ris.runtime.parity import ParityReport, check_model, load_golden
+from ris.runtime.parity import END_TO_END, ParityReport, check_model, load_golden
 from ris.runtime.system import Cpu, Gpus, Memory
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something for the user to fix, and the way out."""
+    """Something for the user to fix."""
 
     what: str
+    """What is wrong."""
+
     way_out: str
+    """What to do about it."""
 
 
 @dataclass(frozen=True)
 class EngineHealth:
-    """A row of the engine table. installed: version by distribution; missing: why it cannot be
-    tried, or None; probes: what came of a one-node graph, by device.
-    """
+    """A row of the engine table, and whether it runs here."""
 
     name: str
+    """The engine's name in the table."""
+
     installed: dict[str, str]
+    """The version of each of its distributions that is installed, by name."""
+
     precisions: tuple[str, ...]
+    """The precisions of the graphs that it runs."""
+
     missing: str | None
+    """Why it cannot be tried, None where it can."""
+
     probes: tuple[Probe, ...]
+    """What a one-node graph showed, a probe for each device; empty where it cannot be tried."""
 
     @property
     def works(self) -> bool:
+        """Whether it runs on one of its devices."""
         return any(p.problem is None for p in self.probes)
 
 
 @dataclass(frozen=True)
 class GraphHealth:
-    """One graph. asked: the precision in the manifest; islands: number of nodes by the reason why
-    they stay FP32, or the whole graph under "*"; weights: number by type, read from the file; runs:
-    engine, device and providers that opened it here, or None; problem: why it could not be opened.
-    """
+    """One graph of the bundle."""
 
     asked: str
+    """Its precision in the manifest, for people."""
+
     islands: dict[str, int]
+    """The number of nodes that stay FP32, by the reason; "*: " before it for a whole graph."""
+
     parameters: int
+    """The number of its weights in the manifest."""
+
     weights: dict[str, int]
+    """The number of its weights by type, read from the file."""
+
     runs: str | None
+    """The engine, device and providers that opened it here; None where nothing did."""
+
     problem: str | None
+    """Why it could not be opened, None where it could or nobody tried."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Against the reference: relative error of the mask logits end to end, the worst stage with its
-    relative error, and the masks' IoU; failures: rows out of tolerance.
-    """
+    """How far a bundle is from its reference."""
 
     end_to_end: float | None
+    """Relative error of the mask logits through all graphs; None where it was not measured."""
+
     worst_stage: str | None
+    """The output of a graph or host step that is worst by itself; None where none was measured."""
+
     worst: float | None
+    """Its relative error."""
+
     mask_iou: float
+    """The smallest IoU of a mask with the reference's."""
+
     failures: tuple[str, ...]
+    """A sentence for everything that is out of tolerance."""
 
 
 @dataclass(frozen=True)
 class BundleHealth:
-    """A bundle. whole: every file is there with the hash of the export. recorded: parity at the
-    export; checked: now, with `check`. Everything but path and whole is empty where the manifest
-    cannot be read.
-    """
+    """A bundle. Where its manifest cannot be read, everything after `whole` is empty."""
 
     path: str
+    """Its folder."""
+
     whole: bool
-    format_version: int | None
-    writer: dict[str, str]
-    source: dict[str, Any]
-    preset: str | None
-    query: str | None
-    no_target_head: bool | None
-    precision: str | None
-    graphs: dict[str, GraphHealth]
-    recorded: Parity | None
-    checked: Parity | None
+    """Whether every file is there with the hash of the export."""
+
+    format_version: int | None = None
+    """The manifest's `format_version`."""
+
+    writer: dict[str, str] = field(default_factory=dict)
+    """The manifest's `writer`: versions by package."""
+
+    source: dict[str, Any] = field(default_factory=dict)
+    """The manifest's `source`: what the bundle was made from."""
+
+    preset: str | None = None
+    """The model's size, such as "vitb-vitl336"."""
+
+    query: str | None = None
+    """What the model asks with, "cls" or "category"."""
+
+    no_target_head: bool | None = None
+    """Whether the model can say that an expression names nothing."""
+
+    precision: str | None = None
+    """The manifest's `precision`."""
+
+    graphs: dict[str, GraphHealth] = field(default_factory=dict)
+    """The five graphs by stage."""
+
+    recorded: Parity | None = None
+    """Parity as the export measured it."""
+
+    checked: Parity | None = None
+    """Parity as it was measured now; None where nobody asked or the bundle cannot be run."""
 
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """Everything. packages: version by distribution; export_packages: those that only ris-export
-    needs; notes: worth knowing, nothing to fix; verdict: the last line. `healthy` where there are
-    no problems.
-    """
+    """Everything that `examine` found out."""
 
     packages: dict[str, str]
+    """The version of each installed distribution that the runtime and its engines use, by name."""
+
     export_packages: dict[str, str]
+    """The same for those that only `ris-export` needs."""
+
     system: dict[str, str]
+    """Python, operating system, kernel and libc."""
+
     cpu: Cpu
+    """The processor."""
+
     memory: Memory
+    """The machine's memory."""
+
     gpus: Gpus
+    """Its NVIDIA GPUs."""
+
     engines: tuple[EngineHealth, ...]
+    """The rows of the engine table, in its order."""
+
     bundle: BundleHealth | None
+    """The bundle, None where none was looked at."""
+
     problems: tuple[Problem, ...]
+    """What there is to fix."""
+
     notes: tuple[str, ...]
+    """What is worth knowing and needs no fixing."""
+
     healthy: bool
+    """Whether there are no problems."""
+
     verdict: str
+    """All of it in one line."""
+
+
+@dataclass
+class _Findings:
+    """What the steps of `examine` add to."""
+
+    problems: list[Problem] = field(default_factory=list)
+    """What there is to fix."""
+
+    notes: list[str] = field(default_factory=list)
+    """What is worth knowing."""
+
+    def problem(self, what: str, way_out: str) -> None:
+        self.problems.append(Problem(what, way_out))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def examine(bundle: str | Path | None = None, *, check: bool = False) -> DoctorReport:
-    """Looks at everything. bundle: which one, or None for none; check: run its golden parity too
-    (`ris-parity`).
+    """Looks at the machine, the engines and a bundle.
+
+    Args:
+        bundle: The bundle's folder, or None to look at none.
+        check: Measure the bundle's parity too, as `ris-parity` does.
     """
-    problems: list[Problem] = []
-    notes: list[str] = []
+    findings = _Findings()
     cpu, memory, gpus = system.cpu(), system.memory(), system.gpus()
-    engines = tuple(_engine(row.name) for row in TABLE)
-    _judge_engines(engines, gpus, problems, notes)
-    if cpu.quota is not None and cpu.quota < cpu.usable:
-        cores = max(1, int(cpu.quota))
-        notes.append(
-            f"the container may spend {cpu.quota:g} of {cpu.usable} cores; --threads {cores} may be"
-            " faster"
-        )
+    engines = tuple(_engine(row) for row in TABLE)
+    _judge_engines(engines, findings)
+    _judge_gpus(engines, gpus, findings)
+    _judge_quota(cpu, findings)
+
     health = None
     if bundle is not None:
-        health = _bundle(Path(bundle), any(e.works for e in engines), check, problems, notes)
+        health = _bundle(Path(bundle), any(e.works for e in engines), check, findings)
     return DoctorReport(
         packages=system.versions((*system.RUNTIME_PACKAGES, *system.ENGINE_PACKAGES)),
         export_packages=system.versions(system.EXPORT_PACKAGES),
@@ -150,15 +230,15 @@ def examine(bundle: str | Path | None = None, *, check: bool = False) -> DoctorR
         gpus=gpus,
         engines=engines,
         bundle=health,
-        problems=tuple(problems),
-        notes=tuple(notes),
-        healthy=not problems,
-        verdict=_verdict(engines, health, problems),
+        problems=tuple(findings.problems),
+        notes=tuple(findings.notes),
+        healthy=not findings.problems,
+        verdict=_verdict(engines, health, len(findings.problems)),
     )
 
 
 def as_dict(report: DoctorReport) -> dict[str, Any]:
-    """The report as plain data, with nothing in it that says whose machine this is."""
+    """The report as plain data, without anything that names the user or the machine."""
     data: dict[str, Any] = json.loads(private(json.dumps(dataclasses.asdict(report))))
     return data
 
@@ -166,7 +246,7 @@ def as_dict(report: DoctorReport) -> dict[str, Any]:
 def private(text: str) -> str:
     """Text (or JSON) with ~ for the home folder, and without the user's and the machine's name.
 
-    A user name counts where it is a folder's name, a machine name where it is a word.
+    A user's name counts where it is the name of a folder, a machine's where it is a whole word.
     """
     home = str(Path.home())
     if len(home) > 1:
@@ -183,92 +263,67 @@ def private(text: str) -> str:
     return text
 
 
-def _engine(name: str) -> EngineHealth:
-    row = _row(name)
+def _engine(row: EngineSpec) -> EngineHealth:
     missing = row.missing()
-    probes = () if missing else tuple(probe_apart(name, device) for device in row.devices)
-    return EngineHealth(name, row.installed(), row.precisions, missing, probes)
+    probes = () if missing else tuple(probe_apart(row.name, device) for device in row.devices)
+    return EngineHealth(row.name, row.installed(), row.precisions, missing, probes)
 
 
-def _row(name: str) -> EngineSpec:
-    """The row of the engine table, whether the engine is installed or not."""
-    return next(row for row in TABLE if row.name == name)
-
-
-def _judge_engines(
-    engines: tuple[EngineHealth, ...], gpus: Gpus, problems: list[Problem], notes: list[str]
-) -> None:
-    for engine in engines:
-        if conflict := _row(engine.name).conflict():
+def _judge_engines(engines: tuple[EngineHealth, ...], findings: _Findings) -> None:
+    for row, engine in zip(TABLE, engines, strict=True):
+        if conflict := row.conflict():
             what, _, way_out = conflict.partition("; ")
-            problems.append(Problem(what, way_out))
-        elif engine.missing is None and not engine.works and _row(engine.name).unusable():
-            notes.append(
+            findings.problem(what, way_out)
+        elif engine.missing or engine.works:
+            continue
+        elif row.unusable():
+            findings.note(
                 f"{engine.name} is installed, but nothing here runs it: {engine.probes[0].problem}"
             )
-        elif engine.missing is None and not engine.works:
+        else:
             reasons = "; ".join(f"{p.device}: {p.problem}" for p in engine.probes)
-            problems.append(
-                Problem(
-                    f"{engine.name} is installed but runs on no device ({reasons})",
-                    "install the package again",
-                )
+            findings.problem(
+                f"{engine.name} is installed but runs on no device ({reasons})",
+                "install the package again",
             )
     if all(engine.missing for engine in engines):
-        problems.append(
-            Problem("no engine is installed", "; ".join(f"{e.name}: {e.missing}" for e in engines))
-        )
+        missing = "; ".join(f"{e.name}: {e.missing}" for e in engines)
+        findings.problem("no engine is installed", missing)
+
+
+def _judge_gpus(engines: tuple[EngineHealth, ...], gpus: Gpus, findings: _Findings) -> None:
     gpu_runs = any(p.device != "cpu" and p.problem is None for e in engines for p in e.probes)
     if gpus.found and not gpu_runs:
-        notes.append(
+        findings.note(
             f"there is a GPU ({gpus.found[0].name}), but no engine that runs on it; everything uses"
             " the CPU"
         )
 
 
-def _bundle(
-    path: Path, can_run: bool, check: bool, problems: list[Problem], notes: list[str]
-) -> BundleHealth:
-    whole = True
-    try:
-        bundle = open_bundle(path)
-    except RisError as error:
-        whole = False
-        what, _, way_out = str(error).rpartition(". " if ". Export" in str(error) else "; ")
-        problems.append(Problem(what or str(error), way_out or "make one with ris-export"))
-        try:
-            bundle = open_bundle(path, verify=False)
-        except RisError:
-            return BundleHealth(
-                str(path), False, None, {}, {}, None, None, None, None, {}, None, None
-            )
-    manifest = bundle.manifest
-    graphs = {}
-    for stage in STAGES:
-        graphs[stage] = _graph(bundle, stage, can_run and whole)
-        if problem := graphs[stage].problem:
-            problems.append(Problem(problem, "export the bundle again, or ask for another engine"))
-    if not manifest.source.trained:
-        notes.append("the bundle has made-up weights: its masks mean nothing")
-    if any("fp16" in g.weights and g.runs and " on cpu " in g.runs for g in graphs.values()):
-        notes.append(
-            "a CPU without FP16 computes fp16 graphs in fp32, or in bfloat16 where that will do"
+def _judge_quota(cpu: Cpu, findings: _Findings) -> None:
+    if cpu.quota is not None and cpu.quota < cpu.usable:
+        cores = max(1, int(cpu.quota))
+        findings.note(
+            f"the container may spend {cpu.quota:g} of {cpu.usable} cores; --threads {cores} may be"
+            " faster"
         )
-    recorded = _parity(ParityReport(manifest.parity, manifest.mask_iou, 0.0, ()))
+
+
+def _bundle(path: Path, can_run: bool, check: bool, findings: _Findings) -> BundleHealth:
+    """Examines the bundle; a damaged one is described as far as its manifest can be read.
+
+    can_run: whether an engine works here.
+    """
+    bundle, whole = _open(path, findings)
+    if bundle is None:
+        return BundleHealth(str(path), whole=False)
+
+    manifest = bundle.manifest
+    graphs = {stage: _graph(bundle, stage, can_run and whole) for stage in STAGES}
+    _judge_graphs(bundle, graphs, findings)
     checked = None
     if check and can_run and whole and not any(g.problem for g in graphs.values()):
-        try:
-            with open_model(bundle) as model:
-                checked = _parity(check_model(model, load_golden(bundle)))
-        except RisError as error:
-            problems.append(
-                Problem(f"the self-check could not run: {error}", "export the bundle again")
-            )
-        if checked and checked.failures:
-            what = f"the bundle is out of tolerance here: {'; '.join(checked.failures)}"
-            problems.append(
-                Problem(what, "try another engine, then export it again; report it with this text")
-            )
+        checked = _check(bundle, findings)
     return BundleHealth(
         path=str(path),
         whole=whole,
@@ -280,9 +335,50 @@ def _bundle(
         no_target_head=manifest.no_target,
         precision=manifest.precision,
         graphs=graphs,
-        recorded=recorded,
+        recorded=_parity(ParityReport(manifest.parity, manifest.mask_iou, 0.0, ())),
         checked=checked,
     )
+
+
+def _open(path: Path, findings: _Findings) -> tuple[Bundle | None, bool]:
+    """The bundle, None where its manifest cannot be read, and whether it is whole."""
+    try:
+        return open_bundle(path), True
+    except RisError as error:
+        what, _, way_out = str(error).rpartition(". " if ". Export" in str(error) else "; ")
+        findings.problem(what or str(error), way_out or "make one with ris-export")
+    try:
+        return open_bundle(path, verify=False), False
+    except RisError:
+        return None, False
+
+
+def _judge_graphs(bundle: Bundle, graphs: dict[str, GraphHealth], findings: _Findings) -> None:
+    for graph in graphs.values():
+        if graph.problem:
+            findings.problem(graph.problem, "export the bundle again, or ask for another engine")
+    if not bundle.manifest.source.trained:
+        findings.note("the bundle has made-up weights: its masks mean nothing")
+    if any("fp16" in g.weights and g.runs and " on cpu " in g.runs for g in graphs.values()):
+        findings.note(
+            "a CPU without FP16 computes fp16 graphs in fp32, or in bfloat16 where that will do"
+        )
+
+
+def _check(bundle: Bundle, findings: _Findings) -> Parity | None:
+    """Parity here and now; None where the bundle cannot be run."""
+    try:
+        with open_model(bundle) as model:
+            checked = _parity(check_model(model, load_golden(bundle)))
+    except RisError as error:
+        findings.problem(f"the self-check could not run: {error}", "export the bundle again")
+        return None
+    if checked.failures:
+        findings.problem(
+            f"the bundle is out of tolerance here: {'; '.join(checked.failures)}",
+            "try another engine, then export it again; report it with this text",
+        )
+    return checked
 
 
 def _graph(bundle: Bundle, stage: str, run: bool) -> GraphHealth:
@@ -292,6 +388,7 @@ def _graph(bundle: Bundle, stage: str, run: bool) -> GraphHealth:
     for node, reason in entry.fp32_islands.items():
         key = f"*: {reason}" if node == "*" else reason
         islands[key] = islands.get(key, 0) + 1
+
     weights: dict[str, int] = {}
     runs = problem = None
     try:
@@ -307,17 +404,16 @@ def _graph(bundle: Bundle, stage: str, run: bool) -> GraphHealth:
 
 
 def _parity(report: ParityReport) -> Parity:
-    stages = {
-        name: row.relative for name, row in report.rows.items() if not name.startswith("end_to_end")
-    }
-    worst = max(stages, key=lambda name: stages[name], default=None)
-    end = report.rows.get("end_to_end.mask_logits")
+    rows = report.rows
+    alone = {name: row.relative for name, row in rows.items() if not name.startswith("end_to_end")}
+    worst = max(alone, key=lambda name: alone[name], default=None)
+    end = rows.get(END_TO_END)
     return Parity(
-        end.relative if end else None,
-        worst,
-        stages[worst] if worst else None,
-        report.mask_iou,
-        report.failures,
+        end_to_end=end.relative if end else None,
+        worst_stage=worst,
+        worst=alone[worst] if worst else None,
+        mask_iou=report.mask_iou,
+        failures=report.failures,
     )
 
 
@@ -325,18 +421,11 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _verdict(
-    engines: tuple[EngineHealth, ...], bundle: BundleHealth | None, problems: list[Problem]
-) -> str:
+def _verdict(engines: tuple[EngineHealth, ...], bundle: BundleHealth | None, problems: int) -> str:
     if problems:
-        return f"{len(problems)} problem{'s' * (len(problems) > 1)} to fix, listed above"
-    running = [
-        f"{e.name} {p.version} on {p.device}"
-        for e in engines
-        for p in e.probes
-        if p.problem is None
-    ]
-    text = f"Ready: {', '.join(running)}"
+        return f"{problems} problem{'s' * (problems > 1)} to fix, listed above"
+    probes = [p for engine in engines for p in engine.probes if p.problem is None]
+    text = f"Ready: {', '.join(f'{p.engine} {p.version} on {p.device}' for p in probes)}"
     if bundle is None:
         return f"{text}; no bundle was looked at (give one, or make ./ris-bundle with ris-export)"
     checked = ", parity holds here" if bundle.checked else ""

@@ -1,5 +1,6 @@
-"""Images in: any file Pillow reads becomes RGB, and RGB becomes the two squares the encoders take
-(docs/reference/models/dfam.md 2).
+"""Images in: any file that Pillow reads becomes RGB, and RGB the squares of the two encoders.
+
+docs/reference/models/dfam.md 2 has the arithmetic.
 """
 
 from __future__ import annotations
@@ -13,15 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from ris.engines.errors import ImageError
-from ris.runtime.bundle import Preprocess
 from ris.runtime.interpolate import Float, resize_rows
+from ris.runtime.manifest import Preprocess, SquareImage
 
 ImageLike = str | os.PathLike[str] | Image.Image | NDArray[Any]
+"""A path, a PIL image, or an array: uint8 [H, W] grey, [H, W, 3] RGB or [H, W, 4] RGBA."""
+
+Pixels = Image.Image | NDArray[np.uint8]
+"""RGB: a PIL image, or uint8 [H, W, 3]."""
 
 MAX_PIXELS = 120_000_000
-"""The largest image that is read: a 100-megapixel camera's, with room to spare."""
+"""The most pixels of an image that is read: a 100-megapixel camera's, with room to spare."""
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
@@ -31,59 +37,57 @@ IMAGE_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as it was decoded: its pixels, and the size that it has and that its masks get.
+    """An image as it was decoded."""
 
-    pixels: RGB, a PIL image or uint8 [h, w, 3]; smaller than height x width where it was decoded as
-    a draft.
-    """
+    pixels: Pixels
+    """RGB; smaller than `height` x `width` where it was decoded as a draft."""
 
-    pixels: Image.Image | NDArray[np.uint8]
     height: int
+    """The height of the image, and of its masks."""
+
     width: int
+    """The width of the image, and of its masks."""
 
 
 def load_rgb(source: ImageLike) -> NDArray[np.uint8]:
     """Any image as uint8 RGB [H, W, 3], as a viewer would show it.
 
-    source: a path; a PIL image; or an array, uint8 [H, W] grey, [H, W, 3] RGB or [H, W, 4] RGBA.
     EXIF orientation is applied, 16-bit values are scaled to 8, transparent pixels are laid over
-    white, and of an animation the first frame is taken. Raises ImageError.
+    white, and of an animation the first frame is taken.
+
+    Raises:
+        ImageError: Where the image is missing, damaged, too large or of an unknown kind.
     """
     return np.asarray(load_picture(source).pixels)
 
 
 def load_picture(source: ImageLike, draft: int | None = None) -> Picture:
-    """`load_rgb` without the array, for who only wants to resize it; draft: a JPEG file may be
-    decoded smaller, by a half, a quarter or an eighth, as long as both sides keep `draft` pixels.
+    """`load_rgb` without making an array, for a caller that only resizes the image.
+
+    Args:
+        source: The image.
+        draft: A JPEG file may be decoded at a half, a quarter or an eighth of its size, as long as
+            both sides keep this many pixels. None: never.
+
+    Raises:
+        ImageError: As `load_rgb`.
     """
     if isinstance(source, np.ndarray):
-        pixels: Image.Image | NDArray[np.uint8] = _from_array(source)
-    elif isinstance(source, Image.Image):
-        pixels = _to_rgb(source, "the image")
-    else:
-        return _read(Path(source), draft)
-    height, width = pixels.shape[:2] if isinstance(pixels, np.ndarray) else pixels.size[::-1]
-    return Picture(pixels, height, width)
+        array = _from_array(source)
+        return Picture(array, *array.shape[:2])
+    if isinstance(source, Image.Image):
+        image = _to_rgb(source, "the image")
+        return Picture(image, image.height, image.width)
+    return _read(Path(source), draft)
 
 
 def _read(path: Path, draft: int | None) -> Picture:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # MAX_PIXELS is the limit here
+            # MAX_PIXELS is the limit here
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
-                _check_size(*opened.size, str(path))
-                size = opened.size
-                if draft and opened.format == "JPEG":
-                    opened.draft(None, (draft, draft))
-                scaled = opened.size != size
-                pixels = _to_rgb(opened, str(path))
-                if not scaled:
-                    width, height = pixels.size
-                else:
-                    width, height = size[::-1] if _turned(opened) else size
-                return Picture(pixels, height, width)
+                return _decode(opened, str(path), draft)
     except FileNotFoundError:
         raise ImageError(f"{path}: no such image file") from None
     except IsADirectoryError:
@@ -100,6 +104,21 @@ def _read(path: Path, draft: int | None) -> Picture:
         raise ImageError(f"{path} is damaged or cut short: {error}") from None
 
 
+def _decode(opened: ImageFile, name: str, draft: int | None) -> Picture:
+    _check_size(*opened.size, name)
+    size = opened.size
+    if draft and opened.format == "JPEG":
+        opened.draft(None, (draft, draft))
+    scaled = opened.size != size
+
+    pixels = _to_rgb(opened, name)
+    if not scaled:
+        width, height = pixels.size
+    else:
+        width, height = size[::-1] if _turned(opened) else size
+    return Picture(pixels, height, width)
+
+
 def _turned(image: Image.Image) -> bool:
     """Whether the EXIF orientation swaps width and height."""
     try:
@@ -110,12 +129,8 @@ def _turned(image: Image.Image) -> bool:
 
 def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
     channels = array.shape[2] if array.ndim == 3 else 1
-    if (
-        array.dtype != np.uint8
-        or array.ndim not in (2, 3)
-        or channels not in (1, 3, 4)
-        or 0 in array.shape
-    ):
+    known_shape = array.ndim in (2, 3) and channels in (1, 3, 4) and 0 not in array.shape
+    if array.dtype != np.uint8 or not known_shape:
         raise ImageError(
             "an image array must be uint8 [H, W], [H, W, 3] RGB or [H, W, 4] RGBA; got"
             f" {array.dtype} {list(array.shape)}"
@@ -147,6 +162,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         warnings.warn(
             f"{name}: unreadable EXIF block, orientation not applied ({error})", stacklevel=3
         )
+
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_from_wide(np.asarray(image, np.float32), name))
     try:
@@ -162,8 +178,9 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _from_wide(values: NDArray[np.float32], name: str) -> NDArray[np.uint8]:
-    """Grey values wider than 8 bits: up to 1 are fractions, up to 255 are 8-bit, above are
-    16-bit.
+    """Grey values of more than 8 bits as RGB.
+
+    Values up to 1 are taken for fractions, up to 255 for 8-bit levels, above for 16-bit levels.
     """
     if not np.isfinite(values).all():
         raise ImageError(f"{name} has values that are not finite numbers")
@@ -173,32 +190,44 @@ def _from_wide(values: NDArray[np.float32], name: str) -> NDArray[np.uint8]:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def prepare_image(
-    rgb: Image.Image | NDArray[np.uint8], preprocess: Preprocess
-) -> tuple[Float, Float]:
-    """RGB, uint8 [H, W, 3] or Pillow's -> (SAM's image [1, 3, S, S], CLIP's [1, 3, c, c]), float32,
-    normalised.
+def prepare_image(rgb: Pixels, preprocess: Preprocess) -> tuple[Float, Float]:
+    """RGB as the inputs of the two image encoders, normalised.
 
     SAM's square is resized by Pillow's bilinear filter on 8-bit values, aspect ratio not kept.
     CLIP's is made from that square by bicubic interpolation without antialiasing.
+
+    Returns:
+        SAM's image, float32 [1, 3, S, S], and CLIP's, float32 [1, 3, c, c].
     """
-    sam, clip = preprocess.sam, preprocess.clip
-    if isinstance(rgb, np.ndarray) and rgb.shape[:2] != (sam.size, sam.size):
+    square = _square(rgb, preprocess.sam.size)
+    return _sam_image(square, preprocess.sam), _clip_image(square, preprocess.clip)
+
+
+def _square(rgb: Pixels, size: int) -> NDArray[np.uint8]:
+    """uint8 [size, size, 3]."""
+    if isinstance(rgb, np.ndarray) and rgb.shape[:2] != (size, size):
         rgb = Image.fromarray(rgb)
-    if isinstance(rgb, Image.Image) and rgb.size != (sam.size, sam.size):
-        rgb = rgb.resize((sam.size, sam.size), Image.Resampling.BILINEAR)
-    square = np.asarray(rgb)
-    image = np.empty((1, 3, sam.size, sam.size), np.float32)
+    if isinstance(rgb, Image.Image) and rgb.size != (size, size):
+        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(rgb)
+
+
+def _sam_image(square: NDArray[np.uint8], wanted: SquareImage) -> Float:
+    image = np.empty((1, 3, wanted.size, wanted.size), np.float32)
     for channel, plane in enumerate(image[0]):
         plane[:] = square[..., channel]
-        plane -= np.float32(sam.mean[channel])
-        plane /= np.float32(sam.std[channel])
-    # rows first, on interleaved channels; then columns, as rows of the transposed image
-    tall = resize_rows(square, clip.size, "bicubic")  # [c, S, 3]
-    small = resize_rows(
-        np.ascontiguousarray(tall.transpose(1, 2, 0)), clip.size, "bicubic"
-    )  # [c (x), 3, c (y)]
+        plane -= np.float32(wanted.mean[channel])
+        plane /= np.float32(wanted.std[channel])
+    return image
+
+
+def _clip_image(square: NDArray[np.uint8], wanted: SquareImage) -> Float:
+    # rows first, on interleaved channels; then columns, as the rows of the transposed image
+    tall = resize_rows(square, wanted.size, "bicubic")  # [c, S, 3]
+    turned = np.ascontiguousarray(tall.transpose(1, 2, 0))  # [S, 3, c]
+    small = resize_rows(turned, wanted.size, "bicubic")  # [c (x), 3, c (y)]
+
     small /= np.float32(255)
-    small -= np.asarray(clip.mean, np.float32)[:, None]
-    small /= np.asarray(clip.std, np.float32)[:, None]
-    return image, np.ascontiguousarray(small.transpose(1, 2, 0))[None]
+    small -= np.asarray(wanted.mean, np.float32)[:, None]
+    small /= np.asarray(wanted.std, np.float32)[:, None]
+    return np.ascontiguousarray(small.transpose(1, 2, 0))[None]  # [1, 3, c (y), c (x)]

@@ -1,10 +1,11 @@
-"""Bilinear and bicubic resizing as a separable linear map, equal to
-torch.nn.functional.interpolate.
+"""Bilinear and bicubic resizing as torch.nn.functional.interpolate does it.
 
-`align_corners=False`, no antialiasing, bicubic with a = -0.75. Source coordinates are computed in
-float32 the way torch does, so the weights agree to the last bits. A map is resized by two small
-matrix products; an image or a mask by gathering a few rows per output row, which is cheaper when
-the matrix would be almost empty.
+That is with `align_corners=False`, without antialiasing, and with a = -0.75 where it is bicubic.
+Source coordinates are computed in float32, as torch does, so the weights agree to the last bits.
+
+Resizing is a separable linear map. For a feature map it is two small matrix products. For an image
+or a mask it gathers a few rows for each output row, which is cheaper where the matrix would be
+almost empty.
 """
 
 from __future__ import annotations
@@ -16,15 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 Mode = Literal["bilinear", "bicubic"]
+"""How an array is resized."""
+
 MODES: tuple[Mode, ...] = ("bilinear", "bicubic")
+"""Every `Mode`."""
+
 Float = NDArray[np.float32]
+"""An array of float32."""
 
 
 @functools.lru_cache(maxsize=64)
 def taps(source: int, target: int, mode: Mode) -> tuple[NDArray[np.intp], Float]:
-    """For each of `target` outputs the source indices and their weights, both [target, 2 or 4].
+    """What each of `target` outputs is made of.
 
-    Indices past the border are clamped to it. Raises ValueError for an unknown mode.
+    Returns:
+        Source indices and their weights, both [target, 2 or 4]. Indices past the border are clamped
+        to it.
+
+    Raises:
+        ValueError: For an unknown mode.
     """
     scale = np.float32(source) / np.float32(target)
     position = scale * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
@@ -41,9 +52,10 @@ def taps(source: int, target: int, mode: Mode) -> tuple[NDArray[np.intp], Float]
         offsets = np.arange(-1, 3)
     else:
         raise ValueError(f"unknown interpolation {mode!r}; there are {', '.join(MODES)}")
+
     indices = np.clip(first.astype(np.intp)[:, None] + offsets, 0, source - 1)
-    indices.setflags(write=False)
     weights = weights.astype(np.float32)
+    indices.setflags(write=False)  # the cache hands out the arrays themselves
     weights.setflags(write=False)
     return indices, weights
 
@@ -70,19 +82,26 @@ def matrix(source: int, target: int, mode: Mode) -> Float:
 
 
 def resize_maps(maps: Float, height: int, width: int, mode: Mode) -> Float:
-    """Resizes feature maps [..., h, w] to [..., height, width], float32, by two matrix products a
-    map.
+    """Resizes feature maps by two matrix products a map.
 
     A map's products are small enough (below 2**18 multiplications at full size) for numpy's
     OpenBLAS to use the calling thread alone. Its other threads would go on waiting busily for some
     25 ms, on the cores that the mask decoder needs.
+
+    Args:
+        maps: float32 [..., h, w].
+        height: The new height.
+        width: The new width.
+        mode: How to resize.
+
+    Returns:
+        float32 [..., height, width]; `maps` itself where it has that size.
     """
     h, w = maps.shape[-2:]
     if (h, w) == (height, width):
         return maps
-    return matrix(h, height, mode) @ (
-        np.ascontiguousarray(maps, np.float32) @ matrix(w, width, mode).T
-    )
+    wide = np.ascontiguousarray(maps, np.float32) @ matrix(w, width, mode).T
+    return matrix(h, height, mode) @ wide
 
 
 def resize_rows(
@@ -92,12 +111,22 @@ def resize_rows(
     start: int = 0,
     stop: int | None = None,
 ) -> Float:
-    """Resizes axis 0 of `array` [h, ...] to `target` rows and returns rows start to stop of the
-    result, float32.
+    """Resizes axis 0 of an array, or a part of that.
+
+    Args:
+        array: [h, ...].
+        target: The new number of rows.
+        mode: How to resize.
+        start: The first row of the result to compute.
+        stop: The row of the result before which to stop; None for all that are left.
+
+    Returns:
+        The rows from `start` to `stop`, float32.
     """
     indices, weights = taps(array.shape[0], target, mode)
     indices, weights = indices[start:stop], weights[start:stop]
     shape = (len(indices),) + (1,) * (array.ndim - 1)
+
     out = array[indices[:, 0]].astype(np.float32, copy=False)
     out *= weights[:, 0].reshape(shape)
     term = np.empty_like(out)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from ris.engines import Engine, EngineOptions, Progress, Session, create, select, silent
+from ris.engines import (
+    Engine,
+    EngineOptions,
+    EngineSpec,
+    Progress,
+    Session,
+    create,
+    select,
+    silent,
+)
 from ris.engines.errors import EngineError, RisError
 from ris.runtime.bundle import BF16_STAGES, EMULATES, STAGES, Bundle, open_bundle
 from ris.runtime.compile import EMULATION_ENGINE, expressions_together, require_fit
@@ -18,13 +28,13 @@ Compute = str | Mapping[str, str] | None
 
 
 class LoadOptions(TypedDict, total=False):
-    """How a bundle is run; every one may be left out."""
+    """How a bundle is run. Every option may be left out."""
 
     engine: str
     """A name from `ris.engines.ENGINE_NAMES`. Default: "auto", the first engine that runs here."""
 
     device: str
-    """ "cpu", "cuda" and so on. Default: "auto", the engine's first."""
+    """A name from `ris.engines.DEVICE_NAMES`. Default: "auto", the engine's first device."""
 
     threads: int | None
     """CPU threads. Default: all cores that this process may use."""
@@ -33,16 +43,20 @@ class LoadOptions(TypedDict, total=False):
     """Refuse to run any node of a graph off the device. Default: False."""
 
     max_expressions: int | None
-    """The most expressions that go through the graphs at once, which bounds memory. Default: what
-    `ris.runtime.compile.expressions_together` says."""
+    """The most expressions that go through the graphs at once, which bounds memory.
+
+    Default: what `ris.runtime.compile.expressions_together` says.
+    """
 
     build: bool
-    """Compile what an engine needs compiled and has not in its cache; False refuses. Default:
-    True."""
+    """Compile what is not in the engine's cache; False refuses instead. Default: True."""
 
     compute: Compute
-    """ "fp32", "bf16" or "fp16" for an engine that chooses the precision itself, or one of them by
-    graph; `computes_by_stage` says which graphs that is. Default: the bundle's own."""
+    """What an engine that chooses the precision itself computes in: "fp32", "bf16" or "fp16".
+
+    A mapping names one of them by graph; `ris.runtime.loading.computes_by_stage` says which graphs
+    a single one means. Default: the bundle's own.
+    """
 
     overlap: bool | None
     """Run graphs that do not depend on each other side by side. Default: on GPUs alone."""
@@ -87,16 +101,10 @@ def open_model(
     if max_expressions is not None and max_expressions < 1:
         raise RisError(f"max_expressions must be at least 1, got {max_expressions}")
 
-    device, engine = options.get("device", "auto"), options.get("engine", "auto")
-    if engine == "auto" and EMULATES in bundle.manifest.writer:
-        engine = EMULATION_ENGINE
-    row = select(engine, device)
-    if reason := row.unusable():  # before minutes of compiling for nothing
-        raise EngineError(f"engine {row.name!r} cannot run here: {reason}")
-    require_fit(bundle, row)
+    device = options.get("device", "auto")
+    row = _select(bundle, options.get("engine", "auto"), device)
     if max_expressions is None:
         max_expressions = expressions_together(bundle, row, device)
-
     wanted = EngineOptions(
         device=device,
         threads=options.get("threads"),
@@ -106,29 +114,40 @@ def open_model(
         low_memory=options.get("low_memory", False),
         throughput=options.get("throughput", False),
     )
+
     by_stage = computes_by_stage(options.get("compute"))
     engines: dict[str | None, Engine] = {}
-    for asked in set(by_stage.values()):
-        engines[asked] = create(row.name, replace(wanted, compute=asked))
+    for compute in set(by_stage.values()):
+        engines[compute] = create(row.name, replace(wanted, compute=compute))
 
-    sessions: dict[str, Session] = {}
-    try:
+    with ExitStack() as opened:  # where one graph fails, those before it are closed
+        sessions: dict[str, Session] = {}
         for stage in STAGES:
             graph, chosen = bundle.graph(stage), engines[by_stage[stage]]
             sessions[stage] = chosen.open(graph, chosen.compile(graph, progress))
-        return Model(bundle, sessions, max_expressions, options.get("overlap"))
-    except BaseException:
-        for session in sessions.values():
-            session.close()
-        raise
+            opened.callback(sessions[stage].close)
+        model = Model(bundle, sessions, max_expressions, options.get("overlap"))
+        opened.pop_all()
+    return model
+
+
+def _select(bundle: Bundle, engine: str, device: str) -> EngineSpec:
+    """The engine's row; raises EngineError where it cannot run the bundle here."""
+    if engine == "auto" and EMULATES in bundle.manifest.writer:
+        engine = EMULATION_ENGINE
+    row = select(engine, device)
+    if reason := row.unusable():  # before minutes of compiling for nothing
+        raise EngineError(f"engine {row.name!r} cannot run here: {reason}")
+    require_fit(bundle, row)
+    return row
 
 
 def computes_by_stage(compute: Compute) -> dict[str, str | None]:
     """What each graph is asked to compute in, None for its own precision.
 
-    compute: "bf16" and "fp16" ask the graphs that are worth their error, the image encoders and the
-    fusion, "fp32" all; a mapping asks the graphs that it names. Raises EngineError for a graph that
-    is none.
+    "bf16" and "fp16" ask the graphs that are worth their error, the image encoders and the fusion.
+    "fp32" asks all graphs, a mapping those that it names. Raises EngineError where it names a graph
+    that does not exist.
     """
     if compute is None or isinstance(compute, str):
         asked = BF16_STAGES if compute in ("bf16", "fp16") else STAGES

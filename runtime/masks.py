@@ -1,6 +1,4 @@
-"""Masks out: logits to a mask of the image's own size, COCO run-length encoding, and the overlay
-picture.
-"""
+"""Masks out: logits to a mask of the image's size, COCO's run-length encoding, the overlay."""
 
 from __future__ import annotations
 
@@ -11,14 +9,27 @@ from numpy.typing import NDArray
 
 from ris.runtime.interpolate import Float, resize_rows
 
-_STRIPE = 1 << 16  # pixels of full-size logits held at a time: they stay in the cache
+COLOURS = (
+    (230, 57, 70),
+    (29, 132, 226),
+    (42, 157, 92),
+    (244, 162, 39),
+    (142, 68, 200),
+    (0, 180, 190),
+)
+"""Overlay colours, taken in turn when an image has several expressions."""
+
+_STRIPE = 1 << 16  # pixels of full-size logits that are held at a time: they stay in the cache
 
 
 class Rle(TypedDict):
-    """COCO's compressed run-length encoding: size [height, width], counts as its ASCII string."""
+    """COCO's compressed run-length encoding of a mask."""
 
     size: list[int]
+    """[height, width]."""
+
     counts: str
+    """The run lengths, as COCO's ASCII string."""
 
 
 def resize_logits(logits: Float, height: int, width: int) -> Float:
@@ -29,9 +40,18 @@ def resize_logits(logits: Float, height: int, width: int) -> Float:
 def mask_from_logits(
     logits: Float, height: int, width: int, threshold: float = 0.0
 ) -> NDArray[np.bool_]:
-    """Mask logits [m, m] -> bool [height, width]: bilinear, then above `threshold`.
+    """Mask logits as a mask of the image's size: bilinear, then above the threshold.
 
     Works in stripes of rows, so a 100-megapixel mask never needs its logits in memory at once.
+
+    Args:
+        logits: float32 [m, m].
+        height: The mask's height.
+        width: The mask's width.
+        threshold: The logit above which a pixel belongs to the mask.
+
+    Returns:
+        bool [height, width].
     """
     wide = _widen(logits, width)
     mask = np.empty((height, width), np.bool_)
@@ -48,15 +68,16 @@ def _widen(logits: Float, width: int) -> Float:
 
 
 def mask_score(logits: Float, threshold: float = 0.0) -> float:
-    """Mean foreground probability over the mask, from the low-resolution logits; 0 where the mask
-    is empty.
-    """
+    """Mean foreground probability over the low-resolution mask; 0 where it is empty."""
     inside = logits[logits > threshold]
-    return float((1 / (1 + np.exp(-inside.astype(np.float64)))).mean()) if inside.size else 0.0
+    if not inside.size:
+        return 0.0
+    probabilities = 1 / (1 + np.exp(-inside.astype(np.float64)))
+    return float(probabilities.mean())
 
 
 def encode_rle(mask: NDArray[np.bool_]) -> Rle:
-    """bool [H, W] -> COCO's compressed RLE, the same string that pycocotools writes."""
+    """A mask, bool [H, W], as the string that pycocotools writes."""
     height, width = mask.shape
     flat = np.asarray(mask, np.bool_).ravel(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
@@ -68,7 +89,11 @@ def encode_rle(mask: NDArray[np.bool_]) -> Rle:
 
 
 def decode_rle(rle: Rle) -> NDArray[np.bool_]:
-    """The inverse of `encode_rle`. Raises ValueError where the counts do not fill the size."""
+    """The mask, bool [H, W], of what `encode_rle` or pycocotools wrote.
+
+    Raises:
+        ValueError: Where the counts do not fill the size.
+    """
     height, width = rle["size"]
     runs = _unpack_counts(rle["counts"])
     if sum(runs) != height * width:
@@ -78,10 +103,11 @@ def decode_rle(rle: Rle) -> NDArray[np.bool_]:
 
 
 def pack_counts(runs: list[int]) -> str:
-    """Run lengths, background first -> the compressed string.
+    """Run lengths, background first, as COCO's compressed string.
 
-    From the third run on the difference to the run two before, in signed 5-bit groups, low first,
-    from '0' up.
+    The fourth run and all after it are written as the difference to the run two before. A number is
+    signed and written in groups of 5 bits, the low ones first, as characters from '0' up; the bit
+    0x20 says that more groups follow.
     """
     out = bytearray()
     for i, run in enumerate(runs):
@@ -112,17 +138,6 @@ def _unpack_counts(counts: str) -> list[int]:
     return runs
 
 
-COLOURS = (
-    (230, 57, 70),
-    (29, 132, 226),
-    (42, 157, 92),
-    (244, 162, 39),
-    (142, 68, 200),
-    (0, 180, 190),
-)
-"""Overlay colours, taken in turn when an image has several expressions."""
-
-
 def overlay(
     rgb: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int]
 ) -> NDArray[np.uint8]:
@@ -136,9 +151,7 @@ def overlay(
 
 
 def _eroded(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """The mask without its outermost `radius` pixels; the image's border does not count as an
-    edge.
-    """
+    """The mask without its outermost pixels; the image's border does not count as an edge."""
     inner = mask.copy()
     for shift in range(1, radius + 1):
         inner[shift:] &= mask[:-shift]

@@ -1,52 +1,47 @@
-"""The runtime itself: open a bundle, encode an image once, ask it as often as you like.
-
-    model = load("ris-bundle")
-    scene = model.encode_image("photo.jpg")
-    result = scene.segment("left man")
-    result.mask  # bool [H, W]
-
-Thread rule: a Model and its Scenes may be used from several threads at once.
-"""
+"""A bundle's model: encode an image once, ask it as often as you like."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ris.engines import HostStep, Session, SessionInfo, Value
-from ris.engines.errors import ExpressionError, RisError
+from ris.engines import Session, SessionInfo, Value
+from ris.engines.errors import ExpressionError
 from ris.runtime.bundle import Bundle
-from ris.runtime.categories import AUTO, CategoryTable, Guess
+from ris.runtime.categories import CategoryTable, Guess, categories_to_ask
+from ris.runtime.graphs import EncodedText, Graphs
 from ris.runtime.image import ImageLike, load_picture, prepare_image
-from ris.runtime.interpolate import Float, resize_maps
+from ris.runtime.interpolate import Float
 from ris.runtime.masks import mask_from_logits, mask_score
 from ris.runtime.segmentation import Segmentation, Timings, timed
-from ris.runtime.text import ExpressionTokenizer, Tokens
-
-
-@dataclass(frozen=True)
-class EncodedText:
-    """What the text encoder gave for some expressions: features float32 [N, T, C], on the device
-    where there is one.
-    """
-
-    expressions: tuple[str, ...]
-    tokens: Tokens
-    features: Value
-    timings: Timings
 
 
 class Scene:
-    """An encoded image. Keeps the encoders' outputs, on the device where there is one, so that each
-    further expression skips them.
+    """An encoded image, as `Model.encode_image` returns it.
 
-    height, width: of the image after its EXIF orientation; timings: seconds spent on the image.
+    It keeps the outputs of the image encoders, on the device where there is one, so that asking an
+    expression runs the other graphs alone. Several threads may ask at once.
     """
+
+    height: int
+    """The height of the image in pixels, after its EXIF orientation."""
+
+    width: int
+    """The width of the image in pixels, after its EXIF orientation."""
+
+    image_embeddings: Value
+    """What SAM's image encoder gave, float32 [1, C, s, s]."""
+
+    clip_tokens: Value
+    """What CLIP's image encoder gave, float32 [1, P, width]."""
+
+    timings: Timings
+    """Seconds that were spent on the image, by stage."""
 
     def __init__(
         self,
@@ -58,9 +53,24 @@ class Scene:
         timings: Timings,
         text: EncodedText | None = None,
     ) -> None:
-        self._model, self._text = model, text
-        self.height, self.width = height, width
-        self.image_embeddings, self.clip_tokens = image_embeddings, clip_tokens
+        """Keeps an encoded image; `Model.encode_image` makes it.
+
+        Args:
+            model: The model that is asked.
+            height: The height of the image in pixels.
+            width: The width of the image in pixels.
+            image_embeddings: What SAM's image encoder gave.
+            clip_tokens: What CLIP's image encoder gave.
+            timings: Seconds that were spent on the image, by stage.
+            text: The expressions that were encoded with the image. None: each question encodes its
+                own.
+        """
+        self._model = model
+        self._text = text
+        self.height = height
+        self.width = width
+        self.image_embeddings = image_embeddings
+        self.clip_tokens = clip_tokens
         self.timings = timings
 
     def segment(
@@ -70,7 +80,11 @@ class Scene:
         category: str | None = None,
         no_target_threshold: float | None = 0.5,
     ) -> Segmentation:
-        """The mask of one expression; `segment_many` says what can go wrong."""
+        """The mask of one expression; its arguments are those of `segment_many`.
+
+        Raises:
+            ExpressionError: Where the model cannot be asked the expression or the category.
+        """
         categories = None if category is None else [category]
         return self.segment_many(
             [expression], categories=categories, no_target_threshold=no_target_threshold
@@ -85,10 +99,19 @@ class Scene:
     ) -> list[Segmentation]:
         """The masks of several expressions, `max_expressions` of them at a time.
 
-        categories: the object's category name for each expression, for a model that asks by
-        category; "auto" guesses it from the expression (and does nothing for other models).
-        no_target_threshold: from this probability on, 0 to 1, the mask is empty; None: never.
-        Raises ExpressionError.
+        Args:
+            expressions: What to find, such as "left man".
+            categories: The COCO category of each expression's object, for a model that asks by
+                category. "auto" guesses it from the expression; other models ignore "auto" and take
+                no other name.
+            no_target_threshold: From this no-target probability on, 0 to 1, the mask is empty.
+                None: never.
+
+        Returns:
+            An answer for each expression, in their order.
+
+        Raises:
+            ExpressionError: Where the model cannot be asked one of the expressions or categories.
         """
         if isinstance(expressions, str):
             raise ExpressionError(
@@ -99,7 +122,8 @@ class Scene:
                 "no_target_threshold is a probability from 0 to 1, or None for never; got"
                 f" {no_target_threshold}"
             )
-        asked = self._model._categories_to_ask(expressions, categories)
+        asked = categories_to_ask(self._model._table, expressions, categories)
+
         results: list[Segmentation] = []
         step = self._model.max_expressions
         for start in range(0, len(expressions), step):
@@ -109,12 +133,16 @@ class Scene:
 
 
 class Model:
-    """Five opened graphs and what links them. Made by `load`; close it, or use it in a `with`
-    block.
+    """A bundle's five opened graphs and what links them, as `load` returns it.
 
-    overlap: whether the image encoders, and text that is known with the image, run side by side;
-    None: on GPUs.
+    Close it, or use it in a `with` block. Several threads may use it at once.
     """
+
+    bundle: Bundle
+    """The bundle that was opened."""
+
+    max_expressions: int
+    """The most expressions that go through the graphs at once."""
 
     def __init__(
         self,
@@ -123,21 +151,23 @@ class Model:
         max_expressions: int,
         overlap: bool | None = None,
     ) -> None:
-        manifest = bundle.manifest
+        """Links opened graphs; `load` opens them.
+
+        Args:
+            bundle: The bundle that was opened.
+            sessions: A session for each stage. The model closes them.
+            max_expressions: The most expressions that go through the graphs at once.
+            overlap: Run graphs that do not depend on each other side by side. None: on GPUs alone.
+
+        Raises:
+            BundleError: Where the tokenizer or the table of categories cannot be read.
+        """
         self.bundle = bundle
         self.max_expressions = max_expressions
         self._overlap = overlap
-        self._sessions = dict(sessions)
-        self._tokenize = ExpressionTokenizer(
-            bundle.file(manifest.text.tokenizer), manifest.text.max_tokens
-        )
-        self._table: CategoryTable | None = None
-        self._category_features: Float | None = None
-        if manifest.categories is not None:
-            self._table = CategoryTable.read(bundle.file(manifest.categories.names))
-            self._category_features = np.load(
-                bundle.file(manifest.categories.features), allow_pickle=False
-            )
+        self._graphs = Graphs(bundle, sessions)
+        table = bundle.manifest.categories
+        self._table = CategoryTable.read(bundle.file(table.names)) if table else None
 
     @property
     def categories(self) -> list[str]:
@@ -151,53 +181,21 @@ class Model:
 
     @property
     def sessions(self) -> dict[str, SessionInfo]:
-        """What really runs each graph."""
-        return {stage: session.info for stage, session in self._sessions.items()}
+        """What really runs each graph, by stage."""
+        return {stage: session.info for stage, session in self._graphs.sessions.items()}
 
     @property
     def open_sessions(self) -> Mapping[str, Session]:
-        """The sessions themselves, for parity checks and benchmarks."""
-        return self._sessions
-
-    def encode_image(
-        self, image: ImageLike, *, expressions: Sequence[str] = (), draft: bool = False
-    ) -> Scene:
-        """Runs the two image encoders once.
-
-        image: a path, a PIL image, or a uint8 array [H, W], [H, W, 3] RGB or [H, W, 4] RGBA. Raises
-        ImageError. expressions: those that will be asked first, if known: where stages overlap,
-        their text is encoded meanwhile. draft: a large JPEG is decoded at a half, a quarter or an
-        eighth of its size, which is faster and changes what the encoders see by a level or two; the
-        scene keeps the image's own size.
-        """
-        timings: Timings = {}
-        preprocess = self.bundle.manifest.preprocess
-        with timed(timings, "image.load"):
-            picture = load_picture(image, preprocess.sam.size if draft else None)
-        with timed(timings, "image.prepare"):
-            sam_image, clip_image = prepare_image(picture.pixels, preprocess)
-        jobs = {"sam_image_encoder": sam_image, "clip_image_encoder": clip_image}
-        text = None
-        if self.overlap:
-            with ThreadPoolExecutor(len(jobs) + 1) as pool:  # each graph on its own stream
-                ahead = tuple(expressions[: self.max_expressions])
-                waiting = pool.submit(self._encode_text, ahead) if ahead else None
-                encoded = list(
-                    pool.map(lambda stage: self._encode(stage, jobs[stage], timings), jobs)
-                )
-                text = waiting.result() if waiting else None
-        else:
-            encoded = [self._encode(stage, jobs[stage], timings) for stage in jobs]
-        embeddings, tokens = encoded[0]["image_embeddings"], encoded[1]["clip_tokens"]
-        return Scene(self, picture.height, picture.width, embeddings, tokens, timings, text)
+        """The sessions themselves by stage, for parity checks and benchmarks."""
+        return self._graphs.sessions
 
     @property
     def overlap(self) -> bool:
-        """Whether stages that do not depend on each other run side by side."""
+        """Whether graphs that do not depend on each other run side by side."""
         if self._overlap is not None:
             return self._overlap
         return all(
-            self._session(stage).info.device == "cuda"
+            self._graphs.session(stage).info.device == "cuda"
             for stage in ("sam_image_encoder", "clip_image_encoder")
         )
 
@@ -209,160 +207,69 @@ class Model:
         category: str | None = None,
         no_target_threshold: float | None = 0.5,
     ) -> Segmentation:
-        """One image, one expression. For several expressions encode the image once:
-        `encode_image`.
+        """The mask of one expression in one image.
+
+        For several expressions, encode the image once with `encode_image`.
+
+        Args:
+            image: As for `encode_image`.
+            expression: What to find, such as "left man".
+            category: The COCO category of the object, for a model that asks by category, or "auto"
+                to guess it from the expression.
+            no_target_threshold: From this no-target probability on, 0 to 1, the mask is empty.
+                None: never.
+
+        Raises:
+            ImageError: Where the image cannot be read.
+            ExpressionError: Where the model cannot be asked the expression or the category.
         """
         scene = self.encode_image(image, expressions=[expression])
         return scene.segment(expression, category=category, no_target_threshold=no_target_threshold)
 
-    def _session(self, stage: str) -> Session:
-        session = self._sessions.get(stage)
-        if session is None:
-            raise RisError("the model is closed; load the bundle again")
-        return session
+    def encode_image(
+        self, image: ImageLike, *, expressions: Sequence[str] = (), draft: bool = False
+    ) -> Scene:
+        """Runs the two image encoders once.
 
-    def _encode(self, stage: str, image: Float, timings: Timings) -> Mapping[str, Value]:
-        """Runs an image encoder; its outputs stay where they are."""
-        session = self._session(stage)
-        with timed(timings, f"image.{stage}"):
-            return session.run_and_keep({"image": image})
+        Args:
+            image: A path, a PIL image, or an array: uint8 [H, W] grey, [H, W, 3] RGB or [H, W, 4]
+                RGBA.
+            expressions: What will be asked first, if known. Where graphs run side by side, its text
+                is encoded meanwhile.
+            draft: Decode a large JPEG file at a half, a quarter or an eighth of its size. This is
+                faster and changes what the encoders see by a level or two. The scene keeps the
+                image's own size.
 
-    def _run(self, stage: str, feeds: Mapping[str, Value], timings: Timings) -> dict[str, Float]:
-        session = self._session(stage)
-        with timed(timings, stage):
-            return session.run(feeds)
-
-    def _encode_text(self, expressions: Sequence[str]) -> EncodedText:
+        Raises:
+            ImageError: Where the image cannot be read.
+        """
         timings: Timings = {}
-        with timed(timings, "tokenize"):
-            tokens = self._tokenize(expressions)
-        session = self._session("text_encoder")
-        with timed(timings, "text_encoder"):
-            features = session.run_and_keep({"input_ids": tokens.ids})["text_features"]
-        return EncodedText(tuple(expressions), tokens, features, timings)
+        preprocess = self.bundle.manifest.preprocess
+        with timed(timings, "image.load"):
+            picture = load_picture(image, preprocess.sam.size if draft else None)
+        with timed(timings, "image.prepare"):
+            sam_image, clip_image = prepare_image(picture.pixels, preprocess)
 
-    def _fuse(self, feeds: Mapping[str, Value], timings: Timings) -> Mapping[str, Value]:
-        """Runs the fusion; of what it gives, only the dense prompt visits the host, which
-        interpolates it.
-        """
-        link = self.bundle.manifest.dense_prompt
+        def encode(stage: str, pixels: Float) -> Mapping[str, Value]:
+            return self._graphs.encode_image(stage, pixels, timings)
 
-        spent: Timings = {}
+        stages, squares = ("sam_image_encoder", "clip_image_encoder"), (sam_image, clip_image)
+        text = None
+        if self.overlap:
+            ahead = tuple(expressions[: self.max_expressions])
+            with ThreadPoolExecutor(len(stages) + 1) as pool:  # each graph on its own stream
+                waiting = pool.submit(self._graphs.encode_text, ahead) if ahead else None
+                sam, clip = pool.map(encode, stages, squares)
+                text = waiting.result() if waiting else None
+        else:
+            sam, clip = map(encode, stages, squares)
 
-        def interpolate(maps: Float) -> Float:
-            with timed(spent, "dense_prompt"):
-                return resize_maps(maps, link.target, link.target, link.interpolation)
-
-        session = self._session("fusion")
-        with timed(spent, "both"):
-            step = HostStep(interpolate, (link.target, link.target))
-            fused = session.run_and_keep(feeds, {"dense_prompt": step})
-        timings["fusion"] = spent["both"] - spent["dense_prompt"]
-        timings["dense_prompt"] = spent["dense_prompt"]
-        return fused
-
-    def _ask(
-        self,
-        scene: Scene,
-        expressions: Sequence[str],
-        asked: Sequence[Guess | None],
-        no_target_threshold: float | None,
-    ) -> list[Segmentation]:
-        """One pass of the expression graphs; asked: the known category of each, None for models
-        without.
-        """
-        manifest = self.bundle.manifest
-        text = scene._text
-        if text is None or text.expressions != tuple(expressions):
-            text = self._encode_text(expressions)
-        tokens, timings = text.tokens, dict(text.timings)
-        index = np.zeros(len(expressions), np.int32)
-        feeds: dict[str, Value] = {
-            "clip_tokens": scene.clip_tokens,
-            "text_features": text.features,
-            "text_mask": tokens.mask,
-            "image_index": index,
-        }
-        if manifest.no_target:
-            feeds["image_embeddings"] = scene.image_embeddings
-        if self._category_features is not None and self._table is not None:
-            rows = [self._table.row(guess.category) for guess in asked if guess is not None]
-            feeds["category_feature"] = np.ascontiguousarray(self._category_features[rows])
-        fused = self._fuse(feeds, timings)
-        feeds = {
-            "image_embeddings": scene.image_embeddings,
-            "dense_prompt": fused["dense_prompt"],
-            "sparse_prompt": fused["sparse_prompt"],
-            "image_index": index,
-        }
-        logits = self._run("mask_decoder", feeds, timings)["mask_logits"][:, 0]
-        probabilities = _no_target_probabilities(fused.get("no_target_logits"), len(expressions))
-        results = []
-        for expression, guess, low, probability, notes in zip(
-            expressions, asked, logits, probabilities, tokens.notes, strict=True
-        ):
-            own: Timings = {stage: seconds / len(expressions) for stage, seconds in timings.items()}
-            absent = (
-                probability is not None
-                and no_target_threshold is not None
-                and probability >= no_target_threshold
-            )
-            with timed(own, "mask"):
-                threshold = manifest.postprocess.threshold
-                if absent:
-                    mask, score = np.zeros((scene.height, scene.width), np.bool_), 0.0
-                else:
-                    mask = mask_from_logits(low, scene.height, scene.width, threshold)
-                    score = mask_score(low, threshold)
-            name, word = (guess.category, guess.word) if guess else (None, None)
-            if word:
-                notes = (*notes, f"guessed the category {name} from {word!r}")
-            results.append(
-                Segmentation(
-                    expression,
-                    mask,
-                    low,
-                    score,
-                    probability,
-                    absent,
-                    name,
-                    scene.timings | own,
-                    notes,
-                    word,
-                )
-            )
-        return results
-
-    def _categories_to_ask(
-        self, expressions: Sequence[str], categories: Sequence[str] | None
-    ) -> list[Guess | None]:
-        """A known category for each expression, guessed for "auto"; None for each where the model
-        has none.
-        """
-        if self._table is None:
-            if any(name != AUTO for name in categories or ()):
-                raise ExpressionError("this model does not ask by category; leave the category out")
-            return [None] * len(expressions)
-        if categories is None:
-            raise ExpressionError(
-                "this model asks by category: name each object's COCO category too (--category"
-                " person), or have it guessed (--category auto)"
-            )
-        if len(categories) != len(expressions):
-            raise ExpressionError(
-                f"{len(expressions)} expressions need as many categories, got {len(categories)}"
-            )
-        table = self._table
-        return [
-            table.guess(text) if name == AUTO else table.known(name)
-            for name, text in zip(categories, expressions, strict=True)
-        ]
+        embeddings, tokens = sam["image_embeddings"], clip["clip_tokens"]
+        return Scene(self, picture.height, picture.width, embeddings, tokens, timings, text)
 
     def close(self) -> None:
         """Gives the engines' memory back; may be called twice."""
-        for session in self._sessions.values():
-            session.close()
-        self._sessions.clear()
+        self._graphs.close()
 
     def __enter__(self) -> Self:
         return self
@@ -375,11 +282,64 @@ class Model:
     ) -> None:
         self.close()
 
+    def _ask(
+        self,
+        scene: Scene,
+        expressions: Sequence[str],
+        asked: Sequence[Guess | None],
+        no_target_threshold: float | None,
+    ) -> list[Segmentation]:
+        """Asks a scene expressions that go through the graphs together.
 
-def _no_target_probabilities(value: Value | None, count: int) -> list[float | None]:
-    """Softmax over (target, no target); class 1 is "no target"."""
-    if value is None:
-        return [None] * count
-    logits = value if isinstance(value, np.ndarray) else value.numpy()
-    difference = logits[:, 0].astype(np.float64) - logits[:, 1]
-    return [float(p) for p in 1 / (1 + np.exp(difference))]
+        asked: the category of each expression, None for models that ask by none.
+        """
+        text = scene._text
+        if text is None or text.expressions != tuple(expressions):
+            text = self._graphs.encode_text(expressions)
+        timings = dict(text.timings)
+        rows = [self._table.row(guess.category) for guess in asked if guess] if self._table else []
+        logits, probabilities = self._graphs.ask(
+            scene.image_embeddings, scene.clip_tokens, text, rows, timings
+        )
+
+        results = []
+        for expression, guess, low, probability, notes in zip(
+            expressions, asked, logits, probabilities, text.tokens.notes, strict=True
+        ):
+            own: Timings = {stage: seconds / len(expressions) for stage, seconds in timings.items()}
+            absent = _is_absent(probability, no_target_threshold)
+            with timed(own, "mask"):
+                mask, score = self._mask(scene, low, absent)
+            results.append(
+                Segmentation(
+                    expression=expression,
+                    mask=mask,
+                    logits=low,
+                    score=score,
+                    no_target=probability,
+                    is_no_target=absent,
+                    category=guess.category if guess else None,
+                    timings=scene.timings | own,
+                    notes=(*notes, *_guess_notes(guess)),
+                    category_word=guess.word if guess else None,
+                )
+            )
+        return results
+
+    def _mask(self, scene: Scene, logits: Float, absent: bool) -> tuple[NDArray[np.bool_], float]:
+        """The mask of the image's own size, and its score."""
+        if absent:
+            return np.zeros((scene.height, scene.width), np.bool_), 0.0
+        threshold = self.bundle.manifest.postprocess.threshold
+        mask = mask_from_logits(logits, scene.height, scene.width, threshold)
+        return mask, mask_score(logits, threshold)
+
+
+def _is_absent(probability: float | None, threshold: float | None) -> bool:
+    return probability is not None and threshold is not None and probability >= threshold
+
+
+def _guess_notes(guess: Guess | None) -> tuple[str, ...]:
+    if guess is None or not guess.word:
+        return ()
+    return (f"guessed the category {guess.category} from {guess.word!r}",)

@@ -1,6 +1,6 @@
-"""How many weights of which type an ONNX file has, read from its protobuf without the onnx package.
+"""How many weights of which type an ONNX file has, without the onnx package.
 
-Only lengths and tags are followed: ModelProto.graph (7) -> GraphProto.initializer (5) ->
+It follows the protobuf's tags and lengths alone: ModelProto.graph (7), GraphProto.initializer (5),
 TensorProto.dims (1) and data_type (2). Raw data is skipped, so a large file costs no memory.
 """
 
@@ -28,16 +28,19 @@ WEIGHT_TYPES = {
     22: "int4",
     23: "fp4",
 }
-"""ONNX's numbers for the types weights come in; whole numbers of 16 bits and more are shapes and
-indices.
+"""ONNX's numbers for the types of weights.
+
+Integers of 16 bits and more are left out: they are shapes and indices.
 """
 
 _GRAPH, _INITIALIZER, _DIMS, _DATA_TYPE = 7, 5, 1, 2
 
 
 def count_weights(path: Path) -> dict[str, int]:
-    """Number of weights by type, the most frequent first. Raises BundleError for a file that is not
-    ONNX.
+    """The number of weights by type, the most frequent first.
+
+    Raises:
+        BundleError: Where the file is not ONNX.
     """
     counts: dict[str, int] = {}
     try:
@@ -54,7 +57,7 @@ def count_weights(path: Path) -> dict[str, int]:
 
 
 def _tensor(data: mmap.mmap, span: tuple[int, int]) -> tuple[int, int]:
-    """Data type and number of elements."""
+    """The data type of a TensorProto, and its number of elements."""
     kind, size = 0, 1
     for field, value in fields(data, span):
         if field == _DATA_TYPE and isinstance(value, int):
@@ -70,6 +73,7 @@ def _tensor(data: mmap.mmap, span: tuple[int, int]) -> tuple[int, int]:
 
 
 def _parts(data: mmap.mmap, span: tuple[int, int], wanted: int) -> Iterator[tuple[int, int]]:
+    """The places of the messages with this tag, in the message at `span`."""
     for field, value in fields(data, span):
         if field == wanted and isinstance(value, tuple):
             yield value

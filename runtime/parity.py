@@ -1,7 +1,6 @@
-"""How far a bundle is from its reference: stage by stage on the reference's own inputs, and end to
-end.
+"""How far a bundle is from its reference: each stage on the reference's own inputs, and all of it.
 
-A reference is a dictionary of arrays. `golden.npz` in the bundle holds one, so this needs no torch:
+A reference is a dictionary of arrays. The bundle's golden.npz holds one, so this needs no PyTorch:
 
     rgb uint8 [H, W, 3]; square uint8 [S, S, 3]; clip_image [1, 3, c, c]; input_ids int32 [N, T];
     image_embeddings [1, C, s, s]; clip_tokens [1, P, width]; text_features [N, T, C];
@@ -21,29 +20,50 @@ from numpy.typing import NDArray
 
 from ris.engines import Graph, Session
 from ris.engines.errors import BundleError
-from ris.runtime.bundle import Bundle, Precision, StageParity
+from ris.runtime.bundle import Bundle
 from ris.runtime.image import prepare_image
-from ris.runtime.interpolate import resize_maps
+from ris.runtime.interpolate import Float, resize_maps
+from ris.runtime.manifest import Manifest, Precision, SquareImage, StageParity
 from ris.runtime.masks import mask_from_logits
 from ris.runtime.model import Model
+from ris.runtime.segmentation import Segmentation
 
 Arrays = Mapping[str, NDArray[Any]]
+"""A reference: arrays by name."""
+
+END_TO_END = "end_to_end.mask_logits"
+"""The row of the mask logits through all graphs."""
+
+NO_TARGET = "fusion.no_target_logits"
+"""The row of the no-target logits."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What is accepted: relative error of a stage on its own, of the no-target logits and of the
-    mask logits end to end; for masks an IoU, or as few flipped pixels (a share of the image): in a
-    mask of a few pixels one flip is a large part. The no-target logits are two numbers an
-    expression, the largest over DFAM's queries, behind attention masks with a threshold: bfloat16
-    costs them 1e-2 on average and up to 6e-2 (docs/reference/precision.md).
-    """
+    """What is accepted. Errors are relative, as `StageParity.relative`."""
 
     stage: float
+    """The error of a graph's output or a host step by itself."""
+
     no_target_logits: float
+    """The error of the no-target logits.
+
+    These are two numbers an expression, the largest over DFAM's queries, behind attention masks
+    with a threshold. bfloat16 costs them 1e-2 on average and up to 6e-2
+    (docs/reference/precision.md).
+    """
+
     mask_logits: float
+    """The error of the mask logits through all graphs."""
+
     mask_iou: float
+    """The IoU of a mask with the reference's."""
+
     flipped: float
+    """The share of the image's pixels that may differ where the IoU is not reached.
+
+    In a mask of a few pixels, one of them is a large part of the IoU.
+    """
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
@@ -58,30 +78,29 @@ TOLERANCES: dict[Precision, Tolerance] = {
         stage=2e-2, no_target_logits=6e-2, mask_logits=4e-2, mask_iou=0.985, flipped=1e-3
     ),
 }
+"""What is accepted of each precision, the narrowest last."""
+
 MADE_UP_FP16_IOU = 0.995
-"""Made-up weights give masks that are all boundary: FP16 as such costs them 0.002 to 0.003, and a
-fault far more.
+"""The mask IoU that is accepted of made-up weights in FP16.
+
+Their masks are all boundary: FP16 as such costs them 0.002 to 0.003, and a fault far more.
 """
-END_TO_END, NO_TARGET = "end_to_end.mask_logits", "fusion.no_target_logits"
-INT8_MARGIN, INT8_IOU = 1.5, 0.03
-"""An INT8 bundle is measured by what it had when it was calibrated: so many times that error, so
-much less mask IoU.
-"""
+
+INT8_MARGIN = 1.5
+"""An INT8 bundle may have so many times the error that it had when it was calibrated."""
+
+INT8_IOU = 0.03
+"""An INT8 bundle may have so much less mask IoU than when it was calibrated."""
 
 
 def tolerance_of(model: Model) -> Tolerance:
-    """What is accepted of a model: that of its bundle's precision, or of a narrower one that its
-    graphs run in.
+    """What is accepted of a model.
+
+    It is that of the bundle's precision, or of a narrower one that one of its graphs runs in.
     """
     manifest = model.bundle.manifest
     if manifest.precision == "int8":
-        stages = [row.relative for name, row in manifest.parity.items() if name != END_TO_END]
-        end = manifest.parity[END_TO_END].relative
-        worst = max(stages, default=0.0)
-        stage = INT8_MARGIN * worst
-        return Tolerance(
-            stage, stage, INT8_MARGIN * end, manifest.mask_iou - INT8_IOU, flipped=1e-3
-        )
+        return _int8_tolerance(manifest)
     running = {manifest.precision, *(info.precision for info in model.sessions.values())}
     narrowest = next(name for name in reversed(TOLERANCES) if name in running or name == "fp32")
     found = TOLERANCES[narrowest]
@@ -90,60 +109,92 @@ def tolerance_of(model: Model) -> Tolerance:
     return found
 
 
+def _int8_tolerance(manifest: Manifest) -> Tolerance:
+    stages = [row.relative for name, row in manifest.parity.items() if name != END_TO_END]
+    stage = INT8_MARGIN * max(stages, default=0.0)
+    return Tolerance(
+        stage=stage,
+        no_target_logits=stage,
+        mask_logits=INT8_MARGIN * manifest.parity[END_TO_END].relative,
+        mask_iou=manifest.mask_iou - INT8_IOU,
+        flipped=1e-3,
+    )
+
+
 @dataclass(frozen=True)
 class ParityReport:
-    """The result: every row by name, masks compared at the image's own size, and what is out of
-    tolerance.
-    """
+    """How far a bundle is from its reference, and whether that is accepted."""
 
     rows: dict[str, StageParity]
+    """Everything that was compared, by name: "host.step", "stage.output" and `END_TO_END`."""
+
     mask_iou: float
+    """The smallest IoU of a mask with the reference's, at the image's own size."""
+
     flipped: float
+    """The largest share of a mask's pixels that differ."""
+
     failures: tuple[str, ...]
+    """A sentence for everything that is out of tolerance."""
 
 
 def compare(got: NDArray[Any], want: NDArray[Any]) -> StageParity:
-    """Differences in float64. Arrays with a value that is not finite are infinitely far apart."""
+    """How far `got` is from `want`, in float64.
+
+    Arrays of different sizes, and values that are not finite, are infinitely far apart.
+    """
     a, b = got.astype(np.float64).ravel(), want.astype(np.float64).ravel()
     if a.shape != b.shape or not np.isfinite(a).all():
         return StageParity(np.inf, np.inf, np.inf, 0.0)
+
     difference = np.abs(a - b)
     scale = np.sqrt((b * b).mean())
     error = np.sqrt((difference * difference).mean())
-    relative = error / scale if scale else (0.0 if error == 0 else np.inf)
     norms = np.linalg.norm(a) * np.linalg.norm(b)
+    # two arrays of zeros agree; one of them has no angle and no unit
+    relative = error / scale if scale else (0.0 if error == 0 else np.inf)
     cosine = 1.0 if not norms and error == 0 else float(a @ b / norms) if norms else 0.0
     return StageParity(
-        float(difference.max()), float(difference.mean()), float(relative), min(cosine, 1.0)
+        max_abs=float(difference.max()),
+        mean_abs=float(difference.mean()),
+        relative=float(relative),
+        cosine=min(cosine, 1.0),
     )
 
 
 def graph_feeds(graph: Graph, reference: Arrays) -> dict[str, NDArray[Any]]:
     """The reference's arrays under the names of the graph's inputs."""
-    special = {
-        "text_mask": lambda: (reference["input_ids"] != 0).astype(np.float32),
-        "image_index": lambda: np.asarray(
-            reference.get("image_index", np.zeros(len(reference["input_ids"]))), np.int32
-        ),
-    }
-    feeds: dict[str, NDArray[Any]] = {}
-    for spec in graph.inputs:
-        name = spec.name
-        if graph.stage == "clip_image_encoder":
-            name = "clip_image"
-        elif graph.stage == "mask_decoder" and name == "dense_prompt":
-            name = "dense_embedding"
-        feeds[spec.name] = special[name]() if name in special else np.asarray(reference[name])
-    return feeds
+    return {spec.name: _feed(graph.stage, spec.name, reference) for spec in graph.inputs}
+
+
+def _feed(stage: str, name: str, reference: Arrays) -> NDArray[Any]:
+    """The array of a graph's input; some have another name in the reference, or none."""
+    if name == "text_mask":
+        return (reference["input_ids"] != 0).astype(np.float32)
+    if name == "image_index":  # golden.npz has one image and leaves it out
+        index = reference.get("image_index", np.zeros(len(reference["input_ids"])))
+        return np.asarray(index, np.int32)
+    if stage == "clip_image_encoder":
+        name = "clip_image"
+    elif stage == "mask_decoder" and name == "dense_prompt":
+        name = "dense_embedding"  # as the host has resized it
+    return np.asarray(reference[name])
 
 
 def check_stage(
     stage: str, session: Session, reference: Arrays, expressions: int | None = None
 ) -> dict[str, StageParity]:
-    """Runs one graph on the reference's inputs; a row `stage.output` for each of its outputs.
+    """Runs one graph on the reference's inputs.
 
-    expressions: at most so many at a time, where the graph takes any and the session was opened for
-    no more.
+    Args:
+        stage: The graph.
+        session: Its session.
+        reference: The arrays.
+        expressions: The most expressions of one call, where the graph takes any number. None: all
+            at once.
+
+    Returns:
+        A row `stage.output` for each of the graph's outputs.
     """
     feeds = graph_feeds(session.graph, reference)
     split = [spec.name for spec in session.graph.inputs if spec.shape[:1] == ("expressions",)]
@@ -161,7 +212,11 @@ def check_stage(
 
 
 def load_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
-    """The reference that the bundle carries. Raises BundleError where it cannot be read."""
+    """The reference that the bundle carries.
+
+    Raises:
+        BundleError: Where it cannot be read.
+    """
     path = bundle.file(bundle.manifest.golden)
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -173,48 +228,64 @@ def load_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
 def check_model(
     model: Model, reference: Arrays, tolerance: Tolerance | None = None
 ) -> ParityReport:
-    """Every stage on its own, the host's own steps, and the whole chain from the image file's
-    pixels to masks.
+    """Each graph and each of the host's steps by itself, and all of them from pixels to masks.
+
+    Args:
+        model: The opened bundle.
+        reference: The arrays.
+        tolerance: What is accepted. None: `tolerance_of` the model.
     """
-    manifest = model.bundle.manifest
     tolerance = tolerance or tolerance_of(model)
-    rgb = np.asarray(reference["rgb"])
-    image, clip_image = prepare_image(rgb, manifest.preprocess)
-    sam = manifest.preprocess.sam
-    square = (reference["square"] - np.asarray(sam.mean, np.float32)) / np.asarray(
-        sam.std, np.float32
-    )
-    square = np.ascontiguousarray(square.transpose(2, 0, 1)[None], np.float32)
-    rows = {
-        "host.sam_image": compare(image, square),
-        "host.clip_image": compare(clip_image, reference["clip_image"]),
-    }
-    link = manifest.dense_prompt
-    dense = resize_maps(
-        np.asarray(reference["dense_prompt"]), link.target, link.target, link.interpolation
-    )
-    rows["host.dense_embedding"] = compare(dense, reference["dense_embedding"])
+    square = _normalised(reference["square"], model.bundle.manifest.preprocess.sam)
+    rows = _check_host(model.bundle.manifest, square, reference)
     staged = dict(reference) | {"image": square}
     for stage, session in model.open_sessions.items():
         rows |= check_stage(stage, session, staged, model.max_expressions)
 
-    expressions = [str(e) for e in reference["expressions"]]
-    categories = [str(c) for c in reference["categories"]] if manifest.categories else None
-    results = model.encode_image(rgb).segment_many(
-        expressions, categories=categories, no_target_threshold=None
-    )
+    results = _answers(model, reference)
     logits = np.stack([r.logits for r in results])[:, None]
     rows[END_TO_END] = compare(logits, reference["mask_logits"])
+
     ious, flips = [], []
-    height, width = rgb.shape[:2]
+    threshold = model.bundle.manifest.postprocess.threshold
     for result, want in zip(results, reference["mask_logits"], strict=True):
-        wanted = mask_from_logits(want[0], height, width, manifest.postprocess.threshold)
+        height, width = result.mask.shape
+        wanted = mask_from_logits(want[0], height, width, threshold)
         ious.append(mask_iou(result.mask, wanted))
         flips.append(float((result.mask != wanted).mean()))
+
     failures = failed_rows(rows, tolerance)
     if min(ious) < tolerance.mask_iou and max(flips) > tolerance.flipped:
         failures.append(f"mask IoU {min(ious):.5f}, accepted from {tolerance.mask_iou}")
     return ParityReport(rows, min(ious), max(flips), tuple(failures))
+
+
+def _normalised(square: NDArray[np.uint8], sam: SquareImage) -> Float:
+    """SAM's input [1, 3, S, S], made from the reference's square in the plainest way."""
+    levels = (square - np.asarray(sam.mean, np.float32)) / np.asarray(sam.std, np.float32)
+    return np.ascontiguousarray(levels.transpose(2, 0, 1)[None], np.float32)
+
+
+def _check_host(manifest: Manifest, square: Float, reference: Arrays) -> dict[str, StageParity]:
+    """What the host does before and between the graphs; a row "host.step" for each step."""
+    image, clip_image = prepare_image(np.asarray(reference["rgb"]), manifest.preprocess)
+    link = manifest.dense_prompt
+    maps = np.asarray(reference["dense_prompt"])
+    dense = resize_maps(maps, link.target, link.target, link.interpolation)
+    return {
+        "host.sam_image": compare(image, square),
+        "host.clip_image": compare(clip_image, reference["clip_image"]),
+        "host.dense_embedding": compare(dense, reference["dense_embedding"]),
+    }
+
+
+def _answers(model: Model, reference: Arrays) -> list[Segmentation]:
+    """The model's own answers to the reference's questions, never empty for "no target"."""
+    expressions = [str(e) for e in reference["expressions"]]
+    asks_by_category = model.bundle.manifest.categories is not None
+    categories = [str(c) for c in reference["categories"]] if asks_by_category else None
+    scene = model.encode_image(np.asarray(reference["rgb"]))
+    return scene.segment_many(expressions, categories=categories, no_target_threshold=None)
 
 
 def failed_rows(rows: Mapping[str, StageParity], tolerance: Tolerance) -> list[str]:
@@ -223,7 +294,7 @@ def failed_rows(rows: Mapping[str, StageParity], tolerance: Tolerance) -> list[s
     own = {END_TO_END: tolerance.mask_logits, NO_TARGET: tolerance.no_target_logits}
     for name, row in rows.items():
         accepted = own.get(name, tolerance.stage)
-        if not row.relative <= accepted:
+        if not row.relative <= accepted:  # NaN is out of tolerance too
             failures.append(
                 f"{name}: relative error {row.relative:.2e} (largest {row.max_abs:.2e}), accepted"
                 f" {accepted:.0e}"

@@ -1,7 +1,7 @@
 """PyTorch's side of a comparison, for the few commands that ask for it; the runtime does without.
 
-Two modules serve it, found by the entry points of the group `ris_runtime.pytorch`: what
-compares with PyTorch or times it knows their names from there, and imports nothing of them.
+Two modules offer it. They are found by the entry points of the group `ris_runtime.pytorch`, so that
+what compares with PyTorch imports nothing of them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ris.runtime.bundle import Bundle
 
 GROUP = "ris_runtime.pytorch"
+"""The group of the entry points."""
 
 Files = Mapping[str, Path | None]
 """Weight files by the names `checkpoint`, `sam`, `clip` and `bert`."""
@@ -38,7 +39,18 @@ class PyTorchReference(Protocol):
         categories: Sequence[str] | None,
         files: Files | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Every stage's arrays for one image, for `ris-parity --reference`."""
+        """Every stage's arrays for one image, for `ris-parity --reference`.
+
+        Args:
+            bundle: A bundle of the same model.
+            image: RGB [H, W, 3].
+            expressions: What to ask.
+            categories: A category for each expression; None for models that do not ask by category.
+            files: The weight files of a bundle that was made from a checkpoint; None for others.
+
+        Returns:
+            The arrays that `ris.runtime.parity` describes.
+        """
 
     def timed_reference(
         self,
@@ -49,7 +61,19 @@ class PyTorchReference(Protocol):
         files: Files | None = None,
         compiled: bool = False,
     ) -> Callable[[], tuple[float, float]]:
-        """Seconds of a first mask and of a next expression, for `ris-bench --pytorch`."""
+        """The model ready to be timed, for `ris-bench --pytorch`.
+
+        Args:
+            bundle: A bundle of the same model.
+            image: RGB [H, W, 3].
+            expressions: What to ask first, and what next.
+            threads: CPU threads; None for PyTorch's own choice.
+            files: The weight files of a bundle that was made from a checkpoint; None for others.
+            compiled: Compile the blocks that repeat with `torch.compile`, at the first call.
+
+        Returns:
+            What measures once: the seconds of a first mask, and of a next expression.
+        """
 
     def ReferenceSegmenter(self, files: Files, threads: int | None = None) -> Any:  # noqa: N802
         """The model of weight files, which answers questions, for `ris-eval --pytorch`."""
@@ -65,12 +89,12 @@ class PyTorchProducts(Protocol):
 
 
 def pytorch_reference() -> PyTorchReference:
-    """The PyTorch model. Raises RisError where nothing installed has it."""
+    """The entry point `reference`. Raises RisError where no installed package has it."""
     return cast(PyTorchReference, _load("reference"))
 
 
 def pytorch_products() -> PyTorchProducts:
-    """PyTorch's matrix products. Raises RisError where nothing installed has them."""
+    """The entry point `products`. Raises RisError where no installed package has it."""
     return cast(PyTorchProducts, _load("products"))
 
 

@@ -1,6 +1,4 @@
-"""Answers to files: mask PNG, overlay, COCO RLE, JSON, npy. Each file appears whole or not at
-all.
-"""
+"""Answers to files: mask PNG, overlay, COCO RLE, JSON, npy. A file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,18 +19,31 @@ from ris.runtime.masks import COLOURS, overlay
 from ris.runtime.model import Model
 from ris.runtime.segmentation import Segmentation
 
-FORMATS = ("mask", "overlay", "rle", "json", "npy")
+_SUFFIXES = {
+    "mask": ".mask.png",
+    "overlay": ".overlay.png",
+    "rle": ".rle.json",
+    "json": ".json",
+    "npy": ".npy",
+}
+
+FORMATS = tuple(_SUFFIXES)
+"""What a result can be written as."""
+
+Save = Callable[[IO[bytes]], Any]
+"""Writes the content of a file to it."""
 
 
 def slug(text: str, limit: int = 40) -> str:
-    """A file name part from any text: ASCII letters, digits and dashes."""
+    """A part of a file name from any text: ASCII letters, digits and dashes."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:limit].strip("-") or "expression"
 
 
 class ResultWriter:
-    """Writes results into a folder under names that do not collide within a run:
-    `photo.left-man.mask.png`.
+    """Writes results into a folder, under names such as `photo.left-man.mask.png`.
+
+    The names of a run do not collide.
     """
 
     def __init__(self, folder: Path, formats: Sequence[str]) -> None:
@@ -47,47 +58,36 @@ class ResultWriter:
         results: Sequence[Segmentation],
         model: Model,
     ) -> list[Path]:
-        """Writes every format for every result; returns the files in order. Raises OSError where
-        the disk refuses.
+        """Writes every format of every result.
 
-        rgb: the image's pixels, None to read them from the file where an overlay needs them.
+        Args:
+            image: The image's file, whose name the names of the results begin with.
+            rgb: The image's pixels; None to read them from the file where an overlay needs them.
+            results: The answers about the image.
+            model: The model that gave them.
+
+        Returns:
+            The files, in order.
+
+        Raises:
+            OSError: Where the disk refuses.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         written = []
         for number, result in enumerate(results):
             base = self._unique(f"{image.stem}.{slug(result.expression)}")
-            colour = COLOURS[number % len(COLOURS)]
             for name in self._formats:
-                written.append(self._write_one(name, base, image, rgb, result, colour, model))
+                if name == "overlay":
+                    pixels = load_rgb(image) if rgb is None else rgb
+                    save = _overlay_png(pixels, result, COLOURS[number % len(COLOURS)])
+                elif name == "json":
+                    save = _json(describe(image, result, model))
+                else:
+                    save = _mask_file(name, result)
+                path = self._folder / (base + _SUFFIXES[name])
+                write_atomically(path, save)
+                written.append(path)
         return written
-
-    def _write_one(
-        self,
-        name: str,
-        base: str,
-        image: Path,
-        rgb: NDArray[np.uint8] | None,
-        result: Segmentation,
-        colour: tuple[int, int, int],
-        model: Model,
-    ) -> Path:
-        save: Callable[[IO[bytes]], Any]
-        if name == "mask":
-            suffix, picture = ".mask.png", Image.fromarray(result.mask.astype(np.uint8) * 255)
-            save = lambda file: picture.save(file, "PNG")  # noqa: E731
-        elif name == "overlay":
-            pixels = load_rgb(image) if rgb is None else rgb
-            suffix, picture = ".overlay.png", Image.fromarray(overlay(pixels, result.mask, colour))
-            save = lambda file: picture.save(file, "PNG", compress_level=1)  # noqa: E731
-        elif name == "npy":
-            suffix, save = ".npy", lambda file: np.save(file, result.mask)
-        elif name == "rle":
-            suffix, save = ".rle.json", lambda file: file.write(_json(dict(result.rle())))
-        else:
-            suffix, save = ".json", lambda file: file.write(_json(describe(image, result, model)))
-        path = self._folder / (base + suffix)
-        write_atomically(path, save)
-        return path
 
     def _unique(self, base: str) -> str:
         name, count = base, 1
@@ -98,7 +98,7 @@ class ResultWriter:
         return name
 
 
-def write_atomically(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
+def write_atomically(path: Path, save: Save) -> None:
     """Writes a hidden sibling and renames it, so a failure leaves what was there before."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
@@ -109,14 +109,42 @@ def write_atomically(path: Path, save: Callable[[IO[bytes]], Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _json(data: dict[str, Any]) -> bytes:
-    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+def _overlay_png(
+    rgb: NDArray[np.uint8], result: Segmentation, colour: tuple[int, int, int]
+) -> Save:
+    picture = Image.fromarray(overlay(rgb, result.mask, colour))
+    return lambda file: picture.save(file, "PNG", compress_level=1)
+
+
+def _mask_file(name: str, result: Segmentation) -> Save:
+    """The formats that hold the mask alone: mask, npy and rle."""
+    if name == "mask":
+        picture = Image.fromarray(result.mask.astype(np.uint8) * 255)
+        return lambda file: picture.save(file, "PNG")
+    if name == "npy":
+        return lambda file: np.save(file, result.mask)
+    return _json(dict(result.rle()))
+
+
+def _json(data: dict[str, Any]) -> Save:
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    return lambda file: file.write(text.encode())
 
 
 def describe(image: Path, result: Segmentation, model: Model) -> dict[str, Any]:
     """A result as plain data: what was found, how sure, how long it took and what really ran."""
     manifest = model.bundle.manifest
     height, width = result.mask.shape
+    engines = {
+        stage: {
+            "engine": f"{info.engine} {info.version}",
+            "device": info.device,
+            "providers": list(info.providers),
+            "computes_in": info.precision,
+            "nodes": dict(info.nodes),
+        }
+        for stage, info in model.sessions.items()
+    }
     return {
         "image": str(image),
         "height": height,
@@ -134,14 +162,5 @@ def describe(image: Path, result: Segmentation, model: Model) -> dict[str, Any]:
         "bundle": str(model.bundle.path),
         "trained": model.trained,
         "precision": {stage: entry.precision for stage, entry in manifest.graphs.items()},
-        "engine": {
-            stage: {
-                "engine": f"{info.engine} {info.version}",
-                "device": info.device,
-                "providers": list(info.providers),
-                "computes_in": info.precision,
-                "nodes": dict(info.nodes),
-            }
-            for stage, info in model.sessions.items()
-        },
+        "engine": engines,
     }

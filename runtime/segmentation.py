@@ -1,4 +1,4 @@
-"""The answer to one expression, and the clock that its timings come from."""
+"""The answer to an expression, and the clock that its timings come from."""
 
 from __future__ import annotations
 
@@ -27,39 +27,44 @@ def timed(timings: Timings, name: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The answer to one expression."""
+    """The answer to an expression, as `Scene.segment` returns it."""
 
     expression: str
     """What was asked."""
 
     mask: NDArray[np.bool_]
-    """bool [H, W] of the image's own size, all False where the model says "no target"."""
+    """bool [H, W] of the image's own size; all False where the model says "no target"."""
 
     logits: Float
-    """float32 [m, m], the decoder's low-resolution mask logits, before any no-target decision."""
+    """float32 [m, m]: the decoder's low-resolution mask logits, before any no-target decision."""
 
     score: float
-    """Mean foreground probability over the mask, 0 for an empty one."""
+    """The mean foreground probability over the mask, 0 for an empty one."""
 
     no_target: float | None
-    """Probability that the expression names nothing in the image, None where the model has no such
-    head."""
+    """The probability that the expression names nothing in the image.
+
+    None where the model has no such head.
+    """
 
     is_no_target: bool
-    """Whether the model decided so, and the mask is empty for that reason."""
+    """Whether the mask is empty because that probability reached the threshold."""
 
     category: str | None
-    """The COCO category that was asked, None for models that do not ask by category."""
+    """The COCO category that was asked; None for models that do not ask by category."""
 
     timings: Timings = field(repr=False)
-    """Seconds by stage. `image.*` were spent once for all expressions of the scene, the others are
-    this expression's share of its batch."""
+    """Seconds by stage.
+
+    `image.*` were spent once for all expressions of the scene. The others are this expression's
+    share of what its batch took.
+    """
 
     notes: tuple[str, ...] = ()
-    """What the user should know, such as words that the model does not know."""
+    """What the user should know, for instance which words the model does not know."""
 
     category_word: str | None = None
-    """The expression's word that the category was guessed from, None where it was given."""
+    """The expression's word that the category was guessed from; None where it was given."""
 
     def rle(self) -> Rle:
         """The mask in COCO's compressed run-length encoding."""

@@ -1,7 +1,7 @@
-"""What this machine is: versions, processor, memory, GPUs. Reads files and asks `nvidia-smi`; never
-raises.
+"""What this machine is: versions, processor, memory, GPUs.
 
-Everything has a graceful answer where a file or program is missing, as on other systems than Linux.
+It reads files and asks `nvidia-smi`, and never raises: where a file or program is missing, as on
+other systems than Linux, the answer says that something is unknown.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from ris.engines import processor
 
 RUNTIME_PACKAGES = ("ris-runtime", "numpy", "pillow", "tokenizers", "click", "rich")
+"""The distributions that every command needs."""
+
 ENGINE_PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
@@ -26,6 +28,8 @@ ENGINE_PACKAGES = (
     "tensorrt-rtx-cu13",
     "cuda-bindings",
 )
+"""The distributions that engines need."""
+
 EXPORT_PACKAGES = (
     "torch",
     "torchvision",
@@ -36,6 +40,7 @@ EXPORT_PACKAGES = (
     "open-clip-torch",
     "safetensors",
 )
+"""The distributions that only `ris-export` needs."""
 
 X86_FEATURES = (
     "avx2",
@@ -47,6 +52,8 @@ X86_FEATURES = (
     "amx_bf16",
     "amx_int8",
 )
+"""The x86 features that inference uses, as Linux names them."""
+
 ARM_FEATURES = {
     "asimd": "neon",
     "asimdhp": "fp16",
@@ -55,6 +62,7 @@ ARM_FEATURES = {
     "i8mm": "i8mm",
     "sve": "sve",
 }
+"""The Arm features that inference uses: Linux's name, and the usual one."""
 
 _MEMINFO = Path("/proc/meminfo")
 _GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
@@ -62,53 +70,74 @@ _GPU_FIELDS = ("name", "driver_version", "memory.total", "compute_cap")
 
 @dataclass(frozen=True)
 class Cpu:
-    """model: as the system calls it; present: logical cores of the machine; usable: those this
-    process may run on; quota: cores' worth of time a container may spend, None without a limit;
-    features: those that inference uses.
-    """
+    """The processor, and how much of it this process may use."""
 
     model: str
+    """Its name, as the system has it; "unknown" where the system has none."""
+
     architecture: str
+    """Such as "x86_64" or "aarch64"."""
+
     present: int
+    """Logical cores of the machine."""
+
     usable: int
+    """Those that this process may run on."""
+
     quota: float | None
+    """Cores' worth of time that a container may spend, None without a limit."""
+
     features: tuple[str, ...]
+    """The features that inference uses."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """In bytes; None where unknown. limit: what a container may use, None without a limit."""
+    """The machine's memory in bytes."""
 
     total: int | None
+    """All of it, None where unknown."""
+
     available: int | None
+    """What programs can still get, None where unknown."""
+
     limit: int | None
+    """What a container may use, None without a limit."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU. memory: as `nvidia-smi` gives it, in MiB; compute_capability: None for old
-    drivers.
-    """
+    """One NVIDIA GPU."""
 
     name: str
+    """Its product name."""
+
     driver: str
+    """The driver's version."""
+
     memory: str
+    """In MiB, as `nvidia-smi` writes it."""
+
     compute_capability: str | None
+    """Such as "9.0"; None where the driver is too old to say."""
 
 
 @dataclass(frozen=True)
 class Gpus:
-    """found: by `nvidia-smi`; note: why there are none, or how they were looked for; driver:
-    libcuda can be loaded.
-    """
+    """The NVIDIA GPUs of the machine."""
 
     found: tuple[Gpu, ...]
+    """Those that `nvidia-smi` lists."""
+
     driver: bool
+    """Whether the driver's own library can be loaded."""
+
     note: str | None
+    """Why none was found, None where some were."""
 
 
 def versions(names: tuple[str, ...]) -> dict[str, str]:
-    """Version by name of the distributions that are installed; none is imported."""
+    """The version of each distribution that is installed, by name; nothing is imported."""
     found = {}
     for name in names:
         try:
@@ -119,7 +148,7 @@ def versions(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def operating_system() -> dict[str, str]:
-    """python, os, kernel and libc."""
+    """Names and versions of python, os, kernel and libc."""
     try:
         name = platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):
@@ -153,19 +182,12 @@ def cpu() -> Cpu:
 
 
 def memory() -> Memory:
-    """Total and available memory of the machine, and the container's limit where it is the smaller
-    one.
-    """
+    """The machine's memory, and the container's limit where that is the smaller one."""
     sizes = {
         m[1]: int(m[2]) * 1024
         for m in re.finditer(r"^(\w+):\s+(\d+) kB", processor.read(_MEMINFO), re.MULTILINE)
     }
-    total = sizes.get("MemTotal")
-    if total is None:
-        try:
-            total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        except (ValueError, OSError, AttributeError):
-            total = None
+    total = sizes["MemTotal"] if "MemTotal" in sizes else _memory_of_sysconf()
     files = processor.cgroup_files(
         "memory", version_2="memory.max", version_1="memory.limit_in_bytes"
     )
@@ -177,41 +199,42 @@ def memory() -> Memory:
     return Memory(total, sizes.get("MemAvailable"), limit)
 
 
+def _memory_of_sysconf() -> int | None:
+    """All memory, for systems without /proc/meminfo."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
 def gpus(timeout: float = 15) -> Gpus:
-    """NVIDIA GPUs as `nvidia-smi` lists them."""
+    """NVIDIA GPUs as `nvidia-smi` lists them; it has `timeout` seconds to answer."""
     driver = cuda_driver()
-    text = (
-        "the driver library is there, but no nvidia-smi"
-        if driver
-        else "no nvidia-smi and no driver library"
-    )
+    # old drivers refuse the last field, compute_cap
     for fields in (_GPU_FIELDS, _GPU_FIELDS[:3]):
         command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
         except FileNotFoundError:
-            return Gpus((), driver, text)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            kind = (
-                "did not answer"
-                if isinstance(error, subprocess.TimeoutExpired)
-                else f"cannot be run ({error.strerror})"
-            )
-            return Gpus((), driver, f"nvidia-smi {kind}")
+            there = "the driver library is there, but no nvidia-smi"
+            return Gpus((), driver, there if driver else "no nvidia-smi and no driver library")
+        except subprocess.TimeoutExpired:
+            return Gpus((), driver, "nvidia-smi did not answer")
+        except OSError as error:
+            return Gpus((), driver, f"nvidia-smi cannot be run ({error.strerror})")
         if done.returncode == 0:
-            rows = [
-                [cell.strip() for cell in line.split(",")]
-                for line in done.stdout.splitlines()
-                if line.strip()
-            ]
-            found = tuple(
-                Gpu(r[0], r[1], r[2], r[3] if len(r) > 3 else None) for r in rows if len(r) >= 3
-            )
+            found = _listed(done.stdout)
             return Gpus(found, driver, None if found else "nvidia-smi lists none")
-    reason = (done.stderr or done.stdout).strip().splitlines()
-    return Gpus(
-        (), driver, f"nvidia-smi failed: {reason[0] if reason else f'exit code {done.returncode}'}"
-    )
+
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    reason = lines[0] if lines else f"exit code {done.returncode}"
+    return Gpus((), driver, f"nvidia-smi failed: {reason}")
+
+
+def _listed(text: str) -> tuple[Gpu, ...]:
+    """The GPUs of nvidia-smi's table, one a line."""
+    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
+    return tuple(Gpu(r[0], r[1], r[2], r[3] if len(r) > 3 else None) for r in rows if len(r) >= 3)
 
 
 def cuda_driver() -> bool:

@@ -1,12 +1,11 @@
-"""Expressions to token ids with the `tokenizers` library alone (docs/reference/models/dfam.md
-2).
-"""
+"""Expressions to token ids (docs/reference/models/dfam.md 2), with `tokenizers` alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,31 +13,38 @@ from numpy.typing import NDArray
 from ris.engines.errors import BundleError, ExpressionError
 from ris.runtime.interpolate import Float
 
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
 MAX_CHARACTERS = 1000
-"""The longest expression that is accepted; the model itself reads the first 35 tokens, about 25
-words.
+"""The longest expression that is accepted.
+
+The model itself reads the first 35 tokens, about 25 words.
 """
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A batch of N expressions: ids int32 [N, T] padded with 0; mask float32 [N, T], 1 on real
-    tokens.
-
-    notes: for each expression what the user should know (cut short, unknown words), usually
-    nothing.
-    """
+    """N expressions as the text encoder takes them."""
 
     ids: NDArray[np.int32]
+    """[N, T], padded with 0."""
+
     mask: Float
+    """[N, T], 1 on the tokens and 0 on the padding."""
+
     notes: tuple[tuple[str, ...], ...]
+    """For each expression, what the user should know: that it was cut, or has unknown words."""
 
 
 class ExpressionTokenizer:
-    """WordPiece from a bundle's tokenizer.json."""
+    """WordPiece from a bundle's tokenizer.json.
+
+    The constructor raises BundleError where the file cannot be read.
+    """
 
     def __init__(self, path: Path, max_tokens: int) -> None:
-        from tokenizers import Tokenizer
+        from tokenizers import Tokenizer  # importing the runtime alone loads no tokenizer
 
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
@@ -49,16 +55,21 @@ class ExpressionTokenizer:
         self._max_tokens = max_tokens
 
     def __call__(self, expressions: Sequence[str]) -> Tokens:
-        """Raises ExpressionError for an expression that is empty, too long or not text."""
+        """The ids of some expressions.
+
+        Raises:
+            ExpressionError: Where an expression is empty, too long or not text.
+        """
         ids = np.zeros((len(expressions), self._max_tokens), np.int32)
         notes = []
         for row, expression in zip(ids, expressions, strict=True):
-            found, note = self._encode(expression)
+            encoding = self._encode(expression)
+            found = encoding.ids[: self._max_tokens]
             row[: len(found)] = found
-            notes.append(note)
+            notes.append(self._notes(expression, encoding))
         return Tokens(ids, (ids != 0).astype(np.float32), tuple(notes))
 
-    def _encode(self, expression: str) -> tuple[list[int], tuple[str, ...]]:
+    def _encode(self, expression: str) -> Encoding:
         if not isinstance(expression, str):
             raise ExpressionError(f"an expression must be text, got {type(expression).__name__}")
         if not expression.strip():
@@ -72,8 +83,11 @@ class ExpressionTokenizer:
             encoding = self._tokenizer.encode(expression)
         except (TypeError, UnicodeError):
             raise ExpressionError("the expression is not valid Unicode text") from None
-        if len(encoding.ids) <= 2:
+        if len(encoding.ids) <= 2:  # [CLS] and [SEP] alone
             raise ExpressionError(f"the expression {expression!r} has no words in it")
+        return encoding
+
+    def _notes(self, expression: str, encoding: Encoding) -> tuple[str, ...]:
         notes = []
         if len(encoding.ids) > self._max_tokens:
             last = encoding.offsets[self._max_tokens - 1][1]
@@ -82,13 +96,12 @@ class ExpressionTokenizer:
                 f" {expression[last:].strip()!r}"
             )
         unknown = [
-            expression[a:b]
-            for token, (a, b) in zip(encoding.tokens, encoding.offsets, strict=True)
+            expression[start:end]
+            for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True)
             if token == "[UNK]"
         ]
         if unknown:
             notes.append(f"words the model does not know: {', '.join(unknown)}")
-        ids = encoding.ids[: self._max_tokens]
-        if 0 in ids:
+        if 0 in encoding.ids[: self._max_tokens]:  # a user may write "[PAD]"
             notes.append("[PAD] is padding to the model: it does not read it")
-        return ids, tuple(notes)
+        return tuple(notes)

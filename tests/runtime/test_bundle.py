@@ -1,6 +1,4 @@
-"""A bundle is what its schema says; whatever is damaged is named, all at once, and nothing is
-loaded.
-"""
+"""A bundle is what its schema says; all that is damaged is named at once and nothing is loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import pytest
 
 from conftest import REPO
 from ris.runtime import BundleError, load, open_bundle
-from ris.runtime.bundle import FORMAT_VERSION, manifest_from_dict
+from ris.runtime.manifest import FORMAT_VERSION, manifest_from_dict
 
 
 def edit(bundle, change):
@@ -52,10 +50,9 @@ def test_a_bundle_says_everything_a_reader_needs(tiny_bundle):
     assert manifest.graphs["mask_decoder"].outputs[0].shape == ("expressions", 1, 64, 64)
     assert manifest.mask_iou >= 0.9999
     files = {p.relative_to(tiny_bundle).as_posix() for p in tiny_bundle.rglob("*") if p.is_file()}
-    every = {
-        name for name in files if not name.startswith("engines/")
-    }  # what engines compiled, kept beside it
-    assert every == set(open_bundle(tiny_bundle).hashes()) | {"manifest.json"}
+    # engines keep what they compile beside the bundle's own files
+    own = {name for name in files if not name.startswith("engines/")}
+    assert own == set(open_bundle(tiny_bundle).hashes()) | {"manifest.json"}
 
 
 def test_missing_and_flipped_files_are_reported_together(bundle_copy):
@@ -77,9 +74,8 @@ def test_swapped_files(bundle_copy):
     (graphs / "fusion.onnx").rename(graphs / "x")
     (graphs / "mask_decoder.onnx").rename(graphs / "fusion.onnx")
     (graphs / "x").rename(graphs / "mask_decoder.onnx")
-    with pytest.raises(
-        BundleError, match=r"fusion\.onnx is not the file.*mask_decoder\.onnx is not the file"
-    ):
+    both = r"fusion\.onnx is not the file.*mask_decoder\.onnx is not the file"
+    with pytest.raises(BundleError, match=both):
         load(bundle_copy)
 
 

@@ -139,22 +139,21 @@ def test_every_thing_and_synonym_is_guessed(table, name):
 
 @pytest.mark.parametrize("expression", REFUSED)
 def test_what_cannot_be_guessed(table, expression):
-    with pytest.raises(
-        ExpressionError, match=r"no category could be guessed from .* the nearest are "
-    ):
+    message = r"no category could be guessed from .* the nearest are "
+    with pytest.raises(ExpressionError, match=message):
         table.guess(expression)
 
 
 def test_the_nearest_names(table):
-    for wrong, near in {
+    nearest = {
         "persom": "person",
         "Person": "person",
         "lady": "person",
         "motorbikes": "motorcycle",
-    }.items():
-        with pytest.raises(
-            ExpressionError, match=f"there is no category '{wrong}'; the nearest are {near}"
-        ):
+    }
+    for wrong, near in nearest.items():
+        message = f"there is no category '{wrong}'; the nearest are {near}"
+        with pytest.raises(ExpressionError, match=message):
             table.known(wrong)
     with pytest.raises(ExpressionError, match="nearest are giraffe"):
         table.guess("girafe on the left")
@@ -218,27 +217,19 @@ def test_the_command_says_what_it_guessed(infer):
     )
     done = infer("requests.jsonl", "--json", "--format", "json")
     assert json.loads(done.stdout)["category"] == "dog"
-    assert (
-        json.loads(Path("ris-output/park.two-dogs.json").read_text())["category_guessed_from"]
-        == "dogs"
-    )
+    report = json.loads(Path("ris-output/park.two-dogs.json").read_text())
+    assert report["category_guessed_from"] == "dogs"
 
 
 def test_the_command_refuses_in_a_sentence(infer):
-    for options, message in [
-        (
-            [],
-            (
-                "name each object's COCO category too (--category person), or have it guessed"
-                " (--category auto)"
-            ),
-        ),
-        (["--category", "persom"], "there is no category 'persom'; the nearest are person"),
-        (
-            ["--category", "person", "--category", "dog"],
-            "1 expressions need as many categories, got 2",
-        ),
-    ]:
+    how = "too (--category person), or have it guessed (--category auto)"
+    cases = [
+        ([], f"name each object's COCO category {how}"),
+        (["persom"], "there is no category 'persom'; the nearest are person"),
+        (["person", "dog"], "1 expressions need as many categories, got 2"),
+    ]
+    for names, message in cases:
+        options = [option for name in names for option in ("--category", name)]
         done = infer("park.png", "left man", *options)
         assert done.exit_code == 2
         assert message in done.stderr

@@ -1,6 +1,4 @@
-"""Any image Pillow reads becomes RGB as a viewer shows it; what cannot be read gets one
-sentence.
-"""
+"""Any image becomes RGB as a viewer shows it; what cannot be read gets one sentence."""
 
 from __future__ import annotations
 
@@ -12,8 +10,8 @@ from ris.engines.errors import ImageError
 from ris.reference.config import PRESETS
 from ris.reference.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD
 from ris.reference.preprocess import prepare_image as reference_prepare
-from ris.runtime.bundle import Preprocess, SquareImage
 from ris.runtime.image import MAX_PIXELS, load_picture, load_rgb, prepare_image
+from ris.runtime.manifest import Preprocess, SquareImage
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -38,12 +36,8 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     got = load_rgb(image)
     assert got.shape == (20, 30, 3)
     assert got.dtype == np.uint8
-    want = (
-        np.asarray(image.convert("RGB"))
-        if mode not in ("I;16", "I", "F")
-        else np.asarray(grey.convert("RGB"))
-    )
-    np.testing.assert_array_equal(got, want)
+    shown = grey if mode in ("I;16", "I", "F") else image
+    np.testing.assert_array_equal(got, np.asarray(shown.convert("RGB")))
 
 
 @pytest.mark.parametrize(
@@ -62,11 +56,10 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
 def test_files_of_many_kinds(tmp_path, suffix, mode):
     path = tmp_path / f"a.{suffix}"
     grey = np.asarray(Image.fromarray(RGB).convert("L"))
-    image = (
-        Image.fromarray(grey.astype(np.uint16) * 257)
-        if mode == "I;16"
-        else Image.fromarray(RGB).convert(mode)
-    )
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(RGB).convert(mode)
     image.save(path)
     got = load_rgb(path)
     assert got.shape == (20, 30, 3)
@@ -125,10 +118,8 @@ def test_a_hundred_megapixels_are_read(tmp_path):
 def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path):
     (tmp_path / "text.jpg").write_text("not an image at all")
     (tmp_path / "empty.png").write_bytes(b"")
-    noise = Image.fromarray(
-        np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
-    )
-    noise.save(tmp_path / "whole.jpg")
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:3000])
     Image.new("L", (13000, 13000)).save(tmp_path / "huge.png")
     cases = {
@@ -167,25 +158,21 @@ def test_values_that_are_not_numbers(tmp_path):
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_draft_of_a_large_jpeg(tmp_path, orientation):
-    """Smaller pixels, the same size to the outside; what the encoders see moves by a level or so on
-    average.
-    """
+    """It has fewer pixels and the same size to the outside; levels move by one or so on average."""
     smooth = Image.fromarray(RGB).resize((1200, 800), Image.Resampling.BICUBIC)
     exif = Image.Exif()
     exif[0x0112] = orientation
     smooth.save(tmp_path / "a.jpg", quality=95, exif=exif)
     exact, draft = load_picture(tmp_path / "a.jpg"), load_picture(tmp_path / "a.jpg", 256)
-    assert (
-        (draft.height, draft.width)
-        == (exact.height, exact.width)
-        == ((800, 1200), (1200, 800))[orientation == 6]
-    )
+    size = (1200, 800) if orientation == 6 else (800, 1200)
+    assert (draft.height, draft.width) == (exact.height, exact.width) == size
     assert max(draft.pixels.size) == 600  # a quarter would be 200 high
-    full, small = (
-        np.asarray(p.pixels.resize((256, 256), Image.Resampling.BILINEAR), np.float32)
-        for p in (exact, draft)
-    )
-    assert np.abs(full - small).mean() < 2
+
+    def square(picture):
+        resized = picture.pixels.resize((256, 256), Image.Resampling.BILINEAR)
+        return np.asarray(resized, np.float32)
+
+    assert np.abs(square(exact) - square(draft)).mean() < 2
     Image.fromarray(RGB).save(tmp_path / "b.png")
     assert load_picture(tmp_path / "b.png", 4).pixels.size == (30, 20)  # only JPEG decoders can
 
@@ -195,9 +182,8 @@ def test_a_file_cut_anywhere_is_one_sentence(tmp_path, picture, kind):
     whole, cut = tmp_path / f"whole.{kind}", tmp_path / f"cut.{kind}"
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(picture).save(
-        whole, **({"exif": exif} if kind in ("jpg", "png", "webp") else {})
-    )
+    options = {"exif": exif} if kind in ("jpg", "png", "webp") else {}
+    Image.fromarray(picture).save(whole, **options)
     data = whole.read_bytes()
     for length in (0, 1, 2, 5, 11, 30, 100, 200, 400, 700, len(data) // 2):
         cut.write_bytes(data[:length])

@@ -1,6 +1,4 @@
-"""The host's resizing equals torch.nn.functional.interpolate, align_corners=False, no
-antialiasing.
-"""
+"""The host's resizing equals torch's `interpolate`: align_corners=False, no antialiasing."""
 
 from __future__ import annotations
 
@@ -26,13 +24,16 @@ SIZES = [
 ]
 
 
+def torchs(maps, size, mode):
+    maps = torch.from_numpy(maps)
+    return F.interpolate(maps, size=size, mode=mode, align_corners=False).numpy()
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("source", "target"), SIZES)
 def test_equal_to_torch(source, target, mode):
     maps = np.random.default_rng(source).standard_normal((2, 3, source, source), dtype=np.float32)
-    want = F.interpolate(
-        torch.from_numpy(maps), size=(target, target), mode=mode, align_corners=False
-    ).numpy()
+    want = torchs(maps, (target, target), mode)
     np.testing.assert_allclose(resize_maps(maps, target, target, mode), want, atol=1e-5)
     by_rows = resize_rows(np.ascontiguousarray(maps[0].transpose(1, 2, 0)), target, mode)
     by_rows = resize_rows(np.ascontiguousarray(by_rows.transpose(1, 0, 2)), target, mode)
@@ -42,9 +43,7 @@ def test_equal_to_torch(source, target, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_height_and_width_differ(mode):
     maps = np.random.default_rng(0).standard_normal((1, 2, 10, 14), dtype=np.float32)
-    want = F.interpolate(
-        torch.from_numpy(maps), size=(23, 9), mode=mode, align_corners=False
-    ).numpy()
+    want = torchs(maps, (23, 9), mode)
     np.testing.assert_allclose(resize_maps(maps, 23, 9, mode), want, atol=1e-5)
 
 

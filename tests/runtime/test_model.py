@@ -11,9 +11,10 @@ import pytest
 
 from ris.engines import TABLE
 from ris.runtime import EngineError, ExpressionError, RisError, load
-from ris.runtime.bundle import Bundle, Operations, open_bundle
+from ris.runtime.bundle import Bundle, open_bundle
 from ris.runtime.compile import expressions_together
 from ris.runtime.loading import computes_by_stage, open_model
+from ris.runtime.manifest import Operations
 from ris.runtime.masks import decode_rle
 
 EXPRESSIONS = ["left man", "the red ball", "second car from the right", "tree", "the sky"]
@@ -79,34 +80,43 @@ def test_max_expressions_bounds_a_batch(tiny_bundle, picture):
         sizes = []
         session = small.open_sessions["fusion"]
         original = session._run
-        session._run = lambda feeds: (sizes.append(len(feeds["text_features"])), original(feeds))[1]
+
+        def noted(feeds):
+            sizes.append(len(feeds["text_features"]))
+            return original(feeds)
+
+        session._run = noted
         assert len(small.encode_image(picture).segment_many(EXPRESSIONS)) == 5
         assert sizes == [2, 2, 1]
     with pytest.raises(RisError, match="at least 1"):
         load(tiny_bundle, max_expressions=0)
 
 
+FULL_SIZE = Operations(fixed=0, image=8 * 10**9, expression=69 * 10**9)
+
+
+def with_operations(bundle, operations):
+    graphs = dict(bundle.manifest.graphs)
+    graphs["fusion"] = replace(graphs["fusion"], operations=operations)
+    return Bundle(bundle.path, replace(bundle.manifest, graphs=graphs))
+
+
 def test_large_models_are_asked_one_expression_at_a_time_where_that_is_faster(tiny_bundle):
     rows, bundle = {row.name: row for row in TABLE}, open_bundle(tiny_bundle)
     openvino, other = rows["openvino"], rows["onnxruntime"]
     assert expressions_together(bundle, openvino) == 8
-    graphs = dict(bundle.manifest.graphs)
-    graphs["fusion"] = replace(graphs["fusion"], operations=Operations(0, 8 * 10**9, 69 * 10**9))
-    large = Bundle(bundle.path, replace(bundle.manifest, graphs=graphs))
-    assert (
-        expressions_together(large, openvino) == expressions_together(large, openvino, "cpu") == 1
-    )
-    assert expressions_together(large, openvino, "gpu") == expressions_together(large, other) == 8
-    graphs["fusion"] = replace(graphs["fusion"], operations=None)  # of an older bundle
-    assert expressions_together(large, openvino) == 8
+    large = with_operations(bundle, FULL_SIZE)
+    assert expressions_together(large, openvino) == 1
+    assert expressions_together(large, openvino, "cpu") == 1
+    assert expressions_together(large, openvino, "gpu") == 8
+    assert expressions_together(large, other) == 8
+    older = with_operations(bundle, None)
+    assert expressions_together(older, openvino) == 8
 
 
 def test_a_large_model_asks_one_by_one_on_openvino(tiny_bundle, picture):
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    bundle = open_bundle(tiny_bundle)
-    graphs = dict(bundle.manifest.graphs)
-    graphs["fusion"] = replace(graphs["fusion"], operations=Operations(0, 8 * 10**9, 69 * 10**9))
-    large = Bundle(bundle.path, replace(bundle.manifest, graphs=graphs))
+    large = with_operations(open_bundle(tiny_bundle), FULL_SIZE)
     with (
         open_model(large, engine="openvino") as alone,
         open_model(large, engine="openvino", max_expressions=4) as four,
@@ -142,9 +152,8 @@ def test_the_no_target_probability_is_the_softmax_of_the_logits(tiny_bundle, mod
     golden = np.load(tiny_bundle / "golden.npz")
     target, absent = golden["no_target_logits"][0]
     want = np.exp(absent) / (np.exp(target) + np.exp(absent))
-    assert model.segment(golden["rgb"], str(golden["expressions"][0])).no_target == pytest.approx(
-        want, abs=1e-5
-    )
+    result = model.segment(golden["rgb"], str(golden["expressions"][0]))
+    assert result.no_target == pytest.approx(want, abs=1e-5)
 
 
 def test_timings_name_every_stage(model, picture):
@@ -228,16 +237,23 @@ class TestCategoryVariant:
             model.encode_image(picture).segment("man", category="person")
 
 
+def after(barrier, run):
+    """`run`, once all that the barrier waits for are called."""
+
+    def waiting(feeds):
+        barrier.wait()
+        return run(feeds)
+
+    return waiting
+
+
 def test_on_a_gpu_the_image_encoders_run_side_by_side(model, picture, monkeypatch):
     alone = model.encode_image(picture)
     both = threading.Barrier(2, timeout=30)
     for stage in ("sam_image_encoder", "clip_image_encoder"):
         session = model.open_sessions[stage]
         monkeypatch.setattr(session, "info", replace(session.info, device="cuda"))
-        original = session._run
-        monkeypatch.setattr(
-            session, "_run", lambda feeds, original=original: (both.wait(), original(feeds))[1]
-        )
+        monkeypatch.setattr(session, "_run", after(both, session._run))
     scene = model.encode_image(picture)
     np.testing.assert_array_equal(scene.image_embeddings, alone.image_embeddings)
     np.testing.assert_array_equal(scene.clip_tokens, alone.clip_tokens)
@@ -246,9 +262,7 @@ def test_on_a_gpu_the_image_encoders_run_side_by_side(model, picture, monkeypatc
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_side_by_side_is_the_same(tiny_bundle, picture, engine, monkeypatch):
-    """Both encoders and the text of what is asked first run at once; the answer is that of one
-    after the other.
-    """
+    """Both encoders and the text of what is asked first run at once, with the same answer."""
     pytest.importorskip(engine, reason=f"{engine} is not installed")
     with load(tiny_bundle, engine=engine) as model:
         assert not model.overlap
@@ -257,11 +271,7 @@ def test_side_by_side_is_the_same(tiny_bundle, picture, engine, monkeypatch):
         all_three = threading.Barrier(3, timeout=60)
         for stage in ("sam_image_encoder", "clip_image_encoder", "text_encoder"):
             session = model.open_sessions[stage]
-            monkeypatch.setattr(
-                session,
-                "_run",
-                lambda feeds, original=session._run: (all_three.wait(), original(feeds))[1],
-            )
+            monkeypatch.setattr(session, "_run", after(all_three, session._run))
         together = model.segment(picture, "left man")
     np.testing.assert_array_equal(together.logits, alone.logits)
     assert set(together.timings) == set(alone.timings)
@@ -272,24 +282,18 @@ def test_low_memory_is_the_same(tiny_bundle, picture):
         load(tiny_bundle, engine="onnxruntime") as usual,
         load(tiny_bundle, engine="onnxruntime", low_memory=True) as low,
     ):
+        want = usual.segment(picture, "man").logits
         for _ in range(2):
-            np.testing.assert_array_equal(
-                low.segment(picture, "man").logits, usual.segment(picture, "man").logits
-            )
+            np.testing.assert_array_equal(low.segment(picture, "man").logits, want)
 
 
 def test_a_precision_for_every_graph():
     for precision in ("bf16", "fp16"):
-        narrow = computes_by_stage(precision)
-        assert [stage for stage, name in narrow.items() if name] == [
-            "sam_image_encoder",
-            "clip_image_encoder",
-            "fusion",
-        ]
+        narrow = [stage for stage, name in computes_by_stage(precision).items() if name]
+        assert narrow == ["sam_image_encoder", "clip_image_encoder", "fusion"]
     assert computes_by_stage({"fusion": "fp16"})["fusion"] == "fp16"
     assert set(computes_by_stage("fp32").values()) == {"fp32"}
     assert set(computes_by_stage(None).values()) == {None}
-    with pytest.raises(
-        EngineError, match="there is no graph decoder; there are sam_image_encoder, "
-    ):
+    message = "there is no graph decoder; there are sam_image_encoder, "
+    with pytest.raises(EngineError, match=message):
         computes_by_stage({"decoder": "bf16"})

@@ -59,9 +59,8 @@ def test_every_format_of_an_absent_object(infer, picture):
 def test_the_threshold_divides_the_expressions(infer, probabilities):
     """At the middle probability itself: that one and the larger are absent, the smaller is not."""
     middle = sorted(probabilities)[1]
-    done = infer(
-        "park.png", *EXPRESSIONS, "--no-target-threshold", repr(middle), "--json", "--format", "npy"
-    )
+    options = ["--no-target-threshold", repr(middle), "--json", "--format", "npy"]
+    done = infer("park.png", *EXPRESSIONS, *options)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["no_target_probability"] for line in lines] == pytest.approx(probabilities)
     assert [line["is_no_target"] for line in lines] == [
@@ -88,10 +87,8 @@ def test_thresholds_are_probabilities(infer, value):
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 def test_thresholds_in_python(tiny_bundle, picture, value):
-    with (
-        load(tiny_bundle) as model,
-        pytest.raises(ExpressionError, match="a probability from 0 to 1, or None"),
-    ):
+    message = "a probability from 0 to 1, or None"
+    with load(tiny_bundle) as model, pytest.raises(ExpressionError, match=message):
         model.segment(picture, "left man", no_target_threshold=value)
 
 

@@ -1,6 +1,4 @@
-"""What a machine is, from made-up /proc files and a made-up nvidia-smi: x86, Arm, containers of
-both kinds, nothing.
-"""
+"""What a machine is, from made-up /proc files and nvidia-smi: x86, Arm, containers, nothing."""
 
 from __future__ import annotations
 
@@ -133,19 +131,16 @@ def nvidia_smi(tmp_path, monkeypatch):
 
 
 def test_gpus(nvidia_smi):
-    nvidia_smi(
-        "echo 'NVIDIA H200, 550.54.15, 143771, 9.0'; echo 'NVIDIA T4, 550.54.15, 15360, 7.5'"
-    )
+    h200, t4 = "NVIDIA H200, 550.54.15, 143771, 9.0", "NVIDIA T4, 550.54.15, 15360, 7.5"
+    nvidia_smi(f"echo '{h200}'; echo '{t4}'")
     found = system.gpus().found
     assert found[0] == system.Gpu("NVIDIA H200", "550.54.15", "143771", "9.0")
     assert found[1].compute_capability == "7.5"
 
 
 def test_an_old_driver_knows_no_compute_capability(nvidia_smi):
-    nvidia_smi(
-        'case "$1" in *compute_cap*) echo "not a valid field"; exit 2;; esac; echo "Tesla K80,'
-        ' 450.80, 11441"'
-    )
+    refuses = 'case "$1" in *compute_cap*) echo "not a valid field"; exit 2;; esac'
+    nvidia_smi(f'{refuses}; echo "Tesla K80, 450.80, 11441"')
     assert system.gpus().found == (system.Gpu("Tesla K80", "450.80", "11441", None),)
 
 

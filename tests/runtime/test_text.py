@@ -1,6 +1,4 @@
-"""Tokens equal BertTokenizer's, cut as docs/reference/models/dfam.md 2 says; odd expressions get
-one sentence.
-"""
+"""Tokens are BertTokenizer's, cut (docs/reference/models/dfam.md 2); odd ones get a sentence."""
 
 from __future__ import annotations
 
@@ -69,9 +67,8 @@ def test_ids_are_bert_tokenizers(full_vocabulary):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_golden_expressions(full_vocabulary, seed):
-    tokens = ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35)(
-        [inputs.EXPRESSIONS[seed][0]]
-    )
+    tokenize = ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35)
+    tokens = tokenize([inputs.EXPRESSIONS[seed][0]])
     ids, mask = inputs.tokens(seed)
     np.testing.assert_array_equal(tokens.ids, ids)
     np.testing.assert_array_equal(tokens.mask, mask)
@@ -80,9 +77,8 @@ def test_golden_expressions(full_vocabulary, seed):
 
 
 def test_a_long_sentence_loses_its_end_and_says_so(full_vocabulary):
-    tokens = ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35)(
-        ["man " * 33, "man " * 40 + "dog"]
-    )
+    tokenize = ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35)
+    tokens = tokenize(["man " * 33, "man " * 40 + "dog"])
     assert tokens.ids[0, 34] == 102  # [CLS] + 33 + [SEP] just fits
     assert tokens.ids[1, 34] != 102
     assert not tokens.notes[0]
