@@ -1,14 +1,12 @@
-"""The category table of the category variant: names, and how a row is made from words
-(docs/reference/models/dfam.md 15).
+"""The names of the category table's rows, and other words for them.
+
+Section 15 of docs/reference/models/dfam.md; `ris.reference.checkpoint.category_table` makes the
+rows.
 """
 
 from __future__ import annotations
 
 from typing import Any
-
-import torch
-from open_clip.model import CLIP
-from torch import Tensor
 
 _THINGS = """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light,
 fire hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear,
@@ -134,36 +132,25 @@ def _parse_synonyms(text: str) -> dict[str, tuple[str, ...]]:
 
 
 COCO_THINGS: list[str] = _split(_THINGS)
-"""The 80 COCO things: what the RefCOCO data asks for, hence what the category variant was trained
-on.
-"""
+"""The 80 COCO things: what RefCOCO asks for, and so what the category variant was trained on."""
 
 COCO_PANOPTIC: list[str] = [*COCO_THINGS, *_split(_STUFF), "background"]
 """The 80 COCO things, the 53 stuff classes and `background`, in the table's order."""
 
 SYNONYMS: dict[str, tuple[str, ...]] = _parse_synonyms(_SYNONYMS)
-"""Other words for the things, in the singular, lower case, without hyphens: `--category auto`
-guesses with them.
+"""Other words for the things, with which `--category auto` guesses.
+
+In the singular, lower case, without hyphens.
 """
 
 
 def category_entries(count: int) -> list[dict[str, Any]]:
-    """The first `count` rows of the table as they stand in a bundle's categories.json
-    (docs/reference/design.md, The bundle).
+    """The first `count` rows of the table as they stand in a bundle's categories.json.
+
+    docs/reference/bundle.md has its form.
     """
     things = set(COCO_THINGS)
     return [
         {"name": name, "thing": name in things, "synonyms": list(SYNONYMS.get(name, ()))}
         for name in COCO_PANOPTIC[:count]
     ]
-
-
-@torch.no_grad()
-def category_row(clip: CLIP, tokens: Tensor) -> Tensor:
-    """One row of the table, [embed_dim]: tokens [phrases, 77] of the class's phrases through CLIP's
-    text tower.
-
-    The mean of the unnormalised text vectors, divided by its L2 norm.
-    """
-    mean = clip.encode_text(tokens).mean(0)
-    return mean / mean.norm()

@@ -1,5 +1,4 @@
-"""Made-up weights that are the same everywhere: every tensor is drawn from a generator seeded by
-its own key.
+"""Made-up weights that are the same everywhere: each key seeds the generator of its tensor.
 
 They stand in for a trained checkpoint: the golden files use them (seed 0), and so do the untrained
 demo and `ris-export --random-weights`. The scales keep activations, attention and mask logits in a
@@ -57,7 +56,8 @@ def make_tensor(key: str, shape: Sequence[int], seed: int = 0) -> np.ndarray:
     """The tensor of state-dict key `key`, float32 (int64 for position ids), C-contiguous.
 
     numpy's PCG64 seeded with crc32("<seed>:<key>"), standard normal, then scaled by kind of key.
-    All arithmetic is float32.
+    All arithmetic is float32. The golden files depend on every digit (docs/reference/models/dfam.md
+    21).
     """
     shape = tuple(int(n) for n in shape)
     if key == "criterion.empty_weight":
@@ -68,13 +68,12 @@ def make_tensor(key: str, shape: Sequence[int], seed: int = 0) -> np.ndarray:
         return np.array([0.9, 1.1], np.float32)
     if key.endswith("position_ids"):
         return np.arange(shape[-1], dtype=np.int64).reshape(shape)
-    normal = np.random.default_rng(zlib.crc32(f"{seed}:{key}".encode())).standard_normal(
-        shape, dtype=np.float32
-    )
+
+    generator = np.random.default_rng(zlib.crc32(f"{seed}:{key}".encode()))
+    normal = generator.standard_normal(shape, dtype=np.float32)
     if key == "text_embeddings":
-        return (normal / np.linalg.norm(normal.astype(np.float64), axis=-1, keepdims=True)).astype(
-            np.float32
-        )
+        norms = np.linalg.norm(normal.astype(np.float64), axis=-1, keepdims=True)
+        return (normal / norms).astype(np.float32)
     if key.endswith("positional_encoding_gaussian_matrix"):
         return normal
     if key.endswith("sampling_offsets.bias"):
@@ -85,6 +84,7 @@ def make_tensor(key: str, shape: Sequence[int], seed: int = 0) -> np.ndarray:
         return np.float32(0.02) * normal
     if any(part in key for part in _UNIT_VARIANCE):
         return normal
+
     gain = next((value for part, value in _GAIN.items() if part in key), 1.0)
     fan_in = max(math.prod(shape[1:]), 1)
     return normal * np.float32(gain / np.sqrt(fan_in))
@@ -93,8 +93,9 @@ def make_tensor(key: str, shape: Sequence[int], seed: int = 0) -> np.ndarray:
 def deterministic_model(
     config: ModelConfig, seed: int = 0, *, clip_text_tower: bool = False
 ) -> RISModel:
-    """The whole model of `config` with made-up weights, eval mode, float32; one copy of the weights
-    in memory.
+    """The whole model of `config` with made-up weights, eval mode, float32, no gradients.
+
+    There is one copy of the weights in memory: the tensors are assigned, not copied into others.
     """
     model = empty_model(config, clip_text_tower=clip_text_tower)
     state = {

@@ -1,5 +1,6 @@
-"""DFAM: 100 queries read SAM's and CLIP's features; at inference they only decide "no target"
-(docs/reference/models/dfam.md 14).
+"""DFAM: queries read SAM's and CLIP's features; at inference they only decide "no target".
+
+Section 14 of docs/reference/models/dfam.md.
 """
 
 from __future__ import annotations
@@ -20,30 +21,37 @@ from ris.reference.layers import (
     sine_positions,
 )
 
-BLOCKED = (
-    -1e4
-)  # added to the logit of a blocked key: exp(-1e4) is 0 in every precision, and FP16 can hold it
+BLOCKED = -1e4
+"""Added to the logit of a blocked key: exp(-1e4) is 0 in every precision, and FP16 can hold it."""
 
 
 @dataclass
 class DfamOutputs:
-    """Everything the DFAM computes; lists start with the state before layer 0.
-
-    queries_sam, queries_clip: [B, Q, C]; mask_logits [B, Q, s, s]; object_embedding [B, Q, C];
-    no_target_per_query [B, Q, 2] and no_target_logits [B, 2] where the model has the head.
-    """
+    """Everything the DFAM computes, Q queries of C channels; s is the side of SAM's grid."""
 
     queries_sam: list[Tensor] = field(default_factory=list)
+    """The SAM path's queries, [B, Q, C]: before layer 0, then after each layer."""
+
     queries_clip: list[Tensor] = field(default_factory=list)
+    """The CLIP path's queries, [B, Q, C]: before layer 0, then after each layer."""
+
     mask_logits: list[Tensor] = field(default_factory=list)
+    """Masks of the SAM path's queries, [B, Q, s, s]: before layer 0, then after each layer."""
+
     object_embedding: Tensor | None = None
+    """[B, Q, C], from the CLIP path's last queries."""
+
     no_target_per_query: Tensor | None = None
+    """[B, Q, 2]; class 1 is "no target". None where the model has no such head."""
+
     no_target_logits: Tensor | None = None
+    """[B, 2], the maximum over the queries. None where the model has no such head."""
 
 
 def blocked_keys(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which keys each query may not see on a level of `size`: [B, Q, H*W] bool, before the
-    all-blocked rule.
+    """Which keys each query may not see on a level of `size`, before the all-blocked rule.
+
+    mask_logits [B, Q, s, s] -> bool [B, Q, H*W].
     """
     if tuple(mask_logits.shape[-2:]) != size:
         mask_logits = F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False)
@@ -51,25 +59,41 @@ def blocked_keys(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def attention_bias(blocked: Tensor) -> Tensor:
-    """blocked [B, Q, K] -> logit bias [B, 1, Q, K]; a query for which every key is blocked sees all
-    of them.
+    """The logit bias of blocked keys; a query for which every key is blocked sees all of them.
+
+    blocked [B, Q, K] -> [B, 1, Q, K].
     """
     hidden = blocked & ~blocked.all(-1, keepdim=True)
     return torch.where(hidden, BLOCKED, 0.0)[:, None]
 
 
 class DFAM(nn.Module):
-    """Three layers of queries with a SAM path (carried on) and a CLIP path (read out after the last
-    layer).
+    """Three layers of queries with two paths.
+
+    The SAM path is carried on from layer to layer; the CLIP path starts from it in each layer and
+    is read out after the last one.
     """
 
     layers = 3
+    """Number of layers of each path."""
+
     CA_layers: nn.ModuleList
+    """Cross attention of the SAM path."""
+
     SA_layers: nn.ModuleList
+    """Self attention of the SAM path."""
+
     transformer_ffn_layers: nn.ModuleList
+    """Feed-forward layers of the SAM path."""
+
     CA_layers2: nn.ModuleList
+    """Cross attention of the CLIP path."""
+
     SA_layers2: nn.ModuleList
+    """Self attention of the CLIP path."""
+
     transformer_ffn_layers2: nn.ModuleList
+    """Feed-forward layers of the CLIP path."""
 
     def __init__(
         self,
@@ -80,6 +104,16 @@ class DFAM(nn.Module):
         text_width: int,
         no_target: NoTargetHead,
     ) -> None:
+        """Builds the modules, with random weights.
+
+        Args:
+            width: Channels C of queries and features.
+            heads: Attention heads of a layer.
+            hidden: Hidden channels of the feed-forward layers.
+            queries: Number of queries Q.
+            text_width: Channels of CLIP's text vectors, for the training logits.
+            no_target: The no-target head, as of `ModelConfig`.
+        """
         super().__init__()
         self.query_feat = nn.Embedding(queries, width)
         self.query_embed = nn.Embedding(queries, width)
@@ -97,6 +131,7 @@ class DFAM(nn.Module):
         self.mask_embed = MLP(width, width, width, 3)
         if no_target != "none":
             self.nt_embed = MLP(width, width, 2, 2 if no_target == "mlp" else 1)
+
         # used by the training losses alone (docs/reference/models/dfam.md 20)
         self.to_logits = nn.Linear(width, text_width)
         self.to_logits_bert = nn.Linear(width, width)
@@ -112,15 +147,28 @@ class DFAM(nn.Module):
         product = self.mask_embed(self.decoder_norm1(queries)) @ sam.flatten(2)
         return product.unflatten(2, tuple(sam.shape[-2:]))
 
-    def _keys(self, level: int, feature: Tensor) -> tuple[Tensor, Tensor]:
+    def _memory(
+        self, level: int, feature: Tensor, mask_logits: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the queries attend to on a level: keys, values and the bias of blocked keys."""
         height, width = feature.shape[-2:]
         value = feature.flatten(2).transpose(1, 2) + self.level_embed.weight[level]
-        return value + sine_positions(height, width, feature.shape[1], feature), value
+        key = value + sine_positions(height, width, feature.shape[1], feature)
+        return key, value, attention_bias(blocked_keys(mask_logits, (height, width)))
 
     def sam_step(self, layer: int, queries: Tensor, feature: Tensor, mask_logits: Tensor) -> Tensor:
-        """Layer `layer` of the SAM path; queries [B, Q, C], feature [B, C, h, h] -> [B, Q, C]."""
-        key, value = self._keys(layer, feature)
-        bias = attention_bias(blocked_keys(mask_logits, (feature.shape[-2], feature.shape[-1])))
+        """One layer of the SAM path.
+
+        Args:
+            layer: Index of the layer, and of the level that it reads.
+            queries: Those of the layer before, [B, Q, C].
+            feature: SAM's level, [B, C, h, h].
+            mask_logits: Masks of `queries`, [B, Q, s, s].
+
+        Returns:
+            The new queries, [B, Q, C].
+        """
+        key, value, bias = self._memory(layer, feature, mask_logits)
         position = self.query_embed.weight
         queries = self.CA_layers[layer](queries, queries + position, key, value, bias)
         return self.transformer_ffn_layers[layer](self.SA_layers[layer](queries, position))
@@ -128,11 +176,18 @@ class DFAM(nn.Module):
     def clip_step(
         self, layer: int, queries: Tensor, feature: Tensor, mask_logits: Tensor
     ) -> Tensor:
-        """Layer `layer` of the CLIP path, from the SAM path's queries; the same masks, no query
-        positions.
+        """One layer of the CLIP path, which adds no query positions.
+
+        Args:
+            layer: Index of the layer, and of the level that it reads.
+            queries: Those of `sam_step` of the same layer, [B, Q, C].
+            feature: CLIP's level, [B, C, h, h].
+            mask_logits: The masks that `sam_step` of the same layer read, [B, Q, s, s].
+
+        Returns:
+            The CLIP path's queries, [B, Q, C].
         """
-        key, value = self._keys(layer, feature)
-        bias = attention_bias(blocked_keys(mask_logits, (feature.shape[-2], feature.shape[-1])))
+        key, value, bias = self._memory(layer, feature, mask_logits)
         read = self.CA_layers2[layer](queries, queries, key, value, bias)
         return self.transformer_ffn_layers2[layer](self.SA_layers2[layer](read))
 
@@ -148,18 +203,20 @@ class DFAM(nn.Module):
     def forward(
         self, sam_levels: Sequence[Tensor], clip_levels: Sequence[Tensor], sam: Tensor
     ) -> DfamOutputs:
-        """sam_levels coarse to fine (s/4, s/2, s), clip_levels coarse to fine (g/2, g, 2g), sam [B,
-        C, s, s].
+        """Both paths through all layers, and what is read out of them.
+
+        sam_levels are coarse to fine (s/4, s/2, s), clip_levels coarse to fine (g/2, g, 2g), sam is
+        [B, C, s, s].
         """
         queries = self.start(sam)
         out = DfamOutputs([queries], [queries], [self.masks(queries, sam)])
         for layer in range(self.layers):
-            queries = self.sam_step(layer, queries, sam_levels[layer], out.mask_logits[-1])
-            out.queries_clip.append(
-                self.clip_step(layer, queries, clip_levels[layer], out.mask_logits[-1])
-            )
+            masks = out.mask_logits[-1]
+            queries = self.sam_step(layer, queries, sam_levels[layer], masks)
+            out.queries_clip.append(self.clip_step(layer, queries, clip_levels[layer], masks))
             out.queries_sam.append(queries)
             out.mask_logits.append(self.masks(queries, sam))
+
         out.object_embedding = self.objects(out.queries_clip[-1])
         if hasattr(self, "nt_embed"):
             out.no_target_per_query, out.no_target_logits = self.no_target(out.object_embedding)
@@ -168,30 +225,31 @@ class DFAM(nn.Module):
     def decide(
         self, sam_levels: Sequence[Tensor], finest_clip_level: Tensor, sam: Tensor
     ) -> Tensor:
-        """The no-target logits [B, 2] alone, without the parts of `forward` that do not reach
-        them.
+        """The no-target logits [B, 2] alone, without the parts of `forward` that do not reach them.
+
+        The arguments are those of `forward`, but for CLIP's levels, of which the finest is enough.
         """
         queries = self.start(sam)
         mask_logits = self.masks(queries, sam)
         for layer in range(self.layers - 1):
             queries = self.sam_step(layer, queries, sam_levels[layer], mask_logits)
             mask_logits = self.masks(queries, sam)
+
         last = self.layers - 1
         queries = self.sam_step(last, queries, sam_levels[last], mask_logits)
-        return self.no_target(
-            self.objects(self.clip_step(last, queries, finest_clip_level, mask_logits))
-        )[1]
+        read = self.clip_step(last, queries, finest_clip_level, mask_logits)
+        return self.no_target(self.objects(read))[1]
 
     def training_logits(
         self, objects: Tensor, clip_text: Tensor, bert_cls: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Cosine similarities that the losses use: (with CLIP text vectors [B, Q, K], with [CLS]
-        vectors [B, Q, M]).
+        """Scaled cosine similarities of objects and texts, which the losses use.
 
-        objects [B, Q, C]; clip_text [K, text_width]; bert_cls [M, C].
+        objects [B, Q, C], CLIP text vectors [K, text_width], [CLS] vectors [M, C] -> ([B, Q, K],
+        [B, Q, M]).
         """
-        words = F.normalize(self.to_logits(objects), dim=-1) @ F.normalize(clip_text, dim=-1).T
-        sentences = (
-            F.normalize(self.to_logits_bert(objects), dim=-1) @ F.normalize(bert_cls, dim=-1).T
-        )
+        words = F.normalize(self.to_logits(objects), dim=-1)
+        words = words @ F.normalize(clip_text, dim=-1).T
+        sentences = F.normalize(self.to_logits_bert(objects), dim=-1)
+        sentences = sentences @ F.normalize(bert_cls, dim=-1).T
         return words * self.logit_scale_condsim.exp(), sentences * self.logit_scale.exp()

@@ -1,8 +1,7 @@
-"""Small layers that several parts of the model share. Parameter names follow the official
-checkpoints.
+"""Small layers that several parts of the model share.
 
-They are written so that they also export well: channel LayerNorm as a LayerNorm of tokens,
-attention as plain matrix products.
+Parameter names follow the official checkpoints. The layers are written so that they also export
+well: channel LayerNorm as a LayerNorm of tokens, attention as plain matrix products.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channel axis of a map [B, C, H, W] at each position, eps 1e-6 ("LN2d" in
-    docs/reference/models/dfam.md).
+    """LayerNorm over the channels of a map [B, C, H, W] at each position, eps 1e-6.
+
+    "LN2d" in docs/reference/models/dfam.md.
     """
 
     def __init__(self, channels: int) -> None:
@@ -42,9 +42,7 @@ class ConvNorm(nn.Conv2d):
 
 
 class PointwiseConv1d(nn.Conv1d):
-    """A kernel-1 Conv1d applied to [B, N, C]: a linear layer whose weight is stored as [out, in,
-    1].
-    """
+    """A linear layer on [B, N, C] whose weight is stored as a kernel-1 Conv1d's, [out, in, 1]."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 1)
@@ -54,8 +52,7 @@ class PointwiseConv1d(nn.Conv1d):
 
 
 class InstanceNorm(nn.Module):
-    """Normalises each channel of [B, N, C] over the N positions of one image; no affine part, eps
-    1e-5.
+    """Normalises each channel of [B, N, C] over the N positions of an image; not affine, eps 1e-5.
 
     Spelled out, because FP16 implementations of the InstanceNormalization operator are wrong in
     places.
@@ -83,11 +80,9 @@ class MLP(nn.Module):
 
 
 class Attention(nn.MultiheadAttention):
-    """torch's multi-head attention (its parameters and initialisation) as plain matrix products,
-    batch first.
+    """torch's multi-head attention, batch first, as plain matrix products.
 
-    query [B, Q, C], key and value [B, K, C]; `bias` is added to the logits and broadcasts to [B,
-    heads, Q, K].
+    Parameters and initialisation are torch's.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -96,6 +91,17 @@ class Attention(nn.MultiheadAttention):
     def forward(  # type: ignore[override]
         self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     ) -> Tensor:
+        """Reads values at keys like the query.
+
+        Args:
+            query: [B, Q, C].
+            key: [B, K, C].
+            value: [B, K, C].
+            bias: Added to the logits; broadcasts to [B, heads, Q, K]. None adds nothing.
+
+        Returns:
+            [B, Q, C].
+        """
         width, heads = self.embed_dim, self.num_heads
         assert self.in_proj_weight is not None
         parts = [slice(i * width, (i + 1) * width) for i in range(3)]
@@ -105,6 +111,7 @@ class Attention(nn.MultiheadAttention):
             .transpose(1, 2)
             for x, part in zip((query, key, value), parts, strict=True)
         )
+
         logits = (q * (width // heads) ** -0.5) @ k.transpose(-1, -2)
         if bias is not None:
             logits = logits + bias
@@ -122,12 +129,25 @@ class CrossAttentionLayer(nn.Module):
     def forward(
         self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     ) -> Tensor:
+        """Adds what the attention reads to x.
+
+        Args:
+            x: The state, [B, Q, C].
+            query: x, with positions added where the layer uses them, [B, Q, C].
+            key: [B, K, C].
+            value: [B, K, C].
+            bias: As of `Attention.forward`.
+
+        Returns:
+            The new state, [B, Q, C].
+        """
         return self.norm(x + self.multihead_attn(query, key, value, bias))
 
 
 class SelfAttentionLayer(nn.Module):
-    """Post-norm self attention; keys `self_attn.*` and `norm.*`. `positions` is added to queries
-    and keys.
+    """Post-norm self attention; keys `self_attn.*` and `norm.*`.
+
+    `positions` is added to queries and keys.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -157,10 +177,12 @@ class FeedForwardLayer(nn.Module):
 def _sine_positions(height: int, width: int, channels: int) -> np.ndarray:
     half = channels // 2
     frequency = 10000.0 ** (2 * (np.arange(half) // 2) / half)
+
     encoded = []
     for size in (height, width):
         angle = (np.arange(1, size + 1) / (size + 1e-6) * 2 * np.pi)[:, None] / frequency
         encoded.append(np.where(np.arange(half) % 2 == 0, np.sin(angle), np.cos(angle)))
+
     rows, columns = encoded
     grid = np.concatenate(
         [
@@ -173,7 +195,15 @@ def _sine_positions(height: int, width: int, channels: int) -> np.ndarray:
 
 
 def sine_positions(height: int, width: int, channels: int, like: Tensor) -> Tensor:
-    """The normalised sine encoding of docs/reference/models/dfam.md 8, [1, height*width, channels],
-    rows first.
+    """The normalised sine encoding of a grid (docs/reference/models/dfam.md 8).
+
+    Args:
+        height: Rows of the grid.
+        width: Columns of the grid.
+        channels: An even number; the first half encodes the row, the second the column.
+        like: A tensor with the dtype and device of the result.
+
+    Returns:
+        [1, height*width, channels], row by row.
     """
     return torch.from_numpy(_sine_positions(height, width, channels)).to(like)[None]

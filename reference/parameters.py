@@ -1,5 +1,6 @@
-"""`python -m ris.reference.parameters`: the parameter table beside the supplement's Table 2
-(docs/reference/models/dfam.md 18).
+"""`python -m ris.reference.parameters`: the parameter table beside the supplement's Table 2.
+
+Section 18 of docs/reference/models/dfam.md discusses it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from rich.table import Table
 from ris.reference.config import PRESETS
 from ris.reference.model import RISModel, empty_model
 
-# Table 2 of the supplement, millions; an empty cell where the supplement counts a component in its
-# total only
+PAPER = "vitb-vitl336"
+"""The preset that the supplement counts."""
+
 TABLE_2: dict[str, float] = {
     "SAM ViT": 89.67,
     "CLIP ViT": 304.3,
@@ -23,10 +25,13 @@ TABLE_2: dict[str, float] = {
     "DFAM": 6.90,
     "PWAM": 7.88,
 }
+"""Table 2 of the supplement, in millions; it counts the other components in its total only."""
+
 NOTES = {
     "PWAM": "the supplement's figure is ten times the count",
     "DFAM": "without the no-target head",
 }
+"""What has to be known to compare a component's two figures."""
 
 
 def count(*modules: Any) -> int:
@@ -55,18 +60,23 @@ def component_counts(model: RISModel) -> dict[str, int]:
 
 @click.command()
 @click.option(
-    "--preset", type=click.Choice(sorted(PRESETS)), default="vitb-vitl336", show_default=True
+    "--preset",
+    type=click.Choice(sorted(PRESETS)),
+    default=PAPER,
+    show_default=True,
 )
 def main(preset: str) -> None:
     """Prints the parameter count of every component beside the supplement's Table 2."""
     table = Table(title=f"{preset}: parameters in millions")
     for heading in ("component", "counted", "supplement", ""):
         table.add_column(heading, justify="left" if heading in ("component", "") else "right")
-    compare = preset == "vitb-vitl336"
+
+    compare = preset == PAPER
     for name, number in component_counts(empty_model(PRESETS[preset])).items():
         published = TABLE_2.get(name) if compare else None
         note = NOTES.get(name, "") if compare else ""
         table.add_row(name, f"{number / 1e6:.3f}", f"{published:g}" if published else "", note)
+
     Console(width=100).print(table)
 
 

@@ -1,5 +1,6 @@
-"""The deformable pixel decoder (docs/reference/models/dfam.md 8): Mask2Former's encoder with three
-levels and an altered FPN.
+"""The deformable pixel decoder: Mask2Former's encoder with three levels and an altered FPN.
+
+Section numbers are those of docs/reference/models/dfam.md; the decoder's is 8.
 
 transformers' Mask2Former pixel decoder does not fit: its FPN goes from coarse to fine only, without
 adapters, so its encoder layer alone could have been shared, under other key names. The layer is
@@ -19,34 +20,48 @@ from torch import Tensor, nn
 from ris.reference.layers import ConvNorm, sine_positions
 
 Sampling = Literal["native", "gather"]
+"""How bilinear samples are written (docs/reference/design.md, The five graphs).
+
+"native" is torch's grid_sample, one GridSample node; "gather" is the same sum as four row gathers,
+for engines whose GridSample is wrong.
+"""
+
 Size = tuple[int, int]
+"""Height and width of a map."""
 
 
 class SampleGrid(nn.Module):
-    """Where to sample. It has no weights, and is a module so that an FP16 export finds what has to
-    stay FP32: FP16's 11 bits are 0.03 pixels at pixel 48."""
+    """Where to sample.
+
+    It has no weights, and is a module so that an FP16 export finds what has to stay FP32: FP16's 11
+    bits are 0.03 pixels at pixel 48.
+    """
 
     def forward(self, centres: Tensor, offsets: Tensor, size: Size) -> Tensor:
-        """centres [Q, 2] in [0, 1], offsets [G, P, Q, 2] in pixels, both (x, y), size (H, W) -> [G,
-        P, Q, 2] as grid_sample takes it, -1 to 1."""
-        scale = torch.from_numpy(np.array([size[1], size[0]], np.float32)).to(offsets)
-        return 2 * (centres + offsets / scale) - 1
+        """centres [Q, 2] in [0, 1], offsets [G, P, Q, 2] in pixels, both (x, y) -> [G, P, Q, 2].
+
+        The result is as grid_sample takes it, from -1 to 1.
+        """
+        return 2 * (centres + offsets / _width_and_height(size, offsets)) - 1
 
 
 class Neighbours(nn.Module):
-    """What bilinear sampling reads there; like `SampleGrid`, FP32 always: FP16 counts pixels to
-    2048.
+    """The four pixels that a bilinear sample reads, and their weights.
+
+    A module for the same reason as `SampleGrid`: always FP32, FP16 counts pixels to 2048 only.
     """
 
     def forward(self, grid: Tensor, size: Size) -> list[tuple[Tensor, Tensor]]:
-        """grid [G, P, Q, 2], size (H, W) -> for each of the four neighbours of every place its
-        index in H*W, int64 [G, P, Q], and its weight [G, P, Q], 0 outside. Pixel centres are at
-        half integers."""
+        """grid [G, P, Q, 2] -> for each of the four neighbours of every place (index, weight).
+
+        The index in H*W is int64 [G, P, Q]; the weight [G, P, Q] is 0 outside of the map. Pixel
+        centres are at half integers.
+        """
         height, width = size
-        scale = torch.from_numpy(np.array([width, height], np.float32)).to(grid)
-        pixel = ((grid + 1) * scale - 1) / 2
+        pixel = ((grid + 1) * _width_and_height(size, grid) - 1) / 2
         floor = pixel.floor()
         fraction = pixel - floor
+
         found = []
         for dy in (0, 1):
             for dx in (0, 1):
@@ -59,13 +74,21 @@ class Neighbours(nn.Module):
         return found
 
 
+def _width_and_height(size: Size, like: Tensor) -> Tensor:
+    """What scales (x, y): [2], of the dtype and device of `like`."""
+    return torch.from_numpy(np.array([size[1], size[0]], np.float32)).to(like)
+
+
 class DeformableAttention(nn.Module):
     """Multi-scale deformable attention: each query samples `points` places of every level."""
+
+    sampling: Sampling
+    """How `sample` is written; `PixelDecoder.set_sampling` sets it."""
 
     def __init__(self, width: int, heads: int, levels: int, points: int) -> None:
         super().__init__()
         self.heads, self.levels, self.points = heads, levels, points
-        self.sampling: Sampling = "native"
+        self.sampling = "native"
         self.sampling_offsets = nn.Linear(width, heads * levels * points * 2)
         self.attention_weights = nn.Linear(width, heads * levels * points)
         self.value_proj = nn.Linear(width, width)
@@ -74,65 +97,73 @@ class DeformableAttention(nn.Module):
         self.neighbours = Neighbours()
 
     def forward(self, query: Tensor, centres: Tensor, tokens: Tensor, sizes: list[Size]) -> Tensor:
-        """query [B, Q, C], centres [Q, 2] in [0, 1] as (x, y), tokens [B, S, C], sizes of the
-        levels -> [B, Q, C].
+        """Reads the levels around each query's own place.
+
+        Args:
+            query: [B, Q, C].
+            centres: Where the queries are, [Q, 2], (x, y) in [0, 1].
+            tokens: The maps of all levels, flattened and joined, [B, S, C].
+            sizes: The levels' sizes, in the order of the tokens.
+
+        Returns:
+            [B, Q, C].
         """
-        _queries, width = query.shape[1:]
         heads, levels, points = self.heads, self.levels, self.points
-        depth = width // heads
+        depth = query.shape[2] // heads
         value = self.value_proj(tokens).unflatten(2, (heads, depth)).transpose(1, 2).flatten(0, 1)
+
         offsets = self.sampling_offsets(query).unflatten(2, (heads, levels, points, 2))
         weights = self.attention_weights(query).unflatten(2, (heads, levels * points)).softmax(-1)
-        offsets = offsets.permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # [B*heads, levels, points, Q, 2]
-        weights = (
-            weights.unflatten(3, (levels, points)).permute(0, 2, 3, 4, 1).flatten(0, 1)
-        )  # without the 2
+        # [B*heads, levels, points, Q, 2], and the weights without the 2
+        offsets = offsets.permute(0, 2, 3, 4, 1, 5).flatten(0, 1)
+        weights = weights.unflatten(3, (levels, points)).permute(0, 2, 3, 4, 1).flatten(0, 1)
         weights = weights.contiguous()
+
         mixed: Tensor | None = None  # [B*heads, depth, 1, Q]
         start = 0
-        for level, (height, level_width) in enumerate(sizes):
-            end = start + height * level_width
-            size = (height, level_width)
-            sampled = self.sample(
-                value[:, start:end], self.grid(centres, offsets[:, level], size), size
-            )
-            # point by point: engines fuse these products and sums into one pass, a sum over an axis
-            # is one more
-            each = weights[:, level, :, None].to(sampled).split(1, 1)  # [B*heads, 1, 1, Q]
-            parts = [
-                point * weight for point, weight in zip(sampled.split(1, 2), each, strict=True)
-            ]
-            term = functools.reduce(torch.add, parts)
+        for level, size in enumerate(sizes):
+            end = start + size[0] * size[1]
+            own = value[:, start:end]
+            grid = self.grid(centres, offsets[:, level], size)
+            term = _weighted_sum(self.sample(own, grid, size), weights[:, level])
             mixed = term if mixed is None else mixed + term
             start = end
+
         assert mixed is not None
         mixed = mixed.squeeze(2).unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2)
         return self.output_proj(mixed)
 
     def sample(self, value: Tensor, grid: Tensor, size: Size) -> Tensor:
-        """Bilinear samples of maps, zeros outside: value [G, H*W, D], grid [G, P, Q, 2] from -1 to
-        1 -> [G, D, P, Q].
+        """Bilinear samples of maps, zeros outside, in the form that `sampling` names.
 
-        "native" is torch's grid_sample (one GridSample node); "gather" is the same sum written as
-        four row gathers, for engines whose GridSample is wrong (docs/reference/design.md, The five
-        graphs).
+        value [G, H*W, D], grid [G, P, Q, 2] from -1 to 1, size (H, W) -> [G, D, P, Q].
         """
         if self.sampling == "native":
-            return F.grid_sample(
-                value.transpose(1, 2).unflatten(2, size), grid, align_corners=False
-            )
+            maps = value.transpose(1, 2).unflatten(2, size)
+            return F.grid_sample(maps, grid, align_corners=False)
+
         groups, points, queries = grid.shape[:3]
         rows = value.flatten(0, 1)
         first = (torch.arange(groups, device=value.device) * (size[0] * size[1]))[:, None, None]
         result: Tensor | None = None
         for index, weight in self.neighbours(grid, size):
-            picked = rows.index_select(0, (index + first).flatten()).reshape(
-                groups, points, queries, -1
-            )
+            picked = rows.index_select(0, (index + first).flatten())
+            picked = picked.reshape(groups, points, queries, -1)
             term = picked * weight.to(value.dtype)[..., None]
             result = term if result is None else result + term
         assert result is not None
         return result.permute(0, 3, 1, 2)
+
+
+def _weighted_sum(sampled: Tensor, weights: Tensor) -> Tensor:
+    """sampled [G, D, P, Q], weights [G, P, Q] -> their sum over the points, [G, D, 1, Q].
+
+    Point by point: engines fuse these products and sums into one pass, a sum over an axis is one
+    more.
+    """
+    each = weights[:, :, None].to(sampled).split(1, 1)  # [G, 1, 1, Q]
+    parts = [point * weight for point, weight in zip(sampled.split(1, 2), each, strict=True)]
+    return functools.reduce(torch.add, parts)
 
 
 class EncoderLayer(nn.Module):
@@ -149,7 +180,18 @@ class EncoderLayer(nn.Module):
     def forward(
         self, tokens: Tensor, positions: Tensor, centres: Tensor, sizes: list[Size], first: int = 0
     ) -> Tensor:
-        """Updates the tokens from index `first` on and returns those: [B, S - first, C]."""
+        """Updates the tokens from index `first` on; all of them are read.
+
+        Args:
+            tokens: The maps of all levels, flattened and joined, [B, S, C].
+            positions: Added to the queries, [1, S, C].
+            centres: Where the tokens are, [S, 2], (x, y) in [0, 1].
+            sizes: The levels' sizes, in the order of the tokens.
+            first: Index of the first token that is updated.
+
+        Returns:
+            The updated tokens alone, [B, S - first, C].
+        """
         x = tokens[:, first:]
         x = self.norm1(x + self.self_attn(x + positions[:, first:], centres[first:], tokens, sizes))
         return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
@@ -175,13 +217,10 @@ class _Transformer(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """p2 (2g), p3 (g), p4 (g/2) of CLIP's pyramid -> mask features and the three encoder maps.
-
-    clip_grid_only: the FPN ends at CLIP's own grid, so its last step (`adapter_1`, `layer_1`) does
-    not exist.
-    """
+    """p2 (2g), p3 (g), p4 (g/2) of CLIP's pyramid -> mask features and the three encoder maps."""
 
     levels = 3
+    """Maps that the encoder reads and writes."""
 
     def __init__(
         self,
@@ -193,6 +232,18 @@ class PixelDecoder(nn.Module):
         hidden: int,
         clip_grid_only: bool,
     ) -> None:
+        """Builds the modules, with random weights.
+
+        Args:
+            inputs: Channels of the pyramid.
+            width: Channels C of the encoder, the FPN and the results.
+            heads: Attention heads of an encoder layer.
+            layers: Encoder layers.
+            points: Places that a head samples on each level.
+            hidden: Hidden channels of an encoder layer's feed-forward part.
+            clip_grid_only: Whether the FPN ends at CLIP's own grid; its last step, `adapter_1` and
+                `layer_1`, does not exist then.
+        """
         super().__init__()
         self.clip_grid_only = clip_grid_only
         self.input_proj = nn.ModuleList(
@@ -206,17 +257,24 @@ class PixelDecoder(nn.Module):
         self.mask_features = nn.Conv2d(width, width, 1)
 
     def set_sampling(self, sampling: Sampling) -> None:
-        """Chooses the form of the bilinear sampling, "native" or "gather", for every layer."""
+        """Chooses the form of the bilinear sampling for every layer."""
         for module in self.modules():
             if isinstance(module, DeformableAttention):
                 module.sampling = sampling
 
     def encode(self, p2: Tensor, p3: Tensor, p4: Tensor, finest_only: bool = False) -> list[Tensor]:
-        """The encoder's maps, coarse to fine: [B, C, g/2, g/2], [.., g, g], [.., 2g, 2g].
+        """The encoder's maps.
 
-        With `finest_only` the last layer updates the finest level alone and only that map is
-        returned: nothing else of the last layer reaches the mask or the no-target logits
-        (docs/reference/models/dfam.md 17).
+        Args:
+            p2: The pyramid's finest map, [B, inputs, 2g, 2g].
+            p3: [B, inputs, g, g].
+            p4: [B, inputs, g/2, g/2].
+            finest_only: Whether the last layer updates the finest level alone, and only that map is
+                returned: nothing else of the last layer reaches the mask or the no-target logits
+                (section 17).
+
+        Returns:
+            Coarse to fine: [B, C, g/2, g/2], [B, C, g, g], [B, C, 2g, 2g].
         """
         sizes: list[Size] = []
         tokens, positions, centres = [], [], []
@@ -227,15 +285,16 @@ class PixelDecoder(nn.Module):
             tokens.append(feature.flatten(2).transpose(1, 2))
             sine = sine_positions(height, width, feature.shape[1], feature)
             positions.append(sine + self.transformer.level_embed[level])
-            y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-            centres.append(np.stack([(x + 0.5) / width, (y + 0.5) / height], -1).reshape(-1, 2))
+            centres.append(_pixel_centres(height, width))
         sequence, position = torch.cat(tokens, 1), torch.cat(positions, 1)
         centre = torch.from_numpy(np.concatenate(centres)).to(sequence)
+
         layers = self.transformer.encoder.layers
         for layer in layers[:-1]:
             sequence = layer(sequence, position, centre, sizes)
         first = sum(h * w for h, w in sizes[:-1]) if finest_only else 0
         sequence = layers[-1](sequence, position, centre, sizes, first)
+
         kept = sizes[-1:] if finest_only else sizes
         parts = sequence.split([h * w for h, w in kept], 1)
         return [
@@ -243,8 +302,16 @@ class PixelDecoder(nn.Module):
         ]
 
     def fpn(self, finest: Tensor, p2: Tensor, p3: Tensor, p4: Tensor) -> list[Tensor]:
-        """The FPN's maps from the encoder's finest one: [g/2, g, 2g], or without the last step
-        [g/2, g].
+        """The FPN's maps from the encoder's finest one.
+
+        Args:
+            finest: [B, C, 2g, 2g].
+            p2: The pyramid's finest map, [B, inputs, 2g, 2g].
+            p3: [B, inputs, g, g].
+            p4: [B, inputs, g/2, g/2].
+
+        Returns:
+            [B, C, g/2, g/2], [B, C, g, g] and, if the FPN has its last step, [B, C, 2g, 2g].
         """
         steps = [(3, p4), (2, p3)] if self.clip_grid_only else [(3, p4), (2, p3), (1, p2)]
         maps = []
@@ -261,6 +328,23 @@ class PixelDecoder(nn.Module):
     def forward(
         self, p2: Tensor, p3: Tensor, p4: Tensor, finest_only: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """-> (mask features [B, C, grid, grid], the maps of `encode`)."""
+        """The whole decoder.
+
+        Args:
+            p2: The pyramid's finest map, [B, inputs, 2g, 2g].
+            p3: [B, inputs, g, g].
+            p4: [B, inputs, g/2, g/2].
+            finest_only: As of `encode`.
+
+        Returns:
+            Mask features [B, C, d, d], d being 2g or, with `clip_grid_only`, g; the maps of
+            `encode`.
+        """
         maps = self.encode(p2, p3, p4, finest_only)
         return self.mask_features(self.fpn(maps[-1], p2, p3, p4)[-1]), maps
+
+
+def _pixel_centres(height: int, width: int) -> np.ndarray:
+    """The centres of a map's pixels, float32 [height*width, 2], (x, y) in [0, 1], row by row."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    return np.stack([(x + 0.5) / width, (y + 0.5) / height], -1).reshape(-1, 2)

@@ -1,5 +1,6 @@
-"""PWAM, the pixel-word attention that mixes CLIP patches with words (docs/reference/models/dfam.md
-6).
+"""PWAM, the pixel-word attention that mixes CLIP patches with words.
+
+Section 6 of docs/reference/models/dfam.md.
 """
 
 from __future__ import annotations
@@ -10,6 +11,12 @@ from ris.reference.layers import InstanceNorm, PointwiseConv1d
 
 
 class _ImageLanguageAttention(nn.Module):
+    """What the words say at each position: query [N, P, C], text [N, T, C] -> [N, P, C].
+
+    mask [N, T] is 1 for real tokens, 0 for padding. The query is `f_query` of the image, which
+    `PWAM.project_image` computes once an image.
+    """
+
     def __init__(self, image_width: int, width: int) -> None:
         super().__init__()
         self.f_query = nn.Sequential(PointwiseConv1d(image_width, width), InstanceNorm())
@@ -21,9 +28,8 @@ class _ImageLanguageAttention(nn.Module):
         mask = mask[..., None]
         key = self.f_key(text) * mask
         value = self.f_value(text) * mask
-        logits = query @ key.transpose(1, 2) * key.shape[-1] ** -0.5 + 10000.0 * (
-            mask.transpose(1, 2) - 1.0
-        )
+        products = query @ key.transpose(1, 2) * key.shape[-1] ** -0.5
+        logits = products + 10000.0 * (mask.transpose(1, 2) - 1.0)
         return self.W(logits.softmax(-1) @ value)
 
 
@@ -45,8 +51,16 @@ class PWAM(nn.Module):
         return self.vis_project(clip_tokens), self.image_lang_att.f_query(clip_tokens)
 
     def fuse(self, values: Tensor, queries: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """values and queries [N, P, C], text [N, T, C], mask [N, T] (1 real, 0 padding) -> [N, C,
-        g, g].
+        """Mixes projected image positions with the words of an expression each.
+
+        Args:
+            values: [N, P, C], of `project_image`; P is g*g.
+            queries: [N, P, C], of `project_image`.
+            text: The words, [N, T, C].
+            mask: [N, T], 1 for real tokens, 0 for padding.
+
+        Returns:
+            The fused map, [N, C, g, g].
         """
         fused = self.project_mm(values * self.image_lang_att(queries, text, mask))
         grid = int(fused.shape[1] ** 0.5)

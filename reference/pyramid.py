@@ -1,5 +1,6 @@
-"""The two ViTDet-style feature pyramids: CLIP's (docs/reference/models/dfam.md 7) and SAM's (13).
-No activation anywhere.
+"""The two ViTDet-style feature pyramids: CLIP's and SAM's. No activation anywhere.
+
+Sections 7 and 13 of docs/reference/models/dfam.md.
 """
 
 from __future__ import annotations

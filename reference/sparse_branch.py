@@ -1,5 +1,6 @@
-"""The sparse branch: a query attends to the words and becomes SAM's one sparse prompt
-(docs/reference/models/dfam.md 9).
+"""The sparse branch: a query attends to the words and becomes SAM's one sparse prompt.
+
+Section 9 of docs/reference/models/dfam.md.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ from ris.reference.layers import CrossAttentionLayer, FeedForwardLayer
 
 
 class SparseBranch(nn.Module):
-    """query [B, 1, C] and text [B, T, C] -> one token [B, 1, C]. All T positions are attended to,
-    padding included.
+    """query [B, 1, C] and text [B, T, C] -> one token [B, 1, C].
 
-    "feed_forward" is the released code: LN(q + MHA(q, text)), then a post-norm feed-forward layer.
-    "additive" is the supplement's wording (docs/reference/models/dfam.md 19): LN(q) + MHA(q, text),
-    nothing after it.
+    All T positions are attended to, padding included. `kind` is `ModelConfig.sparse_branch`: the
+    released code's form or the supplement's wording.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, kind: SparseBranchKind) -> None:

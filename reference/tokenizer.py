@@ -1,5 +1,4 @@
-"""The bundle's tokenizer.json: BERT's WordPiece, from a vocabulary or from a tokenizer of the
-user's own.
+"""The bundle's tokenizer.json: BERT's WordPiece, from a vocabulary or a tokenizer of the user's.
 
 The ids are those of `transformers`' BertTokenizer, which since version 5 is the `tokenizers`
 library underneath, as BertTokenizerFast was before. The old pure-Python class differs in a few
@@ -24,25 +23,19 @@ from ris.engines.errors import CheckpointError
 from ris.reference.config import ModelConfig
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+"""The special tokens that every vocabulary must have."""
+
+_FILES = ("tokenizer.json", "vocab.txt")
+"""What a folder may hold; the first is taken where there are both, as `transformers` does."""
 
 
 def read_vocabulary(path: Path | None, config: ModelConfig) -> list[str]:
-    """A vocab.txt, one token a line; without a path the one that belongs to the preset.
+    """A vocab.txt, one token a line; without a path the one that belongs to the configuration.
 
-    Full-size BERT gets bert-base-uncased's, the demo the words of its scenes (any other word is
-    unknown to it), another narrow one a few words and all ASCII letters.
+    Raises CheckpointError where the file cannot be read, has more tokens than the model's BERT has
+    embeddings, or lacks a special token.
     """
-    if path is None:
-        name = (
-            "bert-base-uncased-vocab.txt" if config.bert.vocab_size == 30522 else "tiny-vocab.txt"
-        )
-        name = "demo-vocab.txt" if config.preset == "demo" else name
-        text = resources.files("ris.reference").joinpath("data", name).read_text(encoding="utf-8")
-    else:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path} is not a vocabulary that can be read: {error}") from None
+    text = _built_in_vocabulary(config) if path is None else _read_text(path)
     tokens = text.removesuffix("\n").split("\n")
     if len(tokens) > config.bert.vocab_size:
         raise CheckpointError(
@@ -57,6 +50,28 @@ def read_vocabulary(path: Path | None, config: ModelConfig) -> list[str]:
     return tokens
 
 
+def _built_in_vocabulary(config: ModelConfig) -> str:
+    """Full-size BERT's is bert-base-uncased's; the demo's has the words of its scenes.
+
+    Any other word is unknown to the demo. Another narrow BERT gets a few words and all ASCII
+    letters.
+    """
+    if config.preset == "demo":
+        name = "demo-vocab.txt"
+    elif config.bert.vocab_size == 30522:
+        name = "bert-base-uncased-vocab.txt"
+    else:
+        name = "tiny-vocab.txt"
+    return resources.files("ris.reference").joinpath("data", name).read_text(encoding="utf-8")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not a vocabulary that can be read: {error}") from None
+
+
 def build_tokenizer(
     vocabulary: list[str],
     *,
@@ -64,10 +79,14 @@ def build_tokenizer(
     strip_accents: bool | None = None,
     handle_chinese_chars: bool = True,
 ) -> Tokenizer:
-    """BertTokenizer's behaviour with the `tokenizers` library: same normalisation, same splits,
-    same ids.
+    """BertTokenizer's behaviour with the `tokenizers` library: same splits, same ids.
 
-    strip_accents: None does it where `lowercase` is on, as BertTokenizer does.
+    Args:
+        vocabulary: The tokens in the order of their ids, the special ones among them.
+        lowercase: Whether the text is lower-cased.
+        strip_accents: Whether accents are removed; None does so where `lowercase` is on, as
+            BertTokenizer does.
+        handle_chinese_chars: Whether each Chinese character is a word of its own.
     """
     ids = {token: i for i, token in enumerate(vocabulary)}
     tokenizer = Tokenizer(WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
@@ -83,11 +102,16 @@ def build_tokenizer(
 def tokenizer_from(path: Path | None, config: ModelConfig) -> Tokenizer:
     """A tokenizer for the bundle, without truncation and padding, from what a user has.
 
-    path: a vocab.txt, a Hugging Face tokenizer.json, or a folder with either (tokenizer.json is
-    taken where there are both, as `transformers` does); a tokenizer_config.json beside it may say
-    `do_lower_case`, `strip_accents` and `tokenize_chinese_chars`. None: the preset's own
-    vocabulary. Raises CheckpointError where the file cannot be read or is no BERT tokenizer that
-    fits the model's embedding table.
+    Args:
+        path: A vocab.txt, a Hugging Face tokenizer.json, or a folder with either (tokenizer.json is
+            taken where there are both). A tokenizer_config.json beside it may say `do_lower_case`,
+            `strip_accents` and `tokenize_chinese_chars`. None takes the built-in vocabulary of the
+            configuration.
+        config: The model that it is for.
+
+    Raises:
+        CheckpointError: Where the file cannot be read, or is no BERT tokenizer that fits the
+            model's embedding table.
     """
     if path is None:
         return build_tokenizer(read_vocabulary(None, config))
@@ -95,6 +119,7 @@ def tokenizer_from(path: Path | None, config: ModelConfig) -> Tokenizer:
     options = _normalizer_options(file.with_name("tokenizer_config.json"))
     if file.suffix.lower() != ".json":
         return build_tokenizer(read_vocabulary(file, config), **options)
+
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception
@@ -103,17 +128,23 @@ def tokenizer_from(path: Path | None, config: ModelConfig) -> Tokenizer:
     tokenizer.no_padding()
     if options:
         tokenizer.normalizer = _changed_normalizer(tokenizer, options, file)
+
     if problems := _problems(tokenizer, config):
         raise CheckpointError(f"{file} does not fit the model: {'; '.join(problems)}")
     return tokenizer
 
 
+def find_tokenizer_file(folder: Path) -> Path | None:
+    """The tokenizer.json or vocab.txt of a folder; None where it has neither."""
+    return next((folder / name for name in _FILES if (folder / name).is_file()), None)
+
+
 def _tokenizer_file(path: Path) -> Path:
     if path.is_dir():
-        for name in ("tokenizer.json", "vocab.txt"):
-            if (path / name).is_file():
-                return path / name
-        raise CheckpointError(f"{path} has neither tokenizer.json nor vocab.txt")
+        found = find_tokenizer_file(path)
+        if found is None:
+            raise CheckpointError(f"{path} has neither tokenizer.json nor vocab.txt")
+        return found
     if not path.is_file():
         raise CheckpointError(
             f"{path}: no such tokenizer; give a vocab.txt, a tokenizer.json or a folder with one"
@@ -129,6 +160,7 @@ def _normalizer_options(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
+
     names = {
         "do_lower_case": "lowercase",
         "strip_accents": "strip_accents",
@@ -147,8 +179,9 @@ def _normalizer_options(path: Path) -> dict[str, Any]:
 def _changed_normalizer(
     tokenizer: Tokenizer, options: dict[str, Any], file: Path
 ) -> BertNormalizer:
-    """tokenizer.json's own normaliser under tokenizer_config.json's options, which win, as in
-    `transformers`.
+    """tokenizer.json's own normaliser under tokenizer_config.json's options.
+
+    The options win, as in `transformers`.
     """
     normalizer = tokenizer.normalizer
     if not isinstance(normalizer, BertNormalizer):
@@ -161,8 +194,10 @@ def _changed_normalizer(
 
 
 def _problems(tokenizer: Tokenizer, config: ModelConfig) -> list[str]:
+    """Why a tokenizer does not fit the model, in words; nothing where it does."""
     if not isinstance(tokenizer.model, WordPiece):
         return [f"it is {type(tokenizer.model).__name__}, BERT's is WordPiece"]
+
     ids = tokenizer.get_vocab(with_added_tokens=True)
     problems = []
     missing = [token for token in SPECIAL if token not in ids]

@@ -1,22 +1,28 @@
-"""Makes weight files in the layouts that people have, with the libraries that wrote the real
-ones.
-"""
+"""Makes weight files in the layouts that people have, with the libraries that wrote theirs."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
+from ris.engines.errors import CheckpointError
+from ris.reference.backbones import build_clip
+from ris.reference.checkpoint import WeightFiles, load_model
 from ris.reference.config import PRESETS, ClipConfig, SamConfig
 from ris.reference.deterministic import deterministic_model, make_tensor
 
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+"""How close a loaded module comes to the library that wrote its file."""
+
 TINY = PRESETS["tiny"]
-# CLIP's real vocabulary, so that its tokenizer's ids exist, in a text tower of 64 channels
+
 CLIP_TEXT = replace(
     TINY,
     preset="custom",
@@ -33,15 +39,16 @@ CLIP_TEXT = replace(
         text_vocab_size=49408,
     ),
 )
-# SAM ViT-B as Meta has it, everything else narrow
+"""CLIP's real vocabulary, so that its tokenizer's ids exist, in a text tower of 64 channels."""
+
 REAL_SAM = replace(TINY, preset="custom", prompt_width=256, decoder_mlp_width=2048, sam=SamConfig())
+"""SAM ViT-B as Meta has it, everything else narrow."""
 
 
 def tiny_state(config=TINY, seed=3, **options):
     """The state dict of a model with made-up weights."""
-    return {
-        k: v.clone() for k, v in deterministic_model(config, seed, **options).state_dict().items()
-    }
+    state = deterministic_model(config, seed, **options).state_dict()
+    return {key: value.clone() for key, value in state.items()}
 
 
 def without(state, *prefixes):
@@ -58,23 +65,40 @@ def save_training_checkpoint(path, state, **more):
         "state": {0: {"exp_avg": torch.zeros(7)}},
         "param_groups": [{"lr": 5e-5, "params": [0]}],
     }
-    torch.save(
-        {
-            "model": state,
-            "optimizer": optimizer,
-            "scheduler": {"last_epoch": 3},
-            "iteration": 3,
-            **more,
-        },
-        path,
-    )
+    beside = {"optimizer": optimizer, "scheduler": {"last_epoch": 3}, "iteration": 3}
+    torch.save({"model": state, **beside, **more}, path)
     return path
 
 
+def trained(folder, state, name="trained.pth"):
+    """A training checkpoint in a folder."""
+    return save_training_checkpoint(folder / name, state)
+
+
+def refused(**files):
+    """The one sentence with which weight files are refused."""
+    with pytest.raises(CheckpointError) as caught:
+        load_model(WeightFiles(**files))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def clip_with_text():
+    """open_clip's CLIP of the sizes of CLIP_TEXT with random weights, the same each time."""
+    torch.manual_seed(1)
+    return build_clip(CLIP_TEXT.clip).eval()
+
+
+def copy_of(clip):
+    """Another such CLIP with the same weights."""
+    copy = build_clip(CLIP_TEXT.clip).eval()
+    copy.load_state_dict(clip.state_dict())
+    return copy
+
+
 class OpenAIForm(torch.nn.Module):
-    """A CLIP with the three numbers that OpenAI's archives keep as buffers, in a form that can be
-    traced.
-    """
+    """A CLIP that can be traced, with the three numbers that OpenAI's archives keep as buffers."""
 
     def __init__(self, clip):
         super().__init__()
@@ -88,18 +112,16 @@ class OpenAIForm(torch.nn.Module):
         self.other = [clip]  # not a submodule
 
     def forward(self, image, text):
-        return self.visual(image), self.ln_final(
-            self.token_embedding(text) + self.positional_embedding
-        )
+        words = self.token_embedding(text) + self.positional_embedding
+        return self.visual(image), self.ln_final(words)
 
 
 def save_openai_archive(path, clip, config):
-    """A traced module in FP16, as OpenAI publishes CLIP."""
+    """A traced module in FP16, as OpenAI publishes CLIP. Makes the weights of `clip` FP16, too."""
     side = config.clip.image_size
+    image = torch.zeros(1, 3, side, side)
     text = torch.zeros(1, clip.context_length, dtype=torch.long)
-    traced = torch.jit.trace(
-        OpenAIForm(clip), (torch.zeros(1, 3, side, side), text), check_trace=False
-    )
+    traced = torch.jit.trace(OpenAIForm(clip), (image, text), check_trace=False)
     torch.jit.save(traced.half(), path)
     return path
 
@@ -120,10 +142,11 @@ class Payload:
 
 
 def write_full_size(path, keys_file, seed):
-    """model_final.pth of the paper's model in float32: every official key of the [CLS] variant,
-    dead ones too, and an optimiser's state beside it that nobody must read."""
-    import json
+    """model_final.pth of the paper's model in float32.
 
+    Every official key of the [CLS] variant, dead ones too, and an optimiser's state beside it that
+    nobody must read.
+    """
     keys = json.loads(Path(keys_file).read_text())
     state = {
         key: torch.from_numpy(make_tensor(key, entry["shape"], seed))
@@ -131,10 +154,8 @@ def write_full_size(path, keys_file, seed):
         if entry["cls"] != "absent"
     }
     state["text_encoder.embeddings.position_ids"] = torch.arange(512)[None]
-    junk = torch.zeros(75_000_000)
-    torch.save(
-        {"model": state, "optimizer": {"state": {0: {"exp_avg": junk}}}, "iteration": 99999}, path
-    )
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(75_000_000)}}}
+    torch.save({"model": state, "optimizer": optimizer, "iteration": 99999}, path)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Real checkpoints in: the training code's, SAM's, CLIP's and BERT's, in the layouts of
-docs/guide/checkpoint.md.
+"""Real checkpoints in: the training code's, SAM's, CLIP's and BERT's.
+
+docs/reference/checkpoints.md has the layouts and the rules.
 """
 
 from ris.reference.checkpoint.files import CONFIG

@@ -1,24 +1,111 @@
-"""The category table from a CLIP text tower, for a checkpoint that lost its buffer
-(docs/reference/models/dfam.md 15).
+"""The category table from a CLIP text tower, for a checkpoint that lost its buffer.
+
+Section 15 of docs/reference/models/dfam.md.
 """
 
 from __future__ import annotations
 
+import open_clip
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
+from ris.reference.backbones import causal_mask, empty_clip
 from ris.reference.categories import COCO_PANOPTIC
-from ris.reference.checkpoint.files import Entry, give_back
+from ris.reference.checkpoint.entries import Entry, give_back
+from ris.reference.checkpoint.names import CLIP, TABLE
 from ris.reference.config import ModelConfig
-from ris.reference.model import build_clip
 
 CONTEXT = 77
+"""Positions of CLIP's text tower."""
+
 _AT_ONCE = 32
+"""Phrases that go through the text tower together."""
+
 _VOCABULARY = 49408
+"""Tokens of CLIP's own tokenizer, the only one that is at hand."""
+
 _ENDINGS = ("-merged", "-other", "-stuff")
 _PHRASES = {"tree-merged": ("branch", "tree", "bush", "leaves")}
-_CLIP = "clip_dense.clip_model."
+
+
+def with_table(
+    entries: dict[str, Entry], config: ModelConfig
+) -> tuple[dict[str, Entry], list[str]]:
+    """The entries with the category table, and notes on where it is from.
+
+    The table is the buffer, or one computed from a text tower when it is read; all zeros is no
+    table. Neither where there is no tower, and nothing is done for the [CLS] variant.
+    """
+    if config.query != "category":
+        return entries, []
+    table = entries.get(TABLE)
+    if table is not None and bool(table.read().any()):
+        return entries, []
+
+    rest = {key: entry for key, entry in entries.items() if key != TABLE}
+    tower = text_tower(entries, config)
+    if tower is None:
+        zeros = "WARNING: the category table is all zeros, which is no table"
+        return rest, [] if table is None else [zeros]
+
+    file = next(iter(tower.values())).file
+    computed = Entry(
+        shape=(config.categories, config.clip.embed_dim),
+        dtype=torch.float32,
+        file=file,
+        pieces=(lambda: compute_table(tower, config),),
+        mapped=False,
+    )
+    return rest | {TABLE: computed}, [
+        f"category table: computed with the text tower of {file.name}; 26 of the stuff classes by"
+        " their plain names"
+    ]
+
+
+def text_tower(entries: dict[str, Entry], config: ModelConfig) -> dict[str, Entry] | None:
+    """The entries of a text tower that the table can be computed from, by the tower's own keys.
+
+    None where there is no such tower.
+    """
+    state = empty_clip(config.clip).state_dict()
+    wanted = {k: tuple(v.shape) for k, v in state.items() if not k.startswith("visual.")}
+    found = {key: entries[CLIP + key] for key in wanted if CLIP + key in entries}
+    needed = wanted.keys() - {"logit_scale"}
+    fits = needed <= found.keys() and all(found[key].shape == wanted[key] for key in found)
+    return found if fits and config.clip.text_vocab_size == _VOCABULARY else None
+
+
+def compute_table(tower: dict[str, Entry], config: ModelConfig) -> Tensor:
+    """The table [categories, embed_dim], float32, from the entries of `text_tower`.
+
+    Their pages are given back afterwards.
+    """
+    clip = empty_clip(config.clip)
+    state = {key: entry.read() for key, entry in tower.items()}
+    clip.load_state_dict(state, strict=False, assign=True)
+    clip.eval()
+    clip.attn_mask = causal_mask(CONTEXT)
+
+    tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT)
+    names = COCO_PANOPTIC[: config.categories]
+    table = category_rows(clip, [tokenizer(list(category_phrases(name))) for name in names])
+
+    for key, entry in tower.items():
+        if entry.mapped and state[key].dtype == entry.dtype:
+            give_back(state[key])
+    return table
+
+
+@torch.no_grad()
+def category_rows(clip: open_clip.CLIP, tokens: list[Tensor]) -> Tensor:
+    """Rows of the table, [classes, embed_dim], from the tokens [phrases, 77] of each class.
+
+    A row is the mean of the phrases' unnormalised text vectors, divided by its L2 norm.
+    """
+    vectors = torch.cat([clip.encode_text(part) for part in torch.cat(tokens).split(_AT_ONCE)])
+    groups = vectors.split([len(phrases) for phrases in tokens])
+    means = torch.stack([group.mean(0) for group in groups])
+    return means / means.norm(dim=1, keepdim=True)
 
 
 def category_phrases(name: str) -> tuple[str, ...]:
@@ -32,46 +119,6 @@ def category_phrases(name: str) -> tuple[str, ...]:
     if name in _PHRASES:
         return _PHRASES[name]
     plain = name
-    for ending in _ENDINGS:
-        plain = plain.removesuffix(ending)
-    for ending in _ENDINGS:  # "sky-other-merged" has two
+    for ending in _ENDINGS * 2:  # "sky-other-merged" has two
         plain = plain.removesuffix(ending)
     return (plain.replace("-", " "),)
-
-
-def text_tower(entries: dict[str, Entry], config: ModelConfig) -> dict[str, Entry] | None:
-    """The entries of a text tower that the table can be computed from, by its own key names; None
-    without one.
-    """
-    with torch.device("meta"):
-        state = build_clip(config.clip).state_dict()
-    wanted = {k: tuple(v.shape) for k, v in state.items() if not k.startswith("visual.")}
-    found = {key: entries[_CLIP + key] for key in wanted if _CLIP + key in entries}
-    needed = wanted.keys() - {"logit_scale"}
-    fits = needed <= found.keys() and all(found[key].shape == wanted[key] for key in found)
-    return found if fits and config.clip.text_vocab_size == _VOCABULARY else None
-
-
-@torch.no_grad()
-def compute_table(tower: dict[str, Entry], config: ModelConfig) -> Tensor:
-    """The table [categories, embed_dim], float32, from the entries of `text_tower`; they are let go
-    again.
-    """
-    with torch.device("meta"):
-        clip = build_clip(config.clip)
-    state = {key: entry.read() for key, entry in tower.items()}
-    clip.load_state_dict(state, strict=False, assign=True)
-    clip.eval()
-    clip.attn_mask = torch.full((CONTEXT, CONTEXT), float("-inf")).triu(1)
-    tokenizer = SimpleTokenizer(context_length=CONTEXT)
-    phrases = [category_phrases(name) for name in COCO_PANOPTIC[: config.categories]]
-    tokens = tokenizer([phrase for group in phrases for phrase in group])
-    vectors = torch.cat([clip.encode_text(part) for part in tokens.split(_AT_ONCE)])
-    means = torch.stack(
-        [group.mean(0) for group in vectors.split([len(group) for group in phrases])]
-    )
-    table = means / means.norm(dim=1, keepdim=True)
-    for key, entry in tower.items():
-        if entry.mapped and state[key].dtype == entry.dtype:
-            give_back(state[key])
-    return table

@@ -1,4 +1,4 @@
-"""Weight files, opened without reading their tensors and without running anything that is in them.
+"""Weight files, opened without reading their tensors and without running anything in them.
 
 Formats are told by content, not by name: torch.save's zip and its older pickle, safetensors,
 TorchScript archives. Tensors stay memory-mapped (the older pickle format cannot be); one that needs
@@ -7,15 +7,13 @@ converting is converted when it is read.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import mmap
 import re
 import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +22,19 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ris.engines.errors import CheckpointError
+from ris.reference.checkpoint.entries import Entry
 from ris.reference.checkpoint.torchscript import read_torchscript
 
 WRAPPERS = ("model", "state_dict")
 """Entries of a training checkpoint that hold the state dict."""
+
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """What wrappers of a whole model put before every key."""
+
 CONFIG = "ris_config"
-"""The entry (or safetensors metadata key, as JSON) with which a checkpoint carries its own
-ModelConfig.
+"""The entry with which a checkpoint carries its own ModelConfig.
+
+In a safetensors file it is a metadata key, as JSON.
 """
 
 _SAFETENSORS_DTYPES = {
@@ -50,87 +52,23 @@ _SAFETENSORS_DTYPES = {
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One tensor as files hold it: its shape and dtype, where it is, and how to get it.
-
-    pieces: tensors of the file, stacked along the first axis; transposed: each piece is stored the
-    other way round; mapped: the pieces are views of a memory-mapped file.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    file: Path
-    pieces: tuple[Callable[[], Tensor], ...] = field(repr=False)
-    mapped: bool
-    transposed: bool = False
-
-    def read(self) -> Tensor:
-        """The tensor, contiguous: float32 where the file has any kind of float, else the file's
-        dtype.
-
-        A mapped view where that is the file's own form; otherwise a copy, and the file's pages are
-        given back, so that converting a whole file holds one tensor twice at most.
-        """
-        parts = [piece() for piece in self.pieces]
-        wanted = torch.float32 if self.dtype.is_floating_point else self.dtype
-        if (
-            len(parts) == 1
-            and not self.transposed
-            and parts[0].dtype == wanted
-            and parts[0].is_contiguous()
-        ):
-            return parts[0]
-        whole = torch.empty(self.shape, dtype=wanted)
-        rows = [whole] if len(parts) == 1 else whole.chunk(len(parts))
-        for target, part in zip(rows, parts, strict=True):
-            target.copy_(part.t() if self.transposed else part)
-            if self.mapped:
-                give_back(part)
-        return whole
-
-    def transpose(self) -> Entry:
-        """The same matrix with its axes swapped."""
-        return replace(self, shape=self.shape[::-1], transposed=not self.transposed)
-
-
-def stack(entries: list[Entry]) -> Entry:
-    """Entries of equal shape as one, along the first axis."""
-    first = entries[0]
-    return replace(
-        first,
-        shape=(first.shape[0] * len(entries), *first.shape[1:]),
-        pieces=tuple(piece for entry in entries for piece in entry.pieces),
-    )
-
-
-def give_back(tensor: Tensor) -> None:
-    """Tells the kernel that a mapped tensor's pages are not needed; they are read again if they
-    are.
-    """
-    advice = getattr(mmap, "MADV_DONTNEED", None)
-    if advice is None or not tensor.numel():
-        return
-    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (
-        (tensor.data_ptr() + tensor.numel() * tensor.element_size())
-        // mmap.PAGESIZE
-        * mmap.PAGESIZE
-    )
-    if end > start and tensor.is_contiguous():
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
-
-
-@dataclass(frozen=True)
 class WeightFile:
-    """An opened file: its format in words, its tensors by name, the configuration it carries, what
-    else is in it.
-    """
+    """An opened weight file."""
 
     path: Path
+    """The file."""
+
     format: str
+    """Its format in words."""
+
     entries: dict[str, Entry]
+    """Its tensors by name."""
+
     config: dict[str, Any] | None = None
+    """The model configuration that it carries, not yet checked; None where it carries none."""
+
     beside: tuple[str, ...] = ()
+    """Names of what else is in it, an optimiser's state for example."""
 
 
 def open_weights(path: Path) -> WeightFile:
@@ -147,30 +85,26 @@ def open_weights(path: Path) -> WeightFile:
     elif head.startswith(b"\x80"):
         opened = _open_torch(path, zipped=False)
     else:
-        looks = (
-            "a web page"
-            if head.lstrip().lower().startswith((b"<!doctype", b"<html"))
-            else "something else"
-        )
+        page = head.lstrip().lower().startswith((b"<!doctype", b"<html"))
         raise CheckpointError(
-            f"{path} is no weight file but {looks}; expected torch.save's format, safetensors or"
-            " TorchScript"
+            f"{path} is no weight file but {'a web page' if page else 'something else'}; expected"
+            " torch.save's format, safetensors or TorchScript"
         )
+
     if not opened.entries:
         raise CheckpointError(f"{path} holds no tensors; give a checkpoint with a state dict")
-    names = list(opened.entries)
-    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in names)), None):
-        opened = replace(
-            opened, entries={n.removeprefix(prefix): e for n, e in opened.entries.items()}
-        )
-        names = list(opened.entries)
-    return opened
+    return replace(opened, entries=_without_prefixes(opened.entries))
+
+
+def _without_prefixes(entries: dict[str, Entry]) -> dict[str, Entry]:
+    """Takes away what wrappers put before every key; there may be several, one in another."""
+    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in entries)), None):
+        entries = {name.removeprefix(prefix): entry for name, entry in entries.items()}
+    return entries
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a file; refuses what is no file at all, empty, or only a pointer to
-    one.
-    """
+    """The first bytes of a file; refuses what is no file, empty, or only a pointer to one."""
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; give the weight file in it")
     try:
@@ -193,26 +127,16 @@ def _head(path: Path) -> bytes:
 
 
 def _is_safetensors(head: bytes, path: Path) -> bool:
-    return path.suffix == ".safetensors" or (
-        len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0"
-    )
+    """By its name, or by its beginning: the header's length in 8 bytes, then the header's JSON."""
+    begins_so = len(head) > 8 and head[8:9] == b"{" and head[6:8] == b"\0\0"
+    return path.suffix == ".safetensors" or begins_so
 
 
 def _open_safetensors(path: Path) -> WeightFile:
     try:
         file = safe_open(path, "pt")
-        entries = {}
-        for name in file.keys():  # noqa: SIM118 (no mapping)
-            part = file.get_slice(name)
-            kind = part.get_dtype()
-            if kind not in _SAFETENSORS_DTYPES:
-                raise CheckpointError(
-                    f"{path}: {name} is stored as {kind}; expected float32, float16 or bfloat16"
-                )
-            read = _getter(file, name)
-            entries[name] = Entry(
-                tuple(part.get_shape()), _SAFETENSORS_DTYPES[kind], path, (read,), True
-            )
+        names = file.keys()  # `file` itself cannot be iterated
+        entries = {name: _safetensors_entry(file, name, path) for name in names}
         config = (file.metadata() or {}).get(CONFIG)
     except CheckpointError:
         raise
@@ -222,6 +146,7 @@ def _open_safetensors(path: Path) -> WeightFile:
             f"{path} is a truncated or damaged safetensors file of {size} bytes"
             f" ({_first_line(error)}); download or copy it again"
         ) from None
+
     try:
         parsed = json.loads(config) if config else None
     except ValueError:
@@ -231,8 +156,20 @@ def _open_safetensors(path: Path) -> WeightFile:
     return WeightFile(path, "safetensors", entries, parsed)
 
 
-def _getter(file: Any, name: str) -> Callable[[], Tensor]:
-    return lambda: file.get_tensor(name)
+def _safetensors_entry(file: Any, name: str, path: Path) -> Entry:
+    part = file.get_slice(name)
+    kind = part.get_dtype()
+    if kind not in _SAFETENSORS_DTYPES:
+        raise CheckpointError(
+            f"{path}: {name} is stored as {kind}; expected float32, float16 or bfloat16"
+        )
+    return Entry(
+        shape=tuple(part.get_shape()),
+        dtype=_SAFETENSORS_DTYPES[kind],
+        file=path,
+        pieces=(lambda: file.get_tensor(name),),
+        mapped=True,
+    )
 
 
 # --- torch.save and TorchScript ---
@@ -249,13 +186,13 @@ def _open_zip(path: Path) -> WeightFile:
             f"{path} is truncated or damaged (its table of contents, at the end, is missing after "
             f"{path.stat().st_size} bytes); download or copy it again"
         ) from None
+
     if "data.pkl" not in contents:
         raise CheckpointError(
             f"{path} is a zip archive without weights; give the checkpoint that torch.save wrote"
         )
-    if any(
-        kind != zipfile.ZIP_STORED for name, kind in contents.items() if name.startswith("data/")
-    ):
+    tensors = [kind for name, kind in contents.items() if name.startswith("data/")]
+    if any(kind != zipfile.ZIP_STORED for kind in tensors):
         raise CheckpointError(
             f"{path} was compressed after it was saved, so its tensors cannot be mapped; save it"
             " again with torch.save"
@@ -271,6 +208,7 @@ def _open_torch(path: Path, *, zipped: bool) -> WeightFile:
             data = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
     except Exception as error:  # whatever a damaged or hostile pickle raises; nothing of it has run
         raise CheckpointError(_why_refused(path, error)) from None
+
     state, config, beside = _unwrap(path, data)
     name = "torch.save" if zipped else "torch.save (the format before 1.6)"
     return WeightFile(path, name, _entries(state, path, mapped=zipped), config, beside)
@@ -305,6 +243,7 @@ def _unwrap(
         raise CheckpointError(
             f"{path}: its entry {CONFIG} is a {type(config).__name__}; expected a dict"
         )
+
     beside: tuple[str, ...] = ()
     wrapper = next((name for name in WRAPPERS if isinstance(data.get(name), Mapping)), None)
     if wrapper is not None:
@@ -322,12 +261,8 @@ def _why_refused(path: Path, error: Exception) -> str:
             " loaded and nothing of it was run; if you trust its author, load it there yourself"
             " and save the state dict alone"
         )
-    if (
-        isinstance(error, EOFError)
-        or "EOF" in text
-        or "corrupt" in text.lower()
-        or "truncated" in text
-    ):
+    cut_short = isinstance(error, EOFError) or "EOF" in text or "truncated" in text
+    if cut_short or "corrupt" in text.lower():
         return f"{path} is truncated or damaged ({_first_line(error)}); download or copy it again"
     return (
         f"{path} is not a state dict that torch.save wrote ({_first_line(error)}), so it was not"

@@ -1,5 +1,6 @@
-"""Which keys the model needs, which it has without using them, and what is wrong with those of a
-file.
+"""Which keys the model needs, which have no effect, and what is wrong with those of a file.
+
+docs/reference/checkpoints.md, Dead keys, has the lists in words.
 """
 
 from __future__ import annotations
@@ -13,66 +14,40 @@ from typing import Any
 
 import torch
 
-from ris.reference.checkpoint.files import Entry
+from ris.reference.checkpoint.entries import Entry
+from ris.reference.checkpoint.names import MODULES, OTHER, module_of
 from ris.reference.config import ModelConfig
 
-MODULES = (
-    ("SAM image encoder", "sam.image_encoder."),
-    ("SAM prompt encoder", "sam.prompt_encoder."),
-    ("SAM mask decoder", "sam.mask_decoder."),
-    ("CLIP image tower", "clip_dense.clip_model.visual."),
-    ("CLIP text tower", "clip_dense.clip_model."),
-    ("BERT", "text_encoder."),
-    ("text projection", "lang_mlp."),
-    ("category projection", "clip_mlpl."),
-    ("category table", "text_embeddings"),
-    ("PWAM", "adaptor_clip."),
-    ("CLIP pyramid", "backbone_clip."),
-    ("pixel decoder", "clip_pixel_decoder."),
-    ("sparse branch", "txt2txt."),
-    ("SAM pyramid", "backbone_sam."),
-    ("DFAM", "decoder."),
-    ("training loss", "criterion."),
-)
-OTHER = "other"
-
-# In official checkpoints, but in no module of the reference model (docs/reference/models/dfam.md
-# 17)
+# In official checkpoints, but in no module of the reference model
+# (docs/reference/models/dfam.md 17)
 _NOT_LOADED = re.compile(
     r"criterion\.|nt_weight$|empty_sparse_emb$|text_encoder\.(embeddings\.position_ids$|pooler\.)"
     r"|clip_dense\.clip_model\.(?!visual\.)|clip_pixel_decoder\.(adapter|layer)_1\."
 )
-# In the reference model, without effect on any output: (both variants, category variant, [CLS]
-# variant)
+
+# In the reference model, without effect on any output of any variant
 _IDLE = re.compile(
     r"sam\.prompt_encoder\.(?!pe_layer)|"
     r"sam\.mask_decoder\.(iou_prediction_head|output_hypernetworks_mlps\.[123])\."
     r"|clip_dense\.clip_model\.visual\.(ln_post\.|proj$)"
     r"|decoder\.(to_logits\.|to_logits_bert\.|logit_scale$|logit_scale_condsim$)"
 )
+
+# Besides, in some variants
 _IDLE_WITHOUT_NO_TARGET = re.compile(r"decoder\.|backbone_sam\.")
-_IDLE_WITH_CLS = re.compile(r"clip_mlpl\.|text_embeddings$")
 _IDLE_WITH_NO_TARGET = re.compile(
     r"decoder\.(CA_layers2|SA_layers2|transformer_ffn_layers2)\.[01]\."
 )
+_IDLE_WITH_CLS = re.compile(r"clip_mlpl\.|text_embeddings$")
 
 _SHOWN = 3
 """How many keys of a module a message names."""
 
 
-def module_of(key: str) -> str:
-    """The module, in words, that a key belongs to."""
-    return next((name for name, prefix in MODULES if key.startswith(prefix)), OTHER)
-
-
 def is_idle(key: str, config: ModelConfig) -> bool:
-    """Whether a key of the reference model has no effect on the outputs of this variant
-    (docs/reference/models/dfam.md 17).
-    """
-    patterns = [
-        _IDLE,
-        _IDLE_WITHOUT_NO_TARGET if config.no_target == "none" else _IDLE_WITH_NO_TARGET,
-    ]
+    """Whether a key of the reference model has no effect on the outputs of this variant."""
+    patterns = [_IDLE]
+    patterns.append(_IDLE_WITHOUT_NO_TARGET if config.no_target == "none" else _IDLE_WITH_NO_TARGET)
     if config.query == "cls":
         patterns.append(_IDLE_WITH_CLS)
     return any(pattern.match(key) for pattern in patterns)
@@ -80,36 +55,49 @@ def is_idle(key: str, config: ModelConfig) -> bool:
 
 @dataclass(frozen=True)
 class Misfit:
-    """A key whose tensor is not what the model has there: shape and dtype, found and expected, in
-    words.
-    """
+    """A key whose tensor is not what the model has there."""
 
     key: str
+    """The key."""
+
     found: str
+    """Shape and dtype of the file's tensor, in words."""
+
     expected: str
+    """Shape of the model's tensor, in words."""
 
 
 @dataclass(frozen=True)
 class KeyReport:
-    """The keys of the files against those of the model.
-
-    loaded: taken from the files; idle: the part of those without effect on inference; absent: idle
-    ones that the files lack, filled with zeros; dead: in the files, known, not loaded; missing,
-    unexpected, misfits: what is wrong; nearest: for keys that a message names, the one of the other
-    side that looks most like it.
-    """
+    """The keys of the files against those of the model."""
 
     loaded: tuple[str, ...]
+    """Taken from the files."""
+
     idle: tuple[str, ...]
+    """Those of `loaded` that have no effect on inference."""
+
     absent: tuple[str, ...]
+    """Keys without effect that the files lack; they are filled with zeros."""
+
     dead: tuple[str, ...]
+    """Known keys of the files that are not loaded."""
+
     missing: tuple[str, ...]
+    """Keys that the model needs and the files lack."""
+
     unexpected: tuple[str, ...]
+    """Keys of the files that no checkpoint should have."""
+
     misfits: tuple[Misfit, ...]
+    """Tensors of another shape, or no floats."""
+
     nearest: dict[str, str] = field(default_factory=dict)
+    """For missing and unexpected keys that a message names, the most similar of the other kind."""
 
     @property
     def fits(self) -> bool:
+        """Whether the files make the model."""
         return not (self.missing or self.unexpected or self.misfits)
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,23 +105,22 @@ class KeyReport:
         return asdict(self) | {"loaded": len(self.loaded), "fits": self.fits}
 
     def problems(self) -> list[str]:
-        """What is wrong, a line a module and kind, with counts, the first few keys and their
-        nearest match.
-        """
+        """What is wrong: a line for each module and kind, with counts and the first few keys."""
         lines = []
-        for name in [*(name for name, _ in MODULES), OTHER]:
-            misfits = [m for m in self.misfits if module_of(m.key) == name]
-            shown = [f"{m.key} is {m.found}, expected {m.expected}" for m in misfits[:_SHOWN]]
-            for what, keys, texts in (
-                ("missing", self.missing, None),
-                ("unexpected", self.unexpected, None),
-                ("of another shape", [m.key for m in misfits], shown),
+        for module in [*(name for name, _ in MODULES), OTHER]:
+            missing = [key for key in self.missing if module_of(key) == module]
+            unexpected = [key for key in self.unexpected if module_of(key) == module]
+            misfits = [m for m in self.misfits if module_of(m.key) == module]
+            for what, texts in (
+                ("missing", [self._with_nearest(key) for key in missing]),
+                ("unexpected", [self._with_nearest(key) for key in unexpected]),
+                (
+                    "of another shape",
+                    [f"{m.key} is {m.found}, expected {m.expected}" for m in misfits],
+                ),
             ):
-                own = [key for key in keys if module_of(key) == name]
-                if own:
-                    texts = texts or [self._with_nearest(key) for key in own[:_SHOWN]]
-                    more = f", and {len(own) - _SHOWN} more" if len(own) > _SHOWN else ""
-                    lines.append(f"{name}: {len(own)} {what}: {'; '.join(texts)}{more}")
+                if texts:
+                    lines.append(f"{module}: {len(texts)} {what}: {_shortened(texts)}")
         return lines
 
     def counts(self) -> str:
@@ -153,32 +140,35 @@ class KeyReport:
         return f"{key} (nearest: {self.nearest[key]})" if key in self.nearest else key
 
 
+def _shortened(texts: list[str]) -> str:
+    more = f", and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return "; ".join(texts[:_SHOWN]) + more
+
+
 def compare_keys(
     entries: Mapping[str, Entry], wanted: Mapping[str, tuple[int, ...]], config: ModelConfig
 ) -> KeyReport:
-    """The files' tensors against the shapes that the model has."""
-    extra = [key for key in entries if key not in wanted]
-    missing = [key for key in wanted if key not in entries]
-    misfits = [
-        Misfit(key, _words(entries[key]), _shape(shape))
-        for key, shape in wanted.items()
-        if key in entries
-        and (entries[key].shape != shape or not entries[key].dtype.is_floating_point)
-    ]
-    required = [key for key in missing if not is_idle(key, config)]
-    unexpected = [key for key in extra if not _NOT_LOADED.match(key)]
+    """The files' tensors against the shapes `wanted` that the model has."""
     loaded = [key for key in wanted if key in entries]
+    lacking = [key for key in wanted if key not in entries]
+    extra = [key for key in entries if key not in wanted]
+    missing = [key for key in lacking if not is_idle(key, config)]
+    unexpected = [key for key in extra if not _NOT_LOADED.match(key)]
     return KeyReport(
         loaded=tuple(loaded),
         idle=tuple(key for key in loaded if is_idle(key, config)),
-        absent=tuple(key for key in missing if is_idle(key, config)),
+        absent=tuple(key for key in lacking if is_idle(key, config)),
         dead=tuple(key for key in extra if _NOT_LOADED.match(key)),
-        missing=tuple(required),
+        missing=tuple(missing),
         unexpected=tuple(unexpected),
-        misfits=tuple(misfits),
+        misfits=tuple(
+            Misfit(key, _words(entries[key]), _shape(wanted[key]))
+            for key in loaded
+            if entries[key].shape != wanted[key] or not entries[key].dtype.is_floating_point
+        ),
         nearest={
-            **_nearest(unexpected, required, entries, wanted),
-            **_nearest(required, unexpected, entries, wanted),
+            **_nearest(unexpected, missing, entries, wanted),
+            **_nearest(missing, unexpected, entries, wanted),
         },
     )
 
@@ -189,8 +179,9 @@ def _nearest(
     entries: Mapping[str, Entry],
     wanted: Mapping[str, tuple[int, ...]],
 ) -> dict[str, str]:
-    """For the first few keys of each module, the most similar of `others`, of equal shape if there
-    is one.
+    """For the first few keys of each module, the most similar of `others`.
+
+    One of equal shape is preferred; entries and wanted have the shapes of both.
     """
 
     def shape(key: str) -> tuple[int, ...]:
@@ -200,13 +191,13 @@ def _nearest(
     seen: Counter[str] = Counter()
     for key in keys:
         seen[module_of(key)] += 1
-        if seen[module_of(key)] <= _SHOWN:
-            alike = [other for other in others if shape(other) == shape(key)]
-            close = difflib.get_close_matches(key, alike, 1) or difflib.get_close_matches(
-                key, others, 1
-            )
-            if close:
+        if seen[module_of(key)] > _SHOWN:
+            continue
+        alike = [other for other in others if shape(other) == shape(key)]
+        for candidates in (alike, others):
+            if close := difflib.get_close_matches(key, candidates, 1):
                 found[key] = close[0]
+                break
     return found
 
 

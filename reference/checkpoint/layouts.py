@@ -1,5 +1,6 @@
-"""The layouts of the component files, brought to the key names of the whole model
-(docs/guide/checkpoint.md).
+"""The layouts of the component files, brought to the key names of the whole model.
+
+docs/reference/checkpoints.md, Files, has the layouts.
 """
 
 from __future__ import annotations
@@ -9,19 +10,37 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ris.engines.errors import CheckpointError
-from ris.reference.checkpoint.files import Entry, WeightFile, open_weights, stack
+from ris.reference.checkpoint.entries import Entry, stack
+from ris.reference.checkpoint.files import WeightFile, open_weights
+from ris.reference.checkpoint.names import BERT, CLIP
+from ris.reference.tokenizer import find_tokenizer_file
 
 Component = Literal["checkpoint", "sam", "clip", "bert"]
+"""What a weight file is of: the whole model, or one of its three parts from elsewhere."""
+
 Entries = dict[str, Entry]
+"""Tensors by name."""
 
-CLIP = "clip_dense.clip_model."
 
-# what a file is, told by its keys; the first that fits
-_SIGNS: tuple[tuple[str, Component | None, tuple[str, ...]], ...] = (
-    (
+class _Sign(NamedTuple):
+    """How a kind of file is told by its keys."""
+
+    words: str
+    """The kind, in words."""
+
+    component: Component | None
+    """What the file can serve as; None where it is of no use here."""
+
+    prefixes: tuple[str, ...]
+    """It is of this kind if any of its keys begins with any of these."""
+
+
+# the first that fits
+_SIGNS = (
+    _Sign(
         "a checkpoint of the whole model",
         "checkpoint",
         (
@@ -33,14 +52,14 @@ _SIGNS: tuple[tuple[str, Component | None, tuple[str, ...]], ...] = (
             "backbone_clip.",
         ),
     ),
-    (
+    _Sign(
         "SAM's weights in Meta's layout",
         "sam",
         ("image_encoder.patch_embed.", "image_encoder.blocks.0.attn.qkv."),
     ),
-    ("SAM's weights in transformers' layout", None, ("vision_encoder.patch_embed.",)),
-    ("a CLIP with a ResNet image tower", None, ("visual.layer1.",)),
-    (
+    _Sign("SAM's weights in transformers' layout", None, ("vision_encoder.patch_embed.",)),
+    _Sign("a CLIP with a ResNet image tower", None, ("visual.layer1.",)),
+    _Sign(
         "CLIP's weights",
         "clip",
         (
@@ -51,7 +70,11 @@ _SIGNS: tuple[tuple[str, Component | None, tuple[str, ...]], ...] = (
             "ln_final.",
         ),
     ),
-    ("BERT's weights", "bert", ("embeddings.word_embeddings.", "bert.embeddings.word_embeddings.")),
+    _Sign(
+        "BERT's weights",
+        "bert",
+        ("embeddings.word_embeddings.", "bert.embeddings.word_embeddings."),
+    ),
 )
 _OPTION = {
     "checkpoint": "--checkpoint",
@@ -69,32 +92,37 @@ _EXPECTED = {
 
 @dataclass(frozen=True)
 class ComponentWeights:
-    """A component file under the whole model's key names.
-
-    file: the weights, None where a BERT folder has a vocabulary alone; heads: of the attention,
-    where a config.json says so ("clip", "clip_text", "bert"); vocabulary: vocab.txt or
-    tokenizer.json.
-    """
+    """A component file under the whole model's key names."""
 
     component: Component
+    """Which part of the model it is of."""
+
     file: WeightFile | None
+    """The weights; None where a BERT folder has a vocabulary alone."""
+
     entries: Entries
+    """Its tensors by the whole model's key names."""
+
     heads: dict[str, int]
+    """Attention heads, as far as a config.json tells: of "clip", "clip_text" and "bert"."""
+
     vocabulary: Path | None = None
+    """vocab.txt or tokenizer.json of a BERT folder; None where there is neither."""
 
 
 def looks_like(names: Iterable[str]) -> tuple[str, Component | None]:
     """(what a file with these keys is, the component it can serve as or None)."""
     found = list(names)
-    for words, component, signs in _SIGNS:
-        if any(name.startswith(signs) for name in found):
-            return words, component
+    for sign in _SIGNS:
+        if any(name.startswith(sign.prefixes) for name in found):
+            return sign.words, sign.component
     return f"something unknown (its first keys are {', '.join(found[:3])})", None
 
 
 def require(file: WeightFile, wanted: Component) -> None:
-    """Raises CheckpointError where a file is not what its option stands for, saying where it
-    belongs.
+    """Raises CheckpointError where a file is not what its option stands for.
+
+    The message says what it is and which option takes it.
     """
     words, component = looks_like(file.entries)
     if component == wanted:
@@ -117,16 +145,19 @@ def open_checkpoint(path: Path) -> WeightFile:
 
 
 def open_sam(path: Path) -> ComponentWeights:
-    """SAM's weights in Meta's layout: `image_encoder.*`, `prompt_encoder.*`, `mask_decoder.*`."""
+    """SAM's weights in Meta's layout: `image_encoder.*`, `prompt_encoder.*`, `mask_decoder.*`.
+
+    Raises CheckpointError for anything else.
+    """
     file = open_weights(path)
     require(file, "sam")
-    return ComponentWeights(
-        "sam", file, {f"sam.{name}": entry for name, entry in file.entries.items()}, {}
-    )
+    entries = {f"sam.{name}": entry for name, entry in file.entries.items()}
+    return ComponentWeights("sam", file, entries, {})
 
 
 # --- CLIP ---
 
+# what transformers calls a key, and what OpenAI does; all that match are applied
 _HF_CLIP: tuple[tuple[str, str], ...] = (
     (r"^vision_model\.embeddings\.class_embedding$", "visual.class_embedding"),
     (r"^vision_model\.embeddings\.patch_embedding\.weight$", "visual.conv1.weight"),
@@ -146,48 +177,52 @@ _HF_CLIP: tuple[tuple[str, str], ...] = (
     (r"\.mlp\.fc1\.", ".mlp.c_fc."),
     (r"\.mlp\.fc2\.", ".mlp.c_proj."),
 )
+# which transformers stores as linear layers' weights, OpenAI as matrices to multiply with
 _TRANSPOSED = ("visual.proj", "text_projection")
 # numbers that OpenAI's archives keep as buffers, and masks that open_clip has saved at times
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "logit_bias")
 
 
 def open_clip(path: Path) -> ComponentWeights:
-    """CLIP's weights: OpenAI's archive, open_clip's state dict, or transformers' CLIPModel (a file
-    or its folder).
+    """CLIP's weights: OpenAI's archive, open_clip's state dict, or transformers' CLIPModel.
 
-    Raises CheckpointError for an activation other than QuickGELU, where a config.json tells.
+    The latter is a file or its folder. Raises CheckpointError for anything else, and for an
+    activation other than QuickGELU, where a config.json tells.
     """
     config = _read_config(path) if path.is_dir() else {}
     file = open_weights(_weights_in(path, "--clip-checkpoint") if path.is_dir() else path)
     require(file, "clip")
+    heads = _clip_heads(config, path)
+
+    entries = file.entries
+    if any(name.startswith(("vision_model.", "text_model.")) for name in entries):
+        entries = _from_transformers_clip(entries)
+    named = {
+        # open_clip's CustomTextCLIP keeps the text tower one level down
+        CLIP + name.removeprefix("text."): entry
+        for name, entry in entries.items()
+        if name.rpartition(".")[2] not in _NOT_WEIGHTS
+    }
+    return ComponentWeights("clip", file, named, heads)
+
+
+def _clip_heads(config: dict[str, Any], folder: Path) -> dict[str, int]:
+    """The heads of both towers from transformers' config.json, whose activation is checked."""
     heads = {}
     for part, name in (("vision_config", "clip"), ("text_config", "clip_text")):
         own = config.get(part) or {}
         if own.get("hidden_act", "quick_gelu") != "quick_gelu":
             raise CheckpointError(
-                f"{path / 'config.json'}: this CLIP uses {own['hidden_act']}, the model runs"
+                f"{folder / 'config.json'}: this CLIP uses {own['hidden_act']}, the model runs"
                 " OpenAI's QuickGELU; give the weights that OpenAI trained"
             )
         if "num_attention_heads" in own:
             heads[name] = int(own["num_attention_heads"])
-    entries = file.entries
-    if any(name.startswith(("vision_model.", "text_model.")) for name in entries):
-        entries = _from_transformers_clip(entries)
-    # open_clip's CustomTextCLIP keeps the text tower one level down
-    entries = {
-        name.removeprefix("text."): entry
-        for name, entry in entries.items()
-        if name.rpartition(".")[2] not in _NOT_WEIGHTS
-    }
-    return ComponentWeights(
-        "clip", file, {CLIP + name: entry for name, entry in entries.items()}, heads
-    )
+    return heads
 
 
 def _from_transformers_clip(entries: Entries) -> Entries:
-    """transformers' CLIPModel keys as OpenAI's: names, packed q/k/v, projections stored the other
-    way round.
-    """
+    """transformers' CLIPModel as OpenAI's: names, packed q/k/v, transposed projections."""
     renamed: Entries = {}
     for name, entry in entries.items():
         if name.endswith("position_ids"):
@@ -195,6 +230,7 @@ def _from_transformers_clip(entries: Entries) -> Entries:
         for pattern, replacement in _HF_CLIP:
             name = re.sub(pattern, replacement, name)
         renamed[name] = entry.transpose() if name in _TRANSPOSED else entry
+
     for name in [n for n in renamed if ".self_attn.q_proj." in n]:
         parts = [name.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv"]
         if all(part in renamed for part in parts):
@@ -205,13 +241,20 @@ def _from_transformers_clip(entries: Entries) -> Entries:
 
 # --- BERT ---
 
+# what a BERT's config.json must have, and has where it says nothing
+_BERT_CONFIG: tuple[tuple[str, Any], ...] = (
+    ("model_type", "bert"),
+    ("hidden_act", "gelu"),
+    ("layer_norm_eps", 1e-12),
+    ("position_embedding_type", "absolute"),
+)
+
 
 def open_bert(path: Path) -> ComponentWeights:
-    """A BERT folder: config.json, model.safetensors or pytorch_model.bin, vocab.txt or
-    tokenizer.json.
+    """A folder with config.json, model.safetensors or pytorch_model.bin, and a vocabulary.
 
-    A folder with a vocabulary alone is fine. Raises CheckpointError for another architecture or a
-    cased vocabulary.
+    The vocabulary is vocab.txt or tokenizer.json; it may also be all that the folder has. Raises
+    CheckpointError for anything else, another architecture, or a cased vocabulary.
     """
     if not path.is_dir():
         raise CheckpointError(
@@ -219,41 +262,44 @@ def open_bert(path: Path) -> ComponentWeights:
             " pytorch_model.bin, and vocab.txt or tokenizer.json"
         )
     config = _read_config(path)
-    for name, wanted in (
-        ("model_type", "bert"),
-        ("hidden_act", "gelu"),
-        ("layer_norm_eps", 1e-12),
-        ("position_embedding_type", "absolute"),
-    ):
-        if config.get(name, wanted) != wanted:
-            raise CheckpointError(
-                f"{path / 'config.json'} has {name} {config[name]!r}, the model's BERT has"
-                f" {wanted!r}; give bert-base-uncased, or a model fine-tuned from it"
-            )
+    _check_bert(config, path)
     heads = {"bert": int(config["num_attention_heads"])} if "num_attention_heads" in config else {}
-    vocabulary = next(
-        (path / n for n in ("tokenizer.json", "vocab.txt") if (path / n).is_file()), None
-    )
-    if _read_json(path / "tokenizer_config.json").get("do_lower_case") is False:
-        raise CheckpointError(
-            f"{path} holds a cased BERT; the model's text is lower-cased, give the uncased one"
-        )
-    if vocabulary is not None and not any((path / n).is_file() for n in _WEIGHT_NAMES):
+
+    vocabulary = find_tokenizer_file(path)
+    if vocabulary is not None and _find_weights(path) is None:
         return ComponentWeights("bert", None, {}, heads, vocabulary)
     file = open_weights(_weights_in(path, "--bert"))
     require(file, "bert")
-    entries = {}
-    for name, entry in file.entries.items():
-        name = name.removeprefix("bert.")
-        if not name.startswith(("pooler.", "cls.", "classifier.")) and not name.endswith(
-            "position_ids"
-        ):
-            name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-                "LayerNorm.beta", "LayerNorm.bias"
-            )
-            entries[f"text_encoder.{name}"] = entry
-    return ComponentWeights("bert", file, entries, heads, vocabulary)
+    return ComponentWeights("bert", file, _bert_entries(file.entries), heads, vocabulary)
 
+
+def _check_bert(config: dict[str, Any], folder: Path) -> None:
+    for name, wanted in _BERT_CONFIG:
+        if config.get(name, wanted) != wanted:
+            raise CheckpointError(
+                f"{folder / 'config.json'} has {name} {config[name]!r}, the model's BERT has"
+                f" {wanted!r}; give bert-base-uncased, or a model fine-tuned from it"
+            )
+    if _read_json(folder / "tokenizer_config.json").get("do_lower_case") is False:
+        raise CheckpointError(
+            f"{folder} holds a cased BERT; the model's text is lower-cased, give the uncased one"
+        )
+
+
+def _bert_entries(entries: Entries) -> Entries:
+    """BERT without pooler and heads, old names made new."""
+    named: Entries = {}
+    for name, entry in entries.items():
+        name = name.removeprefix("bert.")
+        if name.startswith(("pooler.", "cls.", "classifier.")) or name.endswith("position_ids"):
+            continue
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+        name = name.replace("LayerNorm.beta", "LayerNorm.bias")
+        named[BERT + name] = entry
+    return named
+
+
+# --- folders ---
 
 _WEIGHT_NAMES = (
     "model.safetensors",
@@ -263,11 +309,16 @@ _WEIGHT_NAMES = (
 )
 
 
+def _find_weights(folder: Path) -> Path | None:
+    return next((folder / name for name in _WEIGHT_NAMES if (folder / name).is_file()), None)
+
+
 def _weights_in(folder: Path, option: str) -> Path:
-    for name in _WEIGHT_NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(f"{folder}, given as {option}, holds none of {', '.join(_WEIGHT_NAMES)}")
+    found = _find_weights(folder)
+    if found is None:
+        names = ", ".join(_WEIGHT_NAMES)
+        raise CheckpointError(f"{folder}, given as {option}, holds none of {names}")
+    return found
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -294,3 +345,4 @@ OPENERS: dict[Component, Callable[[Path], ComponentWeights]] = {
     "clip": open_clip,
     "bert": open_bert,
 }
+"""What opens a component file."""

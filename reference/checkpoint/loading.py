@@ -1,50 +1,29 @@
-"""From weight files to the reference model: which file gives which tensor, what is missing, and the
-model itself.
+"""From weight files to the reference model: what they make, what is missing, the model itself.
 
-The rule for several files: a component file replaces what training leaves alone (SAM's image
-encoder, both towers of CLIP) and only fills in what training changes (SAM's mask and prompt
-encoder, BERT), because the training checkpoint has the trained ones. Every replacement and every
-gap that was filled is a line of `Inspection.notes`.
+`ris.reference.checkpoint.merging` has the rule for several files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ris.engines.errors import CheckpointError
-from ris.reference.checkpoint.category_table import compute_table, text_tower
-from ris.reference.checkpoint.files import Entry, WeightFile
-from ris.reference.checkpoint.keys import KeyReport, compare_keys, module_of
+from ris.reference.checkpoint.category_table import with_table
+from ris.reference.checkpoint.entries import Entry, shapes_of
+from ris.reference.checkpoint.files import WeightFile
+from ris.reference.checkpoint.keys import KeyReport, compare_keys
 from ris.reference.checkpoint.layouts import OPENERS, Component, ComponentWeights, open_checkpoint
-from ris.reference.checkpoint.sizes import (
-    check_given_config,
-    derive_config,
-    describe_encoder,
-    preset_name,
-)
+from ris.reference.checkpoint.merging import merge
+from ris.reference.checkpoint.names import module_of
+from ris.reference.checkpoint.sizes import check_given_config, derive_config, preset_name
 from ris.reference.config import PRESETS, ModelConfig
 from ris.reference.model import RISModel, empty_model
 
-TABLE = "text_embeddings"
-# parts of a component file, and whether training leaves them alone
-_PARTS: tuple[tuple[str, bool], ...] = (
-    ("sam.image_encoder.", True),
-    ("clip_dense.clip_model.visual.", True),
-    ("clip_dense.clip_model.", True),
-    ("sam.prompt_encoder.", False),
-    ("sam.mask_decoder.", False),
-    ("text_encoder.", False),
-)
-# where the checkpoint shows how many channels an encoder gave: key and axis
-_TAKES = {
-    "sam.image_encoder.": (("sam.mask_decoder.iou_token.weight", 1), ("lang_mlp.weight", 0)),
-    "clip_dense.clip_model.visual.": (("adaptor_clip.fusion.vis_project.0.weight", 1),),
-}
-_POSITIONS = "sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 # which option brings what a checkpoint may lack
 _BRINGS = {
     "SAM image encoder": "--sam-checkpoint",
@@ -58,12 +37,19 @@ _BRINGS = {
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The files that a model is put together from; see `load_model`."""
+    """The files that a model is put together from; each may be None. False without any."""
 
     checkpoint: Path | None = None
+    """The training checkpoint."""
+
     sam: Path | None = None
+    """SAM's weights in Meta's layout."""
+
     clip: Path | None = None
+    """CLIP's weights: a file, or a folder of transformers'."""
+
     bert: Path | None = None
+    """A folder with BERT's weights, its vocabulary or both."""
 
     def __bool__(self) -> bool:
         return any((self.checkpoint, self.sam, self.clip, self.bert))
@@ -71,29 +57,45 @@ class WeightFiles:
 
 @dataclass(frozen=True)
 class Part:
-    """One module as it will be: how many tensors each file gives."""
+    """One module of the model and the files that give it."""
 
     module: str
+    """The module in words."""
+
     tensors: dict[str, int]
+    """How many tensors each file gives, by the file's name."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a set of files amounts to, before anything of it is read.
-
-    formats: of each file, in words; notes: what was replaced, filled in or computed; parts: per
-    module, who gives it; weights: the weight files by component; vocabulary: of the --bert folder.
-    """
+    """What a set of files makes, before the weights are read."""
 
     config: ModelConfig
+    """The model's configuration."""
+
     entries: dict[str, Entry]
+    """The tensors by the model's key names."""
+
     keys: KeyReport
+    """The tensors' keys against those of the model."""
+
     formats: dict[str, str]
+    """The format of each file in words, by its path."""
+
     notes: tuple[str, ...]
+    """What was replaced, filled in or computed; some begin with WARNING."""
+
     parts: tuple[Part, ...]
+    """Who gives each module, in the order of the model."""
+
     weights: dict[Component, Path]
+    """The weight files by component."""
+
     vocabulary: Path | None
+    """vocab.txt or tokenizer.json of the --bert folder; None where there is none."""
+
     carried_config: bool
+    """Whether the checkpoint carries `config`; otherwise it was read off the shapes."""
 
     @property
     def files_used(self) -> set[Path]:
@@ -101,17 +103,14 @@ class Inspection:
         return {self.entries[key].file for key in self.keys.loaded}
 
     def require(self) -> None:
-        """Raises CheckpointError with everything that is wrong, at once, where the files do not
-        make a model.
-        """
+        """Raises CheckpointError where the files do not make a model, with all that is wrong."""
         if not self.keys.fits:
-            raise CheckpointError(
-                "\n  ".join([self.summary(), *self.keys.problems(), *self.hints()])
-            )
+            lines = [self.summary(), *self.keys.problems(), *self.hints()]
+            raise CheckpointError("\n  ".join(lines))
 
     def summary(self) -> str:
         """One sentence on whether the files fit."""
-        names = " with ".join(str(path) for path in self.weights.values())
+        names = _joined(self.weights.values())
         if self.keys.fits:
             return f"{names}: {len(self.keys.loaded)} tensors, all that the model needs"
         return f"{names} does not make a {self.config.preset} model: keys {self.keys.counts()}"
@@ -131,44 +130,38 @@ class Inspection:
 
 
 def inspect(files: WeightFiles, *, clip_text_tower: bool = False) -> Inspection:
-    """Opens the files and works out what they amount to; reads no weights (but the small category
-    table).
+    """Opens the files and says what they make; reads no weights but the small category table.
 
-    Raises CheckpointError for a file that cannot be used, that is another component than its option
-    says, or whose sizes contradict the checkpoint's. Missing, unexpected and mis-shaped keys are in
-    the report.
+    Missing, unexpected and mis-shaped keys are in the report. Raises CheckpointError for a file
+    that cannot be used, that is another component than its option says, or whose sizes contradict
+    the checkpoint's.
     """
     if not files:
         raise CheckpointError(
             "no weight files were given; give a training checkpoint as --checkpoint"
         )
     checkpoint, components = _open(files)
-    entries, notes = _merge(checkpoint, components)
+    opened = [file for file in (checkpoint, *(c.file for c in components)) if file is not None]
+    entries, notes = merge(checkpoint, components)
     heads = {name: number for component in components for name, number in component.heads.items()}
     config = _config(checkpoint, entries, heads)
     try:
         model = empty_model(config, clip_text_tower=clip_text_tower)
     except (ValueError, TypeError, AssertionError, ZeroDivisionError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{_name(checkpoint, components)}: its sizes make no model ({error})"
-        ) from None
-    if config.query == "category":
-        entries, table_notes = _with_table(entries, config)
-        notes += table_notes
+        names = _joined(file.path for file in opened)
+        raise CheckpointError(f"{names}: its sizes make no model ({error})") from None
+
+    entries, table_notes = with_table(entries, config)
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    keys = compare_keys(entries, wanted, config)
     weights: dict[Component, Path] = {"checkpoint": files.checkpoint} if files.checkpoint else {}
     weights |= {c.component: c.file.path for c in components if c.file is not None}
-    keys = compare_keys(entries, wanted, config)
     return Inspection(
         config=config,
         entries=entries,
         keys=keys,
-        formats={
-            str(f.path): _format(f)
-            for f in (checkpoint, *(c.file for c in components))
-            if f is not None
-        },
-        notes=tuple(notes),
+        formats={str(file.path): _format(file) for file in opened},
+        notes=(*notes, *table_notes),
         parts=_parts(entries, keys),
         weights=weights,
         vocabulary=next((c.vocabulary for c in components if c.vocabulary), None),
@@ -193,22 +186,20 @@ def load_model(files: WeightFiles, *, clip_text_tower: bool = False) -> tuple[RI
 def partial_weights(
     files: WeightFiles, config: ModelConfig
 ) -> tuple[dict[str, Entry], tuple[str, ...]]:
-    """(the tensors that the files have, by the model's key names, notes), whether or not they make
-    a whole model.
+    """(the tensors that the files have, by the model's key names, notes), a whole model or not.
 
     For training a model of `config`, which starts the rest at random; the category table is
     computed where a text tower is there. Raises CheckpointError for a file that cannot be used.
     """
     checkpoint, components = _open(files)
-    entries, notes = _merge(checkpoint, components)
-    if config.query == "category":
-        entries, table_notes = _with_table(entries, config)
-        notes += table_notes
+    entries, notes = merge(checkpoint, components)
+    entries, table_notes = with_table(entries, config)
+    notes += table_notes
     return entries, tuple(note for note in notes if checkpoint or "checkpoint has none" not in note)
 
 
 def build_model(inspection: Inspection, *, clip_text_tower: bool = False) -> RISModel:
-    """The model of an inspection whose keys fit."""
+    """The model of an inspection whose keys fit; what the files may lack is zeros."""
     model = empty_model(inspection.config, clip_text_tower=clip_text_tower).requires_grad_(False)
     state = {}
     for key, value in model.state_dict().items():
@@ -218,174 +209,30 @@ def build_model(inspection: Inspection, *, clip_text_tower: bool = False) -> RIS
     return model
 
 
-# --- putting the files together ---
-
-
 def _open(files: WeightFiles) -> tuple[WeightFile | None, list[ComponentWeights]]:
     checkpoint = open_checkpoint(files.checkpoint) if files.checkpoint else None
     given: dict[Component, Path | None] = {"sam": files.sam, "clip": files.clip, "bert": files.bert}
     return checkpoint, [OPENERS[name](path) for name, path in given.items() if path is not None]
 
 
-def _merge(
-    checkpoint: WeightFile | None, components: Sequence[ComponentWeights]
-) -> tuple[dict[str, Entry], list[str]]:
-    """(the tensors by the model's key names, what was done), by the rule at the top."""
-    entries = dict(checkpoint.entries) if checkpoint else {}
-    notes = []
-    for component in components:
-        left = dict(component.entries)
-        for prefix, frozen in _PARTS:
-            theirs = {key: left.pop(key) for key in list(left) if key.startswith(prefix)}
-            ours = {key: entry for key, entry in entries.items() if _part(key) == prefix}
-            if theirs and component.file is not None:
-                name = component.file.path.name
-                notes += (
-                    _replace(entries, ours, theirs, prefix, name)
-                    if frozen
-                    else _fill(entries, ours, theirs, name)
-                )
-        entries |= {
-            key: entry for key, entry in left.items() if key not in entries
-        }  # reported as unexpected
-    return entries, notes
-
-
-def _part(key: str) -> str:
-    return next((prefix for prefix, _ in _PARTS if key.startswith(prefix)), "")
-
-
-def _replace(
-    entries: dict[str, Entry],
-    ours: dict[str, Entry],
-    theirs: dict[str, Entry],
-    prefix: str,
-    name: str,
-) -> list[str]:
-    """A frozen part of a component file takes the place of the checkpoint's, which must be the same
-    architecture.
-    """
-    module = module_of(next(iter(theirs)))
-    shapes = {key: entry.shape for key, entry in ours.items()}
-    other = {key: entry.shape for key, entry in theirs.items()}
-    encoder = prefix in ("sam.image_encoder.", "clip_dense.clip_model.visual.")
-    if encoder and ours:
-        found, expected = describe_encoder(prefix, other), describe_encoder(prefix, shapes)
-        if found != expected:
-            raise CheckpointError(
-                f"{name} is {found}, the checkpoint was trained with {expected}; give the component"
-                " file that it was trained with, or none"
-            )
-    for key, axis in _TAKES.get(
-        prefix, ()
-    ):  # a checkpoint without the encoder still shows how wide it was
-        taken, given = entries[key].shape[axis] if key in entries else None, _width(prefix, other)
-        if not ours and taken and given and taken != given:
-            raise CheckpointError(
-                f"{name} is {describe_encoder(prefix, other)}, the checkpoint's {module_of(key)}"
-                f" takes {taken} channels; give the component file that it was trained with"
-            )
-    for key in ours:
-        del entries[key]
-    entries |= theirs
-    if ours:
-        return [
-            f"{module}: from {name}, in place of the checkpoint's (training leaves it as it is)"
-        ]
-    words = f", {describe_encoder(prefix, other)}" if encoder else ""
-    return [f"{module}: from {name}{words}; the checkpoint has none"]
-
-
-def _width(prefix: str, shapes: dict[str, tuple[int, ...]]) -> int | None:
-    """The number of channels that an encoder gives, as far as its keys show."""
-    shape = shapes.get(
-        prefix + ("neck.0.weight" if prefix.startswith("sam.") else "class_embedding")
-    )
-    return shape[0] if shape else None
-
-
-def _fill(
-    entries: dict[str, Entry], ours: dict[str, Entry], theirs: dict[str, Entry], name: str
-) -> list[str]:
-    """A trained part of a component file gives what the checkpoint lacks."""
-    module = module_of(next(iter(theirs)))
-    gaps = {key: entry for key, entry in theirs.items() if key not in ours}
-    entries |= gaps
-    notes = []
-    if _POSITIONS in ours and _POSITIONS in theirs:
-        trained, given = ours[_POSITIONS].read(), theirs[_POSITIONS].read()
-        if trained.shape != given.shape or not torch.allclose(trained, given, rtol=1e-2, atol=1e-3):
-            notes.append(
-                f"WARNING: {name} is not the SAM that the checkpoint was trained from: its position"
-                " matrix differs"
-            )
-    if not gaps:
-        return [*notes, f"{module}: the checkpoint's trained tensors are kept, {name} gives none"]
-    if ours:
-        return [
-            *notes,
-            (
-                f"{module}: {len(gaps)} of {len(theirs)} tensors from {name}, the rest from the"
-                " checkpoint"
-            ),
-        ]
-    if module in ("BERT", "SAM mask decoder"):
-        notes.append(
-            f"WARNING: {module} is {name}'s, untrained for this task: the checkpoint has none"
-        )
-    return notes
-
-
 def _config(
     checkpoint: WeightFile | None, entries: dict[str, Entry], heads: dict[str, int]
 ) -> ModelConfig:
+    """The configuration that the checkpoint carries, or the one read off the shapes."""
     if checkpoint is None or checkpoint.config is None:
-        return derive_config({key: entry.shape for key, entry in entries.items()}, heads)
+        return derive_config(shapes_of(entries), heads)
     config = check_given_config(checkpoint.config, checkpoint.path)
     name = preset_name(config)
-    return (
-        config
-        if name == "custom" and config.preset not in PRESETS
-        else replace(config, preset=name)
-    )
-
-
-def _with_table(
-    entries: dict[str, Entry], config: ModelConfig
-) -> tuple[dict[str, Entry], list[str]]:
-    """The entries with the category table: the buffer, or one computed from a text tower. All zeros
-    is no table.
-    """
-    table = entries.get(TABLE)
-    if table is not None and bool(table.read().any()):
-        return entries, []
-    rest = {key: entry for key, entry in entries.items() if key != TABLE}
-    tower = text_tower(entries, config)
-    if tower is None:
-        return rest, (
-            ["WARNING: the category table is all zeros, which is no table"]
-            if table is not None
-            else []
-        )
-    file = next(iter(tower.values())).file
-    shape = (config.categories, config.clip.embed_dim)
-    computed = Entry(
-        shape, torch.float32, file, (lambda: compute_table(tower, config),), mapped=False
-    )
-    return rest | {TABLE: computed}, [
-        f"category table: computed with the text tower of {file.name}; 26 of the stuff classes by"
-        " their plain names"
-    ]
+    keeps_its_name = name == "custom" and config.preset not in PRESETS
+    return config if keeps_its_name else replace(config, preset=name)
 
 
 def _parts(entries: dict[str, Entry], keys: KeyReport) -> tuple[Part, ...]:
     """Per module, in the order of the model, how many tensors each file gives."""
-    parts: dict[str, dict[str, int]] = {}
+    parts: dict[str, Counter[str]] = {}
     for key in keys.loaded:
-        files = parts.setdefault(module_of(key), {})
-        name = entries[key].file.name
-        files[name] = files.get(name, 0) + 1
-    return tuple(Part(module, files) for module, files in parts.items())
+        parts.setdefault(module_of(key), Counter())[entries[key].file.name] += 1
+    return tuple(Part(module, dict(files)) for module, files in parts.items())
 
 
 def _format(file: WeightFile) -> str:
@@ -393,6 +240,5 @@ def _format(file: WeightFile) -> str:
     return f"{file.format}, {len(file.entries)} tensors{beside}"
 
 
-def _name(checkpoint: WeightFile | None, components: Sequence[ComponentWeights]) -> str:
-    files = [checkpoint, *(c.file for c in components)]
-    return " with ".join(str(f.path) for f in files if f is not None)
+def _joined(paths: Iterable[Path]) -> str:
+    return " with ".join(map(str, paths))

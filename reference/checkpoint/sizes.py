@@ -1,7 +1,7 @@
-"""The model's configuration, read off the keys and shapes of its weights (docs/guide/checkpoint.md,
-What is read off).
+"""The model's configuration, read off the keys and shapes of its weights.
 
-A checkpoint that carries its own configuration (`ris_config`) needs none of this.
+docs/reference/checkpoints.md, What is read off, has the rules. A checkpoint that carries its own
+configuration (`ris_config`) needs none of this.
 """
 
 from __future__ import annotations
@@ -9,47 +9,71 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from ris.engines.errors import CheckpointError
+from ris.reference.checkpoint.names import BERT, CLIP, CLIP_VISUAL, SAM_ENCODER, TABLE
 from ris.reference.config import PRESETS, BertSpec, ClipConfig, ModelConfig, SamConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of tensors by the whole model's key names."""
 
-_SAM, _VISUAL, _CLIP = (
-    "sam.image_encoder.",
-    "clip_dense.clip_model.visual.",
-    "clip_dense.clip_model.",
+_PIXEL = "clip_pixel_decoder.transformer.encoder.layers."
+_LEVELS = 3  # of the pixel decoder
+
+# what makes a variant of a preset; everything else is its sizes
+_VARIANT = ("preset", "query", "no_target", "dense_grid", "dense_interpolation", "sparse_branch")
+
+
+class _PublishedSam(NamedTuple):
+    """A SAM image encoder that Meta has published."""
+
+    name: str
+    """The encoder in words."""
+
+    width: int
+    """Channels of the transformer."""
+
+    depth: int
+    """Number of blocks."""
+
+    global_blocks: tuple[int, ...]
+    """Indices of the blocks that attend to the whole image."""
+
+
+_PUBLISHED_SAMS = (
+    _PublishedSam("ViT-B", 768, 12, (2, 5, 8, 11)),
+    _PublishedSam("ViT-L", 1024, 24, (5, 11, 17, 23)),
+    _PublishedSam("ViT-H", 1280, 32, (7, 15, 23, 31)),
 )
-_BERT, _PIXEL = "text_encoder.", "clip_pixel_decoder.transformer.encoder.layers."
-_LEVELS = 3
-
 # depth of the published models by width: a file with fewer blocks lacks some, it is no smaller
 # model
-_SAM_DEPTHS = {768: 12, 1024: 24, 1280: 32}
-_SAM_GLOBAL = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 32: (7, 15, 23, 31)}
+_SAM_DEPTHS = {sam.width: sam.depth for sam in _PUBLISHED_SAMS}
+_SAM_GLOBAL = {sam.depth: sam.global_blocks for sam in _PUBLISHED_SAMS}
 _CLIP_DEPTHS = {768: 12, 1024: 24}
 _BERT_DEPTHS = {768: 12, 1024: 24}
-SAM_NAMES = {(768, 12): "ViT-B", (1024, 24): "ViT-L", (1280, 32): "ViT-H"}
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Shapes with defaults: `size(key, axis, default)`, and the number of blocks below a prefix."""
+    """Questions to the shapes, with defaults for keys that are not there."""
 
     shapes: Shapes
+    """What the weights have."""
 
     def size(self, key: str, axis: int, default: int) -> int:
+        """A tensor's size along an axis."""
         shape = self.shapes.get(key, ())
         return shape[axis] if axis < len(shape) else default
 
     def blocks(self, prefix: str) -> int:
-        found = [
-            int(m[1]) for key in self.shapes if (m := re.match(re.escape(prefix) + r"(\d+)\.", key))
-        ]
+        """How many numbered blocks there are below a prefix, gaps counted."""
+        number = re.compile(re.escape(prefix) + r"(\d+)\.")
+        found = [int(match[1]) for key in self.shapes if (match := number.match(key))]
         return max(found, default=-1) + 1
 
-    def any(self, prefix: str) -> bool:
+    def has(self, prefix: str) -> bool:
+        """Whether there is any key below a prefix."""
         return any(key.startswith(prefix) for key in self.shapes)
 
 
@@ -63,44 +87,34 @@ def derive_config(shapes: Shapes, heads: Mapping[str, int] | None = None) -> Mod
     """
     read = _Reader(shapes)
     base = _base(read)
-    width = read.size(_SAM + "neck.0.weight", 0, read.size("lang_mlp.weight", 0, base.prompt_width))
-    attention = read.size(_PIXEL + "0.self_attn.attention_weights.weight", 0, 0)
+    text_width = read.size("lang_mlp.weight", 0, base.prompt_width)
+    width = read.size(SAM_ENCODER + "neck.0.weight", 0, text_width)
+    least = base.deformable_layers if base.prompt_width == width else 1
+    # of one layer: a weight for each head, level and point
+    weights = read.size(_PIXEL + "0.self_attn.attention_weights.weight", 0, 0)
+    decoder_mlp = "sam.mask_decoder.transformer.layers.0.mlp.lin1.weight"
     config = replace(
         _variant(read, base),
-        sam=_sam(read, base),
-        clip=_clip(read, base, heads or {}),
-        bert=_bert(read, base, heads or {}),
+        sam=_sam(read, base.sam),
+        clip=_clip(read, base.clip, heads or {}),
+        bert=_bert(read, base.bert, heads or {}),
         prompt_width=width,
         pyramid_width=read.size("backbone_clip.simfp_3.0.weight", 0, base.pyramid_width),
-        deformable_layers=max(
-            read.blocks(_PIXEL), base.deformable_layers if base.prompt_width == width else 1
-        ),
-        deformable_points=attention // (base.heads * _LEVELS) or base.deformable_points,
+        deformable_layers=max(read.blocks(_PIXEL), least),
+        deformable_points=weights // (base.heads * _LEVELS) or base.deformable_points,
         ffn_width=read.size(_PIXEL + "0.linear1.weight", 0, base.ffn_width),
         dfam_queries=read.size("decoder.query_feat.weight", 0, base.dfam_queries),
-        decoder_mlp_width=read.size(
-            "sam.mask_decoder.transformer.layers.0.mlp.lin1.weight", 0, base.decoder_mlp_width
-        ),
-        categories=read.size("text_embeddings", 0, base.categories),
+        decoder_mlp_width=read.size(decoder_mlp, 0, base.decoder_mlp_width),
+        categories=read.size(TABLE, 0, base.categories),
     )
     return replace(config, preset=preset_name(config))
 
 
 def preset_name(config: ModelConfig) -> str:
     """The preset that this configuration is a variant of, or "custom"."""
-    for name, preset in PRESETS.items():
-        alike = replace(
-            preset,
-            preset=config.preset,
-            query=config.query,
-            no_target=config.no_target,
-            dense_grid=config.dense_grid,
-            dense_interpolation=config.dense_interpolation,
-            sparse_branch=config.sparse_branch,
-        )
-        if alike == config:
-            return name
-    return "custom"
+    variant = {name: getattr(config, name) for name in _VARIANT}
+    alike = (name for name, preset in PRESETS.items() if replace(preset, **variant) == config)
+    return next(alike, "custom")
 
 
 def check_given_config(data: Any, source: object) -> ModelConfig:
@@ -111,9 +125,8 @@ def check_given_config(data: Any, source: object) -> ModelConfig:
         config = ModelConfig.from_dict(data)
         for name, kind in get_type_hints(ModelConfig).items():
             if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
-                raise ValueError(
-                    f"{name} is {getattr(config, name)!r}, not one of {', '.join(get_args(kind))}"
-                )
+                choices = ", ".join(get_args(kind))
+                raise ValueError(f"{name} is {getattr(config, name)!r}, not one of {choices}")
         return config
     except (TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
@@ -123,8 +136,9 @@ def check_given_config(data: Any, source: object) -> ModelConfig:
 
 
 def _base(read: _Reader) -> ModelConfig:
-    """The preset whose widths agree with more than half of those that are there; the paper's where
-    none does.
+    """The preset whose widths agree with more than half of those that are there.
+
+    The paper's where none does.
     """
 
     def agreement(config: ModelConfig) -> int:
@@ -138,9 +152,9 @@ def _base(read: _Reader) -> ModelConfig:
 def _widths(config: ModelConfig) -> dict[tuple[str, int], int]:
     """The widths that tell presets apart, by the key and axis that show them."""
     return {
-        (_SAM + "pos_embed", 3): config.sam.width,
-        (_VISUAL + "class_embedding", 0): config.clip.width,
-        (_BERT + "embeddings.word_embeddings.weight", 1): config.bert.width,
+        (SAM_ENCODER + "pos_embed", 3): config.sam.width,
+        (CLIP_VISUAL + "class_embedding", 0): config.clip.width,
+        (BERT + "embeddings.word_embeddings.weight", 1): config.bert.width,
         ("lang_mlp.weight", 0): config.prompt_width,
         ("backbone_clip.simfp_3.0.weight", 0): config.pyramid_width,
         ("decoder.query_feat.weight", 0): config.dfam_queries,
@@ -150,107 +164,115 @@ def _widths(config: ModelConfig) -> dict[tuple[str, int], int]:
 def _variant(read: _Reader, base: ModelConfig) -> ModelConfig:
     """The base in the variant that the keys show (docs/reference/models/dfam.md 1 and 19)."""
     config = replace(base, query="cls", no_target="mlp", sparse_branch="feed_forward")
-    if not read.any("decoder.nt_embed."):
+    if not read.has("decoder.nt_embed."):
         config = config.with_category_query()
-    elif not read.any("decoder.nt_embed.layers.1."):
+    elif not read.has("decoder.nt_embed.layers.1."):
         config = replace(config, no_target="linear")
-    if read.any("txt2txt.ca.") and not read.any("txt2txt.fcs."):
+    if read.has("txt2txt.ca.") and not read.has("txt2txt.fcs."):
         config = replace(config, sparse_branch="additive")
-    if read.any("clip_pixel_decoder.") and not read.any("clip_pixel_decoder.adapter_1."):
+    if read.has("clip_pixel_decoder.") and not read.has("clip_pixel_decoder.adapter_1."):
         return replace(config, dense_grid="clip", dense_interpolation="bilinear")
     return replace(config, dense_grid="doubled", dense_interpolation="bicubic")
 
 
-def _sam(read: _Reader, base: ModelConfig) -> SamConfig:
-    usual = base.sam
-    width = read.size(
-        _SAM + "pos_embed", 3, read.size(_SAM + "patch_embed.proj.weight", 0, usual.width)
-    )
-    patch = read.size(_SAM + "patch_embed.proj.weight", 2, usual.patch_size)
-    grid = read.size(_SAM + "pos_embed", 1, usual.grid)
+def _sam(read: _Reader, usual: SamConfig) -> SamConfig:
+    """SAM's image encoder; `usual` is the base's."""
+    patches = SAM_ENCODER + "patch_embed.proj.weight"
+    positions = SAM_ENCODER + "pos_embed"
+    width = read.size(positions, 3, read.size(patches, 0, usual.width))
+    patch = read.size(patches, 2, usual.patch_size)
+    grid = read.size(positions, 1, usual.grid)
     same = width == usual.width
-    depth = max(read.blocks(_SAM + "blocks."), usual.depth if same else _SAM_DEPTHS.get(width, 1))
-    tables = {i: read.size(f"{_SAM}blocks.{i}.attn.rel_pos_h", 0, 0) for i in range(depth)}
-    everywhere = tuple(i for i, length in tables.items() if length == 2 * grid - 1)
-    windows = {(length + 1) // 2 for i, length in tables.items() if length and i not in everywhere}
-    published = usual.global_blocks if same and depth == usual.depth else _SAM_GLOBAL.get(depth, ())
+    least = usual.depth if same else _SAM_DEPTHS.get(width, 1)
+    depth = max(read.blocks(SAM_ENCODER + "blocks."), least)
+
+    # a block's table of relative positions, of length 2n - 1, shows how far it attends: n patches
+    keys = [f"{SAM_ENCODER}blocks.{i}.attn.rel_pos_h" for i in range(depth)]
+    lengths = [read.size(key, 0, 0) for key in keys]
+    everywhere = {i for i, length in enumerate(lengths) if length == 2 * grid - 1}
+    windows = {(n + 1) // 2 for i, n in enumerate(lengths) if n and i not in everywhere}
+    # a block whose table is missing is what the published model of this depth has there
+    as_usual = same and depth == usual.depth
+    published = usual.global_blocks if as_usual else _SAM_GLOBAL.get(depth, ())
+    lost = {i for i in published if not lengths[i]}
+
     per_head = next(
-        (read.size(f"{_SAM}blocks.{i}.attn.rel_pos_h", 1, 0) for i, n in tables.items() if n), 0
+        (read.size(key, 1, 0) for key, length in zip(keys, lengths, strict=True) if length), 0
     )
+    if per_head:
+        heads = width // per_head
+    else:
+        heads = usual.heads if same else _heads(width, "SAM's image encoder")
     return SamConfig(
         image_size=grid * patch,
         patch_size=patch,
         width=width,
         depth=depth,
-        heads=(
-            width // per_head
-            if per_head
-            else usual.heads
-            if same
-            else _heads(width, "SAM's image encoder")
-        ),
+        heads=heads,
         window=min(windows, default=usual.window),
-        # a block whose table is missing is what the published model of this depth has there
-        global_blocks=tuple(sorted({*everywhere, *(i for i in published if not tables.get(i))})),
+        global_blocks=tuple(sorted(everywhere | lost)),
     )
 
 
-def _clip(read: _Reader, base: ModelConfig, heads: Mapping[str, int]) -> ClipConfig:
-    usual = base.clip
-    width = read.size(
-        _VISUAL + "class_embedding", 0, read.size(_VISUAL + "conv1.weight", 0, usual.width)
-    )
-    patch = read.size(_VISUAL + "conv1.weight", 2, usual.patch_size)
-    positions = read.size(_VISUAL + "positional_embedding", 0, usual.grid**2 + 1)
-    text_width = read.size(_CLIP + "token_embedding.weight", 1, usual.text_width)
+def _clip(read: _Reader, usual: ClipConfig, heads: Mapping[str, int]) -> ClipConfig:
+    """CLIP's two towers; `usual` is the base's, `heads` those of a config.json."""
+    patches = CLIP_VISUAL + "conv1.weight"
+    tokens = CLIP + "token_embedding.weight"
+    width = read.size(CLIP_VISUAL + "class_embedding", 0, read.size(patches, 0, usual.width))
+    patch = read.size(patches, 2, usual.patch_size)
+    positions = read.size(CLIP_VISUAL + "positional_embedding", 0, usual.grid**2 + 1)
+    text_width = read.size(tokens, 1, usual.text_width)
+
     same, same_text = width == usual.width, text_width == usual.text_width
-    text_layers = read.blocks(_CLIP + "transformer.resblocks.")
+    layers = read.blocks(CLIP_VISUAL + "transformer.resblocks.")
+    text_layers = read.blocks(CLIP + "transformer.resblocks.")
+    own = heads.get("clip") or (usual.heads if same else _heads(width, "CLIP's image tower"))
+    text = heads.get("clip_text") or (
+        usual.text_heads if same_text else _heads(text_width, "CLIP's text")
+    )
     return ClipConfig(
         image_size=round((positions - 1) ** 0.5) * patch,
         patch_size=patch,
         width=width,
-        layers=max(
-            read.blocks(_VISUAL + "transformer.resblocks."),
-            usual.layers if same else _CLIP_DEPTHS.get(width, 1),
-        ),
-        heads=heads.get("clip") or (usual.heads if same else _heads(width, "CLIP's image tower")),
+        layers=max(layers, usual.layers if same else _CLIP_DEPTHS.get(width, 1)),
+        heads=own,
         embed_dim=_embed_dim(read, usual.embed_dim),
         text_width=text_width,
         text_layers=max(text_layers, usual.text_layers if same_text else 1),
-        text_heads=heads.get("clip_text")
-        or (usual.text_heads if same_text else _heads(text_width, "CLIP's text")),
-        text_vocab_size=read.size(_CLIP + "token_embedding.weight", 0, usual.text_vocab_size),
+        text_heads=text,
+        text_vocab_size=read.size(tokens, 0, usual.text_vocab_size),
     )
 
 
 def _embed_dim(read: _Reader, default: int) -> int:
     """The width of CLIP's text vectors: what the trained part takes, else what CLIP gives."""
-    for key in ("clip_mlpl.weight", "text_embeddings", _VISUAL + "proj", _CLIP + "text_projection"):
+    trained = ("clip_mlpl.weight", TABLE)
+    for key in (*trained, CLIP_VISUAL + "proj", CLIP + "text_projection"):
         if found := read.size(key, 1, 0):
             return found
     return default
 
 
-def _bert(read: _Reader, base: ModelConfig, heads: Mapping[str, int]) -> BertSpec:
-    usual = base.bert
-    width = read.size(_BERT + "embeddings.word_embeddings.weight", 1, usual.width)
+def _bert(read: _Reader, usual: BertSpec, heads: Mapping[str, int]) -> BertSpec:
+    """BERT; `usual` is the base's, `heads` those of a config.json."""
+    words = BERT + "embeddings.word_embeddings.weight"
+    hidden = BERT + "encoder.layer.0.intermediate.dense.weight"
+    positions = BERT + "embeddings.position_embeddings.weight"
+    width = read.size(words, 1, usual.width)
     same = width == usual.width
+    least = usual.layers if same else _BERT_DEPTHS.get(width, 1)
     return BertSpec(
-        vocab_size=read.size(_BERT + "embeddings.word_embeddings.weight", 0, usual.vocab_size),
+        vocab_size=read.size(words, 0, usual.vocab_size),
         width=width,
-        layers=max(
-            read.blocks(_BERT + "encoder.layer."),
-            usual.layers if same else _BERT_DEPTHS.get(width, 1),
-        ),
+        layers=max(read.blocks(BERT + "encoder.layer."), least),
         heads=heads.get("bert") or (usual.heads if same else _heads(width, "BERT")),
-        mlp_width=read.size(
-            _BERT + "encoder.layer.0.intermediate.dense.weight", 0, usual.mlp_width
-        ),
-        positions=read.size(_BERT + "embeddings.position_embeddings.weight", 0, usual.positions),
+        mlp_width=read.size(hidden, 0, usual.mlp_width),
+        positions=read.size(positions, 0, usual.positions),
     )
 
 
 def _heads(width: int, what: str) -> int:
+    """The attention heads of the published models of this width: 64 channels a head."""
     if width % 64:
         raise CheckpointError(
             f"{what} is {width} wide: the number of attention heads cannot be told from the"
@@ -260,19 +282,20 @@ def _heads(width: int, what: str) -> int:
 
 
 def describe_encoder(prefix: str, shapes: Shapes) -> str:
-    """An image encoder in words, "SAM ViT-L (1024 wide, 24 blocks)", from the keys below its
-    prefix.
+    """An image encoder in words, "SAM ViT-L (1024 wide, 24 blocks)".
+
+    prefix is SAM's or CLIP's, and all that is read of the shapes is below it.
     """
     read = _Reader(shapes)
-    if prefix == _SAM:
-        found = read.size(_SAM + "pos_embed", 3, 0), read.blocks(_SAM + "blocks.")
-        return f"SAM {SAM_NAMES.get(found, 'ViT')} ({found[0]} wide, {found[1]} blocks)"
-    width, layers = (
-        read.size(_VISUAL + "class_embedding", 0, 0),
-        read.blocks(_VISUAL + "transformer.resblocks."),
-    )
-    patch, positions = (
-        read.size(_VISUAL + "conv1.weight", 2, 0),
-        read.size(_VISUAL + "positional_embedding", 0, 1),
-    )
-    return f"CLIP ({width} wide, {layers} blocks, {round((positions - 1) ** 0.5) * patch} pixels)"
+    if prefix == SAM_ENCODER:
+        width = read.size(SAM_ENCODER + "pos_embed", 3, 0)
+        blocks = read.blocks(SAM_ENCODER + "blocks.")
+        names = {(sam.width, sam.depth): sam.name for sam in _PUBLISHED_SAMS}
+        return f"SAM {names.get((width, blocks), 'ViT')} ({width} wide, {blocks} blocks)"
+
+    width = read.size(CLIP_VISUAL + "class_embedding", 0, 0)
+    blocks = read.blocks(CLIP_VISUAL + "transformer.resblocks.")
+    patch = read.size(CLIP_VISUAL + "conv1.weight", 2, 0)
+    positions = read.size(CLIP_VISUAL + "positional_embedding", 0, 1)
+    pixels = round((positions - 1) ** 0.5) * patch
+    return f"CLIP ({width} wide, {blocks} blocks, {pixels} pixels)"

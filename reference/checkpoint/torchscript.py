@@ -1,9 +1,8 @@
-"""The tensors of a TorchScript archive (OpenAI's CLIP files), without TorchScript: no code of the
-archive is run.
+"""The tensors of a TorchScript archive (OpenAI's CLIP files), read without TorchScript.
 
-The archive's `data.pkl` is a pickle of the module's attributes. It is read by an unpickler that
-knows a handful of names; every class of the archive itself becomes an inert holder of attributes,
-and a tensor a place in the file.
+No code of the archive is run. The archive's `data.pkl` is a pickle of the module's attributes. It
+is read by an unpickler that knows a handful of names; every class of the archive itself becomes an
+inert holder of attributes, and a tensor a place in the file.
 """
 
 from __future__ import annotations
@@ -50,48 +49,60 @@ class _Holder:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor that was not read: its storage's record, dtype and length, and its place in
-    there.
-    """
+    """A tensor that was not read: its storage, and its place in there."""
 
     record: str
+    """Name of the storage's record in the archive."""
+
     dtype: torch.dtype
+    """Dtype of the storage and the tensor."""
+
     count: int
+    """Elements of the storage."""
+
     offset: int
+    """The tensor's first element in the storage."""
+
     shape: tuple[int, ...]
+    """The tensor's shape."""
+
     strides: tuple[int, ...]
+    """Its strides, in elements."""
 
 
 def _tensor(
     storage: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *rest: Any
 ) -> _Stored:
+    """What the pickle calls to make a tensor; `rest` is about gradients and hooks."""
     record, dtype, count = storage
     return _Stored(record, dtype, count, offset, shape, strides)
 
 
 def _first(*arguments: Any) -> Any:
+    """Stands in for a function whose first argument says it all."""
     return arguments[0] if arguments else None
 
 
+# functions of TorchScript's pickles that only name the type of a value
+_TYPED = (
+    "build_intlist",
+    "build_doublelist",
+    "build_boollist",
+    "build_tensorlist",
+    "restore_type_tag",
+)
 _KNOWN: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch.device": _first,
-    **{
-        f"torch.jit._pickle.{name}": _first
-        for name in (
-            "build_intlist",
-            "build_doublelist",
-            "build_boollist",
-            "build_tensorlist",
-            "restore_type_tag",
-        )
-    },
+    **{f"torch.jit._pickle.{name}": _first for name in _TYPED},
     **{f"torch.{name}": dtype for name, dtype in _DTYPES.items()},
 }
 
 
 class _Unpickler(pickle.Unpickler):
+    """Makes `_Stored` and `_Holder` objects, and refuses every name but those of `_KNOWN`."""
+
     def __init__(self, data: bytes, path: Path) -> None:
         super().__init__(io.BytesIO(data))
         self._path = path
@@ -155,28 +166,37 @@ def _walk(root: Any) -> list[tuple[str, _Stored]]:
 def _places(path: Path, archive: zipfile.ZipFile, folder: str) -> Callable[[_Stored], Tensor]:
     """A function that gives the tensor of a `_Stored`: a view of the mapped file."""
     whole = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
-    starts: dict[str, tuple[int, int]] = {}
+    records = _find_records(path, archive, folder)
+
+    def place(stored: _Stored) -> Tensor:
+        start, size = records[folder + stored.record]
+        if any(n < 0 for n in (stored.offset, *stored.shape, *stored.strides)):
+            raise ValueError("a tensor with negative sizes")
+
+        steps = zip(stored.shape, stored.strides, strict=True)
+        last = stored.offset + sum((n - 1) * stride for n, stride in steps)
+        needed = 0 if math.prod(stored.shape) == 0 else (last + 1) * stored.dtype.itemsize
+        if needed > size or start + size > whole.nbytes():
+            raise ValueError(f"record {stored.record} is shorter than its tensor")
+
+        flat = torch.empty(0, dtype=stored.dtype)
+        return flat.set_(whole[start : start + size], stored.offset, stored.shape, stored.strides)
+
+    return place
+
+
+def _find_records(path: Path, archive: zipfile.ZipFile, folder: str) -> dict[str, tuple[int, int]]:
+    """(first byte in the file, size) of each uncompressed record below `folder`, by its name.
+
+    Read from the records' own headers: the extra field there, with which torch aligns tensors, is
+    not the one of the archive's directory.
+    """
+    found: dict[str, tuple[int, int]] = {}
     with path.open("rb") as file:
         for info in archive.infolist():
             if info.filename.startswith(folder) and info.compress_type == zipfile.ZIP_STORED:
                 file.seek(info.header_offset + 26)
                 name_length, extra_length = struct.unpack("<HH", file.read(4))
-                starts[info.filename] = (
-                    info.header_offset + 30 + name_length + extra_length,
-                    info.file_size,
-                )
-
-    def place(stored: _Stored) -> Tensor:
-        start, size = starts[folder + stored.record]
-        if any(n < 0 for n in (stored.offset, *stored.shape, *stored.strides)):
-            raise ValueError("a tensor with negative sizes")
-        last = stored.offset + sum(
-            (n - 1) * s for n, s in zip(stored.shape, stored.strides, strict=True)
-        )
-        needed = 0 if math.prod(stored.shape) == 0 else (last + 1) * stored.dtype.itemsize
-        if needed > size or start + size > whole.nbytes():
-            raise ValueError(f"record {stored.record} is shorter than its tensor")
-        flat = torch.empty(0, dtype=stored.dtype)
-        return flat.set_(whole[start : start + size], stored.offset, stored.shape, stored.strides)
-
-    return place
+                start = info.header_offset + 30 + name_length + extra_length
+                found[info.filename] = (start, info.file_size)
+    return found

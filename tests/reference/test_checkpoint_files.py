@@ -1,6 +1,4 @@
-"""Weight files: every format opens without running anything; every damaged one gives one clear
-sentence.
-"""
+"""Weight files: every format opens without running anything, every damaged one is a sentence."""
 
 from __future__ import annotations
 
@@ -89,19 +87,23 @@ def test_strided_and_shared_tensors(tmp_path):
 # --- damaged ---
 
 
-def truncated(path, state, writer):
-    writer(path, state)
-    path.write_bytes(path.read_bytes()[:-5000])
-
-
 def damaged_files(folder, state):
     """name -> (function that writes it, part of the sentence)."""
+    old_format = {"_use_new_zipfile_serialization": False}
+    payload = Payload(folder / "ran")
 
     def pickled(value, **options):
         return lambda path: torch.save(value, path, **options)
 
     def text(content):
         return lambda path: path.write_bytes(content)
+
+    def truncated(write):
+        def write_part(path):
+            write(path)
+            path.write_bytes(path.read_bytes()[:-5000])
+
+        return write_part
 
     def archive(path):
         with zipfile.ZipFile(path, "w") as file:
@@ -138,39 +140,23 @@ def damaged_files(folder, state):
         "list": (pickled([torch.zeros(3)]), "holds a list; expected a state dict"),
         "no tensors": (pickled({"model": {"a": 3}}), "holds no tensors"),
         "code": (
-            pickled({"model": state, "x": Payload(folder / "ran")}),
+            pickled({"model": state, "x": payload}),
             "is a pickle that needs posix.system",
         ),
         "old code": (
-            pickled(
-                {"model": state, "x": Payload(folder / "ran")}, _use_new_zipfile_serialization=False
-            ),
+            pickled({"model": state, "x": payload}, **old_format),
             "is a pickle that needs posix.system",
         ),
-        "plain pickle code": (
-            text(pickle.dumps(Payload(folder / "ran"), protocol=2)),
-            "nothing of it was run",
-        ),
-        "plain pickle code, new": (
-            text(pickle.dumps(Payload(folder / "ran"))),
-            "nothing of it was run",
-        ),
+        "plain pickle code": (text(pickle.dumps(payload, protocol=2)), "nothing of it was run"),
+        "plain pickle code, new": (text(pickle.dumps(payload)), "nothing of it was run"),
         "module": (
             pickled({"model": torch.nn.Linear(3, 3)}),
             "needs torch.nn.modules.linear.Linear",
         ),
-        "truncated": (
-            lambda path: truncated(path, state, lambda p, s: torch.save(s, p)),
-            "is truncated or damaged",
-        ),
-        "truncated old": (
-            lambda path: truncated(
-                path, state, lambda p, s: torch.save(s, p, _use_new_zipfile_serialization=False)
-            ),
-            "is truncated or damaged",
-        ),
+        "truncated": (truncated(pickled(state)), "is truncated or damaged"),
+        "truncated old": (truncated(pickled(state, **old_format)), "is truncated or damaged"),
         "truncated.safetensors": (
-            lambda path: truncated(path, state, lambda p, s: save_file(s, p)),
+            truncated(lambda path: save_file(state, path)),
             "is a truncated or damaged safetensors file of",
         ),
         "header.safetensors": (
@@ -203,9 +189,11 @@ def test_one_sentence_for_each_damaged_file(tmp_path, state, name):
     path = tmp_path / name
     make(path)
     before = sorted(p.name for p in tmp_path.iterdir())
+
     with pytest.raises(CheckpointError) as caught:
         load_model(WeightFiles(path))
     message = str(caught.value)
+
     assert sentence in message
     assert message.startswith(str(path))
     assert "\n" not in message
@@ -266,9 +254,7 @@ def test_a_torchscript_tensor_stays_in_its_record(tmp_path, offset, shape, strid
 
 
 def test_carried_configuration_wins(tmp_path, state):
-    """Heads cannot be seen in the weights; a checkpoint that carries its configuration says
-    them.
-    """
+    """Heads cannot be seen in the weights; the configuration of a checkpoint says them."""
     config = replace(TINY, preset="mine", heads=4, deformable_points=8)
     torch.save({"model": state, "ris_config": config.to_dict()}, tmp_path / "a.pth")
     model, inspection = load_model(WeightFiles(tmp_path / "a.pth"))

@@ -10,7 +10,7 @@ import torch
 from checkpoint_files import TINY, save_training_checkpoint, tiny_state, without
 from ris.engines.errors import CheckpointError
 from ris.reference.checkpoint import WeightFiles, inspect, load_model
-from ris.reference.checkpoint.files import Entry
+from ris.reference.checkpoint.entries import Entry
 from ris.reference.checkpoint.keys import compare_keys, is_idle
 from ris.reference.checkpoint.sizes import derive_config
 from ris.reference.config import PRESETS, BertSpec, ClipConfig, SamConfig
@@ -34,10 +34,9 @@ def shapes_of(state):
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_the_configuration_is_read_off_the_shapes(preset, variant):
     config = VARIANTS[variant](PRESETS[preset])
-    assert derive_config(shapes_of(empty_model(config).state_dict())) == config
-    assert (
-        derive_config(shapes_of(empty_model(config, clip_text_tower=True).state_dict())) == config
-    )
+    for text_tower in (False, True):
+        state = empty_model(config, clip_text_tower=text_tower).state_dict()
+        assert derive_config(shapes_of(state)) == config
 
 
 def test_sizes_of_no_preset():
@@ -72,40 +71,37 @@ def test_a_lost_block_is_missing_and_no_smaller_model():
 
 def test_heads_that_cannot_be_told(tmp_path):
     state = tiny_state()
-    state = {k: v[..., :30] if "text_encoder.embeddings.word" in k else v for k, v in state.items()}
-    with pytest.raises(
-        CheckpointError, match="BERT is 30 wide: the number of attention heads cannot be told"
-    ):
-        inspect(WeightFiles(save_training_checkpoint(tmp_path / "a.pth", state)))
+    key = "text_encoder.embeddings.word_embeddings.weight"
+    state[key] = state[key][..., :30]
+    path = save_training_checkpoint(tmp_path / "a.pth", state)
+    sentence = "BERT is 30 wide: the number of attention heads cannot be told"
+    with pytest.raises(CheckpointError, match=sentence):
+        inspect(WeightFiles(path))
 
 
 @pytest.mark.parametrize("variant", ["cls", "category"])
 def test_dead_keys_are_those_of_the_model_page(golden_keys, variant):
-    """Loaded, idle and dead keys together are the official checkpoint's, each where keys.json has
-    it.
-    """
+    """Loaded, idle and dead keys are the official checkpoint's, each where keys.json has it."""
+
+    def entry(shape, dtype=torch.float32):
+        return Entry(tuple(shape), dtype, "model_final.pth", (), mapped=False)
+
     config = VARIANTS[variant](FULL)
     entries = {
-        key: Entry(tuple(entry["shape"]), torch.float32, "model_final.pth", (), False)
-        for key, entry in golden_keys.items()
-        if entry[variant] != "absent"
+        key: entry(golden["shape"])
+        for key, golden in golden_keys.items()
+        if golden[variant] != "absent"
     }
-    entries["text_encoder.embeddings.position_ids"] = Entry(
-        (1, 512), torch.int64, "model_final.pth", (), False
-    )
+    entries["text_encoder.embeddings.position_ids"] = entry((1, 512), torch.int64)
     wanted = shapes_of(empty_model(config).state_dict())
     report = compare_keys(entries, wanted, config)
     assert report.fits, report.problems()
     assert not report.absent
-    assert (
-        len(report.loaded) + len(report.dead)
-        == len(entries)
-        == (1291 if variant == "cls" else 1286)
-    )
-    used = {key for key, entry in golden_keys.items() if entry[variant] not in ("-", "absent")}
+    assert len(report.loaded) + len(report.dead) == len(entries)
+    assert len(entries) == (1291 if variant == "cls" else 1286)
+    used = {key for key, golden in golden_keys.items() if golden[variant] not in ("-", "absent")}
     assert {key for key in wanted if not is_idle(key, config)} == used
-    by_module = report.dead_by_module()
-    assert by_module == {
+    assert report.dead_by_module() == {
         "CLIP text tower": 150,
         "training loss": 2,
         "BERT": 1,
@@ -123,6 +119,7 @@ def test_every_dead_key_may_be_absent(tmp_path):
         path = save_training_checkpoint(tmp_path / "stripped.pth", alive)
         stripped, inspection = load_model(WeightFiles(path))
         assert set(inspection.keys.absent) == set(state) - set(alive)
+
         whole = empty_model(config)
         whole.load_state_dict(state, assign=True)
         ids = torch.zeros(1, 35, dtype=torch.long)
@@ -136,32 +133,24 @@ def test_every_dead_key_may_be_absent(tmp_path):
 
 
 def test_everything_wrong_is_said_at_once(tmp_path):
-    state = tiny_state()
-    renamed = {
-        key.replace("backbone_clip.simfp_3.0.", "backbone_clip.simpf_3.0."): v
-        for key, v in state.items()
-    }
+    right, misspelt = "backbone_clip.simfp_3.0.", "backbone_clip.simpf_3.0."
+    renamed = {key.replace(right, misspelt): value for key, value in tiny_state().items()}
     renamed = without(renamed, "text_encoder.encoder.layer.1.", "sam.mask_decoder.iou_token")
     renamed["lang_mlp.weight"] = renamed["lang_mlp.weight"][:3]
     renamed["clip_mlpl.bias"] = renamed["clip_mlpl.bias"].int()
     renamed["extra.weight"] = torch.zeros(2)
     path = save_training_checkpoint(tmp_path / "model_final.pth", renamed)
+
     with pytest.raises(CheckpointError) as caught:
         load_model(WeightFiles(path))
     first, *lines = str(caught.value).split("\n")
-    assert (
-        first
-        == f"{path} does not make a tiny model: keys 20 missing, 4 unexpected, 2 of another shape"
-    )
+    counts = "20 missing, 4 unexpected, 2 of another shape"
+    assert first == f"{path} does not make a tiny model: keys {counts}"
     assert "  SAM mask decoder: 1 missing: sam.mask_decoder.iou_token.weight" in lines
-    assert (
-        "  text projection: 1 of another shape: lang_mlp.weight is [3, 48], expected [64, 48]"
-        in lines
-    )
-    assert (
-        "  category projection: 1 of another shape: clip_mlpl.bias is [64] int32, expected [64]"
-        in lines
-    )
+    cut = "lang_mlp.weight is [3, 48], expected [64, 48]"
+    assert f"  text projection: 1 of another shape: {cut}" in lines
+    whole_numbers = "clip_mlpl.bias is [64] int32, expected [64]"
+    assert f"  category projection: 1 of another shape: {whole_numbers}" in lines
     [bert] = [line for line in lines if line.startswith("  BERT: 16 missing")]
     assert bert.endswith(", and 13 more")
     [pyramid] = [line for line in lines if line.startswith("  CLIP pyramid: 3 missing")]

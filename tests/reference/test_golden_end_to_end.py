@@ -1,5 +1,6 @@
-"""The full-size model against the end-to-end golden files, every stage, both variants
-(docs/reference/models/dfam.md 21 and 22).
+"""The full-size model against the end-to-end golden files, every stage, both variants.
+
+Sections 21 and 22 of docs/reference/models/dfam.md.
 """
 
 from __future__ import annotations
@@ -15,24 +16,17 @@ from golden import inputs
 from ris.reference.model import empty_model
 from ris.reference.preprocess import prepare_image, resize_logits, resize_to_square
 
-# stage -> (what to accept of the maximum, of the 99th percentile), in standard deviations of the
-# stage
-AMPLIFIED = (
-    1e-3,
-    2e-4,
-)  # behind PWAM's instance norms, which amplify the rounding of the bicubic CLIP resize
+# what to accept of the maximum and of the 99th percentile, in standard deviations of the stage
 PLAIN = (1e-4, 1e-4)
-MASKED = (
-    np.inf,
-    1e-3,
-)  # behind DFAM's thresholded masks: a logit near zero may fall on the other side
+# behind PWAM's instance norms, which amplify the rounding of the bicubic CLIP resize
+AMPLIFIED = (1e-3, 2e-4)
+# behind DFAM's thresholded masks: a logit near zero may fall on the other side
+MASKED = (np.inf, 1e-3)
 
 
 @pytest.fixture(scope="module")
 def encoded(full_size_model):
-    """The image stages and the encoders' inner states, computed once: both variants share these
-    weights.
-    """
+    """The image stages and the encoders' inner states, which both variants share."""
     model = full_size_model
     image = inputs.image(0)
     seen: dict[str, torch.Tensor] = {}
@@ -82,9 +76,9 @@ def test_every_stage(variant, encoded, full_size_model):
     if variant == "refcoco":
         model = empty_model(model.config.with_category_query())
         wanted = model.state_dict().keys()
-        model.load_state_dict(
-            {k: v for k, v in full_size_model.state_dict().items() if k in wanted}, assign=True
-        )
+        state = {k: v for k, v in full_size_model.state_dict().items() if k in wanted}
+        model.load_state_dict(state, assign=True)
+
     equal("image_crc32", zlib.crc32(inputs.image(0).tobytes()))
     equal("resized_crc32", zlib.crc32(encoded["resized"].numpy().tobytes()))
     equal("category", "person" if variant == "refcoco" else "")
@@ -96,10 +90,8 @@ def test_every_stage(variant, encoded, full_size_model):
     check("resized", encoded["resized"], (0, 0))
     check("sam_input", encoded["sam_input"], (1e-6, 1e-6))
     check("clip_input", encoded["clip_input"], (3e-4, 3e-5))
-    for name in [n for n in encoded if n.startswith("debug_")] + [
-        "sam_embedding",
-        "clip_last_block",
-    ]:
+    inner = [name for name in encoded if name.startswith("debug_")]
+    for name in (*inner, "sam_embedding", "clip_last_block"):
         check(name, encoded[name], PLAIN)
 
     bert: dict[str, torch.Tensor] = {}
@@ -120,6 +112,7 @@ def test_every_stage(variant, encoded, full_size_model):
         )
     for hook in hooks:
         hook.remove()
+
     check("debug_bert_embeddings", bert["embeddings"], PLAIN)
     check("debug_bert_layer_0", bert["layer_0"], PLAIN)
     check("bert_last", out.bert_states, PLAIN)
@@ -137,6 +130,7 @@ def test_every_stage(variant, encoded, full_size_model):
     check("sparse_token", out.sparse_prompt, PLAIN)
     check("sparse_embedding", out.sparse_prompt, PLAIN)
     check("low_res_logits", out.mask_logits, AMPLIFIED)
+
     probability = resize_logits(out.mask_logits, 1024, 1024).sigmoid()[0]
     scale = inputs.compare(golden, "probability", probability.numpy())["scale"]
     check("probability", probability, (5e-4 / scale, np.inf))

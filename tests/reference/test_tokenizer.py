@@ -1,6 +1,4 @@
-"""The bundle's tokenizer gives BertTokenizer's ids on thousands of strings; a user's own tokenizer
-is checked.
-"""
+"""The bundle's tokenizer gives BertTokenizer's ids; a user's own tokenizer is checked."""
 
 from __future__ import annotations
 
@@ -142,9 +140,7 @@ def old(character):
 
 
 def generated(count, accept):
-    """Words, special tokens and characters of every Unicode category, mixed; the same on every
-    machine.
-    """
+    """Words, special tokens and characters of every Unicode category; the same on any machine."""
     kinds: dict[str, list[str]] = {}
     for point in range(0x20000):
         character = chr(point)
@@ -206,8 +202,9 @@ def test_the_vocabulary_is_the_original():
 
 
 def test_ids_are_bert_tokenizers(theirs, vocabulary_file, tmp_path):
-    """5000 strings with every category of Unicode; cut and padded, through the runtime, from the
-    file in a bundle.
+    """5000 strings with every category of Unicode.
+
+    Those that the runtime takes also go through it, cut and padded, with the file of a bundle.
     """
     ours = tokenizer_from(None, FULL)
     ours.save(str(tmp_path / "tokenizer.json"))
@@ -231,15 +228,15 @@ def test_ids_are_bert_tokenizers(theirs, vocabulary_file, tmp_path):
 
 
 def test_ids_are_the_pure_python_tokenizers(vocabulary_file):
-    """The class the model was trained with; the strings leave out where reference/tokenizer.py says
-    that it differs.
+    """The class that the model was trained with.
+
+    The strings leave out what reference/tokenizer.py says it treats in another way.
     """
     legacy = pytest.importorskip("transformers.models.bert.tokenization_bert_legacy")
     slow = legacy.BertTokenizerLegacy(str(vocabulary_file))
     ours = tokenizer_from(None, FULL)
-    for text in HAND_WRITTEN + generated(
-        3000, lambda character: old(character) and character != "Σ"
-    ):
+    texts = generated(3000, lambda character: old(character) and character != "Σ")
+    for text in HAND_WRITTEN + texts:
         want = [101, *slow.convert_tokens_to_ids(slow.tokenize(text)), 102]
         assert ours.encode(text).ids == want, repr(text)
 

@@ -1,5 +1,6 @@
-"""The made-up weights, the presets, and the parameter table (docs/reference/models/dfam.md 16, 18
-and 21).
+"""The made-up weights, the presets, and the parameter table.
+
+Sections 16, 18 and 21 of docs/reference/models/dfam.md.
 """
 
 from __future__ import annotations
@@ -39,9 +40,8 @@ def test_the_weight_rule_knows_every_key(golden_keys):
 def test_state_dict_keys_are_the_checkpoints(golden_keys, query):
     """Every key and shape of an official checkpoint, but for four buffers of the training loss."""
     config = FULL if query == "cls" else FULL.with_category_query()
-    ours = {
-        k: list(v.shape) for k, v in empty_model(config, clip_text_tower=True).state_dict().items()
-    }
+    state = empty_model(config, clip_text_tower=True).state_dict()
+    ours = {key: list(value.shape) for key, value in state.items()}
     theirs = {k: e["shape"] for k, e in golden_keys.items() if e[query] != "absent"}
     unused = {
         "nt_weight",
@@ -56,13 +56,8 @@ def test_state_dict_keys_are_the_checkpoints(golden_keys, query):
 
 def test_counts_equal_table_2():
     counts = parameters.component_counts(empty_model(FULL))
-    for name, digits in {
-        "SAM ViT": 2,
-        "CLIP ViT": 1,
-        "SAM decoder": 2,
-        "BERT": 1,
-        "DFAM": 2,
-    }.items():
+    digits_shown = {"SAM ViT": 2, "CLIP ViT": 1, "SAM decoder": 2, "BERT": 1, "DFAM": 2}
+    for name, digits in digits_shown.items():
         assert round(counts[name] / 1e6, digits) == parameters.TABLE_2[name], name
     in_thousands = {
         "PWAM": 788,
@@ -100,10 +95,9 @@ def test_shapes_follow_the_configuration(config):
     model = deterministic_model(config)
     ids = torch.zeros(2, 35, dtype=torch.long)
     ids[:, :4] = torch.tensor([2, 150, 160, 3])
+    images = torch.randn(2, 3, 256, 256), torch.randn(2, 3, 84, 84)
     with torch.no_grad():
-        out = model(
-            torch.randn(2, 3, 256, 256), torch.randn(2, 3, 84, 84), ids, torch.tensor([0, 2])
-        )
+        out = model(*images, ids, torch.tensor([0, 2]))
     assert out.mask_logits.shape == (2, 1, 64, 64)
     assert out.dense_prompt.shape == (2, 64, config.dense_prompt_grid, config.dense_prompt_grid)
     assert out.dense_embedding.shape == (2, 64, 16, 16)
@@ -125,12 +119,5 @@ def test_a_configuration_survives_json(config):
 
 def test_category_names():
     assert len(COCO_PANOPTIC) == len(set(COCO_PANOPTIC)) == 134
-    assert [
-        COCO_PANOPTIC.index(n) for n in ("person", "bicycle", "car", "toothbrush", "background")
-    ] == [
-        0,
-        1,
-        2,
-        79,
-        133,
-    ]
+    places = {"person": 0, "bicycle": 1, "car": 2, "toothbrush": 79, "background": 133}
+    assert all(COCO_PANOPTIC[place] == name for name, place in places.items())
