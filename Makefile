@@ -1,4 +1,4 @@
-# Two commands do everything: `make demo` and `make test`. Both set up the environment in .venv first.
+# Two commands do everything: `make demo` and `make test`. Both set up .venv first.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 SERVING ?= .venv-serving
 PACKAGES := calibration data engines evaluation export reference runtime serving training
 
-.PHONY: demo test test-quick test-full test-serving test-wheel test-oldest libris-packages dist docs \
-    cpp cpp-sanitize cpp-aarch64 fuzz lint lint-workflows format bench clean
+.PHONY: demo test test-quick test-full test-serving test-wheel test-oldest libris-packages dist \
+    docs cpp cpp-sanitize cpp-aarch64 fuzz lint lint-workflows format bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,11 +17,13 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	$(BIN)/ris-export --out demo/ris-bundle --force
 	$(BIN)/ris-parity demo/ris-bundle
-	$(BIN)/ris-infer examples/park.jpg "left man" "right man" "the tree" "the dog" --bundle demo/ris-bundle --out demo
+	$(BIN)/ris-infer examples/park.jpg "left man" "right man" "the tree" "the dog" \
+	    --bundle demo/ris-bundle --out demo
 	@echo "Look at demo/park.left-man.overlay.png"
 
-# Two processes share the tests (tests/conftest.py says how). There are then more OpenMP threads than cores, so they sleep
-# where they would spin. The tests of Triton and the page have an environment of their own: make test-serving
+# Two processes share the tests (tests/conftest.py says how). There are then more OpenMP threads
+# than cores, so they sleep where they would spin. The tests of Triton and the page have an
+# environment of their own: make test-serving
 PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 SERVING_TESTS := tests/serving/test_triton.py tests/serving/test_page.py
 SHARED := $(SERVING_TESTS:%=--ignore=%) -n 2 --no-loadscope-reorder
@@ -34,16 +36,19 @@ test: lint libris-packages
 test-quick: lint
 	$(PYTEST) $(SHARED) -m "$(QUICK)"
 
-# What takes longest: TensorRT-RTX's build at full size, and a full-size checkpoint from file to mask
+# What takes longest: TensorRT-RTX's build at full size, and a full-size checkpoint from file to
+# mask
 test-full: $(VENV)/installed
 	$(PYTEST) -m full
 
-# What libris is built with, from Debian's packages: root gets what is missing. Where it or ONNX Runtime's headers and
-# library cannot be had, the tests of libris are skipped and say so
-LIBRIS_PACKAGES := cmake g++ pkg-config nlohmann-json3-dev libutf8proc-dev libssl-dev libpng-dev libjpeg-dev
+# What libris is built with, from Debian's packages: root gets what is missing. Where it or ONNX
+# Runtime's headers and library cannot be had, the tests of libris are skipped and say so
+LIBRIS_PACKAGES := cmake g++ pkg-config nlohmann-json3-dev libutf8proc-dev libssl-dev libpng-dev \
+    libjpeg-dev
 APT_INSTALL := apt-get update -qq && apt-get install -qq -y --no-install-recommends
 libris-packages:
-	-@test "$$(id -u)" != 0 || dpkg -s $(LIBRIS_PACKAGES) > /dev/null 2>&1 || ($(APT_INSTALL) $(LIBRIS_PACKAGES))
+	-@test "$$(id -u)" != 0 || dpkg -s $(LIBRIS_PACKAGES) > /dev/null 2>&1 || \
+	    ($(APT_INSTALL) $(LIBRIS_PACKAGES))
 	-@mkdir -p build && (test -d build/onnxruntime || cpp/get-onnxruntime.sh build/onnxruntime)
 
 # The source archive, and the wheel built from it, in dist/
@@ -91,7 +96,8 @@ build/sysroot-aarch64:
 # libris and its examples, in build/cpp (cpp/README.md says what it needs)
 LIBRIS := cmake -S cpp -DRIS_BUILD_TESTS=ON
 cpp: | build/onnxruntime
-	$(LIBRIS) -B build/cpp -DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DRIS_ONNXRUNTIME_ROOT=$(CURDIR)/build/onnxruntime
+	$(LIBRIS) -B build/cpp -DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
+	    -DRIS_ONNXRUNTIME_ROOT=$(CURDIR)/build/onnxruntime
 	cmake --build build/cpp
 
 # The tests of libris that need a bundle take this one
@@ -100,7 +106,8 @@ build/cpp-bundle: | $(VENV)/installed
 
 # The same with AddressSanitizer, its leak check and UndefinedBehaviorSanitizer; then what those see
 cpp-sanitize: build/cpp-bundle | build/onnxruntime
-	$(LIBRIS) -B build/cpp-sanitize -DRIS_ONNXRUNTIME_ROOT=$(CURDIR)/build/onnxruntime -DRIS_SANITIZE=ON -DRIS_BUILD_EXAMPLES=OFF
+	$(LIBRIS) -B build/cpp-sanitize -DRIS_ONNXRUNTIME_ROOT=$(CURDIR)/build/onnxruntime \
+	    -DRIS_SANITIZE=ON -DRIS_BUILD_EXAMPLES=OFF
 	cmake --build build/cpp-sanitize
 	mkdir -p build/scratch
 	build/cpp-sanitize/tests/ris-test build/cpp-bundle build/scratch
@@ -108,8 +115,10 @@ cpp-sanitize: build/cpp-bundle | build/onnxruntime
 
 # Cross-built for aarch64, and its tests under qemu-user
 cpp-aarch64: build/cpp-bundle | build/onnxruntime-aarch64 build/sysroot-aarch64
-	$(LIBRIS) -B build/cpp-aarch64 -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/cpp/cmake/aarch64-linux-gnu.cmake \
-	    -DRIS_SYSROOT=$(CURDIR)/build/sysroot-aarch64 -DRIS_ONNXRUNTIME_ROOT=$(CURDIR)/build/onnxruntime-aarch64
+	$(LIBRIS) -B build/cpp-aarch64 \
+	    -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/cpp/cmake/aarch64-linux-gnu.cmake \
+	    -DRIS_SYSROOT=$(CURDIR)/build/sysroot-aarch64 \
+	    -DRIS_ONNXRUNTIME_ROOT=$(CURDIR)/build/onnxruntime-aarch64
 	cmake --build build/cpp-aarch64
 	mkdir -p build/scratch-aarch64
 	cpp/run-aarch64.sh build/cpp-aarch64 build/onnxruntime-aarch64 build/sysroot-aarch64 \
@@ -121,11 +130,13 @@ cpp-aarch64: build/cpp-bundle | build/onnxruntime-aarch64 build/sysroot-aarch64
 CLANG ?= $(shell command -v clang || command -v clang-14 || echo clang)
 FUZZ_SECONDS ?= 180
 fuzz: | build/onnxruntime
-	$(LIBRIS) -B build/cpp-fuzz -DRIS_ONNXRUNTIME_ROOT=$(CURDIR)/build/onnxruntime -DRIS_FUZZ=ON -DRIS_BUILD_EXAMPLES=OFF \
-	    -DCMAKE_C_COMPILER=$(CLANG) -DCMAKE_CXX_COMPILER=$(subst clang,clang++,$(CLANG)) -DRIS_FUZZ_SECONDS=$(FUZZ_SECONDS)
+	$(LIBRIS) -B build/cpp-fuzz -DRIS_ONNXRUNTIME_ROOT=$(CURDIR)/build/onnxruntime \
+	    -DRIS_FUZZ=ON -DRIS_FUZZ_SECONDS=$(FUZZ_SECONDS) -DRIS_BUILD_EXAMPLES=OFF \
+	    -DCMAKE_C_COMPILER=$(CLANG) -DCMAKE_CXX_COMPILER=$(subst clang,clang++,$(CLANG))
 	cmake --build build/cpp-fuzz --target fuzz
 
-# Triton and the page in an environment of their own: one needs numpy below 2, the other Pillow below 13
+# Triton and the page in an environment of their own: one needs numpy below 2, the other Pillow
+# below 13
 $(SERVING)/installed: pyproject.toml constraints-serving.txt
 	$(PYTHON) -m venv $(SERVING)
 	$(SERVING)/bin/pip install -q -c constraints-serving.txt -e ".[cpu,triton,ui,dev-serving]"
@@ -137,12 +148,27 @@ test-serving: $(VENV)/installed $(SERVING)/installed
 	$(BIN)/ris-export --preset tiny --out build/served-bundle --force
 	$(BIN)/ris-export --preset tiny --variant category --out build/served-category-bundle --force
 	RIS_TEST_BUNDLE=build/served-bundle RIS_TEST_CATEGORY_BUNDLE=build/served-category-bundle \
-	    $(SERVING)/bin/python -m pytest tests/serving --ignore=tests/serving/test_batch.py --ignore=tests/serving/test_batch_inputs.py
+	    $(SERVING)/bin/python -m pytest tests/serving \
+	    --ignore=tests/serving/test_batch.py --ignore=tests/serving/test_batch_inputs.py
+
+# The documents as a site, in build/site, by an environment of their own; a broken link fails
+DOCS ?= .venv-docs
+$(DOCS)/installed: pyproject.toml constraints-docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install -q -c constraints-docs.txt -e ".[docs]"
+	touch $@
+
+docs: $(DOCS)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+CXX_FILES := $(foreach folder,src include examples examples/consumer tests,\
+    $(wildcard $(addprefix cpp/$(folder)/*.,c cpp h hpp)))
 
 # mypy sees the folders under their import name, ris.*, through links
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	@mkdir -p build/types/ris
 	@for name in $(PACKAGES); do ln -sfn ../../../$$name build/types/ris/$$name; done
 	@for name in __init__.py py.typed; do ln -sfn ../../../package/$$name build/types/ris/$$name; done
@@ -151,24 +177,33 @@ lint: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
 
-# Every figure of docs/measurements/performance.md, on a machine that does nothing else: about half an hour on two cores after a
-# quarter of an hour of exports and calibration. Bundles in bench/ already are used. Results: bench/*.json, .md, .png
+# Every figure of docs/measurements/performance.md, on a machine that does nothing else: about half
+# an hour on two cores after a quarter of an hour of exports and calibration. Bundles in bench/
+# already are used. Results: bench/*.json, .md, .png
 BENCH := $(BIN)/ris-bench
 EXPORT := $(BIN)/ris-export
 BF16 := @bench/full-size-bf16
 
 bench: $(VENV)/installed
 	test -d bench/full-size || $(EXPORT) --random-weights 0 --out bench/full-size
-	test -d bench/full-size-bf16 || $(EXPORT) --random-weights 0 --precision bf16 --out bench/full-size-bf16
-	test -d bench/full-size-fp16 || $(EXPORT) --random-weights 0 --precision fp16 --out bench/full-size-fp16
-	test -d bench/full-size-int8 || $(BIN)/ris-calibrate int8 bench/full-size --out bench/full-size-int8 --quick \
-		--max-iou-drop 0.05 examples/park.jpg examples/farm.jpg examples/table.jpg -e "left man" -e "the dog"
+	test -d bench/full-size-bf16 || \
+		$(EXPORT) --random-weights 0 --precision bf16 --out bench/full-size-bf16
+	test -d bench/full-size-fp16 || \
+		$(EXPORT) --random-weights 0 --precision fp16 --out bench/full-size-fp16
+	test -d bench/full-size-int8 || \
+		$(BIN)/ris-calibrate int8 bench/full-size --out bench/full-size-int8 \
+		--quick --max-iou-drop 0.05 examples/park.jpg examples/farm.jpg examples/table.jpg \
+		-e "left man" -e "the dog"
 	test -d bench/demo || $(EXPORT) --out bench/demo
-	$(BENCH) bench/full-size --pytorch --torch-compile --engine onnxruntime --engine openvino --engine openvino$(BF16) \
-		--engine openvino:bf16@bench/full-size-int8 --cold 2 --batches 1 --limit 420 --out bench/report
-	-$(BENCH) bench/full-size --engine openvino:bf16 --engine openvino$(BF16) --engine openvino,overlap=1$(BF16) \
-		--engine openvino,low_memory=1$(BF16) --cold 1 --out bench/openvino
+	$(BENCH) bench/full-size --pytorch --torch-compile \
+		--engine onnxruntime --engine openvino --engine openvino$(BF16) \
+		--engine openvino:bf16@bench/full-size-int8 \
+		--cold 2 --batches 1 --limit 420 --out bench/report
+	-$(BENCH) bench/full-size --engine openvino:bf16 --engine openvino$(BF16) \
+		--engine openvino,overlap=1$(BF16) --engine openvino,low_memory=1$(BF16) \
+		--cold 1 --out bench/openvino
 	-$(BENCH) bench/full-size --engine onnxruntime --engine onnxruntime$(BF16) \
 		--engine onnxruntime@bench/full-size-fp16 --anew --runs 7 --cold 1 --out bench/onnxruntime
 	-$(BENCH) bench/demo --engine onnxruntime --engine openvino --cold 5 --out bench/demo-report

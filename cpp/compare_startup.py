@@ -38,9 +38,7 @@ print(json.dumps({"opened": opened, "read": read, "asked": asked, "inside": int(
 
 
 def run(command: list[str]) -> dict[str, float]:
-    """One process: seconds from its start to the opened bundle and to the first mask, and its peak
-    memory in MB.
-    """
+    """One process: seconds to the opened bundle and to the first mask, and peak memory in MB."""
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

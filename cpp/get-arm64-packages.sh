@@ -3,7 +3,8 @@
 #
 #   ./get-arm64-packages.sh SYSROOT
 #
-# Needs apt; changes nothing outside SYSROOT. Versions are those of bookworm, checked by apt's signatures.
+# Needs apt; changes nothing outside SYSROOT. Versions are those of bookworm, checked by apt's
+# signatures.
 set -eu
 
 if [ $# -ne 1 ]; then
@@ -21,9 +22,10 @@ trap 'rm -rf "$work" "$root.partial"' EXIT
 
 . "$(dirname "$0")/debian.sh"
 debian_apt "$work" bookworm arm64
-quiet "$work/log" "${apt[@]}" update || fail "Debian's package list cannot be fetched from $mirror: $(tail -1 "$work/log")"
-(cd "$work/deb" &&
-    quiet "$work/log" "${apt[@]}" download libutf8proc-dev libutf8proc2 nlohmann-json3-dev libssl-dev libssl3) ||
+quiet "$work/log" "${apt[@]}" update ||
+    fail "Debian's package list cannot be fetched from $mirror: $(tail -1 "$work/log")"
+packages=(libutf8proc-dev libutf8proc2 nlohmann-json3-dev libssl-dev libssl3)
+(cd "$work/deb" && quiet "$work/log" "${apt[@]}" download "${packages[@]}") ||
     fail "packages cannot be fetched from $mirror: $(tail -1 "$work/log")"
 mkdir -p "$root.partial"
 for package in "$work"/deb/*.deb; do

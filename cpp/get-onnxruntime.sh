@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Fetches ONNX Runtime's headers and library from packages and lays them out for -DRIS_ONNXRUNTIME_ROOT:
+# Fetches ONNX Runtime's headers and library from packages and lays them out for
+# -DRIS_ONNXRUNTIME_ROOT:
 #
 #   ./get-onnxruntime.sh ROOT [x86_64|aarch64]
 #
-# Headers: Debian trixie's libonnxruntime-dev (bookworm has none; they are the same for every processor), from the mirror
-# that this machine's apt uses or $DEBIAN_MIRROR. Library: the one inside the wheel on pip's index. Both are checked
-# against the hashes below. Needs apt and pip for Python 3; changes nothing outside ROOT, and ROOT only when all is there.
+# Headers: Debian trixie's libonnxruntime-dev (bookworm has none; they are the same for every
+# processor), from the mirror that this machine's apt uses or $DEBIAN_MIRROR. Library: the one
+# inside the wheel on pip's index. Both are checked against the hashes below. Needs apt, and pip for
+# Python 3. Changes nothing outside ROOT, and ROOT only when all is there.
 set -eu
 
 HEADERS=1.21.0+dfsg-1
@@ -23,7 +25,8 @@ machine=${2:-$(uname -m)}
 sha256_name=LIBRARY_SHA256_$machine
 library_sha256=${!sha256_name:-}
 fail() {
-    echo "$0: $1; or get ONNX Runtime's headers and library yourself and give -DRIS_ONNXRUNTIME_ROOT" >&2
+    echo "$0: $1; or get ONNX Runtime's headers and library yourself" \
+        "and give -DRIS_ONNXRUNTIME_ROOT" >&2
     exit 1
 }
 [ -n "$library_sha256" ] || fail "no library is listed for $machine; there are x86_64 and aarch64"
@@ -36,15 +39,19 @@ chmod 755 "$work"  # apt reads as a user of its own
 
 . "$(dirname "$0")/debian.sh"
 debian_apt "$work" trixie
-quiet "$work/log" "${apt[@]}" update || fail "Debian's package list cannot be fetched from $mirror: $(tail -1 "$work/log")"
+quiet "$work/log" "${apt[@]}" update ||
+    fail "Debian's package list cannot be fetched from $mirror: $(tail -1 "$work/log")"
 (cd "$work/deb" && quiet "$work/log" "${apt[@]}" download "libonnxruntime-dev=$HEADERS") ||
     fail "libonnxruntime-dev $HEADERS cannot be fetched from $mirror: $(tail -1 "$work/log")"
-echo "$HEADERS_SHA256  $(echo "$work"/deb/*.deb)" | sha256sum --check --quiet || fail "the headers are not those expected"
+echo "$HEADERS_SHA256  $(echo "$work"/deb/*.deb)" | sha256sum --check --quiet ||
+    fail "the headers are not those expected"
 dpkg-deb -x "$work"/deb/*.deb "$work/headers"
 
 echo "onnxruntime==$LIBRARY --hash=sha256:$library_sha256" > "$work/requirements.txt"
-quiet "$work/log" python3 -m pip download -q --timeout 20 --retries 1 --no-deps --require-hashes --only-binary :all: \
-    --python-version 3.11 --platform "manylinux_2_28_$machine" -d "$work/wheel" -r "$work/requirements.txt" ||
+quiet "$work/log" python3 -m pip download -q --timeout 20 --retries 1 \
+    --no-deps --require-hashes --only-binary :all: \
+    --python-version 3.11 --platform "manylinux_2_28_$machine" \
+    -d "$work/wheel" -r "$work/requirements.txt" ||
     fail "onnxruntime $LIBRARY cannot be fetched by pip: $(tail -1 "$work/log")"
 python3 -m zipfile -e "$work"/wheel/*.whl "$work/library"
 

@@ -1,4 +1,5 @@
-# Debian's cross toolchain: apt-get install g++-aarch64-linux-gnu. RIS_SYSROOT: what get-arm64-packages.sh laid out.
+# Debian's cross toolchain: apt-get install g++-aarch64-linux-gnu.
+# RIS_SYSROOT: what get-arm64-packages.sh laid out.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)

@@ -30,7 +30,8 @@ int main(int argc, char **argv) {
     }
     for (int y = 0; y < HEIGHT; ++y) {
         for (int x = 0; x < WIDTH; ++x) {
-            rgb[y][x][0] = (uint8_t)(x < WIDTH / 2 ? 230 : 40); /* red on the left, blue on the right */
+            /* red on the left, blue on the right */
+            rgb[y][x][0] = (uint8_t)(x < WIDTH / 2 ? 230 : 40);
             rgb[y][x][2] = (uint8_t)(255 - rgb[y][x][0]);
         }
     }
@@ -41,9 +42,11 @@ int main(int argc, char **argv) {
 
     if (!failed(ris_open(argv[1], NULL, &model)) &&
         !failed(ris_encode_image(model, &rgb[0][0][0], WIDTH, HEIGHT, sizeof rgb[0], &scene)) &&
-        !failed(ris_ask(scene, &expression, 1, &how, &result)) && !failed(ris_result_get(result, 0, &answer))) {
+        !failed(ris_ask(scene, &expression, 1, &how, &result)) &&
+        !failed(ris_result_get(result, 0, &answer))) {
         for (int32_t y = 0; y < answer.height; y += 2) {
-            for (int32_t x = 0; x < answer.width; ++x) putchar(answer.mask[y * answer.width + x] ? '#' : '.');
+            const uint8_t *row = answer.mask + y * answer.width;
+            for (int32_t x = 0; x < answer.width; ++x) putchar(row[x] ? '#' : '.');
             putchar('\n');
         }
         printf("score %.3f, no target %.3f\n", answer.score, answer.no_target);

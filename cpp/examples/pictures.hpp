@@ -1,5 +1,6 @@
-// Pictures for libris's examples: PNG, JPEG and PPM files to upright RGB, as the Python runtime reads them; masks and
-// overlays to files. Define RIS_WITH_PNG and RIS_WITH_JPEG where libpng and libjpeg are. Throws std::runtime_error.
+// Pictures for libris's examples: reads PNG, JPEG and PPM files as upright RGB, as the Python
+// runtime does, and writes masks and overlays. Define RIS_WITH_PNG and RIS_WITH_JPEG where libpng
+// and libjpeg are. Throws std::runtime_error.
 #pragma once
 
 #include <algorithm>
@@ -32,7 +33,9 @@ struct Picture {
     std::int32_t width = 0, height = 0;
     std::vector<std::uint8_t> rgb;
 
-    std::size_t pixels() const { return static_cast<std::size_t>(width) * static_cast<std::size_t>(height); }
+    std::size_t pixels() const {
+        return static_cast<std::size_t>(width) * static_cast<std::size_t>(height);
+    }
 
     void resize(unsigned long w, unsigned long h, const std::string &path) {
         if (w < 1 || h < 1 || w > 1'000'000 || h > 120'000'000 / w) {
@@ -45,15 +48,20 @@ struct Picture {
     }
 };
 
-/// The orientation, 1 to 8, in an EXIF block that begins with its byte order ("II" or "MM"); 1 where there is none.
+/// The orientation, 1 to 8, in an EXIF block that begins with its byte order ("II" or "MM"). 1
+/// where there is none.
 inline int exif_orientation(const std::uint8_t *data, std::size_t size) {
     if (size < 8 || data[0] != data[1] || (data[0] != 'I' && data[0] != 'M')) return 1;
     const bool little = data[0] == 'I';
-    const auto number = [&](std::size_t at, std::size_t bytes) {  // `at` + `bytes` is at most `size`
+    // `at` + `bytes` is at most `size`
+    const auto number = [&](std::size_t at, std::size_t bytes) {
         std::size_t value = 0;
-        for (std::size_t i = 0; i < bytes; ++i) value = value << 8 | data[at + (little ? bytes - 1 - i : i)];
+        for (std::size_t i = 0; i < bytes; ++i) {
+            value = value << 8 | data[at + (little ? bytes - 1 - i : i)];
+        }
         return value;
     };
+
     constexpr std::size_t kOrientation = 0x0112, kShort = 3, kEntry = 12;
     const std::size_t directory = number(4, 4);
     if (number(2, 2) != 42 || directory > size || size - directory < 2) return 1;
@@ -62,7 +70,8 @@ inline int exif_orientation(const std::uint8_t *data, std::size_t size) {
         const std::size_t entry = directory + 2 + i * kEntry;
         if (number(entry, 2) != kOrientation) continue;
         const std::size_t value = number(entry + 8, 2);
-        return number(entry + 2, 2) == kShort && value >= 1 && value <= 8 ? static_cast<int>(value) : 1;
+        const bool known = number(entry + 2, 2) == kShort && value >= 1 && value <= 8;
+        return known ? static_cast<int>(value) : 1;
     }
     return 1;
 }
@@ -70,10 +79,14 @@ inline int exif_orientation(const std::uint8_t *data, std::size_t size) {
 /// As a viewer shows a picture that has this orientation.
 inline Picture upright(Picture from, int orientation) {
     if (orientation < 2 || orientation > 8) return from;
-    const std::size_t width = static_cast<std::size_t>(from.width), height = static_cast<std::size_t>(from.height);
+    const std::size_t width = static_cast<std::size_t>(from.width);
+    const std::size_t height = static_cast<std::size_t>(from.height);
+    const auto is = [&](int a, int b, int c, int d) {
+        return orientation == a || orientation == b || orientation == c || orientation == d;
+    };
     const bool turned = orientation >= 5;  // rows become columns
-    const bool flip_x = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
-    const bool flip_y = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+    const bool flip_x = is(2, 3, 7, 8), flip_y = is(3, 4, 6, 7);
+
     Picture to;
     to.width = turned ? from.height : from.width;
     to.height = turned ? from.width : from.height;
@@ -82,8 +95,9 @@ inline Picture upright(Picture from, int orientation) {
     for (std::size_t y = 0; y < (turned ? width : height); ++y) {
         for (std::size_t x = 0; x < (turned ? height : width); ++x, out += 3) {
             const std::size_t column = turned ? y : x, row = turned ? x : y;
-            const std::size_t source = (flip_y ? height - 1 - row : row) * width + (flip_x ? width - 1 - column : column);
-            std::copy_n(&from.rgb[3 * source], 3, out);
+            const std::size_t from_column = flip_x ? width - 1 - column : column;
+            const std::size_t from_row = flip_y ? height - 1 - row : row;
+            std::copy_n(&from.rgb[3 * (from_row * width + from_column)], 3, out);
         }
     }
     return to;
@@ -103,7 +117,8 @@ inline File open_file(const std::string &path, const char *mode) {
 #ifdef RIS_WITH_PNG
 namespace detail {
 
-// libpng tells errors by a call that must not return: a jump back, past no object that has a destructor.
+// libpng tells errors by a call that must not return: it jumps back, and must not jump over an
+// object that has a destructor.
 struct Png {
     png_structp png;
     png_infop info = nullptr;
@@ -135,20 +150,24 @@ inline Picture read_png(const std::string &path) {
     std::vector<std::uint8_t> pixels;
     std::vector<png_bytep> rows;
     if (setjmp(png_jmpbuf(reader.png)) != 0) throw std::runtime_error(path + ": " + reader.message);
+
     png_init_io(reader.png, file.get());
     png_read_info(reader.png, reader.info);
     const png_uint_32 width = png_get_image_width(reader.png, reader.info);
     const png_uint_32 height = png_get_image_height(reader.png, reader.info);
     picture.resize(width, height, path);
+
     const bool grey = png_get_color_type(reader.png, reader.info) == PNG_COLOR_TYPE_GRAY;
     png_set_expand(reader.png);
     if (png_get_bit_depth(reader.png, reader.info) == 16) {
-        if (grey) png_set_scale_16(reader.png);  // rounded for grey, cut for colours: as Pillow has them
+        // rounded for grey, cut for colours: as Pillow has them
+        if (grey) png_set_scale_16(reader.png);
         else png_set_strip_16(reader.png);
     }
     png_set_gray_to_rgb(reader.png);
     png_set_interlace_handling(reader.png);
     png_read_update_info(reader.png, reader.info);
+
     const std::size_t channels = png_get_channels(reader.png, reader.info);
     const std::size_t stride = png_get_rowbytes(reader.png, reader.info);
     pixels.resize(stride * height);
@@ -214,17 +233,20 @@ inline Picture read_jpeg(const std::string &path) {
     jpeg_stdio_src(&jpeg.info, file.get());
     jpeg_save_markers(&jpeg.info, JPEG_APP0 + 1, 0xffff);
     jpeg_read_header(&jpeg.info, TRUE);
-    for (const jpeg_marker_struct *marker = jpeg.info.marker_list; marker != nullptr; marker = marker->next) {
+    for (const auto *marker = jpeg.info.marker_list; marker != nullptr; marker = marker->next) {
         const JOCTET *data = marker->data;
-        if (marker->data_length < 6 || !std::equal(data, data + 6, "Exif\0")) continue;  // and a second 0
+        // six bytes: the literal has a second 0
+        if (marker->data_length < 6 || !std::equal(data, data + 6, "Exif\0")) continue;
         jpeg.orientation = exif_orientation(data + 6, marker->data_length - 6);
         break;
     }
+
     jpeg.info.out_color_space = JCS_RGB;
     jpeg_start_decompress(&jpeg.info);
     picture.resize(jpeg.info.output_width, jpeg.info.output_height, path);
+    const std::size_t stride = 3 * static_cast<std::size_t>(picture.width);
     while (jpeg.info.output_scanline < jpeg.info.output_height) {
-        JSAMPROW row = &picture.rgb[3 * static_cast<std::size_t>(picture.width) * jpeg.info.output_scanline];
+        JSAMPROW row = &picture.rgb[stride * jpeg.info.output_scanline];
         jpeg_read_scanlines(&jpeg.info, &row, 1);
     }
     if (jpeg.cut_short) throw std::runtime_error(path + " is damaged or cut short");
@@ -238,7 +260,8 @@ inline Picture read_ppm(const std::string &path) {
     unsigned long numbers[3] = {};
     file >> magic;
     for (unsigned long &number : numbers) {
-        while (file >> std::ws && file.peek() == '#') file.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+        constexpr auto rest = std::numeric_limits<std::streamsize>::max();
+        while (file >> std::ws && file.peek() == '#') file.ignore(rest, '\n');
         file >> number;
     }
     file.get();
@@ -252,9 +275,11 @@ inline Picture read_ppm(const std::string &path) {
 #endif
                                         ")");
     }
+
     Picture picture;
     picture.resize(numbers[0], numbers[1], path);
-    if (!file.read(reinterpret_cast<char *>(picture.rgb.data()), static_cast<std::streamsize>(picture.rgb.size()))) {
+    const auto size = static_cast<std::streamsize>(picture.rgb.size());
+    if (!file.read(reinterpret_cast<char *>(picture.rgb.data()), size)) {
         throw std::runtime_error(path + " is cut short");
     }
     return picture;
@@ -274,9 +299,10 @@ inline Picture read(const std::string &path) {
     return read_ppm(path);
 }
 
-/// channels: 1 grey or 3 RGB. Writes `stem`.png, or .pgm and .ppm where there is no libpng; returns the file's name.
-inline std::string write(const std::string &stem, const std::vector<std::uint8_t> &pixels, std::int32_t width,
-                         std::int32_t height, int channels) {
+/// Writes `stem`.png, or .pgm and .ppm where there is no libpng; returns the file's name.
+/// channels: 1 for grey, 3 for RGB.
+inline std::string write(const std::string &stem, const std::vector<std::uint8_t> &pixels,
+                         std::int32_t width, std::int32_t height, int channels) {
 #ifdef RIS_WITH_PNG
     const std::string path = stem + ".png";
     png_image png{};
@@ -291,20 +317,25 @@ inline std::string write(const std::string &stem, const std::vector<std::uint8_t
     const std::string path = stem + (channels == 1 ? ".pgm" : ".ppm");
     std::ofstream file(path, std::ios::binary);
     file << (channels == 1 ? "P5\n" : "P6\n") << width << " " << height << "\n255\n";
-    file.write(reinterpret_cast<const char *>(pixels.data()), static_cast<std::streamsize>(pixels.size()));
+    file.write(reinterpret_cast<const char *>(pixels.data()),
+               static_cast<std::streamsize>(pixels.size()));
     if (!file.flush()) throw std::runtime_error(path + " cannot be written");
 #endif
     return path;
 }
 
-/// The picture with the mask tinted and its outline drawn. mask: 1 inside, of the picture's size. turn: the expression's
-/// number, which gives the colour.
-inline std::vector<std::uint8_t> overlay(const Picture &picture, const std::uint8_t *mask, std::size_t turn) {
+/// The picture with the mask tinted and its outline drawn.
+/// mask: 1 inside, of the picture's size. turn: the expression's number, which gives the colour.
+inline std::vector<std::uint8_t> overlay(const Picture &picture, const std::uint8_t *mask,
+                                         std::size_t turn) {
     static constexpr std::uint8_t colours[6][3] = {{230, 57, 70},  {29, 132, 226}, {42, 157, 92},
                                                    {244, 162, 39}, {142, 68, 200}, {0, 180, 190}};
     const std::uint8_t *colour = colours[turn % 6];
-    const std::size_t width = static_cast<std::size_t>(picture.width), height = static_cast<std::size_t>(picture.height);
-    // the outline: what lies at most `radius` from outside in its row or column; the picture's border is no edge
+    const std::size_t width = static_cast<std::size_t>(picture.width);
+    const std::size_t height = static_cast<std::size_t>(picture.height);
+
+    // the outline: what lies at most `radius` from outside in its row or column; the picture's
+    // border is no edge
     const double quarter_percent = static_cast<double>(std::min(width, height)) / 400;
     const std::size_t radius = static_cast<std::size_t>(std::max(1L, std::lrint(quarter_percent)));
     std::vector<std::uint8_t> inner(mask, mask + width * height);
@@ -312,16 +343,20 @@ inline std::vector<std::uint8_t> overlay(const Picture &picture, const std::uint
         for (std::size_t i = 0; i < count; ++i) {
             if (mask[first + i * step] != 0) continue;
             const std::size_t last = std::min(count - 1, i + radius);
-            for (std::size_t j = i > radius ? i - radius : 0; j <= last; ++j) inner[first + j * step] = 0;
+            const std::size_t start = i > radius ? i - radius : 0;
+            for (std::size_t j = start; j <= last; ++j) inner[first + j * step] = 0;
         }
     };
     for (std::size_t y = 0; y < height; ++y) erode(y * width, width, 1);
     for (std::size_t x = 0; x < width; ++x) erode(x, height, width);
+
     std::vector<std::uint8_t> out = picture.rgb;
     for (std::size_t i = 0; i < width * height; ++i) {
         if (mask[i] == 0) continue;
         for (std::size_t c = 0; c < 3; ++c) {
-            out[3 * i + c] = inner[i] == 0 ? colour[c] : static_cast<std::uint8_t>((out[3 * i + c] + colour[c]) / 2);
+            std::uint8_t &level = out[3 * i + c];
+            const auto tinted = static_cast<std::uint8_t>((level + colour[c]) / 2);
+            level = inner[i] == 0 ? colour[c] : tinted;
         }
     }
     return out;

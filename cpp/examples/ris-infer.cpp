@@ -10,9 +10,10 @@
 namespace {
 
 const char *const kUsage = "usage: ris-infer BUNDLE IMAGE EXPRESSION... [options]\n";
-const char *const kHelp = R"(
-Writes a mask (0 and 255) and an overlay for each expression: PNG, or PGM and PPM where built without libpng.
-Reads PNG, JPEG (as built) and PPM, turned upright as their EXIF orientation says.
+const char *const kHelp =
+    "\nWrites a mask (0 and 255) and an overlay for each expression: "
+    "PNG, or PGM and PPM where built without libpng.\n"
+    R"(Reads PNG, JPEG (as built) and PPM, turned upright as their EXIF orientation says.
 
 Options:
   --category NAME    for a model that asks by category, once for each expression
@@ -34,7 +35,9 @@ Examples:
 std::string slug(const std::string &text) {
     std::string out;
     for (const char c : text) {
-        const bool digit = c >= '0' && c <= '9', small = c >= 'a' && c <= 'z', capital = c >= 'A' && c <= 'Z';
+        const bool digit = c >= '0' && c <= '9';
+        const bool small = c >= 'a' && c <= 'z';
+        const bool capital = c >= 'A' && c <= 'Z';
         if (digit || small) out += c;
         else if (capital) out += static_cast<char>(c - 'A' + 'a');
         else if (!out.empty() && out.back() != '-') out += '-';
@@ -45,7 +48,8 @@ std::string slug(const std::string &text) {
 }
 
 int whole_number(const std::string &text, const std::string &option) {
-    if (text.empty() || text.size() > 6 || text.find_first_not_of("0123456789") != std::string::npos) {
+    const bool digits = text.find_first_not_of("0123456789") == std::string::npos;
+    if (text.empty() || text.size() > 6 || !digits) {
         throw std::runtime_error(option + " needs a whole number, got '" + text + "'");
     }
     return std::stoi(text);
@@ -87,8 +91,8 @@ int run(int argc, char **argv) {
         else if (word == "--threads") options.threads = whole_number(value(), word);
         else if (word == "--no-verify") options.verify = 0;
         else if (word == "-v") verbose = true;
-        else if (word.rfind("-", 0) == 0) throw std::runtime_error("there is no option " + word + "; see --help");
-        else words.push_back(word);
+        else if (word.rfind("-", 0) != 0) words.push_back(word);
+        else throw std::runtime_error("there is no option " + word + "; see --help");
     }
     if (words.size() < 3) {
         std::cerr << kUsage << "Try 'ris-infer --help'.\n";
@@ -112,16 +116,21 @@ int run(int argc, char **argv) {
         std::cerr << "The model is untrained (made-up weights): the masks mean nothing\n";
     }
     std::filesystem::create_directories(out);
+    const std::string stem = std::filesystem::path(words[1]).stem().string();
     std::set<std::string> used;
     for (std::size_t i = 0; i < result.size(); ++i) {
         const ris::Answer answer = result[i];
-        const std::string base = std::filesystem::path(words[1]).stem().string() + "." + slug(expressions[i]);
+        const std::string base = stem + "." + slug(expressions[i]);
         std::string name = base;
-        for (int count = 2; !used.insert(name).second; ++count) name = base + "-" + std::to_string(count);
+        for (int count = 2; !used.insert(name).second; ++count) {
+            name = base + "-" + std::to_string(count);
+        }
         name = (std::filesystem::path(out) / name).string();
+
         std::vector<std::uint8_t> grey(answer.mask, answer.mask + picture.pixels());
         for (std::uint8_t &value : grey) value = value != 0 ? 255 : 0;
         const std::vector<std::uint8_t> shown = pictures::overlay(picture, answer.mask, i);
+
         std::cout << pictures::write(name + ".mask", grey, answer.width, answer.height, 1) << "  "
                   << pictures::write(name + ".overlay", shown, answer.width, answer.height, 3)
                   << (answer.is_no_target != 0 ? "  no target" : "") << "  score " << answer.score;
@@ -130,8 +139,8 @@ int run(int argc, char **argv) {
         if (answer.notes[0] != '\0') std::cerr << expressions[i] << ": " << answer.notes << "\n";
     }
     if (verbose) {
-        std::cerr << model.info() << "\nseconds: open " << opened << ", read " << read << ", encode " << encoded
-                  << ", ask " << asked << "\n";
+        std::cerr << model.info() << "\nseconds: open " << opened << ", read " << read
+                  << ", encode " << encoded << ", ask " << asked << "\n";
     }
     return 0;
 }

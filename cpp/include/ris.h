@@ -1,4 +1,5 @@
-/* libris: referring image segmentation, image + "left man" -> mask, from a bundle that ris-export wrote.
+/* libris: referring image segmentation, image + "left man" -> mask, from a bundle that ris-export
+ * wrote.
  *
  *     ris_model *model; ris_scene *scene; ris_result *result; ris_answer answer = RIS_ANSWER_INIT;
  *     const char *what = "left man";
@@ -8,19 +9,22 @@
  *     ris_result_get(result, 0, &answer);      // answer.mask: height x width bytes, 1 inside
  *     ris_free_result(result); ris_free_scene(scene); ris_close(model);
  *
- * Status      Every function that can fail returns a ris_status. On all but RIS_OK, ris_last_error() has a sentence
- *             that says what was found, what was expected and the way out, and outputs are NULL or untouched. Nothing
- *             aborts, prints, or throws across this boundary.
+ * Status      Every function that can fail returns a ris_status. Where it is not RIS_OK,
+ *             ris_last_error() has a sentence that says what was found, what was expected and the
+ *             way out; outputs are NULL or untouched. Nothing aborts, prints, or throws across this
+ *             boundary.
  *
- * Ownership   Whatever is returned through a `**` argument is the caller's to free, in any order, once; NULL may be
- *             freed. Handles are numbers in disguise that are never used twice: one that was freed, or is of another
- *             kind, is refused with RIS_ERROR_HANDLE. Closing a model makes its scenes refuse further questions;
- *             results stay readable until they are freed. Inputs are only read during the call. Strings are UTF-8.
- *             Memory that a result or an info string points to belongs to its handle and lasts as long.
+ * Ownership   The caller frees whatever is returned through a `**` argument: in any order, once.
+ *             NULL may be freed. Handles are numbers in disguise that are never used twice: one
+ *             that was freed, or is of another kind, is refused with RIS_ERROR_HANDLE. Closing a
+ *             model makes its scenes refuse further questions; results stay readable until they are
+ *             freed. Inputs are only read during the call. Strings are UTF-8. Memory that a result
+ *             or an info string points to belongs to its handle and lasts as long.
  *
- * Threads     Every function may be called from any thread, on the same handles too; calls on one model overlap. A
- *             handle that is freed while another thread's call uses it lives until that call returns; what its result
- *             or info points to does not. ris_last_error() is the calling thread's own.
+ * Threads     Every function may be called from any thread, on the same handles too; calls on one
+ *             model overlap. A handle that is freed while another thread's call uses it lives until
+ *             that call returns; what its result or info points to does not. ris_last_error() is
+ *             the calling thread's own.
  */
 #ifndef RIS_H
 #define RIS_H
@@ -49,7 +53,7 @@ typedef enum ris_status {
     RIS_ERROR_BUNDLE = 3,     /* a bundle that is missing, damaged or too new */
     RIS_ERROR_ENGINE = 4,     /* a provider that is not available, or a graph that failed */
     RIS_ERROR_IMAGE = 5,      /* an image with a wrong stride or out of limits */
-    RIS_ERROR_EXPRESSION = 6, /* an expression, category or token ids that the model cannot be asked */
+    RIS_ERROR_EXPRESSION = 6, /* an expression, category or token ids that the model refuses */
     RIS_ERROR_MEMORY = 7,     /* out of memory */
     RIS_ERROR_INTERNAL = 8    /* a fault of libris: please report it */
 } ris_status;
@@ -57,19 +61,21 @@ typedef enum ris_status {
 /* How a bundle is opened. Start from RIS_OPTIONS_INIT; NULL in place of options means the same. */
 typedef struct ris_options {
     size_t struct_size; /* sizeof(ris_options), by which a newer library knows an older caller */
-    /* What runs the graphs: "cpu", "cuda" or "tensorrt", then exceptions by graph, such as "cuda,text_encoder=cpu".
-     * NULL: "cpu". Where a provider does not start, ris_open fails; nothing falls back unseen. */
+    /* What runs the graphs: "cpu", "cuda" or "tensorrt", then exceptions by graph, such as
+     * "cuda,text_encoder=cpu". NULL: "cpu". Where a provider does not start, ris_open fails;
+     * nothing falls back unseen. */
     const char *providers;
-    /* Folder for what the TensorRT provider compiled: an EPContext model a graph, read again where its SHA-256 is
-     * the one that was written beside it. It must exist; NULL: everything is compiled each time. Engines are code:
-     * use a folder that only you can write. */
+    /* Folder for what the TensorRT provider compiled: an EPContext model for each graph, read again
+     * where its SHA-256 is the one that was written beside it. The folder must exist. NULL:
+     * everything is compiled each time. Engines are code: use a folder that only you can write. */
     const char *engine_cache;
-    int32_t device_id;       /* which GPU */
-    int32_t threads;         /* CPU threads of a graph; 0: all cores that the process may use */
-    int32_t strict;          /* 1: refuse to run any part of a graph off the GPU */
-    int32_t verify;          /* 1: check the SHA-256 of every file; 0: only that it is there */
-    int32_t max_expressions; /* the most expressions that go through the graphs at once, which bounds memory */
-    int32_t reserved;        /* 0 */
+    int32_t device_id; /* which GPU */
+    int32_t threads;   /* CPU threads of a graph; 0: all cores that the process may use */
+    int32_t strict;    /* 1: refuse to run any part of a graph off the GPU */
+    int32_t verify;    /* 1: check the SHA-256 of every file; 0: only that it is there */
+    /* the most expressions that go through the graphs at once, which bounds memory */
+    int32_t max_expressions;
+    int32_t reserved; /* 0 */
 } ris_options;
 
 #define RIS_OPTIONS_INIT {sizeof(ris_options), NULL, NULL, 0, 0, 0, 1, 8, 0}
@@ -77,7 +83,8 @@ typedef struct ris_options {
 /* How a question is asked. Start from RIS_ASK_INIT; NULL in place of it means the same. */
 typedef struct ris_ask_options {
     size_t struct_size;
-    /* For a model that asks by category: the category's name for each expression. NULL for other models. */
+    /* For a model that asks by category: the category's name for each expression. NULL for other
+     * models. */
     const char *const *categories;
     /* From this no-target probability on, 0 to 1, the mask is empty; above 1: never. */
     double no_target_threshold;
@@ -88,14 +95,17 @@ typedef struct ris_ask_options {
 /* The answer to one expression. Start from RIS_ANSWER_INIT. Pointers last as long as the result. */
 typedef struct ris_answer {
     size_t struct_size;
-    const uint8_t *mask; /* height x width bytes without padding, 1 inside the mask, of the image's own size */
-    const float *logits; /* logits_height x logits_width, the decoder's mask logits before any no-target decision */
-    const char *notes;   /* what a user should know, such as words the model does not know: lines, usually "" */
+    /* height x width bytes without padding, 1 inside the mask, of the image's own size */
+    const uint8_t *mask;
+    /* logits_height x logits_width, the decoder's mask logits before any no-target decision */
+    const float *logits;
+    /* what a user should know, such as words that the model does not know: lines, usually "" */
+    const char *notes;
     int32_t width, height;
     int32_t logits_width, logits_height;
     int32_t is_no_target; /* 1: nothing in the image fits, and the mask is empty for that reason */
     int32_t reserved;     /* 0 */
-    double no_target;     /* probability that nothing in the image fits; -1 where the model does not tell */
+    double no_target;     /* probability that nothing in the image fits; -1: the model gives none */
     double score;         /* mean foreground probability over the mask; 0 where it is empty */
 } ris_answer;
 
@@ -104,38 +114,45 @@ typedef struct ris_answer {
 /* The version of this library, "major.minor.patch". */
 RIS_API const char *ris_version(void);
 
-/* The sentence about the calling thread's last call that failed, "" if none has; valid until its next failure. */
+/* The sentence about the calling thread's last call that failed, "" if none has. It is valid until
+ * the thread's next failure. */
 RIS_API const char *ris_last_error(void);
 
 /* Opens the bundle in a folder: checks its files, then loads its graphs. */
 RIS_API ris_status ris_open(const char *bundle, const ris_options *options, ris_model **model);
 
-/* What was opened, and what runs it, as a JSON object; the string lasts until the model is closed. */
+/* What was opened, and what runs it, as a JSON object. It lasts until the model is closed. */
 RIS_API ris_status ris_info(const ris_model *model, const char **json);
 
-/* The token ids that the model reads of an expression, padded with 0 to `capacity`, and the model's own number of
- * tokens in `*count`. RIS_ERROR_ARGUMENT where `capacity` is below that. */
-RIS_API ris_status ris_tokenize(const ris_model *model, const char *expression, int32_t *ids, size_t capacity,
-                                size_t *count);
+/* The token ids that the model reads of an expression, padded with 0 to the model's own number of
+ * tokens, which `*count` gets. RIS_ERROR_ARGUMENT where `capacity` is below that number. */
+RIS_API ris_status ris_tokenize(const ris_model *model, const char *expression, int32_t *ids,
+                                size_t capacity, size_t *count);
 
-/* Runs the two image encoders. rgb: 8-bit RGB, the top row first; stride: bytes from one row to the next, at least
- * 3 * width. The picture must be upright: what a viewer would show. */
-RIS_API ris_status ris_encode_image(const ris_model *model, const uint8_t *rgb, int32_t width, int32_t height,
-                                    size_t stride, ris_scene **scene);
+/* Runs the two image encoders. rgb: 8-bit RGB, the top row first. stride: bytes from one row to the
+ * next, at least 3 * width. The picture must be upright: what a viewer would show. */
+RIS_API ris_status ris_encode_image(const ris_model *model, const uint8_t *rgb, int32_t width,
+                                    int32_t height, size_t stride, ris_scene **scene);
 
 /* Asks for `count` expressions at once, 65536 at most, each with an answer of its own. */
 RIS_API ris_status ris_ask(const ris_scene *scene, const char *const *expressions, size_t count,
                            const ris_ask_options *options, ris_result **result);
 
 /* The same by token ids: `count` rows of `length` ids with [CLS] and [SEP]; 0 is padding. */
-RIS_API ris_status ris_ask_tokens(const ris_scene *scene, const int32_t *ids, size_t count, size_t length,
-                                  const ris_ask_options *options, ris_result **result);
+RIS_API ris_status ris_ask_tokens(const ris_scene *scene, const int32_t *ids, size_t count,
+                                  size_t length, const ris_ask_options *options,
+                                  ris_result **result);
 
 /* The answer to expression `index`. */
 RIS_API ris_status ris_result_get(const ris_result *result, size_t index, ris_answer *answer);
 
+/* Frees the answers to a question. */
 RIS_API ris_status ris_free_result(ris_result *result);
+
+/* Frees an encoded image. */
 RIS_API ris_status ris_free_scene(ris_scene *scene);
+
+/* Closes a bundle: its scenes refuse further questions. */
 RIS_API ris_status ris_close(ris_model *model);
 
 #ifdef __cplusplus

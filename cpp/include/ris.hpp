@@ -1,11 +1,13 @@
-// libris for C++17: RAII over ris.h. Handles are move-only and free themselves; a status becomes a ris::Error.
+// libris for C++17: RAII over ris.h. Handles are move-only and free themselves; a status other than
+// RIS_OK becomes a ris::Error.
 //
 //     ris::Model model("ris-bundle");
 //     ris::Scene scene = model.encode_image(rgb, width, height);
 //     ris::Result result = scene.ask({"left man", "the dog"});
 //     result[0].mask;  // height x width bytes, 1 inside
 //
-// Ownership and thread rules are those of ris.h: a Result stays readable after its Scene and Model are gone.
+// Ownership and thread rules are those of ris.h: a Result stays readable after its Scene and its
+// Model are gone.
 #ifndef RIS_HPP
 #define RIS_HPP
 
@@ -21,29 +23,36 @@
 
 namespace ris {
 
+/// A call that failed: its status, and the sentence of ris_last_error().
 class Error : public std::runtime_error {
 public:
-    Error(ris_status status, const std::string &message) : std::runtime_error(message), status_(status) {}
+    Error(ris_status status, const std::string &message)
+        : std::runtime_error(message), status_(status) {}
     ris_status status() const noexcept { return status_; }
 
 private:
     ris_status status_;
 };
 
+/// Throws Error unless the status is RIS_OK.
 inline void check(ris_status status) {
     if (status != RIS_OK) throw Error(status, ris_last_error());
 }
 
+/// How a bundle is opened: ris_options with its defaults.
 struct Options : ris_options {
     Options() : ris_options(RIS_OPTIONS_INIT) {}
 };
 
-/// How a question is asked; `categories` for a model that asks by category, one for each expression.
+/// How a question is asked.
 struct Ask {
+    /// One for each expression, for a model that asks by category.
     std::vector<std::string> categories;
+    /// As in ris_ask_options.
     double no_target_threshold = 0.5;
 };
 
+/// Its pointers last as long as the Result that it is from.
 using Answer = ris_answer;
 
 /// The answers to one question.
@@ -76,8 +85,9 @@ public:
 
     Result ask(const std::vector<std::string> &expressions, const Ask &how = {}) const {
         const std::vector<const char *> texts = pointers(expressions);
-        return ask_with(how, texts.size(), [&](const ris_ask_options *options, ris_result **result) {
-            return ris_ask(handle_.get(), texts.data(), texts.size(), options, result);
+        const std::size_t count = texts.size();
+        return ask_with(how, count, [&](const ris_ask_options *options, ris_result **result) {
+            return ris_ask(handle_.get(), texts.data(), count, options, result);
         });
     }
 
@@ -88,10 +98,11 @@ public:
     }
 
     /// `ids`: rows of `length` token ids each.
-    Result ask_tokens(const std::vector<std::int32_t> &ids, std::size_t length, const Ask &how = {}) const {
+    Result ask_tokens(const std::vector<std::int32_t> &ids, std::size_t length,
+                      const Ask &how = {}) const {
         if (length == 0 || ids.size() % length != 0) {
-            throw Error(RIS_ERROR_ARGUMENT, std::to_string(ids.size()) + " token ids are no rows of " +
-                                                std::to_string(length) + " each");
+            const std::string found = std::to_string(ids.size()), row = std::to_string(length);
+            throw Error(RIS_ERROR_ARGUMENT, found + " token ids are no rows of " + row + " each");
         }
         const std::size_t count = ids.size() / length;
         return ask_with(how, count, [&](const ris_ask_options *options, ris_result **result) {
@@ -113,8 +124,10 @@ private:
     template <class Call>
     static Result ask_with(const Ask &how, std::size_t count, Call call) {
         if (!how.categories.empty() && how.categories.size() != count) {
-            throw Error(RIS_ERROR_EXPRESSION, std::to_string(count) + " expressions need as many categories, got " +
-                                                  std::to_string(how.categories.size()));
+            const std::string wanted =
+                std::to_string(count) + " expressions need as many categories";
+            throw Error(RIS_ERROR_EXPRESSION,
+                        wanted + ", got " + std::to_string(how.categories.size()));
         }
         const std::vector<const char *> categories = pointers(how.categories);
         ris_ask_options options = RIS_ASK_INIT;
@@ -148,10 +161,11 @@ public:
     std::vector<std::int32_t> tokenize(const std::string &expression) const {
         std::size_t count = 0;
         std::vector<std::int32_t> ids(64);
-        ris_status status = ris_tokenize(handle_.get(), expression.c_str(), ids.data(), ids.size(), &count);
+        const char *text = expression.c_str();
+        ris_status status = ris_tokenize(handle_.get(), text, ids.data(), ids.size(), &count);
         if (status == RIS_ERROR_ARGUMENT && count > ids.size()) {
             ids.resize(count);
-            status = ris_tokenize(handle_.get(), expression.c_str(), ids.data(), ids.size(), &count);
+            status = ris_tokenize(handle_.get(), text, ids.data(), ids.size(), &count);
         }
         check(status);
         ids.resize(count);
@@ -159,7 +173,8 @@ public:
     }
 
     /// rgb: 8-bit RGB, the top row first; stride: bytes from row to row, 0 for 3 * width.
-    Scene encode_image(const std::uint8_t *rgb, std::int32_t width, std::int32_t height, std::size_t stride = 0) const {
+    Scene encode_image(const std::uint8_t *rgb, std::int32_t width, std::int32_t height,
+                       std::size_t stride = 0) const {
         ris_scene *scene = nullptr;
         if (stride == 0 && width > 0) stride = 3 * static_cast<std::size_t>(width);
         check(ris_encode_image(handle_.get(), rgb, width, height, stride, &scene));

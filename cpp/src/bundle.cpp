@@ -16,8 +16,8 @@
 namespace libris {
 namespace fs = std::filesystem;
 
-const std::array<const char *, kStages> kStageNames = {"sam_image_encoder", "clip_image_encoder", "text_encoder",
-                                                       "fusion", "mask_decoder"};
+const std::array<const char *, kStages> kStageNames = {"sam_image_encoder", "clip_image_encoder",
+                                                       "text_encoder", "fusion", "mask_decoder"};
 
 namespace {
 
@@ -26,11 +26,13 @@ constexpr unsigned kHashThreads = 4;
 
 bool lies_outside(const std::string &name) {
     const fs::path path(name);
-    return name.empty() || path.is_absolute() || std::find(path.begin(), path.end(), "..") != path.end();
+    return name.empty() || path.is_absolute() ||
+           std::find(path.begin(), path.end(), "..") != path.end();
 }
 
 // What is wrong with a file of the bundle; empty where nothing is.
-std::string damage(const Bundle &bundle, const std::string &name, const std::string &sha256, bool verify) {
+std::string damage(const Bundle &bundle, const std::string &name, const std::string &sha256,
+                   bool verify) {
     const std::string path = bundle.file(name);
     std::error_code error;
     if (!fs::is_regular_file(path, error)) return name + " is missing";
@@ -46,11 +48,17 @@ std::string damage(const Bundle &bundle, const std::string &name, const std::str
 std::vector<std::string> all_damage(const Bundle &bundle, bool verify) {
     const Manifest &manifest = bundle.manifest;
     std::map<std::string, std::string> expected = manifest.files;
-    for (const Graph &graph : manifest.graphs) expected.insert(graph.sha256.begin(), graph.sha256.end());
+    for (const Graph &graph : manifest.graphs) {
+        expected.insert(graph.sha256.begin(), graph.sha256.end());
+    }
+
     // what will be opened must be among what is checked
     std::vector<std::string> opened = {manifest.tokenizer};
-    if (manifest.categories) opened.insert(opened.end(), {manifest.categories->first, manifest.categories->second});
+    if (manifest.categories) {
+        opened.insert(opened.end(), {manifest.categories->first, manifest.categories->second});
+    }
     for (const Graph &graph : manifest.graphs) opened.push_back(graph.file);
+
     std::vector<std::string> problems;
     for (const std::string &name : opened) {
         if (expected.count(name) == 0) problems.push_back(name + " has no sha256 in the manifest");
@@ -68,14 +76,18 @@ std::vector<std::string> all_damage(const Bundle &bundle, bool verify) {
             found[i] = damage(bundle, items[i].first, items[i].second, verify);
         }
     };
-    std::vector<std::future<void>> others;  // which wait for their threads, whatever is thrown here
+    // their destructors wait for the threads, whatever is thrown here
+    std::vector<std::future<void>> others;
     try {
         const unsigned count = std::clamp(std::thread::hardware_concurrency(), 1u, kHashThreads);
-        for (unsigned i = 1; verify && i < count; ++i) others.push_back(std::async(std::launch::async, work));
+        for (unsigned i = 1; verify && i < count; ++i) {
+            others.push_back(std::async(std::launch::async, work));
+        }
     } catch (const std::system_error &) {
         // no more threads to be had: this one does the rest
     }
     work();
+
     for (std::future<void> &other : others) other.get();
     for (std::string &problem : found) {
         if (!problem.empty()) problems.push_back(std::move(problem));
@@ -98,12 +110,15 @@ Bundle open_bundle(const std::string &path, bool verify) {
         throw Error(RIS_ERROR_BUNDLE, path + ": no such bundle; make one with ris-export");
     }
     if (!fs::is_directory(path, error)) {
-        throw Error(RIS_ERROR_BUNDLE, path + " is a file; a bundle is the folder that ris-export writes");
+        throw Error(RIS_ERROR_BUNDLE,
+                    path + " is a file; a bundle is the folder that ris-export writes");
     }
     const std::string manifest = path + "/manifest.json";
     if (!fs::is_regular_file(manifest, error)) {
-        throw Error(RIS_ERROR_BUNDLE, path + " has no manifest.json, so it is not a bundle; make one with ris-export");
+        throw Error(RIS_ERROR_BUNDLE, path + " has no manifest.json, so it is not a bundle; "
+                                             "make one with ris-export");
     }
+
     Bundle bundle{path, parse_manifest(read_file(manifest, "manifest"), manifest)};
     const std::vector<std::string> problems = all_damage(bundle, verify);
     if (!problems.empty()) {
@@ -119,7 +134,8 @@ std::string read_file(const std::string &path, const char *what) {
     const uintmax_t size = fs::file_size(path, error);
     std::ifstream file(path, std::ios::binary);
     if (error || !file || size > kLargestText) {
-        throw Error(RIS_ERROR_BUNDLE, path + " is no " + what + " that can be read; export the bundle again");
+        throw Error(RIS_ERROR_BUNDLE,
+                    path + " is no " + what + " that can be read; export the bundle again");
     }
     std::string text(static_cast<size_t>(size), '\0');
     if (!file.read(text.data(), static_cast<std::streamsize>(size))) {
@@ -129,21 +145,28 @@ std::string read_file(const std::string &path, const char *what) {
 }
 
 Features parse_features(const std::string &data, const std::string &path) {
-    const Error damaged(RIS_ERROR_BUNDLE, path + " is no float32 .npy table [rows, width]; export the bundle again");
+    const Error damaged(RIS_ERROR_BUNDLE,
+                        path + " is no float32 .npy table [rows, width]; export the bundle again");
     // magic, version, length of the header, and the header: a Python dictionary as text
     if (data.size() < 10 || data.compare(0, 6, "\x93NUMPY") != 0 || data[6] != 1) throw damaged;
-    const size_t start = 10 + (static_cast<unsigned char>(data[8]) | size_t{static_cast<unsigned char>(data[9])} << 8);
+    const size_t start = 10 + (static_cast<unsigned char>(data[8]) |
+                               size_t{static_cast<unsigned char>(data[9])} << 8);
     if (start > data.size()) throw damaged;
+
     const std::string header = data.substr(10, start - 10);
     const size_t shape = header.find("'shape': (");
     unsigned long rows = 0, width = 0;
-    if (header.find("'descr': '<f4'") == std::string::npos || header.find("'fortran_order': False") == std::string::npos ||
-        shape == std::string::npos || std::sscanf(header.c_str() + shape, "'shape': (%9lu, %9lu)", &rows, &width) != 2 ||
-        rows == 0 || width == 0 || (data.size() - start) / sizeof(float) != static_cast<size_t>(rows) * width) {
+    if (header.find("'descr': '<f4'") == std::string::npos ||
+        header.find("'fortran_order': False") == std::string::npos || shape == std::string::npos ||
+        std::sscanf(header.c_str() + shape, "'shape': (%9lu, %9lu)", &rows, &width) != 2 ||
+        rows == 0 || width == 0 ||
+        (data.size() - start) / sizeof(float) != static_cast<size_t>(rows) * width) {
         throw damaged;
     }
+
     Features features{rows, width, std::vector<float>(static_cast<size_t>(rows) * width)};
-    std::memcpy(features.values.data(), data.data() + start, features.values.size() * sizeof(float));
+    std::memcpy(features.values.data(), data.data() + start,
+                features.values.size() * sizeof(float));
     return features;
 }
 

@@ -26,7 +26,8 @@ struct TensorSpec {
 
 struct Graph {
     std::string file;  // relative to the bundle
-    std::string precision;  // for its user's eyes: it is in the graph, whose inputs and outputs are float32
+    // for its user's eyes: it is in the graph, whose inputs and outputs are float32
+    std::string precision;
     std::string sampling;  // "native", "gather" or "" where nothing is sampled
     std::map<std::string, std::string> sha256;
     std::vector<TensorSpec> inputs, outputs;
@@ -58,8 +59,9 @@ struct Manifest {
     Interpolation dense_interpolation;
     float threshold;
     bool no_target;
-    std::optional<std::pair<std::string, std::string>> categories;  // files of names and of features
-    std::map<std::string, std::string> files;                       // sha256 of what is no graph
+    // files of names and of features
+    std::optional<std::pair<std::string, std::string>> categories;
+    std::map<std::string, std::string> files;  // sha256 of what is no graph
 };
 
 struct Bundle {
@@ -69,14 +71,15 @@ struct Bundle {
     std::string file(const std::string &name) const { return path + "/" + name; }
 };
 
-// Reads the manifest and checks the files: present and, with `verify`, unchanged since the export. Throws Error with
-// all that are missing or damaged.
+// Reads the manifest and checks the files: present and, with `verify`, unchanged since the export.
+// Throws Error with all that are missing or damaged.
 Bundle open_bundle(const std::string &path, bool verify);
 
 // A whole file of at most 256 MB. Throws Error of `what` it is.
 std::string read_file(const std::string &path, const char *what);
 
-// The category variant's text features, [rows, width], from the bytes of a float32 .npy file; `path` is for messages.
+// The category variant's text features, [rows, width], from the bytes of a float32 .npy file;
+// `path` is for messages.
 struct Features {
     size_t rows, width;
     std::vector<float> values;

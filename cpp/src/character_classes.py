@@ -1,8 +1,8 @@
-"""Writes character_classes.inc: what the `tokenizers` library takes for marks, punctuation and
-control characters.
+"""Writes character_classes.inc: the marks, punctuation and control characters of `tokenizers`.
 
-Its tables are of an older Unicode than anybody else's, so that no library's categories agree with
-it on newer characters; asked here is the library itself. Run it where `tokenizers` is installed:
+The tables of that library are of an older Unicode than anybody else's. No other library's
+categories agree with it on newer characters, so this asks the library itself. Run it where
+`tokenizers` is installed:
 
     python character_classes.py > character_classes.inc
 """
@@ -46,7 +46,7 @@ for name, belongs in CLASSES.items():
     line = "   "
     for first, last in ranges(belongs):
         item = f" {{0x{first:x}, 0x{last:x}}},"
-        if len(line) + len(item) > 120:
+        if len(line) + len(item) > 100:
             print(line)
             line = "   "
         line += item

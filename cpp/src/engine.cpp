@@ -20,20 +20,22 @@
 namespace libris {
 namespace {
 
-// The oldest API that has all that libris calls: a library may be older than the headers, and newer ones speak it too.
+// The oldest API that has all that libris calls: a library may be older than the headers, and newer
+// ones speak it too.
 constexpr uint32_t kApiVersion = 20;
 static_assert(ORT_API_VERSION >= kApiVersion, "libris needs ONNX Runtime's headers from 1.20 on");
 
 // A log that nobody sees: errors come as statuses, and a library does not print.
-void ORT_API_CALL swallow(void *, OrtLoggingLevel, const char *, const char *, const char *, const char *) {}
+void ORT_API_CALL swallow(void *, OrtLoggingLevel, const char *, const char *, const char *,
+                          const char *) {}
 
-// The process's one environment. It is never destroyed, since at exit other threads may still run graphs.
+// The process's one environment. It is never destroyed: at exit other threads may still run graphs.
 Ort::Env &environment() {
     static Ort::Env *const env = [] {
         const OrtApi *api = OrtGetApiBase()->GetApi(kApiVersion);
         if (api == nullptr) {
-            throw Error(RIS_ERROR_ENGINE, "this ONNX Runtime is " + onnxruntime_version() + ", libris needs 1." +
-                                              std::to_string(kApiVersion) +
+            throw Error(RIS_ERROR_ENGINE, "this ONNX Runtime is " + onnxruntime_version() +
+                                              ", libris needs 1." + std::to_string(kApiVersion) +
                                               " or later; give it a newer libonnxruntime.so");
         }
         Ort::InitApi(api);
@@ -45,7 +47,8 @@ Ort::Env &environment() {
 // An error's first line, without the places in ONNX Runtime's source that it passed.
 std::string reason(const std::string &text) {
     std::string line = text.substr(0, text.find('\n'));
-    const size_t tag = line.rfind("[ONNXRuntimeError] : ");  // [ONNXRuntimeError] : number : kind : sentence
+    // [ONNXRuntimeError] : number : kind : sentence
+    const size_t tag = line.rfind("[ONNXRuntimeError] : ");
     const size_t number = tag == std::string::npos ? tag : line.find(" : ", tag);
     const size_t kind = number == std::string::npos ? number : line.find(" : ", number + 3);
     const size_t sentence = kind == std::string::npos ? kind : line.find(" : ", kind + 3);
@@ -65,12 +68,14 @@ const char *onnxruntime_name(Provider provider) {
 
 void require_available(Provider provider) {
     const std::vector<std::string> available = Ort::GetAvailableProviders();
-    if (std::find(available.begin(), available.end(), onnxruntime_name(provider)) != available.end()) return;
+    const char *const wanted = onnxruntime_name(provider);
+    if (std::find(available.begin(), available.end(), wanted) != available.end()) return;
+
     std::string all;
     for (const std::string &name : available) all += (all.empty() ? "" : ", ") + name;
-    throw Error(RIS_ERROR_ENGINE, std::string("this ONNX Runtime has no ") + onnxruntime_name(provider) + " (it has " +
-                                      all + "); give libris a libonnxruntime.so that was built with it, or ask for "
-                                      "providers \"cpu\"");
+    const std::string found = std::string("this ONNX Runtime has no ") + wanted + " (it has " + all;
+    throw Error(RIS_ERROR_ENGINE, found + "); give libris a libonnxruntime.so that was built with "
+                                          "it, or ask for providers \"cpu\"");
 }
 
 using Settings = std::map<std::string, std::string>;
@@ -89,9 +94,11 @@ void append_cuda(Ort::SessionOptions &session, int device_id) {
     const OrtApi &api = Ort::GetApi();
     OrtCUDAProviderOptionsV2 *made = nullptr;
     Ort::ThrowOnError(api.CreateCUDAProviderOptions(&made));
-    const std::unique_ptr<OrtCUDAProviderOptionsV2, decltype(api.ReleaseCUDAProviderOptions)> cuda(
-        made, api.ReleaseCUDAProviderOptions);
-    // TF32 is off, since what is FP32 is so for its precision; the exhaustive search takes a minute at full size
+    using Held =
+        std::unique_ptr<OrtCUDAProviderOptionsV2, decltype(api.ReleaseCUDAProviderOptions)>;
+    const Held cuda(made, api.ReleaseCUDAProviderOptions);
+    // TF32 is off: what is FP32 is so for its precision. The exhaustive search takes a minute at
+    // full size.
     update(made,
            {{"device_id", std::to_string(device_id)},
             {"use_tf32", "0"},
@@ -101,14 +108,22 @@ void append_cuda(Ort::SessionOptions &session, int device_id) {
     session.AppendExecutionProvider_CUDA_V2(*cuda);
 }
 
+// A size of a TensorSpec, with the batch axes as they are for one image and `expressions`.
+int64_t real_size(int size, int64_t expressions) {
+    switch (size) {
+        case TensorSpec::images: return 1;
+        case TensorSpec::expressions: return expressions;
+        default: return size;
+    }
+}
+
 // The sizes of a graph's inputs as the TensorRT provider takes them, for `expressions` of them.
 std::string profile(const Graph &graph, int expressions) {
     std::string all;
     for (const TensorSpec &spec : graph.inputs) {
         std::string sizes;
         for (const int size : spec.shape) {
-            const int real = size == TensorSpec::images ? 1 : size == TensorSpec::expressions ? expressions : size;
-            sizes += (sizes.empty() ? "" : "x") + std::to_string(real);
+            sizes += (sizes.empty() ? "" : "x") + std::to_string(real_size(size, expressions));
         }
         all += (all.empty() ? "" : ",") + spec.name + ":" + sizes;
     }
@@ -131,28 +146,32 @@ void append_tensorrt(Ort::SessionOptions &session, const Settings &settings) {
     const OrtApi &api = Ort::GetApi();
     OrtTensorRTProviderOptionsV2 *made = nullptr;
     Ort::ThrowOnError(api.CreateTensorRTProviderOptions(&made));
-    const std::unique_ptr<OrtTensorRTProviderOptionsV2, decltype(api.ReleaseTensorRTProviderOptions)> tensorrt(
-        made, api.ReleaseTensorRTProviderOptions);
+    using Held =
+        std::unique_ptr<OrtTensorRTProviderOptionsV2, decltype(api.ReleaseTensorRTProviderOptions)>;
+    const Held tensorrt(made, api.ReleaseTensorRTProviderOptions);
     update(made, settings, api.UpdateTensorRTProviderOptions);
     session.AppendExecutionProvider_TensorRT_V2(*tensorrt);
 }
 
-// Whether an x86 CPU is known to sum products of INT8 in 32 bits; without these instructions they are summed in pairs of
-// 16 bits, which overflow (docs/guide/int8.md, Without VNNI).
+// Whether an x86 CPU is known to sum products of INT8 in 32 bits; without these instructions they
+// are summed in pairs of 16 bits, which overflow (docs/reference/int8.md, Without VNNI).
 bool has_vnni() {
 #if defined(__x86_64__)
     unsigned a = 0, b = 0, c = 0, d = 0;
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (c >> 11 & 1) != 0) return true;  // AVX512_VNNI
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;             // AVX-VNNI
+    // AVX512_VNNI, then AVX-VNNI
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (c >> 11 & 1) != 0) return true;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
 #else
     return false;
 #endif
 }
 
 // tensorrt: the TensorRT provider's settings; used with that provider alone.
-Ort::SessionOptions session_options(Provider provider, const EngineOptions &options, const Settings &tensorrt) {
+Ort::SessionOptions session_options(Provider provider, const EngineOptions &options,
+                                    const Settings &tensorrt) {
     Ort::SessionOptions session;
     session.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
+
     // planning one block for all activations doubles SAM's memory at full size
     session.DisableMemPattern();
     // idle threads of one graph would spin on the cores that the next graph and the host need
@@ -161,6 +180,7 @@ Ort::SessionOptions session_options(Provider provider, const EngineOptions &opti
     if (!has_vnni()) session.AddConfigEntry("session.x64quantprecision", "1");
     session.SetIntraOpNumThreads(options.threads);
     if (provider == Provider::cpu) return session;
+
     if (options.strict) session.AddConfigEntry("session.disable_cpu_ep_fallback", "1");
     if (provider == Provider::tensorrt) append_tensorrt(session, tensorrt);
     append_cuda(session, options.device_id);  // after TensorRT: what that does not take
@@ -170,10 +190,7 @@ Ort::SessionOptions session_options(Provider provider, const EngineOptions &opti
 bool fits(const std::vector<int64_t> &shape, const TensorSpec &spec, int64_t expressions) {
     if (shape.size() != spec.shape.size()) return false;
     for (size_t i = 0; i < shape.size(); ++i) {
-        const int want = spec.shape[i];
-        if (shape[i] != (want == TensorSpec::images ? 1 : want == TensorSpec::expressions ? expressions : want)) {
-            return false;
-        }
+        if (shape[i] != real_size(spec.shape[i], expressions)) return false;
     }
     return true;
 }
@@ -197,6 +214,7 @@ std::array<Provider, kStages> parse_providers(const std::string &text) {
         throw Error(RIS_ERROR_ARGUMENT, "options.providers: there is no provider " + quoted(name) +
                                             "; there are cpu, cuda and tensorrt");
     };
+
     std::array<Provider, kStages> all{};
     for (size_t start = 0, end = 0; end != std::string::npos; start = end + 1) {
         end = text.find(',', start);
@@ -204,19 +222,23 @@ std::array<Provider, kStages> parse_providers(const std::string &text) {
         const size_t equals = part.find('=');
         if (equals == std::string::npos) {
             if (start != 0) {
-                throw Error(RIS_ERROR_ARGUMENT, "options.providers: " + quoted(part) +
-                                                    " names no graph; write fusion=cpu for an exception");
+                throw Error(RIS_ERROR_ARGUMENT,
+                            "options.providers: " + quoted(part) +
+                                " names no graph; write fusion=cpu for an exception");
             }
             all.fill(provider(part));
             continue;
         }
+
         const std::string stage = part.substr(0, equals);
         const auto found = std::find(kStageNames.begin(), kStageNames.end(), stage);
         if (found == kStageNames.end()) {
             std::string names;
-            for (const char *name : kStageNames) names += (names.empty() ? "" : ", ") + std::string(name);
-            throw Error(RIS_ERROR_ARGUMENT,
-                        "options.providers: there is no graph " + quoted(stage) + "; there are " + names);
+            for (const char *name : kStageNames) {
+                names += (names.empty() ? "" : ", ") + std::string(name);
+            }
+            throw Error(RIS_ERROR_ARGUMENT, "options.providers: there is no graph " +
+                                                quoted(stage) + "; there are " + names);
         }
         all[static_cast<size_t>(found - kStageNames.begin())] = provider(part.substr(equals + 1));
     }
@@ -226,12 +248,13 @@ std::array<Provider, kStages> parse_providers(const std::string &text) {
 void check_engine_cache(const std::string &folder, const std::array<Provider, kStages> &providers) {
     if (folder.empty()) return;
     if (std::find(providers.begin(), providers.end(), Provider::tensorrt) == providers.end()) {
-        throw Error(RIS_ERROR_ARGUMENT, "options.engine_cache is for the provider tensorrt, which runs no graph here");
+        throw Error(RIS_ERROR_ARGUMENT,
+                    "options.engine_cache is for the provider tensorrt, which runs no graph here");
     }
     std::error_code error;
     if (!std::filesystem::is_directory(folder, error)) {
-        throw Error(RIS_ERROR_ARGUMENT, "options.engine_cache: there is no folder " + quoted(folder, 400) +
-                                            "; make it first");
+        throw Error(RIS_ERROR_ARGUMENT, "options.engine_cache: there is no folder " +
+                                            quoted(folder, 400) + "; make it first");
     }
 }
 
@@ -255,11 +278,14 @@ Session::Session(const Bundle &bundle, Stage stage, const EngineOptions &options
     const Provider provider = options.providers[stage];
     require_available(provider);
     if (provider == Provider::tensorrt && graph.sampling == "native") {
-        throw Error(RIS_ERROR_ENGINE, name_ + " samples with GridSample, which is wrong in several versions of TensorRT; "
-                                              "export the bundle with --grid-sample gather");
+        throw Error(RIS_ERROR_ENGINE,
+                    name_ + " samples with GridSample, which is wrong in several versions of "
+                            "TensorRT; export the bundle with --grid-sample gather");
     }
+
     try {
-        const Settings tensorrt = provider == Provider::tensorrt ? tensorrt_settings(graph, options) : Settings{};
+        const Settings tensorrt =
+            provider == Provider::tensorrt ? tensorrt_settings(graph, options) : Settings{};
         if (provider != Provider::tensorrt || options.engine_cache.empty()) {
             if (provider == Provider::cpu && graph.precision == "fp16") {
                 open_widened(bundle.file(graph.file), session_options(provider, options, tensorrt));
@@ -268,6 +294,7 @@ Session::Session(const Bundle &bundle, Stage stage, const EngineOptions &options
             }
             return;
         }
+
         std::string built_for = "onnxruntime " + onnxruntime_version();
         for (const auto &[key, value] : tensorrt) built_for += "\n" + key + "=" + value;
         const ContextModel context(options.engine_cache, kStageNames[stage], graph, built_for);
@@ -277,22 +304,28 @@ Session::Session(const Bundle &bundle, Stage stage, const EngineOptions &options
                 context_ = "read";
                 return;
             } catch (const std::exception &) {
-                session_ = Ort::Session(nullptr);  // another GPU or TensorRT, or part of a graph: compiled again
+                // another GPU or TensorRT, or part of a graph: compiled again
+                session_ = Ort::Session(nullptr);
             }
         }
+
         context.discard();
         Ort::SessionOptions writing = session_options(provider, options, tensorrt);
         writing.AddConfigEntry("ep.context_enable", "1");
         writing.AddConfigEntry("ep.context_file_path", context.path().c_str());
-        writing.AddConfigEntry("ep.context_embed_mode", "1");  // the engine inside the file, whose hash is kept
+        // the engine inside the file, whose hash is kept
+        writing.AddConfigEntry("ep.context_embed_mode", "1");
         open(bundle.file(graph.file), writing);
         context.seal();
         context_ = context.is_whole() ? "written" : "";
     } catch (const Ort::Exception &error) {
-        const char *const gpu = provider == Provider::cpu ? "" : "; check the GPU's driver and that CUDA's libraries "
-                                                                 "are found, or ask for providers \"cpu\"";
-        throw Error(RIS_ERROR_ENGINE, name_ + ": ONNX Runtime cannot open " + bundle.file(graph.file) + " on " +
-                                          provider_name(provider) + ": " + reason(error.what()) + gpu);
+        const char *const gpu = provider == Provider::cpu
+                                    ? ""
+                                    : "; check the GPU's driver and that CUDA's libraries are "
+                                      "found, or ask for providers \"cpu\"";
+        throw Error(RIS_ERROR_ENGINE,
+                    name_ + ": ONNX Runtime cannot open " + bundle.file(graph.file) + " on " +
+                        provider_name(provider) + ": " + reason(error.what()) + gpu);
     }
 }
 
@@ -303,7 +336,8 @@ void Session::open(const std::string &path, const Ort::SessionOptions &options) 
 
 void Session::open_widened(const std::string &path, Ort::SessionOptions options) {
     const std::string onnx = widened(read_file(path, "graph"), path);
-    const std::string folder = std::filesystem::absolute(path).parent_path().string();  // where its weights are
+    // the graph comes from memory: ONNX Runtime must be told where its weights are
+    const std::string folder = std::filesystem::absolute(path).parent_path().string();
     options.AddConfigEntry("session.model_external_initializers_file_folder_path", folder.c_str());
     session_ = Ort::Session(environment(), onnx.data(), onnx.size(), options);
     check_names(path);
@@ -323,8 +357,9 @@ void Session::check_names(const std::string &path) const {
     std::sort(names.begin(), names.end());
     std::sort(expected.begin(), expected.end());
     if (names != expected) {
-        throw Error(RIS_ERROR_BUNDLE,
-                    name_ + ": " + path + " has not the inputs and outputs that the manifest says; export the bundle again");
+        throw Error(RIS_ERROR_BUNDLE, name_ + ": " + path +
+                                          " has not the inputs and outputs that the manifest says; "
+                                          "export the bundle again");
     }
 }
 
@@ -336,22 +371,26 @@ std::vector<Ort::Value> Session::run(const Feeds &feeds, int64_t expressions) co
         inputs.push_back(*value);
     }
     for (const TensorSpec &spec : outputs_) output_names.push_back(spec.name.c_str());
+
     std::vector<Ort::Value> values;
     values.reserve(outputs_.size());
     std::vector<OrtValue *> outputs(outputs_.size(), nullptr);
     try {
-        Ort::ThrowOnError(Ort::GetApi().Run(session_, nullptr, input_names.data(), inputs.data(), inputs.size(),
-                                            output_names.data(), output_names.size(), outputs.data()));
+        Ort::ThrowOnError(Ort::GetApi().Run(session_, nullptr, input_names.data(), inputs.data(),
+                                            inputs.size(), output_names.data(), output_names.size(),
+                                            outputs.data()));
     } catch (const Ort::Exception &error) {
         throw Error(RIS_ERROR_ENGINE, name_ + ": ONNX Runtime failed: " + reason(error.what()));
     }
     for (OrtValue *output : outputs) values.emplace_back(output);
+
     for (size_t i = 0; i < values.size(); ++i) {
         const auto info = values[i].GetTensorTypeAndShapeInfo();
         if (info.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ||
             !fits(info.GetShape(), outputs_[i], expressions)) {
             throw Error(RIS_ERROR_BUNDLE, name_ + ": the output " + outputs_[i].name +
-                                              " has not the shape that the manifest says; export the bundle again");
+                                              " has not the shape that the manifest says; "
+                                              "export the bundle again");
         }
     }
     return values;

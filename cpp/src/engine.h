@@ -1,4 +1,4 @@
-// ONNX Runtime: one environment, a session for each graph, providers that are never replaced unseen.
+// ONNX Runtime: one environment, a session for each graph. No provider is replaced unseen.
 #pragma once
 
 #include "bundle.h"
@@ -26,13 +26,14 @@ struct EngineOptions {
 // "cuda,text_encoder=cpu" -> a provider for each graph. Throws Error for words it does not know.
 std::array<Provider, kStages> parse_providers(const std::string &text);
 
-// Throws Error where there is no such folder, or no graph that would use it. "": none was asked for.
+// Throws Error where there is no such folder, or no graph would use it. "": none was asked for.
 void check_engine_cache(const std::string &folder, const std::array<Provider, kStages> &providers);
 
 // The cores this process may use.
 int usable_cores();
 
-// Before anything else of ONNX Runtime, also before an empty Ort::Value. Throws Error where the library is too old.
+// Call it before anything else of ONNX Runtime, also before an empty Ort::Value. Throws Error where
+// the library is too old.
 void start_onnxruntime();
 
 std::string onnxruntime_version();
@@ -45,7 +46,8 @@ public:
 
     using Feeds = std::vector<std::pair<const char *, const Ort::Value *>>;
 
-    // The outputs in the manifest's order, float32, their shapes checked against it for one image and `expressions`.
+    // The outputs in the manifest's order, float32. Their shapes are checked against the manifest,
+    // for one image and `expressions`.
     std::vector<Ort::Value> run(const Feeds &feeds, int64_t expressions) const;
 
     // "read" or "written" where an EPContext model was, else "".
@@ -65,8 +67,10 @@ private:
 // A tensor over memory of the caller's, which must outlive it.
 template <class T>
 Ort::Value tensor(std::vector<T> &values, const std::vector<int64_t> &shape) {
-    static const Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-    return Ort::Value::CreateTensor<T>(memory, values.data(), values.size(), shape.data(), shape.size());
+    static const Ort::MemoryInfo memory =
+        Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+    return Ort::Value::CreateTensor<T>(memory, values.data(), values.size(), shape.data(),
+                                       shape.size());
 }
 
 }  // namespace libris

@@ -10,7 +10,8 @@ namespace libris {
 
 class Error : public std::runtime_error {
 public:
-    Error(ris_status status, const std::string &message) : std::runtime_error(message), status(status) {}
+    Error(ris_status status, const std::string &message)
+        : std::runtime_error(message), status(status) {}
     ris_status status;
 };
 
@@ -18,7 +19,8 @@ public:
 inline std::string quoted(const std::string &text, size_t most = 80) {
     if (text.size() <= most) return "'" + text + "'";
     size_t end = most;
-    while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;  // whole UTF-8 characters
+    // whole UTF-8 characters
+    while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
     return "'" + text.substr(0, end) + "...'";
 }
 

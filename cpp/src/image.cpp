@@ -37,7 +37,8 @@ std::vector<Window> windows(int source, int target) {
         }
         Window window{first, {}};
         for (const double weight : exact) {
-            window.weight.push_back(static_cast<int32_t>(0.5 + (sum != 0 ? weight / sum : weight) * (1 << kBits)));
+            window.weight.push_back(
+                static_cast<int32_t>(0.5 + (sum != 0 ? weight / sum : weight) * (1 << kBits)));
         }
         all.push_back(std::move(window));
     }
@@ -80,11 +81,13 @@ void mean_of_rows(const Window &window, RowAt row_at, std::vector<int32_t> &sums
 
 std::vector<uint8_t> resize_pillow(const Image &image, int width, int height) {
     const size_t out_stride = kChannels * static_cast<size_t>(width);
-    const std::vector<Window> columns = windows(image.width, width), rows = windows(image.height, height);
+    const std::vector<Window> columns = windows(image.width, width);
+    const std::vector<Window> rows = windows(image.height, height);
     std::vector<uint8_t> out(static_cast<size_t>(height) * out_stride);
     const auto source_row = [&](size_t row) { return image.rgb + row * image.stride; };
 
-    // what is shrunk much more in height: Pillow 13 resizes that in height first, which rounds otherwise
+    // an image that is shrunk much more in height: Pillow 13 resizes it in height first, which
+    // rounds otherwise
     if (image.height - height > 2 * std::max(image.width - width, 0)) {
         std::vector<uint8_t> line(kChannels * static_cast<size_t>(image.width));
         std::vector<int32_t> sums(line.size());
@@ -101,12 +104,15 @@ std::vector<uint8_t> resize_pillow(const Image &image, int width, int height) {
 
     size_t most = 1;
     for (const Window &window : rows) most = std::max(most, window.weight.size());
-    // rows of the right width, as many as one output row is made from: an image of any shape needs little memory
+
+    // rows of the right width, as many as one output row is made from, so that an image of any
+    // shape needs little memory
     std::vector<uint8_t> ring(most * out_stride);
     size_t ready = 0;
     std::vector<int32_t> sums(out_stride);
     for (size_t y = 0; y < rows.size(); ++y) {
-        const size_t first = static_cast<size_t>(rows[y].first), last = first + rows[y].weight.size();
+        const size_t first = static_cast<size_t>(rows[y].first);
+        const size_t last = first + rows[y].weight.size();
         for (ready = std::max(ready, first); ready < last; ++ready) {
             uint8_t *to = &ring[ready % most * out_stride];
             const uint8_t *from = source_row(ready);
@@ -120,8 +126,8 @@ std::vector<uint8_t> resize_pillow(const Image &image, int width, int height) {
             std::memcpy(&out[y * out_stride], &ring[y % most * out_stride], out_stride);
             continue;
         }
-        mean_of_rows(
-            rows[y], [&](size_t row) { return &ring[row % most * out_stride]; }, sums, &out[y * out_stride]);
+        const auto ring_row = [&](size_t row) { return &ring[row % most * out_stride]; };
+        mean_of_rows(rows[y], ring_row, sums, &out[y * out_stride]);
     }
     return out;
 }
@@ -134,7 +140,10 @@ EncoderInputs prepare_image(const Image &image, const Preprocess &preprocess) {
     inputs.sam.resize(kChannels * plane);
     for (size_t channel = 0; channel < kChannels; ++channel) {
         float level[256];
-        for (int i = 0; i < 256; ++i) level[i] = (static_cast<float>(i) - sam.mean[channel]) / sam.std[channel];
+        for (int i = 0; i < 256; ++i) {
+            level[i] = (static_cast<float>(i) - sam.mean[channel]) / sam.std[channel];
+        }
+
         float *to = &inputs.sam[channel * plane];
         for (size_t i = 0; i < plane; ++i) to[i] = level[square[i * kChannels + channel]];
     }
@@ -155,7 +164,8 @@ EncoderInputs prepare_image(const Image &image, const Preprocess &preprocess) {
             for (size_t channel = 0; channel < kChannels; ++channel) {
                 float sum = 0;
                 for (size_t tap = x * taps; tap < (x + 1) * taps; ++tap) {
-                    sum += line[static_cast<size_t>(both.index[tap]) * kChannels + channel] * both.weight[tap];
+                    sum += line[static_cast<size_t>(both.index[tap]) * kChannels + channel] *
+                           both.weight[tap];
                 }
                 inputs.clip[(channel * small + y) * small + x] =
                     (sum / 255.0f - clip.mean[channel]) / clip.std[channel];

@@ -15,8 +15,8 @@ struct Image {
     size_t stride;
 };
 
-// Pillow 13's bilinear resize of 8-bit RGB: antialiased, in 22-bit fixed point, columns before rows but for tall
-// images. Tightly packed.
+// Pillow 13's bilinear resize of 8-bit RGB: antialiased, in 22-bit fixed point, columns before rows
+// but for tall images. Tightly packed.
 std::vector<uint8_t> resize_pillow(const Image &image, int width, int height);
 
 struct EncoderInputs {
@@ -24,7 +24,8 @@ struct EncoderInputs {
     std::vector<float> clip;  // [1, 3, c, c]
 };
 
-// SAM's square is resized from the image, its aspect ratio not kept; CLIP's is made from SAM's, bicubic.
+// SAM's square is resized from the image, and the aspect ratio is not kept; CLIP's is made from
+// SAM's, bicubic.
 EncoderInputs prepare_image(const Image &image, const Preprocess &preprocess);
 
 }  // namespace libris

@@ -32,7 +32,9 @@ Taps::Taps(int source, int target, Interpolation interpolation)
             weight.insert(weight.end(), {outer(t + 1), inner(t), inner(1 - t), outer(2 - t)});
         }
         const int first = static_cast<int>(floor) - (count == 4 ? 1 : 0);
-        for (int tap = 0; tap < count; ++tap) index.push_back(std::clamp(first + tap, 0, source - 1));
+        for (int tap = 0; tap < count; ++tap) {
+            index.push_back(std::clamp(first + tap, 0, source - 1));
+        }
     }
 }
 
@@ -42,6 +44,7 @@ std::vector<float> resize_maps(const float *in, size_t maps, int h, int w, int h
     const size_t out_width = static_cast<size_t>(width);
     const size_t out_size = static_cast<size_t>(height) * out_width;
     if (h == height && w == width) return std::vector<float>(in, in + maps * in_size);
+
     const Taps rows(h, height, interpolation), columns(w, width, interpolation);
     const size_t taps = static_cast<size_t>(rows.count);
     std::vector<float> across(static_cast<size_t>(h) * out_width);  // one map, resized to `width`
@@ -60,7 +63,8 @@ std::vector<float> resize_maps(const float *in, size_t maps, int h, int w, int h
         for (size_t y = 0; y < static_cast<size_t>(height); ++y) {
             float *to = out.data() + map * out_size + y * out_width;
             for (size_t tap = y * taps; tap < (y + 1) * taps; ++tap) {
-                const float *from = across.data() + static_cast<size_t>(rows.index[tap]) * out_width;
+                const float *from =
+                    across.data() + static_cast<size_t>(rows.index[tap]) * out_width;
                 const float weight = rows.weight[tap];
                 for (size_t x = 0; x < out_width; ++x) to[x] += weight * from[x];
             }

@@ -1,5 +1,6 @@
-// Bilinear and bicubic resizing as a separable linear map, equal to torch.nn.functional.interpolate with
-// align_corners=False and no antialiasing; bicubic with a = -0.75. Coordinates are float32, as torch computes them.
+// Bilinear and bicubic resizing as a separable linear map, equal to torch.nn.functional.interpolate
+// with align_corners=False and no antialiasing; bicubic with a = -0.75. Coordinates are float32, as
+// torch computes them.
 #pragma once
 
 #include <cstddef>

@@ -14,11 +14,13 @@ namespace {
 using nlohmann::json;
 
 constexpr int kLargestSide = 1 << 14;  // of anything that is an image or a map
-constexpr int kDeepest = 64;           // nesting; copying and printing a deeper value could overflow the stack
+constexpr int kDeepest = 64;           // nesting; a copy of a deeper value could overflow the stack
 
 bool is_whole(const json &value, int64_t least, int64_t most) {
     if (!value.is_number_integer()) return false;
-    if (value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) return false;
+    if (value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) {
+        return false;
+    }
     return value.get<int64_t>() >= least && value.get<int64_t>() <= most;
 }
 
@@ -29,7 +31,8 @@ bool is_number(const json &value) {
 
 float to_float(const json &value) { return static_cast<float>(value.get<double>()); }
 
-// Reads the fields of an object and notes what is missing or of the wrong kind, so that all of it is told at once.
+// Reads the fields of an object and notes what is missing or of the wrong kind, so that all of it
+// is told at once.
 class Fields {
 public:
     Fields(const json &value, std::string at, std::vector<std::string> &problems)
@@ -66,7 +69,8 @@ public:
     int whole(const char *name, int least, int most) const {
         const json &value = get(name);
         if (is_whole(value, least, most)) return value.get<int>();
-        wrong(name, "a whole number from " + std::to_string(least) + " to " + std::to_string(most), value);
+        wrong(name, "a whole number from " + std::to_string(least) + " to " + std::to_string(most),
+              value);
         return least;
     }
 
@@ -112,12 +116,15 @@ public:
             good = is_number(value[i]) && !(divisor && to_float(value[i]) == 0);
             if (good) all[i] = to_float(value[i]);
         }
-        if (!good) wrong(name, divisor ? "a list of three numbers, none zero" : "a list of three numbers", value);
+        if (good) return all;
+        wrong(name, divisor ? "a list of three numbers, none zero" : "a list of three numbers",
+              value);
         return all;
     }
 
     void wrong(const std::string &name, const std::string &expected, const json &found) const {
-        if (found.is_null() && value_.is_object() && !value_.contains(name)) return;  // missing: noted already
+        const bool missing = found.is_null() && value_.is_object() && !value_.contains(name);
+        if (missing) return;  // noted already
         std::string at = at_ + name;
         if (at.empty()) at = "the manifest";
         if (at.back() == '.') at.pop_back();
@@ -137,9 +144,9 @@ std::vector<TensorSpec> tensors(const Fields &graph, const char *name) {
     bool good = list.is_array();
     const json none = json::array();
     for (const json &item : good ? list : none) {
-        good = good && item.is_object() && item.contains("name") && item["name"].is_string() && item.contains("dtype") &&
-               (item["dtype"] == "float32" || item["dtype"] == "int32") && item.contains("shape") &&
-               item["shape"].is_array();
+        good = good && item.is_object() && item.contains("name") && item["name"].is_string() &&
+               item.contains("dtype") && (item["dtype"] == "float32" || item["dtype"] == "int32") &&
+               item.contains("shape") && item["shape"].is_array();
         if (!good) break;
         TensorSpec spec{item["name"].get<std::string>(), item["dtype"] == "int32", {}};
         for (const json &size : item["shape"]) {
@@ -155,7 +162,9 @@ std::vector<TensorSpec> tensors(const Fields &graph, const char *name) {
         }
         all.push_back(std::move(spec));
     }
-    if (!good) graph.wrong(name, "a list of tensors with name, dtype (float32 or int32) and shape", list);
+    if (!good) {
+        graph.wrong(name, "a list of tensors with name, dtype (float32 or int32) and shape", list);
+    }
     return all;
 }
 
@@ -173,7 +182,8 @@ Graph graph(const Fields &fields) {
 
 Square square(const Fields &fields, const char *interpolation) {
     fields.word("interpolation", {interpolation});
-    return {fields.whole("size", 1, kLargestSide), fields.channels("mean", false), fields.channels("std", true)};
+    return {fields.whole("size", 1, kLargestSide), fields.channels("mean", false),
+            fields.channels("std", true)};
 }
 
 Manifest manifest(const Fields &fields, std::vector<std::string> &problems) {
@@ -183,31 +193,42 @@ Manifest manifest(const Fields &fields, std::vector<std::string> &problems) {
     manifest.trained = source.boolean("trained");
     const json &model = fields.get("model");
     const auto preset = model.is_object() ? model.find("preset") : model.end();
-    if (model.is_object() && preset != model.end() && preset->is_string()) manifest.preset = preset->get<std::string>();
+    if (model.is_object() && preset != model.end() && preset->is_string()) {
+        manifest.preset = preset->get<std::string>();
+    }
     manifest.precision = fields.text("precision");
+
     const Fields graphs = fields.object("graphs");
-    for (size_t stage = 0; stage < kStages; ++stage) manifest.graphs[stage] = graph(graphs.object(kStageNames[stage]));
+    for (size_t stage = 0; stage < kStages; ++stage) {
+        manifest.graphs[stage] = graph(graphs.object(kStageNames[stage]));
+    }
+
     const Fields preprocess = fields.object("preprocess");
     manifest.preprocess = {square(preprocess.object("sam"), "pillow-bilinear-uint8"),
                            square(preprocess.object("clip"), "bicubic")};
+
     const Fields text = fields.object("text");
     manifest.tokenizer = text.text("tokenizer");
     manifest.max_tokens = text.whole("max_tokens", 2, 4096);
+
     const Fields dense = fields.object("dense_prompt");
     manifest.dense_grid = dense.whole("grid", 1, kLargestSide);
     manifest.dense_target = dense.whole("target", 1, kLargestSide);
     manifest.dense_interpolation = dense.word("interpolation", {"bilinear", "bicubic"}) == "bicubic"
                                        ? Interpolation::bicubic
                                        : Interpolation::bilinear;
+
     const Fields postprocess = fields.object("postprocess");
     postprocess.word("interpolation", {"bilinear"});
     manifest.threshold = postprocess.number("threshold");
     manifest.no_target = fields.boolean("no_target");
+
     const json &categories = fields.get("categories");
     if (!categories.is_null()) {
         const Fields table(categories, "categories.", problems);
         manifest.categories = {table.text("names"), table.text("features")};
     }
+
     manifest.files = fields.texts("files");
     return manifest;
 }
@@ -216,10 +237,12 @@ json parse(const std::string &text, const std::string &path) {
     try {
         return json::parse(text, [&](int depth, json::parse_event_t, json &) {
             if (depth <= kDeepest) return true;
-            throw Error(RIS_ERROR_BUNDLE, path + " is nested too deep to be a bundle's; export the bundle again");
+            throw Error(RIS_ERROR_BUNDLE,
+                        path + " is nested too deep to be a bundle's; export the bundle again");
         });
     } catch (const json::exception &error) {
-        throw Error(RIS_ERROR_BUNDLE, path + " is not JSON (" + error.what() + "); export the bundle again");
+        throw Error(RIS_ERROR_BUNDLE,
+                    path + " is not JSON (" + error.what() + "); export the bundle again");
     }
 }
 
@@ -250,16 +273,20 @@ void read_template(const json &processor, TokenizerFile &file) {
 Manifest parse_manifest(const std::string &text, const std::string &path) {
     const json data = parse(text, path);
     const auto version = data.is_object() ? data.find("format_version") : data.end();
-    if (data.is_object() && version != data.end() && version->is_number_integer() && *version > kFormatVersion) {
-        throw Error(RIS_ERROR_BUNDLE, path + " has format version " + version->dump() + ", this libris reads up to " +
-                                          std::to_string(kFormatVersion) +
-                                          "; upgrade libris, or export the bundle again with this version");
+    if (data.is_object() && version != data.end() && version->is_number_integer() &&
+        *version > kFormatVersion) {
+        throw Error(RIS_ERROR_BUNDLE,
+                    path + " has format version " + version->dump() + ", this libris reads up to " +
+                        std::to_string(kFormatVersion) +
+                        "; upgrade libris, or export the bundle again with this version");
     }
+
     std::vector<std::string> problems;
     const Fields fields(data, "", problems);
     fields.whole("format_version", 1, kFormatVersion);
     Manifest found = manifest(fields, problems);
     if (problems.empty()) return found;
+
     std::string all;
     for (const std::string &problem : problems) all += (all.empty() ? "" : "; ") + problem;
     throw Error(RIS_ERROR_BUNDLE, path + " is damaged: " + all + "; export the bundle again");
@@ -271,7 +298,8 @@ std::vector<std::string> parse_category_names(const std::string &text, const std
     try {
         for (const json &row : data) names.push_back(row.at("name").get<std::string>());
     } catch (const json::exception &) {
-        throw Error(RIS_ERROR_BUNDLE, path + " is not a list of categories that can be read; export the bundle again");
+        throw Error(RIS_ERROR_BUNDLE, path + " is not a list of categories that can be read; "
+                                             "export the bundle again");
     }
     return names;
 }
@@ -284,36 +312,44 @@ TokenizerFile parse_tokenizer(const std::string &text, const std::string &path) 
         const auto kind = [&](const json &part, const char *expected) {
             const std::string found = part.at("type").get<std::string>();
             if (found == expected) return;
-            throw Error(RIS_ERROR_BUNDLE, path + " has " + quoted(found) + " where libris reads " + expected +
-                                              " alone; export the bundle again with this version");
+            const std::string what = path + " has " + quoted(found) + " where libris reads ";
+            throw Error(RIS_ERROR_BUNDLE,
+                        what + expected + " alone; export the bundle again with this version");
         };
         kind(normalizer, "BertNormalizer");
         kind(data.at("pre_tokenizer"), "BertPreTokenizer");
         kind(model, "WordPiece");
         kind(data.at("post_processor"), "TemplateProcessing");
+
         file.clean_text = normalizer.at("clean_text").get<bool>();
         file.handle_chinese_chars = normalizer.at("handle_chinese_chars").get<bool>();
         file.lowercase = normalizer.at("lowercase").get<bool>();
         const json &strip = normalizer.at("strip_accents");
         file.strip_accents = strip.is_null() ? file.lowercase : strip.get<bool>();
+
         file.unknown = model.at("unk_token").get<std::string>();
         file.prefix = model.at("continuing_subword_prefix").get<std::string>();
         file.longest_word = static_cast<size_t>(token_id(model.at("max_input_chars_per_word")));
-        for (const auto &[token, id] : model.at("vocab").items()) file.vocabulary.emplace_back(token, token_id(id));
+        for (const auto &[token, id] : model.at("vocab").items()) {
+            file.vocabulary.emplace_back(token, token_id(id));
+        }
+
         for (const json &token : data.at("added_tokens")) {
-            const bool plain = !token.at("normalized").get<bool>() && !token.at("single_word").get<bool>() &&
-                               !token.at("lstrip").get<bool>() && !token.at("rstrip").get<bool>();
+            const auto is = [&](const char *option) { return token.at(option).get<bool>(); };
+            const bool plain =
+                !is("normalized") && !is("single_word") && !is("lstrip") && !is("rstrip");
+            const json &content = token.at("content");
             if (!plain) {
-                throw Error(RIS_ERROR_BUNDLE, path + " has the added token " + token.at("content").dump() +
-                                                  " with options that libris does not know; export the bundle again "
-                                                  "with this version");
+                throw Error(RIS_ERROR_BUNDLE, path + " has the added token " + content.dump() +
+                                                  " with options that libris does not know; "
+                                                  "export the bundle again with this version");
             }
-            file.special.emplace_back(token.at("content").get<std::string>(), token_id(token.at("id")));
+            file.special.emplace_back(content.get<std::string>(), token_id(token.at("id")));
         }
         read_template(data.at("post_processor"), file);
     } catch (const json::exception &error) {
-        throw Error(RIS_ERROR_BUNDLE,
-                    path + " is not a tokenizer that can be read (" + error.what() + "); export the bundle again");
+        throw Error(RIS_ERROR_BUNDLE, path + " is not a tokenizer that can be read (" +
+                                          error.what() + "); export the bundle again");
     }
     return file;
 }
@@ -324,7 +360,9 @@ std::string info_json(const Bundle &bundle, const Info &info) {
     for (size_t stage = 0; stage < kStages; ++stage) {
         graphs[kStageNames[stage]] = {{"precision", manifest.graphs[stage].precision},
                                       {"provider", info.providers[stage]}};
-        if (!info.contexts[stage].empty()) graphs[kStageNames[stage]]["ep_context"] = info.contexts[stage];
+        if (!info.contexts[stage].empty()) {
+            graphs[kStageNames[stage]]["ep_context"] = info.contexts[stage];
+        }
     }
     const json all = {{"libris", ris_version()},
                       {"onnxruntime", info.onnxruntime},

@@ -6,10 +6,13 @@
 
 namespace libris {
 
-std::vector<uint8_t> mask_from_logits(const float *logits, int h, int w, int height, int width, float threshold) {
+std::vector<uint8_t> mask_from_logits(const float *logits, int h, int w, int height, int width,
+                                      float threshold) {
     const Taps rows(h, height, Interpolation::bilinear), columns(w, width, Interpolation::bilinear);
     const size_t out_width = static_cast<size_t>(width);
-    // the two rows of logits that a row of the mask lies between, resized to `width`: odd and even ones take turns
+
+    // the two rows of logits that a row of the mask lies between, resized to `width`: odd and even
+    // rows take turns
     std::vector<float> wide(2 * out_width);
     int held[2] = {-1, -1};
     const auto widened = [&](int row) {
@@ -23,6 +26,7 @@ std::vector<uint8_t> mask_from_logits(const float *logits, int h, int w, int hei
         }
         return to;
     };
+
     std::vector<uint8_t> mask(static_cast<size_t>(height) * out_width);
     for (size_t y = 0; y < static_cast<size_t>(height); ++y) {
         const float *above = widened(rows.index[2 * y]), *below = widened(rows.index[2 * y + 1]);

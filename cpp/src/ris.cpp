@@ -44,8 +44,8 @@ ris_status guarded(Call call) noexcept {
     }
 }
 
-// Objects by handle. A handle is a number that is given out once in a process, of any kind: no address, so that a freed
-// one can be told from a living one.
+// Objects by handle. A handle of any kind is a number that a process gives out once. It is no
+// address, so that a freed one can be told from a living one.
 std::atomic<uintptr_t> next_handle{1};
 
 template <class Handle, class Object>
@@ -62,7 +62,8 @@ public:
 
     std::shared_ptr<Object> get(const Handle *handle) const {
         if (handle == nullptr) {
-            throw Error(RIS_ERROR_ARGUMENT, std::string(kind_) + " is NULL; pass what " + maker_ + " returned");
+            throw Error(RIS_ERROR_ARGUMENT,
+                        std::string(kind_) + " is NULL; pass what " + maker_ + " returned");
         }
         const std::lock_guard<std::mutex> lock(mutex_);
         const auto found = objects_.find(reinterpret_cast<uintptr_t>(handle));
@@ -82,7 +83,8 @@ public:
 
 private:
     Error stale() const {
-        return Error(RIS_ERROR_HANDLE, std::string("this ") + kind_ + " was closed or freed already, or is not what " +
+        return Error(RIS_ERROR_HANDLE, std::string("this ") + kind_ +
+                                           " was closed or freed already, or is not what " +
                                            maker_ + " returned");
     }
 
@@ -113,8 +115,10 @@ T &require(T *pointer, const char *name) {
     return *pointer;
 }
 
-constexpr size_t kMostExpressions = 65536;  // in one question, so that a count of -1 is no array to read
-constexpr size_t kLargestStruct = 4096;     // of any later version's, so that garbage is not read as a size
+// In one question, so that a count of -1 is no array to read.
+constexpr size_t kMostExpressions = 65536;
+// Of any later version's structs, so that garbage is not read as a size.
+constexpr size_t kLargestStruct = 4096;
 
 // first: the struct's size in the first version of libris that had it.
 void require_size(size_t size, size_t first, const char *name) {
@@ -123,8 +127,9 @@ void require_size(size_t size, size_t first, const char *name) {
                                         "; start from the INIT macro of ris.h");
 }
 
-// A caller's struct over `ours`, which has the defaults. What a newer caller's has beyond ours must be zero; when ours
-// grows, an older caller's is shorter, and never shorter than the first version's.
+// A caller's struct over `ours`, which has the defaults. What a newer caller's has beyond ours must
+// be zero. When ours grows, an older caller's is shorter, but never shorter than the first
+// version's.
 template <class Struct>
 Struct read_struct(const Struct *theirs, Struct ours, const char *name) {
     if (theirs == nullptr) return ours;
@@ -133,8 +138,8 @@ Struct read_struct(const Struct *theirs, Struct ours, const char *name) {
     const auto *bytes = reinterpret_cast<const unsigned char *>(theirs);
     for (size_t i = sizeof(Struct); i < size; ++i) {
         if (bytes[i] != 0) {
-            throw Error(RIS_ERROR_ARGUMENT, std::string(name) + " sets what libris " + ris_version() +
-                                                " does not know; use a newer libris");
+            const std::string what = std::string(name) + " sets what libris " + ris_version();
+            throw Error(RIS_ERROR_ARGUMENT, what + " does not know; use a newer libris");
         }
     }
     std::memcpy(static_cast<void *>(&ours), theirs, std::min(size, sizeof(Struct)));
@@ -143,8 +148,9 @@ Struct read_struct(const Struct *theirs, Struct ours, const char *name) {
 
 void require_range(int64_t value, int64_t least, int64_t most, const char *name) {
     if (value >= least && value <= most) return;
-    throw Error(RIS_ERROR_ARGUMENT, std::string(name) + " should be from " + std::to_string(least) + " to " +
-                                        std::to_string(most) + ", found " + std::to_string(value));
+    throw Error(RIS_ERROR_ARGUMENT, std::string(name) + " should be from " + std::to_string(least) +
+                                        " to " + std::to_string(most) + ", found " +
+                                        std::to_string(value));
 }
 
 Options options_of(const ris_options *given) {
@@ -155,6 +161,7 @@ Options options_of(const ris_options *given) {
     require_range(found.verify, 0, 1, "options.verify");
     require_range(found.max_expressions, 1, 4096, "options.max_expressions");
     require_range(found.reserved, 0, 0, "options.reserved");
+
     Options options;
     if (found.providers != nullptr) options.providers = parse_providers(found.providers);
     if (found.engine_cache != nullptr) options.engine_cache = found.engine_cache;
@@ -171,8 +178,10 @@ Options options_of(const ris_options *given) {
 Question question_of(const ris_ask_options *given, size_t count) {
     const ris_ask_options found = read_struct<ris_ask_options>(given, RIS_ASK_INIT, "options");
     if (!(found.no_target_threshold >= 0)) {
-        throw Error(RIS_ERROR_ARGUMENT, "options.no_target_threshold is a probability from 0 to 1, or above 1 for never; "
-                                        "found " + std::to_string(found.no_target_threshold));
+        const std::string threshold = std::to_string(found.no_target_threshold);
+        throw Error(RIS_ERROR_ARGUMENT, "options.no_target_threshold is a probability from 0 to 1, "
+                                        "or above 1 for never; found " +
+                                            threshold);
     }
     if (count < 1 || count > kMostExpressions) {
         throw Error(RIS_ERROR_ARGUMENT, "count is " + std::to_string(count) + "; ask for 1 to " +
@@ -185,13 +194,20 @@ Question question_of(const ris_ask_options *given, size_t count) {
     return question;
 }
 
-std::pair<std::shared_ptr<const Scene>, std::shared_ptr<const Model>> scene_of(const ris_scene *handle) {
+std::pair<std::shared_ptr<const Scene>, std::shared_ptr<const Model>>
+scene_of(const ris_scene *handle) {
     std::shared_ptr<const Scene> scene = scenes().get(handle);
     std::shared_ptr<const Model> model = scene->model.lock();
     if (!model) {
-        throw Error(RIS_ERROR_HANDLE, "the scene's model was closed; open the bundle and encode the image again");
+        throw Error(RIS_ERROR_HANDLE,
+                    "the scene's model was closed; open the bundle and encode the image again");
     }
     return {std::move(scene), std::move(model)};
+}
+
+// Asks, and gives the answers a handle.
+ris_result *answered(const Model &model, const Scene &scene, const Question &question) {
+    return results().add(std::make_shared<const Result>(model.ask(scene.encoded, question)));
 }
 
 }  // namespace
@@ -219,7 +235,8 @@ ris_status ris_info(const ris_model *model, const char **json) {
     });
 }
 
-ris_status ris_tokenize(const ris_model *model, const char *expression, int32_t *ids, size_t capacity, size_t *count) {
+ris_status ris_tokenize(const ris_model *model, const char *expression, int32_t *ids,
+                        size_t capacity, size_t *count) {
     return guarded([&] {
         const auto opened = models().get(model);
         const size_t length = static_cast<size_t>(opened->max_tokens());
@@ -227,44 +244,48 @@ ris_status ris_tokenize(const ris_model *model, const char *expression, int32_t 
         require(ids, "ids");
         const Tokens tokens = opened->tokenize(&require(expression, "expression"));
         if (capacity < length) {
-            throw Error(RIS_ERROR_ARGUMENT, "capacity is " + std::to_string(capacity) + ", the model reads " +
-                                                std::to_string(length) + " tokens");
+            throw Error(RIS_ERROR_ARGUMENT, "capacity is " + std::to_string(capacity) +
+                                                ", the model reads " + std::to_string(length) +
+                                                " tokens");
         }
         std::fill(std::copy(tokens.ids.begin(), tokens.ids.end(), ids), ids + length, 0);
     });
 }
 
-ris_status ris_encode_image(const ris_model *model, const uint8_t *rgb, int32_t width, int32_t height, size_t stride,
-                            ris_scene **scene) {
+ris_status ris_encode_image(const ris_model *model, const uint8_t *rgb, int32_t width,
+                            int32_t height, size_t stride, ris_scene **scene) {
     return guarded([&] {
         require(scene, "scene") = nullptr;
         const auto opened = models().get(model);
         require(rgb, "rgb");
         if (width < 1 || height < 1) {
-            throw Error(RIS_ERROR_IMAGE, "the image is " + std::to_string(width) + "x" + std::to_string(height) +
+            throw Error(RIS_ERROR_IMAGE, "the image is " + std::to_string(width) + "x" +
+                                             std::to_string(height) +
                                              " pixels; both sides should be at least 1");
         }
         const size_t least = 3 * static_cast<size_t>(width);
         if (stride < least || stride > SIZE_MAX / 2 / static_cast<size_t>(height)) {
-            throw Error(RIS_ERROR_IMAGE, "stride is " + std::to_string(stride) + " bytes; a row of " +
-                                             std::to_string(width) + " RGB pixels has " + std::to_string(least));
+            throw Error(RIS_ERROR_IMAGE, "stride is " + std::to_string(stride) +
+                                             " bytes; a row of " + std::to_string(width) +
+                                             " RGB pixels has " + std::to_string(least));
         }
         Encoded encoded = opened->encode_image({rgb, width, height, stride});
         *scene = scenes().add(std::make_shared<const Scene>(Scene{opened, std::move(encoded)}));
     });
 }
 
-ris_status ris_ask(const ris_scene *scene, const char *const *expressions, size_t count, const ris_ask_options *options,
-                   ris_result **result) {
+ris_status ris_ask(const ris_scene *scene, const char *const *expressions, size_t count,
+                   const ris_ask_options *options, ris_result **result) {
     return guarded([&] {
         require(result, "result") = nullptr;
         const auto [asked, model] = scene_of(scene);
         require(expressions, "expressions");
         Question question = question_of(options, count);
         for (size_t i = 0; i < count; ++i) {
-            question.expressions.push_back(model->tokenize(&require(expressions[i], "an expression")));
+            const char *const expression = &require(expressions[i], "an expression");
+            question.expressions.push_back(model->tokenize(expression));
         }
-        *result = results().add(std::make_shared<const Result>(model->ask(asked->encoded, question)));
+        *result = answered(*model, *asked, question);
     });
 }
 
@@ -274,10 +295,13 @@ ris_status ris_ask_tokens(const ris_scene *scene, const int32_t *ids, size_t cou
         require(result, "result") = nullptr;
         const auto [asked, model] = scene_of(scene);
         require(ids, "ids");
-        require_range(static_cast<int64_t>(std::min<size_t>(length, INT32_MAX)), 1, model->max_tokens(), "length");
+        require_range(static_cast<int64_t>(std::min<size_t>(length, INT32_MAX)), 1,
+                      model->max_tokens(), "length");
         Question question = question_of(options, count);
-        for (size_t i = 0; i < count; ++i) question.expressions.push_back(model->tokens_of(ids + i * length, length));
-        *result = results().add(std::make_shared<const Result>(model->ask(asked->encoded, question)));
+        for (size_t i = 0; i < count; ++i) {
+            question.expressions.push_back(model->tokens_of(ids + i * length, length));
+        }
+        *result = answered(*model, *asked, question);
     });
 }
 
@@ -287,9 +311,11 @@ ris_status ris_result_get(const ris_result *result, size_t index, ris_answer *an
         const size_t size = require(answer, "answer").struct_size;
         require_size(size, sizeof(ris_answer), "answer");
         if (index >= found->answers.size()) {
-            throw Error(RIS_ERROR_ARGUMENT, "index is " + std::to_string(index) + ", the result has " +
-                                                std::to_string(found->answers.size()) + " answers");
+            const std::string count = std::to_string(found->answers.size());
+            throw Error(RIS_ERROR_ARGUMENT, "index is " + std::to_string(index) +
+                                                ", the result has " + count + " answers");
         }
+
         const Answer &from = found->answers[index];
         ris_answer filled = RIS_ANSWER_INIT;
         filled.struct_size = size;

@@ -20,7 +20,9 @@ public:
         require(EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr));
     }
 
-    void add(const void *data, size_t size) { require(EVP_DigestUpdate(context_.get(), data, size)); }
+    void add(const void *data, size_t size) {
+        require(EVP_DigestUpdate(context_.get(), data, size));
+    }
 
     std::string hex() {
         unsigned char bytes[EVP_MAX_MD_SIZE];
@@ -53,7 +55,9 @@ std::string sha256_of_file(const std::string &path) {
     if (!file) throw std::runtime_error("cannot be opened");
     Digest digest;
     std::vector<unsigned char> buffer(kChunk);
-    while (const size_t got = std::fread(buffer.data(), 1, buffer.size(), file.get())) digest.add(buffer.data(), got);
+    while (const size_t got = std::fread(buffer.data(), 1, buffer.size(), file.get())) {
+        digest.add(buffer.data(), got);
+    }
     if (std::ferror(file.get()) != 0) throw std::runtime_error("cannot be read");
     return digest.hex();
 }

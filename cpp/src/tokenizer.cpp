@@ -20,22 +20,24 @@ struct Range {
 
 template <size_t n>
 bool in(const Range (&ranges)[n], char32_t c) {
-    const auto after = std::upper_bound(std::begin(ranges), std::end(ranges), c,
-                                        [](char32_t code, const Range &range) { return code < range.first; });
+    const auto below = [](char32_t code, const Range &range) { return code < range.first; };
+    const auto after = std::upper_bound(std::begin(ranges), std::end(ranges), c, below);
     return after != std::begin(ranges) && c <= after[-1].last;
 }
 
 bool is_whitespace(char32_t c) {
     return (c >= 0x09 && c <= 0x0d) || c == 0x20 || c == 0x85 || c == 0xa0 || c == 0x1680 ||
-           (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
+           (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f ||
+           c == 0x205f || c == 0x3000;
 }
 
 // Python's str.strip() takes the separators too.
 bool is_blank(char32_t c) { return is_whitespace(c) || (c >= 0x1c && c <= 0x1f); }
 
 bool is_chinese(char32_t c) {
-    return (c >= 0x4e00 && c <= 0x9fff) || (c >= 0x3400 && c <= 0x4dbf) || (c >= 0x20000 && c <= 0x2a6df) ||
-           (c >= 0x2a700 && c <= 0x2b73f) || (c >= 0x2b740 && c <= 0x2b81f) || (c >= 0x2b920 && c <= 0x2ceaf) ||
+    return (c >= 0x4e00 && c <= 0x9fff) || (c >= 0x3400 && c <= 0x4dbf) ||
+           (c >= 0x20000 && c <= 0x2a6df) || (c >= 0x2a700 && c <= 0x2b73f) ||
+           (c >= 0x2b740 && c <= 0x2b81f) || (c >= 0x2b920 && c <= 0x2ceaf) ||
            (c >= 0xf900 && c <= 0xfaff) || (c >= 0x2f800 && c <= 0x2fa1f);
 }
 
@@ -73,6 +75,7 @@ Tokenizer::Tokenizer(const TokenizerFile &file, const std::string &path, int max
         largest_id_ = std::max<int32_t>(largest_id_, id);
         if (token == file.unknown) unknown_ = id;
     }
+
     bool negative = unknown_ < 0;
     for (const auto &[token, id] : file.vocabulary) negative = negative || id < 0;
     for (const auto &[token, id] : special_) negative = negative || id < 0 || token.empty();
@@ -92,31 +95,42 @@ Tokens Tokenizer::operator()(std::string_view expression) const {
         const utf8proc_ssize_t length =
             utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t *>(expression.data() + at),
                              static_cast<utf8proc_ssize_t>(expression.size() - at), &code);
-        if (length <= 0 || code < 0) throw Error(RIS_ERROR_EXPRESSION, "the expression is not valid UTF-8");
+        if (length <= 0 || code < 0) {
+            throw Error(RIS_ERROR_EXPRESSION, "the expression is not valid UTF-8");
+        }
         text.push_back({static_cast<char32_t>(code), at, at + static_cast<size_t>(length)});
         blank = blank && is_blank(text.back().code);
         at = text.back().end;
     }
-    if (blank) throw Error(RIS_ERROR_EXPRESSION, "the expression is empty; say what to find, such as \"left man\"");
+    if (blank) {
+        throw Error(RIS_ERROR_EXPRESSION,
+                    "the expression is empty; say what to find, such as \"left man\"");
+    }
     if (text.size() > kMaxCharacters) {
-        throw Error(RIS_ERROR_EXPRESSION, "the expression has " + std::to_string(text.size()) + " characters, at most " +
-                                              std::to_string(kMaxCharacters) + " are accepted (the model reads the first " +
+        const std::string size = std::to_string(text.size()), most = std::to_string(kMaxCharacters);
+        throw Error(RIS_ERROR_EXPRESSION, "the expression has " + size + " characters, at most " +
+                                              most + " are accepted (the model reads the first " +
                                               std::to_string(max_tokens_) + " tokens)");
     }
 
     std::vector<Token> tokens;
     for (const int id : before_) tokens.push_back({id, 0, 0});
-    Characters segment;  // between special tokens, which are found in the text as it is, the longest first
+    // what stands between special tokens, which are found in the text as it is, the longest first
+    Characters segment;
     for (size_t i = 0; i < text.size();) {
         const std::pair<std::string, int> *found = nullptr;
         for (const auto &special : special_) {
-            const bool here = expression.compare(text[i].begin, special.first.size(), special.first) == 0;
-            if (here && (found == nullptr || special.first.size() > found->first.size())) found = &special;
+            const bool here =
+                expression.compare(text[i].begin, special.first.size(), special.first) == 0;
+            if (here && (found == nullptr || special.first.size() > found->first.size())) {
+                found = &special;
+            }
         }
         if (found == nullptr) {
             segment.push_back(text[i++]);
             continue;
         }
+
         add_words(normalised(segment), tokens);
         segment.clear();
         const size_t begin = text[i].begin, end = begin + found->first.size();
@@ -125,7 +139,8 @@ Tokens Tokenizer::operator()(std::string_view expression) const {
     }
     add_words(normalised(segment), tokens);
     if (tokens.size() == before_.size()) {
-        throw Error(RIS_ERROR_EXPRESSION, "the expression " + quoted(std::string(expression)) + " has no words in it");
+        throw Error(RIS_ERROR_EXPRESSION,
+                    "the expression " + quoted(std::string(expression)) + " has no words in it");
     }
     for (const int id : after_) tokens.push_back({id, 0, 0});
 
@@ -133,17 +148,25 @@ Tokens Tokenizer::operator()(std::string_view expression) const {
     const size_t most = static_cast<size_t>(max_tokens_);
     if (tokens.size() > most) {
         std::string_view rest = expression.substr(tokens[most - 1].end);
-        while (!rest.empty() && is_blank(static_cast<unsigned char>(rest.front()))) rest.remove_prefix(1);
-        while (!rest.empty() && is_blank(static_cast<unsigned char>(rest.back()))) rest.remove_suffix(1);
-        result.notes.push_back("the model reads " + std::to_string(max_tokens_) + " tokens: it did not see " +
+        while (!rest.empty() && is_blank(static_cast<unsigned char>(rest.front()))) {
+            rest.remove_prefix(1);
+        }
+        while (!rest.empty() && is_blank(static_cast<unsigned char>(rest.back()))) {
+            rest.remove_suffix(1);
+        }
+        result.notes.push_back("the model reads " + std::to_string(max_tokens_) +
+                               " tokens: it did not see " +
                                quoted(std::string(rest), 4 * kMaxCharacters));
     }
+
     std::string unknown;
     for (const Token &token : tokens) {
         if (token.id != unknown_) continue;
-        unknown += (unknown.empty() ? "" : ", ") + std::string(expression.substr(token.begin, token.end - token.begin));
+        unknown += (unknown.empty() ? "" : ", ") +
+                   std::string(expression.substr(token.begin, token.end - token.begin));
     }
     if (!unknown.empty()) result.notes.push_back("words the model does not know: " + unknown);
+
     tokens.resize(std::min(tokens.size(), most), Token{0, 0, 0});
     bool padding = false;
     for (const Token &token : tokens) {
@@ -167,13 +190,14 @@ Tokenizer::Characters Tokenizer::normalised(const Characters &text) const {
             out.push_back(c);
         }
     }
+
     if (strip_accents_) {
         Characters decomposed;  // NFD: every character decomposed, then marks in canonical order
         for (const Character &c : out) {
             utf8proc_int32_t parts[32];
             int boundary = 0;
-            const utf8proc_ssize_t count =
-                utf8proc_decompose_char(static_cast<utf8proc_int32_t>(c.code), parts, 32, UTF8PROC_DECOMPOSE, &boundary);
+            const utf8proc_ssize_t count = utf8proc_decompose_char(
+                static_cast<utf8proc_int32_t>(c.code), parts, 32, UTF8PROC_DECOMPOSE, &boundary);
             for (utf8proc_ssize_t i = 0; i < std::min<utf8proc_ssize_t>(count, 32); ++i) {
                 decomposed.push_back({static_cast<char32_t>(parts[i]), c.begin, c.end});
             }
@@ -181,9 +205,13 @@ Tokenizer::Characters Tokenizer::normalised(const Characters &text) const {
         const auto rank = [](const Character &c) {
             return utf8proc_get_property(static_cast<utf8proc_int32_t>(c.code))->combining_class;
         };
+        const auto starts = [&](const Character &c) { return rank(c) == 0; };
+        const auto before = [&](const Character &a, const Character &b) {
+            return rank(a) < rank(b);
+        };
         for (auto first = decomposed.begin(); first != decomposed.end();) {
-            const auto last = std::find_if(first, decomposed.end(), [&](const Character &c) { return rank(c) == 0; });
-            std::stable_sort(first, last, [&](const Character &a, const Character &b) { return rank(a) < rank(b); });
+            const auto last = std::find_if(first, decomposed.end(), starts);
+            std::stable_sort(first, last, before);
             first = last == decomposed.end() ? last : last + 1;
         }
         out.clear();
@@ -191,6 +219,7 @@ Tokenizer::Characters Tokenizer::normalised(const Characters &text) const {
             if (!in(kMark, c.code)) out.push_back(c);
         }
     }
+
     if (lowercase_) {
         for (Character &c : out) {
             c.code = static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c.code)));
@@ -206,7 +235,9 @@ void Tokenizer::add_words(const Characters &text, std::vector<Token> &tokens) co
         if (in(kPunctuation, first->code)) {
             last = first + 1;
         } else {
-            while (last != end && !is_whitespace(last->code) && !in(kPunctuation, last->code)) ++last;
+            while (last != end && !is_whitespace(last->code) && !in(kPunctuation, last->code)) {
+                ++last;
+            }
         }
         if (last == first) {
             ++first;  // whitespace
@@ -217,7 +248,8 @@ void Tokenizer::add_words(const Characters &text, std::vector<Token> &tokens) co
     }
 }
 
-void Tokenizer::add_word(const Character *first, const Character *last, std::vector<Token> &tokens) const {
+void Tokenizer::add_word(const Character *first, const Character *last,
+                         std::vector<Token> &tokens) const {
     const size_t length = static_cast<size_t>(last - first);
     std::vector<Token> pieces;
     size_t start = 0;

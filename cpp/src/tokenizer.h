@@ -10,7 +10,7 @@
 
 namespace libris {
 
-// An expression's ids, at most max_tokens of them; notes: what its author should know, usually nothing.
+// An expression's ids, at most max_tokens of them. notes: what its author should know, if anything.
 struct Tokens {
     std::vector<int32_t> ids;
     std::vector<std::string> notes;

@@ -8,7 +8,8 @@
 namespace libris {
 namespace {
 
-// Protobuf's wire format: a field is a number and either a whole number, or bytes: text or a message of its own.
+// Protobuf's wire format: a field has a number, and either a whole number or bytes, which are text
+// or a message of its own.
 struct Field {
     uint64_t number = 0;
     bool is_bytes = false;
@@ -19,8 +20,10 @@ struct Field {
 
 constexpr uint64_t kFloat = 1, kFloat16 = 10;
 constexpr uint64_t kModelGraph = 7, kGraphNode = 1, kGraphInitializer = 5;
-constexpr uint64_t kNodeInput = 1, kNodeOutput = 2, kNodeName = 3, kNodeOperator = 4, kNodeAttribute = 5;
-constexpr uint64_t kAttributeName = 1, kAttributeInteger = 3, kAttributeType = 20, kAttributeTypeInteger = 2;
+constexpr uint64_t kNodeInput = 1, kNodeOutput = 2, kNodeName = 3, kNodeOperator = 4;
+constexpr uint64_t kNodeAttribute = 5;
+constexpr uint64_t kAttributeName = 1, kAttributeInteger = 3, kAttributeType = 20;
+constexpr uint64_t kAttributeTypeInteger = 2;
 constexpr uint64_t kTensorType = 2, kTensorName = 8;
 
 class NoProtobuf {};
@@ -47,10 +50,11 @@ void each_field(std::string_view data, Visit visit) {
         switch (tag & 7) {
             case 0: field.value = varint(data, at); break;
             case 1: skip = 8; break;
-            case 2: skip = varint(data, at); field.is_bytes = true; break;
+            case 2: skip = varint(data, at); break;
             case 5: skip = 4; break;
             default: throw NoProtobuf();
         }
+        field.is_bytes = (tag & 7) == 2;
         if (skip > data.size() - at) throw NoProtobuf();
         if (field.is_bytes) field.content = data.substr(at, skip);
         at += skip;
@@ -126,7 +130,8 @@ std::string cast_to_float(const std::string &source, const std::string &target) 
     return out;
 }
 
-// An initializer; an FP16 one under another name, and `cast` becomes the node that gives it back under its own.
+// An initializer. An FP16 one gets another name, and `cast` becomes the node that gives it back
+// under its own.
 std::string initializer(std::string_view data, std::string &cast) {
     bool half = false;
     std::string name;
@@ -177,7 +182,8 @@ std::string widened(const std::string &onnx, const std::string &path) {
         });
         return out;
     } catch (const NoProtobuf &) {
-        throw Error(RIS_ERROR_BUNDLE, path + " is not an ONNX file that can be read; export the bundle again");
+        throw Error(RIS_ERROR_BUNDLE,
+                    path + " is not an ONNX file that can be read; export the bundle again");
     }
 }
 

@@ -24,11 +24,14 @@ void expect(bool good, const std::string &what) {
 }
 
 // The call has this status, and where it failed, a message with these words.
-void expect_status(ris_status got, ris_status want, const std::string &words, const std::string &what) {
+void expect_status(ris_status got, ris_status want, const std::string &words,
+                   const std::string &what) {
     const std::string message = ris_last_error();
-    expect(got == want, what + ": status " + std::to_string(got) + " instead of " + std::to_string(want) + ": " + message);
+    expect(got == want, what + ": status " + std::to_string(got) + " instead of " +
+                            std::to_string(want) + ": " + message);
     if (want == RIS_OK) return;
-    expect(message.find(words) != std::string::npos, what + ": no \"" + words + "\" in: " + message);
+    expect(message.find(words) != std::string::npos,
+           what + ": no \"" + words + "\" in: " + message);
     std::cout << what << ": " << message << "\n";
 }
 
@@ -44,7 +47,9 @@ std::vector<std::uint8_t> picture(int width, int height, std::size_t stride) {
 }
 
 std::vector<std::uint8_t> mask_of(const ris::Answer &answer) {
-    return {answer.mask, answer.mask + static_cast<std::size_t>(answer.width) * static_cast<std::size_t>(answer.height)};
+    const std::size_t pixels =
+        static_cast<std::size_t>(answer.width) * static_cast<std::size_t>(answer.height);
+    return {answer.mask, answer.mask + pixels};
 }
 
 void wrong_arguments(const std::string &bundle) {
@@ -54,90 +59,131 @@ void wrong_arguments(const std::string &bundle) {
     const char *json = nullptr;
     const char *expression = "left man";
     ris_answer answer = RIS_ANSWER_INIT;
-    expect_status(ris_open(nullptr, nullptr, &model), RIS_ERROR_ARGUMENT, "bundle is NULL", "open null path");
-    expect_status(ris_open(bundle.c_str(), nullptr, nullptr), RIS_ERROR_ARGUMENT, "model is NULL", "open null output");
+    expect_status(ris_open(nullptr, nullptr, &model), RIS_ERROR_ARGUMENT, "bundle is NULL",
+                  "open null path");
+    expect_status(ris_open(bundle.c_str(), nullptr, nullptr), RIS_ERROR_ARGUMENT, "model is NULL",
+                  "open null output");
     ris_options options = RIS_OPTIONS_INIT;
     options.struct_size = 0;
-    expect_status(ris_open(bundle.c_str(), &options, &model), RIS_ERROR_ARGUMENT, "struct_size", "options of size 0");
+    expect_status(ris_open(bundle.c_str(), &options, &model), RIS_ERROR_ARGUMENT, "struct_size",
+                  "options of size 0");
     options.struct_size = sizeof options - 1;
-    expect_status(ris_open(bundle.c_str(), &options, &model), RIS_ERROR_ARGUMENT, "struct_size", "options cut short");
+    expect_status(ris_open(bundle.c_str(), &options, &model), RIS_ERROR_ARGUMENT, "struct_size",
+                  "options cut short");
     struct {
         ris_options options = RIS_OPTIONS_INIT;
         std::int64_t newer = 1;
     } longer;
     longer.options.struct_size = sizeof longer;
-    expect_status(ris_open(bundle.c_str(), &longer.options, &model), RIS_ERROR_ARGUMENT, "newer libris", "newer options");
+    expect_status(ris_open(bundle.c_str(), &longer.options, &model), RIS_ERROR_ARGUMENT,
+                  "newer libris", "newer options");
     options = RIS_OPTIONS_INIT;
     options.max_expressions = 0;
-    expect_status(ris_open(bundle.c_str(), &options, &model), RIS_ERROR_ARGUMENT, "max_expressions", "max_expressions 0");
-    for (const auto &[providers, words] : {std::pair{"cdua", "'cdua'"}, {"cpu,fushion=cpu", "'fushion'"}, {"cpu,cuda", "names no"}}) {
+    expect_status(ris_open(bundle.c_str(), &options, &model), RIS_ERROR_ARGUMENT, "max_expressions",
+                  "max_expressions 0");
+    for (const auto &[providers, words] : {std::pair{"cdua", "'cdua'"},
+                                           {"cpu,fushion=cpu", "'fushion'"},
+                                           {"cpu,cuda", "names no"}}) {
         options = RIS_OPTIONS_INIT;
         options.providers = providers;
-        expect_status(ris_open(bundle.c_str(), &options, &model), RIS_ERROR_ARGUMENT, words, providers);
+        expect_status(ris_open(bundle.c_str(), &options, &model), RIS_ERROR_ARGUMENT, words,
+                      providers);
     }
     options = RIS_OPTIONS_INIT;
     options.engine_cache = "/";
-    expect_status(ris_open(bundle.c_str(), &options, &model), RIS_ERROR_ARGUMENT, "tensorrt", "a cache for nothing");
+    expect_status(ris_open(bundle.c_str(), &options, &model), RIS_ERROR_ARGUMENT, "tensorrt",
+                  "a cache for nothing");
     options.providers = "cpu,fusion=tensorrt";
     options.engine_cache = "no such folder";
-    expect_status(ris_open(bundle.c_str(), &options, &model), RIS_ERROR_ARGUMENT, "no folder", "no cache folder");
+    expect_status(ris_open(bundle.c_str(), &options, &model), RIS_ERROR_ARGUMENT, "no folder",
+                  "no cache folder");
     expect(model == nullptr, "a model that failed to open is NULL");
 
     expect_status(ris_open(bundle.c_str(), nullptr, &model), RIS_OK, "", "open");
     const std::vector<std::uint8_t> rgb = picture(40, 30, 120);
-    expect_status(ris_encode_image(model, nullptr, 40, 30, 120, &scene), RIS_ERROR_ARGUMENT, "rgb", "null pixels");
-    expect_status(ris_encode_image(model, rgb.data(), 40, 30, 119, &scene), RIS_ERROR_IMAGE, "120", "short stride");
-    expect_status(ris_encode_image(model, rgb.data(), 40, 30, SIZE_MAX, &scene), RIS_ERROR_IMAGE, "stride", "huge stride");
-    expect_status(ris_encode_image(model, rgb.data(), 0, 30, 120, &scene), RIS_ERROR_IMAGE, "0x30", "no width");
-    expect_status(ris_encode_image(model, rgb.data(), 40, -1, 120, &scene), RIS_ERROR_IMAGE, "40x-1", "negative height");
-    expect_status(ris_encode_image(model, rgb.data(), 20000, 20000, 60000, &scene), RIS_ERROR_IMAGE, "120 megapixels", "too large");
+    expect_status(ris_encode_image(model, nullptr, 40, 30, 120, &scene), RIS_ERROR_ARGUMENT, "rgb",
+                  "null pixels");
+    expect_status(ris_encode_image(model, rgb.data(), 40, 30, 119, &scene), RIS_ERROR_IMAGE, "120",
+                  "short stride");
+    expect_status(ris_encode_image(model, rgb.data(), 40, 30, SIZE_MAX, &scene), RIS_ERROR_IMAGE,
+                  "stride", "huge stride");
+    expect_status(ris_encode_image(model, rgb.data(), 0, 30, 120, &scene), RIS_ERROR_IMAGE, "0x30",
+                  "no width");
+    expect_status(ris_encode_image(model, rgb.data(), 40, -1, 120, &scene), RIS_ERROR_IMAGE,
+                  "40x-1", "negative height");
+    expect_status(ris_encode_image(model, rgb.data(), 20000, 20000, 60000, &scene), RIS_ERROR_IMAGE,
+                  "120 megapixels", "too large");
     const std::vector<std::uint8_t> line(3 * 1'000'001);
-    expect_status(ris_encode_image(model, line.data(), 1'000'001, 1, line.size(), &scene), RIS_ERROR_IMAGE, "a side", "too wide");
-    expect_status(ris_encode_image(model, rgb.data(), 40, 30, 120, nullptr), RIS_ERROR_ARGUMENT, "scene", "null scene");
-    expect_status(ris_encode_image(nullptr, rgb.data(), 40, 30, 120, &scene), RIS_ERROR_ARGUMENT, "model is NULL", "null model");
+    expect_status(ris_encode_image(model, line.data(), 1'000'001, 1, line.size(), &scene),
+                  RIS_ERROR_IMAGE, "a side", "too wide");
+    expect_status(ris_encode_image(model, rgb.data(), 40, 30, 120, nullptr), RIS_ERROR_ARGUMENT,
+                  "scene", "null scene");
+    expect_status(ris_encode_image(nullptr, rgb.data(), 40, 30, 120, &scene), RIS_ERROR_ARGUMENT,
+                  "model is NULL", "null model");
     expect_status(ris_info(model, nullptr), RIS_ERROR_ARGUMENT, "json", "info null output");
     expect_status(ris_info(model, &json), RIS_OK, "", "info");
     expect(json != nullptr && std::strstr(json, "\"libris\"") != nullptr, "info is JSON");
 
     std::int32_t ids[64];
     std::size_t count = 0;
-    expect_status(ris_tokenize(model, "left man", ids, 1, &count), RIS_ERROR_ARGUMENT, "capacity", "small capacity");
+    expect_status(ris_tokenize(model, "left man", ids, 1, &count), RIS_ERROR_ARGUMENT, "capacity",
+                  "small capacity");
     expect_status(ris_tokenize(model, "left man", ids, 64, &count), RIS_OK, "", "tokenize");
-    expect_status(ris_tokenize(model, "\xc3\x28", ids, 64, &count), RIS_ERROR_EXPRESSION, "UTF-8", "invalid UTF-8");
-    expect_status(ris_tokenize(model, "\xed\xa0\x80", ids, 64, &count), RIS_ERROR_EXPRESSION, "UTF-8", "a surrogate");
+    expect_status(ris_tokenize(model, "\xc3\x28", ids, 64, &count), RIS_ERROR_EXPRESSION, "UTF-8",
+                  "invalid UTF-8");
+    expect_status(ris_tokenize(model, "\xed\xa0\x80", ids, 64, &count), RIS_ERROR_EXPRESSION,
+                  "UTF-8", "a surrogate");
 
     expect_status(ris_encode_image(model, rgb.data(), 40, 30, 120, &scene), RIS_OK, "", "encode");
     const std::string long_text(1001, 'a');
-    for (const auto &[text, words] : {std::pair{"", "empty"}, {" \t\n", "empty"}, {"\xe2\x80\x8b", "no words"}, {long_text.c_str(), "1001"}}) {
-        expect_status(ris_ask(scene, &text, 1, nullptr, &result), RIS_ERROR_EXPRESSION, words, "bad expression");
+    for (const auto &[text, words] : {std::pair{"", "empty"},
+                                      {" \t\n", "empty"},
+                                      {"\xe2\x80\x8b", "no words"},
+                                      {long_text.c_str(), "1001"}}) {
+        expect_status(ris_ask(scene, &text, 1, nullptr, &result), RIS_ERROR_EXPRESSION, words,
+                      "bad expression");
     }
     const char *missing[] = {"left man", nullptr};
-    expect_status(ris_ask(scene, missing, 2, nullptr, &result), RIS_ERROR_ARGUMENT, "expression is NULL", "null expression");
-    expect_status(ris_ask(scene, &expression, 0, nullptr, &result), RIS_ERROR_ARGUMENT, "count is 0", "no expressions");
-    expect_status(ris_ask(scene, nullptr, 1, nullptr, &result), RIS_ERROR_ARGUMENT, "expressions", "null expressions");
-    expect_status(ris_ask(reinterpret_cast<ris_scene *>(model), &expression, 1, nullptr, &result), RIS_ERROR_HANDLE, "scene", "another kind of handle");
+    expect_status(ris_ask(scene, missing, 2, nullptr, &result), RIS_ERROR_ARGUMENT,
+                  "expression is NULL", "null expression");
+    expect_status(ris_ask(scene, &expression, 0, nullptr, &result), RIS_ERROR_ARGUMENT,
+                  "count is 0", "no expressions");
+    expect_status(ris_ask(scene, nullptr, 1, nullptr, &result), RIS_ERROR_ARGUMENT, "expressions",
+                  "null expressions");
+    expect_status(ris_ask(reinterpret_cast<ris_scene *>(model), &expression, 1, nullptr, &result),
+                  RIS_ERROR_HANDLE, "scene", "another kind of handle");
     ris_ask_options how = RIS_ASK_INIT;
     how.no_target_threshold = -1;
-    expect_status(ris_ask(scene, &expression, 1, &how, &result), RIS_ERROR_ARGUMENT, "threshold", "negative threshold");
-    expect_status(ris_ask(scene, &expression, 0, nullptr, &result), RIS_ERROR_ARGUMENT, "count is 0", "no expression");
-    expect_status(ris_ask(scene, &expression, SIZE_MAX, nullptr, &result), RIS_ERROR_ARGUMENT, "65536", "a count of -1");
+    expect_status(ris_ask(scene, &expression, 1, &how, &result), RIS_ERROR_ARGUMENT, "threshold",
+                  "negative threshold");
+    expect_status(ris_ask(scene, &expression, 0, nullptr, &result), RIS_ERROR_ARGUMENT,
+                  "count is 0", "no expression");
+    expect_status(ris_ask(scene, &expression, SIZE_MAX, nullptr, &result), RIS_ERROR_ARGUMENT,
+                  "65536", "a count of -1");
     const char *category = "person";
     how = RIS_ASK_INIT;
     how.categories = &category;
-    expect_status(ris_ask(scene, &expression, 1, &how, &result), RIS_ERROR_EXPRESSION, "category", "category not wanted");
+    expect_status(ris_ask(scene, &expression, 1, &how, &result), RIS_ERROR_EXPRESSION, "category",
+                  "category not wanted");
     ids[0] = 1'000'000;
-    expect_status(ris_ask_tokens(scene, ids, 1, count, nullptr, &result), RIS_ERROR_EXPRESSION, "vocabulary", "foreign id");
-    expect_status(ris_ask_tokens(scene, ids, 1, count + 1, nullptr, &result), RIS_ERROR_ARGUMENT, "length", "too many ids");
+    expect_status(ris_ask_tokens(scene, ids, 1, count, nullptr, &result), RIS_ERROR_EXPRESSION,
+                  "vocabulary", "foreign id");
+    expect_status(ris_ask_tokens(scene, ids, 1, count + 1, nullptr, &result), RIS_ERROR_ARGUMENT,
+                  "length", "too many ids");
     const std::int32_t padding[3] = {};
-    expect_status(ris_ask_tokens(scene, padding, 1, 3, nullptr, &result), RIS_ERROR_EXPRESSION, "padding", "only padding");
+    expect_status(ris_ask_tokens(scene, padding, 1, 3, nullptr, &result), RIS_ERROR_EXPRESSION,
+                  "padding", "only padding");
     expect(result == nullptr, "a result that failed is NULL");
 
     expect_status(ris_ask(scene, &expression, 1, nullptr, &result), RIS_OK, "", "ask");
-    expect_status(ris_result_get(result, 1, &answer), RIS_ERROR_ARGUMENT, "index is 1", "index past the end");
+    expect_status(ris_result_get(result, 1, &answer), RIS_ERROR_ARGUMENT, "index is 1",
+                  "index past the end");
     answer.struct_size = 0;
-    expect_status(ris_result_get(result, 0, &answer), RIS_ERROR_ARGUMENT, "struct_size", "answer of size 0");
+    expect_status(ris_result_get(result, 0, &answer), RIS_ERROR_ARGUMENT, "struct_size",
+                  "answer of size 0");
     answer.struct_size = sizeof answer - 1;
-    expect_status(ris_result_get(result, 0, &answer), RIS_ERROR_ARGUMENT, "struct_size", "an answer cut short");
+    expect_status(ris_result_get(result, 0, &answer), RIS_ERROR_ARGUMENT, "struct_size",
+                  "an answer cut short");
     expect_status(ris_result_get(result, 0, nullptr), RIS_ERROR_ARGUMENT, "answer", "null answer");
     answer = RIS_ANSWER_INIT;
 
@@ -146,16 +192,21 @@ void wrong_arguments(const std::string &bundle) {
     expect_status(ris_close(model), RIS_ERROR_HANDLE, "closed", "close twice");
     expect_status(ris_info(model, &json), RIS_ERROR_HANDLE, "closed", "info after close");
     ris_scene *other = nullptr;
-    expect_status(ris_encode_image(model, rgb.data(), 40, 30, 120, &other), RIS_ERROR_HANDLE, "closed", "encode after close");
+    expect_status(ris_encode_image(model, rgb.data(), 40, 30, 120, &other), RIS_ERROR_HANDLE,
+                  "closed", "encode after close");
     ris_result *second = nullptr;
-    expect_status(ris_ask(scene, &expression, 1, nullptr, &second), RIS_ERROR_HANDLE, "model was closed", "ask after close");
+    expect_status(ris_ask(scene, &expression, 1, nullptr, &second), RIS_ERROR_HANDLE,
+                  "model was closed", "ask after close");
     expect_status(ris_result_get(result, 0, &answer), RIS_OK, "", "a result outlives its model");
     expect(mask_of(answer).size() == 1200, "the mask is of the image's size");
     expect_status(ris_free_scene(scene), RIS_OK, "", "free scene");
     expect_status(ris_free_scene(scene), RIS_ERROR_HANDLE, "freed", "free scene twice");
     expect_status(ris_free_result(result), RIS_OK, "", "free result");
-    expect_status(ris_result_get(result, 0, &answer), RIS_ERROR_HANDLE, "freed", "result after free");
-    expect(ris_free_result(nullptr) == RIS_OK && ris_free_scene(nullptr) == RIS_OK && ris_close(nullptr) == RIS_OK, "free NULL");
+    expect_status(ris_result_get(result, 0, &answer), RIS_ERROR_HANDLE, "freed",
+                  "result after free");
+    expect_status(ris_free_result(nullptr), RIS_OK, "", "free no result");
+    expect_status(ris_free_scene(nullptr), RIS_OK, "", "free no scene");
+    expect_status(ris_close(nullptr), RIS_OK, "", "close no model");
 }
 
 void replace_in(const fs::path &file, const std::string &from, const std::string &to) {
@@ -188,37 +239,49 @@ void damaged_bundles(const std::string &bundle, const fs::path &scratch) {
     fs::remove(copy);
     fs::create_directory(copy);
     refused("has no manifest.json", "an empty folder");
+
     fresh();
     fs::remove(copy / "graphs/fusion.onnx");
     std::ofstream(copy / "tokenizer.json", std::ios::app) << " ";
     const std::string message = refused("graphs/fusion.onnx is missing", "two files damaged");
-    expect(message.find("tokenizer.json is not the file") != std::string::npos, "all damage is told at once");
+    expect(message.find("tokenizer.json is not the file") != std::string::npos,
+           "all damage is told at once");
+
     fresh();
     replace_in(copy / "manifest.json", "\"format_version\": 1", "\"format_version\": 99");
     refused("upgrade", "a newer format");
+
     fresh();
     replace_in(copy / "manifest.json", "\"size\": 256", "\"size\": \"x\"");
     replace_in(copy / "manifest.json", "\"threshold\"", "\"treshold\"");
     const std::string fields = refused("preprocess.sam.size", "two fields damaged");
-    expect(fields.find("postprocess.threshold is missing") != std::string::npos, "all fields are told at once: " + fields);
+    expect(fields.find("postprocess.threshold is missing") != std::string::npos,
+           "all fields are told at once: " + fields);
+
     fresh();
-    replace_in(copy / "manifest.json", "\"graphs/fusion.onnx.data\": ", "\"../fusion.onnx.data\": ");
+    replace_in(copy / "manifest.json",
+               "\"graphs/fusion.onnx.data\": ", "\"../fusion.onnx.data\": ");
     refused("lies outside", "a file outside");
+
     fresh();
     replace_in(copy / "manifest.json", "\"mask_logits\"", "\"mask_digits\"");
     refused("mask_logits", "another output's name");
+
     fresh();
     std::ofstream(copy / "manifest.json", std::ios::binary) << std::string(1 << 22, '[');
     refused("too deep", "a manifest of brackets");
+
     fresh();
     fs::resize_file(copy / "manifest.json", 1000);
     refused("is not JSON", "half a manifest");
+
     fresh();
     fs::resize_file(copy / "graphs/fusion.onnx", 1000);
     ris_options options = RIS_OPTIONS_INIT;
     options.verify = 0;
     ris_model *model = nullptr;
-    expect_status(ris_open(copy.c_str(), &options, &model), RIS_ERROR_ENGINE, "fusion", "half a graph, not verified");
+    expect_status(ris_open(copy.c_str(), &options, &model), RIS_ERROR_ENGINE, "fusion",
+                  "half a graph, not verified");
     fs::remove_all(copy);
 }
 
@@ -237,17 +300,25 @@ void cpp_side(const std::string &bundle) {
     const std::vector<std::int32_t> ids = model.tokenize("left man");
     const ris::Result same = scene.ask_tokens(ids, ids.size());
     expect(mask_of(both[0]) == mask_of(same[0]), "text and its token ids give the same mask");
-    expect(std::string(scene.ask(std::string("\xe2\x98\x83 man"))[0].notes).find("\xe2\x98\x83") != std::string::npos, "unknown words are named");
+    const ris::Result snowman = scene.ask(std::string("\xe2\x98\x83 man"));
+    expect(std::string(snowman[0].notes).find("\xe2\x98\x83") != std::string::npos,
+           "unknown words are named");
 
-    // a row of pixels, and a column, as long as they may be: slow or not, they take no memory to speak of
+    // a row of pixels, and a column, as long as they may be: slow or not, they take little memory
     const std::vector<std::uint8_t> grey(3 * 1'000'000, 90);
-    expect(mask_of(model.encode_image(grey.data(), 1'000'000, 1).ask("left man")[0]).size() == 1'000'000, "a long row");
-    expect(mask_of(model.encode_image(grey.data(), 1, 1'000'000).ask("left man")[0]).size() == 1'000'000, "a long column");
+    const auto pixels_of = [&](std::int32_t width, std::int32_t height) {
+        return mask_of(model.encode_image(grey.data(), width, height).ask("left man")[0]).size();
+    };
+    expect(pixels_of(1'000'000, 1) == 1'000'000, "a long row");
+    expect(pixels_of(1, 1'000'000) == 1'000'000, "a long column");
 
     // padding between rows is not read
     std::vector<std::uint8_t> tight;
-    for (int y = 0; y < 47; ++y) tight.insert(tight.end(), rgb.begin() + y * 200, rgb.begin() + y * 200 + 183);
-    expect(mask_of(model.encode_image(tight.data(), 61, 47).ask("left man")[0]) == mask_of(both[0]), "stride");
+    for (int y = 0; y < 47; ++y) {
+        tight.insert(tight.end(), rgb.begin() + y * 200, rgb.begin() + y * 200 + 183);
+    }
+    expect(mask_of(model.encode_image(tight.data(), 61, 47).ask("left man")[0]) == mask_of(both[0]),
+           "stride");
 }
 
 void two_threads(const std::string &bundle) {
@@ -256,7 +327,10 @@ void two_threads(const std::string &bundle) {
     const ris::Scene scene = model.encode_image(rgb.data(), 64, 48);
     const std::vector<std::string> expressions = {"left man", "the red ball"};
     std::vector<std::vector<std::uint8_t>> want;
-    for (const std::string &expression : expressions) want.push_back(mask_of(scene.ask(expression)[0]));
+    for (const std::string &expression : expressions) {
+        want.push_back(mask_of(scene.ask(expression)[0]));
+    }
+
     std::atomic<int> wrong{0};
     std::vector<std::thread> threads;
     for (std::size_t me = 0; me < 2; ++me) {
@@ -267,7 +341,8 @@ void two_threads(const std::string &bundle) {
                 if (mask_of(mine.ask(expressions[me])[0]) != want[me]) ++wrong;
                 const char *empty = "";
                 ris_result *result = nullptr;
-                const bool refused = ris_ask(nullptr, &empty, 1, nullptr, &result) == RIS_ERROR_ARGUMENT;
+                const bool refused =
+                    ris_ask(nullptr, &empty, 1, nullptr, &result) == RIS_ERROR_ARGUMENT;
                 if (!refused || std::strstr(ris_last_error(), "scene is NULL") == nullptr) ++wrong;
             }
         });

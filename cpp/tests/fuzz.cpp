@@ -1,6 +1,6 @@
-// Everything that libris and its examples read and do not make: manifest, tokenizer, categories, feature table,
-// expressions, EXIF blocks, graphs to widen.
-// Whatever the bytes, the outcome is a value or an Error. The first byte says which reader gets the rest.
+// Everything that libris and its examples read and do not make: manifest, tokenizer, categories,
+// feature table, expressions, EXIF blocks, graphs to widen. Whatever the bytes, the outcome is a
+// value or an Error. The first byte says which reader gets the rest.
 #include "error.h"
 #include "json.h"
 #include "pictures.hpp"
@@ -15,17 +15,21 @@ namespace {
 
 const char *const kTokenizer = R"({
     "added_tokens": [
-        {"id": 0, "content": "[PAD]", "normalized": false, "single_word": false, "lstrip": false, "rstrip": false},
-        {"id": 1, "content": "[UNK]", "normalized": false, "single_word": false, "lstrip": false, "rstrip": false}],
-    "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null,
-        "lowercase": true},
+        {"id": 0, "content": "[PAD]", "normalized": false, "single_word": false,
+            "lstrip": false, "rstrip": false},
+        {"id": 1, "content": "[UNK]", "normalized": false, "single_word": false,
+            "lstrip": false, "rstrip": false}],
+    "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+        "strip_accents": null, "lowercase": true},
     "pre_tokenizer": {"type": "BertPreTokenizer"},
     "post_processor": {"type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "[CLS]"}}, {"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "[SEP]"}}],
+        "single": [{"SpecialToken": {"id": "[CLS]"}}, {"Sequence": {"id": "A"}},
+            {"SpecialToken": {"id": "[SEP]"}}],
         "special_tokens": {"[CLS]": {"ids": [2]}, "[SEP]": {"ids": [3]}}},
     "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
-        "max_input_chars_per_word": 100, "vocab": {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "left": 4, "##t": 5,
-        "man": 6, "a": 7, "##a": 8, "##b": 9, "!": 10}}})";
+        "max_input_chars_per_word": 100,
+        "vocab": {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "left": 4, "##t": 5,
+            "man": 6, "a": 7, "##a": 8, "##b": 9, "!": 10}}})";
 
 }  // namespace
 
@@ -45,7 +49,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                 if (orientation < 1 || orientation > 8) __builtin_trap();
                 break;
             }
-            case 't': Tokenizer(parse_tokenizer(text, "tokenizer.json"), "tokenizer.json", 35)("left man \u00e9[MASK]"); break;
+            case 't': {
+                const Tokenizer made(parse_tokenizer(text, "tokenizer.json"), "tokenizer.json", 35);
+                made("left man \u00e9[MASK]");
+                break;
+            }
             default: {
                 const Tokens tokens = fixed(text);
                 if (tokens.ids.size() > 35) __builtin_trap();

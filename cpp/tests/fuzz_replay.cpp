@@ -21,7 +21,8 @@ void run(const Bytes &bytes) { LLVMFuzzerTestOneInput(bytes.data(), bytes.size()
 
 // One to four changes behind the first byte, which says which reader it is.
 Bytes mutated(Bytes bytes, std::mt19937 &random) {
-    static const std::string words[] = {"null", "-1", "1e999", "[", "{}", "\"\"", "18446744073709551615", "\xff", "\xcc\x81"};
+    static const std::string words[] = {
+        "null", "-1", "1e999", "[", "{}", "\"\"", "18446744073709551615", "\xff", "\xcc\x81"};
     const auto below = [&](std::size_t n) { return static_cast<std::size_t>(random()) % n; };
     for (std::size_t changes = 1 + below(4); changes > 0 && bytes.size() > 2; --changes) {
         const std::size_t at = 1 + below(bytes.size() - 1);
@@ -33,7 +34,8 @@ Bytes mutated(Bytes bytes, std::mt19937 &random) {
             case 2: bytes.erase(here, here + static_cast<std::ptrdiff_t>(length)); break;
             case 3: {
                 const Bytes copy(here, here + static_cast<std::ptrdiff_t>(length));
-                bytes.insert(bytes.begin() + static_cast<std::ptrdiff_t>(1 + below(bytes.size() - 1)), copy.begin(), copy.end());
+                const auto to = static_cast<std::ptrdiff_t>(1 + below(bytes.size() - 1));
+                bytes.insert(bytes.begin() + to, copy.begin(), copy.end());
                 break;
             }
             default: {

@@ -1,4 +1,4 @@
-// The steps inside libris behind plain C functions, so that Python can compare each of them with its own.
+// The steps inside libris behind plain C functions, so that Python can compare each with its own.
 #include "context.h"
 #include "error.h"
 #include "image.h"
@@ -15,31 +15,39 @@ using namespace libris;
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT void test_resize_maps(const float *in, size_t maps, int h, int w, int height, int width, int bicubic, float *out) {
+EXPORT void test_resize_maps(const float *in, size_t maps, int h, int w, int height, int width,
+                             int bicubic, float *out) {
     const auto mode = bicubic != 0 ? Interpolation::bicubic : Interpolation::bilinear;
     const std::vector<float> resized = resize_maps(in, maps, h, w, height, width, mode);
     std::copy(resized.begin(), resized.end(), out);
 }
 
-EXPORT void test_resize_pillow(const uint8_t *rgb, int w, int h, size_t stride, int width, int height, uint8_t *out) {
+EXPORT void test_resize_pillow(const uint8_t *rgb, int w, int h, size_t stride, int width,
+                               int height, uint8_t *out) {
     const std::vector<uint8_t> resized = resize_pillow({rgb, w, h, stride}, width, height);
     std::copy(resized.begin(), resized.end(), out);
 }
 
-EXPORT void test_prepare(const char *bundle, const uint8_t *rgb, int w, int h, size_t stride, float *sam, float *clip) {
-    const EncoderInputs inputs = prepare_image({rgb, w, h, stride}, open_bundle(bundle, false).manifest.preprocess);
+EXPORT void test_prepare(const char *bundle, const uint8_t *rgb, int w, int h, size_t stride,
+                         float *sam, float *clip) {
+    const EncoderInputs inputs =
+        prepare_image({rgb, w, h, stride}, open_bundle(bundle, false).manifest.preprocess);
     std::copy(inputs.sam.begin(), inputs.sam.end(), sam);
     std::copy(inputs.clip.begin(), inputs.clip.end(), clip);
 }
 
-EXPORT void test_mask(const float *logits, int h, int w, int height, int width, float threshold, uint8_t *out) {
+EXPORT void test_mask(const float *logits, int h, int w, int height, int width, float threshold,
+                      uint8_t *out) {
     const std::vector<uint8_t> mask = mask_from_logits(logits, h, w, height, width, threshold);
     std::copy(mask.begin(), mask.end(), out);
 }
 
-EXPORT void test_sha256(const char *path, char *hex) { std::strcpy(hex, sha256_of_file(path).c_str()); }
+EXPORT void test_sha256(const char *path, char *hex) {
+    std::strcpy(hex, sha256_of_file(path).c_str());
+}
 
-// The graph `path` computing in FP32; returns its bytes, of which at most `room` are written. 0 where it is no ONNX file.
+// The graph `path` computing in FP32: writes at most `room` bytes of it and returns how many it
+// has, 0 where it is no ONNX file.
 EXPORT size_t test_widened(const char *path, uint8_t *out, size_t room) {
     try {
         const std::string onnx = widened(read_file(path, "graph"), path);
@@ -50,8 +58,10 @@ EXPORT size_t test_widened(const char *path, uint8_t *out, size_t room) {
     }
 }
 
-// What becomes of an EPContext model in `folder`: bit 0, it is whole; `action` 's' seals it first, 'd' discards it.
-EXPORT int test_context(const char *folder, const char *graph_hash, const char *built_for, char action, char *path) {
+// What becomes of an EPContext model in `folder`: 1 where it is whole. `action` 's' seals it first,
+// 'd' discards it.
+EXPORT int test_context(const char *folder, const char *graph_hash, const char *built_for,
+                        char action, char *path) {
     Graph graph;
     graph.sha256["graphs/fusion.onnx"] = graph_hash;
     const ContextModel context(folder, "fusion", graph, built_for);
@@ -61,17 +71,20 @@ EXPORT int test_context(const char *folder, const char *graph_hash, const char *
     return context.is_whole() ? 1 : 0;
 }
 
-// `count` texts, one after the other, text i ending at ends[i]; their ids, padded with 0. A text that is refused is -1s.
-// notes: all of them, a line each after its text's number; at most `room` bytes.
-EXPORT void test_tokenize(const char *path, int max_tokens, const char *texts, const size_t *ends, size_t count,
-                          int32_t *ids, char *notes, size_t room) {
-    const Tokenizer tokenizer(parse_tokenizer(read_file(path, "tokenizer"), path), path, max_tokens);
+// `count` texts, one after the other, text i ending at ends[i]; their ids, padded with 0. A text
+// that is refused gives -1s. notes: a line for each note, after its text's number; at most `room`
+// bytes.
+EXPORT void test_tokenize(const char *path, int max_tokens, const char *texts, const size_t *ends,
+                          size_t count, int32_t *ids, char *notes, size_t room) {
+    const TokenizerFile file = parse_tokenizer(read_file(path, "tokenizer"), path);
+    const Tokenizer tokenizer(file, path, max_tokens);
     std::string lines;
     for (size_t i = 0, start = 0; i < count; start = ends[i], ++i, ids += max_tokens) {
         try {
             const Tokens tokens = tokenizer({texts + start, ends[i] - start});
             std::fill(std::copy(tokens.ids.begin(), tokens.ids.end(), ids), ids + max_tokens, 0);
-            for (const std::string &note : tokens.notes) lines += std::to_string(i) + " " + note + "\n";
+            const std::string number = std::to_string(i);
+            for (const std::string &note : tokens.notes) lines += number + " " + note + "\n";
         } catch (const Error &) {
             std::fill(ids, ids + max_tokens, -1);
         }

@@ -11,7 +11,9 @@ int main(int argc, char **argv) try {
     const ris::Model model(argv[1]);
     const std::vector<std::uint8_t> grey(3 * 64 * 48, 128);
     const ris::Result result = model.encode_image(grey.data(), 64, 48).ask("left man");
-    std::cout << "libris " << ris_version() << ": a mask of " << result[0].width << "x" << result[0].height << "\n";
+    const ris::Answer answer = result[0];
+    std::cout << "libris " << ris_version() << ": a mask of ";
+    std::cout << answer.width << "x" << answer.height << "\n";
 } catch (const ris::Error &error) {
     std::cerr << error.what() << "\n";
     return 2;
