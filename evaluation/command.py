@@ -65,8 +65,8 @@ def run(
     out: Path | None,
     restart: bool,
     pytorch: bool,
+    files: dict[str, Path | None],
     as_json: bool,
-    **files: Path | None,
 ) -> None:
     """Says what BUNDLE scores, by kind of expression.
 

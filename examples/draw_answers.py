@@ -154,8 +154,9 @@ def wrap(text: str, font: Font, width: int) -> list[str]:
     return lines
 
 
-def draw_tile(sheet: Image.Image, tile: Tile, x: int, y: int) -> None:
-    """The scene with its left top corner at (x, y), a frame and a verdict, the expression below."""
+def draw_tile(sheet: Image.Image, tile: Tile, corner: tuple[int, int]) -> None:
+    """The scene with its left top corner there, a frame and a verdict, the expression below."""
+    x, y = corner
     font = ImageFont.load_default(FONT_SIZE)
     draw = ImageDraw.Draw(sheet)
     sheet.paste(draw_scene(tile), (x, y))
@@ -182,7 +183,8 @@ def draw_picture(tiles: list[Tile]) -> Image.Image:
     sheet = Image.new("RGB", size, "white")
     for place, tile in enumerate(tiles):
         row, column = divmod(place, COLUMNS)
-        draw_tile(sheet, tile, MARGIN + column * (SIDE + GAP), MARGIN + row * (height + GAP))
+        corner = MARGIN + column * (SIDE + GAP), MARGIN + row * (height + GAP)
+        draw_tile(sheet, tile, corner)
     return sheet
 
 

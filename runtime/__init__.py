@@ -28,7 +28,7 @@ from ris.engines.errors import (
     RisError,
 )
 from ris.runtime.bundle import BUILT_IN, Bundle, open_bundle
-from ris.runtime.loading import load
+from ris.runtime.loading import LoadOptions, load
 from ris.runtime.manifest import Manifest
 from ris.runtime.model import Model, Scene
 from ris.runtime.segmentation import Segmentation
@@ -41,6 +41,7 @@ __all__ = [
     "EngineError",
     "ExpressionError",
     "ImageError",
+    "LoadOptions",
     "Manifest",
     "Model",
     "ParityError",

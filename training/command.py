@@ -138,10 +138,7 @@ def main(
     batch_expressions: int | None,
     seed: int | None,
     vocabulary: Path | None,
-    checkpoint: Path | None,
-    sam: Path | None,
-    clip: Path | None,
-    bert: Path | None,
+    files: dict[str, Path | None],
     features: Path | None,
     device: str,
     threads: int | None,
@@ -162,7 +159,6 @@ def main(
     scenes = data_options.drawn
     _check(data_options, lessons, variant)
 
-    files = {"checkpoint": checkpoint, "sam": sam, "clip": clip, "bert": bert}
     architecture = preset or ("demo" if scenes else "vitb-vitl336")
     model_options = ModelOptions(architecture, variant, vocabulary, files)
     hardware = HardwareOptions(device, threads, workers)
@@ -189,7 +185,11 @@ def main(
 
     _run(trainer, stop)
     weights = out / "model.safetensors"
-    words = f" --vocabulary {vocabulary}" if vocabulary else f" --bert {bert}" if bert else ""
+    words = ""
+    if vocabulary:
+        words = f" --vocabulary {vocabulary}"
+    elif files["bert"]:
+        words = f" --bert {files['bert']}"
     click.echo(f"Wrote {weights}\nNext:\n  ris-export --checkpoint {weights}{words}")
 
 
