@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import Any
 
 import click
@@ -19,25 +18,13 @@ from ris.calibration.samples import (
 )
 from ris.data.samples import PER_SCENE
 from ris.engines.errors import RisError
+from ris.runtime.commands.options import Command, Option, add_options
 from ris.runtime.requests import Request, collect
-
-Command = Callable[..., Any]
-"""The function of a click command."""
-
-Option = Callable[[Command], Command]
-"""What `click.option` and `click.argument` return."""
 
 threads_option = click.option(
     "--threads", type=click.IntRange(1), help="CPU threads. Default: all cores."
 )
 """`--threads`; the command gets it as `threads`."""
-
-
-def with_options(command: Command, options: Sequence[Option]) -> Command:
-    """The command with these options, in their order."""
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @dataclass(frozen=True)
@@ -107,18 +94,10 @@ def sample_options(default: int) -> Option:
     )
 
     def add(command: Command) -> Command:
-        @functools.wraps(command)
-        def collected(
-            *args: Any,
-            images: tuple[str, ...],
-            expressions: tuple[str, ...],
-            categories: tuple[str, ...],
-            samples: int,
-            **others: Any,
-        ) -> Any:
-            asked = Asked(images, expressions, categories, samples)
-            return command(*args, asked=asked, **others)
-
-        return with_options(collected, options)
+        return add_options(command, options, "asked", _take_asked)
 
     return add
+
+
+def _take_asked(given: dict[str, Any]) -> Asked:
+    return Asked(**{field.name: given.pop(field.name) for field in fields(Asked)})

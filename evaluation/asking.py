@@ -5,7 +5,6 @@ That is the options, the model to ask, and the evaluation with its progress.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from ris.evaluation.results import ResultsFolder
 from ris.evaluation.run import AT, BundleSegmenter, Evaluation, Segmenter, evaluate
 from ris.evaluation.sources import SampleSource
 from ris.runtime.bundle import MANIFEST
+from ris.runtime.commands.options import Command, add_options
 from ris.runtime.commands.running import Running, running_options
 from ris.runtime.reference import pytorch_reference, require_pytorch
 
@@ -119,21 +119,13 @@ _SAMPLE_OPTIONS = (
 )
 
 
-def sample_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def sample_options(command: Command) -> Command:
     """Adds the options that say what is asked, how it is counted, and what runs it.
 
     The command gets the first two as one argument, `asked`, and the last as `running`.
     """
 
-    @functools.wraps(command)
-    def collected(*args: Any, **options: Any) -> Any:
-        asked = _take_asked(options)
-        return command(*args, asked=asked, **options)
-
-    result: Callable[..., Any] = running_options(collected)
-    for option in reversed(_SAMPLE_OPTIONS):
-        result = option(result)
-    return result
+    return add_options(running_options(command), _SAMPLE_OPTIONS, "asked", _take_asked)
 
 
 def _take_asked(options: dict[str, Any]) -> Asked:

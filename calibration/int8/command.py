@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,19 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ris import pip_install
-from ris.calibration.asking import (
-    Asked,
-    Command,
-    Option,
-    sample_options,
-    threads_option,
-    with_options,
-)
+from ris.calibration.asking import Asked, sample_options, threads_option
 from ris.calibration.int8.options import IMAGE_ENCODERS, Execution, Int8Options
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
 from ris.runtime.bundle import STAGES
 from ris.runtime.commands.console import RisCommand, disk_errors, find_bundle, track
+from ris.runtime.commands.options import Command, Option, add_options
 
 if TYPE_CHECKING:
     from ris.calibration.int8.report import Int8Report
@@ -85,25 +78,18 @@ _QUANTISING: tuple[Option, ...] = (
 def quantising_options(command: Command) -> Command:
     """What `quantise_bundle` is to do; the command gets it as one argument, `options`."""
 
-    @functools.wraps(command)
-    def collected(
-        *args: Any,
-        graphs: tuple[str, ...],
-        alpha: float,
-        no_smooth: bool,
-        quick: bool,
-        **others: Any,
-    ) -> Any:
-        as_they_are = ("calibrator", "percentile", "attention", "max_iou_drop", "against")
-        chosen = Int8Options(
-            graphs=graphs or IMAGE_ENCODERS,
-            alpha=None if no_smooth else alpha,
-            sensitivity=not quick,
-            **{name: others.pop(name) for name in as_they_are},
-        )
-        return command(*args, options=chosen, **others)
+    return add_options(command, _QUANTISING, "options", _take_options)
 
-    return with_options(collected, _QUANTISING)
+
+def _take_options(given: dict[str, Any]) -> Int8Options:
+    alpha, smooth = given.pop("alpha"), not given.pop("no_smooth")
+    as_they_are = ("calibrator", "percentile", "attention", "max_iou_drop", "against")
+    return Int8Options(
+        graphs=given.pop("graphs") or IMAGE_ENCODERS,
+        alpha=alpha if smooth else None,
+        sensitivity=not given.pop("quick"),
+        **{name: given.pop(name) for name in as_they_are},
+    )
 
 
 @click.command("int8", cls=RisCommand)

@@ -1,10 +1,8 @@
-"""How fast this machine multiplies matrices, per precision: the floor under anything that is mostly
-that.
+"""How fast this machine multiplies matrices, by precision: the floor under a model's time.
 
-Libraries that are there are asked for a product of the shape of a large layer (2048 x 1024 by 1024
-x 4096): numpy in FP32, OpenVINO and, where it is installed, PyTorch in FP32, bfloat16 and INT8. A
-library that would compute in another precision than it was asked for, or in plain loops, is left
-out.
+Each library that is here multiplies matrices of a large layer's shape, 2048 x 1024 by 1024 x 4096:
+numpy in FP32, OpenVINO and, where it is installed, PyTorch in FP32, bfloat16 and INT8. A library
+that would compute in another precision than it was asked for, or in plain loops, is left out.
 """
 
 from __future__ import annotations
@@ -20,10 +18,15 @@ import numpy as np
 from ris.runtime.reference import pytorch_products
 
 M, K, N = 2048, 1024, 4096
+"""The shapes: [M, K] by [K, N]."""
+
 OPERATIONS = 2 * M * K * N
+"""The operations of one product: a multiplication and an addition for each pair of values."""
+
 _REPEATS = 3
 
 Product = Callable[[], Any]
+"""A call that computes one product."""
 
 
 def products(threads: int | None) -> dict[tuple[str, str], Product]:
@@ -31,9 +34,9 @@ def products(threads: int | None) -> dict[tuple[str, str], Product]:
     rng = np.random.default_rng(0)
     left = rng.uniform(-1, 1, (M, K)).astype(np.float32)
     right = rng.uniform(-1, 1, (N, K)).astype(np.float32)
-    found: dict[tuple[str, str], Product] = {}
     across = np.ascontiguousarray(right.T)
-    found["fp32", "numpy"] = lambda: left @ across
+
+    found: dict[tuple[str, str], Product] = {("fp32", "numpy"): lambda: left @ across}
     if importlib.util.find_spec("openvino"):
         for precision in ("fp32", "bf16", "int8"):
             if product := _openvino(precision, left, right, threads):
@@ -59,30 +62,27 @@ def measure(calls: dict[tuple[str, str], Product]) -> dict[str, dict[str, list[f
 def _openvino(
     precision: str, left: np.ndarray, right: np.ndarray, threads: int | None
 ) -> Product | None:
-    """None where OpenVINO does not compute in this precision here, or wrongly."""
+    """OpenVINO's product; None where it does not compute in this precision here, or wrongly.
+
+    Args:
+        precision: "fp32", "bf16" or "int8".
+        left: float32 [M, K].
+        right: float32 [N, K].
+        threads: CPU threads. None: all cores.
+    """
     import openvino
-    from openvino import opset13 as ops
 
     from ris.engines.openvino import int8_overflows, main_precision
 
     if precision == "int8" and int8_overflows():
         return None
-    given: Any = ops.parameter([M, K], np.float32)
-    values, weights = given, ops.constant(right)
-    if precision == "int8":
-        values = ops.fake_quantize(
-            given, np.float32(-1), np.float32(1), np.float32(-1), np.float32(1), 256
-        )
-        weights = ops.fake_quantize(
-            weights, np.float32(-1), np.float32(1), np.float32(-1), np.float32(1), 255
-        )
-    model = openvino.Model([ops.matmul(values, weights, False, True)], [given])
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",
     }
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
+    model = _openvino_model(right, quantised=precision == "int8")
     try:
         compiled = openvino.Core().compile_model(model, "CPU", settings)
         if main_precision([compiled]) != precision:
@@ -92,3 +92,17 @@ def _openvino(
     except RuntimeError:
         return None
     return lambda: request.infer({0: left}, share_inputs=True, share_outputs=True)
+
+
+def _openvino_model(right: np.ndarray, quantised: bool) -> Any:
+    """A model of one product with `right`; both factors are quantised to INT8 where asked for."""
+    import openvino
+    from openvino import opset13 as ops
+
+    given: Any = ops.parameter([M, K], np.float32)
+    values, weights = given, ops.constant(right)
+    if quantised:
+        low, high = np.float32(-1), np.float32(1)
+        values = ops.fake_quantize(given, low, high, low, high, 256)
+        weights = ops.fake_quantize(weights, low, high, low, high, 255)
+    return openvino.Model([ops.matmul(values, weights, False, True)], [given])

@@ -1,8 +1,7 @@
-"""One process of a benchmark: `python -m ris.runtime.bench.worker SPEC`, a JSON object a line in
-and out.
+"""One process of a benchmark: `python -m ris.runtime.bench.worker SPEC`.
 
-Its own process gives each way of running the model its own memory figure and cold start, and keeps
-a crash to itself.
+It reads and writes a JSON object a line. A process of its own gives each way of running the model
+its own peak memory and cold start, and a crash of one does not reach the others.
 """
 
 from __future__ import annotations
@@ -29,8 +28,15 @@ from ris.runtime.loading import computes_by_stage, load
 from ris.runtime.reference import pytorch_reference
 
 Answer = dict[str, Any]
+"""What a request is answered, as JSON."""
+
 ENCODERS = ("sam_image_encoder", "clip_image_encoder")
+"""The image encoders, in the order of `prepare_image`'s results."""
+
 MAX_BATCH = 8
+"""The most images that go through an encoder together."""
+
+_BATCH_OPTIONS = ("device", "threads", "low_memory", "throughput")
 
 
 def peak_memory() -> int:
@@ -43,15 +49,17 @@ def peak_memory() -> int:
 
 
 class BundleWorker:
-    """A bundle in this project's runtime. spec: bundle, options (of `ris.runtime.load`), image,
-    expressions, categories.
+    """A bundle in this project's runtime.
+
+    spec: bundle, options (of `ris.runtime.load`), image, photo, expressions, categories.
     """
 
     def __init__(self, spec: Answer) -> None:
         self._spec = spec
         self._rgb = np.load(spec["image"], mmap_mode="r")
-        # monotonic clocks of two processes are the same one; engines are imported while the bundle
-        # loads
+
+        # two processes of a machine have the same monotonic clock, so the start of this one, which
+        # the other noted, can be subtracted; the engine is imported while the bundle loads
         imported = time.monotonic()
         compiling: list[str] = []
         self._model = load(
@@ -60,32 +68,28 @@ class BundleWorker:
             **spec["options"],
         )
         self._seconds = {"imports": imported - spec["started"], "load": time.monotonic() - imported}
+
         self._compiled = bool(compiling)
         self._scene: Any = None
         self._several: dict[str, Any] = {}
 
     def about(self) -> Answer:
         """What really runs, and how long it took to get ready."""
-        model = self._model
-        graphs = model.bundle.manifest.graphs
-        infos = model.sessions
+        manifest, infos = self._model.bundle.manifest, self._model.sessions
+        graphs = manifest.graphs
+        ran_on = sorted({f"{i.engine} {i.version} on {i.device}" for i in infos.values()})
+        ran_in = {stage: info.precision or graphs[stage].precision for stage, info in infos.items()}
         return {
-            "engine": ", ".join(
-                sorted({f"{i.engine} {i.version} on {i.device}" for i in infos.values()})
-            ),
-            "bundle_precision": model.bundle.manifest.precision,
-            "precision": {
-                stage: info.precision or graphs[stage].precision for stage, info in infos.items()
-            },
-            "operations": operations_of(
-                {stage: entry.operations for stage, entry in graphs.items()}
-            ),
+            "engine": ", ".join(ran_on),
+            "bundle_precision": manifest.precision,
+            "precision": ran_in,
+            "operations": operations_of({stage: g.operations for stage, g in graphs.items()}),
             "compiled": self._compiled,
             **self._seconds,
         }
 
     def _ask(self, scene: Any, which: int) -> Any:
-        """Without the no-target decision: a "no target" answer would skip the mask."""
+        """One answer, always with a mask: a "no target" answer would skip it."""
         categories = self._spec["categories"]
         return scene.segment(
             self._spec["expressions"][which],
@@ -94,7 +98,7 @@ class BundleWorker:
         )
 
     def round(self) -> Answer:
-        """A first mask and a further expression."""
+        """Seconds of a first mask and of a further expression."""
         start = time.perf_counter()
         scene = self._model.encode_image(self._rgb, expressions=self._spec["expressions"][:1])
         result = self._ask(scene, 0)
@@ -102,13 +106,16 @@ class BundleWorker:
         self._ask(scene, 1)
         end = time.perf_counter()
         self._scene = scene
+
         stages = {name.removeprefix("image."): seconds for name, seconds in result.timings.items()}
-        own = sum(seconds for name, seconds in stages.items() if name not in STAGES)
         inside = sum(seconds for name, seconds in stages.items() if name in STAGES)
+        host = middle - start - inside
+        if self._model.overlap:  # graphs side by side take longer in sum than on the clock
+            host = sum(seconds for name, seconds in stages.items() if name not in STAGES)
         return {
             "first_mask": middle - start,
             "next_expression": end - middle,
-            "host": own if self._model.overlap else middle - start - inside,
+            "host": host,
             "stages": stages,
         }
 
@@ -128,15 +135,10 @@ class BundleWorker:
         """An encoder that takes several images; the model's own may be compiled for one."""
         if stage not in self._several:
             options = self._spec["options"]
-            kept = {
-                name: options[name]
-                for name in ("device", "threads", "low_memory", "throughput")
-                if name in options
-            }
+            kept = {name: options[name] for name in _BATCH_OPTIONS if name in options}
             compute = computes_by_stage(options.get("compute"))[stage]
-            engine = create(
-                options["engine"], EngineOptions(**kept, compute=compute, max_batch=MAX_BATCH)
-            )
+            wanted = EngineOptions(**kept, compute=compute, max_batch=MAX_BATCH)
+            engine = create(options["engine"], wanted)
             graph = self._model.bundle.graph(stage)
             self._several[stage] = engine.open(graph, engine.compile(graph))
         return self._several[stage]
@@ -147,6 +149,7 @@ class BundleWorker:
         asked = [f"{self._spec['expressions'][i % 2]} {i}" for i in range(count)]
         given = self._spec["categories"]
         categories = [given[i % 2] for i in range(count)] if given else None
+
         start = time.perf_counter()
         scene.segment_many(asked, categories=categories, no_target_threshold=None)
         return {"each": (time.perf_counter() - start) / count}
@@ -163,14 +166,15 @@ class BundleWorker:
 
 
 class PyTorchWorker:
-    """The PyTorch model of the same bundle. spec: also compile (torch.compile) and files
-    (`WeightFiles`).
+    """The PyTorch model of the same bundle.
+
+    spec: bundle, image, expressions, threads, compile (with torch.compile), files (`WeightFiles`).
     """
 
     def __init__(self, spec: Answer) -> None:
         files = {name: Path(file) if file else None for name, file in spec["files"].items()}
         bundle = open_bundle(spec["bundle"], verify=False)
-        self._operations = bundle.manifest.graphs
+        self._graphs = bundle.manifest.graphs
         self._run = pytorch_reference().timed_reference(
             bundle,
             np.load(spec["image"]),
@@ -182,23 +186,26 @@ class PyTorchWorker:
         self._version = metadata.version("torch")
 
     def about(self) -> Answer:
+        """What really runs."""
         return {
             "engine": f"torch {self._version} on cpu",
             "bundle_precision": None,
-            "precision": dict.fromkeys(self._operations, "fp32"),
-            "operations": operations_of(
-                {stage: entry.operations for stage, entry in self._operations.items()}
-            ),
+            "precision": dict.fromkeys(self._graphs, "fp32"),
+            "operations": operations_of({stage: g.operations for stage, g in self._graphs.items()}),
             "compiled": False,
         }
 
     def round(self) -> Answer:
+        """Seconds of a first mask and of a further expression."""
         first, following = self._run()
         return {"first_mask": first, "next_expression": following, "host": None, "stages": {}}
 
 
 class RatesWorker:
-    """Matrix products; spec: threads."""
+    """The machine's matrix products.
+
+    spec: threads.
+    """
 
     def __init__(self, spec: Answer) -> None:
         from ris.runtime.bench import rates
@@ -206,9 +213,11 @@ class RatesWorker:
         self._calls, self._measure = rates.products(spec["threads"]), rates.measure
 
     def about(self) -> Answer:
+        """Nothing: the rates say themselves what ran."""
         return {}
 
     def round(self) -> Answer:
+        """Operations a second, by precision and library."""
         return {"rates": self._measure(self._calls)}
 
 
@@ -217,11 +226,14 @@ KINDS: dict[str, Callable[[Answer], Any]] = {
     "pytorch": PyTorchWorker,
     "rates": RatesWorker,
 }
+"""What a process runs, by the `kind` of its SPEC; made of the whole SPEC."""
 
 
 def main() -> None:
-    """Answers requests until its input ends: {"do": ..., "count": ...} in, the answer or {"error":
-    ...} out, with "checkpoint": true where the weight files are not those of the bundle.
+    """Answers requests until its input ends.
+
+    A request is {"do": ..., "count": ...}. The answer is what that method returns, or {"error":
+    ...}, with "checkpoint": true where the weight files are not those of the bundle.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is not an answer
@@ -231,7 +243,7 @@ def main() -> None:
         request = json.loads(line)
         arguments = [request["count"]] if "count" in request else []
         try:
-            if worker is None:
+            if worker is None:  # here, so that a bundle that does not load is an answer, too
                 worker = KINDS[spec["kind"]](spec)
             answer = getattr(worker, request["do"])(*arguments) | {"peak_memory": peak_memory()}
         except RisError as error:

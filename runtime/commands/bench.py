@@ -1,26 +1,31 @@
-"""`ris-bench`: how fast a bundle runs here, beside PyTorch and the machine's own speed; `ris-bench
-compare`.
+"""`ris-bench`: how fast a bundle runs here. Thin over `run_plan` and `compare`.
+
+Beside it, as asked for: PyTorch, and the machine's own speed.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markdown import Markdown
 
 from ris import pip_install
 from ris.engines import COMPUTES, DEVICE_NAMES, ENGINE_NAMES, select
 from ris.engines.errors import RisError
+from ris.runtime.bench.compare import compare as compare_reports
+from ris.runtime.bench.plan import Alternative, Plan, Workload
 from ris.runtime.bench.report import BenchReport, read_report
-from ris.runtime.bench.run import Alternative, Plan, run_plan
-from ris.runtime.bench.show import compare as compare_reports
+from ris.runtime.bench.run import run_plan
 from ris.runtime.bench.show import markdown, plot
-from ris.runtime.bundle import open_bundle
+from ris.runtime.bundle import Bundle, open_bundle
 from ris.runtime.commands.console import (
     DefaultGroup,
     RisCommand,
@@ -34,14 +39,20 @@ from ris.runtime.parity import load_golden
 from ris.runtime.reference import require_pytorch
 
 EXPRESSIONS = ("left man", "second car from the right")
-_SWITCHES = {"overlap": bool, "low_memory": bool, "throughput": bool, "max_expressions": int}
+"""The expression of the first mask, and the next one."""
+
 EAGER, COMPILED = "PyTorch eager FP32", "torch.compile FP32"
+"""The names of PyTorch's alternatives in the report."""
+
+_SWITCHES = {"overlap": bool, "low_memory": bool, "throughput": bool, "max_expressions": int}
+"""The options of `ris.runtime.load` that --engine takes as NAME=NUMBER, and their types."""
 
 
 @click.group(cls=DefaultGroup)
 def main() -> None:
-    """Says how fast a bundle runs here; `ris-bench run --help` and `ris-bench compare --help` have
-    the options.
+    """Says how fast a bundle runs here.
+
+    `ris-bench run --help` and `ris-bench compare --help` have the options.
 
     \b
     Examples:
@@ -57,17 +68,25 @@ def main() -> None:
     "engines",
     multiple=True,
     metavar="ENGINE[:COMPUTE][,SWITCH=VALUE...][@BUNDLE]",
-    help=(
-        "A way of running it; may be repeated: openvino, openvino:bf16, openvino:bf16@other-bundle."
-        " Switches: overlap, low_memory and throughput (0 or 1), max_expressions. Default: auto."
-    ),
-)
-@click.option("--device", type=click.Choice(DEVICE_NAMES), default="auto", show_default=True)
-@click.option(
-    "--threads", type=click.IntRange(1), help="CPU threads, of PyTorch too. Default: all cores."
+    help="A way of running it; may be repeated: openvino, openvino:bf16, "
+    "openvino:bf16@other-bundle. Switches: overlap, low_memory and throughput (0 or 1), "
+    "max_expressions. Default: auto.",
 )
 @click.option(
-    "--image", type=click.Path(path_type=Path), help="Default: noise of 1024x1024 pixels."
+    "--device",
+    type=click.Choice(DEVICE_NAMES),
+    default="auto",
+    show_default=True,
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="CPU threads, of PyTorch too. Default: all cores.",
+)
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path),
+    help="Default: noise of 1024x1024 pixels.",
 )
 @click.option(
     "--runs",
@@ -77,10 +96,16 @@ def main() -> None:
     help="Rounds, after one to warm up.",
 )
 @click.option(
-    "--anew", is_flag=True, help="New processes for every round; two of the same bundle may differ."
+    "--anew",
+    is_flag=True,
+    help="New processes for every round; two of the same bundle may differ.",
 )
 @click.option(
-    "--cold", type=click.IntRange(0), default=3, show_default=True, help="Cold starts of each way."
+    "--cold",
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    help="Cold starts of each way.",
 )
 @click.option(
     "--batches",
@@ -116,23 +141,16 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def run(
     bundle: str | None,
-    engines: tuple[str, ...],
-    device: str,
-    threads: int | None,
-    image: Path | None,
     runs: int,
-    anew: bool,
     cold: int,
     batches: int,
-    pytorch: bool,
-    torch_compile: bool,
     limit: float,
+    anew: bool,
     out: Path | None,
     as_json: bool,
-    **files: Path | None,
+    **given: Any,
 ) -> None:
-    """Times BUNDLE: cold start, first mask, next expression, every stage, peak memory, and how far
-    the floor is.
+    """Times BUNDLE: cold start, first mask, next expression, stages, peak memory, and the floor.
 
     Every way of running it has a process of its own, and they take turns. The floor is the model's
     matrix products at the rate at which this machine multiplies large matrices, measured in the
@@ -147,43 +165,20 @@ def run(
       ris-bench full-size --engine onnxruntime --engine onnxruntime@full-size-fp16 --anew --runs 9
       ris-bench ris-bundle --pytorch --checkpoint model_final.pth
     """
-    require_flag(files, "--pytorch or --torch-compile", pytorch or torch_compile)
-    if pytorch or torch_compile:
-        require_pytorch("--pytorch")
+    request = Request(**given)
+    request.check()
     if out is not None and importlib.util.find_spec("matplotlib") is None:
         raise RisError(f"--out draws a plot, which needs matplotlib: {pip_install('eval')}")
     path = find_bundle(bundle)
     opened = open_bundle(path)
-    alternatives = []
-    paths = {name: str(file) if file else None for name, file in files.items()}
-    for wanted, name in ((pytorch, EAGER), (torch_compile, COMPILED)):
-        if wanted:
-            alternatives.append(
-                Alternative(name, "pytorch", str(path), compile=name == COMPILED, files=paths)
-            )
-    for text in engines or ("auto",):
-        alternatives.append(parse_engine(text, path, device, threads))
-    names = [alternative.name for alternative in alternatives]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise RisError(f"--engine {', '.join(repeated)} is given twice")
-    for other in {a.bundle for a in alternatives} - {str(path)}:
-        if open_bundle(other).manifest.model != opened.manifest.model:
-            raise RisError(
-                f"{other} is of another architecture than {path}; only bundles of one model are"
-                " compared"
-            )
-    if image is None:
-        rgb = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
-    else:
-        rgb = load_rgb(image)
-    categories: tuple[str, ...] = ()
-    if opened.manifest.categories:
-        categories = tuple(map(str, load_golden(opened)["categories"][:2]))
-    plan = Plan(runs, cold, batches, limit, anew)
+    alternatives = request.alternatives(path)
+    _require_one_model(path, opened, alternatives)
+
+    workload = request.workload(opened)
+    plan = Plan(rounds=runs, cold_starts=cold, batches=batches, limit=limit, anew=anew)
     with StepProgress("Bench", plan.steps(alternatives)) as progress:
-        report = run_plan(
-            opened, alternatives, rgb, EXPRESSIONS, categories, threads, plan, progress
-        )
+        report = run_plan(opened, alternatives, workload, plan, progress)
+
     if out is not None:
         _write(report, out)
     if as_json:
@@ -194,25 +189,96 @@ def run(
         click.echo(f"Not measured: {name}: {reason}", err=True)
 
 
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked to run, besides how often."""
+
+    engines: tuple[str, ...]
+    """The ways of running a bundle, as `parse_engine` reads them; empty for "auto"."""
+
+    device: str
+    """One of `DEVICE_NAMES`."""
+
+    threads: int | None
+    """CPU threads of each process. None: all cores."""
+
+    image: Path | None
+    """The image. None: noise."""
+
+    pytorch: bool
+    """PyTorch takes its turns, too."""
+
+    torch_compile: bool
+    """So does PyTorch with torch.compile."""
+
+    files: dict[str, Path | None]
+    """The weight files of the PyTorch model, by the names of `WeightFiles`."""
+
+    def check(self) -> None:
+        """Raises RisError for weight files without PyTorch, and where PyTorch is not installed."""
+        with_pytorch = self.pytorch or self.torch_compile
+        require_flag(self.files, "--pytorch or --torch-compile", with_pytorch)
+        if with_pytorch:
+            require_pytorch("--pytorch")
+
+    def alternatives(self, bundle: Path) -> list[Alternative]:
+        """The ways of running the bundle, PyTorch first.
+
+        Raises RisError for an --engine that cannot be read or is given twice.
+        """
+        files = {name: str(file) if file else None for name, file in self.files.items()}
+        found = []
+        if self.pytorch:
+            found.append(Alternative(EAGER, "pytorch", str(bundle), files=files))
+        if self.torch_compile:
+            found.append(Alternative(COMPILED, "pytorch", str(bundle), compile=True, files=files))
+        for text in self.engines or ("auto",):
+            found.append(parse_engine(text, bundle, self.device, self.threads))
+
+        names = [alternative.name for alternative in found]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise RisError(f"--engine {', '.join(repeated)} is given twice")
+        return found
+
+    def workload(self, bundle: Bundle) -> Workload:
+        """What each of them is asked.
+
+        Raises ImageError or BundleError where the image or the bundle's reference cannot be read.
+        """
+        rgb = _noise() if self.image is None else load_rgb(self.image)
+        categories: tuple[str, ...] = ()
+        if bundle.manifest.categories:
+            categories = tuple(map(str, load_golden(bundle)["categories"][:2]))
+        return Workload(rgb, EXPRESSIONS, categories, self.threads)
+
+
 def parse_engine(text: str, bundle: Path, device: str, threads: int | None) -> Alternative:
-    """`ENGINE[:COMPUTE][,SWITCH=VALUE...][@BUNDLE]` as an alternative. Raises RisError."""
+    """`ENGINE[:COMPUTE][,SWITCH=VALUE...][@BUNDLE]` as an alternative.
+
+    Args:
+        text: What --engine was given.
+        bundle: The bundle where `text` names none.
+        device: One of `DEVICE_NAMES`.
+        threads: CPU threads. None: all cores.
+
+    Raises:
+        RisError: Where there is no such engine, precision or switch.
+    """
     rest, _, other = text.partition("@")
     first, *switches = rest.split(",")
     engine, _, compute = first.partition(":")
     if engine not in ENGINE_NAMES:
         raise RisError(
-            f"--engine {text}: there is no engine {engine!r}; this version has"
-            f" {', '.join(ENGINE_NAMES)}"
+            f"--engine {text}: there is no engine {engine!r};"
+            f" this version has {', '.join(ENGINE_NAMES)}"
         )
     if compute and compute not in COMPUTES:
         raise RisError(
             f"--engine {text}: there is no precision {compute!r}; known are {', '.join(COMPUTES)}"
         )
-    options: dict[str, Any] = {
-        "engine": select(engine, device).name,
-        "device": device,
-        "threads": threads,
-    }
+
+    chosen = select(engine, device).name
+    options: dict[str, Any] = {"engine": chosen, "device": device, "threads": threads}
     if compute:
         options["compute"] = compute
     for switch in switches:
@@ -222,18 +288,33 @@ def parse_engine(text: str, bundle: Path, device: str, threads: int | None) -> A
                 f"--engine {text}: {switch!r} is not one of {', '.join(_SWITCHES)} with =NUMBER"
             )
         options[name] = _SWITCHES[name](int(value))
-    name = text if engine != "auto" else text.replace("auto", options["engine"], 1)
-    return Alternative(name, "bundle", other or str(bundle), options)
+    shown = text.replace("auto", chosen, 1) if engine == "auto" else text
+    return Alternative(shown, "bundle", other or str(bundle), options)
+
+
+def _require_one_model(path: Path, bundle: Bundle, alternatives: Sequence[Alternative]) -> None:
+    """Raises RisError where an alternative's bundle is of another architecture than `bundle`."""
+    for other in {a.bundle for a in alternatives} - {str(path)}:
+        if open_bundle(other).manifest.model != bundle.manifest.model:
+            raise RisError(
+                f"{other} is of another architecture than {path};"
+                " only bundles of one model are compared"
+            )
+
+
+def _noise() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
 
 
 def _write(report: BenchReport, out: Path) -> None:
+    """Writes the report as JSON, Markdown and a plot, and says where."""
+    data, text, picture = (out.with_name(f"{out.name}.{kind}") for kind in ("json", "md", "png"))
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        files = [out.with_name(f"{out.name}.{kind}") for kind in ("json", "md", "png")]
-        files[0].write_text(report.to_json(), encoding="utf-8")
-        files[1].write_text(markdown(report), encoding="utf-8")
-        plot(report, files[2])
-    for file in files:
+        data.write_text(report.to_json(), encoding="utf-8")
+        text.write_text(markdown(report), encoding="utf-8")
+        plot(report, picture)
+    for file in (data, text, picture):
         click.echo(f"wrote {file}", err=True)
 
 
@@ -241,17 +322,15 @@ def _write(report: BenchReport, out: Path) -> None:
 @click.argument("first", type=click.Path(path_type=Path))
 @click.argument("second", type=click.Path(path_type=Path))
 def compare(first: Path, second: Path) -> None:
-    """Says what became faster or slower from FIRST to SECOND, two files of ris-bench --out or
-    --json.
+    """Says what became faster or slower from FIRST to SECOND.
 
-    Refuses reports of different inputs: image, expressions, model or threads.
+    Both are files of ris-bench --out or --json. Refuses reports of different inputs: image,
+    expressions, model or threads.
 
     \b
     Examples:
       ris-bench compare bench/before.json bench/after.json
     """
-    Console(width=140).print(
-        Markdown(
-            compare_reports(read_report(first), read_report(second), (str(first), str(second)))
-        )
-    )
+    names = (str(first), str(second))
+    table = compare_reports(read_report(first), read_report(second), names)
+    Console(width=140).print(Markdown(table))

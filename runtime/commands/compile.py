@@ -1,13 +1,10 @@
-"""`ris-compile`: a bundle's graphs for an engine, compiled ahead of the first run. Thin over
-`compile_bundle`.
-"""
+"""`ris-compile`: compiles a bundle's graphs ahead of the first run. Thin over `compile_bundle`."""
 
 from __future__ import annotations
 
-import functools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from rich.table import Table
 from ris.engines import ENGINE_NAMES, Engine, EngineOptions, EngineSpec, create, select
 from ris.runtime.bundle import Bundle, open_bundle
 from ris.runtime.commands.console import CompileProgress, RisCommand, find_bundle, size
+from ris.runtime.commands.options import Command, add_options
 from ris.runtime.compile import CompiledGraph, compile_bundle, expressions_together
 
 
@@ -27,20 +25,30 @@ class Compiling:
     """What `build_options` gave; the fields are those of `EngineOptions`."""
 
     max_batch: int
+    """The most images of a call."""
+
     max_expressions: int | None
-    """None: what the bundle and the engine do best with (`expressions_together`)."""
+    """The most expressions of a call. None: what `expressions_together` says."""
 
     workspace: int | None
-    """In MiB, None for the engine's own limit."""
+    """The most scratch memory of a graph in MiB. None: the engine's own limit."""
 
     version_compatible: bool
+    """Plans that later versions of the engine load too."""
+
     hardware_compatible: bool
+    """Plans for this GPU generation and later ones."""
+
     strip_weights: bool
+    """Plans without weights, which take them from the graphs."""
 
     def engine_options(
         self, row: EngineSpec, bundle: Bundle | None, build: bool = True
     ) -> EngineOptions:
-        """As an engine of `row` takes it; bundle: None where there is none yet."""
+        """As an engine of `row` takes it.
+
+        bundle: None where there is none yet. build: False refuses to compile.
+        """
         given = vars(self) | {"workspace": self.workspace and self.workspace * 2**20}
         if self.max_expressions is None:
             del given["max_expressions"]
@@ -86,24 +94,23 @@ _BUILD_OPTIONS = (
 )
 
 
-def build_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def build_options(command: Command) -> Command:
     """Adds what says how to compile; the command gets it as one argument, `compiling`."""
-    names = [field.name for field in fields(Compiling)]
+    return add_options(command, _BUILD_OPTIONS, "compiling", _take_compiling)
 
-    @functools.wraps(command)
-    def collected(*args: Any, **given: Any) -> Any:
-        compiling = Compiling(**{name: given.pop(name) for name in names})
-        return command(*args, compiling=compiling, **given)
 
-    result: Callable[..., Any] = collected
-    for option in reversed(_BUILD_OPTIONS):
-        result = option(result)
-    return result
+def _take_compiling(given: dict[str, Any]) -> Compiling:
+    return Compiling(**{field.name: given.pop(field.name) for field in fields(Compiling)})
 
 
 @click.command(cls=RisCommand)
 @click.argument("bundle", required=False, type=click.Path())
-@click.option("--engine", type=click.Choice(ENGINE_NAMES), default="auto", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINE_NAMES),
+    default="auto",
+    show_default=True,
+)
 @build_options
 @click.option(
     "--no-build",
@@ -136,8 +143,19 @@ def main(
 def compile_and_show(
     bundle: Bundle, row: EngineSpec, engine: Engine, quiet: bool
 ) -> dict[str, Any]:
-    """Compiles with progress and prints the table, unless `quiet`; returns the report as data, by
-    stage.
+    """Compiles with progress and prints the table.
+
+    Args:
+        bundle: The graphs.
+        row: The engine's row in the table.
+        engine: An engine of that row, with its options.
+        quiet: Print no table.
+
+    Returns:
+        The report as data, by stage.
+
+    Raises:
+        EngineError: Where the engine cannot compile one of the graphs.
     """
     start = time.perf_counter()
     with CompileProgress() as progress:
@@ -148,9 +166,23 @@ def compile_and_show(
 
 
 def _print(path: Path, engine: str, compiled: Mapping[str, CompiledGraph], seconds: float) -> None:
-    if not any(graph.layers for graph in compiled.values()):
+    """The table, and a line below it; `seconds` is what all of them took now."""
+    graphs = compiled.values()
+    if not any(graph.layers for graph in graphs):
         click.echo(f"{engine} runs the graphs of {path} as they are; there is nothing to compile.")
         return
+    Console(width=110).print(_table(path, engine, compiled))
+    built = sum(graph.built_now for graph in graphs)
+    total = size(sum(graph.bytes for graph in graphs))
+    sources = ", ".join(sorted({graph.layers_from for graph in graphs if graph.layers_from}))
+    click.echo(
+        f"{built} of {len(graphs)} graphs compiled in {seconds:.1f} s, {total};"
+        f" precisions as the {sources} has them, mixed: with a cast"
+    )
+
+
+def _table(path: Path, engine: str, compiled: Mapping[str, CompiledGraph]) -> Table:
+    """A row for each graph: how many of its layers have which precision, its size, its time."""
     kinds = sorted({kind for graph in compiled.values() for kind in graph.layers})
     table = Table(title=f"{path} for {engine}: layers by the precision they have")
     table.add_column("graph")
@@ -158,19 +190,6 @@ def _print(path: Path, engine: str, compiled: Mapping[str, CompiledGraph], secon
         table.add_column(heading, justify="right")
     for stage, graph in compiled.items():
         counts = [str(graph.layers.get(kind, 0)) for kind in kinds]
-        table.add_row(
-            stage,
-            graph.asked,
-            *counts,
-            size(graph.bytes),
-            f"{graph.seconds:.1f} s" if graph.built_now else "from the cache",
-        )
-    Console(width=110).print(table)
-    sources = ", ".join(
-        sorted({graph.layers_from for graph in compiled.values() if graph.layers_from})
-    )
-    click.echo(
-        f"{sum(g.built_now for g in compiled.values())} of {len(compiled)} graphs compiled in"
-        f" {seconds:.1f} s, {size(sum(g.bytes for g in compiled.values()))}; precisions as the"
-        f" {sources} has them, mixed: with a cast"
-    )
+        took = f"{graph.seconds:.1f} s" if graph.built_now else "from the cache"
+        table.add_row(stage, graph.asked, *counts, size(graph.bytes), took)
+    return table

@@ -1,5 +1,6 @@
-"""What the commands share: errors in a line, progress on a terminal or as plain lines, numbers for
-people.
+"""What the commands share: errors in one line, progress, and numbers for people.
+
+Progress is a bar on a terminal and plain lines elsewhere.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ T = TypeVar("T")
 
 
 class RisCommand(click.Command):
-    """A click command that prints a RisError as one line and ends with its exit code: 2 the user's
-    mistake, 1 ours.
+    """A click command that prints an error as one line.
 
-    `--debug` adds the traceback. Examples in the help text keep their line breaks.
+    Exit codes: that of a RisError (2 the user's mistake, 1 ours), 1 for any other error, 130 where
+    it was stopped. `--debug` adds the traceback; `--version` is added, too.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -48,6 +49,7 @@ class RisCommand(click.Command):
         self.params.append(_version_option())
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command, and turns what it raises into a line and an exit code."""
         debug = ctx.params.pop("debug")
         previous = signal.signal(signal.SIGTERM, _stop)
         try:
@@ -63,6 +65,8 @@ class RisCommand(click.Command):
             click.echo("Stopped; nothing half-written is left behind.", err=True)
             ctx.exit(130)
         except BrokenPipeError:
+            # whoever read the output is gone; Python flushes what is left of it when it ends, which
+            # would fail as well
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
         except Exception as error:
@@ -90,6 +94,7 @@ class DefaultGroup(RisGroup):
     """A group whose command `run` may be left out: `ris-eval BUNDLE` is `ris-eval run BUNDLE`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Puts `run` in front of arguments that begin with no command."""
         if not args or args[0] not in {*self.commands, "--help", "--version"}:
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -119,8 +124,9 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def find_bundle(given: str | None) -> Path:
-    """The bundle to use: the one given, $RIS_BUNDLE, ./ris-bundle, or else the built-in demo, which
-    is said.
+    """The bundle to use: the one given, $RIS_BUNDLE, ./ris-bundle, or else the built-in demo.
+
+    Prints a line where it is the demo.
     """
     if given:
         return Path(given)
@@ -137,13 +143,13 @@ def find_bundle(given: str | None) -> Path:
 
 
 class StepProgress:
-    """Named steps of one long job: a bar with the step's name and elapsed time, or one plain line a
-    step.
-    """
+    """Named steps of one long job, with elapsed time. Use it in a `with` block."""
 
     def __init__(self, title: str, steps: int) -> None:
+        """steps: how often it is called, once as each step begins."""
         self._console = Console(stderr=True)
         self._start = time.perf_counter()
+        self._title = title
         self._bar: Progress | None = None
         if self._console.is_terminal:
             columns = (
@@ -153,8 +159,8 @@ class StepProgress:
                 TimeElapsedColumn(),
             )
             self._bar = Progress(*columns, console=self._console, transient=True)
+            # each call adds one as a step begins; when the first begins, none is complete
             self._task = self._bar.add_task(title, total=steps, completed=-1)
-        self._title = title
 
     def __enter__(self) -> StepProgress:
         if self._bar:
@@ -166,21 +172,19 @@ class StepProgress:
             self._bar.stop()
 
     def __call__(self, step: str) -> None:
-        """Called as each step begins."""
+        """A step begins."""
         if self._bar:
             self._bar.advance(self._task)
             self._bar.update(self._task, description=f"{self._title}: {step}")
         else:
-            click.echo(
-                f"[{time.perf_counter() - self._start:6.1f} s] {self._title}: {step}", err=True
-            )
+            elapsed = time.perf_counter() - self._start
+            click.echo(f"[{elapsed:6.1f} s] {self._title}: {step}", err=True)
 
 
 class CompileProgress:
-    """What an engine does while it compiles: a bar for each graph on a terminal, a line now and
-    then elsewhere.
+    """What an engine does while it compiles; silent as long as nothing is compiled.
 
-    Silent as long as nothing is compiled. Use it in a `with` block.
+    Use it in a `with` block.
     """
 
     def __init__(self) -> None:
@@ -199,7 +203,7 @@ class CompileProgress:
             self._bar = None
 
     def __call__(self, stage: str, what: str, done: float | None) -> None:
-        """An engine's Progress; called from the engine's thread."""
+        """An engine's `Progress`; called from the engine's thread."""
         if done is None and what != "parsing":
             self._console.print(f"{stage}: {what}", highlight=False, markup=False, soft_wrap=True)
         elif self._console.is_terminal:
@@ -208,15 +212,15 @@ class CompileProgress:
             self._say(stage, what, done or 0.0)
 
     def _show(self, stage: str, what: str, done: float) -> None:
+        """Moves the bar; each graph has a new one."""
         if self._bar is None:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f} %"),
+                TimeElapsedColumn(),
             )
-            self._bar = Progress(
-                *columns, TimeElapsedColumn(), console=self._console, transient=True
-            )
+            self._bar = Progress(*columns, console=self._console, transient=True)
             self._bar.start()
         if stage != self._stage:
             for task in self._bar.task_ids:
@@ -225,6 +229,7 @@ class CompileProgress:
         self._bar.update(self._task, completed=done, description=f"Compile {stage}: {what}")
 
     def _say(self, stage: str, what: str, done: float) -> None:
+        """A line as each graph begins, and for each quarter of it."""
         if stage != self._stage:
             self._stage, self._quarter = stage, -1
         if int(done * 4) > self._quarter:
@@ -234,9 +239,7 @@ class CompileProgress:
 
 
 def track(items: Iterable[T], total: int, title: str) -> Iterator[T]:
-    """`items` with a progress bar on a terminal, or a plain line now and then elsewhere; silent for
-    a few items.
-    """
+    """`items`, with progress; silent for a single one."""
     console = Console(stderr=True)
     if total < 2:
         yield from items

@@ -1,6 +1,4 @@
-"""`ris-doctor`: what this machine can run, what not and why, and whether a bundle is whole. Thin
-over `examine`.
-"""
+"""`ris-doctor`: what this machine can run, and whether a bundle is whole. Thin over `examine`."""
 
 from __future__ import annotations
 
@@ -16,10 +14,15 @@ from ris.runtime.doctor import as_dict, examine
 @click.command(cls=RisCommand)
 @click.argument("bundle", required=False, type=click.Path())
 @click.option(
-    "--check", is_flag=True, help="Run the bundle's golden parity too, as ris-parity does."
+    "--check",
+    is_flag=True,
+    help="Run the bundle's golden parity too, as ris-parity does.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print the report as JSON (keys: ris.runtime.doctor)."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the report as JSON (keys: ris.runtime.doctor).",
 )
 @click.option(
     "-v",
@@ -51,31 +54,29 @@ def main(
 
 
 def _as_text(data: dict[str, Any], verbose: bool) -> str:
+    """The report (`as_dict`) for people."""
     lines = [*_machine(data), "", *_engines(data["engines"])]
     if data["bundle"]:
         lines += ["", *_bundle(data["bundle"], verbose)]
     said = [f"Note: {note}." for note in data["notes"]]
-    said += [
-        f"Problem: {problem['what']}. Way out: {problem['way_out']}."
-        for problem in data["problems"]
-    ]
-    return "\n".join([*lines, "", *said, *[""] * bool(said), data["verdict"]])
+    said += [f"Problem: {p['what']}. Way out: {p['way_out']}." for p in data["problems"]]
+    if said:
+        lines += ["", *said]
+    return "\n".join([*lines, "", data["verdict"]])
 
 
 def _machine(data: dict[str, Any]) -> list[str]:
+    """A line for each part of the machine."""
     cpu, memory, gpus = data["cpu"], data["memory"], data["gpus"]
     quota = f", a container's quota of {cpu['quota']:g}" if cpu["quota"] is not None else ""
     limit = f", a container's limit of {size(memory['limit'])}" if memory["limit"] else ""
+    exporting = _pairs(data["export_packages"]) or "nothing installed (only ris-export needs it)"
+    cores = f"{cpu['usable']} of {cpu['present']} cores"
     rows = {
         "versions": _pairs(data["packages"]),
-        "for exporting": (
-            _pairs(data["export_packages"]) or "nothing installed (only ris-export needs it)"
-        ),
+        "for exporting": exporting,
         "system": ", ".join(data["system"].values()),
-        "processor": (
-            f"{cpu['model']} ({cpu['architecture']}), {cpu['usable']} of {cpu['present']}"
-            f" cores{quota}"
-        ),
+        "processor": f"{cpu['model']} ({cpu['architecture']}), {cores}{quota}",
         "  features": " ".join(cpu["features"]) or "none that matter here, or unknown",
         "memory": f"{_size(memory['total'])}, {_size(memory['available'])} available{limit}",
         "GPU": "; ".join(map(_gpu, gpus["found"])) or f"none found: {gpus['note']}",
@@ -84,53 +85,62 @@ def _machine(data: dict[str, Any]) -> list[str]:
 
 
 def _engines(engines: list[dict[str, Any]]) -> list[str]:
+    """A line for each engine and device."""
     lines = ["Engines"]
     for engine in engines:
         name = f"  {engine['name']}"
         if engine["missing"]:
             lines.append(f"{name}: not here: {engine['missing']}")
         for probe in engine["probes"]:
+            there = f"{name} on {probe['device']}"
             if probe["problem"]:
-                lines.append(f"{name} on {probe['device']}: no: {probe['problem']}")
+                lines.append(f"{there}: no: {probe['problem']}")
             else:
                 what = f"{', '.join(engine['precisions'])}; {', '.join(probe['providers'])}"
-                lines.append(
-                    f"{name} on {probe['device']}: runs, version {probe['version']} ({what})"
-                )
+                lines.append(f"{there}: runs, version {probe['version']} ({what})")
     return lines
 
 
 def _bundle(bundle: dict[str, Any], verbose: bool) -> list[str]:
+    """The bundle's files, its model, its graphs and its parity."""
     lines = [f"Bundle {bundle['path']}"]
     if bundle["format_version"] is None:
         return [*lines, "  cannot be read"]
-    source = bundle["source"]
-    made = (
-        f"checkpoint {source['checkpoint']}"
-        if source["checkpoint"]
-        else f"made-up weights, seed {source['seed']}"
-    )
-    head = "a no-target head" if bundle["no_target_head"] else "no no-target head"
     hashes = "every file has the hash of the export" if bundle["whole"] else "damaged"
-    trained = "trained" if source["trained"] else "untrained"
-    lines += [
-        f"  files: {hashes}; format {bundle['format_version']}",
-        f"  model: {bundle['preset']}, {bundle['query']} query, {head}; {trained}, from {made}",
-    ]
+    lines.append(f"  files: {hashes}; format {bundle['format_version']}")
+    lines.append(_model(bundle))
     for stage, graph in bundle["graphs"].items():
-        islands = sum(graph["islands"].values())
-        whole = any(reason.startswith("*: ") for reason in graph["islands"])
-        kept = ", all of it kept FP32" if whole else f", {islands} FP32 islands" if islands else ""
-        weights = f"{graph['parameters']:,} parameters, weights {_shares(graph['weights'])}"
-        runs = graph["runs"] or graph["problem"] or "not opened"
-        lines.append(f"  {stage}: {graph['asked']}{kept}; {weights}; {runs}")
-        for reason, count in graph["islands"].items() if verbose else ():
-            lines.append(f"    FP32, {count} x: {reason.removeprefix('*: ')}")
+        lines += _graph(stage, graph, verbose)
     for name, text in (("recorded", "parity at the export"), ("checked", "parity here, now")):
         if parity := bundle[name]:
             lines.append(f"  {text}: {_parity(parity)}")
     if verbose:
         lines.append(f"  written by: {_pairs(bundle['writer'])}")
+    return lines
+
+
+def _model(bundle: dict[str, Any]) -> str:
+    source = bundle["source"]
+    made = f"made-up weights, seed {source['seed']}"
+    if source["checkpoint"]:
+        made = f"checkpoint {source['checkpoint']}"
+    head = "a no-target head" if bundle["no_target_head"] else "no no-target head"
+    trained = "trained" if source["trained"] else "untrained"
+    return f"  model: {bundle['preset']}, {bundle['query']} query, {head}; {trained}, from {made}"
+
+
+def _graph(stage: str, graph: dict[str, Any], verbose: bool) -> list[str]:
+    """What a graph computes in, its weights and what runs it; `verbose`: why parts stay FP32."""
+    islands = sum(graph["islands"].values())
+    kept = f", {islands} FP32 islands" if islands else ""
+    if any(reason.startswith("*: ") for reason in graph["islands"]):
+        kept = ", all of it kept FP32"
+    weights = f"{graph['parameters']:,} parameters, weights {_shares(graph['weights'])}"
+    runs = graph["runs"] or graph["problem"] or "not opened"
+    lines = [f"  {stage}: {graph['asked']}{kept}; {weights}; {runs}"]
+    if verbose:
+        for reason, count in graph["islands"].items():
+            lines.append(f"    FP32, {count} x: {reason.removeprefix('*: ')}")
     return lines
 
 
@@ -144,12 +154,11 @@ def _parity(parity: dict[str, Any]) -> str:
 
 
 def _shares(weights: dict[str, int]) -> str:
+    """The share of the weights in each precision."""
     total = sum(weights.values())
-    return (
-        ", ".join(f"{count / total:.1%} {kind}" for kind, count in weights.items())
-        if total
-        else "none"
-    )
+    if not total:
+        return "none"
+    return ", ".join(f"{count / total:.1%} {kind}" for kind, count in weights.items())
 
 
 def _pairs(values: dict[str, str]) -> str:
@@ -157,10 +166,10 @@ def _pairs(values: dict[str, str]) -> str:
 
 
 def _gpu(gpu: dict[str, Any]) -> str:
-    capability = (
-        f", compute capability {gpu['compute_capability']}" if gpu["compute_capability"] else ""
-    )
-    return f"{gpu['name']}, driver {gpu['driver']}, {gpu['memory']} MiB{capability}"
+    text = f"{gpu['name']}, driver {gpu['driver']}, {gpu['memory']} MiB"
+    if capability := gpu["compute_capability"]:
+        text += f", compute capability {capability}"
+    return text
 
 
 def _size(count: int | None) -> str:

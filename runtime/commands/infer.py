@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,8 +21,19 @@ from ris.runtime.segmentation import Segmentation
 
 
 @click.command(cls=RisCommand)
-@click.argument("arguments", nargs=-1, required=True, metavar="IMAGE... [EXPRESSION...]")
-@click.option("-e", "--expression", "more", multiple=True, help="An expression; may be repeated.")
+@click.argument(
+    "arguments",
+    nargs=-1,
+    required=True,
+    metavar="IMAGE... [EXPRESSION...]",
+)
+@click.option(
+    "-e",
+    "--expression",
+    "more",
+    multiple=True,
+    help="An expression; may be repeated.",
+)
 @click.option(
     "--bundle",
     type=click.Path(),
@@ -46,10 +59,8 @@ from ris.runtime.segmentation import Segmentation
     "--category",
     "categories",
     multiple=True,
-    help=(
-        "The object's COCO category, for models that ask by category; once, or once per"
-        ' expression. "auto" guesses it from the expression and says what it guessed.'
-    ),
+    help="The object's COCO category, for models that ask by category; once, or once per "
+    'expression. "auto" guesses it from the expression and says what it guessed.',
 )
 @click.option(
     "--no-target-threshold",
@@ -66,28 +77,31 @@ from ris.runtime.segmentation import Segmentation
 )
 @click.option("--no-verify", is_flag=True, help="Do not check the bundle's hashes at load.")
 @click.option(
-    "--no-build", is_flag=True, help="Fail where an engine would have to compile the graphs first."
+    "--no-build",
+    is_flag=True,
+    help="Fail where an engine would have to compile the graphs first.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object per result on standard output."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object per result on standard output.",
 )
 @click.option(
-    "-v", "--verbose", is_flag=True, help="Print what runs where, and the seconds per stage."
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="Print what runs where, and the seconds per stage.",
 )
 def main(
     arguments: tuple[str, ...],
     more: tuple[str, ...],
-    bundle: str | None,
-    out: Path,
-    formats: tuple[str, ...],
     categories: tuple[str, ...],
-    no_target_threshold: float,
+    bundle: str | None,
     running: Running,
-    draft: bool,
     no_verify: bool,
     no_build: bool,
-    as_json: bool,
-    verbose: bool,
+    **given: Any,
 ) -> None:
     """Finds what EXPRESSIONs say in IMAGEs and writes masks.
 
@@ -102,42 +116,57 @@ def main(
       ris-infer requests.jsonl --json
       ris-infer photo.jpg "left man" --category auto
     """
-    sources, expressions = _split(arguments)
-    expressions += more
-    requests = collect(sources, expressions, _per_expression(categories, len(expressions)))
+    options = Options(**given)
+    requests = _requests(arguments, more, categories)
     with running.load(find_bundle(bundle), verify=not no_verify, build=not no_build) as model:
         if not model.trained:
             click.echo(
                 "Warning: this bundle has made-up weights; its masks mean nothing.", err=True
             )
-        if verbose:
+        if options.verbose:
             _say_what_runs(model)
-        writer = ResultWriter(out, formats)
-        failures: list[str] = []
-        for request in track(requests, len(requests), "Images"):
-            try:
-                results, files = _answer(request, model, writer, out, no_target_threshold, draft)
-            except ImageError as error:
-                failures.append(str(error))
-                continue
-            for result in results:
-                if as_json:
-                    click.echo(
-                        json.dumps(describe(request.image, result, model), ensure_ascii=False)
-                    )
-                else:
-                    _print(request, result, verbose)
-            if not as_json:
-                for file in files:
-                    click.echo(f"  wrote {file}")
+        failures = _answer_all(requests, model, options)
     if failures:
         done = len(requests) - len(failures)
         rest = f" ({done} of {len(requests)} images done)" if len(requests) > 1 else ""
         raise RisError("; ".join(failures) + rest)
 
 
+@dataclass(frozen=True)
+class Options:
+    """How the command line asked to answer the requests, and what to show and write."""
+
+    out: Path
+    """The folder for the results."""
+
+    formats: tuple[str, ...]
+    """What to write, of `FORMATS`."""
+
+    no_target_threshold: float
+    """From this probability on the answer is "no target"."""
+
+    draft: bool
+    """Decode large JPEG files smaller."""
+
+    as_json: bool
+    """Print a JSON object for each result, in place of text."""
+
+    verbose: bool
+    """Print what runs where, and the seconds of each stage."""
+
+
+def _requests(
+    arguments: tuple[str, ...], more: tuple[str, ...], categories: tuple[str, ...]
+) -> list[Request]:
+    """The images and what to ask of each. Raises RisError where there is nothing to do."""
+    sources, expressions = _split(arguments)
+    expressions += more
+    return collect(sources, expressions, _per_expression(categories, len(expressions)))
+
+
 def _split(arguments: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
-    # the first argument is an image whatever it looks like, so that a wrong name is said to be one
+    """The images and the expressions among the arguments."""
+    # the first is an image whatever it looks like, so that a misspelt name is reported as one
     count = 1
     while count < len(arguments) and looks_like_image(arguments[count]):
         count += 1
@@ -145,62 +174,80 @@ def _split(arguments: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _per_expression(categories: tuple[str, ...], expressions: int) -> tuple[str, ...] | None:
+    """One category for each expression; a single one is for all of them."""
     if not categories:
         return None
     return categories * expressions if len(categories) == 1 else categories
 
 
+def _answer_all(requests: list[Request], model: Model, options: Options) -> list[str]:
+    """Answers each request, prints and writes the results; why images could not be read."""
+    writer = ResultWriter(options.out, options.formats)
+    failures = []
+    for request in track(requests, len(requests), "Images"):
+        try:
+            results, files = _answer(request, model, writer, options)
+        except ImageError as error:
+            failures.append(str(error))
+            continue
+        if options.as_json:
+            for result in results:
+                described = describe(request.image, result, model)
+                click.echo(json.dumps(described, ensure_ascii=False))
+        else:
+            for result in results:
+                _print(request, result, options.verbose)
+            for file in files:
+                click.echo(f"  wrote {file}")
+    return failures
+
+
 def _answer(
-    request: Request,
-    model: Model,
-    writer: ResultWriter,
-    out: Path,
-    no_target_threshold: float,
-    draft: bool,
+    request: Request, model: Model, writer: ResultWriter, options: Options
 ) -> tuple[list[Segmentation], list[Path]]:
+    """The results, and the files they were written to."""
     rgb = None
-    if draft:  # an overlay, if one is wanted, reads the file again
+    if options.draft:  # an overlay, if one is wanted, reads the file again
         scene = model.encode_image(request.image, expressions=request.expressions, draft=True)
     else:
         start = time.perf_counter()
         rgb = load_rgb(request.image)
         loaded = time.perf_counter() - start
         scene = model.encode_image(rgb, expressions=request.expressions)
-        scene.timings["image.load"] = (
-            loaded  # of the file; `encode_image` was handed pixels, which the overlay needs too
-        )
+        # `encode_image` timed pixels, since the overlay needs them too; reading the file is here
+        scene.timings["image.load"] = loaded
     results = scene.segment_many(
-        request.expressions, categories=request.categories, no_target_threshold=no_target_threshold
+        request.expressions,
+        categories=request.categories,
+        no_target_threshold=options.no_target_threshold,
     )
-    with disk_errors(out):
+    with disk_errors(options.out):
         return results, writer.write(request.image, rgb, results, model)
 
 
 def _print(request: Request, result: Segmentation, verbose: bool) -> None:
-    share = result.mask.mean()
-    found = (
-        "no target"
-        if result.is_no_target
-        else f"{share:.1%} of the image, score {result.score:.2f}"
-    )
-    probability = (
-        "" if result.no_target is None else f", no-target probability {result.no_target:.2f}"
-    )
-    click.echo(f'{request.image}: "{result.expression}": {found}{probability}')
+    """A line for the result, notes, and the seconds of each stage where asked for."""
+    if result.is_no_target:
+        found = "no target"
+    else:
+        found = f"{result.mask.mean():.1%} of the image, score {result.score:.2f}"
+    if result.no_target is not None:
+        found += f", no-target probability {result.no_target:.2f}"
+    click.echo(f'{request.image}: "{result.expression}": {found}')
     for note in result.notes:
         click.echo(f"  note: {note}", err=True)
     if verbose:
-        times = ", ".join(
-            f"{name} {seconds * 1000:.1f}" for name, seconds in result.timings.items()
-        )
-        click.echo(f"  milliseconds: {times}")
+        times = [f"{name} {seconds * 1000:.1f}" for name, seconds in result.timings.items()]
+        click.echo(f"  milliseconds: {', '.join(times)}")
 
 
 def _say_what_runs(model: Model) -> None:
+    """A line for each graph."""
     for stage, info in model.sessions.items():
-        entry = model.bundle.manifest.graphs[stage]
+        graph = model.bundle.manifest.graphs[stage]
+        computes = f" in {info.precision}" if info.precision else ""
         click.echo(
-            f"{stage}: {entry.precision} graph on {info.engine} {info.version}, {info.device}"
-            f"{f' in {info.precision}' if info.precision else ''} ({info.where})",
+            f"{stage}: {graph.precision} graph on {info.engine} {info.version},"
+            f" {info.device}{computes} ({info.where})",
             err=True,
         )

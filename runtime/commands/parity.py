@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +32,11 @@ from ris.runtime.reference import pytorch_reference, require_pytorch
     help="Compare with the PyTorch model itself instead of golden.npz; needs the [export] extra.",
 )
 @weight_file_options("--reference")
-@click.option("--image", type=click.Path(path_type=Path), help="With --reference: your own image.")
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path),
+    help="With --reference: your own image.",
+)
 @click.option(
     "-e",
     "--expression",
@@ -38,22 +45,20 @@ from ris.runtime.reference import pytorch_reference, require_pytorch
     help="With --image: what to ask; may be repeated.",
 )
 @click.option(
-    "--category", "categories", multiple=True, help="With --image: one category per expression."
+    "--category",
+    "categories",
+    multiple=True,
+    help="With --image: one category per expression.",
 )
 @running_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def main(
     bundle: str | None,
-    reference: bool,
-    image: Path | None,
-    expressions: tuple[str, ...],
-    categories: tuple[str, ...],
     running: Running,
     as_json: bool,
-    **files: Path | None,
+    **given: Any,
 ) -> None:
-    """Compares BUNDLE with its reference: every stage on its own, the host's steps, and masks end
-    to end.
+    """Compares BUNDLE with its reference: each stage alone, the host's steps, masks end to end.
 
     Ends with exit code 1 where a stage is out of tolerance. BUNDLE defaults to $RIS_BUNDLE, then
     ./ris-bundle, then the built-in demo. The reference of a bundle that was made from a checkpoint
@@ -65,69 +70,86 @@ def main(
       ris-parity ris-bundle --reference --image photo.jpg -e "left man"
       ris-parity ris-bundle --reference --checkpoint model_final.pth
     """
-    require_flag(files, "--reference", reference)
-    if image is not None and not (reference and expressions):
-        raise ExpressionError("--image needs --reference and at least one --expression")
-    if (expressions or categories) and image is None:
-        raise ExpressionError("--expression and --category need --image")
+    against = Against(**given)
+    against.check()
     with running.load(find_bundle(bundle)) as model:
-        arrays = (
-            _live_reference(model, image, expressions, categories, files)
-            if reference
-            else load_golden(model.bundle)
-        )
-        report = check_model(model, arrays)
+        report = check_model(model, against.arrays(model))
         if as_json:
             click.echo(json.dumps(dataclasses.asdict(report), indent=2))
         else:
-            _print(model, report, "the PyTorch model" if reference else "golden.npz")
+            _print(model, report, against.name)
     if report.failures:
         raise ParityError(f"out of tolerance: {'; '.join(report.failures)}")
 
 
-def _live_reference(
-    model: Model,
-    image: Path | None,
-    expressions: tuple[str, ...],
-    categories: tuple[str, ...],
-    files: dict[str, Path | None],
-) -> dict[str, Any]:
-    """PyTorch's arrays for the image and expressions given, else for those of golden.npz."""
-    require_pytorch("--reference")
-    if image is None:
-        golden = load_golden(model.bundle)
-        rgb, expressions = golden["rgb"], tuple(map(str, golden["expressions"]))
-        categories = tuple(map(str, golden["categories"]))
-    else:
-        rgb = load_rgb(image)
-    reference = pytorch_reference()
-    return reference.live_reference(model.bundle, rgb, expressions, categories or None, files)
+@dataclass(frozen=True)
+class Against:
+    """What the command line asked to compare the bundle with."""
+
+    reference: bool
+    """The PyTorch model; else the arrays of golden.npz."""
+
+    files: dict[str, Path | None]
+    """The weight files of that model, by the names of `WeightFiles`."""
+
+    image: Path | None
+    """The user's own image. None: that of golden.npz."""
+
+    expressions: tuple[str, ...]
+    """What to ask of that image; empty without one."""
+
+    categories: tuple[str, ...]
+    """One for each expression; empty for a model that does not ask by category."""
+
+    @property
+    def name(self) -> str:
+        """The reference, for people."""
+        return "the PyTorch model" if self.reference else "golden.npz"
+
+    def check(self) -> None:
+        """Raises CheckpointError and ExpressionError for options that do not go together."""
+        require_flag(self.files, "--reference", self.reference)
+        if self.image is not None and not (self.reference and self.expressions):
+            raise ExpressionError("--image needs --reference and at least one --expression")
+        if (self.expressions or self.categories) and self.image is None:
+            raise ExpressionError("--expression and --category need --image")
+
+    def arrays(self, model: Model) -> Mapping[str, NDArray[Any]]:
+        """The reference's arrays, as `check_model` takes them.
+
+        Raises BundleError, CheckpointError and ImageError for files that do not fit or cannot be
+        read.
+        """
+        if not self.reference:
+            return load_golden(model.bundle)
+        require_pytorch("--reference")
+        if self.image is not None:
+            rgb, expressions, categories = load_rgb(self.image), self.expressions, self.categories
+        else:
+            golden = load_golden(model.bundle)
+            rgb = golden["rgb"]
+            expressions = tuple(map(str, golden["expressions"]))
+            categories = tuple(map(str, golden["categories"]))
+        return pytorch_reference().live_reference(
+            model.bundle, rgb, expressions, categories or None, self.files
+        )
 
 
 def _print(model: Model, report: ParityReport, against: str) -> None:
-    manifest = model.bundle.manifest
-    infos = {f"{i.engine} {i.version} on {i.device}" for i in model.sessions.values()}
-    table = Table(
-        title=(
-            f"{model.bundle.path}, {manifest.precision}, {', '.join(sorted(infos))}, against"
-            f" {against}"
-        )
-    )
+    manifest, sessions = model.bundle.manifest, model.sessions.values()
+    ran_on = ", ".join(sorted({f"{i.engine} {i.version} on {i.device}" for i in sessions}))
+    table = Table(title=f"{model.bundle.path}, {manifest.precision}, {ran_on}, against {against}")
     for heading in ("stage", "largest error", "mean error", "relative", "cosine"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for name, row in report.rows.items():
-        table.add_row(
-            name,
-            f"{row.max_abs:.2e}",
-            f"{row.mean_abs:.2e}",
-            f"{row.relative:.2e}",
-            f"{row.cosine:.8f}",
-        )
+        errors = [f"{error:.2e}" for error in (row.max_abs, row.mean_abs, row.relative)]
+        table.add_row(name, *errors, f"{row.cosine:.8f}")
     Console(width=110).print(table)
+
     tolerance = tolerance_of(model)
     click.echo(
-        f"masks: IoU {report.mask_iou:.6f} (accepted from {tolerance.mask_iou}), flipped pixels"
-        f" {report.flipped:.5%}; relative error accepted: {tolerance.stage:.0e} a stage,"
-        f" {tolerance.no_target_logits:.0e} no-target logits, {tolerance.mask_logits:.0e} end"
-        " to end"
+        f"masks: IoU {report.mask_iou:.6f} (accepted from {tolerance.mask_iou}),"
+        f" flipped pixels {report.flipped:.5%}; relative error accepted:"
+        f" {tolerance.stage:.0e} a stage, {tolerance.no_target_logits:.0e} no-target logits,"
+        f" {tolerance.mask_logits:.0e} end to end"
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import click
 from ris.engines import COMPUTES, DEVICE_NAMES, ENGINE_NAMES
 from ris.runtime.bundle import STAGES
 from ris.runtime.commands.console import CompileProgress
+from ris.runtime.commands.options import Command, add_options
 from ris.runtime.loading import computes_by_stage, load
 from ris.runtime.model import Model
 
@@ -22,12 +22,25 @@ class Running:
     """What `running_options` gave; the fields are those of `ris.runtime.load`."""
 
     engine: str
+    """One of `ENGINE_NAMES`; "auto" for the first that runs here."""
+
     device: str
+    """One of `DEVICE_NAMES`; "auto" for the engine's first."""
+
     threads: int | None
+    """CPU threads. None: all cores."""
+
     compute: str | Mapping[str, str] | None
+    """What the engine computes in, for the model or by graph. None: the bundle's precision."""
+
     overlap: bool | None = None
+    """Run graphs that do not depend on each other side by side. None: on GPUs alone."""
+
     low_memory: bool = False
+    """Give memory back after every graph's run; slower."""
+
     throughput: bool = False
+    """Share the cores among requests that come at once."""
 
     @property
     def chosen(self) -> bool:
@@ -35,8 +48,9 @@ class Running:
         return (self.engine, self.device, self.compute) != ("auto", "auto", None)
 
     def load(self, bundle: str | Path, **more: Any) -> Model:
-        """`ris.runtime.load`, with progress where an engine has to compile first; says what "auto"
-        chose.
+        """`ris.runtime.load`, with progress where an engine compiles first.
+
+        Prints what "auto" chose. Raises RisError as `load` does.
         """
         with CompileProgress() as progress:
             model = load(bundle, progress=progress, **vars(self), **more)
@@ -54,15 +68,67 @@ class _Compute(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str | None, str]:
+        """The graph, None for all, and its precision."""
         graph, equals, precision = str(value).rpartition("=")
         if precision not in COMPUTES or (equals and graph not in STAGES):
             self.fail(
-                f"{value!r} is neither a precision ({', '.join(COMPUTES)}) nor GRAPH=PRECISION with"
-                f" one of the graphs {', '.join(STAGES)}",
+                f"{value!r} is neither a precision ({', '.join(COMPUTES)}) nor GRAPH=PRECISION"
+                f" with one of the graphs {', '.join(STAGES)}",
                 param,
                 ctx,
             )
         return graph or None, precision
+
+
+_RUNNING_OPTIONS = (
+    click.option(
+        "--engine",
+        type=click.Choice(ENGINE_NAMES),
+        default="auto",
+        show_default=True,
+    ),
+    click.option(
+        "--device",
+        type=click.Choice(DEVICE_NAMES),
+        default="auto",
+        show_default=True,
+    ),
+    click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores."),
+    click.option(
+        "--compute",
+        type=_Compute(),
+        multiple=True,
+        help="What the engine computes in, where it can choose (openvino): fp32, bf16 or fp16 "
+        "(the image encoders and the fusion); fusion=bf16 and the like for one graph. "
+        "Default: the bundle's precision.",
+    ),
+    click.option(
+        "--overlap/--no-overlap",
+        default=None,
+        help="Run the image encoders and the text encoder side by side. Default: on GPUs only.",
+    ),
+    click.option(
+        "--low-memory",
+        is_flag=True,
+        help="Give memory back after every graph's run; slower.",
+    ),
+    click.option(
+        "--throughput",
+        is_flag=True,
+        help="Share the cores among requests that come at once, "
+        "in place of all cores for each in turn (openvino).",
+    ),
+)
+
+
+def running_options(command: Command) -> Command:
+    """Adds what says how a bundle runs; the command gets it as one argument, `running`."""
+    return add_options(command, _RUNNING_OPTIONS, "running", _take_running)
+
+
+def _take_running(given: dict[str, Any]) -> Running:
+    taken = {field.name: given.pop(field.name) for field in fields(Running)}
+    return Running(**(taken | {"compute": _collect(taken["compute"])}))
 
 
 def _collect(given: tuple[tuple[str | None, str], ...]) -> str | Mapping[str, str] | None:
@@ -71,67 +137,5 @@ def _collect(given: tuple[tuple[str | None, str], ...]) -> str | Mapping[str, st
     single = {graph: precision for graph, precision in given if graph is not None}
     if not single:
         return whole
-    return {
-        stage: precision for stage, precision in computes_by_stage(whole).items() if precision
-    } | single
-
-
-def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds what says how a bundle runs; the command gets it as one argument, `running`."""
-    options = (
-        click.option(
-            "--engine", type=click.Choice(ENGINE_NAMES), default="auto", show_default=True
-        ),
-        click.option(
-            "--device", type=click.Choice(DEVICE_NAMES), default="auto", show_default=True
-        ),
-        click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores."),
-        click.option(
-            "--compute",
-            type=_Compute(),
-            multiple=True,
-            help=(
-                "What the engine computes in, where it can choose (openvino): fp32, bf16 or fp16"
-                " (the image encoders and the fusion); fusion=bf16 and the like for one graph."
-                " Default: the bundle's precision."
-            ),
-        ),
-        click.option(
-            "--overlap/--no-overlap",
-            default=None,
-            help="Run the image encoders and the text encoder side by side. Default: on GPUs only.",
-        ),
-        click.option(
-            "--low-memory", is_flag=True, help="Give memory back after every graph's run; slower."
-        ),
-        click.option(
-            "--throughput",
-            is_flag=True,
-            help=(
-                "Share the cores among requests that come at once, in place of all cores for each"
-                " in turn (openvino)."
-            ),
-        ),
-    )
-
-    @functools.wraps(command)
-    def collected(
-        *args: Any,
-        engine: str,
-        device: str,
-        threads: int | None,
-        compute: tuple[tuple[str | None, str], ...],
-        overlap: bool | None,
-        low_memory: bool,
-        throughput: bool,
-        **others: Any,
-    ) -> Any:
-        running = Running(
-            engine, device, threads, _collect(compute), overlap, low_memory, throughput
-        )
-        return command(*args, running=running, **others)
-
-    result: Callable[..., Any] = collected
-    for option in reversed(options):
-        result = option(result)
-    return result
+    by_stage = computes_by_stage(whole)
+    return {stage: precision for stage, precision in by_stage.items() if precision} | single

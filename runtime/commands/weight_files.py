@@ -2,66 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from ris.engines.errors import CheckpointError
+from ris.runtime.commands.options import Command, Option, add_options
 
-F = TypeVar("F", bound=Callable[..., Any])
 NAMES = ("checkpoint", "sam", "clip", "bert")
-
-_OPTIONS = (
-    (
-        "--checkpoint",
-        "checkpoint",
-        "FILE",
-        "The training checkpoint: model_final.pth, a state dict, or safetensors.",
-    ),
-    ("--sam-checkpoint", "sam", "FILE", "SAM's own weights (sam_vit_b_01ec64.pth)."),
-    (
-        "--clip-checkpoint",
-        "clip",
-        "FILE",
-        "CLIP's own weights: OpenAI's archive, open_clip's, or a CLIPModel folder.",
-    ),
-    (
-        "--bert",
-        "bert",
-        "FOLDER",
-        "BERT's folder: config.json, its weights, vocab.txt or tokenizer.json.",
-    ),
-)
+"""The weight files, by the field names of `WeightFiles`."""
 
 
-def weight_file_options(only_with: str = "") -> Callable[[F], F]:
-    """A decorator that adds the four options, as keyword arguments `checkpoint`, `sam`, `clip`,
-    `bert` (Path or None).
+def weight_file_options(only_with: str = "") -> Option:
+    """A decorator that adds the four options; the command gets them as one argument, `files`.
 
-    only_with: the flag they belong to, for the help text.
+    `files` has a path or None for each of `NAMES`. only_with: the flag that the options belong to,
+    for the help text.
     """
 
-    def decorate(command: F) -> F:
-        for option, name, metavar, text in reversed(_OPTIONS):
-            begun = (
-                text if text[:2].isupper() else text[0].lower() + text[1:]
-            )  # "SAM's", but "the training"
-            words = f"With {only_with}: {begun}"
-            command = click.option(
-                option,
-                name,
-                type=click.Path(path_type=Path),
-                metavar=metavar,
-                help=words if only_with else text,
-            )(command)
-        return command
+    def decorate(command: Command) -> Command:
+        return add_options(command, _options(only_with), "files", _take_files)
 
     return decorate
 
 
-def require_flag(files: dict[str, Path | None], flag: str, given: bool) -> None:
+def require_flag(files: Mapping[str, Path | None], flag: str, given: bool) -> None:
     """Raises CheckpointError where weight files are given without the flag that uses them."""
     if any(files.values()) and not given:
         raise CheckpointError(f"--checkpoint and the component files need {flag}")
+
+
+def _options(only_with: str) -> tuple[Option, ...]:
+    path = click.Path(path_type=Path)
+    return (
+        click.option(
+            "--checkpoint",
+            type=path,
+            metavar="FILE",
+            help=_help(
+                only_with,
+                "The training checkpoint: model_final.pth, a state dict, or safetensors.",
+            ),
+        ),
+        click.option(
+            "--sam-checkpoint",
+            "sam",
+            type=path,
+            metavar="FILE",
+            help=_help(only_with, "SAM's own weights (sam_vit_b_01ec64.pth)."),
+        ),
+        click.option(
+            "--clip-checkpoint",
+            "clip",
+            type=path,
+            metavar="FILE",
+            help=_help(
+                only_with,
+                "CLIP's own weights: OpenAI's archive, open_clip's, or a CLIPModel folder.",
+            ),
+        ),
+        click.option(
+            "--bert",
+            type=path,
+            metavar="FOLDER",
+            help=_help(
+                only_with,
+                "BERT's folder: config.json, its weights, vocab.txt or tokenizer.json.",
+            ),
+        ),
+    )
+
+
+def _help(only_with: str, text: str) -> str:
+    """The help text, with the flag that the option belongs to in front of it."""
+    if not only_with:
+        return text
+    begins_with_name = text[:2].isupper()  # "SAM's" keeps its capital letter, "The" does not
+    continued = text if begins_with_name else text[0].lower() + text[1:]
+    return f"With {only_with}: {continued}"
+
+
+def _take_files(given: dict[str, Any]) -> dict[str, Path | None]:
+    """The weight files in the order of the command line, in which ris-eval names them."""
+    return {name: given.pop(name) for name in list(given) if name in NAMES}

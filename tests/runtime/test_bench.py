@@ -11,6 +11,9 @@ from click.testing import CliRunner
 
 from ris.engines.errors import RisError
 from ris.export import torch_rates
+from ris.runtime.bench.compare import compare
+from ris.runtime.bench.plan import IMAGES, Alternative
+from ris.runtime.bench.process import Worker, WorkerError
 from ris.runtime.bench.report import (
     PER_EXPRESSION,
     BenchReport,
@@ -19,8 +22,7 @@ from ris.runtime.bench.report import (
     Spread,
     read_report,
 )
-from ris.runtime.bench.run import IMAGES, Alternative, Worker, WorkerError
-from ris.runtime.bench.show import compare, markdown, warnings
+from ris.runtime.bench.show import markdown, warnings
 from ris.runtime.bundle import STAGES
 from ris.runtime.commands.bench import main, parse_engine
 
@@ -37,25 +39,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(tiny_bundle, folder):
     """PyTorch, one engine that runs and one that does not."""
-    return run(
-        tiny_bundle,
-        "--runs",
-        2,
-        "--cold",
-        1,
-        "--batches",
-        1,
-        "--pytorch",
-        "--threads",
-        2,
-        "--json",
-        "--engine",
-        "onnxruntime",
-        "--engine",
-        "onnxruntime:bf16",
-        "--out",
-        folder / "here",
-    )
+    amount = ["--runs", 2, "--cold", 1, "--batches", 1, "--threads", 2]
+    ways = ["--pytorch", "--engine", "onnxruntime", "--engine", "onnxruntime:bf16"]
+    return run(tiny_bundle, *amount, *ways, "--json", "--out", folder / "here")
 
 
 def test_the_report(done, folder, tiny_bundle):
@@ -63,16 +49,15 @@ def test_the_report(done, folder, tiny_bundle):
     report = read_report(folder / "here.json")
     assert done.stdout == report.to_json()
     assert [m.name for m in report.alternatives] == ["PyTorch eager FP32", "onnxruntime"]
-    assert "has no option compute" in report.failed["onnxruntime:bf16"]  # and the others went on
-    assert (
-        "Not measured: onnxruntime:bf16: engine 'onnxruntime' has no option compute" in done.stderr
-    )
+    reason = "engine 'onnxruntime' has no option compute"
+    assert reason in report.failed["onnxruntime:bf16"]  # and the others went on
+    assert f"Not measured: onnxruntime:bf16: {reason}" in done.stderr
     eager, own = report.alternatives
-    for spread in (eager.first_mask, own.first_mask, own.next_expression, own.host):
-        assert spread.runs == 2
-        assert (
-            0 < spread.smallest <= spread.lower <= spread.median <= spread.upper <= spread.largest
-        )
+    for found in (eager.first_mask, own.first_mask, own.next_expression, own.host):
+        assert found.runs == 2
+        in_order = [found.smallest, found.lower, found.median, found.upper, found.largest]
+        assert in_order == sorted(in_order)
+        assert found.smallest > 0
     assert own.next_expression.median < own.first_mask.median
     assert set(own.stages) >= {*STAGES, "dense_prompt", "prepare", "mask"}
     assert own.precision == dict.fromkeys(STAGES, "fp32")
@@ -95,23 +80,9 @@ def test_every_round_in_new_processes(tiny_bundle, folder, monkeypatch):
         init(self, spec, *more)
 
     monkeypatch.setattr(Worker, "__init__", noted)
-    done = run(
-        tiny_bundle,
-        "--runs",
-        2,
-        "--cold",
-        0,
-        "--anew",
-        "--threads",
-        1,
-        "--json",
-        "--out",
-        folder / "anew",
-        "--engine",
-        "onnxruntime",
-        "--engine",
-        f"onnxruntime@{tiny_bundle}",
-    )
+    amount = ["--runs", 2, "--cold", 0, "--anew", "--threads", 1]
+    ways = ["--engine", "onnxruntime", "--engine", f"onnxruntime@{tiny_bundle}"]
+    done = run(tiny_bundle, *amount, *ways, "--json", "--out", folder / "anew")
     assert done.exit_code == 0, done.output
     report = read_report(folder / "anew.json")
     assert report.anew
@@ -119,9 +90,8 @@ def test_every_round_in_new_processes(tiny_bundle, folder, monkeypatch):
     assert report.photo  # of the process that was started last
     kinds = [kind for kind, _ in started]
     assert kinds.count("rates") == 1
-    assert kinds.count("bundle") == 2 * (
-        1 + 1 + 2
-    )  # a start that compiles, one to learn what runs, two rounds
+    # a start that compiles, one to learn what runs, two rounds
+    assert kinds.count("bundle") == 2 * (1 + 1 + 2)
     assert all(worker._process.poll() is not None for _, worker in started)
     assert "each round in new processes" in (folder / "anew.md").read_text()
 
@@ -175,30 +145,29 @@ def spread(*values):
 @pytest.fixture
 def report():
     slow = Measured(
-        "a",
-        "a 1 on cpu",
-        "b",
-        "fp32",
-        dict.fromkeys(STAGES, "fp32"),
-        dict.fromkeys(STAGES, 10),
-        spread(4.0, 5.0, 6.0),
-        spread(1.0),
+        name="a",
+        engine="a 1 on cpu",
+        bundle="b",
+        bundle_precision="fp32",
+        precision=dict.fromkeys(STAGES, "fp32"),
+        operations=dict.fromkeys(STAGES, 10),
+        first_mask=spread(4.0, 5.0, 6.0),
+        next_expression=spread(1.0),
     )
-    fast = replace(
-        slow, name="b", first_mask=spread(2.0), precision=slow.precision | {"fusion": "bf16"}
-    )
+    mixed = slow.precision | {"fusion": "bf16"}
+    fast = replace(slow, name="b", first_mask=spread(2.0), precision=mixed)
     return BenchReport(
-        1,
-        Inputs("0", 1, 1, ("x", "y"), (), "m", None),
-        {"cpu": "c", "cores": 2, "versions": {}, "load_before": 0.1, "load_after": 1.0},
-        3,
-        {
+        format_version=1,
+        inputs=Inputs("0", 1, 1, ("x", "y"), (), "m", None),
+        machine={"cpu": "c", "cores": 2, "versions": {}, "load_before": 0.1, "load_after": 1.0},
+        rounds=3,
+        rates={
             "fp32": {"numpy": spread(4.0, 5.0), "openvino": spread(10.0)},
             "bf16": {"openvino": spread(20.0)},
         },
-        (slow, fast),
-        {},
-        {},
+        alternatives=(slow, fast),
+        failed={},
+        photo={},
     )
 
 
@@ -248,23 +217,16 @@ def test_a_process_that_dies_is_an_answer():
 
 
 def test_ways_of_running(tmp_path):
-    got = parse_engine("openvino:bf16,overlap=1,max_expressions=4@other", tmp_path, "auto", 2)
-    options = {
-        "engine": "openvino",
-        "device": "auto",
-        "threads": 2,
-        "compute": "bf16",
-        "overlap": True,
-    }
     name = "openvino:bf16,overlap=1,max_expressions=4@other"
-    assert got == Alternative(name, "bundle", "other", options | {"max_expressions": 4})
+    got = parse_engine(name, tmp_path, "auto", 2)
+    options = {"engine": "openvino", "device": "auto", "threads": 2}
+    switches = {"compute": "bf16", "overlap": True, "max_expressions": 4}
+    assert got == Alternative(name, "bundle", "other", options | switches)
+    known = "overlap, low_memory, throughput, max_expressions"
     for text, message in (
         ("opnvino", "there is no engine 'opnvino'"),
         ("openvino:bf15", "no precision 'bf15'"),
-        (
-            "openvino,fast=1",
-            "'fast=1' is not one of overlap, low_memory, throughput, max_expressions",
-        ),
+        ("openvino,fast=1", f"'fast=1' is not one of {known}"),
         ("openvino,overlap=yes", "'overlap=yes' is not one of"),
     ):
         with pytest.raises(RisError, match=message):

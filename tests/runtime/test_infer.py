@@ -56,20 +56,8 @@ def test_mask_and_overlay_by_default(infer, here, tiny_bundle, picture):
 
 
 def test_rle_json_and_npy(infer, here):
-    done = infer(
-        "park.png",
-        "left man",
-        "--format",
-        "rle",
-        "--format",
-        "json",
-        "--format",
-        "npy",
-        "--out",
-        "a/b",
-        "--engine",
-        "onnxruntime",
-    )
+    formats = ["--format", "rle", "--format", "json", "--format", "npy"]
+    done = infer("park.png", "left man", *formats, "--out", "a/b", "--engine", "onnxruntime")
     assert done.exit_code == 0, done.output
     mask = np.load("a/b/park.left-man.npy")
     assert mask.dtype == np.bool_
@@ -146,9 +134,8 @@ def test_the_bundle_is_found(here, infer, tiny_bundle, monkeypatch):
 
 
 def test_categories(infer, tiny_category_bundle):
-    done = infer(
-        "park.png", "left man", "tree", "--category", "person", bundle=tiny_category_bundle
-    )
+    asked = ["park.png", "left man", "tree"]
+    done = infer(*asked, "--category", "person", bundle=tiny_category_bundle)
     assert done.exit_code == 0, done.output
     assert "no-target" not in done.output
     done = infer("park.png", "left man", bundle=tiny_category_bundle)
@@ -178,9 +165,8 @@ def test_categories(infer, tiny_category_bundle):
 )
 def test_one_sentence_for_each_mistake(infer, here, arguments, message):
     Path("text.jpg").write_text("text")
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), dtype=np.uint8)).save(
-        "whole.jpg"
-    )
+    noise = np.random.default_rng(0).integers(0, 256, (99, 99, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("whole.jpg")
     Path("cut.jpg").write_bytes(Path("whole.jpg").read_bytes()[:2000])
     Path("empty").mkdir()
     Path("bad.jsonl").write_text('{"image": "park.png", "expression": "man"}\nnot json\n')
@@ -192,8 +178,11 @@ def test_one_sentence_for_each_mistake(infer, here, arguments, message):
 
 
 def test_a_full_disk_keeps_what_was_there(infer, monkeypatch):
+    def contents():
+        return {name: (Path("ris-output") / name).read_bytes() for name in files("ris-output")}
+
     assert infer("park.png", "man").exit_code == 0
-    before = {name: (Path("ris-output") / name).read_bytes() for name in files("ris-output")}
+    before = contents()
 
     def full(self, *arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -202,9 +191,7 @@ def test_a_full_disk_keeps_what_was_there(infer, monkeypatch):
     done = infer("park.png", "man")
     assert done.exit_code == 2
     assert "Error: cannot write ris-output: No space left on device" in done.output
-    assert {
-        name: (Path("ris-output") / name).read_bytes() for name in files("ris-output")
-    } == before
+    assert contents() == before
 
 
 def test_debug_shows_the_traceback(infer):
@@ -225,9 +212,7 @@ def test_the_installed_command(here, tiny_bundle):
 
 
 def test_a_draft_of_a_photo(infer, here, picture):
-    """A mask and an overlay of the photo's own size, from a photo that was decoded at a part of
-    it.
-    """
+    """A mask and an overlay of the photo's own size, though it was decoded smaller."""
     Image.fromarray(picture).resize((1280, 960)).save(here / "large.jpg", quality=95)
     done = infer("large.jpg", "left man", "--draft")
     assert done.exit_code == 0, done.output
