@@ -1,3 +1,4 @@
-"""Reference model -> five ONNX graphs -> precision -> bundle: `ris-export`, or
-`bundle_writer.export_bundle`.
+"""Reference model -> five ONNX graphs -> precision -> bundle.
+
+The command is `ris-export`, the function `bundle_writer.export_bundle`.
 """

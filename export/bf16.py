@@ -1,10 +1,10 @@
-"""FP32 graph -> graph with bfloat16 weights: half the file, and what hardware that multiplies
-bfloat16 reads anyway.
+"""FP32 graph -> graph with bfloat16 weights, half the size.
 
-Weights are stored in bfloat16 and widened by a Cast each, so the graph says what is in it and any
-engine runs it. One without bfloat16 folds the casts when it loads, and is then as fast as with FP32
-weights; OpenVINO multiplies in bfloat16 where the CPU does. Rounded weights are all of the error in
-the former, about half of it in the latter.
+Weights are stored in bfloat16, and a Cast widens each of them to FP32. So the graph itself says
+what its weights are, and every engine runs it. An engine without bfloat16 folds the casts when it
+loads the graph and is then as fast as with FP32 weights. OpenVINO multiplies in bfloat16 where the
+CPU does. In the first case all of the error comes from the rounded weights, in the second about
+half of it.
 """
 
 from __future__ import annotations
@@ -18,53 +18,47 @@ from onnx import numpy_helper
 from ris.export.precision import save_with_data
 
 MULTIPLY = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+"""The operators whose weights become bfloat16."""
+
 BEFORE = (
-    "bfloat16 begins behind it: what PWAM's instance norms take away is large beside what they"
-    " leave"
+    "bfloat16 begins behind it: what PWAM's instance norms take away is large beside what they "
+    "leave"
 )
+"""Why a product before the first bfloat16 one keeps its weights."""
 
 
 def convert_to_bf16(path: Path, first: str | None = None) -> dict[str, str]:
-    """Rewrites the FP32 graph at `path`, data file and all, with the weights of its products and
-    convolutions in bfloat16, rounded to nearest. first: of those alone that depend on the value of
-    this name, None for all.
+    """Rewrites the FP32 graph at `path`, and its data file, with bfloat16 weights.
 
-    Returns the products that keep their weights, by node name, and why.
+    The weights of products and convolutions are rounded to nearest. With `first`, the name of a
+    value, only the weights of nodes that depend on this value are; None: all.
+
+    Returns the products that keep their weights, by node name, with the reason.
     """
     model = onnx.load(path)
     graph = model.graph
     later = _depending(graph, first) if first else {node.name for node in graph.node}
-    kept = {
-        node.name: BEFORE
-        for node in graph.node
-        if node.op_type in MULTIPLY and node.name not in later
-    }
+
     weights = {
-        t.name: t
-        for t in graph.initializer
-        if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) >= 2
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) >= 2
     }
-    multiplied = {
-        name
-        for node in graph.node
-        if node.op_type in MULTIPLY and node.name in later
-        for name in node.input
-    }
-    multiplied -= {name for node in graph.node if node.name not in later for name in node.input}
     casts = []
-    for name in sorted(weights.keys() & multiplied):
+    for name in sorted(weights.keys() & _multiplied(graph, later)):
         rounded = numpy_helper.to_array(weights[name]).astype(ml_dtypes.bfloat16)
         weights[name].CopyFrom(numpy_helper.from_array(rounded, f"{name}.bf16"))
-        casts.append(
-            onnx.helper.make_node(
-                "Cast", [f"{name}.bf16"], [name], f"{name}.widen", to=onnx.TensorProto.FLOAT
-            )
-        )
+        casts.append(_widening(name))
+
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
     save_with_data(model, path)
-    return kept
+    return {
+        node.name: BEFORE
+        for node in graph.node
+        if node.op_type in MULTIPLY and node.name not in later
+    }
 
 
 def _depending(graph: onnx.GraphProto, value: str) -> set[str]:
@@ -75,3 +69,23 @@ def _depending(graph: onnx.GraphProto, value: str) -> set[str]:
             values.update(node.output)
             found.add(node.name)
     return found
+
+
+def _multiplied(graph: onnx.GraphProto, later: set[str]) -> set[str]:
+    """The inputs of the products among `later` that no node outside of `later` reads."""
+    multiplied = {
+        name
+        for node in graph.node
+        if node.op_type in MULTIPLY and node.name in later
+        for name in node.input
+    }
+    return multiplied - {
+        name for node in graph.node if node.name not in later for name in node.input
+    }
+
+
+def _widening(name: str) -> onnx.NodeProto:
+    """The Cast that makes the FP32 weight of this name from its bfloat16 form."""
+    return onnx.helper.make_node(
+        "Cast", [f"{name}.bf16"], [name], f"{name}.widen", to=onnx.TensorProto.FLOAT
+    )

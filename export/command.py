@@ -15,10 +15,11 @@ import click
 from ris import pip_install
 from ris.engines import ENGINE_NAMES, EngineSpec, create, select
 from ris.engines.errors import CheckpointError, EngineError, RisError
-from ris.runtime.bundle import Bundle, Precision
+from ris.runtime.bundle import Bundle
 from ris.runtime.commands.compile import Compiling, build_options, compile_and_show
 from ris.runtime.commands.console import RisCommand, StepProgress, size
 from ris.runtime.commands.weight_files import weight_file_options
+from ris.runtime.manifest import Precision
 
 if TYPE_CHECKING:
     from ris.calibration.numerics import Ranges
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from ris.reference.pixel_decoder import Sampling
 
 PRESET_NAMES = ("vitb-vitl336", "tiny", "demo")
+"""The keys of `reference.config.PRESETS`, which `--help` shows without importing PyTorch."""
+
 _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "onnxruntime")
 
 
@@ -44,11 +47,9 @@ _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "on
     type=click.Choice(["fp32", "bf16", "fp16"]),
     default="fp32",
     show_default=True,
-    help=(
-        "What the graphs compute in. FP16 keeps inputs, outputs and a few layers in FP32; bf16 is"
-        " for CPUs: the weights of the image encoders and of most of the fusion are bfloat16, and"
-        " OpenVINO computes in it."
-    ),
+    help="What the graphs compute in. FP16 keeps inputs, outputs and a few layers in FP32; "
+    "bf16 is for CPUs: the weights of the image encoders and of most of the fusion are bfloat16, "
+    "and OpenVINO computes in it.",
 )
 @click.option(
     "--random-weights",
@@ -59,18 +60,14 @@ _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "on
 @click.option(
     "--preset",
     type=click.Choice(PRESET_NAMES),
-    help=(
-        "The architecture. Default: what the checkpoint says; with --random-weights vitb-vitl336,"
-        " the paper's. tiny without weights has made-up ones."
-    ),
+    help="The architecture. Default: what the checkpoint says; with --random-weights "
+    "vitb-vitl336, the paper's. tiny without weights has made-up ones.",
 )
 @click.option(
     "--variant",
     type=click.Choice(["cls", "category"]),
-    help=(
-        "What the sparse branch asks with: BERT's [CLS] (and a no-target head), or a COCO category."
-        " Default: what the checkpoint says; cls without one."
-    ),
+    help="What the sparse branch asks with: BERT's [CLS] (and a no-target head), or a COCO "
+    "category. Default: what the checkpoint says; cls without one.",
 )
 @click.option(
     "--supplement",
@@ -80,17 +77,14 @@ _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "on
 @click.option(
     "--grid-sample",
     type=click.Choice(["native", "gather"]),
-    help=(
-        "How deformable attention samples: GridSample nodes, or gathers for engines whose"
-        " GridSample is wrong (TensorRT). Default: what --engine needs; native without one."
-    ),
+    help="How deformable attention samples: GridSample nodes, or gathers for engines whose "
+    "GridSample is wrong (TensorRT). Default: what --engine needs; native without one.",
 )
 @click.option(
     "--engine",
     type=click.Choice(ENGINE_NAMES),
-    help=(
-        "Compile the graphs for this engine too, when they are written (ris-compile does it later)."
-    ),
+    help="Compile the graphs for this engine too, when they are written (ris-compile does it "
+    "later).",
 )
 @build_options
 @click.option(
@@ -102,31 +96,34 @@ _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "on
     "--ranges",
     "ranges_file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help=(
-        "What ris-calibrate ranges measured on an FP32 bundle of this model: FP16 spares what comes"
-        " near its limit."
-    ),
+    help="What ris-calibrate ranges measured on an FP32 bundle of this model: FP16 spares what "
+    "comes near its limit.",
 )
-@click.option("--force", is_flag=True, help="Replace the bundle if it exists.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace the bundle if it exists.",
+)
 @click.option(
     "--dry-run",
     is_flag=True,
     help="Say what was found, what is missing, and the plan; write nothing.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print what was written (or the dry run) as JSON."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print what was written (or the dry run) as JSON.",
 )
 def main(
     dry_run: bool,
     as_json: bool,
-    checkpoint: Path | None,
-    sam: Path | None,
-    clip: Path | None,
-    bert: Path | None,
+    files: dict[str, Path | None],
     **given: Any,
 ) -> None:
-    """Exports a model into a bundle of five ONNX graphs, each checked against PyTorch as it is
-    written.
+    """Exports a model into a bundle of five ONNX graphs.
+
+    Each graph is checked against PyTorch as it is written.
 
     --checkpoint takes a trained model; variant and sizes are read off it. A component file replaces
     what training leaves alone (SAM's image encoder, CLIP) and fills in what the checkpoint lacks of
@@ -145,11 +142,7 @@ def main(
           --clip-checkpoint ViT-L-14-336px.pt
       ris-export --random-weights 0 --out full-size
     """
-    for package in _NEEDED:
-        if importlib.util.find_spec(package) is None:
-            raise RisError(f"ris-export needs {package}: {pip_install('cpu', 'export')}")
-
-    files = {"checkpoint": checkpoint, "sam": sam, "clip": clip, "bert": bert}
+    _require_packages()
     request = Request(files={k: v for k, v in files.items() if v is not None}, **given)
     request.check()
     ranges = request.read_ranges()
@@ -167,14 +160,20 @@ def main(
     if not as_json:
         _print(result, time.perf_counter() - start)
     engines = _compile(request, row, result, quiet=as_json)
+
     if as_json:
-        parity = json.loads(result.manifest.to_json())["parity"]
-        data = {"bundle": str(request.out), "parity": parity, "warnings": source.warnings}
-        click.echo(json.dumps(data | ({"engines": engines} if engines else {}), indent=2))
+        _print_json(result, source, engines)
     else:
         _print_next(result, row)
     for warning in source.warnings:
         click.echo(warning, err=True)
+
+
+def _require_packages() -> None:
+    """Raises RisError where a package that only exports need is not installed."""
+    for package in _NEEDED:
+        if importlib.util.find_spec(package) is None:
+            raise RisError(f"ris-export needs {package}: {pip_install('cpu', 'export')}")
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ class Request:
     """What the command line asked for, besides how to show it."""
 
     files: dict[str, Path]
-    """The weight files that were given, by the names of `WeightFiles`."""
+    """The weight files that were given, by the names of `WeightFiles`; empty without any."""
 
     out: Path
     """The bundle to write."""
@@ -191,31 +190,31 @@ class Request:
     """What the graphs compute in."""
 
     random_weights: int | None
-    """The seed of made-up weights, None for real ones."""
+    """The seed of made-up weights; None where they were not asked for."""
 
     preset: str | None
-    """The architecture, None for what the weights say."""
+    """The architecture; None for what the weights say."""
 
     variant: str | None
-    """ "cls" or "category", None for what the weights say."""
+    """What the sparse branch asks with, "cls" or "category"; None for what the weights say."""
 
     supplement: bool
-    """The architecture as the paper's supplement words it."""
+    """Whether the architecture is to be as the paper's supplement words it."""
 
     grid_sample: Sampling | None
-    """The form of the bilinear sampling, None for what the engine needs."""
+    """The form of the bilinear sampling; None for what the engine needs."""
 
     engine: str | None
-    """Compile for this engine too, None for none."""
+    """The engine to compile for; None for no engine."""
 
     compiling: Compiling
     """How to compile."""
 
     vocabulary: Path | None
-    """A vocab.txt, None for the preset's own."""
+    """A vocab.txt; None for that of --bert, else the preset's own."""
 
     ranges_file: Path | None
-    """What `ris-calibrate ranges` measured."""
+    """What `ris-calibrate ranges` wrote; None where it was not given."""
 
     force: bool
     """Replace the bundle if it exists."""
@@ -223,8 +222,8 @@ class Request:
     @property
     def is_demo(self) -> bool:
         """Whether the built-in demo is exported: nobody gave weights or asked for others."""
-        made_up = self.random_weights is not None
-        return not self.files and not made_up and self.preset in (None, "demo")
+        has_others = bool(self.files) or self.random_weights is not None
+        return not has_others and self.preset in (None, "demo")
 
     def check(self) -> None:
         """Raises RisError for options that contradict each other."""
@@ -234,10 +233,11 @@ class Request:
             raise CheckpointError(
                 "--random-weights and weight files contradict each other; give one of them"
             )
-        if self.preset == "vitb-vitl336" and self.random_weights is None and not self.files:
+        has_weights = bool(self.files) or self.random_weights is not None
+        if self.preset == "vitb-vitl336" and not has_weights:
             raise CheckpointError(
-                "there are no weights for vitb-vitl336; --random-weights 0 exports it untrained,"
-                " for benchmarks, and --checkpoint with trained ones"
+                "there are no weights for vitb-vitl336; --random-weights 0 exports it untrained, "
+                "for benchmarks, and --checkpoint with trained ones"
             )
 
     def read_ranges(self) -> Ranges | None:
@@ -249,10 +249,10 @@ class Request:
         return read_ranges(self.ranges_file)
 
     def engine_row(self) -> EngineSpec | None:
-        """The engine to compile for, None for none.
+        """The engine to compile for; None for no engine.
 
-        Raises EngineError, before anything is written, where it cannot compile here or not with
-        these options.
+        Raises EngineError where it cannot compile here, or not with these options. So that is known
+        before anything is written.
         """
         if self.engine is None:
             return None
@@ -288,7 +288,10 @@ class Request:
 def _export(
     request: Request, row: EngineSpec | None, ranges: Ranges | None
 ) -> tuple[ModelSource, ExportResult]:
-    """Writes the bundle, with progress."""
+    """Writes the bundle, with progress.
+
+    The libraries are imported here, as a step that is shown: they take seconds.
+    """
     reads_weights = bool(request.files) or request.is_demo
     with StepProgress("Export", 11 if reads_weights else 10) as progress:
         progress("libraries")
@@ -324,7 +327,10 @@ def _export(
 def _compile(
     request: Request, row: EngineSpec | None, result: ExportResult, quiet: bool
 ) -> dict[str, Any]:
-    """Compiles the written graphs for the engine, if there is one; its report by engine."""
+    """Compiles the written graphs for the engine, if there is one.
+
+    Returns the report of `compile_and_show` by engine; empty without one.
+    """
     if row is None:
         return {}
     written = Bundle(request.out, result.manifest)
@@ -333,7 +339,7 @@ def _compile(
 
 
 def _dry_run(request: Request, as_json: bool) -> None:
-    """Prints what an export would do; ends with 2 where it would not work."""
+    """Prints what an export would do. Ends with 2 where it would not work."""
     from ris.export import plan as plans
     from ris.runtime.bundle_folder import check_target
 
@@ -349,8 +355,8 @@ def _dry_run(request: Request, as_json: bool) -> None:
         source,
         request.precision,
         request.out,
-        request.vocabulary or source.vocabulary,
-        lambda: check_target(request.out, request.force),
+        vocabulary=request.vocabulary or source.vocabulary,
+        check_target=lambda: check_target(request.out, request.force),
     )
     if as_json:
         click.echo(json.dumps(plans.report(source, plan), indent=2))
@@ -361,35 +367,54 @@ def _dry_run(request: Request, as_json: bool) -> None:
 
 
 def _print(result: ExportResult, seconds: float) -> None:
+    """What was written: its size, and how each graph and the whole agree with PyTorch."""
     manifest, out = result.manifest, result.path
-    total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    total = size(sum(file.stat().st_size for file in out.rglob("*") if file.is_file()))
+    peak = size(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     click.echo(
-        f"Wrote {out}: {manifest.precision}, {size(total)}, in {seconds:.0f} s, peak memory"
-        f" {size(peak)}"
+        f"Wrote {out}: {manifest.precision}, {total}, in {seconds:.0f} s, peak memory {peak}"
     )
-    for stage, entry in manifest.graphs.items():
-        files = sum((out / name).stat().st_size for name in entry.sha256)
-        worst = max(
-            row.relative for name, row in manifest.parity.items() if name.startswith(stage + ".")
-        )
-        kept = f", {len(entry.fp32_islands)} nodes kept FP32" if entry.fp32_islands else ""
-        if "*" in entry.fp32_islands:
-            kept = ", kept FP32"
-        click.echo(
-            f"  {stage:<19} {size(files):>8}  {entry.parameters / 1e6:7.2f} M weights  relative"
-            f" error {worst:.1e}{kept}"
-        )
+    for stage in manifest.graphs:
+        click.echo(_graph_line(result, stage))
+
     end = manifest.parity["end_to_end.mask_logits"].relative
     click.echo(
         f"  end to end: mask logits {end:.1e}, mask IoU {manifest.mask_iou:.6f} against PyTorch"
     )
-    if not manifest.source.trained:
+    if manifest.source.trained:
+        click.echo(f"  Made from {manifest.source.checkpoint}, {manifest.model['query']} variant.")
+    else:
         click.echo(
             "  The weights are made up: this bundle shows speed and parity, its masks mean nothing."
         )
-    else:
-        click.echo(f"  Made from {manifest.source.checkpoint}, {manifest.model['query']} variant.")
+
+
+def _graph_line(result: ExportResult, stage: str) -> str:
+    """One graph: its size, its weights, its error and what stayed FP32."""
+    entry = result.manifest.graphs[stage]
+    total = size(sum((result.path / name).stat().st_size for name in entry.sha256))
+    parity = result.manifest.parity
+    worst = max(row.relative for name, row in parity.items() if name.startswith(f"{stage}."))
+
+    kept = ""
+    if "*" in entry.fp32_islands:
+        kept = ", kept FP32"
+    elif entry.fp32_islands:
+        kept = f", {len(entry.fp32_islands)} nodes kept FP32"
+    weights = f"{entry.parameters / 1e6:7.2f} M weights"
+    return f"  {stage:<19} {total:>8}  {weights}  relative error {worst:.1e}{kept}"
+
+
+def _print_json(result: ExportResult, source: ModelSource, engines: dict[str, Any]) -> None:
+    """The same for programs; engines: what `_compile` returned."""
+    data = {
+        "bundle": str(result.path),
+        "parity": json.loads(result.manifest.to_json())["parity"],
+        "warnings": source.warnings,
+    }
+    if engines:
+        data["engines"] = engines
+    click.echo(json.dumps(data, indent=2))
 
 
 def _print_next(result: ExportResult, row: EngineSpec | None) -> None:
@@ -401,7 +426,6 @@ def _print_next(result: ExportResult, row: EngineSpec | None) -> None:
     if row is not None and (reason := row.unusable()):
         click.echo(f"{row.name} cannot run here: {reason}. The next commands use what can.")
         engine = ""
-    click.echo(
-        f'Next:\n  ris-infer image.jpg "left man"{category}{flag}{engine}\n  ris-parity'
-        f" {out}{engine}"
-    )
+    click.echo("Next:")
+    click.echo(f'  ris-infer image.jpg "left man"{category}{flag}{engine}')
+    click.echo(f"  ris-parity {out}{engine}")

@@ -1,8 +1,7 @@
-"""One graph in FP16: which nodes stay FP32, by rule, by range and by measured error, and the proof
-that it holds.
+"""One graph in FP16: which nodes stay FP32 by rule, by range and by measured error.
 
-The error is that of true FP16 arithmetic (`calibration.numerics.half`), not of ONNX Runtime's CPU,
-which computes most of an FP16 graph in FP32.
+The error is measured in true FP16 arithmetic (`calibration.numerics.half`), not in that of ONNX
+Runtime on a CPU, which computes most of an FP16 graph in FP32.
 """
 
 from __future__ import annotations
@@ -11,19 +10,19 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from ris.calibration.numerics.half import emulate_half
 from ris.calibration.numerics.ranges import TensorRange, copy_data, graph_ranges
 from ris.engines import EngineOptions, Graph, create
 from ris.export import precision
-from ris.runtime.bundle import StageParity
-from ris.runtime.parity import TOLERANCES, check_stage, graph_feeds
+from ris.runtime.manifest import StageParity
+from ris.runtime.parity import TOLERANCES, Arrays, check_stage, graph_feeds
 
-Arrays = Mapping[str, NDArray[Any]]
 ACCEPTED = TOLERANCES["fp16"].stage
+"""The relative error of an FP16 graph's outputs that is accepted."""
+
+Parity = dict[str, StageParity]
+"""The errors of a graph's outputs, by "stage.output"."""
 
 
 def make_fp16(
@@ -32,26 +31,30 @@ def make_fp16(
     reference: Arrays,
     known: Mapping[str, TensorRange] | None = None,
     report: Callable[[str], None] = lambda what: None,
-) -> tuple[dict[str, str], dict[str, StageParity]]:
-    """Rewrites the FP32 graph's file in FP16; returns its FP32 islands (node name -> reason) and
-    its parity.
+) -> tuple[dict[str, str], Parity]:
+    """Rewrites the FP32 graph's file in FP16, with FP32 islands.
 
-    reference: what the graph is measured on; known: ranges of its values over more samples; scopes:
-    for every node the paths of the modules it came from, by which islands are searched where the
-    error is too large.
+    Islands are added module by module where the error is too large without them.
+
+    Args:
+        graph: The FP32 graph.
+        scopes: For every node the paths of the modules it came from, outermost first.
+        reference: The arrays that the graph is measured on.
+        known: Ranges of the graph's values over more samples. None: there are none.
+        report: Called with the name of a step that takes long.
+
+    Returns:
+        The islands (node name -> reason), and the parity in true FP16 arithmetic.
     """
-    islands = precision.islands(graph.path, dict(scopes))
-    ranges = graph_ranges(graph, graph_feeds(graph, reference))
-    for name, entry in (known or {}).items():
-        if name in ranges and not entry.largest <= ranges[name].largest:
-            ranges[name] = entry
+    islands = precision.islands(graph.path, scopes)
+    ranges = _widest(graph_ranges(graph, graph_feeds(graph, reference)), known or {})
     islands = precision.out_of_range(graph.path, ranges) | islands
-    with tempfile.TemporaryDirectory(
-        prefix=f"{graph.path.name}.fp16-", dir=graph.path.parent
-    ) as folder:
+
+    beside = graph.path.parent
+    with tempfile.TemporaryDirectory(prefix=f"{graph.path.name}.fp16-", dir=beside) as folder:
         half = dataclasses.replace(graph, path=Path(folder) / graph.path.name)
 
-        def attempt(islands: Mapping[str, str]) -> dict[str, StageParity]:
+        def attempt(islands: Mapping[str, str]) -> Parity:
             precision.convert_to_fp16(graph.path, half.path, islands)
             return check_half(half, reference)
 
@@ -64,12 +67,24 @@ def make_fp16(
     return islands, rows
 
 
-def _error(rows: Mapping[str, StageParity]) -> float:
+def _widest(
+    measured: Mapping[str, TensorRange], known: Mapping[str, TensorRange]
+) -> dict[str, TensorRange]:
+    """The measured ranges, each replaced where a known one reaches further."""
+    ranges = dict(measured)
+    for name, entry in known.items():
+        # negated, so that a NaN counts as larger
+        if name in ranges and not entry.largest <= ranges[name].largest:
+            ranges[name] = entry
+    return ranges
+
+
+def _error(rows: Parity) -> float:
     """The largest relative error of a graph's outputs; infinite where one is not finite."""
     return max(row.relative for row in rows.values())
 
 
-def check_half(graph: Graph, reference: Arrays) -> dict[str, StageParity]:
+def check_half(graph: Graph, reference: Arrays) -> Parity:
     """`check_stage` of an FP16 graph in true FP16 arithmetic."""
     with tempfile.TemporaryDirectory(prefix="rounded-", dir=graph.path.parent) as folder:
         rounded = dataclasses.replace(graph, path=Path(folder) / graph.path.name)
@@ -81,29 +96,33 @@ def check_half(graph: Graph, reference: Arrays) -> dict[str, StageParity]:
 
 
 def _search(
-    attempt: Callable[[Mapping[str, str]], dict[str, StageParity]],
-    islands: dict[str, str],
+    attempt: Callable[[Mapping[str, str]], Parity],
+    islands: Mapping[str, str],
     error: float,
     scopes: Mapping[str, list[str]],
-) -> tuple[dict[str, str], dict[str, StageParity]]:
-    """Adds modules to the islands, those whose FP32 helps most first, until the error is accepted.
+) -> tuple[dict[str, str], Parity]:
+    """Adds modules to the islands until the error is accepted, those that help most first.
 
-    Modules are those of the first two levels. Where even all of them do not help, the caller's own
-    check says so.
+    Where even all modules do not help, the caller's own check of the graph fails.
+
+    Args:
+        attempt: Converts the graph with these islands, and measures it.
+        islands: What stays FP32 so far.
+        error: The error with these islands.
+        scopes: For every node the paths of the modules it came from, outermost first.
     """
-    groups: dict[str, set[str]] = {}
-    for node, paths in scopes.items():
-        module = paths[-2] if len(paths) > 1 else ""  # the last one is the node itself
-        groups.setdefault(".".join(module.split(".")[:2]), set()).add(node)
+    groups = _modules(scopes)
     alone = {
-        name: _error(attempt(islands | dict.fromkeys(nodes, ""))) for name, nodes in groups.items()
+        name: _error(attempt({**islands, **dict.fromkeys(nodes, "")}))
+        for name, nodes in groups.items()
     }
+
     chosen = dict(islands)
-    rows: dict[str, StageParity] = {}
+    rows: Parity = {}
     for name in sorted(groups, key=lambda group: alone[group]):
         reason = (
-            f"{name or 'the graph itself'}: without it the error in FP16 is {error:.1e}, accepted"
-            f" {ACCEPTED:.0e}"
+            f"{name or 'the graph itself'}: without it the error in FP16 is {error:.1e}, "
+            f"accepted {ACCEPTED:.0e}"
         )
         chosen |= dict.fromkeys(groups[name] - chosen.keys(), reason)
         rows = attempt(chosen)
@@ -111,3 +130,12 @@ def _search(
         if error <= ACCEPTED:
             break
     return chosen, rows
+
+
+def _modules(scopes: Mapping[str, list[str]]) -> dict[str, set[str]]:
+    """The nodes of each module of the first two levels, by the module's path."""
+    groups: dict[str, set[str]] = {}
+    for node, paths in scopes.items():
+        module = paths[-2] if len(paths) > 1 else ""  # the last path is the node itself
+        groups.setdefault(".".join(module.split(".")[:2]), set()).add(node)
+    return groups

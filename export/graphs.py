@@ -1,13 +1,13 @@
-"""The five graphs in the form that exports well: the reference model's own weights, rearranged,
-nothing dead.
+"""The five graphs in the form that exports well, without anything that the masks do not need.
 
 Each module holds submodules of a `RISModel` and computes what that model computes
-(docs/reference/models/dfam.md 17 says what can be left out). `export.onnx_writer` traces them;
-`export.bundle_writer` compares each with the reference itself, so a slip here cannot stay unseen.
+(docs/reference/models/dfam.md 17 says what can be left out). `export.onnx_writer` traces the
+modules; `export.bundle_writer` compares each graph with the reference, so that a mistake here is
+found.
 
 Axes: `images` B and `expressions` N are independent. `image_index` int32 [N] says which image an
-expression belongs to, so one call serves any pairing and everything that depends on the image alone
-is computed B times, not N.
+expression belongs to. So one call serves any pairing, and what depends on the image alone is
+computed B times, not N.
 """
 
 from __future__ import annotations
@@ -29,68 +29,74 @@ from ris.runtime.bundle import STAGES
 
 
 class GraphSignature(NamedTuple):
-    """What goes into a graph and what comes out, in order."""
+    """What goes into a graph and what comes out."""
 
     inputs: tuple[TensorSpec, ...]
+    """The inputs, in the order of the module's arguments."""
+
     outputs: tuple[TensorSpec, ...]
+    """The outputs, in the order in which the module returns them."""
 
 
 def signature(stage: str, config: ModelConfig) -> GraphSignature:
-    """The inputs and outputs of `stage` for this configuration (docs/reference/design.md, The five
-    graphs).
+    """The inputs and outputs of `stage` (docs/reference/design.md, The five graphs).
+
+    Raises ValueError for an unknown stage.
     """
     width, sam, clip = config.prompt_width, config.sam, config.clip
-    index = TensorSpec("image_index", "int32", ("expressions",))
-    image_embeddings = TensorSpec(
-        "image_embeddings", "float32", ("images", width, sam.grid, sam.grid)
-    )
-    clip_tokens = TensorSpec("clip_tokens", "float32", ("images", clip.grid**2, clip.width))
-    text_features = TensorSpec(
-        "text_features", "float32", ("expressions", config.max_tokens, width)
-    )
-    sparse = TensorSpec("sparse_prompt", "float32", ("expressions", 1, width))
-    grid = config.dense_prompt_grid
+    image_embeddings = _per_image("image_embeddings", width, sam.grid, sam.grid)
+    clip_tokens = _per_image("clip_tokens", clip.grid**2, clip.width)
+    text_features = _per_expression("text_features", config.max_tokens, width)
+    sparse_prompt = _per_expression("sparse_prompt", 1, width)
+    image_index = TensorSpec("image_index", "int32", ("expressions",))
+
     if stage == "sam_image_encoder":
-        image = TensorSpec("image", "float32", ("images", 3, sam.image_size, sam.image_size))
+        image = _per_image("image", 3, sam.image_size, sam.image_size)
         return GraphSignature((image,), (image_embeddings,))
+
     if stage == "clip_image_encoder":
-        image = TensorSpec("image", "float32", ("images", 3, clip.image_size, clip.image_size))
+        image = _per_image("image", 3, clip.image_size, clip.image_size)
         return GraphSignature((image,), (clip_tokens,))
+
     if stage == "text_encoder":
-        return GraphSignature(
-            (TensorSpec("input_ids", "int32", ("expressions", config.max_tokens)),),
-            (text_features,),
-        )
+        input_ids = TensorSpec("input_ids", "int32", ("expressions", config.max_tokens))
+        return GraphSignature((input_ids,), (text_features,))
+
     if stage == "fusion":
-        inputs = [
-            clip_tokens,
-            text_features,
-            TensorSpec("text_mask", "float32", ("expressions", config.max_tokens)),
-            index,
-        ]
-        outputs = [
-            TensorSpec("dense_prompt", "float32", ("expressions", width, grid, grid)),
-            sparse,
-        ]
+        grid = config.dense_prompt_grid
+        text_mask = _per_expression("text_mask", config.max_tokens)
+        inputs = [clip_tokens, text_features, text_mask, image_index]
+        outputs = [_per_expression("dense_prompt", width, grid, grid), sparse_prompt]
         if config.no_target != "none":
             inputs.append(image_embeddings)
-            outputs.append(TensorSpec("no_target_logits", "float32", ("expressions", 2)))
+            outputs.append(_per_expression("no_target_logits", 2))
         if config.query == "category":
-            inputs.append(
-                TensorSpec("category_feature", "float32", ("expressions", clip.embed_dim))
-            )
+            inputs.append(_per_expression("category_feature", clip.embed_dim))
         return GraphSignature(tuple(inputs), tuple(outputs))
+
     if stage == "mask_decoder":
-        dense = TensorSpec("dense_prompt", "float32", ("expressions", width, sam.grid, sam.grid))
-        logits = TensorSpec(
-            "mask_logits", "float32", ("expressions", 1, config.mask_size, config.mask_size)
+        dense_prompt = _per_expression("dense_prompt", width, sam.grid, sam.grid)
+        logits = _per_expression("mask_logits", 1, config.mask_size, config.mask_size)
+        return GraphSignature(
+            (image_embeddings, dense_prompt, sparse_prompt, image_index), (logits,)
         )
-        return GraphSignature((image_embeddings, dense, sparse, index), (logits,))
+
     raise ValueError(f"no stage called {stage!r}; there are {', '.join(STAGES)}")
 
 
+def _per_image(name: str, *shape: int) -> TensorSpec:
+    return TensorSpec(name, "float32", ("images", *shape))
+
+
+def _per_expression(name: str, *shape: int) -> TensorSpec:
+    return TensorSpec(name, "float32", ("expressions", *shape))
+
+
 def build(stage: str, model: RISModel, sampling: Sampling = "native") -> nn.Module:
-    """The module to trace for `stage`. It shares the model's weights."""
+    """The module to trace for `stage`, which shares the model's weights.
+
+    `sampling` concerns the fusion alone.
+    """
     if stage == "fusion":
         return Fusion(model, sampling).eval()
     modules = {
@@ -103,8 +109,9 @@ def build(stage: str, model: RISModel, sampling: Sampling = "native") -> nn.Modu
 
 
 class ChannelsLastNorm(nn.Module):
-    """SAM's LayerNorm2d as a LayerNorm of tokens: one LayerNormalization node, accumulated in
-    FP32.
+    """SAM's LayerNorm2d as a LayerNorm of tokens.
+
+    It becomes one LayerNormalization node, which engines accumulate in FP32.
     """
 
     def __init__(self, norm: SamLayerNorm2d) -> None:
@@ -123,24 +130,26 @@ def _channels_last(layers: nn.Sequential) -> nn.Sequential:
     )
 
 
-_LARGE = 1024  # tokens, from where on attention is split by heads
+_LARGE = 1024
+"""A window of more tokens than this computes its attention in groups of heads."""
+
 _HEADS_AT_ONCE = 2
 
 
 class _SamAttention(nn.Module):
-    """SAM's attention over an H x W window with decomposed relative positions; [M, H*W, C] -> [M,
-    H*W, C], which `proj` is still to be applied to."""
+    """SAM's attention over an H x W window with decomposed relative positions.
+
+    [M, H*W, C] -> [M, H*W, C], before `proj`, which `_SamBlock` applies.
+    """
 
     def __init__(self, block: Block, side: int) -> None:
         super().__init__()
         self.qkv, self.proj, self.heads = block.attn.qkv, block.attn.proj, block.attn.num_heads
         # tables [S, d, S]: for a query at row i, the term of every key row k
-        self.rows = nn.Buffer(
-            get_rel_pos(side, side, block.attn.rel_pos_h).transpose(1, 2).contiguous()
-        )
-        self.columns = nn.Buffer(
-            get_rel_pos(side, side, block.attn.rel_pos_w).transpose(1, 2).contiguous()
-        )
+        rows = get_rel_pos(side, side, block.attn.rel_pos_h).transpose(1, 2)
+        columns = get_rel_pos(side, side, block.attn.rel_pos_w).transpose(1, 2)
+        self.rows = nn.Buffer(rows.contiguous())
+        self.columns = nn.Buffer(columns.contiguous())
         self.side = side
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,9 +157,8 @@ class _SamAttention(nn.Module):
         qkv = self.qkv(x).unflatten(2, (3, heads, width // heads)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind()  # [M, heads, H*W, d]
         parts = (q, k, v, *self._positions(q))
-        if (
-            side * side > _LARGE
-        ):  # in groups of heads: 4096 x 4096 logits of all heads at once would take gigabytes
+        if side * side > _LARGE:
+            # 4096 x 4096 logits of all heads at once would take gigabytes
             groups = zip(*(part.split(_HEADS_AT_ONCE, 1) for part in parts), strict=True)
             attended = torch.cat([self._attend(*group) for group in groups], 1)
         else:
@@ -158,8 +166,10 @@ class _SamAttention(nn.Module):
         return attended.transpose(1, 2).flatten(2)
 
     def _positions(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """The terms of key rows [M, heads, H, W, H] and key columns [M, heads, H, W, W]: a product
-        for each row of queries and one for each column, of all heads."""
+        """The terms of key rows [M, heads, H, W, H] and of key columns [M, heads, H, W, W].
+
+        There is one product for each row of queries and one for each column, over all heads.
+        """
         grid = q.unflatten(2, (self.side, self.side))  # [M, heads, H, W, d]
         shape = (-1, self.heads, self.side)
         by_row = grid.permute(2, 0, 1, 3, 4).flatten(1, 3) @ self.rows
@@ -182,6 +192,8 @@ class _SamAttention(nn.Module):
 
 
 class _SamBlock(nn.Module):
+    """One block of SAM's image encoder, with window or global attention; keeps [B, s*s, C]."""
+
     def __init__(self, block: Block, grid: int) -> None:
         super().__init__()
         self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
@@ -190,25 +202,23 @@ class _SamBlock(nn.Module):
         self.attn = _SamAttention(block, self.window or grid)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, s*s, C]."""
         normed = self.norm1(x)
         x = x + self.attn.proj(self._windowed(normed) if self.window else self.attn(normed))
         return x + self.mlp(self.norm2(x))
 
     def _windowed(self, x: Tensor) -> Tensor:
+        """Attention within windows of the padded map; keeps [B, s*s, C]."""
         window, grid, width = self.window, self.grid, x.shape[-1]
         count = math.ceil(grid / window)
         padding = count * window - grid
         x = x.unflatten(1, (grid, grid))
-        x = F.pad(
-            x, (0, 0, 0, padding, 0, padding)
-        )  # padded positions take part as keys and values
+        # padded positions take part as keys and values
+        x = F.pad(x, (0, 0, 0, padding, 0, padding))
         x = x.unflatten(2, (count, window)).unflatten(1, (count, window)).transpose(2, 3)
         x = self.attn(x.reshape(-1, window * window, width))
         x = x.reshape(-1, count, count, window, window, width).transpose(2, 3)
-        return (
-            x.flatten(3, 4).flatten(1, 2)[:, :grid, :grid].flatten(1, 2)
-        )  # the padding is not projected
+        # the padding is cut off before the projection
+        return x.flatten(3, 4).flatten(1, 2)[:, :grid, :grid].flatten(1, 2)
 
 
 class SamImageEncoder(nn.Module):
@@ -224,7 +234,7 @@ class SamImageEncoder(nn.Module):
         self.neck = _channels_last(encoder.neck)
 
     def forward(self, image: Tensor) -> Tensor:
-        # tokens [B, s*s, C] all the way: OpenVINO reorders sums of maps [B, s, s, C]
+        # tokens [B, s*s, C] throughout: sums of maps [B, s, s, C] would be reordered by OpenVINO
         x = self.patches(image).flatten(2).transpose(1, 2) + self.positions
         for block in self.blocks:
             x = block(x)
@@ -232,8 +242,10 @@ class SamImageEncoder(nn.Module):
 
 
 class _ClipBlock(nn.Module):
-    """One residual block of CLIP; `skip` leading tokens are keys only (the class token of the last
-    block).
+    """One residual block of CLIP.
+
+    The first `skip` tokens are keys and values only: in the last block, nothing reads what comes
+    out at the class token.
     """
 
     def __init__(self, block: Any, skip: int) -> None:
@@ -264,9 +276,8 @@ class ClipImageEncoder(nn.Module):
         super().__init__()
         visual: Any = model.clip_dense.clip_model.visual
         self.conv1, self.ln_pre = visual.conv1, visual.ln_pre
-        self.class_token = nn.Buffer(
-            (visual.class_embedding + visual.positional_embedding[0])[None, None]
-        )
+        class_token = visual.class_embedding + visual.positional_embedding[0]
+        self.class_token = nn.Buffer(class_token[None, None])
         self.positions = nn.Buffer(visual.positional_embedding[1:].clone())
         blocks = list(visual.transformer.resblocks)
         self.blocks = nn.ModuleList(_ClipBlock(b, skip=1 if b is blocks[-1] else 0) for b in blocks)
@@ -280,10 +291,10 @@ class ClipImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """`input_ids` int32 [N, T], 0 is padding -> `text_features` [N, T, C]
-    (docs/reference/models/dfam.md 5).
+    """`input_ids` [N, T] -> `text_features` [N, T, C] (docs/reference/models/dfam.md 5).
 
-    Masked keys get -1e4, which FP16 can hold and whose exponential is zero as well.
+    The identifiers are int32; 0 is padding. The logits of padding get -1e4, which FP16 can hold,
+    and whose exponential is zero as that of minus infinity is.
     """
 
     def __init__(self, model: RISModel) -> None:
@@ -291,11 +302,9 @@ class TextEncoder(nn.Module):
         bert, tokens = model.text_encoder, model.config.max_tokens
         embeddings = bert.embeddings
         self.words, self.norm = embeddings.word_embeddings, embeddings.LayerNorm
-        position = (
-            embeddings.position_embeddings.weight[:tokens]
-            + embeddings.token_type_embeddings.weight[0]
-        )
-        self.positions = nn.Buffer(position.clone())
+        positions = embeddings.position_embeddings.weight[:tokens]
+        kind = embeddings.token_type_embeddings.weight[0]  # all words are of the first kind
+        self.positions = nn.Buffer((positions + kind).clone())
         self.layers = bert.encoder.layer
         self.heads = model.config.bert.heads
         self.lang_mlp = model.lang_mlp
@@ -323,8 +332,9 @@ class TextEncoder(nn.Module):
 
 
 class Fusion(nn.Module):
-    """CLIP tokens and words -> dense prompt, sparse prompt, no-target logits
-    (docs/reference/models/dfam.md 6-9, 13, 14).
+    """CLIP tokens and words -> dense prompt, sparse prompt, no-target logits.
+
+    See docs/reference/models/dfam.md 6-9, 13 and 14.
     """
 
     def __init__(self, model: RISModel, sampling: Sampling) -> None:
@@ -350,6 +360,20 @@ class Fusion(nn.Module):
         image_embeddings: Tensor | None = None,
         category_feature: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
+        """The prompts of N expressions about B images.
+
+        Args:
+            clip_tokens: CLIP's tokens [B, g*g, width].
+            text_features: The words [N, T, C].
+            text_mask: 1 for a word, 0 for padding [N, T].
+            image_index: The image of each expression, int32 [N].
+            image_embeddings: SAM's embeddings [B, C, s, s]. None: the model has no no-target head.
+            category_feature: CLIP's feature of a category [N, E]. None: the model asks with [CLS].
+
+        Returns:
+            `dense_prompt` [N, C, h, h], `sparse_prompt` [N, 1, C], and `no_target_logits` [N, 2]
+            where the model has them.
+        """
         index = image_index.long()
         values, queries = (x.index_select(0, index) for x in self.pwam.project_image(clip_tokens))
         fused = self.pwam.fuse(values, queries, text_features, text_mask)
@@ -361,18 +385,17 @@ class Fusion(nn.Module):
         outputs = [dense_prompt, self.sparse(query, text_features)]
         if self.has_no_target:
             assert image_embeddings is not None
-            levels = [
-                level.index_select(0, index) for level in self.sam_pyramid(image_embeddings)[::-1]
-            ]
-            outputs.append(
-                self.dfam.decide(levels, maps[-1], image_embeddings.index_select(0, index))
-            )
+            pyramid = self.sam_pyramid(image_embeddings)[::-1]
+            levels = [level.index_select(0, index) for level in pyramid]
+            own_image = image_embeddings.index_select(0, index)
+            outputs.append(self.dfam.decide(levels, maps[-1], own_image))
         return tuple(outputs)
 
 
 class MaskDecoder(nn.Module):
-    """SAM's decoder with one sparse token, mask token 0 only (docs/reference/models/dfam.md 10 and
-    11).
+    """SAM's mask decoder with one sparse token, and of its masks the one of mask token 0.
+
+    See docs/reference/models/dfam.md 10 and 11.
     """
 
     def __init__(self, model: RISModel) -> None:
@@ -394,11 +417,17 @@ class MaskDecoder(nn.Module):
         sparse_prompt: Tensor,
         image_index: Tensor,
     ) -> Tensor:
+        """The masks of N expressions about B images, as logits [N, 1, m, m].
+
+        Args:
+            image_embeddings: SAM's embeddings [B, C, s, s].
+            dense_prompt: The dense prompt at their size [N, C, s, s].
+            sparse_prompt: The sparse prompt [N, 1, C].
+            image_index: The image of each expression, int32 [N].
+        """
         source = image_embeddings.index_select(0, image_index.long()) + dense_prompt
         tokens = torch.cat([self.tokens.expand(sparse_prompt.shape[0], -1, -1), sparse_prompt], 1)
         tokens, image_tokens = self.transformer(source, self.positions, tokens)
         upscaled = self.upscale(image_tokens.transpose(1, 2).unflatten(2, source.shape[2:]))
-        hyper = self.hypernetwork(
-            tokens[:, 1:2]
-        )  # position 1 is mask token 0, behind the IoU token
+        hyper = self.hypernetwork(tokens[:, 1:2])  # mask token 0 stands behind the IoU token
         return (hyper @ upscaled.flatten(2)).unflatten(2, (self.size, self.size))

@@ -1,11 +1,13 @@
-"""The PyTorch reference as arrays: what an export is checked against, what golden.npz holds, and
-`--reference`.
+"""The PyTorch reference as arrays, as what is timed, and as what answers questions.
+
+An export is checked against the arrays, and golden.npz holds them. The commands of the runtime
+reach this module through `ris.runtime.reference`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,56 +25,11 @@ from ris.reference.preprocess import prepare_image, resize_logits, resize_to_squ
 from ris.reference.tokenizer import tokenizer_from
 from ris.runtime.bundle import Bundle
 
+Arrays = dict[str, NDArray[Any]]
+"""Arrays by the names of `ris.runtime.parity`."""
 
-def reference_arrays(
-    model: RISModel,
-    tokenizer: Tokenizer,
-    images: Sequence[NDArray[np.uint8]],
-    expressions: Sequence[str],
-    categories: Sequence[str],
-    image_index: Sequence[int],
-) -> dict[str, NDArray[Any]]:
-    """One pass of the reference over B images and N expressions; the arrays of
-    `ris.runtime.parity`, batched.
-
-    Also `image` [B, 3, S, S] and `image_index` int32 [N], which golden.npz leaves out.
-    """
-    config = model.config
-    ids = token_ids(tokenizer, expressions, config.max_tokens)
-    rows = torch.tensor([COCO_PANOPTIC.index(name) for name in categories])
-    with torch.no_grad():
-        prepared = [prepare_image(image, config) for image in images]
-        image = torch.cat([p[0] for p in prepared])
-        clip_image = torch.cat([p[1] for p in prepared])
-        # image by image: SAM's attention maps of a batch would need gigabytes
-        embeddings = torch.cat([model.encode_sam(image[i : i + 1]) for i in range(len(images))])
-        clip_tokens = torch.cat(
-            [model.encode_clip(clip_image[i : i + 1]) for i in range(len(images))]
-        )
-        index = torch.tensor(list(image_index))
-        out = model.ask(embeddings[index], clip_tokens[index], ids, rows)
-        arrays: dict[str, NDArray[Any]] = {
-            "rgb": images[0],
-            "square": resize_to_square(images[0], config.sam.image_size),
-            "image": image.numpy(),
-            "clip_image": clip_image.numpy(),
-            "input_ids": ids.numpy().astype(np.int32),
-            "image_index": np.asarray(image_index, np.int32),
-            "image_embeddings": embeddings.numpy(),
-            "clip_tokens": clip_tokens.numpy(),
-            "text_features": out.text_features.numpy(),
-            "category_feature": model.text_embeddings[rows].numpy(),
-            "dense_prompt": out.dense_prompt.numpy(),
-            "dense_embedding": out.dense_embedding.numpy(),
-            "sparse_prompt": out.sparse_prompt.numpy(),
-            "mask_logits": out.mask_logits.numpy(),
-            "expressions": np.asarray(expressions),
-            "categories": np.asarray(categories),
-        }
-        if out.no_target_logits is not None:
-            arrays["no_target_logits"] = out.no_target_logits.numpy()
-    return arrays
-
+Image = NDArray[np.uint8]
+"""RGB [H, W, 3]."""
 
 _PER_IMAGE = ("clip_image", "image_embeddings", "clip_tokens", "image")
 _PER_EXPRESSION = (
@@ -89,11 +46,69 @@ _PER_EXPRESSION = (
 )
 
 
-def first_image_only(
-    arrays: dict[str, NDArray[Any]], expressions: int | None = None
-) -> dict[str, NDArray[Any]]:
-    """The part of `reference_arrays` that belongs to the first image, at most `expressions` of its
-    expressions.
+@torch.no_grad()
+def reference_arrays(
+    model: RISModel,
+    tokenizer: Tokenizer,
+    images: Sequence[Image],
+    expressions: Sequence[str],
+    categories: Sequence[str],
+    image_index: Sequence[int],
+) -> Arrays:
+    """One pass of the reference over B images and N expressions.
+
+    Args:
+        model: The reference model.
+        tokenizer: Its tokenizer.
+        images: The images, of any sizes.
+        expressions: What to ask.
+        categories: A category for each expression, by its COCO name.
+        image_index: The image of each expression.
+
+    Returns:
+        The arrays that `ris.runtime.parity` describes, batched; `rgb` and `square` are of the first
+        image. Also `image` [B, 3, S, S] and `image_index` int32 [N], which golden.npz leaves out.
+    """
+    config = model.config
+    ids = token_ids(tokenizer, expressions, config.max_tokens)
+    rows = torch.tensor([COCO_PANOPTIC.index(name) for name in categories])
+    prepared = [prepare_image(image, config) for image in images]
+    image = torch.cat([sam_image for sam_image, _ in prepared])
+    clip_image = torch.cat([clip_image for _, clip_image in prepared])
+
+    # image by image: SAM's attention maps of a batch would need gigabytes
+    embeddings = torch.cat([model.encode_sam(one) for one in image.split(1)])
+    clip_tokens = torch.cat([model.encode_clip(one) for one in clip_image.split(1)])
+    index = torch.tensor(list(image_index))
+    out = model.ask(embeddings[index], clip_tokens[index], ids, rows)
+
+    arrays: Arrays = {
+        "rgb": images[0],
+        "square": resize_to_square(images[0], config.sam.image_size),
+        "image": image.numpy(),
+        "clip_image": clip_image.numpy(),
+        "input_ids": ids.numpy().astype(np.int32),
+        "image_index": np.asarray(image_index, np.int32),
+        "image_embeddings": embeddings.numpy(),
+        "clip_tokens": clip_tokens.numpy(),
+        "text_features": out.text_features.numpy(),
+        "category_feature": model.text_embeddings[rows].numpy(),
+        "dense_prompt": out.dense_prompt.numpy(),
+        "dense_embedding": out.dense_embedding.numpy(),
+        "sparse_prompt": out.sparse_prompt.numpy(),
+        "mask_logits": out.mask_logits.numpy(),
+        "expressions": np.asarray(expressions),
+        "categories": np.asarray(categories),
+    }
+    if out.no_target_logits is not None:
+        arrays["no_target_logits"] = out.no_target_logits.numpy()
+    return arrays
+
+
+def first_image_only(arrays: Arrays, expressions: int | None = None) -> Arrays:
+    """The part of `reference_arrays` that belongs to the first image.
+
+    Of its expressions at most the first `expressions` are taken; None: all.
     """
     chosen = np.flatnonzero(arrays["image_index"] == 0)[:expressions]
     part = dict(arrays)
@@ -108,52 +123,62 @@ def first_image_only(
 
 def live_reference(
     bundle: Bundle,
-    image: NDArray[np.uint8],
+    image: Image,
     expressions: Sequence[str],
     categories: Sequence[str] | None,
     files: Mapping[str, Path | None] | None = None,
-) -> dict[str, NDArray[Any]]:
-    """The reference's arrays for an image and expressions of the user's own, for `ris-parity
-    --reference`.
+) -> Arrays:
+    """The reference's arrays for an image and expressions, for `ris-parity --reference`.
 
-    files: the weight files of a bundle that was made from a checkpoint, by the names of
-    `WeightFiles`.
+    Args:
+        bundle: A bundle of the same model.
+        image: The image.
+        expressions: What to ask.
+        categories: A category for each expression; None for models that do not ask by category.
+        files: The weight files of a bundle that was made from a checkpoint, by the names of
+            `WeightFiles`; None for other bundles.
+
+    Raises:
+        CheckpointError: Where the files are not those that the bundle was made from.
     """
-    tokenizer = Tokenizer.from_file(str(bundle.file(bundle.manifest.text.tokenizer)))
-    names = list(categories) if categories else ["person"] * len(expressions)
+    tokenizer = _tokenizer(bundle)
     model = rebuild_model(bundle, WeightFiles(**(files or {})))
-    return reference_arrays(model, tokenizer, [image], expressions, names, [0] * len(expressions))
+    names = list(categories) if categories else ["person"] * len(expressions)
+    index = [0] * len(expressions)
+    return reference_arrays(model, tokenizer, [image], expressions, names, index)
 
 
 def timed_reference(
     bundle: Bundle,
-    image: NDArray[np.uint8],
+    image: Image,
     expressions: tuple[str, str],
     threads: int | None,
     files: Mapping[str, Path | None] | None = None,
     compiled: bool = False,
 ) -> Callable[[], tuple[float, float]]:
-    """PyTorch FP32 on one image and two expressions, for `ris-bench --pytorch` and
-    `--torch-compile`.
+    """PyTorch FP32, ready to be timed, for `ris-bench --pytorch` and `--torch-compile`.
 
-    Each call of the result returns the seconds from pixels to a mask, and of a further expression
-    on that image. compiled: torch.compile for each kind of block that repeats (SAM's, CLIP's,
-    BERT's, the pixel decoder's layers), nearly all of the work; compiling the model as a whole
-    takes many times as long. The first call compiles.
+    Args:
+        bundle: A bundle of the same model.
+        image: The image.
+        expressions: What to ask first, and what next.
+        threads: CPU threads; None for PyTorch's own choice.
+        files: The weight files of a bundle that was made from a checkpoint, by the names of
+            `WeightFiles`; None for other bundles.
+        compiled: Compile the blocks that repeat with `torch.compile`, at the first call.
+
+    Returns:
+        A function that measures once: the seconds from pixels to a mask, and the seconds of a
+        further expression on that image.
+
+    Raises:
+        CheckpointError: Where the files are not those that the bundle was made from.
     """
     model = rebuild_model(bundle, WeightFiles(**(files or {})))
     if compiled:
-        visual: Any = model.clip_dense.clip_model.visual
-        repeated = (
-            model.sam.image_encoder.blocks,
-            visual.transformer.resblocks,
-            model.text_encoder.encoder.layer,
-            model.clip_pixel_decoder.transformer.encoder.layers,
-        )
-        for blocks in repeated:
-            for block in blocks:
-                block.compile(dynamic=False)
-    tokenizer = Tokenizer.from_file(str(bundle.file(bundle.manifest.text.tokenizer)))
+        for block in _repeated_blocks(model):
+            block.compile(dynamic=False)
+    tokenizer = _tokenizer(bundle)
     if threads is not None:
         torch.set_num_threads(threads)
     size = image.shape[:2]
@@ -176,12 +201,34 @@ def timed_reference(
     return run
 
 
-class ReferenceSegmenter:
-    """The PyTorch model of weight files (names of `WeightFiles`), FP32, for `ris-eval --pytorch`.
+def _repeated_blocks(model: RISModel) -> Iterable[Any]:
+    """The blocks of SAM, CLIP and BERT and the pixel decoder's layers, nearly all of the work.
 
-    Its tokenizer is the --bert folder's, else the preset's. Raises CheckpointError as `load_model`
-    does.
+    torch.compile compiles each kind of them once. The model as a whole takes many times as long.
     """
+    visual: Any = model.clip_dense.clip_model.visual
+    yield from model.sam.image_encoder.blocks
+    yield from visual.transformer.resblocks
+    yield from model.text_encoder.encoder.layer
+    yield from model.clip_pixel_decoder.transformer.encoder.layers
+
+
+def _tokenizer(bundle: Bundle) -> Tokenizer:
+    return Tokenizer.from_file(str(bundle.file(bundle.manifest.text.tokenizer)))
+
+
+class ReferenceSegmenter:
+    """The PyTorch model of weight files in FP32, for `ris-eval --pytorch`.
+
+    The files have the names of `WeightFiles`. The tokenizer is that of the --bert folder, else the
+    preset's. Raises CheckpointError as `load_model` does.
+    """
+
+    square: int
+    """The side in pixels of the square that SAM sees."""
+
+    threshold: float
+    """Logits above it are in the mask."""
 
     def __init__(self, files: Mapping[str, Path | None], threads: int | None = None) -> None:
         if threads is not None:
@@ -192,22 +239,23 @@ class ReferenceSegmenter:
 
     @torch.no_grad()
     def answer(
-        self, rgb: NDArray[np.uint8], expressions: Sequence[str], categories: Sequence[str | None]
+        self, rgb: Image, expressions: Sequence[str], categories: Sequence[str | None]
     ) -> list[Answer]:
-        """One answer an expression, in order; what has no category is asked as "background", as in
-        training.
+        """An answer for each expression, in order.
+
+        An expression without a category is asked as "background", as in training.
         """
         model = self._model
         image, clip_image = prepare_image(rgb, model.config)
         ids = token_ids(self._tokenizer, expressions, model.config.max_tokens)
         rows = torch.tensor([COCO_PANOPTIC.index(name or "background") for name in categories])
+
         count = (len(expressions), -1, -1)
         embeddings, tokens = model.encode_sam(image), model.encode_clip(clip_image)
         out = model.ask(embeddings.expand(*count, -1), tokens.expand(count), ids, rows)
+
         logits = out.mask_logits[:, 0].numpy()
         if out.no_target_logits is None:
             return [Answer(low, None) for low in logits]
         probabilities = out.no_target_logits.softmax(1)[:, 1].tolist()
-        return [
-            Answer(low, probability) for low, probability in zip(logits, probabilities, strict=True)
-        ]
+        return [Answer(low, p) for low, p in zip(logits, probabilities, strict=True)]

@@ -1,6 +1,4 @@
-"""One module -> one ONNX file with external data: torch's dynamo exporter, opset 20, dynamic batch
-axes.
-"""
+"""One module -> one ONNX file with external data and dynamic batch axes, by torch's exporter."""
 
 from __future__ import annotations
 
@@ -8,6 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -17,35 +16,35 @@ from torch import Tensor, nn
 from ris.export.graphs import GraphSignature
 
 OPSET = 20
-_TRACE_SIZES = {
-    "images": 2,
-    "expressions": 3,
-}  # unequal and above one: the exporter bakes in axes of size 1
+"""The version of ONNX's operators."""
+
+# unequal, and above one: the exporter makes an axis of size 1 a constant
+_TRACE_SIZES = {"images": 2, "expressions": 3}
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def trace_inputs(signature: GraphSignature) -> dict[str, Tensor]:
     """Inputs to trace with, by name: right dtypes and shapes, valid indices, otherwise zeros."""
     tensors = {}
-    for axis in signature.inputs:
-        shape = [_TRACE_SIZES[d] if isinstance(d, str) else d for d in axis.shape]
-        tensors[axis.name] = torch.zeros(
-            shape, dtype=torch.int32 if axis.dtype == "int32" else torch.float32
-        )
+    for spec in signature.inputs:
+        shape = [_TRACE_SIZES[d] if isinstance(d, str) else d for d in spec.shape]
+        dtype = torch.int32 if spec.dtype == "int32" else torch.float32
+        tensors[spec.name] = torch.zeros(shape, dtype=dtype)
     return tensors
 
 
 def write_onnx(module: nn.Module, signature: GraphSignature, path: Path) -> dict[str, list[str]]:
-    """Traces `module` and writes `path` and `path.data`. The module's argument names are the
-    graph's input names.
+    """Traces `module` and writes `path` and `path.data`, without the names of source files.
+
+    The names of the module's arguments are those of the graph's inputs.
 
     Returns for every node the paths of the modules it came from, outermost first, its own name
-    last; FP32 islands are chosen by these. Whatever names the source files is stripped.
+    last. FP32 islands are chosen by these.
     """
     axes = {name: torch.export.Dim(name, min=1, max=1024) for name in _TRACE_SIZES}
     shapes = {
-        a.name: {i: axes[d] for i, d in enumerate(a.shape) if isinstance(d, str)}
-        for a in signature.inputs
+        spec.name: {i: axes[d] for i, d in enumerate(spec.shape) if isinstance(d, str)}
+        for spec in signature.inputs
     }
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -54,8 +53,8 @@ def write_onnx(module: nn.Module, signature: GraphSignature, path: Path) -> dict
             dynamo=True,
             opset_version=OPSET,
             dynamic_shapes=shapes,
-            input_names=[a.name for a in signature.inputs],
-            output_names=[a.name for a in signature.outputs],
+            input_names=[spec.name for spec in signature.inputs],
+            output_names=[spec.name for spec in signature.outputs],
             verbose=False,
         )
         assert program is not None
@@ -64,45 +63,44 @@ def write_onnx(module: nn.Module, signature: GraphSignature, path: Path) -> dict
 
 
 def _strip(path: Path) -> dict[str, list[str]]:
+    """Removes every note from the graph at `path`; the scopes of its nodes, as `write_onnx`."""
     model = onnx.load(path, load_external_data=False)
+    graph = model.graph
     scopes = {}
-    for node in model.graph.node:
+    for node in graph.node:
         properties = {p.key: p.value for p in node.metadata_props}
         scopes[node.name] = _parse(properties.get(_SCOPES, "[]"))
         del node.metadata_props[:]
         node.doc_string = ""
-    for value in (
-        *model.graph.value_info,
-        *model.graph.input,
-        *model.graph.output,
-        *model.graph.initializer,
-    ):
+    for value in (*graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del value.metadata_props[:]
         value.doc_string = ""
     del model.metadata_props[:]
-    del model.graph.metadata_props[:]
-    model.doc_string = model.graph.doc_string = ""
+    del graph.metadata_props[:]
+    model.doc_string = graph.doc_string = ""
     onnx.save_model(model, path)
     return scopes
 
 
-def name_input(path: Path, scopes: dict[str, list[str]], module: str, name: str) -> None:
-    """Gives the value that a module reads this name in the graph at `path`. Raises ValueError where
-    that is not one.
+def _parse(text: str) -> list[str]:
+    """The strings of a Python list as the exporter prints it."""
+    return [part.strip(" '\"") for part in text.strip("[]").split(",")]
+
+
+def name_input(path: Path, scopes: Mapping[str, list[str]], module: str, name: str) -> None:
+    """Renames the one value that a module reads in the graph at `path`.
+
+    Args:
+        path: The graph.
+        scopes: For every node the paths of the modules it came from, as `write_onnx` returns them.
+        module: A part of the module's path.
+        name: The value's new name.
+
+    Raises:
+        ValueError: Where the module does not read exactly one computed value.
     """
     model = onnx.load(path, load_external_data=False)
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inside = [
-        n
-        for n in model.graph.node
-        if any(f".{module}." in f".{s}." for s in scopes.get(n.name, []))
-    ]
-    made = {value for node in inside for value in node.output}
-    constants = {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
-    read = {value for node in inside for value in node.input if value} - made - weights - constants
-    if len(read) != 1:
-        raise ValueError(f"{path}: {module} reads {sorted(read)}, expected one value")
-    [old] = read
+    old = _only_input(path, model.graph, scopes, module)
     for node in model.graph.node:
         for values in (node.input, node.output):
             for i, value in enumerate(values):
@@ -114,14 +112,29 @@ def name_input(path: Path, scopes: dict[str, list[str]], module: str, name: str)
     onnx.save_model(model, path)
 
 
-def _parse(text: str) -> list[str]:
-    return [part.strip(" '\"") for part in text.strip("[]").split(",")]
+def _only_input(
+    path: Path, graph: onnx.GraphProto, scopes: Mapping[str, list[str]], module: str
+) -> str:
+    """The value that a module reads, its weights and constants aside."""
+    inside = [
+        node
+        for node in graph.node
+        if any(f".{module}." in f".{scope}." for scope in scopes.get(node.name, []))
+    ]
+    made = {value for node in inside for value in node.output}
+    weights = {tensor.name for tensor in graph.initializer}
+    constants = {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    read = {value for node in inside for value in node.input if value} - made - weights - constants
+    if len(read) != 1:
+        raise ValueError(f"{path}: {module} reads {sorted(read)}, expected one value")
+    return read.pop()
 
 
 @contextlib.contextmanager
-def _quiet():  # type: ignore[no-untyped-def]
-    """The exporter's progress chatter and deprecation warnings say nothing about the graph; errors
-    still raise.
+def _quiet() -> Iterator[None]:
+    """Without the exporter's progress and deprecation warnings, which do not concern the graph.
+
+    Errors still raise.
     """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

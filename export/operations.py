@@ -1,7 +1,6 @@
-"""How many operations a graph's matrix products and convolutions take, from the shapes in its ONNX
-file.
+"""The operations of a graph's matrix products and convolutions, from the shapes in its ONNX file.
 
-What the benchmark's floor is made of. Sampling, norms, softmax and other elementwise work is not
+The benchmark computes its floor from them. Sampling, norms, softmax and elementwise work are not
 counted.
 """
 
@@ -14,27 +13,24 @@ from pathlib import Path
 
 import onnx
 
-from ris.runtime.bundle import Operations
-
-_AXES = ("images", "expressions")
+from ris.runtime.manifest import Operations
 
 
 def count_operations(path: Path) -> Operations:
-    """The operations of the graph at `path`, two for each multiply-add, as a linear function of its
-    dynamic axes.
+    """The operations of the graph at `path`, two for each multiply-add.
 
-    Raises ValueError where a shape that is needed is not in the file, or is no multiple of an axis.
+    They are a linear function of the numbers of images and expressions. Raises ValueError where a
+    shape that is needed is not in the file, or is no multiple of an axis.
     """
-    model = onnx.load(path, load_external_data=False)
-    one, more_images, more_expressions = (
-        _count(model.graph, dict(zip(_AXES, sizes, strict=True)))
-        for sizes in ((1, 1), (2, 1), (1, 2))
-    )
-    image, expression = more_images - one, more_expressions - one
+    graph = onnx.load(path, load_external_data=False).graph
+    one = _count(graph, {"images": 1, "expressions": 1})
+    image = _count(graph, {"images": 2, "expressions": 1}) - one
+    expression = _count(graph, {"images": 1, "expressions": 2}) - one
     return Operations(fixed=one - image - expression, image=image, expression=expression)
 
 
 def _count(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int:
+    """The operations with these lengths of the dynamic axes."""
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         shapes[value.name] = [_size(axis, sizes) for axis in value.type.tensor_type.shape.dim]
@@ -42,23 +38,21 @@ def _count(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int:
 
 
 def _multiplications(node: onnx.NodeProto, shapes: Mapping[str, list[int]]) -> int:
+    """The multiply-adds of one node; 0 for operators that are not counted."""
+
+    def shape(name: str) -> list[int]:
+        return _shape(node, name, shapes)
+
     if node.op_type == "MatMul":
-        return (
-            math.prod(_shape(node, node.output[0], shapes))
-            * _shape(node, node.input[0], shapes)[-1]
-        )
+        return math.prod(shape(node.output[0])) * shape(node.input[0])[-1]
     if node.op_type == "Gemm":
-        transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
-        left = _shape(node, node.input[0], shapes)
-        return math.prod(_shape(node, node.output[0], shapes)) * left[0 if transposed else 1]
+        is_transposed = any(a.name == "transA" and a.i for a in node.attribute)
+        inner = shape(node.input[0])[0 if is_transposed else 1]
+        return math.prod(shape(node.output[0])) * inner
     if node.op_type == "Conv":  # weights [out, in / groups, ...]
-        return math.prod(_shape(node, node.output[0], shapes)) * math.prod(
-            _shape(node, node.input[1], shapes)[1:]
-        )
+        return math.prod(shape(node.output[0])) * math.prod(shape(node.input[1])[1:])
     if node.op_type == "ConvTranspose":  # weights [in, out / groups, ...]
-        return math.prod(_shape(node, node.input[0], shapes)) * math.prod(
-            _shape(node, node.input[1], shapes)[1:]
-        )
+        return math.prod(shape(node.input[0])) * math.prod(shape(node.input[1])[1:])
     return 0
 
 
@@ -71,9 +65,7 @@ def _shape(node: onnx.NodeProto, name: str, shapes: Mapping[str, list[int]]) -> 
 
 
 def _size(axis: onnx.TensorShapeProto.Dimension, sizes: Mapping[str, int]) -> int:
-    """An axis: a number, an axis' name, or a multiple of one as the exporter writes it
-    ("4*images").
-    """
+    """The length of an axis: a number, a dynamic axis, or a multiple of one ("4*images")."""
     if not axis.dim_param:
         return int(axis.dim_value)
     match = re.fullmatch(r"(?:(\d+)\*)?(\w+)", axis.dim_param)

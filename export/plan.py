@@ -1,6 +1,4 @@
-"""`ris-export --dry-run`: what was found, what is missing, and what an export would write and
-need.
-"""
+"""`ris-export --dry-run`: what was found, what is missing, and what an export would write."""
 
 from __future__ import annotations
 
@@ -14,43 +12,63 @@ from ris.export import graphs, precision
 from ris.export.sources import ModelSource
 from ris.export.space import disk_needed, require_disk
 from ris.reference.config import ModelConfig
-from ris.reference.model import empty_model
+from ris.reference.model import RISModel, empty_model
 from ris.reference.tokenizer import tokenizer_from
-from ris.runtime.bundle import STAGES, Precision
+from ris.runtime.bundle import STAGES
+from ris.runtime.manifest import Precision
 
-# measured on full-size exports: the libraries, and how often the weights are in memory at the
-# end-to-end check
-_LIBRARIES, _COPIES = 0.9e9, 2.0
+# measured on full-size exports
+_LIBRARIES = 0.9e9  # bytes
+_COPIES = 2.0  # of the weights in memory at the end-to-end check
 
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """One graph: parameters, precision, and bytes of its weights (a few layers of an FP16 graph
-    stay FP32).
-    """
+    """One graph that would be written."""
 
     stage: str
+    """The graph's stage."""
+
     parameters: int
+    """The number of weights."""
+
     precision: Precision
+    """What the graph would compute in."""
+
     bytes: int
+    """The size of its weights in this precision; the FP32 layers of an FP16 graph add a little."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an export would write and need, in bytes; problems: why it would not work, in
-    sentences.
-    """
+    """What an export would write and need."""
 
     out: str
+    """The bundle to write."""
+
     precision: Precision
+    """What the graphs would compute in."""
+
     tokenizer: str
+    """Where the vocabulary comes from, in words."""
+
     graphs: tuple[GraphPlan, ...]
+    """The graphs, in the order in which they run."""
+
     bundle_bytes: int
+    """The size of the bundle."""
+
     disk_bytes: int
+    """The disk that the export needs while it works."""
+
     memory_bytes: int
+    """The memory that it needs at most, roughly."""
+
     problems: tuple[str, ...]
+    """Why it would not work, in sentences; empty where it would."""
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields, and `works`."""
         return asdict(self) | {"works": not self.problems}
 
 
@@ -61,34 +79,33 @@ def make_plan(
     vocabulary: Path | None,
     check_target: Callable[[], None],
 ) -> Plan:
-    """The plan of an export; writes nothing and reads no weights. check_target raises where `out`
-    is in the way.
+    """The plan of an export; writes nothing and reads no weights.
+
+    Args:
+        source: The model to export.
+        precision_name: What the graphs are to compute in.
+        out: The bundle to write.
+        vocabulary: A vocab.txt or tokenizer.json; None for the preset's own.
+        check_target: Raises RisError where `out` is in the way.
     """
     config = source.config
     model = empty_model(config)
-    stages = []
-    for stage in STAGES:
-        parameters = _size(graphs.build(stage, model))
-        own: Precision = "fp32" if stage in precision.WHOLE[precision_name] else precision_name
-        stages.append(GraphPlan(stage, parameters, own, parameters * (4 if own == "fp32" else 2)))
+    stages = _graph_plans(model, precision_name)
     disk = disk_needed(sum(p.numel() for p in model.parameters()))
+
     problems = []
     if source.inspection is not None and not source.inspection.keys.fits:
         problems.append("\n    ".join([source.inspection.summary(), *source.inspection.hints()]))
-    for check in (
+    problems += _refusals(
         lambda: tokenizer_from(vocabulary, config),
         check_target,
         lambda: require_disk(out, disk),
-    ):
-        try:
-            check()
-        except RisError as error:
-            problems.append(str(error))
+    )
     return Plan(
         out=str(out),
         precision=precision_name,
         tokenizer=str(vocabulary) if vocabulary else "the built-in vocabulary",
-        graphs=tuple(stages),
+        graphs=stages,
         bundle_bytes=sum(stage.bytes for stage in stages),
         disk_bytes=disk,
         memory_bytes=_memory(config, sum(stage.parameters for stage in stages)),
@@ -96,14 +113,33 @@ def make_plan(
     )
 
 
-def _size(module: Any) -> int:
-    tensors = {id(t): t.numel() for t in (*module.parameters(), *module.buffers())}
-    return sum(tensors.values())
+def _graph_plans(model: RISModel, bundle_precision: Precision) -> tuple[GraphPlan, ...]:
+    plans = []
+    for stage in STAGES:
+        module = graphs.build(stage, model)
+        tensors = {id(t): t.numel() for t in (*module.parameters(), *module.buffers())}
+        parameters = sum(tensors.values())
+        is_whole = stage in precision.WHOLE[bundle_precision]
+        own: Precision = "fp32" if is_whole else bundle_precision
+        plans.append(GraphPlan(stage, parameters, own, parameters * (4 if own == "fp32" else 2)))
+    return tuple(plans)
+
+
+def _refusals(*checks: Callable[[], object]) -> list[str]:
+    """The messages of the checks that raise RisError."""
+    messages = []
+    for check in checks:
+        try:
+            check()
+        except RisError as error:
+            messages.append(str(error))
+    return messages
 
 
 def _memory(config: ModelConfig, parameters: int) -> int:
-    """Rough peak memory of an export: libraries, weights, and the attention maps of SAM's global
-    blocks.
+    """Rough peak memory of an export, in bytes.
+
+    The libraries, the weights, and the attention maps of SAM's global blocks.
     """
     attention = 3 * config.sam.heads * config.sam.grid**4 * 4
     return round(_LIBRARIES + _COPIES * 4 * parameters + attention)
@@ -131,53 +167,59 @@ def report(source: ModelSource, plan: Plan) -> dict[str, Any]:
 
 def describe_config(config: ModelConfig) -> str:
     """The configuration in three lines: variant, sizes, prompts."""
-    sam, clip, bert = config.sam, config.clip, config.bert
-    head = {
+    heads = {
         "none": "without no-target head",
         "linear": "with a linear no-target head",
         "mlp": "with a no-target head",
     }
+    head = heads[config.no_target]
     words = "the released code" if config.sparse_branch == "feed_forward" else "the supplement"
+
+    sam, clip, bert = config.sam, config.clip, config.bert
+    sam_size = f"SAM {sam.image_size} px, {sam.width} wide, {sam.depth} blocks"
+    clip_size = f"CLIP {clip.image_size} px, {clip.width} wide, {clip.layers} blocks"
+    bert_size = f"BERT {bert.width} wide, {bert.layers} layers, {bert.vocab_size} words"
+
+    grid = config.dense_prompt_grid
+    dense = f"dense prompt {grid}x{grid} {config.dense_interpolation}"
+    sparse = f"sparse branch {config.sparse_branch}"
     return (
-        f"{config.preset}, {config.query} variant {head[config.no_target]}, as {words} has it\n "
-        f" SAM {sam.image_size} px, {sam.width} wide, {sam.depth} blocks; CLIP {clip.image_size}"
-        f" px, {clip.width} wide, {clip.layers} blocks; BERT {bert.width} wide, {bert.layers}"
-        f" layers, {bert.vocab_size} words\n  dense prompt"
-        f" {config.dense_prompt_grid}x{config.dense_prompt_grid} {config.dense_interpolation},"
-        f" sparse branch {config.sparse_branch}, {config.prompt_width} channels"
+        f"{config.preset}, {config.query} variant {head}, as {words} has it\n"
+        f"  {sam_size}; {clip_size}; {bert_size}\n"
+        f"  {dense}, {sparse}, {config.prompt_width} channels"
     )
 
 
 def found_lines(source: ModelSource) -> list[str]:
-    """What is in the files and what model that is, for people: formats, variant, sizes, who gives
-    what, dead keys.
+    """What is in the files and what model that is, for people.
+
+    Formats, variant, sizes, which file gives what, and keys that are not used.
     """
     text = [f"From: {source.origin}"]
     found = source.inspection
-    if found is not None:
-        text += [f"  {name}: {kind}" for name, kind in found.formats.items()]
+    if found is None:
+        return [*text, f"Model: {describe_config(source.config)}"]
+
+    text += [f"  {name}: {kind}" for name, kind in found.formats.items()]
     text.append(f"Model: {describe_config(source.config)}")
-    if found is not None:
-        how = (
-            "the checkpoint carries its configuration"
-            if found.carried_config
-            else "read off the keys and shapes"
-        )
-        text.append(f"  ({how})")
-        text.append("Weights:")
-        for part in found.parts:
-            text.append(
-                f"  {part.module:<20} "
-                + ", ".join(f"{n} tensors from {f}" for f, n in part.tensors.items())
-            )
-        text += [f"  {note}" for note in found.notes]
-        keys = found.keys
-        dead = ", ".join(f"{module} {count}" for module, count in keys.dead_by_module().items())
-        text.append(f"  not loaded: {len(keys.dead)} dead tensors{f' ({dead})' if dead else ''}")
-        text.append(
-            f"  loaded, without effect on inference: {len(keys.idle)}; absent, not needed:"
-            f" {len(keys.absent)}"
-        )
+    if found.carried_config:
+        text.append("  (the checkpoint carries its configuration)")
+    else:
+        text.append("  (read off the keys and shapes)")
+
+    text.append("Weights:")
+    for part in found.parts:
+        givers = ", ".join(f"{count} tensors from {file}" for file, count in part.tensors.items())
+        text.append(f"  {part.module:<20} {givers}")
+    text += [f"  {note}" for note in found.notes]
+
+    keys = found.keys
+    dead = ", ".join(f"{module} {count}" for module, count in keys.dead_by_module().items())
+    text.append(f"  not loaded: {len(keys.dead)} dead tensors{f' ({dead})' if dead else ''}")
+    text.append(
+        f"  loaded, without effect on inference: {len(keys.idle)}; "
+        f"absent, not needed: {len(keys.absent)}"
+    )
     return text
 
 
@@ -186,18 +228,20 @@ def lines(source: ModelSource, plan: Plan) -> list[str]:
     text = found_lines(source)
     if source.inspection is not None:
         text += [f"  {line}" for line in source.inspection.keys.problems()]
+
     text.append(f"Tokenizer: {plan.tokenizer}")
     text.append(f"Plan: {plan.out}, {plan.precision}, about {plan.bundle_bytes / 1e6:.0f} MB")
     for graph in plan.graphs:
         text.append(
-            f"  {graph.stage:<19} {graph.precision} {graph.parameters / 1e6:8.2f} M weights"
-            f" {graph.bytes / 1e6:8.1f} MB"
+            f"  {graph.stage:<19} {graph.precision} {graph.parameters / 1e6:8.2f} M weights "
+            f"{graph.bytes / 1e6:8.1f} MB"
         )
     text.append(
-        f"  needs about {plan.disk_bytes / 1e6:.0f} MB of disk while it works and"
-        f" {plan.memory_bytes / 1e9:.1f} GB of memory"
+        f"  needs about {plan.disk_bytes / 1e6:.0f} MB of disk while it works and "
+        f"{plan.memory_bytes / 1e9:.1f} GB of memory"
     )
-    text += [f"Would not work: {problem}" for problem in plan.problems] or [
-        "Would work; nothing was written."
-    ]
+
+    if not plan.problems:
+        text.append("Would work; nothing was written.")
+    text += [f"Would not work: {problem}" for problem in plan.problems]
     return text

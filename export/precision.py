@@ -1,11 +1,12 @@
-"""FP32 graph -> FP16 graph. Precision is in the graph: FP16 weights and arithmetic, FP32 inputs,
-outputs and islands.
+"""FP32 graph -> FP16 graph: FP16 weights and arithmetic, FP32 inputs, outputs and islands.
 
-The converter is onnxruntime.transformers.float16, which ships in the onnxruntime wheel.
+The precision is in the graph itself. The converter is onnxruntime.transformers.float16, which ships
+in the onnxruntime wheel.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -17,35 +18,39 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from ris.calibration.numerics.ranges import FP16_MAX, TensorRange
-from ris.runtime.bundle import Precision
+from ris.runtime.manifest import Precision
 
-SMALLEST = 2.0**-24  # FP16's smallest positive number
-# calibration samples are not all there is: what reaches half of FP16's limit counts as out of range
+SMALLEST = 2.0**-24
+"""FP16's smallest positive number."""
+
 MARGIN = 2.0
+"""A value that reaches FP16's limit divided by this counts as out of range.
 
-# Graphs that stay FP32 as a whole, and why.
+The samples of a calibration are not all that a model will see.
+"""
+
 FP32_GRAPHS = {
     "text_encoder": (
-        "in FP16 it costs more mask IoU than both image encoders together, and it is under 1 % of a"
-        " first mask's operations"
+        "in FP16 it costs more mask IoU than both image encoders together, and it is under 1 % of "
+        "a first mask's operations"
     ),
     "mask_decoder": (
-        "4.6 M weights whose rounding goes straight into the mask: FP16 here costs as much mask IoU"
-        " as FP16 in either image encoder, and the graph is under 1 % of a first mask's operations"
+        "4.6 M weights whose rounding goes straight into the mask: FP16 here costs as much mask "
+        "IoU as FP16 in either image encoder, and the graph is under 1 % of a first mask's "
+        "operations"
     ),
 }
-BF16_FP32_GRAPHS = {
-    "text_encoder": (
-        "in bfloat16 it costs as much mask IoU as an image encoder, for under 1 % of the operations"
-    ),
-    "mask_decoder": (
-        "in bfloat16 it costs as much mask IoU as an image encoder, for under 1 % of the operations"
-    ),
-}
+"""The graphs of an FP16 bundle that stay FP32 as a whole, with the reason."""
+
+BF16_FP32_GRAPHS = dict.fromkeys(
+    ("text_encoder", "mask_decoder"),
+    "in bfloat16 it costs as much mask IoU as an image encoder, for under 1 % of the operations",
+)
+"""The same for a bfloat16 bundle."""
+
 WHOLE: dict[Precision, dict[str, str]] = {"fp32": {}, "bf16": BF16_FP32_GRAPHS, "fp16": FP32_GRAPHS}
-"""By a bundle's precision: the graphs that stay FP32, and why."""
-# What stays FP32 in the others, and why: modules by a part of their path in `export.graphs`, and
-# ONNX operators.
+"""By a bundle's precision: the graphs that stay FP32 as a whole, with the reason."""
+
 ISLAND_MODULES = {
     "patches": (
         "SAM's patch embedding: under 1 % of the operations, and every block hands its rounding on"
@@ -55,8 +60,8 @@ ISLAND_MODULES = {
     ),
     "neck": "SAM's neck: under 1 % of the operations, and a fifth of what FP16 costs the embedding",
     "pwam.image_lang_att": (
-        "PWAM's attention: its instance norms subtract means that are large beside the rest, which "
-        "FP16 has rounded away by then"
+        "PWAM's attention: its instance norms subtract means that are large beside the rest, "
+        "which FP16 has rounded away by then"
     ),
     "pwam": "PWAM: a few products, and all that follows reads what they give",
     "sparse": (
@@ -68,13 +73,11 @@ ISLAND_MODULES = {
     "self_attn.grid": "where deformable attention samples: FP16 is 0.03 pixels off at pixel 48",
     "self_attn.neighbours": "which pixels those are: FP16 counts to 2048",
 }
-QUICK_GELU = "CLIP's QuickGELU: three operators, which FP16 would round three times"
-RESIDUAL = (
-    "residual sum, as in torch.autocast: rounding it once a layer adds up to a third of an"
-    " encoder's error"
-)
-BETWEEN = "between nodes that stay FP32: FP16 would be two casts and a rounding"
-_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
+"""Modules that stay FP32 in the other graphs, with the reason.
+
+A key is a part of a module's path in `export.graphs`. The first one that fits is taken.
+"""
+
 ISLAND_OPERATORS = {
     "LayerNormalization": "as in torch.autocast",
     "GridSample": "where it samples: FP16 is 0.03 pixels off at pixel 48",
@@ -82,50 +85,80 @@ ISLAND_OPERATORS = {
         "group norm in the pixel decoder: FP16 InstanceNormalization is wrong in places"
     ),
 }
+"""ONNX operators that stay FP32 in the other graphs, with the reason."""
+
+QUICK_GELU = "CLIP's QuickGELU: three operators, which FP16 would round three times"
+"""Why a sigmoid stays FP32, and the products before and after it."""
+
+RESIDUAL = (
+    "residual sum, as in torch.autocast: rounding it once a layer adds up to a third of an "
+    "encoder's error"
+)
+"""Why a sum of two computed values stays FP32."""
+
+BETWEEN = "between nodes that stay FP32: FP16 would be two casts and a rounding"
+"""Why a node stays FP32 that has only such neighbours."""
+
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 
 
-def islands(path: Path, scopes: dict[str, list[str]]) -> dict[str, str]:
+def islands(path: Path, scopes: Mapping[str, list[str]]) -> dict[str, str]:
     """Node name -> reason, for every node of the graph at `path` that has to stay FP32.
 
     scopes: for every node the paths of the modules it came from.
     """
-    model = onnx.load(path, load_external_data=False)
-    found = {}
-    given = {tensor.name for tensor in model.graph.initializer}
-    given |= {node.output[0] for node in model.graph.node if node.op_type == "Constant"}
+    graph = onnx.load(path, load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
     beside_sigmoid = {
         name
-        for node in model.graph.node
+        for node in graph.node
         if node.op_type == "Sigmoid"
         for name in (*node.input, *node.output)
     }
-    for node in model.graph.node:
-        inside = [
-            m
-            for m in ISLAND_MODULES
-            if any(f".{m}." in f".{s}." for s in scopes.get(node.name, []))
-        ]
-        if inside:
-            found[node.name] = ISLAND_MODULES[inside[0]]
-        elif node.op_type in ISLAND_OPERATORS:
-            found[node.name] = ISLAND_OPERATORS[node.op_type]
-        elif node.op_type in ("Mul", "Sigmoid") and not beside_sigmoid.isdisjoint(
-            (*node.input, *node.output)
-        ):
-            found[node.name] = QUICK_GELU
-        elif (
-            node.op_type == "Add"
-            and given.isdisjoint(node.input)
-            and not _in_attention(scopes.get(node.name, []))
-        ):
-            found[node.name] = RESIDUAL
-    return found | dict.fromkeys(sorted(_between(model.graph, found.keys())), BETWEEN)
+
+    found: dict[str, str] = {}
+    for node in graph.node:
+        modules = scopes.get(node.name, [])
+        reason = _by_module(modules) or ISLAND_OPERATORS.get(node.op_type)
+        if reason is None and _in_quick_gelu(node, beside_sigmoid):
+            reason = QUICK_GELU
+        if reason is None and _is_residual(node, modules, constants):
+            reason = RESIDUAL
+        if reason is not None:
+            found[node.name] = reason
+    return found | dict.fromkeys(sorted(_between(graph, found.keys())), BETWEEN)
+
+
+def _by_module(modules: list[str]) -> str | None:
+    """The reason of the first of `ISLAND_MODULES` that is in one of the paths."""
+    for part, reason in ISLAND_MODULES.items():
+        if any(f".{part}." in f".{module}." for module in modules):
+            return reason
+    return None
+
+
+def _in_quick_gelu(node: onnx.NodeProto, beside_sigmoid: set[str]) -> bool:
+    """Whether it is a sigmoid, or a product that reads or writes a value beside one."""
+    values = (*node.input, *node.output)
+    return node.op_type in ("Mul", "Sigmoid") and not beside_sigmoid.isdisjoint(values)
+
+
+def _is_residual(node: onnx.NodeProto, modules: list[str], constants: set[str]) -> bool:
+    """Whether it adds two computed values outside of attention.
+
+    Sums in attention are of logits: they are large, and gone after the softmax.
+    """
+    in_attention = any(re.search(r"(attn|image_lang_att)$", module) for module in modules)
+    return node.op_type == "Add" and constants.isdisjoint(node.input) and not in_attention
 
 
 def _between(graph: onnx.GraphProto, islands: AbstractSet[str]) -> set[str]:
-    """The nodes that exchange floats with islands and with one another alone, products aside."""
+    """The nodes whose float neighbours are all islands or nodes of this set; never products."""
     floats = {
-        v.name for v in graph.value_info if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        value.name
+        for value in graph.value_info
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     }
     writers = {name: node.name for node in graph.node for name in node.output}
     partners: dict[str, set[str]] = {}
@@ -133,6 +166,7 @@ def _between(graph: onnx.GraphProto, islands: AbstractSet[str]) -> set[str]:
         for writer in (writers[name] for name in node.input if name in floats and name in writers):
             partners.setdefault(node.name, set()).add(writer)
             partners.setdefault(writer, set()).add(node.name)
+
     products = {node.name for node in graph.node if node.op_type in _PRODUCTS}
     found = partners.keys() - products - islands
     while outside := {name for name in found if not partners[name] <= found | islands}:
@@ -140,18 +174,15 @@ def _between(graph: onnx.GraphProto, islands: AbstractSet[str]) -> set[str]:
     return found
 
 
-def _in_attention(modules: list[str]) -> bool:
-    """Sums in there are of logits: large, and gone after the softmax."""
-    return any(re.search(r"(attn|image_lang_att)$", module) for module in modules)
-
-
 def out_of_range(path: Path, ranges: Mapping[str, TensorRange]) -> dict[str, str]:
-    """Node name -> reason, for every node that writes or reads a value which comes near FP16's
-    limit, or whose weights lie beyond it.
+    """Node name -> reason, for every node that writes or reads a value too large for FP16.
 
-    Readers too: on its way into an FP16 operator such a value would be cast, and be infinite.
+    A computed value is too large where it comes near FP16's limit, a weight where it lies beyond.
+    Readers are found too: on its way into an FP16 operator such a value would be cast, and become
+    infinite.
     """
     graph = onnx.load(path).graph
+    # the comparisons are negated, so that a NaN counts as too large
     too_large = {
         name: f"{name} reaches {entry.largest:.3g} in calibration; FP16 ends at {FP16_MAX:.0f}"
         for name, entry in ranges.items()
@@ -161,9 +192,9 @@ def out_of_range(path: Path, ranges: Mapping[str, TensorRange]) -> dict[str, str
         if tensor.data_type == onnx.TensorProto.FLOAT:
             largest = float(np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0))
             if not largest <= FP16_MAX:
-                too_large[tensor.name] = (
-                    f"{tensor.name} holds {largest:.3g}; FP16 ends at {FP16_MAX:.0f}"
-                )
+                reason = f"{tensor.name} holds {largest:.3g}; FP16 ends at {FP16_MAX:.0f}"
+                too_large[tensor.name] = reason
+
     found = {}
     for node in graph.node:
         names = [name for name in (*node.output, *node.input) if name in too_large]
@@ -173,8 +204,9 @@ def out_of_range(path: Path, ranges: Mapping[str, TensorRange]) -> dict[str, str
 
 
 def convert_to_fp16(source: Path, target: Path, keep_fp32: Mapping[str, str]) -> None:
-    """Writes the FP32 graph of `source` to `target`, data file and all, in FP16 except for the
-    nodes of `keep_fp32`.
+    """Writes the FP32 graph at `source` to `target` in FP16, with its data file.
+
+    The nodes of `keep_fp32` (name -> reason) stay FP32.
     """
     model = onnx.load(source)
     blocked = [op for op in DEFAULT_OP_BLOCK_LIST if op not in ("Min", "Max")]
@@ -191,16 +223,16 @@ def convert_to_fp16(source: Path, target: Path, keep_fp32: Mapping[str, str]) ->
     )
     _merge_repeated_casts(half)
     _skip_casts_there_and_back(half)
-    OnnxModel(half).topological_sort(
-        is_deterministic=True
-    )  # the converter appends its casts at the end
+    # the converter appends its casts at the end
+    OnnxModel(half).topological_sort(is_deterministic=True)
     del half.graph.value_info[:]  # the types that the values had before
     save_with_data(half, target)
 
 
 def _merge_repeated_casts(model: onnx.ModelProto) -> None:
-    """The converter writes the same cast once for every island that reads a value; the first one is
-    enough.
+    """Keeps the first of equal casts; the converter writes one for every island that reads a value.
+
+    Equal casts have the same output name.
     """
     seen: set[str] = set()
     for node in list(model.graph.node):
@@ -210,31 +242,16 @@ def _merge_repeated_casts(model: onnx.ModelProto) -> None:
 
 
 def _skip_casts_there_and_back(model: onnx.ModelProto) -> None:
-    """Lets an island read the FP32 value itself, where it would be cast to FP16 and back, or FP32
-    weights be cast.
+    """Lets an island read an FP32 value itself, and not its cast to FP16 and back to FP32.
+
+    A weight that stays FP32 is read without a cast as well.
     """
-    float_type = onnx.TensorProto.FLOAT
-    origin = {t.name: t.name for t in model.graph.initializer if t.data_type == float_type}
-    kinds = {
-        v.name: v.type.tensor_type.elem_type for v in (*model.graph.value_info, *model.graph.input)
-    }
-    origin |= {
-        node.output[0]: node.input[0]
-        for node in model.graph.node
-        if node.op_type == "Cast"
-        and node.attribute[0].i == onnx.TensorProto.FLOAT16
-        and kinds.get(node.input[0], float_type)
-        == float_type  # not a cast from integers or booleans
-    }
-    full = {
-        node.output[0]: origin[node.input[0]]
-        for node in model.graph.node
-        if node.op_type == "Cast" and node.attribute[0].i == float_type and node.input[0] in origin
-    }
+    full = _cast_back(model.graph)
     outputs = {value.name for value in model.graph.output}
     for node in list(model.graph.node):
         for i, name in enumerate(node.input):
             node.input[i] = full.get(name, name)
+        # the graph's output keeps its name
         if node.op_type == "Cast" and node.output[0] in full and node.output[0] in outputs:
             node.CopyFrom(
                 onnx.helper.make_node("Identity", [full[node.output[0]]], node.output, node.name)
@@ -244,10 +261,30 @@ def _skip_casts_there_and_back(model: onnx.ModelProto) -> None:
             model.graph.node.remove(node)
 
 
-def _unused_casts(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    used = {name for node in graph.node for name in node.input} | {
-        value.name for value in graph.output
+def _cast_back(graph: onnx.GraphProto) -> dict[str, str]:
+    """Every value that is a cast to FP32, by name, and the FP32 value that it comes from."""
+    fp32 = onnx.TensorProto.FLOAT
+    kinds = {
+        value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)
     }
+    casts = [node for node in graph.node if node.op_type == "Cast"]
+
+    origin = {tensor.name: tensor.name for tensor in graph.initializer if tensor.data_type == fp32}
+    for node in casts:
+        is_narrowing = node.attribute[0].i == onnx.TensorProto.FLOAT16
+        # a cast from integers or booleans has no FP32 value before it
+        if is_narrowing and kinds.get(node.input[0], fp32) == fp32:
+            origin[node.output[0]] = node.input[0]
+    return {
+        node.output[0]: origin[node.input[0]]
+        for node in casts
+        if node.attribute[0].i == fp32 and node.input[0] in origin
+    }
+
+
+def _unused_casts(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    used = {name for node in graph.node for name in node.input}
+    used |= {value.name for value in graph.output}
     return [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in used]
 
 
@@ -266,16 +303,7 @@ def save_with_data(model: onnx.ModelProto, path: Path) -> None:
 
 
 def count_parameters(path: Path) -> int:
-    """Elements of all floating-point weights of a graph."""
-    total = 0
-    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
-        if tensor.data_type in (
-            onnx.TensorProto.FLOAT,
-            onnx.TensorProto.FLOAT16,
-            onnx.TensorProto.BFLOAT16,
-        ):
-            size = 1
-            for n in tensor.dims:
-                size *= n
-            total += size
-    return total
+    """The number of elements in all floating-point weights of the graph at `path`."""
+    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    weights = onnx.load(path, load_external_data=False).graph.initializer
+    return sum(math.prod(tensor.dims) for tensor in weights if tensor.data_type in kinds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ris.engines.errors import CheckpointError
 from ris.reference import config as config_module
@@ -13,33 +13,50 @@ from ris.reference.checkpoint import Inspection, WeightFiles, build_model, inspe
 from ris.reference.config import PRESETS, ModelConfig
 from ris.reference.deterministic import deterministic_model
 from ris.reference.model import RISModel
-from ris.runtime.bundle import Bundle, ComponentFile, Source, sha256_of
+from ris.runtime.bundle import Bundle, sha256_of
+from ris.runtime.manifest import ComponentFile, Source
 
 DEMO_WEIGHTS = Path(config_module.__file__).parent / "data" / "demo.safetensors"
 """The trained demo (docs/reference/models/demo.md)."""
+
 COMPONENTS: tuple[Literal["sam", "clip", "bert"], ...] = ("sam", "clip", "bert")
+"""What may come from a file of its own, by the names of `WeightFiles`."""
+
+_OPTIONS = {
+    "checkpoint": "--checkpoint",
+    "sam": "--sam-checkpoint",
+    "clip": "--clip-checkpoint",
+    "bert": "--bert",
+}
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model to export: where it is from in words, its configuration, how to make it, and its
-    tokenizer.
-
-    describe() is what the manifest says of it; it hashes the files. inspection: of the user's
-    files.
-    """
+    """A model to export."""
 
     origin: str
+    """Where it comes from, in words."""
+
     config: ModelConfig
+    """Its configuration."""
+
     make: Callable[[], RISModel]
+    """Makes the model. Raises CheckpointError where the files do not fit."""
+
     describe: Callable[[], Source]
+    """What the manifest says about it. Reads the files from end to end, to hash them."""
+
     vocabulary: Path | None = None
+    """Its vocab.txt or tokenizer.json; None for the preset's own."""
+
     inspection: Inspection | None = None
+    """What is in the user's files; None for made-up weights."""
 
     @property
     def warnings(self) -> list[str]:
-        """What a user has to know beyond the plan: trained weights that are missing, files that do
-        not belong.
+        """What a user has to know beside the plan, in sentences.
+
+        Trained weights that are missing, and files that do not belong to the checkpoint.
         """
         notes = self.inspection.notes if self.inspection else ()
         return [note for note in notes if note.startswith("WARNING")]
@@ -48,7 +65,14 @@ class ModelSource:
 def made_up(
     preset: str, seed: int, variant: str | None = None, supplement: bool = False
 ) -> ModelSource:
-    """An untrained model of a preset; variant "cls" or "category", [CLS] by default."""
+    """An untrained model.
+
+    Args:
+        preset: The architecture.
+        seed: The seed of the weights.
+        variant: "cls" or "category"; None for "cls".
+        supplement: The architecture as the paper's supplement words it.
+    """
     config = PRESETS[preset]
     if variant == "category":
         config = config.with_category_query()
@@ -57,13 +81,18 @@ def made_up(
     source = Source(
         kind="deterministic", trained=False, seed=seed, checkpoint=None, checkpoint_sha256=None
     )
-    origin = f"made-up weights, seed {seed} (untrained)"
-    return ModelSource(origin, config, lambda: deterministic_model(config, seed), lambda: source)
+    return ModelSource(
+        origin=f"made-up weights, seed {seed} (untrained)",
+        config=config,
+        make=lambda: deterministic_model(config, seed),
+        describe=lambda: source,
+    )
 
 
 def demo(variant: str | None = None, supplement: bool = False) -> ModelSource:
-    """The built-in demo. Raises CheckpointError where variant or supplement say something else than
-    it is.
+    """The built-in demo.
+
+    Raises CheckpointError where `variant` or `supplement` contradicts it.
     """
     return from_files(WeightFiles(checkpoint=DEMO_WEIGHTS), "demo", variant, supplement)
 
@@ -74,55 +103,55 @@ def from_files(
     variant: str | None = None,
     supplement: bool = False,
 ) -> ModelSource:
-    """The model of a training checkpoint and component files. Nothing of the weights is read yet.
+    """The model of a training checkpoint and component files. Reads no weights yet.
 
-    Raises CheckpointError as `reference.checkpoint.inspect` does, and where preset, variant or
-    supplement say something else than the files. Keys that do not fit are in the inspection, and
-    `make` raises for them.
+    Keys that do not fit are in `ModelSource.inspection`, and `ModelSource.make` raises for them.
+
+    Args:
+        files: The files.
+        preset: The architecture that was asked for; None for what the files say.
+        variant: The variant that was asked for; None for what the files say.
+        supplement: Whether the supplement's architecture was asked for.
+
+    Raises:
+        CheckpointError: As `reference.checkpoint.inspect` does, and where preset, variant or
+            supplement contradicts the files.
     """
     inspection = inspect(files)
     config = inspection.config
     name = files.checkpoint or next(iter(inspection.weights.values()), "the given files")
+    if preset is not None and preset != config.preset:
+        raise _contradiction(f"--preset {preset}", f"{name} is {config.preset}")
+    if variant is not None and variant != config.query:
+        head = "no" if config.no_target == "none" else "a"
+        found = f"{name} is the {config.query} variant (it has {head} no-target head)"
+        raise _contradiction(f"--variant {variant}", found)
     is_supplement = config.sparse_branch == "additive" or config.dense_grid == "clip"
-    contradictions = (
-        (
-            preset is not None and preset != config.preset,
-            f"--preset {preset}",
-            f"{name} is {config.preset}",
-        ),
-        (
-            variant is not None and variant != config.query,
-            f"--variant {variant}",
-            (
-                f"{name} is the {config.query} variant (it has"
-                f" {'no' if config.no_target == 'none' else 'a'} no-target head)"
-            ),
-        ),
-        (
-            supplement and not is_supplement,
-            "--supplement",
-            f"{name} is as the released code has it",
-        ),
-    )
-    for wrong, flag, found in contradictions:
-        if wrong:
-            raise CheckpointError(
-                f"{found}, which contradicts {flag}; leave {flag} out, the files say it"
-            )
+    if supplement and not is_supplement:
+        raise _contradiction("--supplement", f"{name} is as the released code has it")
 
     def make() -> RISModel:
         inspection.require()
         return build_model(inspection)
 
-    origin = " with ".join(str(path) for path in inspection.weights.values())
     return ModelSource(
-        origin, config, make, lambda: describe(inspection), inspection.vocabulary, inspection
+        origin=" with ".join(str(path) for path in inspection.weights.values()),
+        config=config,
+        make=make,
+        describe=lambda: describe(inspection),
+        vocabulary=inspection.vocabulary,
+        inspection=inspection,
     )
 
 
+def _contradiction(flag: str, found: str) -> CheckpointError:
+    return CheckpointError(f"{found}, which contradicts {flag}; leave {flag} out, the files say it")
+
+
 def describe(inspection: Inspection) -> Source:
-    """What a manifest says of the files that gave weights: names and sha256. Reads them from end to
-    end.
+    """What a manifest says about the files that gave weights: their names and sha256.
+
+    Reads them from end to end. Raises CheckpointError where they do not fit.
     """
     inspection.require()
     checkpoint = inspection.weights["checkpoint"]
@@ -142,55 +171,85 @@ def describe(inspection: Inspection) -> Source:
 
 
 def rebuild_model(bundle: Bundle, files: WeightFiles | None = None) -> RISModel:
-    """The reference model that a bundle was exported from: made up again, from the same files, or
-    the built-in demo.
+    """The reference model that a bundle was exported from.
+
+    It is made up again, or read from the same files. The built-in demo needs none.
 
     Raises CheckpointError where a file of the export is not given, is not the same (sha256), or was
     not part of it.
     """
-    source, config = bundle.manifest.source, ModelConfig.from_dict(bundle.manifest.model)
+    source = bundle.manifest.source
     if not files and source.checkpoint_sha256 == sha256_of(DEMO_WEIGHTS):
         files = WeightFiles(checkpoint=DEMO_WEIGHTS)
     files = files or WeightFiles()
     if source.kind == "deterministic" and source.seed is not None:
         if files:
             raise CheckpointError(
-                f"{bundle.path} was made with made-up weights; leave --checkpoint and the"
-                " others out"
+                f"{bundle.path} was made with made-up weights; leave --checkpoint and the others "
+                "out"
             )
-        return deterministic_model(config, source.seed)
-    options = {"sam": "--sam-checkpoint", "clip": "--clip-checkpoint", "bert": "--bert"}
-    wanted = {"--checkpoint": (source.checkpoint, source.checkpoint_sha256)}
-    wanted |= {options[c.component]: (c.file, c.sha256) for c in source.components}
-    given = {
-        "--checkpoint": files.checkpoint,
-        "--sam-checkpoint": files.sam,
-        "--clip-checkpoint": files.clip,
-        "--bert": files.bert,
-    }
-    lacking = [f"{option} {name}" for option, (name, _) in wanted.items() if given[option] is None]
+        return deterministic_model(ModelConfig.from_dict(bundle.manifest.model), source.seed)
+
+    wanted = _wanted(source)
+    _require_given(bundle, wanted, files)
+    inspection = inspect(files)
+    _require_same(bundle, wanted, files, inspection)
+    inspection.require()
+    return build_model(inspection)
+
+
+class _Wanted(NamedTuple):
+    """A file that a bundle was made from."""
+
+    name: str | None
+    """Its name, without a folder."""
+
+    sha256: str | None
+    """Its hash."""
+
+
+def _wanted(source: Source) -> dict[str, _Wanted]:
+    """The files that a bundle was made from, by option."""
+    wanted = {"--checkpoint": _Wanted(source.checkpoint, source.checkpoint_sha256)}
+    for part in source.components:
+        wanted[_OPTIONS[part.component]] = _Wanted(part.file, part.sha256)
+    return wanted
+
+
+def _given(files: WeightFiles) -> dict[str, Path | None]:
+    """The files by option."""
+    return {option: getattr(files, name) for name, option in _OPTIONS.items()}
+
+
+def _require_given(bundle: Bundle, wanted: dict[str, _Wanted], files: WeightFiles) -> None:
+    """Raises CheckpointError where a wanted file is not given."""
+    given = _given(files)
+    lacking = [f"{option} {file.name}" for option, file in wanted.items() if given[option] is None]
     if lacking:
         raise CheckpointError(
-            f"{bundle.path} was made from weights that are not part of it; give"
-            f" {' and '.join(lacking)}, or compare with its golden outputs alone"
+            f"{bundle.path} was made from weights that are not part of it; "
+            f"give {' and '.join(lacking)}, or compare with its golden outputs alone"
         )
-    inspection = inspect(files)
+
+
+def _require_same(
+    bundle: Bundle, wanted: dict[str, _Wanted], files: WeightFiles, inspection: Inspection
+) -> None:
+    """Raises CheckpointError where the files that give weights are not exactly the wanted ones."""
     used = {"--checkpoint": inspection.weights["checkpoint"]}
-    used |= {
-        options[c]: inspection.weights[c]
-        for c in COMPONENTS
-        if inspection.weights.get(c) in inspection.files_used
-    }
+    for name in COMPONENTS:
+        if inspection.weights.get(name) in inspection.files_used:
+            used[_OPTIONS[name]] = inspection.weights[name]
+
     if extra := sorted(used.keys() - wanted.keys()):
         raise CheckpointError(
             f"{bundle.path} was made without {' and '.join(extra)}; leave that out"
         )
-    for option, (name, sha256) in wanted.items():
+    given = _given(files)
+    for option, file in wanted.items():
         path = used.get(option)
-        if path is None or sha256_of(path) != sha256:
+        if path is None or sha256_of(path) != file.sha256:
             raise CheckpointError(
-                f"{path or given[option]}, given as {option}, is not the {name} that {bundle.path}"
-                " was made from (sha256 differs); give that file, or export again"
+                f"{path or given[option]}, given as {option}, is not the {file.name} that "
+                f"{bundle.path} was made from (sha256 differs); give that file, or export again"
             )
-    inspection.require()
-    return build_model(inspection)

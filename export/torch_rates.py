@@ -14,11 +14,14 @@ from ris.engines.processor import has_vnni
 def products(
     left: np.ndarray, right: np.ndarray, threads: int | None
 ) -> dict[str, Callable[[], Any]]:
-    """By precision, a call that multiplies left [M, K] by right [N, K] transposed, each run once
-    already.
+    """A call for each precision, which multiplies left [M, K] by the transpose of right [N, K].
+
+    Each call has been run once; precisions that this machine does not compute in are left out.
+    threads: None for PyTorch's own choice.
     """
     if threads is not None:
         torch.set_num_threads(threads)
+
     a, b = torch.from_numpy(left), torch.from_numpy(right).T.contiguous()
     half_a, half_b = a.bfloat16(), b.bfloat16()
     byte_a, byte_b = (a * 127).to(torch.int8), (b * 127).to(torch.int8)
@@ -31,6 +34,7 @@ def products(
         del calls["bf16"]  # emulated there, which says nothing about the machine
     if not has_vnni():
         del calls["int8"]  # plain loops there, a hundred times as slow as FP32
+
     with torch.inference_mode():
         for name in list(calls):
             try:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import click
 
+from ris.runtime.commands.options import Command, Option, add_options
 from ris.serving.limits import Limits
 
 host_option = click.option(
@@ -19,9 +18,7 @@ host_option = click.option(
 """`--host`; the command gets it as `host`."""
 
 
-def limit_options(
-    defaults: Limits, expressions_help: str
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def limit_options(defaults: Limits, expressions_help: str) -> Option:
     """Adds the limits on a request; the command gets them as one argument, `limits`.
 
     defaults: the limits without an option; expressions_help: the help of --max-expressions.
@@ -61,35 +58,17 @@ def limit_options(
         ),
     )
 
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        result = _with_limits(command)
-        for option in reversed(options):
-            result = option(result)
-        return result
+    def add(command: Command) -> Command:
+        return add_options(command, options, "limits", _take_limits)
 
     return add
 
 
-def _with_limits(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command called with the values of `limit_options` as one `Limits`."""
-
-    @functools.wraps(command)
-    def collected(
-        *args: Any,
-        max_image_mb: float,
-        max_megapixels: float,
-        max_expressions: int,
-        max_queue: int,
-        max_seconds: float,
-        **others: Any,
-    ) -> Any:
-        limits = Limits(
-            image_bytes=round(max_image_mb * 1e6),
-            pixels=round(max_megapixels * 1e6),
-            expressions=max_expressions,
-            waiting=max_queue,
-            seconds=max_seconds,
-        )
-        return command(*args, limits=limits, **others)
-
-    return collected
+def _take_limits(given: dict[str, Any]) -> Limits:
+    return Limits(
+        image_bytes=round(given.pop("max_image_mb") * 1e6),
+        pixels=round(given.pop("max_megapixels") * 1e6),
+        expressions=given.pop("max_expressions"),
+        waiting=given.pop("max_queue"),
+        seconds=given.pop("max_seconds"),
+    )

@@ -73,8 +73,8 @@ class Environment:
             text=True,
         )
         if done.returncode != expect:
-            sys.exit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n"
-                     f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}")  # fmt: skip
+            print(done.stdout[-4000:], done.stderr[-4000:], sep="\n")
+            sys.exit(f"{' '.join(map(str, command))} ended with {done.returncode}")
         return done.stdout
 
     def pip(self, *arguments: object) -> None:

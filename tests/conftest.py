@@ -35,15 +35,19 @@ def _file(item: pytest.Item) -> str:
 
 
 def _group(file: str) -> str:
-    """What processes that share the tests (pytest-xdist) must not tear apart: a file, whose
-    fixtures are made once; the full-size files; and libris's, which share a build folder.
+    """The group of a file's tests, which stay in one process where several share them.
+
+    A file is a group, as its fixtures are made once. So are the full-size files together, and
+    those of libris, which share a build folder.
     """
     file = file.removeprefix("tests/")
-    return "full-size" if file in FULL_SIZE else "libris" if file.startswith("cpp/") else file
+    if file in FULL_SIZE:
+        return "full-size"
+    return "libris" if file.startswith("cpp/") else file
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks files; the full-size ones begin, as they take longest."""
+    """Marks the files, and puts the full-size ones first, as they take longest."""
     for item in items:
         for mark, files in MARKED.items():
             if _file(item).startswith(files):
@@ -52,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """The same graph is traced once, but for tests that ask for `traced_anew`."""
+    """A graph is traced once for all tests, except for those that ask for `traced_anew`."""
     if "ris.export.bundle_writer" in sys.modules:
         from traced import share_traces
 
@@ -61,7 +65,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def traced_anew(monkeypatch):
-    """For tests of tracing itself: what was traced before is not taken."""
+    """For tests of tracing itself, which must not take what was traced before."""
     from ris.export import bundle_writer
 
     trace = bundle_writer.write_onnx
@@ -70,8 +74,9 @@ def traced_anew(monkeypatch):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Groups by `_group`. The mark `xdist_group` does nothing with pytest 9.2 and pytest-xdist
-    3.8.
+    """Groups by `_group`.
+
+    The mark `xdist_group` does nothing with pytest 9.2 and pytest-xdist 3.8.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -100,11 +105,10 @@ def full_size_model():
 def _export(folder, config, precision="fp32", sampling="native"):
     from ris.export.bundle_writer import ExportOptions, export_bundle
     from ris.reference.deterministic import deterministic_model
-    from ris.runtime.bundle import Source
+    from ris.runtime.manifest import Source
     from traced import share_traces
 
     share_traces()
-
     source = Source(
         kind="deterministic", trained=False, seed=0, checkpoint=None, checkpoint_sha256=None
     )

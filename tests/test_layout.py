@@ -151,13 +151,3 @@ def test_import_is_light():
     loaded = set(run_python(code).stdout.split())
     assert "numpy" in loaded
     assert not loaded & (HEAVY | {"onnxruntime", "tokenizers", "rich", "click"})
-
-
-def test_no_file_is_too_long_to_finish():
-    long = [
-        p
-        for d in STANDS_ON
-        for p in (REPO / d).rglob("*.py")
-        if len(p.read_text().splitlines()) > 500
-    ]
-    assert not long

@@ -1,4 +1,4 @@
-"""Graphs that the tests have traced already, so that the same one is not traced a dozen times.
+"""Graphs that the tests have traced before, so that none is traced a dozen times.
 
 Tracing is most of what an export of the tiny model costs (25 s for the fusion alone), and the
 bundles of the tests differ in little: precision, checkpoint, one graph of five. `share_traces`
@@ -21,6 +21,8 @@ from typing import Any
 from conftest import REPO
 
 FOLDER = REPO / "build" / "traced"
+"""Where the graphs are kept, each in a folder named by its key."""
+
 _KEPT = 60  # entries; a run of all tests makes about 30
 
 
@@ -54,16 +56,17 @@ def shared(trace: Any) -> Any:
         for file in entry.glob(f"{path.name}*"):
             shutil.copyfile(file, path.with_name(file.name))
         (entry / "scopes.json").touch()
-        scopes = json.loads((entry / "scopes.json").read_text())
-        return scopes
+        return json.loads((entry / "scopes.json").read_text())
 
     write_onnx.traces = trace  # type: ignore[attr-defined]
     return write_onnx
 
 
 def _key(module: Any, signature: Any, path: Path) -> str:
+    """A hash of everything that a trace depends on."""
     told = hashlib.sha256(_code().encode())
     told.update(repr((path.name, signature, type(module).__qualname__)).encode())
+
     for name, part in module.named_modules():
         simple = {
             key: value
@@ -74,6 +77,7 @@ def _key(module: Any, signature: Any, path: Path) -> str:
         code = getattr(type(part).forward, "__code__", None)  # which a test may have replaced
         if code is not None:
             told.update(code.co_code + repr(code.co_names).encode())
+
     for name, tensor in module.state_dict().items():
         told.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
         told.update(tensor.detach().contiguous().numpy().tobytes())
@@ -93,6 +97,7 @@ def _code() -> str:
 
 
 def _forget_old() -> None:
+    """Deletes the entries that were not used for longest."""
     entries = [entry for entry in FOLDER.iterdir() if (entry / "scopes.json").exists()]
     entries.sort(key=lambda entry: (entry / "scopes.json").stat().st_mtime)
     for entry in entries[:-_KEPT]:

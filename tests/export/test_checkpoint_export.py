@@ -12,20 +12,23 @@ from click.testing import CliRunner
 from checkpoint_files import TINY, Payload, below, save_training_checkpoint, tiny_state, without
 from ris.export.command import main
 from ris.runtime import load, open_bundle
-from ris.runtime.bundle import manifest_from_dict, sha256_of
+from ris.runtime.bundle import sha256_of
 from ris.runtime.commands.bench import main as bench
 from ris.runtime.commands.parity import main as parity
+from ris.runtime.manifest import manifest_from_dict
 
 
 def run(command, *arguments):
     return CliRunner().invoke(command, [str(a) for a in arguments])
 
 
+def weight_options(files):
+    return ["--checkpoint", files / "model_final.pth", "--sam-checkpoint", files / "sam.pth"]
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A checkpoint of the [CLS] variant without SAM's encoder, SAM's own file, and a BERT folder
-    with a vocabulary.
-    """
+    """A checkpoint without SAM's encoder, SAM's own file, a BERT folder, and other checkpoints."""
     folder = tmp_path_factory.mktemp("files")
     state = tiny_state()
     save_training_checkpoint(folder / "model_final.pth", without(state, "sam.image_encoder."))
@@ -41,17 +44,7 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bundle(files, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundle") / "ris-bundle"
-    done = run(
-        main,
-        "--checkpoint",
-        files / "model_final.pth",
-        "--sam-checkpoint",
-        files / "sam.pth",
-        "--bert",
-        files / "bert",
-        "--out",
-        out,
-    )
+    done = run(main, *weight_options(files), "--bert", files / "bert", "--out", out)
     assert done.exit_code == 0, done.output
     assert "Made from model_final.pth, cls variant." in done.output
     assert "Model: tiny, cls variant with a no-target head" in done.output
@@ -62,10 +55,8 @@ def bundle(files, tmp_path_factory):
 def test_the_manifest_says_what_it_was_made_from(files, bundle):
     source = open_bundle(bundle).manifest.source
     assert (source.kind, source.trained, source.seed) == ("checkpoint", True, None)
-    assert (source.checkpoint, source.checkpoint_sha256) == (
-        "model_final.pth",
-        sha256_of(files / "model_final.pth"),
-    )
+    assert source.checkpoint == "model_final.pth"
+    assert source.checkpoint_sha256 == sha256_of(files / "model_final.pth")
     [component] = source.components
     assert (component.component, component.file) == ("sam", "sam.pth")
     assert component.sha256 == sha256_of(files / "sam.pth")
@@ -85,34 +76,33 @@ def test_the_vocabulary_is_that_of_the_bert_folder(bundle, picture):
 
 
 def test_parity_and_bench_take_the_very_files(files, bundle):
-    given = ["--checkpoint", files / "model_final.pth", "--sam-checkpoint", files / "sam.pth"]
+    given = weight_options(files)
     done = run(parity, bundle, "--reference", *given, "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["mask_iou"] >= 0.9999
     done = run(bench, bundle, "--pytorch", *given, "--runs", "1", "--json")
     assert done.exit_code == 0, done.output
     assert "PyTorch eager FP32" in [one["name"] for one in json.loads(done.stdout)["alternatives"]]
+
+    other = files / "other.pth"
+    checkpoint, sam = given[:2], given[2:]
+    lacking = (
+        "give --checkpoint model_final.pth and --sam-checkpoint sam.pth, or compare with its golden"
+    )
+    another = "given as --checkpoint, is not the model_final.pth that"
+    whole = "is a checkpoint of the whole model; expected SAM's weights"
     wrong = {
-        (): (
-            "give --checkpoint model_final.pth and --sam-checkpoint sam.pth, or compare with its"
-            " golden"
-        ),
-        tuple(given[:2]): "give --sam-checkpoint sam.pth",
-        (
-            "--checkpoint",
-            files / "other.pth",
-            *given[2:],
-        ): "given as --checkpoint, is not the model_final.pth that",
-        (
-            *given[:3],
-            files / "other.pth",
-        ): "is a checkpoint of the whole model; expected SAM's weights",
+        (): lacking,
+        tuple(checkpoint): "give --sam-checkpoint sam.pth",
+        ("--checkpoint", other, *sam): another,
+        (*checkpoint, "--sam-checkpoint", other): whole,
     }
     for arguments, sentence in wrong.items():
         for command, flag in ((parity, "--reference"), (bench, "--pytorch")):
             done = run(command, bundle, flag, *arguments)
             assert done.exit_code == 2
             assert sentence in done.output, (arguments, done.output)
+
     done = run(parity, bundle, *given)
     assert done.exit_code == 2
     assert "--checkpoint and the component files need --reference" in done.output
@@ -126,30 +116,16 @@ def test_made_up_weights_need_no_files(files, tiny_bundle):
 
 def test_a_dry_run_says_everything_and_writes_nothing(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = run(
-        main,
-        "--checkpoint",
-        files / "model_final.pth",
-        "--sam-checkpoint",
-        files / "sam.pth",
-        "--bert",
-        files / "bert",
-        "--precision",
-        "fp16",
-        "--dry-run",
-    )
+    given = [*weight_options(files), "--bert", files / "bert", "--precision", "fp16"]
+    done = run(main, *given, "--dry-run")
     assert done.exit_code == 0, done.output
     for text in (
-        (
-            "model_final.pth: torch.save, 483 tensors; beside the weights, not read: optimizer,"
-            " scheduler, iteration"
-        ),
+        "model_final.pth: torch.save, 483 tensors; ",
+        "beside the weights, not read: optimizer, scheduler, iteration",
         "Model: tiny, cls variant with a no-target head, as the released code has it",
         "(read off the keys and shapes)",
-        (
-            "SAM 256 px, 48 wide, 3 blocks; CLIP 84 px, 64 wide, 3 blocks; BERT 48 wide, 2 layers,"
-            " 320 words"
-        ),
+        "  SAM 256 px, 48 wide, 3 blocks; CLIP 84 px, 64 wide, 3 blocks; BERT 48 wide, 2 layers, ",
+        " 2 layers, 320 words\n  dense prompt ",
         "SAM image encoder    51 tensors from sam.pth",
         "SAM image encoder: from sam.pth, SAM ViT (48 wide, 3 blocks); the checkpoint has none",
         "SAM mask decoder: the checkpoint's trained tensors are kept, sam.pth gives none",
@@ -165,15 +141,7 @@ def test_a_dry_run_says_everything_and_writes_nothing(files, tmp_path, monkeypat
 
 
 def test_the_plan_is_what_is_written(files, bundle):
-    given = [
-        "--checkpoint",
-        files / "model_final.pth",
-        "--sam-checkpoint",
-        files / "sam.pth",
-        "--out",
-        "nowhere",
-    ]
-    done = run(main, *given, "--dry-run", "--json")
+    done = run(main, *weight_options(files), "--out", "nowhere", "--dry-run", "--json")
     assert done.exit_code == 0
     report = json.loads(done.stdout)
     manifest = open_bundle(bundle).manifest
@@ -183,9 +151,8 @@ def test_the_plan_is_what_is_written(files, bundle):
     assert report["files"]["parts"]["SAM image encoder"] == {"sam.pth": 51}
     for stage in report["plan"]["graphs"]:
         written = manifest.graphs[stage["stage"]].parameters
-        assert written <= stage["parameters"] * 1.75, (
-            stage
-        )  # position tables are spelled out in graphs, small ones too
+        # position tables are spelled out in graphs, small ones too
+        assert written <= stage["parameters"] * 1.75, stage
         assert stage["parameters"] <= written * 1.2, stage
 
 
@@ -213,11 +180,11 @@ def test_a_dry_run_of_files_that_do_not_work(files, tmp_path):
     assert not report["plan"]["works"]
     assert len(report["files"]["keys"]["missing"]) == 52
     assert report["files"]["keys"]["unexpected"] == ["strange"]
-    done = run(main, "--checkpoint", tmp_path / "nosuch.pth", "--dry-run", "--json")
+
+    nosuch = tmp_path / "nosuch.pth"
+    done = run(main, "--checkpoint", nosuch, "--dry-run", "--json")
     assert done.exit_code == 2
-    assert json.loads(done.stdout)["plan"]["problems"] == [
-        f"{tmp_path / 'nosuch.pth'}: no such file"
-    ]
+    assert json.loads(done.stdout)["plan"]["problems"] == [f"{nosuch}: no such file"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.pth", "taken"]
 
 
@@ -262,33 +229,18 @@ def test_one_sentence_for_each_contradiction(files, tmp_path, monkeypatch, argum
 
 
 def test_what_agrees_is_no_contradiction(files):
-    done = run(
-        main,
-        "--checkpoint",
-        files / "category.pth",
-        "--variant",
-        "category",
-        "--preset",
-        "tiny",
-        "--dry-run",
-        "--out",
-        "nowhere",
-    )
+    agreeing = ["--variant", "category", "--preset", "tiny"]
+    given = ["--checkpoint", files / "category.pth", *agreeing]
+    done = run(main, *given, "--dry-run", "--out", "nowhere")
     assert done.exit_code == 0, done.output
     assert "category variant without no-target head" in done.output
 
 
 def test_a_category_checkpoint(files, tmp_path, picture):
-    done = run(
-        main,
-        "--checkpoint",
-        files / "category.pth",
-        "--out",
-        tmp_path / "bundle",
-        "--precision",
-        "fp16",
-    )
+    bundle = tmp_path / "bundle"
+    given = ["--checkpoint", files / "category.pth", "--precision", "fp16"]
+    done = run(main, *given, "--out", bundle)
     assert done.exit_code == 0, done.output
     assert "--category person" in done.output
-    with load(tmp_path / "bundle") as model:
+    with load(bundle) as model:
         assert model.segment(picture, "left man", category="person").mask.shape == picture.shape[:2]

@@ -1,10 +1,9 @@
-"""`ris-export`: what it says, what it refuses, and that nothing is lost when it fails or is
-killed.
-"""
+"""`ris-export`: what it says, what it refuses, and that nothing is lost when it is killed."""
 
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from ris.reference.config import PRESETS
 from ris.runtime import bundle_folder, open_bundle
 
 COMMAND = Path(sys.executable).parent / "ris-export"
+TAKEN = "taken exists and is not a bundle, so it is not overwritten"
 
 
 @pytest.fixture
@@ -66,22 +66,19 @@ def test_the_whole_command(here):
         (["--vocabulary", "nosuch.txt"], "'nosuch.txt' does not exist"),
         (["--vocabulary", "short.txt"], "must begin with [PAD]"),
         (["--vocabulary", "long.txt"], "the vocabulary has 400 tokens, the model's BERT has 320"),
-        (["--out", "taken"], "taken exists and is not a bundle, so it is not overwritten"),
-        (
-            ["--out", "taken", "--force"],
-            "taken exists and is not a bundle, so it is not overwritten",
-        ),
+        (["--out", "taken"], TAKEN),
+        (["--out", "taken", "--force"], TAKEN),
         (["--out", "short.txt"], "short.txt exists and is not a folder"),
     ],
 )
 def test_one_sentence_for_each_mistake(here, arguments, message):
     Path("short.txt").write_text("a\nb\n")
-    Path("long.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(395))])
-    )
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(395))]
+    Path("long.txt").write_text("\n".join(words))
     Path("taken").mkdir()
     Path("taken/thesis.txt").write_text("mine")
-    done = export(*(() if "--preset" in arguments else ("--preset", "tiny")), *arguments)
+    preset = [] if "--preset" in arguments else ["--preset", "tiny"]
+    done = export(*preset, *arguments)
     assert done.exit_code == 2
     assert message in done.output
     assert "Traceback" not in done.output
@@ -125,11 +122,12 @@ def test_too_little_disk_is_seen_before_the_work(here, monkeypatch):
 
 def test_a_graph_that_disagrees_is_an_error_with_numbers(here, monkeypatch):
     original = bundle_writer.graphs.MaskDecoder.forward
-    wrong = lambda self, *a, **k: original(self, *a, **k) * 1.01  # noqa: E731
+
+    @functools.wraps(original)  # torch reads the names of the arguments
+    def wrong(*arguments, **named):
+        return original(*arguments, **named) * 1.01
+
     monkeypatch.setattr(bundle_writer.graphs.MaskDecoder, "forward", wrong)
-    # keep torch's view of the arguments' names
-    wrong.__signature__ = __import__("inspect").signature(original)
-    wrong.__wrapped__ = original
     done = export("--preset", "tiny")
     assert done.exit_code == 1
     assert "mask_decoder does not agree with the PyTorch reference" in done.output
@@ -183,9 +181,7 @@ def test_a_kill_between_the_renames_loses_nothing(here, tiny_bundle):
 
 
 def test_the_same_model_gives_the_same_files(here, tiny_bundle, traced_anew):
-    """Exporting twice gives the same graphs to the byte, so an engine cache keyed by content stays
-    valid.
-    """
+    """To the byte, so that an engine cache that is keyed by content stays valid."""
     assert export("--preset", "tiny", "--json").exit_code == 0
     first = json.loads((tiny_bundle / "manifest.json").read_text())
     second = json.loads((here / "ris-bundle" / "manifest.json").read_text())

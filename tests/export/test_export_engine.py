@@ -1,6 +1,4 @@
-"""`ris-export --engine`: what cannot compile is said before anything is written; what was compiled
-stays.
-"""
+"""`ris-export --engine`: what cannot compile is said first; what was compiled stays."""
 
 from __future__ import annotations
 
@@ -26,9 +24,8 @@ def test_an_engine_that_is_missing_is_one_sentence_and_nothing_is_written(tmp_pa
     out = tmp_path / "bundle"
     done = export("--engine", "tensorrt", "--out", out)
     assert done.exit_code == 2
-    assert (
-        done.output
-        == "Error: engine 'tensorrt' cannot run here: the package 'tensorrt' is not installed; "
+    assert done.output == (
+        "Error: engine 'tensorrt' cannot run here: the package 'tensorrt' is not installed; "
         'pip install ".[tensorrt]"\n'
     )
     assert not list(tmp_path.iterdir())
@@ -36,13 +33,11 @@ def test_an_engine_that_is_missing_is_one_sentence_and_nothing_is_written(tmp_pa
 
 def test_grid_sample_nodes_and_tensorrt_contradict_each_other(tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
-    done = export(
-        "--engine", "tensorrt-rtx", "--grid-sample", "native", "--out", tmp_path / "bundle"
-    )
+    engine = ["--engine", "tensorrt-rtx", "--grid-sample", "native"]
+    done = export(*engine, "--out", tmp_path / "bundle")
     assert done.exit_code == 2
-    assert (
-        "engine 'tensorrt-rtx' needs --grid-sample gather; leave --grid-sample out" in done.output
-    )
+    sentence = "engine 'tensorrt-rtx' needs --grid-sample gather; leave --grid-sample out"
+    assert sentence in done.output
     assert not list(tmp_path.iterdir())
 
 
@@ -56,18 +51,8 @@ def test_an_export_compiles_for_the_engine_with_gathers(tmp_path, monkeypatch):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     out = tmp_path / "bundle"
-    done = export(
-        "--preset",
-        "tiny",
-        "--precision",
-        "fp16",
-        "--engine",
-        "tensorrt-rtx",
-        "--max-expressions",
-        2,
-        "--out",
-        out,
-    )
+    engine = ["--engine", "tensorrt-rtx", "--max-expressions", 2]
+    done = export("--preset", "tiny", "--precision", "fp16", *engine, "--out", out)
     assert done.exit_code == 0, done.output
     assert "5 of 5 graphs compiled" in done.output
     assert json.loads((out / MANIFEST).read_text())["graphs"]["fusion"]["sampling"] == "gather"

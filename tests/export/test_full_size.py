@@ -1,6 +1,7 @@
-"""The paper's model at full size in FP16, golden weights: export, run the runtime on the golden
-image, agree with the golden file (docs/reference/models/dfam.md 21 and 22). FP32 at full size
-is in test_checkpoint_full_size.py.
+"""The paper's model at full size in FP16 agrees with the golden file.
+
+It has the golden weights, and is run on the golden image (docs/reference/models/dfam.md 21 and 22).
+FP32 at full size is in test_checkpoint_full_size.py.
 """
 
 from __future__ import annotations
@@ -43,20 +44,14 @@ def test_tensorrt_rtx_compiles_all_five(bundle):
     plans = json.loads(done.stdout)["graphs"]
     assert len(plans) == 5
     for stage, plan in plans.items():
-        print(
-            stage,
-            plan["asked"],
-            plan["layers"],
-            f"{plan['bytes'] / 1e6:.0f} MB {plan['seconds']:.1f} s",
-        )
+        cost = f"{plan['bytes'] / 1e6:.0f} MB {plan['seconds']:.1f} s"
+        print(stage, plan["asked"], plan["layers"], cost)
         half, full = plan["layers"].get("fp16", 0), plan["layers"].get("fp32", 0)
         assert half > full if plan["asked"] == "fp16" else half == 0
 
 
 def test_weights_are_those_of_table_2(bundle):
-    """Parameters per graph: the components of docs/reference/models/dfam.md 18 without their dead
-    parts.
-    """
+    """By graph: the components of docs/reference/models/dfam.md 18 without their dead parts."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     millions = {stage: entry["parameters"] / 1e6 for stage, entry in manifest["graphs"].items()}
     assert 303 < millions["clip_image_encoder"] < 304.3
@@ -82,10 +77,7 @@ def test_fp16_keeps_the_golden_mask(bundle, arithmetic):
     want = golden["low_res_logits"][0, 0]
     error = compare(result.logits, want).relative
     iou = mask_iou(mask_from_logits(result.logits, 1024, 1024), mask_from_logits(want, 1024, 1024))
-    print(
-        f"golden image, arithmetic {arithmetic}: mask logits {error:.1e} relative, mask IoU"
-        f" {iou:.5f}"
-    )
+    print(f"golden image, arithmetic {arithmetic}: mask logits {error:.1e}, mask IoU {iou:.5f}")
     assert error < 1e-2
     assert iou >= 0.998
     no_target = 1 / (1 + np.exp(golden["nt_logits"][0, 0] - golden["nt_logits"][0, 1]))

@@ -244,7 +244,8 @@ def test_a_torchscript_archive_is_only_read(tmp_path, monkeypatch, data, sentenc
 def test_a_torchscript_tensor_stays_in_its_record(tmp_path, offset, shape, stride):
     data = (
         b"\x80\x02c__torch__\nM\n)\x81}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n("
-        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
+        b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+        b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"
         + b"".join(pickle.dumps(v, 2)[2:-1] for v in (offset, shape, stride))
         + b"\x89)tRsb."
     )
