@@ -115,7 +115,7 @@ def test_plans_need_a_driver(compiled, without_driver):
 
 def test_grid_sample_nodes_are_refused(rtx, tiny_fp16_bundle):
     row = select("tensorrt-rtx")
-    with pytest.raises(EngineError, match=r"fusion of .* has some; export .* --grid-sample gather"):
+    with pytest.raises(EngineError, match=r"fusion in .* has some; export .* --grid-sample gather"):
         compile_bundle(open_bundle(tiny_fp16_bundle), row, create(row.name))
     refused = "does not run GridSample nodes reliably, and the fusion in"
     with pytest.raises(EngineError, match=refused):
