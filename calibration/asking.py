@@ -22,7 +22,7 @@ from ris.runtime.commands.options import Command, Option, add_options
 from ris.runtime.requests import Request, collect
 
 threads_option = click.option(
-    "--threads", type=click.IntRange(1), help="CPU threads. Default: all cores."
+    "--threads", type=click.IntRange(1), help="CPU threads. Default: all usable cores."
 )
 """`--threads`; the command gets it as `threads`."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-_KEPT = 50  # a session may live for months
 
-
-def make_logger(trt: Any) -> Any:
+def make_logger(trt: Any, kept: int | None = None) -> Any:
     """A logger of the module `trt`, with what it heard as attributes.
+
+    kept: the errors that are kept, the last ones; None: all, which a session that lives for months
+    cannot afford.
 
     `layers` is the list of the built engine's layers, from the verbose messages of a build, and
     `errors_in_a_line()` joins the last errors for a message.
@@ -18,7 +19,7 @@ def make_logger(trt: Any) -> Any:
     class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.errors: deque[str] = deque(maxlen=_KEPT)
+            self.errors: deque[str] = deque(maxlen=kept)
             self.layers = ""
 
         def log(self, severity: Any, message: str) -> None:

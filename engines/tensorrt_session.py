@@ -48,7 +48,7 @@ def open_session(
         EngineError: With TensorRT's words, where the plan does not load; and where its inputs and
             outputs are not the graph's.
     """
-    logger = make_logger(trt)
+    logger = make_logger(trt, kept=5)
     runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:

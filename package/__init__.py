@@ -1,7 +1,7 @@
 """ris-runtime: image + "left man" -> mask, without PyTorch. `ris.runtime.load` opens a model.
 
 The rooms stand beside this folder in the repository and are installed as `ris.runtime`,
-`ris.engines` and so on. A release changes this file alone.
+`ris.engines` and so on.
 """
 
 __version__ = "0.2.0.dev0"

@@ -18,6 +18,7 @@ from typing import Any
 from ris.engines import TABLE, EngineSpec, create, select
 from ris.engines.errors import RisError
 from ris.engines.probe import Probe, probe_apart
+from ris.engines.processor import usable_cores
 from ris.runtime import system
 from ris.runtime.bundle import STAGES, Bundle, open_bundle
 from ris.runtime.loading import open_model
@@ -302,10 +303,9 @@ def _judge_gpus(engines: tuple[EngineHealth, ...], gpus: Gpus, findings: _Findin
 
 def _judge_quota(cpu: Cpu, findings: _Findings) -> None:
     if cpu.quota is not None and cpu.quota < cpu.usable:
-        cores = max(1, int(cpu.quota))
         findings.note(
-            f"the container may spend {cpu.quota:g} of {cpu.usable} cores; --threads {cores} may be"
-            " faster"
+            f"the container may spend {cpu.quota:g} of {cpu.usable} cores; engines start"
+            f" {usable_cores()} threads, and --threads says otherwise"
         )
 
 

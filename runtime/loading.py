@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from ris.engines import (
     Engine,
@@ -88,15 +88,21 @@ def load(
         BundleError: Where the bundle is missing, damaged or too new.
         EngineError: Where the engine cannot run it here, or not with these options.
     """
+    _require_known(options)  # before gigabytes are hashed
     return open_model(open_bundle(bundle, verify=verify), progress=progress, **options)
+
+
+def _require_known(options: Mapping[str, Any]) -> None:
+    """Raises TypeError for keywords that `LoadOptions` has not, as Python does for its own."""
+    if unknown := sorted(options.keys() - LoadOptions.__annotations__.keys()):
+        raise TypeError(f"load() got an unexpected keyword argument {unknown[0]!r}")
 
 
 def open_model(
     bundle: Bundle, *, progress: Progress = silent, **options: Unpack[LoadOptions]
 ) -> Model:
     """`load` for a bundle that is open already."""
-    if unknown := sorted(options.keys() - LoadOptions.__annotations__.keys()):
-        raise TypeError(f"there is no option {', '.join(unknown)}")
+    _require_known(options)
     max_expressions = options.get("max_expressions")
     if max_expressions is not None and max_expressions < 1:
         raise RisError(f"max_expressions must be at least 1, got {max_expressions}")

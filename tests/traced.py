@@ -1,10 +1,11 @@
 """Graphs that the tests have traced before, so that none is traced a dozen times.
 
-Tracing is most of what an export of the tiny model costs (25 s for the fusion alone), and the
+Tracing is most of what an export of the tiny model costs, the fusion's above all, and the
 bundles of the tests differ in little: precision, checkpoint, one graph of five. `share_traces`
 puts a cache in front of `ris.export.onnx_writer.write_onnx`. An entry's key has everything that a
 trace depends on: the code of `ris.export` and `ris.reference`, the exporter's versions, and the
-module with its weights. What a test changes in memory is in the key as well.
+module with its weights, and every function of ours as it is in memory, which a test may have
+replaced. Tests of tracing itself ask for `traced_anew`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import functools
 import hashlib
 import json
 import shutil
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ FOLDER = REPO / "build" / "traced"
 """Where the graphs are kept, each in a folder named by its key."""
 
 _KEPT = 60  # entries; a run of all tests makes about 30
+_LARGEST = 30e6  # numbers in a module
 
 
 def share_traces() -> None:
@@ -39,6 +42,8 @@ def shared(trace: Any) -> Any:
 
     @functools.wraps(trace)
     def write_onnx(module: Any, signature: Any, path: Path) -> dict[str, list[str]]:
+        if sum(tensor.numel() for tensor in module.state_dict().values()) > _LARGEST:
+            return trace(module, signature, path)  # full size: gigabytes, and traced once anyway
         FOLDER.mkdir(parents=True, exist_ok=True)
         key = _key(module, signature, path)
         entry = FOLDER / key
@@ -46,17 +51,18 @@ def shared(trace: Any) -> Any:
             # two processes that need the same graph: the second waits for the first one's
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (entry / "scopes.json").exists():
+                _forget_old()
                 shutil.rmtree(entry, ignore_errors=True)
                 entry.mkdir()
                 scopes = trace(module, signature, path)
                 for file in path.parent.glob(f"{path.name}*"):
                     shutil.copyfile(file, entry / file.name)
-                (entry / "scopes.json").write_text(json.dumps(scopes))
-                _forget_old()
-        for file in entry.glob(f"{path.name}*"):
-            shutil.copyfile(file, path.with_name(file.name))
-        (entry / "scopes.json").touch()
-        return json.loads((entry / "scopes.json").read_text())
+                (entry / "partial.json").write_text(json.dumps(scopes))
+                (entry / "partial.json").rename(entry / "scopes.json")  # whole, or not there
+            for file in entry.glob(f"{path.name}*"):
+                shutil.copyfile(file, path.with_name(file.name))
+            (entry / "scopes.json").touch()
+            return json.loads((entry / "scopes.json").read_text())
 
     write_onnx.traces = trace  # type: ignore[attr-defined]
     return write_onnx
@@ -74,14 +80,47 @@ def _key(module: Any, signature: Any, path: Path) -> str:
             if isinstance(value, int | float | str | tuple | type(None))
         }
         told.update(repr((name, type(part).__qualname__, sorted(simple.items()))).encode())
-        code = getattr(type(part).forward, "__code__", None)  # which a test may have replaced
-        if code is not None:
-            told.update(code.co_code + repr(code.co_names).encode())
+    for name, function in _functions(module):
+        told.update(name.encode() + _bytecode(function.__code__))
 
     for name, tensor in module.state_dict().items():
         told.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
         told.update(tensor.detach().contiguous().numpy().tobytes())
     return told.hexdigest()[:32]
+
+
+def _functions(module: Any) -> list[tuple[str, Any]]:
+    """The module's methods, and the functions of the rooms that models are made of."""
+    holders = {
+        f"class {kind.__qualname__}": kind
+        for part in module.modules()
+        for kind in type(part).__mro__
+    }
+    holders |= {
+        name: loaded
+        for name, loaded in sys.modules.items()
+        if name.startswith(("ris.export.", "ris.reference."))
+    }
+    found = [
+        (f"{holder}.{name}", value)
+        for holder, namespace in holders.items()
+        for name, value in vars(namespace).items()
+        if hasattr(value, "__code__")
+    ]
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def _bytecode(code: Any) -> bytes:
+    """What a function does, constants and nested functions included; not where it stands."""
+    constants = [
+        _bytecode(value) if hasattr(value, "co_code") else _text(value) for value in code.co_consts
+    ]
+    return code.co_code + repr(code.co_names).encode() + b"|".join(constants)
+
+
+def _text(value: Any) -> bytes:
+    """A constant, the same in every process: sets of strings have another order in each."""
+    return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value).encode()
 
 
 @functools.cache
@@ -91,8 +130,12 @@ def _code() -> str:
     for room in ("export", "reference"):
         for file in sorted((REPO / room).rglob("*.py")):
             told.update(str(file.relative_to(REPO)).encode() + file.read_bytes())
-    packages = ("torch", "onnx", "onnxscript", "onnx-ir", "segment-anything", "open_clip_torch")
-    told.update(repr([metadata.version(name) for name in packages]).encode())
+    packages = (
+        *("torch", "torchvision", "onnx", "onnxscript", "onnx-ir"),
+        *("transformers", "segment-anything", "open_clip_torch"),
+    )
+    versions = [sys.version, *(metadata.version(name) for name in packages)]
+    told.update(repr(versions).encode())
     return told.hexdigest()
 
 

@@ -13,7 +13,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +182,7 @@ class PyTorchWorker:
             files,
             spec["compile"],
         )
-        self._version = metadata.version("torch")
+        self._version = sys.modules["torch"].__version__  # which the reference has imported
 
     def about(self) -> Answer:
         """What really runs."""

@@ -20,6 +20,7 @@ from rich.markdown import Markdown
 from ris import pip_install
 from ris.engines import COMPUTES, DEVICE_NAMES, ENGINE_NAMES, select
 from ris.engines.errors import RisError
+from ris.engines.processor import core_limit
 from ris.runtime.bench.compare import compare as compare_reports
 from ris.runtime.bench.plan import Alternative, Plan, Workload
 from ris.runtime.bench.report import BenchReport, read_report
@@ -81,7 +82,7 @@ def main() -> None:
 @click.option(
     "--threads",
     type=click.IntRange(1),
-    help="CPU threads, of PyTorch too. Default: all cores.",
+    help="CPU threads, of PyTorch too. Default: all usable cores.",
 )
 @click.option(
     "--image",
@@ -200,7 +201,7 @@ class Request:
     """One of `DEVICE_NAMES`."""
 
     threads: int | None
-    """CPU threads of each process. None: all cores."""
+    """CPU threads of each process. None: all usable cores."""
 
     image: Path | None
     """The image. None: noise."""
@@ -213,6 +214,11 @@ class Request:
 
     files: dict[str, Path | None]
     """The weight files of the PyTorch model, by the names of `WeightFiles`."""
+
+    @property
+    def usable_threads(self) -> int | None:
+        """The threads of every way and of the floor: under a container's quota all stay within."""
+        return self.threads or core_limit()
 
     def check(self) -> None:
         """Raises RisError for weight files without PyTorch, and where PyTorch is not installed."""
@@ -233,7 +239,7 @@ class Request:
         if self.torch_compile:
             found.append(Alternative(COMPILED, "pytorch", str(bundle), compile=True, files=files))
         for text in self.engines or ("auto",):
-            found.append(parse_engine(text, bundle, self.device, self.threads))
+            found.append(parse_engine(text, bundle, self.device, self.usable_threads))
 
         names = [alternative.name for alternative in found]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -249,7 +255,7 @@ class Request:
         categories: tuple[str, ...] = ()
         if bundle.manifest.categories:
             categories = tuple(map(str, load_golden(bundle)["categories"][:2]))
-        return Workload(rgb, EXPRESSIONS, categories, self.threads)
+        return Workload(rgb, EXPRESSIONS, categories, self.usable_threads)
 
 
 def parse_engine(text: str, bundle: Path, device: str, threads: int | None) -> Alternative:

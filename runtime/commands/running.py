@@ -93,7 +93,11 @@ _RUNNING_OPTIONS = (
         default="auto",
         show_default=True,
     ),
-    click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all cores."),
+    click.option(
+        "--threads",
+        type=click.IntRange(1),
+        help="CPU threads. Default: all usable cores.",
+    ),
     click.option(
         "--compute",
         type=_Compute(),
