@@ -63,15 +63,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         share_traces()
 
 
-@pytest.fixture
-def traced_anew(monkeypatch):
-    """For tests of tracing itself, which must not take what was traced before."""
-    from ris.export import bundle_writer
-
-    trace = bundle_writer.write_onnx
-    monkeypatch.setattr(bundle_writer, "write_onnx", getattr(trace, "traces", trace))
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Groups by `_group`.

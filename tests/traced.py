@@ -5,7 +5,7 @@ bundles of the tests differ in little: precision, checkpoint, one graph of five.
 puts a cache in front of `ris.export.onnx_writer.write_onnx`. An entry's key has everything that a
 trace depends on: the code of `ris.export` and `ris.reference`, the exporter's versions, and the
 module with its weights, and every function of ours as it is in memory, which a test may have
-replaced. Tests of tracing itself ask for `traced_anew`.
+replaced. A command in a process of its own traces anew, and a test compares the bytes of both.
 """
 
 from __future__ import annotations

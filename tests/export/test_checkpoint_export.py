@@ -80,7 +80,7 @@ def test_parity_and_bench_take_the_very_files(files, bundle):
     done = run(parity, bundle, "--reference", *given, "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["mask_iou"] >= 0.9999
-    done = run(bench, bundle, "--pytorch", *given, "--runs", "1", "--json")
+    done = run(bench, bundle, "--pytorch", *given, "--runs", "1", "--cold", "1", "--json")
     assert done.exit_code == 0, done.output
     assert "PyTorch eager FP32" in [one["name"] for one in json.loads(done.stdout)["alternatives"]]
 

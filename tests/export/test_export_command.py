@@ -42,19 +42,28 @@ def test_presets_in_the_help_are_the_real_ones():
     assert set(PRESET_NAMES) == set(PRESETS)
 
 
-def test_the_whole_command(here):
+@pytest.fixture(scope="module")
+def from_the_shell(tmp_path_factory):
+    """The folder in which `ris-export --preset tiny` ran, and what came of the process.
+
+    A process of its own knows nothing of `traced`: its graphs are traced anew.
+    """
+    folder = tmp_path_factory.mktemp("shell")
+    command = [COMMAND, "--preset", "tiny"]
+    return folder, subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=folder)
+
+
+def test_the_whole_command(from_the_shell):
     """From the shell: progress, what was written, parity per stage, the next commands."""
-    done = subprocess.run(
-        [COMMAND, "--preset", "tiny"], capture_output=True, text=True, timeout=600, cwd=here
-    )
+    folder, done = from_the_shell
     assert done.returncode == 0, done.stderr
     for stage in ("reference pass", "sam_image_encoder", "fusion", "end to end"):
         assert f"Export: {stage}" in done.stderr
     assert "Wrote ris-bundle: fp32" in done.stdout
     assert done.stdout.count("relative error") == 5
     assert 'Next:\n  ris-infer image.jpg "left man"\n  ris-parity ris-bundle' in done.stdout
-    open_bundle(here / "ris-bundle")
-    assert names(here) == ["ris-bundle"]
+    open_bundle(folder / "ris-bundle")
+    assert names(folder) == ["ris-bundle"]
 
 
 @pytest.mark.parametrize(
@@ -180,10 +189,10 @@ def test_a_kill_between_the_renames_loses_nothing(here, tiny_bundle):
     assert names(here) == ["ris-bundle"]
 
 
-def test_the_same_model_gives_the_same_files(here, tiny_bundle, traced_anew):
+def test_the_same_model_gives_the_same_files(from_the_shell, tiny_bundle):
     """To the byte, so that an engine cache that is keyed by content stays valid."""
-    assert export("--preset", "tiny", "--json").exit_code == 0
+    folder, _ = from_the_shell
     first = json.loads((tiny_bundle / "manifest.json").read_text())
-    second = json.loads((here / "ris-bundle" / "manifest.json").read_text())
+    second = json.loads((folder / "ris-bundle" / "manifest.json").read_text())
     for stage, entry in first["graphs"].items():
         assert entry["sha256"] == second["graphs"][stage]["sha256"], stage
