@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A graph is traced once for all tests, except for those that ask for `traced_anew`."""
+    """A graph is traced once for all tests; commands in processes of their own trace anew."""
     if "ris.export.bundle_writer" in sys.modules:
         from traced import share_traces
 
