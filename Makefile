@@ -27,12 +27,13 @@ demo: $(VENV)/installed
 PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 SERVING_TESTS := tests/serving/test_triton.py tests/serving/test_page.py
 SHARED := $(SERVING_TESTS:%=--ignore=%) -n 2 --no-loadscope-reorder
-QUICK := not full and not full_size and not training and not cpp and not ray
+QUICK := not full and not full_size and not training and not cpp and not ray and not slow
 
 test: lint libris-packages
 	$(PYTEST) $(SHARED) -m "not full"
 
-# What a changed line breaks first: everything but full size, training, libris and Ray
+# What a changed line breaks first: no full size, training, libris or Ray, and none of the files
+# that tests/conftest.py marks as slow
 test-quick: lint
 	$(PYTEST) $(SHARED) -m "$(QUICK)"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import getpass
 import json
+import math
 import platform
 import re
 from dataclasses import dataclass, field
@@ -18,7 +19,6 @@ from typing import Any
 from ris.engines import TABLE, EngineSpec, create, select
 from ris.engines.errors import RisError
 from ris.engines.probe import Probe, probe_apart
-from ris.engines.processor import usable_cores
 from ris.runtime import system
 from ris.runtime.bundle import STAGES, Bundle, open_bundle
 from ris.runtime.loading import open_model
@@ -305,7 +305,7 @@ def _judge_quota(cpu: Cpu, findings: _Findings) -> None:
     if cpu.quota is not None and cpu.quota < cpu.usable:
         findings.note(
             f"the container may spend {cpu.quota:g} of {cpu.usable} cores; engines start"
-            f" {usable_cores()} threads, and --threads says otherwise"
+            f" {math.ceil(cpu.quota)} threads unless told otherwise"
         )
 
 

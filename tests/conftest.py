@@ -26,6 +26,18 @@ MARKED = {
     "training": ("training/",),
     "cpp": ("cpp/",),
     "ray": ("serving/test_batch.py",),
+    "slow": (
+        "calibration/test_int8.py",
+        "calibration/test_numerics.py",
+        "engines/test_tensorrt_build.py",
+        "evaluation/test_evaluation.py",
+        "export/test_checkpoint_export.py",
+        "export/test_export_command.py",
+        "export/test_export_engine.py",
+        "runtime/test_bench.py",
+        "test_demo.py",
+        "test_readme.py",
+    ),
 }
 """What `make test-quick` leaves out, by the mark that its files get."""
 

@@ -197,7 +197,7 @@ def test_a_quota_is_pointed_out(run, monkeypatch):
     monkeypatch.setattr(system, "cpu", lambda: replace(real, usable=16, present=32, quota=2.5))
     done = run()
     assert "16 of 32 cores, a container's quota of 2.5" in done.stdout
-    note = "the container may spend 2.5 of 16 cores; --threads 2 may be faster"
+    note = "the container may spend 2.5 of 16 cores; engines start 3 threads unless told otherwise"
     assert f"Note: {note}." in done.stdout
 
 
