@@ -40,7 +40,7 @@ test-quick: lint
 # What takes longest: TensorRT-RTX's build at full size, and a full-size checkpoint from file to
 # mask
 test-full: $(VENV)/installed
-	$(PYTEST) -m full
+	$(PYTEST) $(SERVING_TESTS:%=--ignore=%) -m full
 
 # What libris is built with, from Debian's packages: root gets what is missing. Where it or ONNX
 # Runtime's headers and library cannot be had, the tests of libris are skipped and say so
