@@ -146,7 +146,8 @@ class PinnedArray:
 
     def __init__(self, runtime: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self._runtime = runtime
-        self.address = 0  # `close` runs even where the allocation below fails
+        self.address = 0  # `close` runs even where something below fails
+        self.array = np.empty(0, dtype)
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         self.address = int(call(runtime, "cudaMallocHost", max(size, 1)))
         raw = (ctypes.c_byte * size).from_address(self.address)

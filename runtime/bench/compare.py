@@ -32,7 +32,7 @@ def compare(first: BenchReport, second: BenchReport, names: tuple[str, str]) -> 
     for key in ("cpu", "cores", "versions"):
         a, b = first.machine[key], second.machine[key]
         if a != b:
-            lines += ["", f"They ran on another {key}: {a} and {b}."]
+            lines += ["", f"The machines differ in {key}: {a} and {b}."]
     for name, report in zip(names, (first, second), strict=True):
         lines += [f"\n{name}: {text}" for text in warnings(report)]
     return "\n".join(lines) + "\n"
