@@ -7,7 +7,8 @@ SERVING ?= .venv-serving
 PACKAGES := calibration data engines evaluation export reference runtime serving training
 
 .PHONY: demo test test-quick test-full test-serving test-wheel test-oldest libris-packages dist \
-    docs cpp cpp-sanitize cpp-aarch64 fuzz lint lint-workflows format bench clean
+    docs cpp cpp-sanitize cpp-aarch64 fuzz fuzz-inputs soak kill-drill \
+    lint lint-workflows format bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -111,6 +112,7 @@ cpp-sanitize: build/cpp-bundle | build/onnxruntime
 	cmake --build build/cpp-sanitize
 	mkdir -p build/scratch
 	build/cpp-sanitize/tests/ris-test build/cpp-bundle build/scratch
+	build/cpp-sanitize/tests/ris-processes build/cpp-bundle
 	build/cpp-sanitize/tests/ris-fuzz-replay 20000 cpp/tests/corpus/*
 
 # Cross-built for aarch64, and its tests under qemu-user
@@ -134,6 +136,24 @@ fuzz: | build/onnxruntime
 	    -DRIS_FUZZ=ON -DRIS_FUZZ_SECONDS=$(FUZZ_SECONDS) -DRIS_BUILD_EXAMPLES=OFF \
 	    -DCMAKE_C_COMPILER=$(CLANG) -DCMAKE_CXX_COMPILER=$(subst clang,clang++,$(CLANG))
 	cmake --build build/cpp-fuzz --target fuzz
+
+# COUNT mutated files through every reader of the Python rooms: an answer or one sentence each. A
+# run that was stopped goes on; another SEED makes other files. Findings: build/fuzz/findings
+COUNT ?= 10000
+SEED ?= 0
+fuzz-inputs: $(VENV)/installed
+	$(BIN)/python -m tests.fuzz --count $(COUNT) --seed $(SEED)
+
+# Mixed requests from eight threads on one model for SOAK_MINUTES: equal answers, flat memory
+SOAK_MINUTES ?= 60
+SOAK_ENGINE ?= auto
+soak: $(VENV)/installed
+	$(BIN)/python tests/soak.py --minutes $(SOAK_MINUTES) --engine $(SOAK_ENGINE)
+
+# Export, compilation, calibration, evaluation, batch and training, killed KILLS times in all
+KILLS ?= 100
+kill-drill: $(VENV)/installed
+	$(BIN)/python tests/kill_drill.py --kills $(KILLS)
 
 # Triton and the page in an environment of their own: one needs numpy below 2, the other Pillow
 # below 13

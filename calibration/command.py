@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,14 @@ from ris.calibration.int8.command import int8
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
 from ris.runtime.bundle import STAGES
-from ris.runtime.commands.console import RisCommand, RisGroup, disk_errors, find_bundle, track
+from ris.runtime.commands.console import (
+    RisCommand,
+    RisGroup,
+    disk_errors,
+    find_bundle,
+    print_json,
+    track,
+)
 
 if TYPE_CHECKING:
     from ris.calibration.numerics import Ranges
@@ -88,7 +94,7 @@ def ranges(
         with disk_errors(out):
             found.write(out)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found), indent=1, sort_keys=True))
+        print_json(dataclasses.asdict(found), indent=1)
         return
     _print(found)
     if out:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ris.data.datasets import ReferData, Reference, ReferImage, reference_mask
+from ris.data.datasets.outlines import check_size, say_nothing
 from ris.data.scenes import Sample, Scene, Split, make_samples, make_scene, target_mask
-from ris.engines.errors import RisError
+from ris.engines.errors import RisError, Skipped, refuse
+from ris.engines.text import echoed
+from ris.runtime.image import Picture, load_picture
+from ris.runtime.text import check_expression
 
 PER_SCENE = 4
 """Expressions about one scene."""
@@ -57,7 +59,10 @@ class AnnotatedImage:
     """The pixels, uint8 RGB [H, W, 3]."""
 
     truths: tuple[Truth, ...]
-    """Every expression about it, with what it means."""
+    """Every expression about it that can be used, with what it means."""
+
+    left_out: tuple[str, ...] = ()
+    """A sentence for each expression that cannot be used."""
 
 
 def scene_images(
@@ -107,44 +112,76 @@ def _scene_truth(scene: Scene, sample: Sample) -> Truth:
     )
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """A data set's image, uint8 RGB [H, W, 3], as the file has it: outlines know nothing of EXIF.
+def refer_images(
+    data: ReferData,
+    done: Container[str] = (),
+    skipped: Skipped = refuse,
+    noted: Skipped = say_nothing,
+) -> Iterator[AnnotatedImage]:
+    """Every image of a split with every expression that can be used.
+
+    Args:
+        data: The split.
+        done: Names of images that are left out.
+        skipped: Gets a sentence for each image that cannot be read or has another size than its
+            outlines, and for each expression or outline that cannot be used. An image of which
+            nothing is left does not come.
+        noted: Gets a sentence for each outline that is used and may be a mistake.
 
     Raises:
-        RisError: Where it cannot be read.
-    """
-    try:
-        with Image.open(path) as opened:
-            return np.asarray(opened.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RisError(f"{path} cannot be read: {error}") from error
-
-
-def refer_images(data: ReferData, done: Container[str] = ()) -> Iterator[AnnotatedImage]:
-    """Every image of a split with every expression, except the images named in `done`.
-
-    Raises:
-        RisError: For an image that cannot be read or has another size than its outlines.
+        RisError: By default, in place of leaving something out.
     """
     for entry in data.images:
         if entry.name in done:
             continue
-        rgb = read_image(entry.path)
-        truths = tuple(_refer_truth(data, entry, reference) for reference in entry.references)
-        for truth in truths:
-            if truth.mask.shape != rgb.shape[:2]:
-                found = "x".join(map(str, rgb.shape[:2]))
-                said = "x".join(map(str, truth.mask.shape))
-                raise RisError(
-                    f"{entry.path} is {found} pixels (height x width), its masks are {said}"
-                )
-        yield AnnotatedImage(entry.name, rgb, truths)
+        try:
+            picture = load_picture(entry.path)
+            check_size(entry, picture)
+        except RisError as error:
+            skipped(str(error))
+            continue
+        left_out: list[str] = []
+        truths = _refer_truths(data, entry, picture, left_out.append, noted)
+        for sentence in left_out:
+            skipped(sentence)
+        if truths:
+            rgb = np.asarray(picture.pixels)
+            yield AnnotatedImage(entry.name, rgb, truths, tuple(left_out))
 
 
-def _refer_truth(data: ReferData, entry: ReferImage, reference: Reference) -> Truth:
+def _refer_truths(
+    data: ReferData, entry: ReferImage, picture: Picture, skipped: Skipped, noted: Skipped
+) -> tuple[Truth, ...]:
+    """The expressions about an image, with what they mean in the picture as it is shown."""
+    truths = []
+    for reference in entry.references:
+        place = place_of(data, entry, reference)
+        try:
+            check_expression(reference.expression)
+            mask = reference_mask(data, entry, reference, picture, _at(place, noted))
+        except RisError as error:
+            skipped(f"{place}: {error}")
+            continue
+        truths.append(_refer_truth(reference, mask))
+    return tuple(truths)
+
+
+def _at(place: str, noted: Skipped) -> Skipped:
+    return lambda said: noted(f"{place}: {said}")
+
+
+def place_of(data: ReferData, entry: ReferImage, reference: Reference) -> str:
+    """Where an expression stands, for people: the line, or the image and the file's own numbers."""
+    if data.split == "all":
+        return f"{data.name}, line {reference.reference_id}"
+    name = echoed(entry.name)
+    return f"{name}, sentence {reference.sentence_id} of reference {reference.reference_id}"
+
+
+def _refer_truth(reference: Reference, mask: NDArray[np.bool_]) -> Truth:
     return Truth(
         expression=reference.expression,
-        mask=reference_mask(data, entry, reference),
+        mask=mask,
         targeted=bool(reference.annotations),
         category=reference.category,
         kind="expression",

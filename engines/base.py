@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +14,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from ris.engines.errors import EngineError
+from ris.engines.errors import EngineError, PlanError
+from ris.engines.gate import Gate
 
 DTYPES = {"float32": np.float32, "int32": np.int32}
 """The dtypes of a graph's inputs and outputs, by the name that a `TensorSpec` has."""
@@ -260,6 +264,10 @@ class Session(ABC):
     """An opened graph.
 
     `run` may be called from several threads at once. Close a session, or use it in a `with` block.
+
+    The child of a fork does not have the engine's threads. On a CPU a session that needs no thread
+    of its own to run still runs there, on one core. The engine's objects are never destroyed in the
+    child, because their destructors would wait for those threads.
     """
 
     graph: Graph
@@ -271,6 +279,13 @@ class Session(ABC):
     def __init__(self, graph: Graph, info: SessionInfo) -> None:
         self.graph = graph
         self.info = info
+        self._gate = Gate(f"{graph.stage}: the session is closed; load the bundle again")
+        # why the child of a fork cannot run it, empty where it can
+        self._lost_by_fork = (
+            "" if info.device == "cpu" else "a model on a GPU does not survive fork"
+        )
+        self._inherited, self._unusable = False, ""
+        _SESSIONS.add(self)
 
     def run(self, feeds: Mapping[str, Value]) -> dict[str, np.ndarray]:
         """Runs the graph once.
@@ -282,11 +297,12 @@ class Session(ABC):
             The outputs by name.
 
         Raises:
-            EngineError: For an input that is missing, unknown or does not fit, after `close`, and
-                where the engine itself fails.
+            EngineError: For an input that is missing, unknown or does not fit, after `close`, where
+                the engine itself fails, and in the child of a fork that lost what it needs.
         """
         self._check(feeds)
-        return self._run(feeds)
+        with self._gate:
+            return self._run(feeds)
 
     def run_and_keep(
         self, feeds: Mapping[str, Value], host_steps: Mapping[str, HostStep] = NO_STEPS
@@ -305,14 +321,24 @@ class Session(ABC):
         Raises:
             EngineError: As in `run`.
         """
-        found = self.run(feeds)
-        return {
-            name: host_steps[name](value) if name in host_steps else value
-            for name, value in found.items()
-        }
+        self._check(feeds)
+        with self._gate:
+            return self._run_and_keep(feeds, host_steps)
+
+    def close(self) -> None:
+        """Waits for runs that have begun, then gives the memory back; may be called twice.
+
+        A run's own thread may close as well; the memory is then given back after that run.
+        """
+        self._gate.close(_leave if self._inherited else self._close)
 
     def _check(self, feeds: Mapping[str, Value]) -> None:
-        """Raises EngineError for an input that is missing, unknown or does not fit."""
+        """Raises EngineError for an input that is missing, unknown or does not fit.
+
+        Does so as well where a fork has made the session unusable.
+        """
+        if self._unusable:
+            raise EngineError(f"{self.graph.stage}: {self._unusable}")
         names = {spec.name for spec in self.graph.inputs}
         problems = [f"input {name!r} is missing" for name in sorted(names - set(feeds))]
         problems += [f"there is no input {name!r}" for name in sorted(set(feeds) - names)]
@@ -327,9 +353,19 @@ class Session(ABC):
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, np.ndarray]:
         """`run` after its checks."""
 
+    def _run_and_keep(
+        self, feeds: Mapping[str, Value], host_steps: Mapping[str, HostStep]
+    ) -> Mapping[str, Value]:
+        """`run_and_keep` after its checks."""
+        found = self._run(feeds)
+        return {
+            name: host_steps[name](value) if name in host_steps else value
+            for name, value in found.items()
+        }
+
     @abstractmethod
-    def close(self) -> None:
-        """Gives the session's memory back; may be called twice."""
+    def _close(self) -> None:
+        """Gives the session's memory back; called once, when nothing runs."""
 
     def __enter__(self) -> Self:
         return self
@@ -341,6 +377,36 @@ class Session(ABC):
         at: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _after_fork(self, busy: bool) -> None:
+        """Keeps the engine's objects in the child of a fork.
+
+        busy: whether another thread of the parent was inside a session.
+        """
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))  # to the very end of the interpreter
+        self._inherited = True
+        why = self._lost_by_fork
+        if busy and not why:
+            why = "the process was forked while the model was answering"
+        self._unusable = why and f"{why}; load the bundle in the process that asks"
+
+
+_SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _leave() -> None:
+    """Gives nothing back."""
+
+
+def _after_fork() -> None:
+    # what one session's threads have locked may be the engine's own, for all sessions
+    busy = any(session._gate.abandoned for session in _SESSIONS)
+    for session in list(_SESSIONS):
+        session._after_fork(busy)
+
+
+# after that of the gates, which is registered first
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass(frozen=True)
@@ -370,10 +436,15 @@ class Engine(ABC):
         self.options = options
 
     @abstractmethod
-    def build(self, graph: Graph, progress: Progress = silent) -> Compiled:
+    def build(self, graph: Graph, progress: Progress = silent, *, anew: bool = False) -> Compiled:
         """The file to open: compiled from the graph, or the graph's own file.
 
         The graph's own file serves an engine that reads ONNX as it is.
+
+        Args:
+            graph: The graph.
+            progress: Called while it compiles.
+            anew: Compile also what is in the cache, and replace it.
 
         Raises:
             EngineError: Where the graph does not compile, and where it would have to be compiled
@@ -389,5 +460,23 @@ class Engine(ABC):
         """A session that runs the artifact.
 
         Raises:
-            EngineError: Where the artifact cannot be loaded or the device is not there.
+            PlanError: Where the artifact does not load, and may when it is compiled again.
+            EngineError: Where the device is not there, or the graph itself cannot be loaded.
         """
+
+    def load(self, graph: Graph, progress: Progress = silent) -> Session:
+        """A session that runs the graph, compiled where need be.
+
+        What the cache has and does not load is compiled again, once.
+
+        Raises:
+            EngineError: As in `build` and `open`.
+        """
+        compiled = self.build(graph, progress)
+        try:
+            return self.open(graph, compiled.artifact)
+        except PlanError as error:
+            if compiled.built_now or not self.options.build:
+                raise
+            progress(graph.stage, f"not used: {error}", None)
+        return self.open(graph, self.build(graph, progress, anew=True).artifact)

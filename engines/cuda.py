@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import os
 from typing import Any
 
 import numpy as np
@@ -116,19 +117,22 @@ def compute_capability(runtime: Any) -> str:
 
 
 class DeviceMemory:
-    """A block of device memory. `close` may be called twice."""
+    """A block of device memory. `close` may be called twice.
+
+    It belongs to the process that made it: what the child of a fork has of it is nothing to free.
+    """
 
     address: int
     """Where the block begins; 0 after `close`."""
 
     def __init__(self, runtime: Any, size: int) -> None:
-        self._runtime = runtime
+        self._runtime, self._process = runtime, os.getpid()
         self.address = 0  # `close` runs even where the allocation below fails
         self.address = int(call(runtime, "cudaMalloc", max(size, 1)))
 
     def close(self) -> None:
         address, self.address = self.address, 0
-        if address:
+        if address and self._process == os.getpid():
             self._runtime.cudaFree(address)
 
     def __del__(self) -> None:

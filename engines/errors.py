@@ -5,6 +5,12 @@ A message names what was found, what was expected, and the way out, in one sente
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NoReturn
+
+Skipped = Callable[[str], None]
+"""Takes a sentence for each item that a reader leaves out; the reader goes on."""
+
 
 class RisError(Exception):
     """Anything this project refuses to do."""
@@ -19,6 +25,10 @@ class BundleError(RisError):
 
 class EngineError(RisError):
     """An engine that is not installed, cannot run here, or was given inputs that do not fit."""
+
+
+class PlanError(EngineError):
+    """A compiled graph that does not load as it is, and may when it is compiled again."""
 
 
 class ImageError(RisError):
@@ -37,3 +47,8 @@ class ParityError(RisError):
     """An exported graph that does not agree with its reference; never a warning."""
 
     exit_code = 1
+
+
+def refuse(sentence: str) -> NoReturn:
+    """The `Skipped` of a caller that wants nothing left out."""
+    raise RisError(sentence)

@@ -12,6 +12,7 @@ import contextlib
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ import onnxruntime
 from ris import pip_install
 from ris.engines.base import (
     DTYPES,
-    NO_STEPS,
     Compiled,
     DeviceValue,
     Engine,
@@ -36,6 +36,7 @@ from ris.engines.base import (
     silent,
 )
 from ris.engines.errors import EngineError
+from ris.engines.linked import linked_weights
 from ris.engines.onnx_widen import widened
 from ris.engines.processor import has_vnni, usable_cores
 
@@ -50,6 +51,9 @@ CUDA_OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",
 }
 """The options of the CUDA provider."""
+
+# versions without it do not refuse weights outside of the graph's folder
+_FROM_MEMORY = "add_external_initializers_from_files_in_memory"
 
 
 class OrtDeviceValue(DeviceValue):
@@ -119,8 +123,8 @@ class OnnxRuntimeSession(Session):
             )
         return dict(zip(self._outputs, values, strict=True))
 
-    def run_and_keep(
-        self, feeds: Mapping[str, Value], host_steps: Mapping[str, HostStep] = NO_STEPS
+    def _run_and_keep(
+        self, feeds: Mapping[str, Value], host_steps: Mapping[str, HostStep]
     ) -> Mapping[str, Value]:
         """Runs the graph once and leaves its outputs on the session's device.
 
@@ -128,8 +132,7 @@ class OnnxRuntimeSession(Session):
         the device with the next graph's inputs.
         """
         if self._place == "cpu":
-            return super().run_and_keep(feeds, host_steps)
-        self._check(feeds)
+            return super()._run_and_keep(feeds, host_steps)
         values = self._bound(feeds, self._place)
 
         kept: dict[str, Value] = {}
@@ -163,11 +166,8 @@ class OnnxRuntimeSession(Session):
 
     def _guarded(self, use: Callable[[Any], list[Any]]) -> list[Any]:
         """What `use` makes of the InferenceSession, with ONNX Runtime's errors as EngineError."""
-        session = self._session
-        if session is None:
-            raise EngineError(f"{self.graph.stage}: the session is closed; load the bundle again")
         try:
-            return use(session)
+            return use(self._session)
         except EngineError:
             raise
         except Exception as error:
@@ -175,7 +175,7 @@ class OnnxRuntimeSession(Session):
                 f"{self.graph.stage}: ONNX Runtime failed: {first_line(error)}"
             ) from error
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._session = None
 
 
@@ -211,7 +211,7 @@ class OnnxRuntimeEngine(Engine):
         """
         return [(CPU, {})] if self.options.device == "cpu" else [(CUDA, CUDA_OPTIONS)]
 
-    def build(self, graph: Graph, progress: Progress = silent) -> Compiled:
+    def build(self, graph: Graph, progress: Progress = silent, *, anew: bool = False) -> Compiled:
         """The graph's own file."""
         return Compiled(graph.path, {}, 0.0, built_now=False)
 
@@ -221,12 +221,13 @@ class OnnxRuntimeEngine(Engine):
         Raises:
             EngineError: Where the file cannot be loaded or the provider does not start.
         """
+        of_artifact = replace(graph, path=artifact)
         if self.options.device == "cpu" and graph.precision == "fp16":
             folder = str(artifact.parent.resolve())  # of the data file, which the bytes do not name
             entries = {"session.model_external_initializers_file_folder_path": folder}
-            session = self.start(graph, widened(artifact), self.providers(), entries)
+            session = self.start(of_artifact, widened(artifact), self.providers(), entries)
         else:
-            session = self.start(graph, str(artifact), self.providers())
+            session = self.start(of_artifact, str(artifact), self.providers())
         return self._session(graph, session)
 
     def open_in_order(self, graph: Graph, artifact: Path) -> Session:
@@ -237,7 +238,8 @@ class OnnxRuntimeEngine(Engine):
         Raises:
             EngineError: As in `open`.
         """
-        session = self.start(graph, str(artifact), self.providers(), in_order=True)
+        of_artifact = replace(graph, path=artifact)
+        session = self.start(of_artifact, str(artifact), self.providers(), in_order=True)
         return self._session(graph, session)
 
     def _session(self, graph: Graph, session: Any) -> Session:
@@ -268,7 +270,7 @@ class OnnxRuntimeEngine(Engine):
         """An InferenceSession whose first provider is the one that was asked for.
 
         Args:
-            graph: The graph that it is for; errors name it.
+            graph: The graph that it is for; its path is where the model's data files lie.
             model: The path of an ONNX file, or its bytes.
             providers: The providers in order, with their options; the CPU is added here.
             entries: More of ONNX Runtime's session configuration.
@@ -286,6 +288,10 @@ class OnnxRuntimeEngine(Engine):
             providers = [*providers, (CPU, {})]
 
         try:
+            weights = linked_weights(graph)
+            if weights and hasattr(options, _FROM_MEMORY):
+                sizes = [data.nbytes for data in weights.values()]
+                getattr(options, _FROM_MEMORY)(list(weights), list(weights.values()), sizes)
             # without fall-back a provider that cannot be loaded is an exception, though one that
             # fails later is not
             session = onnxruntime.InferenceSession(

@@ -20,7 +20,7 @@ from typing import Any
 
 import onnxruntime
 
-from ris.engines import cache, cuda
+from ris.engines import cache, cuda, entry
 from ris.engines.base import (
     Compiled,
     EngineOptions,
@@ -61,15 +61,15 @@ class OnnxRuntimeTensorRtEngine(OnnxRuntimeEngine):
         """TensorRT, then CUDA for what it does not take."""
         options = {
             "device_id": "0",
-            "trt_timing_cache_enable": "1",
-            "trt_timing_cache_path": str(cache.user_folder()),
             "trt_engine_hw_compatible": str(int(self.options.hardware_compatible)),
         }
+        if folder := cache.user_folder():
+            options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(folder)}
         if self.options.workspace:
             options["trt_max_workspace_size"] = str(self.options.workspace)
         return [(TENSORRT, options), (CUDA, CUDA_OPTIONS)]
 
-    def build(self, graph: Graph, progress: Progress = silent) -> Compiled:
+    def build(self, graph: Graph, progress: Progress = silent, *, anew: bool = False) -> Compiled:
         """The graph's EPContext model, from the cache or built now.
 
         Its report has the number of nodes by provider.
@@ -87,7 +87,7 @@ class OnnxRuntimeTensorRtEngine(OnnxRuntimeEngine):
             return self._compile(graph, shapes, file)
 
         recipe = self._recipe(graph, shapes)
-        return cache.obtain(recipe, graph.cache, compile_to, self.options, progress)
+        return cache.obtain(recipe, graph.cache, compile_to, self.options, progress, anew=anew)
 
     def _recipe(self, graph: Graph, shapes: Mapping[str, list[list[int]]]) -> Recipe:
         compatible = self.options.hardware_compatible
@@ -132,7 +132,7 @@ class OnnxRuntimeTensorRtEngine(OnnxRuntimeEngine):
         Raises:
             EngineError: Where the model is damaged, and as in `OnnxRuntimeEngine.open`.
         """
-        model = cache.read_checked(artifact, self.name)
+        model = entry.read_checked(artifact, self.name)
         return self._session(graph, self.start(graph, model, self.providers()))
 
 

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 import openvino
 
-from ris.engines import cache
+from ris.engines import cache, entry
 from ris.engines.base import (
     Compiled,
     Engine,
@@ -37,7 +37,8 @@ from ris.engines.base import (
     SessionInfo,
     silent,
 )
-from ris.engines.errors import EngineError
+from ris.engines.errors import EngineError, PlanError
+from ris.engines.linked import without_links
 from ris.engines.openvino_layers import int8_overflows, layers, main_precision
 from ris.engines.openvino_model import split, turn_weights
 from ris.engines.openvino_session import Imported, OpenVinoSession, reason
@@ -89,7 +90,7 @@ class OpenVinoEngine(Engine):
             name for name, capability in _CAPABILITIES.items() if capability in self._capabilities
         ]
 
-    def build(self, graph: Graph, progress: Progress = silent) -> Compiled:
+    def build(self, graph: Graph, progress: Progress = silent, *, anew: bool = False) -> Compiled:
         """The graph compiled for this device, from the cache or built now.
 
         Its report has the number of layers by precision.
@@ -101,20 +102,22 @@ class OpenVinoEngine(Engine):
 
         def compile_to(file: Path) -> dict[str, Any]:
             progress(graph.stage, "compiling", None)
-            compiled = self._compile(graph, computes, widens)
-            _write_blobs(file, [part.export_model().getbuffer() for part in compiled])
+            with without_links(graph, file.parent) as onnx:
+                compiled = self._compile(graph, onnx, computes, widens)
+                _write_blobs(file, [part.export_model().getbuffer() for part in compiled])
             return {"layers": layers(compiled, widens), "layers_from": "OpenVINO's runtime graph"}
 
         recipe = self._recipe(graph, computes, widens)
-        return cache.obtain(recipe, graph.cache, compile_to, self.options, progress)
+        return cache.obtain(recipe, graph.cache, compile_to, self.options, progress, anew=anew)
 
     def open(self, graph: Graph, artifact: Path) -> Session:
         """A session that runs a compiled graph of the cache.
 
         Raises:
-            EngineError: Where the artifact is damaged or of another engine, or OpenVINO refuses it.
+            PlanError: Where the artifact is damaged, not trusted or of another engine, and where
+                OpenVINO refuses it.
         """
-        data = cache.map_checked(artifact, self.name)
+        data = entry.map_checked(artifact, self.name)
         blobs = _read_blobs(data, artifact)
         computes = self._parts(graph)
         if len(blobs) < len(computes):  # the graph has no value where bfloat16 may begin
@@ -129,8 +132,14 @@ class OpenVinoEngine(Engine):
                 for blob, compute in zip(blobs, computes, strict=True)
             ]
 
-        compiled = self._tried("import its own compiled", graph, import_parts)
-        cache.let_go(data)  # OpenVINO has the weights in its own order by now
+        try:
+            compiled = import_parts()
+        except RuntimeError as error:
+            raise PlanError(
+                f"{artifact}: OpenVINO cannot import what it compiled ({reason(error)}); compile it"
+                " again"
+            ) from error
+        entry.let_go(data)  # OpenVINO has the weights in its own order by now
 
         info = self._info(compiled, self._widens(graph))
         imported = Imported(compiled, blobs, self._fixed())
@@ -148,9 +157,12 @@ class OpenVinoEngine(Engine):
             options=options | ({"int8": "widened"} if widens else {}),
         )
 
-    def _compile(self, graph: Graph, computes: list[str], widens: bool) -> list[Any]:
-        """The compiled parts of the graph; one in FP32 where it has no value to be cut at."""
-        model = self._tried("read", graph, lambda: self._read(graph))
+    def _compile(self, graph: Graph, onnx: Path, computes: list[str], widens: bool) -> list[Any]:
+        """The compiled parts of the graph in the file `onnx`.
+
+        One part in FP32 where it has no value to be cut at.
+        """
+        model = self._tried("read", graph, lambda: self._read(graph, onnx))
         parts = [model]
         if len(computes) > 1 and graph.bf16_from:
             parts = split(model, graph.bf16_from)
@@ -168,9 +180,9 @@ class OpenVinoEngine(Engine):
 
         return self._tried("compile", graph, compile_parts)
 
-    def _read(self, graph: Graph) -> Any:
+    def _read(self, graph: Graph, onnx: Path) -> Any:
         """OpenVINO's model of the graph, with fixed axes and turned weights."""
-        model, fixed = self._core.read_model(str(graph.path)), self._fixed()
+        model, fixed = self._core.read_model(str(onnx)), self._fixed()
         inputs = {name: port for port in model.inputs for name in port.get_names()}
         shapes = {}
         for spec in graph.inputs:
@@ -259,7 +271,7 @@ def _write_blobs(file: Path, blobs: Sequence[Any]) -> None:
 
 
 def _read_blobs(data: Any, file: Path) -> list[Any]:
-    """What `_write_blobs` wrote, as parts of the memory. Raises EngineError for another file."""
+    """What `_write_blobs` wrote, as parts of the memory. Raises PlanError for another file."""
     head = data[: 8 * (len(data) // 8)][: 8 * 16].view("<u8")
     count = int(head[0]) if len(head) else 0
     if not 1 <= count < len(head):

@@ -13,13 +13,16 @@ import numpy as np
 from ris.engines.base import DeviceValue, Graph, Session, SessionInfo, Value, first_line
 from ris.engines.errors import EngineError
 
+_SAID = 3  # lines of OpenVINO's words that are shown
+
 
 def reason(error: RuntimeError) -> str:
     """OpenVINO's own words, without the places in its source."""
     lines = [line.strip() for line in str(error).splitlines()]
-    places = ("Exception from", "Check '", "[")
+    # where it was, and what it was doing: the reason comes after
+    places = ("Exception from", "Check '", "[", "Loading input model")
     said = [line for line in lines if line and not line.startswith(places)]
-    return first_line(RuntimeError(said[0])) if said else first_line(error)
+    return "; ".join(said[:_SAID]) or first_line(error)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class OpenVinoSession(Session):
             raise EngineError(
                 f"{graph.stage}: the compiled graph has no {missing.pop()!r}; compile it again"
             )
+        if self.at_once > 1:  # each request runs in a thread of its own
+            self._lost_by_fork = "a model that shares the cores (throughput) does not survive fork"
 
     @property
     def at_once(self) -> int:
@@ -77,8 +82,6 @@ class OpenVinoSession(Session):
 
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, np.ndarray]:
         parts = self._parts
-        if not parts:
-            raise EngineError(f"{self.graph.stage}: the session is closed")
         values = self._given(feeds)
 
         with self._lock:
@@ -124,7 +127,7 @@ class OpenVinoSession(Session):
         # the requests' own memory is written again by their next run
         return {spec.name: values[spec.name].copy() for spec in self.graph.outputs}
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._parts, self._blobs = [], []
         self._idle = queue.SimpleQueue()
 

@@ -56,7 +56,7 @@ def probe(name: str, device: str = "cpu") -> Probe:
             path = Path(folder) / "probe.onnx"
             path.write_bytes(one_node_graph())
             graph = Graph("probe", path, (_INPUT,), (_OUTPUT,), cache=Path(folder))
-            with engine.open(graph, engine.compile(graph)) as session:
+            with engine.load(graph) as session:
                 x = np.array([-1.5, 0, 0.25, 3], np.float32)
                 y = session.run({"x": x})["y"]
                 if not np.array_equal(y, x + x):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from ris.engines.base import Graph
 from ris.engines.errors import EngineError
+from ris.engines.text import echoed
 
 
 def operating_system() -> str:
@@ -85,20 +86,31 @@ def graph_hashes(graph: Graph) -> dict[str, str]:
 def file_hash(path: Path) -> str:
     """The sha256 of a file; computed again only where the file is another or has changed since."""
     with path.open("rb") as file:
-        about = os.fstat(file.fileno())
-        version = about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
-        return _hashed(path, version)
+        return hash_of(file)
 
 
-@functools.lru_cache(maxsize=64)
-def _hashed(path: Path, version: tuple[int, ...]) -> str:
-    """The sha256 of a file in the state that `version` identifies."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def hash_of(file: BufferedReader) -> str:
+    """`file_hash` of an open file, from its beginning."""
+    about = os.fstat(file.fileno())
+    version = about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+    if version not in _HASHES:
+        if len(_HASHES) >= _REMEMBERED:
+            _HASHES.clear()
+        file.seek(0)
+        _HASHES[version] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _HASHES[version]
+
+
+_HASHES: dict[tuple[int, ...], str] = {}
+_REMEMBERED = 64
+_NAMED = 6  # the most differences that a message names
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The fields in which two recipes differ, with both values; empty where they are equal."""
+    """The fields in which two recipes differ, with both values; empty where they are equal.
+
+    `found` may be of a foreign sidecar; of many fields the first are named.
+    """
     parts = []
     for name in sorted({*found, *wanted}):
         a, b = found.get(name), wanted.get(name)
@@ -110,10 +122,11 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
             ]
         elif a != b:
             parts.append(f"{name} ({_short(a)}, here {_short(b)})")
-    return ", ".join(parts)
+    more = [f"and {len(parts) - _NAMED} more"] if len(parts) > _NAMED else []
+    return ", ".join([*map(echoed, parts[:_NAMED]), *more])
 
 
 def _short(value: Any) -> str:
     """A value of a recipe for people; hashes by their first digits."""
-    text = "none" if value is None else str(value)
+    text = "none" if value is None else echoed(str(value))
     return f"{text[:8]}…" if len(text) == 64 and " " not in text else text

@@ -11,7 +11,7 @@ import importlib
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ris.engines import cache, cuda
+from ris.engines import cache, cuda, entry
 from ris.engines.base import (
     Compiled,
     Engine,
@@ -60,7 +60,7 @@ class TensorRtEngine(Engine):
         """The module's version."""
         return str(self._trt.__version__)
 
-    def build(self, graph: Graph, progress: Progress = silent) -> Compiled:
+    def build(self, graph: Graph, progress: Progress = silent, *, anew: bool = False) -> Compiled:
         """The graph's plan, from the cache or built now.
 
         Its report has the number of layers by the precision that they really have.
@@ -82,7 +82,7 @@ class TensorRtEngine(Engine):
         def compile_to(file: Path) -> dict[str, Any]:
             return build_plan(request, file, progress)
 
-        return cache.obtain(recipe, graph.cache, compile_to, self.options, progress)
+        return cache.obtain(recipe, graph.cache, compile_to, self.options, progress, anew=anew)
 
     def open(self, graph: Graph, artifact: Path) -> Session:
         """A session that runs a plan of the cache.
@@ -92,7 +92,7 @@ class TensorRtEngine(Engine):
         """
         if problem := cuda.driver_problem():
             raise EngineError(f"{graph.stage}: engine {self.name!r} cannot run here: {problem}")
-        plan = cache.read_checked(artifact, self.name)
+        plan = entry.read_checked(artifact, self.name)
         info = SessionInfo(self.name, self.version, "cuda", (self.title,))
         refit_from = graph.path if self.options.strip_weights else None
         return open_session(self._trt, cuda.load(), graph, info, plan, refit_from)
@@ -131,7 +131,8 @@ class TensorRtEngine(Engine):
         if self.ahead_of_time:
             return None
         name = f"timing-{self.name}-{self.version}-{device.replace(' ', '-')}.bin"
-        return cache.user_folder() / name
+        folder = cache.user_folder()
+        return folder / name if folder else None
 
 
 ENGINE = TensorRtEngine

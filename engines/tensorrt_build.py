@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from ris.engines.base import EngineOptions, Graph, Progress
 from ris.engines.errors import EngineError
+from ris.engines.temporary import write_atomically
 from ris.engines.tensorrt_logger import make_logger
 from ris.engines.tensorrt_precision import (
     Layer,
@@ -290,10 +291,5 @@ def _save_timing_cache(config: Any, file: Path) -> None:
     timing_cache = config.get_timing_cache()
     if timing_cache is None:
         return
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(timing_cache.serialize())
-        partial.replace(file)
-    except OSError:
-        partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        write_atomically(file, lambda target: target.write(timing_cache.serialize()))

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ris.engines.base import NO_STEPS, Graph, HostStep, Session, SessionInfo, Value
+from ris.engines.base import Graph, HostStep, Session, SessionInfo, Value
 from ris.engines.cuda import CudaValue, DeviceMemory, call
-from ris.engines.errors import EngineError
+from ris.engines.errors import EngineError, PlanError
 from ris.engines.tensorrt_bucket import PORTIONS, Bucket, LoadedPlan, Shapes
 from ris.engines.tensorrt_logger import make_logger
 
@@ -52,7 +52,7 @@ def open_session(
     runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise EngineError(
+        raise PlanError(
             f"{graph.stage}: {info.engine} {info.version} cannot load the plan:"
             f" {logger.errors_in_a_line()}; plans load on the GPU architecture and version they"
             " were built for, so compile it again here"
@@ -64,7 +64,7 @@ def open_session(
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     wanted = [spec.name for spec in (*graph.inputs, *graph.outputs)]
     if sorted(names) != sorted(wanted):
-        raise EngineError(
+        raise PlanError(
             f"{graph.stage}: the plan has the values {', '.join(names)}, expected"
             f" {', '.join(wanted)}"
         )
@@ -78,7 +78,7 @@ def _refit(plan: LoadedPlan, onnx: Path) -> None:
     parser = trt.OnnxParserRefitter(refitter, logger)
     if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
         missing = ", ".join(refitter.get_missing_weights()) or logger.errors_in_a_line()
-        raise EngineError(
+        raise PlanError(
             f"{plan.graph.stage}: the plan cannot take its weights from {onnx}: {missing}; compile"
             " it again"
         )
@@ -97,7 +97,7 @@ class TensorRtSession(Session):
             EngineError: Where a stream cannot be made.
         """
         super().__init__(plan.graph, info)
-        self._plan: LoadedPlan | None = plan
+        self._plan = plan
         cuda = self._cuda = plan.cuda
         self._stream: Any = call(cuda, "cudaStreamCreateWithFlags", cuda.cudaStreamNonBlocking)
         try:
@@ -120,15 +120,14 @@ class TensorRtSession(Session):
             self._wait()
             return {spec.name: bucket.host[spec.name].array.copy() for spec in self.graph.outputs}
 
-    def run_and_keep(
-        self, feeds: Mapping[str, Value], host_steps: Mapping[str, HostStep] = NO_STEPS
+    def _run_and_keep(
+        self, feeds: Mapping[str, Value], host_steps: Mapping[str, HostStep]
     ) -> Mapping[str, Value]:
         """Runs the graph once and leaves every output on the device, in memory of its own.
 
         What the host changes comes down and goes up again in portions. While some are on their way
         the host works on another.
         """
-        self._check(feeds)
         with self._lock:
             bucket = self._enqueue(feeds)
             kept: dict[str, Value] = {}
@@ -146,8 +145,6 @@ class TensorRtSession(Session):
 
     def _enqueue(self, feeds: Mapping[str, Value]) -> Bucket:
         """Puts the inputs' copies and the execution on the stream."""
-        if self._plan is None:
-            raise EngineError(f"{self.graph.stage}: the session is closed; load the bundle again")
         shapes = tuple(tuple(feeds[spec.name].shape) for spec in self.graph.inputs)
         bucket = self._bucket(self._plan, shapes)
 
@@ -246,14 +243,10 @@ class TensorRtSession(Session):
     def _wait(self) -> None:
         call(self._cuda, "cudaStreamSynchronize", self._stream)
 
-    def close(self) -> None:
-        """Waits for a call that is running, then gives everything back."""
-        with self._lock:
-            if self._plan is None:
-                return
-            for bucket in self._buckets.values():
-                bucket.close()
-            self._buckets.clear()
-            self._cuda.cudaStreamDestroy(self._stream)
-            self._cuda.cudaStreamDestroy(self._upload)
-            self._plan = None
+    def _close(self) -> None:
+        for bucket in self._buckets.values():
+            bucket.close()
+        self._buckets.clear()
+        self._cuda.cudaStreamDestroy(self._stream)
+        self._cuda.cudaStreamDestroy(self._upload)
+        del self._plan

@@ -52,6 +52,8 @@ def _walk(data: Data, span: Span) -> Iterator[tuple[Span, int, int | Span | None
     while at < end:
         start = at
         tag, at = varint(data, at)
+        if tag >> 32:  # some readers drop the upper bits, and would see another field
+            raise ValueError("it is no protobuf")
         field, kind = tag >> 3, tag & 7
         value: int | Span | None = None
         if kind == _VARINT:

@@ -17,12 +17,14 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ris.engines.errors import Skipped, refuse
 from ris.evaluation.features import FeatureCache
 from ris.evaluation.metrics import PROTOCOLS, Figures
 from ris.evaluation.results import ResultsFolder
 from ris.evaluation.run import AT, BundleSegmenter, Evaluation, Segmenter, evaluate
 from ris.evaluation.sources import SampleSource
 from ris.runtime.bundle import MANIFEST
+from ris.runtime.commands.console import LeftOut
 from ris.runtime.commands.options import Command, add_options
 from ris.runtime.commands.running import Running, running_options
 from ris.runtime.reference import pytorch_reference, require_pytorch
@@ -188,7 +190,7 @@ def open_reference(files: dict[str, Path | None], threads: int | None) -> Iterat
 
 
 def evaluate_showing(
-    asked: Asked, opened: Opened, out: Path | None, restart: bool = False
+    asked: Asked, opened: Opened, out: Path | None, restart: bool = False, skipped: Skipped = refuse
 ) -> Evaluation:
     """`evaluate`, with its progress on the terminal.
 
@@ -197,13 +199,14 @@ def evaluate_showing(
         opened: The model.
         out: The folder for the answers, of an evaluation that was stopped perhaps; None for none.
         restart: Whether to throw away what the folder has.
+        skipped: Gets a sentence for each line, image and expression that cannot be used.
 
     Raises:
-        RisError: Where the samples cannot be read, or the folder cannot be written or has results
-            of something else.
+        RisError: Where the samples cannot be read at all, or the folder cannot be written or has
+            results of something else; by default in place of leaving something out.
     """
     source = asked.source
-    read, total = source.read()
+    read, total = source.read(skipped)
     folder = None
     if out is not None:
         setup = {"name": opened.name, **opened.about, "at": asked.at, "samples": source.to_dict()}
@@ -216,12 +219,13 @@ def evaluate_showing(
         try:
             return evaluate(
                 opened.segmenter,
-                source.stream(read, done),
+                source.stream(read, done, skipped, LeftOut.note),
                 threshold=asked.threshold,
                 at=asked.at,
                 protocol=asked.protocol or source.protocol,
                 folder=folder,
                 report=progress,
+                skipped=skipped,
             )
         finally:
             if folder is not None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import click
@@ -24,7 +23,14 @@ from ris.evaluation.asking import (
 from ris.evaluation.compare_command import compare
 from ris.evaluation.metrics import PROTOCOLS
 from ris.evaluation.run import Evaluation
-from ris.runtime.commands.console import DefaultGroup, RisCommand, find_bundle
+from ris.evaluation.score_command import score_answers
+from ris.runtime.commands.console import (
+    DefaultGroup,
+    LeftOut,
+    RisCommand,
+    find_bundle,
+    print_json,
+)
 from ris.runtime.commands.running import Running
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
 
@@ -39,6 +45,7 @@ def main() -> None:
     Examples:
       ris-eval ris-bundle                        one model: the same as ris-eval run ris-bundle
       ris-eval compare fp32-bundle fp16-bundle   several over the same samples, with pictures
+      ris-eval score answers.jsonl --data refcoco --root data   any system's answers
     """
 
 
@@ -87,20 +94,21 @@ def run(
     if pytorch:
         _require_no_bundle(bundle, asked, running)
 
-    cache = asked.cache()
+    cache, left = asked.cache(), LeftOut()
     if pytorch:
         model = open_reference(files, running.threads)
     else:
         model = open_bundle_to_ask(find_bundle(bundle), running, cache)
     with model as opened:
-        found = evaluate_showing(asked, opened, out, restart)
+        found = evaluate_showing(asked, opened, out, restart, left)
 
     if cache is not None:
         click.echo(f"{cache.hits} images were encoded before, {cache.misses} were not", err=True)
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        print_json({**dataclasses.asdict(found), "left_out": left.sentences}, indent=2)
     else:
         _print(opened.name, found)
+    left.finish("the figures are of the others")
 
 
 def _require_no_bundle(bundle: str | None, asked: Asked, running: Running) -> None:
@@ -148,3 +156,4 @@ def _cell(value: float | None) -> str:
 
 
 main.add_command(compare)
+main.add_command(score_answers, "score")

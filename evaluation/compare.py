@@ -41,6 +41,9 @@ class Run:
     answers: tuple[Answered, ...]
     """The answers; those about one image stand together."""
 
+    left_out: tuple[str, ...] = ()
+    """A sentence for each expression that could not be asked."""
+
     @classmethod
     def read(cls, folder: Path) -> Run:
         """The results of `ris-eval --out`, in the order of the images' names.
@@ -58,6 +61,7 @@ class Run:
             at=str(setup["at"]),
             images=tuple(result.image for result in found for _ in result.answers),
             answers=tuple(answer for result in found for answer in result.answers),
+            left_out=tuple(sentence for result in found for sentence in result.left_out),
         )
 
     def asked(self) -> list[tuple[object, ...]]:
@@ -103,6 +107,9 @@ class Comparison:
 
     ious: NDArray[np.float64]
     """float64 [runs, N], of the masks; refused ones are empty."""
+
+    left_out: tuple[str, ...] = ()
+    """A sentence for each line, image and expression that could not be used."""
 
     def worst(self, count: int) -> list[int]:
         """The expressions on which the runs differ most, at most `count`.

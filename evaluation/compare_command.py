@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from ris.data.samples import read_image
 from ris.data.scenes import make_scene
 from ris.engines.errors import RisError
+from ris.engines.text import one_line
 from ris.evaluation.asking import Asked, evaluate_showing, open_bundle_to_ask, sample_options
 from ris.evaluation.compare import Comparison, Run, compare_runs
 from ris.evaluation.metrics import PROTOCOLS
@@ -22,8 +21,9 @@ from ris.evaluation.report import Pictures, to_dict, write_report
 from ris.evaluation.results import SETUP
 from ris.evaluation.sources import SampleSource
 from ris.runtime.bundle import MANIFEST
-from ris.runtime.commands.console import RisCommand, disk_errors
+from ris.runtime.commands.console import LeftOut, RisCommand, disk_errors, print_json
 from ris.runtime.commands.running import Running
+from ris.runtime.image import load_rgb
 
 
 @click.command(cls=RisCommand)
@@ -76,27 +76,32 @@ def compare(
     if len(models) < 2:
         raise RisError("give two models or more to compare")
     require_matplotlib()
-    cache = asked.cache()
+    cache, left = asked.cache(), LeftOut()
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
 
     def ask(bundle: Path, folder: Path) -> None:
         with open_bundle_to_ask(bundle, running, cache) as opened:
-            evaluate_showing(asked, opened, folder, restart)
+            evaluate_showing(asked, opened, folder, restart, left)
 
     runs = _runs(models, out / "answers", ask)
     # folders may have been evaluated on other samples than --data says; data sets state no number
     samples = runs[0].samples
     source = SampleSource(**{**samples, "samples": samples["samples"] or 1})
+    for run in runs:
+        for sentence in run.left_out:
+            left(sentence)
     found = compare_runs(runs, asked.protocol or source.protocol, asked.threshold)
+    found = dataclasses.replace(found, left_out=tuple(left.sentences))
     with disk_errors(out):
         files = write_report(found, out, worst, _pictures(source))
 
     if as_json:
-        click.echo(json.dumps(to_dict(found), indent=2))
-        return
-    _print(found)
-    click.echo(f"Wrote {', '.join(map(str, files))}")
+        print_json(to_dict(found), indent=2)
+    else:
+        _print(found)
+        click.echo(f"Wrote {', '.join(map(one_line, files))}")
+    left.finish("the figures are of the others")
 
 
 def _runs(models: Sequence[Path], answers: Path, ask: Callable[[Path, Path], None]) -> list[Run]:
@@ -126,13 +131,13 @@ def _pictures(source: SampleSource) -> Pictures:
         split = source.scene_split
         return lambda name: make_scene(int(name.rsplit("-", 1)[1]), split, 256).image
     try:
-        read, _ = source.read()
+        read, _ = source.read(lambda sentence: None)
     except RisError as error:
         click.echo(f"The pictures are left out: {error}", err=True)
         return lambda name: None
     assert read is not None
     paths = {image.name: image.path for image in read.images}
-    return lambda name: read_image(paths[name]) if name in paths else None
+    return lambda name: load_rgb(paths[name]) if name in paths else None
 
 
 def _print(found: Comparison) -> None:

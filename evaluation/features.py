@@ -12,23 +12,22 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
-import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ris.engines import Value
 from ris.engines.errors import RisError
+from ris.engines.temporary import clear_folder, write_atomically
 from ris.runtime import Model, Scene
 
 ENCODERS = {"sam_image_encoder": "image_embeddings", "clip_image_encoder": "clip_tokens"}
 """Stage of an image encoder -> the name of its output in an entry."""
 
 _KEPT = 0.9  # of the limit, after old entries went
-_STALE = 3600.0  # seconds: nobody writes an entry for that long
 
 
 class FeatureCache:
@@ -50,10 +49,7 @@ class FeatureCache:
         except OSError as error:
             raise RisError(f"{folder} cannot be made: {error.strerror}") from error
 
-        for part in folder.glob("*.part"):  # of processes that were killed
-            with contextlib.suppress(OSError):
-                if time.time() - part.stat().st_mtime > _STALE:
-                    part.unlink()
+        clear_folder(folder)
         self._size = sum(size for _, size, _ in self._entries())
 
     def encode(self, model: Model, rgb: NDArray[np.uint8]) -> Scene:
@@ -98,15 +94,14 @@ class FeatureCache:
         size = image_embeddings.nbytes + clip_tokens.nbytes
         if size > self.limit:
             return
-        handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".part")
+
+        def save(file: IO[bytes]) -> None:
+            np.savez(file, image_embeddings=image_embeddings, clip_tokens=clip_tokens)
+
         try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, image_embeddings=image_embeddings, clip_tokens=clip_tokens)
-            os.replace(temporary, path)
+            write_atomically(path, save)
         except OSError as error:
             raise RisError(f"{self.folder} cannot be written: {error.strerror}") from error
-        finally:
-            Path(temporary).unlink(missing_ok=True)
         self._size += size
         if self._size > self.limit:
             self._trim()

@@ -106,8 +106,9 @@ class Tally:
             refused: Whether the head says "no target".
             targeted: Whether something is referred to.
         """
-        intersection = int((mask & truth).sum())
-        self.rows.append((intersection, int(mask.sum()), int(truth.sum()), refused, targeted))
+        intersection = int(np.count_nonzero(mask & truth))
+        predicted, meant = int(np.count_nonzero(mask)), int(np.count_nonzero(truth))
+        self.rows.append((intersection, predicted, meant, refused, targeted))
 
     def figures(self) -> Figures:
         """The figures of all that was added."""

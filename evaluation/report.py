@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ris.engines.text import shown
 from ris.evaluation.compare import Comparison
 from ris.evaluation.metrics import PROTOCOLS
 from ris.evaluation.plots import draw_plots
@@ -49,9 +50,10 @@ def write_report(found: Comparison, out: Path, worst: int, picture: Pictures) ->
         picture: Finds the images of the disagreements.
     """
     page, figures, samples = out / "report.html", out / "report.json", out / "samples.csv"
-    page.write_text(_page(found, worst, picture), encoding="utf-8")
+    # an image's name need not be valid Unicode
+    page.write_text(shown(_page(found, worst, picture)), encoding="utf-8")
     figures.write_text(json.dumps(to_dict(found), indent=1) + "\n", encoding="utf-8")
-    with samples.open("w", newline="", encoding="utf-8") as file:
+    with samples.open("w", newline="", encoding="utf-8", errors="replace") as file:
         csv.writer(file).writerows(_rows(found))
     return [page, figures, samples]
 
@@ -80,6 +82,7 @@ def to_dict(found: Comparison) -> dict[str, Any]:
         "no_target_threshold": found.threshold,
         "at": found.runs[0].at,
         "samples": found.runs[0].samples,
+        "left_out": list(found.left_out),
         "runs": [
             {"name": run.name, "scores": scores, "against_first": differences}
             for run, scores, differences in runs
@@ -119,11 +122,15 @@ def _introduction(found: Comparison) -> list[str]:
     places = {"image": "the image's own size", "model": "the model's square"}
     where = places.get(first.at, first.at)
     source = PROTOCOLS[found.protocol].source
-    return [
+    lines = [
         f"<h1>{_text(title)}</h1>",
         f"<p>{count} expressions about {images} images ({_text(_samples(first.samples))}); "
         f"masks compared at {_text(where)}. Counted by: {_text(source)}.</p>",
     ]
+    if found.left_out:
+        items = "".join(f"<li>{_text(sentence)}</li>" for sentence in found.left_out)
+        lines.append(f"<p>{len(found.left_out)} left out:</p>\n<ul>{items}</ul>")
+    return lines
 
 
 def _legend(found: Comparison) -> str:

@@ -7,7 +7,6 @@ results.jsonl has a line for each image, written when all its expressions are an
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +16,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from ris.engines.errors import RisError
+from ris.engines.temporary import clear_folder, write_atomically
 from ris.evaluation.metrics import Figures
 
 SETUP, RESULTS = "run.json", "results.jsonl"
@@ -98,6 +98,9 @@ class ImageResult:
     answers: tuple[Answered, ...]
     """One for each expression, in order."""
 
+    left_out: tuple[str, ...] = ()
+    """A sentence for each expression that could not be asked."""
+
     def to_json(self) -> str:
         """One line, which `from_json` reads."""
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -105,7 +108,7 @@ class ImageResult:
     def slim(self) -> ImageResult:
         """The same without the masks, which are nearly all of its size."""
         slim = tuple(replace(answer, mask="", truth_mask="") for answer in self.answers)
-        return ImageResult(self.image, slim)
+        return replace(self, answers=slim)
 
     @classmethod
     def from_json(cls, line: str) -> ImageResult:
@@ -115,7 +118,7 @@ class ImageResult:
         for row in data["answers"]:
             swapped = row["swapped"] and Swapped(**row["swapped"])
             answers.append(Answered(**(row | {"swapped": swapped})))
-        return cls(data["image"], tuple(answers))
+        return cls(data["image"], tuple(answers), tuple(data.get("left_out", ())))
 
 
 def figures_of(answers: Sequence[Answered], threshold: float) -> Figures:
@@ -154,11 +157,11 @@ class ResultsFolder:
 
         with self._writing():
             path.mkdir(parents=True, exist_ok=True)
+            clear_folder(path)
             # written anew, without a last line that was cut off
-            temporary = path / (RESULTS + ".part")
-            temporary.write_text("".join(lines), encoding="utf-8")
-            os.replace(temporary, path / RESULTS)
-            (path / SETUP).write_text(json.dumps(setup, indent=1) + "\n", encoding="utf-8")
+            write_atomically(path / RESULTS, lambda file: file.write("".join(lines).encode()))
+            text = json.dumps(setup, indent=1) + "\n"
+            write_atomically(path / SETUP, lambda file: file.write(text.encode()))
 
         found = (ImageResult.from_json(line) for line in lines)
         self.done: dict[str, ImageResult] = {result.image: result.slim() for result in found}

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ris.data.samples import AnnotatedImage, Truth
+from ris.engines.errors import ExpressionError, Skipped, refuse
+from ris.engines.text import echoed
 from ris.evaluation.features import FeatureCache
 from ris.evaluation.metrics import Figures, Mask
 from ris.evaluation.results import Answered, ImageResult, ResultsFolder, Swapped, figures_of
 from ris.runtime import Model
+from ris.runtime.asking import ask_each
 from ris.runtime.masks import encode_rle, mask_from_logits
 
 AT = ("image", "model", "480")
@@ -172,19 +175,36 @@ def _swapped(text: str, mask: Mask, truth: Mask, unswapped: Mask) -> Swapped:
 
 
 def ask_image(segmenter: Segmenter, image: AnnotatedImage, at: str) -> ImageResult:
-    """Everything that is asked of one image; `at` is one of `AT`."""
-    truths = image.truths
+    """Everything that is asked of one image, without what cannot be; `at` is one of `AT`."""
+
+    def ask(numbers: Sequence[int]) -> list[Answered]:
+        return _ask(segmenter, image.rgb, [image.truths[i] for i in numbers], at)
+
+    answers: list[Answered] = []
+    left_out = list(image.left_out)
+    found = ask_each(ask, range(len(image.truths)))
+    for truth, answer in zip(image.truths, found, strict=True):
+        if isinstance(answer, ExpressionError):
+            left_out.append(f'{echoed(image.name)}: "{echoed(truth.expression)}": {answer}')
+        else:
+            answers.append(answer)
+    return ImageResult(image.name, tuple(answers), tuple(left_out))
+
+
+def _ask(
+    segmenter: Segmenter, rgb: NDArray[np.uint8], truths: Sequence[Truth], at: str
+) -> list[Answered]:
+    """The answers to these expressions and their mirrored ones, of one image."""
     swaps = [(i, truth.mirrored[0]) for i, truth in enumerate(truths) if truth.mirrored is not None]
     expressions = [truth.expression for truth in truths] + [text for _, text in swaps]
     categories = [truth.category for truth in truths] + [truths[i].category for i, _ in swaps]
-    answers = segmenter.answer(image.rgb, expressions, categories)
+    answers = segmenter.answer(rgb, expressions, categories)
 
     of_swaps = answers[len(truths) :]
     others = {i: answer for (i, _), answer in zip(swaps, of_swaps, strict=True)}
-    found = [
+    return [
         _answered(segmenter, truth, answers[i], others.get(i), at) for i, truth in enumerate(truths)
     ]
-    return ImageResult(image.name, tuple(found))
 
 
 def evaluate(
@@ -196,6 +216,7 @@ def evaluate(
     protocol: str = "scenes",
     folder: ResultsFolder | None = None,
     report: Report = lambda count, figures: None,
+    skipped: Skipped = refuse,
 ) -> Evaluation:
     """Asks everything of every image.
 
@@ -207,14 +228,21 @@ def evaluate(
         protocol: How to count, one of `metrics.PROTOCOLS`.
         folder: Where each image's answers are written; those that it has already count too.
         report: Called after each image.
+        skipped: Gets a sentence for each expression that could not be asked, those of `folder` too.
 
     Raises:
-        RisError: Where the model cannot answer or the folder cannot be written.
+        RisError: Where the folder cannot be written, and by default in place of leaving an
+            expression out.
     """
     answers: list[Answered] = []
-    if folder is not None:
-        for result in folder.done.values():
-            answers += result.answers
+
+    def take(result: ImageResult) -> None:
+        for sentence in result.left_out:
+            skipped(sentence)
+        answers.extend(result.slim().answers)
+
+    for done in folder.done.values() if folder is not None else ():
+        take(done)
 
     def figures() -> Figures:
         return figures_of(answers, threshold)
@@ -223,7 +251,7 @@ def evaluate(
         result = ask_image(segmenter, image, at)
         if folder is not None:
             folder.add(result)
-        answers += result.slim().answers
+        take(result)
         report(len(answers), figures)
 
     return summarise(answers, threshold, protocol, at)

@@ -10,7 +10,7 @@ from typing import Any
 from ris.data.datasets import DATASETS, ReferData, read_lines, read_refer
 from ris.data.samples import AnnotatedImage, refer_images, scene_images
 from ris.data.scenes import Split
-from ris.engines.errors import RisError
+from ris.engines.errors import RisError, Skipped, refuse
 
 PROTOCOL_OF = {"scenes": "scenes", "grefcoco": "grefcoco", "ref-zom": "ref-zom"}
 """Name of the samples -> the protocol of the same benchmark, where it has its own."""
@@ -65,8 +65,10 @@ class SampleSource:
         """The split of the scenes."""
         return "train" if self.split == "train" else "heldout"
 
-    def read(self) -> tuple[ReferData | None, int]:
+    def read(self, skipped: Skipped = refuse) -> tuple[ReferData | None, int]:
         """The data set, None for scenes, and the number of expressions.
+
+        skipped: gets a sentence for each line and each missing image that cannot be used.
 
         Raises:
             RisError: For files that are missing or damaged.
@@ -74,20 +76,31 @@ class SampleSource:
         if self.data == "scenes":
             return None, self.samples
         if self.data in DATASETS:
-            found = read_refer(self.root or "", self.data, self.split or "val", images=self.images)
+            split = self.split or "val"
+            found = read_refer(
+                self.root or "", self.data, split, images=self.images, skipped=skipped
+            )
         else:
-            found = read_lines(Path(self.data))
+            found = read_lines(Path(self.data), skipped)
         return found, sum(len(image.references) for image in found.images)
 
-    def stream(self, read: ReferData | None, done: Mapping[str, int]) -> Iterator[AnnotatedImage]:
+    def stream(
+        self,
+        read: ReferData | None,
+        done: Mapping[str, int],
+        skipped: Skipped = refuse,
+        noted: Skipped = lambda sentence: None,
+    ) -> Iterator[AnnotatedImage]:
         """The images, except those that are done.
 
         Args:
             read: The data set that `read` gave, None for scenes.
             done: Names of images that are left out, and how many expressions they had.
+            skipped: Gets a sentence for each image and expression that cannot be used.
+            noted: Gets a sentence for each outline that is used and may be a mistake.
         """
         if read is not None:
-            return refer_images(read, done)
+            return refer_images(read, done, skipped, noted)
         return scene_images(self.scene_split, self.samples, done=done)
 
     def to_dict(self) -> dict[str, Any]:

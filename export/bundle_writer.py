@@ -282,7 +282,7 @@ def _check_graph(
     Raises ParityError where it does not agree there, or on a single expression.
     """
     engine = create("onnxruntime", EngineOptions())
-    with engine.open(graph, engine.compile(graph)) as session:
+    with engine.load(graph) as session:
         rows = check_stage(graph.stage, session, reference)
         single = check_stage(graph.stage, session, first_image_only(reference, expressions=1))
 

@@ -17,7 +17,7 @@ from ris.engines import ENGINE_NAMES, EngineSpec, create, select
 from ris.engines.errors import CheckpointError, EngineError, RisError
 from ris.runtime.bundle import Bundle
 from ris.runtime.commands.compile import Compiling, build_options, compile_and_show
-from ris.runtime.commands.console import RisCommand, StepProgress, size
+from ris.runtime.commands.console import RisCommand, StepProgress, print_json, size
 from ris.runtime.commands.weight_files import weight_file_options
 from ris.runtime.manifest import Precision
 
@@ -348,7 +348,7 @@ def _dry_run(request: Request, as_json: bool) -> None:
     except RisError as error:
         if not as_json:
             raise
-        click.echo(json.dumps({"plan": {"works": False, "problems": [str(error)]}}, indent=2))
+        print_json({"plan": {"works": False, "problems": [str(error)]}}, indent=2)
         raise click.exceptions.Exit(error.exit_code) from None
 
     plan = plans.make_plan(
@@ -359,7 +359,7 @@ def _dry_run(request: Request, as_json: bool) -> None:
         check_target=lambda: check_target(request.out, request.force),
     )
     if as_json:
-        click.echo(json.dumps(plans.report(source, plan), indent=2))
+        print_json(plans.report(source, plan), indent=2)
     else:
         click.echo("\n".join(plans.lines(source, plan)))
     if plan.problems:
@@ -414,7 +414,7 @@ def _print_json(result: ExportResult, source: ModelSource, engines: dict[str, An
     }
     if engines:
         data["engines"] = engines
-    click.echo(json.dumps(data, indent=2))
+    print_json(data, indent=2)
 
 
 def _print_next(result: ExportResult, row: EngineSpec | None) -> None:

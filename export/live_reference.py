@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from ris.engines.processor import core_limit
 from ris.evaluation.run import Answer
 from ris.export.sources import rebuild_model
 from ris.reference.categories import COCO_PANOPTIC
@@ -231,7 +232,7 @@ class ReferenceSegmenter:
     """Logits above it are in the mask."""
 
     def __init__(self, files: Mapping[str, Path | None], threads: int | None = None) -> None:
-        if threads is not None:
+        if threads := threads or core_limit():
             torch.set_num_threads(threads)
         self._model, inspection = load_model(WeightFiles(**files))
         self._tokenizer = tokenizer_from(inspection.vocabulary, self._model.config)

@@ -79,7 +79,7 @@ def make_plan(
     vocabulary: Path | None,
     check_target: Callable[[], None],
 ) -> Plan:
-    """The plan of an export; writes nothing and reads no weights.
+    """The plan of an export; writes nothing. Reads the weights, to find those that are no numbers.
 
     Args:
         source: The model to export.
@@ -96,6 +96,8 @@ def make_plan(
     problems = []
     if source.inspection is not None and not source.inspection.keys.fits:
         problems.append("\n    ".join([source.inspection.summary(), *source.inspection.hints()]))
+    if source.inspection is not None:
+        problems += _refusals(source.inspection.require_finite)
     problems += _refusals(
         lambda: tokenizer_from(vocabulary, config),
         check_target,

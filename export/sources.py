@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from ris.engines.errors import CheckpointError
 from ris.reference import config as config_module
 from ris.reference.checkpoint import Inspection, WeightFiles, build_model, inspect
+from ris.reference.checkpoint.sizes import check_given_config
 from ris.reference.config import PRESETS, ModelConfig
 from ris.reference.deterministic import deterministic_model
 from ris.reference.model import RISModel
@@ -188,7 +189,8 @@ def rebuild_model(bundle: Bundle, files: WeightFiles | None = None) -> RISModel:
                 f"{bundle.path} was made with made-up weights; leave --checkpoint and the others "
                 "out"
             )
-        return deterministic_model(ModelConfig.from_dict(bundle.manifest.model), source.seed)
+        config = check_given_config(bundle.manifest.model, bundle.path)
+        return deterministic_model(config, source.seed)
 
     wanted = _wanted(source)
     _require_given(bundle, wanted, files)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ from typing import Any
 
 from ris.engines import Graph
 from ris.engines.errors import BundleError
-from ris.runtime.manifest import FORMAT_VERSION, Manifest, manifest_from_dict
+from ris.runtime.bundle_checks import problems, unhashed_data
+from ris.runtime.from_json import read_json
+from ris.runtime.manifest import FORMAT_VERSION, Manifest, joined, manifest_from_dict
 
 MANIFEST = "manifest.json"
 """The manifest's file name."""
@@ -83,28 +84,23 @@ class Bundle:
         return expected
 
 
-def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
+def open_bundle(path: str | Path, *, verify: bool = True, graphs: bool = True) -> Bundle:
     """Reads a bundle's manifest and checks its files.
 
     Args:
         path: The folder that `ris-export` wrote.
         verify: Compare the sha256 of every file with the manifest; False only asks whether the
             files are there.
+        graphs: False where the graphs are elsewhere, and only what is around them is here.
 
     Raises:
-        BundleError: Where the bundle is missing, damaged or too new. It names all missing and
-            damaged files at once.
+        BundleError: Where the bundle is missing, damaged or too new, or would have files opened
+            that have no hash in the manifest. It names all that is wrong at once.
     """
     path = Path(path)
-    manifest = _read_manifest(path)
-    if missing := [stage for stage in STAGES if stage not in manifest.graphs]:
-        raise BundleError(
-            f"{path / MANIFEST} is damaged: no graph {', '.join(missing)}; export it again"
-        )
-
-    bundle = Bundle(path, manifest)
-    if problems := _damage(bundle, verify):
-        raise BundleError(f"{path} is damaged: {'; '.join(problems)}. Export the bundle again")
+    bundle = Bundle(path, _read_manifest(path))
+    if found := _damage(bundle, verify, graphs):
+        raise BundleError(f"{path} is damaged: {joined(found)}. Export the bundle again")
     return bundle
 
 
@@ -117,11 +113,14 @@ def _read_manifest(path: Path) -> Manifest:
             "upgrade ris-runtime, or export the bundle again with this version"
         )
     try:
-        return manifest_from_dict(data)
+        manifest = manifest_from_dict(data)
+        if found := problems(manifest):
+            raise BundleError(joined(found))
     except BundleError as error:
         raise BundleError(
             f"{path / MANIFEST} is damaged: {error}; export the bundle again"
         ) from None
+    return manifest
 
 
 def _read_json(path: Path) -> Any:
@@ -131,35 +130,38 @@ def _read_json(path: Path) -> Any:
     if not path.is_dir():
         raise BundleError(f"{path} is a file; a bundle is the folder that ris-export writes")
     try:
-        return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        return read_json(path / MANIFEST)
     except FileNotFoundError:
         raise BundleError(
             f"{path} has no {MANIFEST}, so it is not a bundle; make one with ris-export"
         ) from None
-    except (OSError, ValueError) as error:
-        raise BundleError(
-            f"{path / MANIFEST} cannot be read ({error}); export the bundle again"
-        ) from None
 
 
-def _damage(bundle: Bundle, verify: bool) -> list[str]:
-    """What is wrong with the files, in the order of their names."""
-    expected = sorted(bundle.hashes().items())
-    outside = [name for name, _ in expected if Path(name).is_absolute() or ".." in Path(name).parts]
-    if outside:
-        return [f"{name} lies outside the bundle" for name in outside]
+def _damage(bundle: Bundle, verify: bool, graphs: bool) -> list[str]:
+    """What is wrong with the files, in the order of their names, and with what they would open."""
 
     def check(item: tuple[str, str]) -> str | None:
         name, sha256 = item
         file = bundle.path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if verify and sha256_of(file) != sha256:
-            return f"{name} is not the file that was exported (sha256 differs)"
+        try:
+            if not file.is_file():
+                return f"{name} is missing"
+            if verify and sha256_of(file) != sha256:
+                return f"{name} is not the file that was exported (sha256 differs)"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror or error})"
         return None
 
+    hashes = bundle.hashes() if graphs else bundle.manifest.files
     with ThreadPoolExecutor(4) as pool:  # hashing releases the GIL
-        return [problem for problem in pool.map(check, expected) if problem]
+        found = [problem for problem in pool.map(check, sorted(hashes.items())) if problem]
+    if found or not graphs:
+        return found
+    return [
+        problem
+        for entry in bundle.manifest.graphs.values()
+        for problem in unhashed_data(entry, bundle.path / entry.file)
+    ]
 
 
 def sha256_of(path: Path) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from ris.engines.errors import BundleError
+from ris.engines.temporary import recover_folder, replace_folder, temporary_folder
 from ris.runtime.bundle import ENGINES, MANIFEST
 
 
@@ -17,31 +17,35 @@ from ris.runtime.bundle import ENGINES, MANIFEST
 def building(out: Path, overwrite: bool) -> Iterator[Path]:
     """A new folder to write a bundle to, a hidden sibling of `out`.
 
-    It takes the place of `out` when the block ends well, and is removed when it does not. Raises
-    BundleError where `out` must not be replaced or the disk refuses.
+    It takes the place of `out` when the block ends well, and is removed when it does not. Where
+    `out` is a link, the link stays and the folder that it leads to is replaced. Raises BundleError
+    where `out` must not be replaced or the disk refuses.
     """
     recover(out)
     check_target(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        folder.mkdir()
-        yield folder
-        _make_readable(folder)
-        _replace(out, folder)
-    except OSError as error:
-        raise _refusal(out, error) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    target = behind_links(out)
+    with _refusing(out):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(target) as folder:
+            yield folder
+            _make_readable(folder)
+            replace_folder(target, folder, _keep_engines)
 
 
 def check_target(out: Path, overwrite: bool) -> None:
-    """Raises BundleError where `out` is something that a new bundle must not replace."""
-    if not out.exists():
+    """Raises BundleError where `out` is something that a new bundle must not or cannot replace."""
+    with _refusing(out):
+        _check_target(out, behind_links(out), overwrite)
+
+
+def _check_target(out: Path, target: Path, overwrite: bool) -> None:
+    """`check_target`, where `target` is what `out` leads to."""
+    if not target.exists():
         return
-    if not out.is_dir():
+    if not target.is_dir():
         raise BundleError(f"{out} exists and is not a folder; choose another --out")
-    if any(out.iterdir()) and not (out / MANIFEST).exists():
+    require_movable(out)
+    if any(target.iterdir()) and not (target / MANIFEST).exists():
         raise BundleError(
             f"{out} exists and is not a bundle, so it is not overwritten; choose another --out"
         )
@@ -53,16 +57,35 @@ def recover(out: Path) -> None:
     """Cleans up behind processes that were killed while they wrote this bundle.
 
     What is half-written is removed. Where a process was killed between its two renames, the old
-    bundle comes back.
+    bundle comes back. What may belong to a living process stays.
     """
-    for leftover in out.parent.glob(f".{out.name}.*-*"):
-        kind, _, process = leftover.name.removeprefix(f".{out.name}.").partition("-")
-        if kind not in ("partial", "old") or not process.isdigit() or _alive(int(process)):
-            continue
-        if kind == "old" and not out.exists():
-            leftover.rename(out)
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
+    with _refusing(out):
+        recover_folder(behind_links(out), _keep_engines)
+
+
+def behind_links(out: Path) -> Path:
+    """The folder that `out` really is, or would be."""
+    return Path(os.path.realpath(out))
+
+
+def require_movable(out: Path) -> None:
+    """Raises BundleError where another folder cannot be put in the place of `out`."""
+    target = behind_links(out)
+    if _is_around(target):
+        raise BundleError(
+            f"{out} is the folder that this command runs in, or is around it, so it cannot be"
+            " replaced; name a folder in it, or go to another one first"
+        )
+    if target.is_mount():
+        raise BundleError(f"{out} is a mount point and cannot be replaced; name a folder in it")
+
+
+def _is_around(folder: Path) -> bool:
+    """Whether this process runs in the folder or somewhere below it."""
+    try:
+        return Path.cwd().is_relative_to(folder)
+    except FileNotFoundError:  # it runs in a folder that was removed
+        return False
 
 
 def _make_readable(folder: Path) -> None:
@@ -73,18 +96,22 @@ def _make_readable(folder: Path) -> None:
             file.chmod(mode)
 
 
-def _replace(out: Path, folder: Path) -> None:
-    """Puts the folder in the place of `out`."""
-    if not out.exists():
-        folder.rename(out)
-        return
-    old = out.with_name(f".{out.name}.old-{os.getpid()}")
-    out.rename(old)
-    folder.rename(out)
-    # compiled graphs are found by content, so those of unchanged graphs still fit
-    if (old / ENGINES).is_dir():
+def _keep_engines(old: Path, out: Path) -> None:
+    """Moves compiled graphs on: they are found by content, so those of unchanged graphs still fit.
+
+    What is compiled for the new bundle already stays.
+    """
+    if (old / ENGINES).is_dir() and not (out / ENGINES).exists():
         (old / ENGINES).rename(out / ENGINES)
-    shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def _refusing(out: Path) -> Iterator[None]:
+    """Makes a sentence of what the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise _refusal(out, error) from None
 
 
 def _refusal(out: Path, error: OSError) -> BundleError:
@@ -96,13 +123,3 @@ def _refusal(out: Path, error: OSError) -> BundleError:
     if error.errno in (errno.EACCES, errno.EROFS):
         return BundleError(f"{out}: no permission to write there")
     return BundleError(f"{error.filename or out}: {error.strerror or error}; nothing was written")
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

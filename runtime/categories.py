@@ -8,15 +8,20 @@ driver": driver; "man blue tie": man). Where they name nothing, it refuses.
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Annotated
+
+import numpy as np
 
 from ris.engines.errors import BundleError, ExpressionError
+from ris.engines.text import one_line
+from ris.runtime.from_json import Rule, build, read_json
+from ris.runtime.interpolate import Float
 
 AUTO = "auto"
 """In place of a category's name: guess it."""
@@ -83,6 +88,9 @@ class Guess:
     """The expression's word that it was guessed from, None where it was given."""
 
 
+_ROWS = Annotated[tuple[Category, ...], Rule(lambda rows: len(rows) > 0, "a list with rows")]
+
+
 class CategoryTable:
     """The categories of a model that asks by category, in the order of its feature rows."""
 
@@ -110,15 +118,12 @@ class CategoryTable:
         Raises:
             BundleError: Where the file is not such a list.
         """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            rows = tuple(
-                Category(row["name"], row["thing"], tuple(row["synonyms"])) for row in data
-            )
-        except (OSError, ValueError, TypeError, KeyError):
+        rows, problems = build(_ROWS, read_json(path), "the table")
+        if problems:
             raise BundleError(
-                f"{path} is not a list of categories that can be read; export the bundle again"
-            ) from None
+                f"{path} is not a list of categories that can be read: {problems[0]}; export the"
+                " bundle again"
+            )
         return cls(rows)
 
     def row(self, name: str) -> int:
@@ -196,6 +201,31 @@ class CategoryTable:
         for word in words:
             near += get_close_matches(word.lower(), spelled, n=3, cutoff=0.7)
         return list(dict.fromkeys(spelled[match] for match in near))[:3]
+
+
+def read_table(names: Path, features: Path) -> tuple[CategoryTable, Float]:
+    """A bundle's categories, and their text features, float32 [categories, width].
+
+    Raises:
+        BundleError: Where a file is damaged, or the two do not belong together.
+    """
+    table = CategoryTable.read(names)
+    try:
+        with features.open("rb") as file:
+            found = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # whatever numpy raises for a damaged header
+        raise BundleError(
+            f"{features} is not an array that can be read ({one_line(str(error))[:200]}); export"
+            " the bundle again"
+        ) from None
+    rows = len(table.names)
+    fits = found.dtype == np.float32 and found.ndim == 2 and found.shape[0] == rows and found.size
+    if not fits or not np.isfinite(found).all():
+        raise BundleError(
+            f"{features} is {found.dtype} {list(found.shape)}, and should be float32 [{rows},"
+            " width] of finite numbers; export the bundle again"
+        )
+    return table, found
 
 
 def categories_to_ask(

@@ -82,7 +82,12 @@ def expressions_together(bundle: Bundle, row: EngineSpec, device: str = "auto") 
 
 
 def compile_bundle(
-    bundle: Bundle, row: EngineSpec, engine: Engine, progress: Progress = silent
+    bundle: Bundle,
+    row: EngineSpec,
+    engine: Engine,
+    progress: Progress = silent,
+    *,
+    anew: bool = False,
 ) -> dict[str, CompiledGraph]:
     """Compiles the five graphs, or finds them in the cache.
 
@@ -91,6 +96,7 @@ def compile_bundle(
         row: The engine's row in the table.
         engine: An engine of that row, with its options.
         progress: Called while it compiles.
+        anew: Compile also what is in the cache, and replace it.
 
     Returns:
         What came of each graph, by stage.
@@ -101,7 +107,7 @@ def compile_bundle(
     require_fit(bundle, row)
     found = {}
     for stage in STAGES:
-        compiled = engine.build(bundle.graph(stage), progress)
+        compiled = engine.build(bundle.graph(stage), progress, anew=anew)
         found[stage] = CompiledGraph(
             asked=bundle.manifest.graphs[stage].shown,
             artifact=compiled.artifact,

@@ -19,6 +19,8 @@ from typing import Any
 from ris.engines import TABLE, EngineSpec, create, select
 from ris.engines.errors import RisError
 from ris.engines.probe import Probe, probe_apart
+from ris.engines.trust import VARIABLE, user_key
+from ris.engines.user_folders import home_folder
 from ris.runtime import system
 from ris.runtime.bundle import STAGES, Bundle, open_bundle
 from ris.runtime.loading import open_model
@@ -172,6 +174,9 @@ class DoctorReport:
     engines: tuple[EngineHealth, ...]
     """The rows of the engine table, in its order."""
 
+    plan_key: str | None
+    """The file of the key that vouches for compiled graphs, None where there is none."""
+
     bundle: BundleHealth | None
     """The bundle, None where none was looked at."""
 
@@ -218,6 +223,7 @@ def examine(bundle: str | Path | None = None, *, check: bool = False) -> DoctorR
     _judge_engines(engines, findings)
     _judge_gpus(engines, gpus, findings)
     _judge_quota(cpu, findings)
+    plan_key = _plan_key(findings)
 
     health = None
     if bundle is not None:
@@ -230,6 +236,7 @@ def examine(bundle: str | Path | None = None, *, check: bool = False) -> DoctorR
         memory=memory,
         gpus=gpus,
         engines=engines,
+        plan_key=plan_key,
         bundle=health,
         problems=tuple(findings.problems),
         notes=tuple(findings.notes),
@@ -249,7 +256,7 @@ def private(text: str) -> str:
 
     A user's name counts where it is the name of a folder, a machine's where it is a whole word.
     """
-    home = str(Path.home())
+    home = str(home_folder() or "")
     if len(home) > 1:
         text = re.sub(re.escape(home) + r"(?![\w.-])", "~", text)
     try:
@@ -268,6 +275,21 @@ def _engine(row: EngineSpec) -> EngineHealth:
     missing = row.missing()
     probes = () if missing else tuple(probe_apart(row.name, device) for device in row.devices)
     return EngineHealth(row.name, row.installed(), row.precisions, missing, probes)
+
+
+def _plan_key(findings: _Findings) -> str | None:
+    """Where the key of compiled graphs is kept, None where no file can be used."""
+    try:
+        file = user_key().file
+    except RisError as error:
+        findings.problem(str(error), f"set {VARIABLE} to a key of yours, or unset it")
+        return None
+    if file is None:
+        findings.note(
+            "no folder keeps the key that vouches for compiled graphs, so they are compiled again"
+            f" by each process; set {VARIABLE} or XDG_STATE_HOME"
+        )
+    return str(file) if file else None
 
 
 def _judge_engines(engines: tuple[EngineHealth, ...], findings: _Findings) -> None:
@@ -395,7 +417,7 @@ def _graph(bundle: Bundle, stage: str, run: bool) -> GraphHealth:
         weights = count_weights(bundle.file(entry.file))
         if run:
             graph, engine = bundle.graph(stage), create(select().name)
-            with engine.open(graph, engine.compile(graph)) as session:
+            with engine.load(graph) as session:
                 info = session.info
                 runs = f"{info.engine} {info.version} on {info.device} ({info.where})"
     except RisError as error:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ris.engines import HostStep, Session, Value
 from ris.engines.errors import RisError
 from ris.runtime.bundle import Bundle
+from ris.runtime.categories import CategoryTable, read_table
 from ris.runtime.interpolate import Float, resize_maps
 from ris.runtime.segmentation import Timings, timed
 from ris.runtime.text import ExpressionTokenizer, Tokens
@@ -39,6 +40,9 @@ class Graphs:
     sessions: dict[str, Session]
     """A session for each stage; none after `close`."""
 
+    categories: CategoryTable | None
+    """The table of a model that asks by category, None for others."""
+
     def __init__(self, bundle: Bundle, sessions: Mapping[str, Session]) -> None:
         manifest = bundle.manifest
         self.sessions = dict(sessions)
@@ -46,10 +50,12 @@ class Graphs:
         self._tokenize = ExpressionTokenizer(
             bundle.file(manifest.text.tokenizer), manifest.text.max_tokens
         )
+        self.categories = None
         self._category_features: Float | None = None
-        if manifest.categories is not None:
-            path = bundle.file(manifest.categories.features)
-            self._category_features = np.load(path, allow_pickle=False)
+        if (files := manifest.categories) is not None:
+            self.categories, self._category_features = read_table(
+                bundle.file(files.names), bundle.file(files.features)
+            )
 
     def session(self, stage: str) -> Session:
         """The session of a stage. Raises RisError where the graphs are closed."""

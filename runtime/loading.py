@@ -130,7 +130,7 @@ def open_model(
         sessions: dict[str, Session] = {}
         for stage in STAGES:
             graph, chosen = bundle.graph(stage), engines[by_stage[stage]]
-            sessions[stage] = chosen.open(graph, chosen.compile(graph, progress))
+            sessions[stage] = chosen.load(graph, progress)
             opened.callback(sessions[stage].close)
         model = Model(bundle, sessions, max_expressions, options.get("overlap"))
         opened.pop_all()

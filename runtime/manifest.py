@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from ris.engines import TensorSpec
 from ris.engines.errors import BundleError
-from ris.runtime.from_json import build
+from ris.engines.text import echoed
+from ris.runtime.from_json import Rule, build, within
+from ris.runtime.manifest_kinds import (
+    Count,
+    Deviations,
+    FileName,
+    Hashes,
+    Logit,
+    Means,
+    Share,
+    Side,
+    Tensors,
+)
 
 FORMAT_VERSION = 1
 """The format that this version writes, and the newest that it reads."""
@@ -24,6 +36,17 @@ Precision = Literal["fp32", "bf16", "fp16"]
 BundlePrecision = Literal[Precision, "int8"]
 """What a bundle was exported or quantised to."""
 
+MOST_PROBLEMS = 12
+"""How many things that are wrong with a bundle a sentence says at most."""
+
+_LONGEST = 700  # characters of these together
+
+_IS_ONNX = Rule(lambda name: name.endswith(".onnx"), "a file *.onnx")
+_IS_SAMS = Rule(
+    lambda square: square.interpolation != "bicubic", "of pillow-bilinear-uint8 interpolation"
+)
+_IS_CLIPS = Rule(lambda square: square.interpolation == "bicubic", "of bicubic interpolation")
+
 
 @dataclass(frozen=True)
 class Int8:
@@ -32,19 +55,19 @@ class Int8:
     The rest of the graph has the graph's own precision.
     """
 
-    layers: int
+    layers: Count
     """How many layers are quantised."""
 
-    calibrator: str
-    """What the ranges of the activations come from: "minmax", "percentile" or "entropy"."""
+    calibrator: Literal["minmax", "percentile", "entropy"]
+    """What the ranges of the activations come from."""
 
     percentile: float | None
     """The percentile of that calibrator, None for the others."""
 
-    alpha: float | None
+    alpha: Share | None
     """The strength of the smoothing, 0 to 1; None where nothing was smoothed."""
 
-    samples: int
+    samples: Count
     """The number of expressions that the graph was calibrated with."""
 
 
@@ -55,13 +78,13 @@ class Operations:
     A multiply-add counts as two.
     """
 
-    fixed: int
+    fixed: Count
     """For each call."""
 
-    image: int
+    image: Count
     """For each image of a call."""
 
-    expression: int
+    expression: Count
     """For each expression of a call."""
 
     def of(self, images: int, expressions: int) -> int:
@@ -73,11 +96,11 @@ class Operations:
 class GraphEntry:
     """One graph: where it is, what is in it, what goes in and comes out."""
 
-    file: str
-    """The ONNX file, relative to the bundle."""
+    file: Annotated[FileName, _IS_ONNX]
+    """The ONNX file."""
 
-    sha256: dict[str, str]
-    """The hash of every file that the graph needs, by its name relative to the bundle."""
+    sha256: Hashes
+    """The hash of every file that the graph needs."""
 
     precision: Precision
     """What the graph is written in. In an INT8 graph: what the rest of it is written in."""
@@ -89,17 +112,17 @@ class GraphEntry:
     bundle, "*" stands for a whole graph.
     """
 
-    inputs: tuple[TensorSpec, ...]
+    inputs: Tensors
     """What goes in."""
 
-    outputs: tuple[TensorSpec, ...]
+    outputs: Tensors
     """What comes out."""
 
-    parameters: int
+    parameters: Count
     """The number of weights."""
 
-    sampling: str | None
-    """How the fusion samples bilinearly: "native" or "gather"; None for the other graphs."""
+    sampling: Literal["native", "gather"] | None
+    """How the fusion samples bilinearly; None for the other graphs."""
 
     int8: Int8 | None = None
     """How the graph was quantised; None where nothing is INT8. May be absent."""
@@ -117,16 +140,16 @@ class GraphEntry:
 class SquareImage:
     """How the square image of an encoder is made."""
 
-    size: int
+    size: Side
     """The side in pixels."""
 
-    interpolation: str
-    """How it is resized: "pillow-bilinear-uint8" (SAM) or "bicubic" (CLIP)."""
+    interpolation: Literal["pillow-bilinear-uint8", "bicubic"]
+    """How it is resized: as SAM's or as CLIP's."""
 
-    mean: tuple[float, ...]
+    mean: Means
     """What is subtracted from each of the three channels."""
 
-    std: tuple[float, ...]
+    std: Deviations
     """What each channel is divided by after that."""
 
 
@@ -134,10 +157,10 @@ class SquareImage:
 class Preprocess:
     """The squares of the two image encoders."""
 
-    sam: SquareImage
+    sam: Annotated[SquareImage, _IS_SAMS]
     """SAM's, made from the image; its levels are 0 to 255."""
 
-    clip: SquareImage
+    clip: Annotated[SquareImage, _IS_CLIPS]
     """CLIP's, made from SAM's square; its levels are 0 to 1."""
 
 
@@ -145,10 +168,10 @@ class Preprocess:
 class Text:
     """How an expression becomes token ids; they are padded with 0."""
 
-    tokenizer: str
+    tokenizer: FileName
     """The tokenizer's file."""
 
-    max_tokens: int
+    max_tokens: Annotated[int, within(2, 4096)]
     """The length T of a row of ids; what is longer is cut."""
 
 
@@ -156,10 +179,10 @@ class Text:
 class DensePrompt:
     """How the host resizes the dense prompt between fusion and mask decoder."""
 
-    grid: int
+    grid: Side
     """The side of a map as the fusion gives it."""
 
-    target: int
+    target: Side
     """The side of a map as the mask decoder takes it."""
 
     interpolation: Literal["bilinear", "bicubic"]
@@ -170,10 +193,10 @@ class DensePrompt:
 class Postprocess:
     """How mask logits become a mask of the image's own size."""
 
-    interpolation: str
-    """How the logits are resized; always "bilinear"."""
+    interpolation: Literal["bilinear"]
+    """How the logits are resized."""
 
-    threshold: float
+    threshold: Logit
     """The logit above which a pixel belongs to the mask."""
 
 
@@ -181,10 +204,10 @@ class Postprocess:
 class Categories:
     """The table of a model that asks by category."""
 
-    names: str
+    names: FileName
     """The file of the names, a JSON list."""
 
-    features: str
+    features: FileName
     """The file of their text features: npy, float32 [names, width]."""
 
 
@@ -246,7 +269,7 @@ class StageParity:
 class Manifest:
     """Everything that a program needs to know about a bundle."""
 
-    format_version: int
+    format_version: Annotated[int, within(1, FORMAT_VERSION)]
     """`FORMAT_VERSION` of what wrote it."""
 
     writer: dict[str, str]
@@ -282,16 +305,16 @@ class Manifest:
     categories: Categories | None
     """The table of a model that asks by category, None for others."""
 
-    golden: str
+    golden: FileName
     """The file of the reference's arrays, which parity is checked against."""
 
-    files: dict[str, str]
-    """The hash of every file that belongs to no graph, by name."""
+    files: Hashes
+    """The hash of every file that belongs to no graph."""
 
     parity: dict[str, StageParity]
     """What the export measured, by stage and output."""
 
-    mask_iou: float
+    mask_iou: Share
     """The smallest IoU of a mask with the reference's that the export measured."""
 
     def to_json(self) -> str:
@@ -303,9 +326,20 @@ def manifest_from_dict(data: Any) -> Manifest:
     """The manifest of parsed JSON.
 
     Raises:
-        BundleError: Where fields are missing or of the wrong kind; it names all of them.
+        BundleError: Where fields are missing or wrong; it names the first of them (`joined`).
     """
     manifest, problems = build(Manifest, data, "the manifest")
-    if manifest is None or problems:
-        raise BundleError("; ".join(problems))
-    return manifest
+    if problems:
+        raise BundleError(joined(problems))
+    return cast("Manifest", manifest)
+
+
+def joined(problems: Sequence[str]) -> str:
+    """Problems in one sentence: the first, `MOST_PROBLEMS` at most, and how many more there are."""
+    said: list[str] = []
+    for problem in map(echoed, problems[:MOST_PROBLEMS]):
+        if said and len("; ".join([*said, problem])) > _LONGEST:
+            break
+        said.append(problem)
+    more = len(problems) - len(said)
+    return "; ".join(said) + (f"; and {more} more" if more else "")

@@ -12,13 +12,17 @@ from numpy.typing import NDArray
 
 from ris.engines import Session, SessionInfo, Value
 from ris.engines.errors import ExpressionError
+from ris.engines.gate import Gate
+from ris.engines.heap import HEAP
 from ris.runtime.bundle import Bundle
-from ris.runtime.categories import CategoryTable, Guess, categories_to_ask
+from ris.runtime.categories import Guess, categories_to_ask
 from ris.runtime.graphs import EncodedText, Graphs
 from ris.runtime.image import ImageLike, load_picture, prepare_image
 from ris.runtime.interpolate import Float
 from ris.runtime.masks import mask_from_logits, mask_score
 from ris.runtime.segmentation import Segmentation, Timings, timed
+
+_BYTES_PER_PIXEL = 4  # three of the picture, one of its mask
 
 
 class Scene:
@@ -112,6 +116,7 @@ class Scene:
 
         Raises:
             ExpressionError: Where the model cannot be asked one of the expressions or categories.
+            EngineError: After `Model.close`, and where an engine fails.
         """
         if isinstance(expressions, str):
             raise ExpressionError(
@@ -125,17 +130,19 @@ class Scene:
         asked = categories_to_ask(self._model._table, expressions, categories)
 
         results: list[Segmentation] = []
-        step = self._model.max_expressions
-        for start in range(0, len(expressions), step):
-            part = slice(start, start + step)
-            results += self._model._ask(self, expressions[part], asked[part], no_target_threshold)
+        model, step = self._model, self._model.max_expressions
+        with model._gate:
+            for start in range(0, len(expressions), step):
+                part = slice(start, start + step)
+                results += model._ask(self, expressions[part], asked[part], no_target_threshold)
         return results
 
 
 class Model:
     """A bundle's five opened graphs and what links them, as `load` returns it.
 
-    Close it, or use it in a `with` block. Several threads may use it at once.
+    Close it, or use it in a `with` block. Several threads may use it at once. In the child of a
+    fork it answers on one core, or refuses; better load the bundle in each process that asks.
     """
 
     bundle: Bundle
@@ -165,9 +172,9 @@ class Model:
         self.bundle = bundle
         self.max_expressions = max_expressions
         self._overlap = overlap
+        self._gate = Gate("the model is closed; load the bundle again")
         self._graphs = Graphs(bundle, sessions)
-        table = bundle.manifest.categories
-        self._table = CategoryTable.read(bundle.file(table.names)) if table else None
+        self._table = self._graphs.categories
 
     @property
     def categories(self) -> list[str]:
@@ -222,9 +229,13 @@ class Model:
         Raises:
             ImageError: Where the image cannot be read.
             ExpressionError: Where the model cannot be asked the expression or the category.
+            EngineError: After `close`, and where an engine fails.
         """
-        scene = self.encode_image(image, expressions=[expression])
-        return scene.segment(expression, category=category, no_target_threshold=no_target_threshold)
+        with self._gate:
+            scene = self.encode_image(image, expressions=[expression])
+            return scene.segment(
+                expression, category=category, no_target_threshold=no_target_threshold
+            )
 
     def encode_image(
         self, image: ImageLike, *, expressions: Sequence[str] = (), draft: bool = False
@@ -232,8 +243,8 @@ class Model:
         """Runs the two image encoders once.
 
         Args:
-            image: A path, a PIL image, or an array: uint8 [H, W] grey, [H, W, 3] RGB or [H, W, 4]
-                RGBA.
+            image: A path, the bytes of an image file, an open file of them, a PIL image, or an
+                array: uint8 [H, W] grey, [H, W, 3] RGB or [H, W, 4] RGBA.
             expressions: What will be asked first, if known. Where graphs run side by side, its text
                 is encoded meanwhile.
             draft: Decode a large JPEG file at a half, a quarter or an eighth of its size. This is
@@ -242,7 +253,13 @@ class Model:
 
         Raises:
             ImageError: Where the image cannot be read.
+            EngineError: After `close`, and where an engine fails.
         """
+        with self._gate:
+            return self._encode(image, expressions, draft)
+
+    def _encode(self, image: ImageLike, expressions: Sequence[str], draft: bool) -> Scene:
+        """`encode_image`, inside the gate."""
         timings: Timings = {}
         preprocess = self.bundle.manifest.preprocess
         with timed(timings, "image.load"):
@@ -258,18 +275,30 @@ class Model:
         if self.overlap:
             ahead = tuple(expressions[: self.max_expressions])
             with ThreadPoolExecutor(len(stages) + 1) as pool:  # each graph on its own stream
-                waiting = pool.submit(self._graphs.encode_text, ahead) if ahead else None
+                waiting = pool.submit(self._text_ahead, ahead) if ahead else None
                 sam, clip = pool.map(encode, stages, squares)
                 text = waiting.result() if waiting else None
         else:
             sam, clip = map(encode, stages, squares)
 
+        HEAP.used(picture.height * picture.width * _BYTES_PER_PIXEL)
         embeddings, tokens = sam["image_embeddings"], clip["clip_tokens"]
         return Scene(self, picture.height, picture.width, embeddings, tokens, timings, text)
 
+    def _text_ahead(self, expressions: Sequence[str]) -> EncodedText | None:
+        """None where one of the expressions is none: whoever asks it gets the error."""
+        try:
+            return self._graphs.encode_text(expressions)
+        except ExpressionError:
+            return None
+
     def close(self) -> None:
-        """Gives the engines' memory back; may be called twice."""
-        self._graphs.close()
+        """Waits for questions that have begun, then gives the memory back; may be called twice.
+
+        Every later question is an `EngineError`. A thread that is asking may close as well; the
+        memory is then given back after its question.
+        """
+        self._gate.close(self._graphs.close)
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""How many weights of which type an ONNX file has, without the onnx package.
+"""How many weights of which type an ONNX file has and where they lie, without the onnx package.
 
 It follows the protobuf's tags and lengths alone: ModelProto.graph (7), GraphProto.initializer (5),
 TensorProto.dims (1) and data_type (2). Raw data is skipped, so a large file costs no memory.
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ris.engines.errors import BundleError
-from ris.engines.wire import fields, varint
+from ris.engines.wire import Span, fields, varint
 
 WEIGHT_TYPES = {
     1: "fp32",
@@ -54,6 +54,54 @@ def count_weights(path: Path) -> dict[str, int]:
     except (OSError, ValueError, IndexError) as error:
         raise BundleError(f"{path} is not an ONNX file that can be read ({error})") from None
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+_INSIDE = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+"""The messages in which tensors lie, by the message around them and the field's number."""
+
+_LOCATION = b"location"  # the key of the entry that names a tensor's data file
+
+
+def data_files(path: Path) -> list[str]:
+    """The names of the files that an ONNX file keeps tensors in, as they stand there.
+
+    Raises:
+        BundleError: Where the file is not ONNX.
+    """
+    found: dict[str, None] = {}
+    try:
+        data = path.read_bytes()
+        waiting = [("model", (0, len(data)))]
+        while waiting:
+            kind, span = waiting.pop()
+            if kind == "entry":
+                found |= dict.fromkeys(_location(data, span))
+                continue
+            for field, value in fields(data, span):
+                inside = _INSIDE[kind].get(field)
+                # a message without the key names no file: most need not be entered
+                if inside and isinstance(value, tuple) and data.find(_LOCATION, *value) >= 0:
+                    waiting.append((inside, value))
+    except (OSError, ValueError, IndexError) as error:
+        raise BundleError(f"{path} is not an ONNX file that can be read ({error})") from None
+    return list(found)
+
+
+def _location(data: bytes, span: Span) -> list[str]:
+    """The values of a StringStringEntryProto with that key."""
+    texts = [(field, data[slice(*at)]) for field, at in fields(data, span) if isinstance(at, tuple)]
+    if (1, _LOCATION) not in texts:
+        return []
+    return [text.decode(errors="replace") for field, text in texts if field == 2]
 
 
 def _tensor(data: mmap.mmap, span: tuple[int, int]) -> tuple[int, int]:

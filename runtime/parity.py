@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ris.engines import Graph, Session
 from ris.engines.errors import BundleError
+from ris.engines.text import one_line
 from ris.runtime.bundle import Bundle
 from ris.runtime.image import prepare_image
 from ris.runtime.interpolate import Float, resize_maps
@@ -110,6 +111,11 @@ def tolerance_of(model: Model) -> Tolerance:
 
 
 def _int8_tolerance(manifest: Manifest) -> Tolerance:
+    if END_TO_END not in manifest.parity:
+        raise BundleError(
+            f"the bundle's manifest has no parity of {END_TO_END}, which is compared with;"
+            " calibrate the bundle again"
+        )
     stages = [row.relative for name, row in manifest.parity.items() if name != END_TO_END]
     stage = INT8_MARGIN * max(stages, default=0.0)
     return Tolerance(
@@ -211,18 +217,61 @@ def check_stage(
     return {f"{stage}.{name}": compare(value, reference[name]) for name, value in outputs.items()}
 
 
+# how the dtype begins, as numpy writes it, and the number of axes of golden.npz's arrays
+_GOLDEN = {
+    "rgb": ("u1", 3),
+    "square": ("u1", 3),
+    "clip_image": ("f4", 4),
+    "input_ids": ("i4", 2),
+    "image_embeddings": ("f4", 4),
+    "clip_tokens": ("f4", 3),
+    "text_features": ("f4", 3),
+    "dense_prompt": ("f4", 4),
+    "dense_embedding": ("f4", 4),
+    "sparse_prompt": ("f4", 3),
+    "mask_logits": ("f4", 4),
+    "expressions": ("U", 1),
+}
+_GOLDEN_BY_CATEGORY = {"category_feature": ("f4", 2), "categories": ("U", 1)}
+_GOLDEN_OF_ONE_IMAGE = {"rgb", "square", "clip_image", "image_embeddings", "clip_tokens"}
+
+
 def load_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
     """The reference that the bundle carries.
 
     Raises:
-        BundleError: Where it cannot be read.
+        BundleError: Where it cannot be read, or lacks an array.
     """
     path = bundle.file(bundle.manifest.golden)
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read ({error}); export the bundle again") from None
+            found = {name: np.asarray(array) for name, array in arrays.items()}
+    except Exception as error:  # whatever zipfile and numpy raise for a damaged file
+        reason = one_line(str(error))[:200]
+        raise BundleError(f"{path} cannot be read ({reason}); export the bundle again") from None
+    if problem := _golden_problem(found, bundle.manifest):
+        raise BundleError(f"{path} {problem}; export the bundle again")
+    return found
+
+
+def _golden_problem(found: Arrays, manifest: Manifest) -> str | None:
+    """What the reference lacks, None where it is whole."""
+    wanted = dict(_GOLDEN)
+    if manifest.categories is not None:
+        wanted |= _GOLDEN_BY_CATEGORY
+    if manifest.no_target:
+        wanted["no_target_logits"] = ("f4", 2)
+    for name, (kind, axes) in wanted.items():
+        array = found.get(name)
+        if array is None:
+            return f"has no array {name}"
+        is_kind = array.dtype.str[1:].startswith(kind)
+        if not is_kind or array.ndim != axes or not array.size:
+            return f"has {name} as {array.dtype} {list(array.shape)}"
+    counts = {len(found[name]) for name in wanted.keys() - _GOLDEN_OF_ONE_IMAGE}
+    if len(counts) > 1:
+        return f"has arrays of {' and '.join(map(str, sorted(counts)))} expressions"
+    return None
 
 
 def check_model(

@@ -6,14 +6,16 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ris.engines.temporary import Save, clear_folder, write_atomically
+from ris.engines.text import shown
 from ris.runtime.image import load_rgb
 from ris.runtime.masks import COLOURS, overlay
 from ris.runtime.model import Model
@@ -27,17 +29,23 @@ _SUFFIXES = {
     "npy": ".npy",
 }
 
+_NAME_BYTES = 255 - max(map(len, _SUFFIXES.values()))  # of a name without its suffix
+
 FORMATS = tuple(_SUFFIXES)
 """What a result can be written as."""
-
-Save = Callable[[IO[bytes]], Any]
-"""Writes the content of a file to it."""
 
 
 def slug(text: str, limit: int = 40) -> str:
     """A part of a file name from any text: ASCII letters, digits and dashes."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:limit].strip("-") or "expression"
+
+
+def _cut(stem: str, limit: int) -> str:
+    """The beginning of a file name, of at most so many bytes."""
+    while len(os.fsencode(stem)) > limit:
+        stem = stem[:-1]
+    return stem
 
 
 class ResultWriter:
@@ -50,6 +58,7 @@ class ResultWriter:
         self._folder = folder
         self._formats = formats
         self._used: set[str] = set()
+        clear_folder(folder)
 
     def write(
         self,
@@ -75,7 +84,7 @@ class ResultWriter:
         self._folder.mkdir(parents=True, exist_ok=True)
         written = []
         for number, result in enumerate(results):
-            base = self._unique(f"{image.stem}.{slug(result.expression)}")
+            base = self._unique(image.stem, result.expression)
             for name in self._formats:
                 if name == "overlay":
                     pixels = load_rgb(image) if rgb is None else rgb
@@ -89,24 +98,15 @@ class ResultWriter:
                 written.append(path)
         return written
 
-    def _unique(self, base: str) -> str:
-        name, count = base, 1
-        while name in self._used:
+    def _unique(self, stem: str, expression: str) -> str:
+        """A name that this run has not had; a long stem is cut, so that file systems take it."""
+        name, count = "", 0
+        while not name or name in self._used:
             count += 1
-            name = f"{base}-{count}"
+            end = f".{slug(expression)}" + (f"-{count}" if count > 1 else "")
+            name = _cut(stem, _NAME_BYTES - len(end)) + end
         self._used.add(name)
         return name
-
-
-def write_atomically(path: Path, save: Save) -> None:
-    """Writes a hidden sibling and renames it, so a failure leaves what was there before."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            save(file)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _overlay_png(
@@ -146,7 +146,7 @@ def describe(image: Path, result: Segmentation, model: Model) -> dict[str, Any]:
         for stage, info in model.sessions.items()
     }
     return {
-        "image": str(image),
+        "image": shown(image),
         "height": height,
         "width": width,
         "expression": result.expression,
@@ -159,7 +159,7 @@ def describe(image: Path, result: Segmentation, model: Model) -> dict[str, Any]:
         "rle": dict(result.rle()),
         "notes": list(result.notes),
         "seconds": {name: round(seconds, 6) for name, seconds in result.timings.items()},
-        "bundle": str(model.bundle.path),
+        "bundle": shown(model.bundle.path),
         "trained": model.trained,
         "precision": {stage: entry.precision for stage, entry in manifest.graphs.items()},
         "engine": engines,

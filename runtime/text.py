@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ris.engines.errors import BundleError, ExpressionError
+from ris.engines.text import reason_of, shown
+from ris.runtime.from_json import read_text
 from ris.runtime.interpolate import Float
 
 if TYPE_CHECKING:
@@ -21,6 +24,10 @@ MAX_CHARACTERS = 1000
 
 The model itself reads the first 35 tokens, about 25 words.
 """
+
+
+_PROBE = "a \u2603"
+"""A word of one letter, and one that vocabularies do not have."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,25 @@ class Tokens:
     """For each expression, what the user should know: that it was cut, or has unknown words."""
 
 
+def check_expression(expression: str) -> None:
+    """Refuses what no model can be asked.
+
+    Raises:
+        ExpressionError: Where the expression is empty, too long, or not text in valid Unicode.
+    """
+    if not isinstance(expression, str):
+        raise ExpressionError(f"an expression must be text, got {type(expression).__name__}")
+    if not expression.strip():
+        raise ExpressionError('the expression is empty; say what to find, such as "left man"')
+    if len(expression) > MAX_CHARACTERS:
+        raise ExpressionError(
+            f"the expression has {len(expression)} characters, at most {MAX_CHARACTERS} are"
+            " accepted (a model reads the first few dozen tokens)"
+        )
+    if shown(expression) != expression:
+        raise ExpressionError("the expression is not valid Unicode text")
+
+
 class ExpressionTokenizer:
     """WordPiece from a bundle's tokenizer.json.
 
@@ -46,13 +72,14 @@ class ExpressionTokenizer:
     def __init__(self, path: Path, max_tokens: int) -> None:
         from tokenizers import Tokenizer  # importing the runtime alone loads no tokenizer
 
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:
-            raise BundleError(f"{path} is not a tokenizer that can be read: {error}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._path = path
         self._max_tokens = max_tokens
+        text = read_text(path)
+        with self._refusing():
+            self._tokenizer = Tokenizer.from_str(text)
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+        self._ids_of(_PROBE)
 
     def __call__(self, expressions: Sequence[str]) -> Tokens:
         """The ids of some expressions.
@@ -70,22 +97,38 @@ class ExpressionTokenizer:
         return Tokens(ids, (ids != 0).astype(np.float32), tuple(notes))
 
     def _encode(self, expression: str) -> Encoding:
-        if not isinstance(expression, str):
-            raise ExpressionError(f"an expression must be text, got {type(expression).__name__}")
-        if not expression.strip():
-            raise ExpressionError('the expression is empty; say what to find, such as "left man"')
-        if len(expression) > MAX_CHARACTERS:
-            raise ExpressionError(
-                f"the expression has {len(expression)} characters, at most {MAX_CHARACTERS} are"
-                f" accepted (the model reads the first {self._max_tokens} tokens)"
-            )
-        try:
-            encoding = self._tokenizer.encode(expression)
-        except (TypeError, UnicodeError):
-            raise ExpressionError("the expression is not valid Unicode text") from None
+        check_expression(expression)
+        encoding = self._ids_of(expression)
         if len(encoding.ids) <= 2:  # [CLS] and [SEP] alone
             raise ExpressionError(f"the expression {expression!r} has no words in it")
         return encoding
+
+    def _ids_of(self, expression: str) -> Encoding:
+        with self._refusing():
+            encoding = self._tokenizer.encode(expression)
+        if max(encoding.ids, default=0) > np.iinfo(np.int32).max:
+            raise BundleError(
+                f"{self._path} gives ids of more than 32 bits; export the bundle again"
+            )
+        if not len(encoding.ids) == len(encoding.tokens) == len(encoding.offsets):
+            raise BundleError(
+                f"{self._path} gives special tokens another number of ids than of names; export the"
+                " bundle again"
+            )
+        return encoding
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Whatever the library raises is the file's fault; some files make it panic."""
+        try:
+            yield
+        except BaseException as error:  # a panic is no Exception
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise BundleError(
+                f"{self._path} is not a tokenizer that can be read: {reason_of(error)}; export the"
+                " bundle again"
+            ) from None
 
     def _notes(self, expression: str, encoding: Encoding) -> tuple[str, ...]:
         notes = []

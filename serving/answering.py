@@ -14,6 +14,7 @@ from concurrent.futures import Future
 
 from ris.engines.errors import ExpressionError
 from ris.runtime import Model, Scene, Segmentation
+from ris.runtime.asking import segment_each
 from ris.serving.limits import Deadline, Limits
 
 
@@ -122,25 +123,6 @@ class Answerer:
         Raises:
             LimitError: When the time is up.
         """
-        answers: list[Segmentation | ExpressionError] = []
+        check = deadline.check if deadline else lambda: None
         step = self.model.max_expressions
-        for start in range(0, len(expressions), step):
-            if deadline:
-                deadline.check()
-
-            part = expressions[start : start + step]
-            asked = None if categories is None else categories[start : start + step]
-            try:
-                answers += scene.segment_many(
-                    part, categories=asked, no_target_threshold=no_target_threshold
-                )
-            except ExpressionError as error:
-                if len(part) == 1:
-                    answers.append(error)
-                    continue
-
-                # each by itself: one bad expression must not cost the others their answers
-                for i, text in enumerate(part):
-                    one = asked and [asked[i]]
-                    answers += self.ask(scene, [text], one, no_target_threshold, deadline)
-        return answers
+        return segment_each(scene, expressions, categories, no_target_threshold, step, check)

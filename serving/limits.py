@@ -5,17 +5,15 @@ An error's HTTP status says what kind of refusal it is.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ris.engines.errors import ExpressionError, ImageError, RisError
-from ris.runtime.image import load_rgb
+from ris.runtime.image import TooManyPixels, load_picture
 from ris.runtime.text import MAX_CHARACTERS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
@@ -89,25 +87,10 @@ class Limits:
         what is no image, LimitError for one that is too large.
         """
         self._check_file_size(data)
-        Image.init()
-        known = [name for name in FORMATS if name in Image.OPEN]
-
         try:
-            with Image.open(io.BytesIO(data), formats=known) as opened:
-                width, height = opened.size
-                if width * height > self.pixels:
-                    raise self._too_many_pixels(f"{width}x{height}")
-                return load_rgb(opened)
-        except RisError:
-            raise
-        except Image.DecompressionBombError:
-            raise self._too_many_pixels("far too many") from None
-        except Exception as error:
-            # decoders raise many kinds; whatever it was, the bytes are no image
-            kind = type(error).__name__
-            raise ImageError(
-                f"the image cannot be read ({kind}); send a JPEG, PNG, WebP, BMP, GIF or TIFF"
-            ) from None
+            return np.asarray(load_picture(data, formats=FORMATS, pixels=self.pixels).pixels)
+        except TooManyPixels as error:
+            raise LimitError(str(error), 413) from None
 
     def _check_file_size(self, data: bytes) -> None:
         if len(data) > self.image_bytes:
@@ -115,12 +98,6 @@ class Limits:
             raise LimitError(
                 f"the image file has {found:.1f} MB, at most {accepted:g} MB are accepted", 413
             )
-
-    def _too_many_pixels(self, found: str) -> LimitError:
-        accepted = self.pixels / 1e6
-        return LimitError(
-            f"the image has {found} pixels, at most {accepted:g} megapixels are accepted", 413
-        )
 
     def deadline(self) -> Deadline:
         """Starts the clock of one request."""

@@ -35,6 +35,7 @@ MARKED = {
         "export/test_export_command.py",
         "export/test_export_engine.py",
         "runtime/test_bench.py",
+        "runtime/test_processes.py",
         "test_demo.py",
         "test_readme.py",
     ),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+RIS_ERROR_BUNDLE, RIS_ERROR_ENGINE = 3, 4
 REPO = Path(__file__).resolve().parents[1]
 
 
@@ -45,6 +46,22 @@ class Answer(ctypes.Structure):
     ]
 
 
+class Options(ctypes.Structure):
+    """ris_options."""
+
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("providers", ctypes.c_char_p),
+        ("engine_cache", ctypes.c_char_p),
+        ("device_id", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("strict", ctypes.c_int32),
+        ("verify", ctypes.c_int32),
+        ("max_expressions", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+    ]
+
+
 class AskOptions(ctypes.Structure):
     """ris_ask_options."""
 
@@ -69,6 +86,18 @@ class Libris:
         model = ctypes.c_void_p()
         self.check(self.abi.ris_open(str(bundle).encode(), None, ctypes.byref(model)))
         return model
+
+    def refusal(self, bundle: Path, *, verify: bool = True) -> str:
+        """The sentence with which a bundle is refused; empty where it opens."""
+        options = Options(ctypes.sizeof(Options), verify=verify, max_expressions=8)
+        model = ctypes.c_void_p()
+        path = str(bundle).encode()
+        status = self.abi.ris_open(path, ctypes.byref(options), ctypes.byref(model))
+        if status == 0:
+            self.check(self.abi.ris_close(model))
+            return ""
+        assert status in (RIS_ERROR_BUNDLE, RIS_ERROR_ENGINE)
+        return self.abi.ris_last_error().decode()
 
     def encode_image(self, model, rgb) -> ctypes.c_void_p:
         scene = ctypes.c_void_p()

@@ -219,6 +219,7 @@ FIGURE = re.compile(
 SET_BY_US = {
     "reference/models/dfam.md": r".",  # the model's facts and tolerances
     "guide/batch.md": r".",  # arithmetic over the figures that it links to
+    "reference/bundle.md": r"at most 64 MB",
     "reference/serving.md": r"\d+ MB|\d+,? of work",  # limits
     "reference/evaluation.md": r"95 %\s+of the differences",
     "reference/int8.md": r"99\.99 %",

@@ -21,9 +21,9 @@ from rich.progress import Progress as Bar
 
 from ris import pip_install
 from ris.data.datasets import DATASETS
-from ris.engines.errors import RisError
+from ris.engines.errors import RisError, Skipped
 from ris.reference.config import PRESETS
-from ris.runtime.commands.console import RisCommand
+from ris.runtime.commands.console import LeftOut, RisCommand
 from ris.runtime.commands.weight_files import weight_file_options
 from ris.training.options import SCENES, DataOptions, HardwareOptions, ModelOptions
 from ris.training.recipe import RECIPES, changed
@@ -174,7 +174,8 @@ def main(
 
     from ris.training.prepare import prepare_run
 
-    trainer = prepare_run(out, plan, data_options, model_options, hardware)
+    left = LeftOut()
+    trainer = prepare_run(out, plan, data_options, model_options, hardware, left)
     if restart and out.exists():
         os.replace(out, _free_name(out))
     resumed = trainer.resume()
@@ -183,7 +184,7 @@ def main(
     if plan.bf16 and not trainer.bf16:
         click.echo("this processor has no bfloat16: computes in FP32")
 
-    _run(trainer, stop)
+    _run(trainer, stop, left)
     weights = out / "model.safetensors"
     words = ""
     if vocabulary:
@@ -191,6 +192,7 @@ def main(
     elif files["bert"]:
         words = f" --bert {files['bert']}"
     click.echo(f"Wrote {weights}\nNext:\n  ris-export --checkpoint {weights}{words}")
+    left.finish("the model was trained on the others")
 
 
 def _require_packages() -> None:
@@ -220,7 +222,7 @@ def _free_name(path: Path) -> Path:
     return next(candidate for candidate in numbers if not candidate.exists())
 
 
-def _run(trainer: Trainer, stop: int | None) -> None:
+def _run(trainer: Trainer, stop: int | None, skipped: Skipped) -> None:
     """Runs the trainer, with its log on the terminal and as a picture in its folder."""
     console = Console()
     columns = (
@@ -242,7 +244,7 @@ def _run(trainer: Trainer, stop: int | None) -> None:
 
                 plot_log(trainer.folder / "log.jsonl", trainer.folder / "log.png")
 
-        trainer.run(report=report, stop=stop)
+        trainer.run(report=report, stop=stop, skipped=skipped)
 
 
 def _words(line: Progress) -> str:

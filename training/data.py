@@ -92,6 +92,9 @@ class RawBatch:
     None where images do not come again.
     """
 
+    left_out: tuple[str, ...] = ()
+    """A sentence for each image, expression and outline that could not be used."""
+
 
 def raw_batch(
     images: Sequence[NDArray[np.uint8]],

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ris.engines.errors import RisError
+from ris.engines.temporary import write_atomically
 from ris.reference.model import RISModel
 from ris.training.data import Batch
 from ris.training.forward import encode
@@ -67,14 +67,10 @@ class FeatureStore:
         Raises RisError where the file cannot be written.
         """
         path = self._path(key)
-        temporary = path.with_suffix(f".{os.getpid()}.part")
+        sam, clip = (x.detach().cpu().half().numpy() for x in (embeddings, tokens))
         try:
-            with temporary.open("wb") as file:
-                sam, clip = (x.detach().cpu().half().numpy() for x in (embeddings, tokens))
-                np.savez(file, sam=sam, clip=clip)
-            os.replace(temporary, path)
+            write_atomically(path, lambda file: np.savez(file, sam=sam, clip=clip))
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise RisError(f"{path} cannot be written: {error.strerror}") from error
 
     def encode(self, model: RISModel, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ris.engines.errors import CheckpointError
 from ris.reference.checkpoint import WeightFiles
+from ris.reference.checkpoint.finite import require_finite
 from ris.reference.checkpoint.loading import partial_weights
 from ris.reference.config import ModelConfig
 from ris.reference.model import RISModel
@@ -49,7 +50,8 @@ def starting_model(
 
     Raises:
         CheckpointError: For files that cannot be read, for tensors of other sizes than the
-            preset's, and where the category variant's table is missing.
+            preset's, for values that are NaN or infinite, and where the category variant's table is
+            missing.
     """
     model = fresh_model(config, seed)
     entries, notes = partial_weights(files, config)
@@ -73,6 +75,7 @@ def starting_model(
             f"the weight files are not the preset's ({config.preset}): {'; '.join(wrong[:3])}"
         )
 
+    require_finite(entries, given)
     model.load_state_dict({key: entries[key].read() for key in given}, strict=False)
     for note in notes:
         say(note)

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from ris.engines.errors import CheckpointError, RisError
+from ris.engines.errors import CheckpointError, RisError, Skipped, refuse
 from ris.engines.processor import cpu_features
 from ris.reference.model import RISModel
 from ris.training.data import Batch, Sources, batches
@@ -276,6 +276,7 @@ class Trainer:
         validate_every: int = 500,
         stop: int | None = None,
         report: Callable[[Progress], None] = lambda line: None,
+        skipped: Skipped = refuse,
     ) -> None:
         """Trains to the recipe's last step; Ctrl-C saves the state before it leaves.
 
@@ -285,19 +286,22 @@ class Trainer:
             validate_every: Steps between validations. The lessons have none: they teach no masks.
             stop: Leave after this step instead; None: the recipe's last one.
             report: Called with each line of the log.
+            skipped: Gets a sentence for each sample that cannot be used; some may come again.
 
         Raises:
-            RisError: Where the loss is not finite.
+            RisError: Where the loss is not finite, and by default where a sample cannot be used.
         """
         last = min(self.recipe.steps, stop or self.recipe.steps)
         self.model.train()
         window = _Window()
         try:
             for batch in self._batches(last):
+                for sentence in batch.raw.left_out:
+                    skipped(sentence)
                 window.add(self.train_step(batch))
                 done = self.step == last
                 due = self.step % validate_every == 0 and self.step > self.recipe.lessons
-                figures = self.validate() if due or done else None
+                figures = self.validate(skipped) if due or done else None
                 if figures is not None or self.step % log_every == 0:
                     rate = self.recipe.rate(self.step - 1)
                     line = Progress(self.step, window.means(), rate, window.seconds(), figures)
@@ -331,8 +335,11 @@ class Trainer:
             workers=self.workers,
         )
 
-    def validate(self) -> dict[str, dict[str, float]]:
-        """`measure` of the weights to use, on the validation source."""
+    def validate(self, skipped: Skipped = refuse) -> dict[str, dict[str, float]]:
+        """`measure` of the weights to use, on the validation source.
+
+        skipped: gets a sentence for each sample that cannot be used.
+        """
         own = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.model.load_state_dict(self.weights())
         try:
@@ -343,6 +350,7 @@ class Trainer:
                 self.sources.validation_steps,
                 bf16=self.bf16,
                 workers=self.workers,
+                skipped=skipped,
             )
         finally:
             self.model.load_state_dict(own)

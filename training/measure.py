@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from ris.engines.errors import Skipped, refuse
 from ris.evaluation.metrics import Tally
 from ris.reference.model import RISModel
 from ris.reference.preprocess import resize_logits
@@ -26,6 +27,7 @@ def measure(
     *,
     bf16: bool = False,
     workers: int = 1,
+    skipped: Skipped = refuse,
 ) -> dict[str, dict[str, float]]:
     """Counts the model's answers to the source's first `steps` batches.
 
@@ -36,6 +38,7 @@ def measure(
         steps: How many batches are asked.
         bf16: Whether to compute in bfloat16 autocast.
         workers: Processes that make batches.
+        skipped: Gets a sentence for each sample that cannot be used.
 
     Returns:
         Figures by name, by kind of expression and, under "all", over everything.
@@ -46,6 +49,8 @@ def measure(
     device = next(model.parameters()).device
 
     for batch in batches(source, model.config, tokenizer, 0, steps, workers=workers):
+        for sentence in batch.raw.left_out:
+            skipped(sentence)
         batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             encoded = encode(model, batch.image, batch.clip_image, trained=False)

@@ -69,7 +69,7 @@ class HardwareOptions:
     """A device's name in PyTorch."""
 
     threads: int | None
-    """CPU threads; None: as many as PyTorch takes."""
+    """CPU threads; None: as many as PyTorch takes, or a container's quota."""
 
     workers: int
     """Processes that make batches."""

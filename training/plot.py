@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from ris.runtime.json_lines import read_json_lines
 
 Lines = list[dict[str, Any]]
 """The lines of a log, parsed."""
@@ -20,7 +21,7 @@ def plot_log(log: Path, out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lines: Lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    lines: Lines = [line.value for line in read_json_lines(log) if not line.problem]
     if not lines:
         raise ValueError(f"{log} is empty")
 

@@ -8,7 +8,8 @@ import click
 import torch
 
 from ris.data.datasets import read_refer
-from ris.engines.errors import RisError
+from ris.engines.errors import RisError, Skipped, refuse
+from ris.engines.processor import core_limit
 from ris.reference.checkpoint import WeightFiles
 from ris.reference.config import PRESETS
 from ris.reference.model import RISModel
@@ -38,7 +39,12 @@ VALIDATION_STEPS = 25
 
 
 def prepare_run(
-    out: Path, recipe: Recipe, data: DataOptions, model: ModelOptions, hardware: HardwareOptions
+    out: Path,
+    recipe: Recipe,
+    data: DataOptions,
+    model: ModelOptions,
+    hardware: HardwareOptions,
+    skipped: Skipped = refuse,
 ) -> Trainer:
     """The run that is asked for, before its first step.
 
@@ -48,12 +54,14 @@ def prepare_run(
         data: What it trains on.
         model: The model it trains.
         hardware: What it computes with.
+        skipped: Gets a sentence for each image of the data set whose file is missing.
 
     Raises:
-        RisError: Where the device, a data set's file or a weight file is not as it must be.
+        RisError: Where the device, a data set's file or a weight file is not as it must be, and by
+            default in place of leaving an image out.
     """
-    if hardware.threads:
-        torch.set_num_threads(hardware.threads)
+    if threads := hardware.threads or core_limit():
+        torch.set_num_threads(threads)
     if hardware.device != "cpu" and not torch.cuda.is_available():
         raise RisError(f"--device {hardware.device}: PyTorch sees no CUDA device here")
 
@@ -61,7 +69,7 @@ def prepare_run(
     if model.variant == "category":
         config = config.with_category_query()
     side = config.sam.image_size
-    sources = _scenes(recipe, side) if data.drawn else _data_set(data, recipe, side)
+    sources = _scenes(recipe, side) if data.drawn else _data_set(data, recipe, side, skipped)
 
     def make_model() -> RISModel:
         return starting_model(config, recipe.seed, WeightFiles(**model.files), click.echo)
@@ -93,12 +101,12 @@ def _scenes(recipe: Recipe, side: int) -> Sources:
     )
 
 
-def _data_set(data: DataOptions, recipe: Recipe, side: int) -> Sources:
+def _data_set(data: DataOptions, recipe: Recipe, side: int, skipped: Skipped) -> Sources:
     """A data set's train split for training, its val split for validation."""
     assert data.root is not None
     images, expressions = recipe.images, recipe.expressions
-    train = read_refer(data.root, data.name, "train", images=data.images)
-    val = read_refer(data.root, data.name, "val", images=data.images)
+    train = read_refer(data.root, data.name, "train", images=data.images, skipped=skipped)
+    val = read_refer(data.root, data.name, "val", images=data.images, skipped=skipped)
     validation = ReferSource(val, side, images, expressions, shuffle=False)
     return Sources(
         training=ReferSource(train, side, images, expressions, recipe.seed),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ris.data.datasets import ReferData, Reference, ReferImage, reference_mask
-from ris.engines.errors import RisError
+from ris.data.datasets import ReferData, Reference, reference_mask
+from ris.data.datasets.outlines import check_size
+from ris.data.samples import place_of
+from ris.engines.errors import RisError, Skipped
 from ris.reference.categories import COCO_PANOPTIC
+from ris.runtime.image import Picture, load_picture
+from ris.runtime.text import check_expression
 from ris.training.data import Example, RawBatch, raw_batch
 
 
@@ -59,33 +63,89 @@ class ReferSource:
         return [int(i) for i in order[inside * self.images : (inside + 1) * self.images]]
 
     def batch(self, step: int) -> RawBatch:
-        """The images of `image_numbers(step)`. Raises RisError for an image that cannot be read."""
+        """The images of `image_numbers(step)`.
+
+        What cannot be used is left out and named. Where nothing of a batch can be used, it is the
+        next one that has something.
+
+        Raises:
+            RisError: Where nothing of the whole split can be used.
+        """
+        left_out: list[str] = []
+        for later in range(step, step + len(self)):
+            found = self._batch(later, left_out.append)
+            if found is not None:
+                return replace(found, left_out=tuple(left_out))
+        split = f"{self.data.name}'s split {self.data.split}"
+        raise RisError(f"nothing of {split} can be used; the first reason: {left_out[0]}")
+
+    def _batch(self, step: int, skipped: Skipped) -> RawBatch | None:
+        """What can be used of the images of `image_numbers(step)`; None where nothing can."""
         generator = np.random.default_rng([self.seed, step, 1])
-        numbers = self.image_numbers(step)
-        images = []
+        images: list[NDArray[np.uint8]] = []
+        keys: list[str] = []
         examples: list[Example] = []
-
-        for place, number in enumerate(numbers):
+        for number in self.image_numbers(step):
             image = self.data.images[number]
-            images.append(self._square(_picture(image.path), Image.Resampling.BILINEAR))
-            chosen = np.arange(len(image.references))
-            if self.shuffle:
-                chosen = generator.permutation(chosen)[: self.expressions]
-            for which in chosen:
-                examples.append(self._example(place, number, image.references[int(which)]))
+            try:
+                picture = load_picture(image.path)
+                check_size(image, picture)
+            except RisError as error:
+                skipped(str(error))
+                continue
+            own = self._examples(number, len(images), picture, generator, skipped)
+            if own:
+                rgb = Image.fromarray(np.asarray(picture.pixels))
+                images.append(self._square(rgb, Image.Resampling.BILINEAR))
+                keys.append(image.path.stem)
+                examples += own
+        return raw_batch(images, examples, image_keys=tuple(keys)) if images else None
 
-        keys = tuple(self.data.images[number].path.stem for number in numbers)
-        return raw_batch(images, examples, image_keys=keys)
+    def _examples(
+        self,
+        number: int,
+        place: int,
+        picture: Picture,
+        generator: np.random.Generator,
+        skipped: Skipped,
+    ) -> list[Example]:
+        """What the batch asks about one image.
 
-    def _example(self, place: int, number: int, reference: Reference) -> Example:
+        Args:
+            number: The image's number in the split.
+            place: Its number in the batch.
+            picture: Its pixels.
+            generator: Draws the expressions.
+            skipped: Gets a sentence for each expression and outline that cannot be used.
+        """
+        image = self.data.images[number]
+        order, most = np.arange(len(image.references)), len(image.references)
+        if self.shuffle:
+            order, most = generator.permutation(order), self.expressions
+
+        examples: list[Example] = []
+        for which in order:
+            if len(examples) == most:
+                break
+            reference = image.references[int(which)]
+            try:
+                check_expression(reference.expression)
+                mask = reference_mask(self.data, image, reference, picture)
+            except RisError as error:
+                skipped(f"{place_of(self.data, image, reference)}: {error}")
+                continue
+            examples.append(self._example(place, number, reference, mask))
+        return examples
+
+    def _example(
+        self, place: int, number: int, reference: Reference, mask: NDArray[np.bool_]
+    ) -> Example:
         """The reference, about image `number` of the split, which is at `place` in the batch."""
-        image: ReferImage = self.data.images[number]
-        mask = Image.fromarray(reference_mask(self.data, image, reference))
         annotations, category = reference.annotations, reference.category
         return Example(
             image_index=place,
             expression=reference.expression,
-            mask=self._square(mask, Image.Resampling.NEAREST),
+            mask=self._square(Image.fromarray(mask), Image.Resampling.NEAREST),
             present=bool(annotations),
             # two expressions without a target mean the same only in the same words
             meaning=(number, annotations) if annotations else reference.expression,
@@ -95,12 +155,3 @@ class ReferSource:
 
     def _square(self, picture: Image.Image, resampling: Image.Resampling) -> NDArray:
         return np.asarray(picture.resize((self.size, self.size), resampling))
-
-
-def _picture(path: Path) -> Image.Image:
-    """The file's image in RGB, turned as its EXIF data says."""
-    try:
-        with Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except OSError as error:
-        raise RisError(f"{path} cannot be read: {error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ris.engines.errors import CheckpointError
+from ris.engines.temporary import clear_dead, temporary_folder, write_atomically
 from ris.reference.model import RISModel
 
 STATE = "state.pt"
@@ -64,9 +64,8 @@ def read_state(folder: Path, device: torch.device) -> dict[str, Any] | None:
 def write_state(folder: Path, state: dict[str, Any]) -> None:
     """Replaces the folder's state."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / (STATE + ".part")
-    torch.save(state, temporary)
-    os.replace(temporary, folder / STATE)
+    clear_dead(folder / STATE)
+    write_atomically(folder / STATE, lambda file: torch.save(state, file))
 
 
 def write_weights(
@@ -80,11 +79,12 @@ def write_weights(
         model: The model; its sizes go into the metadata.
         notes: Further metadata.
     """
-    temporary = path.with_name(path.name + ".part")
+    clear_dead(path)
     tensors = {name: value.detach().contiguous() for name, value in weights.items()}
     metadata = {"ris_config": json.dumps(model.config.to_dict()), **notes}
-    save_file(tensors, temporary, metadata=metadata)
-    os.replace(temporary, path)
+    with temporary_folder(path) as folder:  # safetensors makes temporary files of its own
+        save_file(tensors, folder / path.name, metadata=metadata)
+        (folder / path.name).replace(path)
 
 
 def append_log(folder: Path, line: Progress) -> None:
@@ -99,9 +99,8 @@ def cut_log(folder: Path, step: int) -> None:
     path = folder / LOG
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if _is_complete(line) and json.loads(line)["step"] <= step]
-    temporary = path.with_name(LOG + ".part")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    text = "".join(line + "\n" for line in kept)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _is_complete(line: str) -> bool:

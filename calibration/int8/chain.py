@@ -6,7 +6,6 @@ used. At most one large graph is open at a time while the reference is recorded.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,9 +20,10 @@ from ris.calibration.samples import CalibrationSample, SampleSet
 from ris.engines import EngineOptions, Session
 from ris.engines.errors import RisError
 from ris.engines.onnxruntime import OnnxRuntimeEngine
+from ris.engines.temporary import clear_folder, write_atomically
 from ris.runtime import Bundle
 from ris.runtime.bundle import STAGES
-from ris.runtime.categories import CategoryTable
+from ris.runtime.categories import CategoryTable, read_table
 from ris.runtime.image import prepare_image
 from ris.runtime.interpolate import resize_maps
 from ris.runtime.masks import mask_from_logits
@@ -115,11 +115,10 @@ class Chain:
             bundle.file(manifest.text.tokenizer), manifest.text.max_tokens
         )
         self._categories: tuple[CategoryTable, NDArray[np.float32]] | None = None
-        if manifest.categories is not None:
-            table = CategoryTable.read(bundle.file(manifest.categories.names))
-            features = np.load(bundle.file(manifest.categories.features), allow_pickle=False)
-            self._categories = table, features
+        if (files := manifest.categories) is not None:
+            self._categories = read_table(bundle.file(files.names), bundle.file(files.features))
         folder.mkdir(parents=True, exist_ok=True)
+        clear_folder(folder)
 
     def record(self) -> None:
         """Runs what has not been run yet, graph by graph."""
@@ -234,10 +233,7 @@ class Chain:
 
 def _save(file: Path, arrays: Mapping[str, Any]) -> None:
     """Writes the arrays whole or not at all."""
-    temporary = file.with_suffix(".part")
-    with temporary.open("wb") as target:
-        np.savez(target, **arrays)
-    os.replace(temporary, file)
+    write_atomically(file, lambda target: np.savez(target, **arrays))
 
 
 def _category_features(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ris.engines.errors import RisError
+from ris.engines.temporary import clear_folder, write_atomically
 
 _SETUP = "setup.json"
 _JOURNAL = "journal.jsonl"
@@ -52,7 +53,8 @@ class Work:
             shutil.rmtree(self.folder)
             self.restarted = True
         self.folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(setup, encoding="utf-8")
+        clear_folder(self.folder)
+        write_atomically(file, lambda target: target.write(setup.encode()))
 
     def _read_journal(self) -> None:
         path = self.folder / _JOURNAL
@@ -64,7 +66,7 @@ class Work:
             key, value = json.loads(line)
             self._known[key] = value
         if len(whole) < len(lines):  # killed while it wrote
-            path.write_text("".join(whole), encoding="utf-8")
+            write_atomically(path, lambda target: target.write("".join(whole).encode()))
 
     def __contains__(self, key: str) -> bool:
         return key in self._known
@@ -86,10 +88,10 @@ class Work:
 
     def save_arrays(self, name: str, arrays: dict[str, NDArray[Any]]) -> None:
         """Keeps arrays, in place of those that had this name."""
-        temporary = self.folder / f"{name}.part"
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, self.folder / f"{name}.npz")
+        write_atomically(
+            self.folder / f"{name}.npz",
+            lambda file: np.savez(file, **arrays),  # type: ignore[arg-type]
+        )
 
     def load_arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """The arrays of that name; empty where there are none."""

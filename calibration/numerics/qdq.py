@@ -17,8 +17,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_model
 
+from ris.calibration.numerics.weights import bring_weights, weight_values
 from ris.engines.errors import RisError
 
 LEVELS = 127
@@ -184,7 +184,7 @@ def write_quantised(
     if target.parent == source.parent:
         onnx.save_model(model, target)
         return
-    load_external_data_for_model(model, str(source.parent))
+    bring_weights(model, source.parent)
     save_with_data(model, target)
 
 
@@ -215,7 +215,7 @@ class _Rewriter:
         """The value to read in place of a weight."""
         key = f"{name}/int8"
         if key not in self._instead:
-            array = numpy_helper.to_array(self._weights[name], str(self._source.parent))
+            array = weight_values(self._weights[name], self._source.parent)
             levels, scale = quantise_weight(array, axis)
             self._store(levels, key)
             self._store(scale, f"{key}/scale")

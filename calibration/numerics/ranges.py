@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ from ris.calibration.samples import CalibrationSample
 from ris.engines import EngineOptions, Graph, Session, TensorSpec, Value
 from ris.engines.errors import BundleError, RisError
 from ris.engines.onnxruntime import OnnxRuntimeEngine
+from ris.engines.temporary import write_atomically
 from ris.runtime import Bundle, Model
 from ris.runtime.bundle import STAGES
 
@@ -69,10 +69,8 @@ class Ranges:
 
     def write(self, path: Path) -> None:
         """Writes sorted JSON to a temporary file, which then replaces `path`."""
-        temporary = path.with_name(path.name + ".part")
         text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def read_ranges(path: Path) -> Ranges:
@@ -180,7 +178,7 @@ class _RangeSession(Session):
             for (name, entry), value in zip(self._about, self._largest, strict=True)
         }
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._inner.close()
 
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from ris.calibration.numerics.qdq import save_with_data
+from ris.calibration.numerics.weights import load_whole
 
 _MOVES = ("Reshape", "Transpose", "Identity", "Slice", "Split", "Squeeze", "Unsqueeze")
 
@@ -266,7 +267,7 @@ def smooth(
     Returns:
         What was folded.
     """
-    model = onnx.load(source)
+    model = load_whole(source)
     smoother = _Smoother(model, channels, alpha)
     done: list[Fold] = []
     for number, fold in enumerate(find_folds(source)):

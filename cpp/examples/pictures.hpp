@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <fstream>
 #include <limits>
+#include <locale>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -48,10 +49,10 @@ struct Picture {
     }
 };
 
-/// The orientation, 1 to 8, in an EXIF block that begins with its byte order ("II" or "MM"). 1
-/// where there is none.
+/// The orientation, 1 to 8, in an EXIF block that begins with its byte order ("II" or "MM"). 0
+/// where it has no entry that is one 16-bit number of that range. No other entry is looked at.
 inline int exif_orientation(const std::uint8_t *data, std::size_t size) {
-    if (size < 8 || data[0] != data[1] || (data[0] != 'I' && data[0] != 'M')) return 1;
+    if (size < 8 || data[0] != data[1] || (data[0] != 'I' && data[0] != 'M')) return 0;
     const bool little = data[0] == 'I';
     // `at` + `bytes` is at most `size`
     const auto number = [&](std::size_t at, std::size_t bytes) {
@@ -64,16 +65,37 @@ inline int exif_orientation(const std::uint8_t *data, std::size_t size) {
 
     constexpr std::size_t kOrientation = 0x0112, kShort = 3, kEntry = 12;
     const std::size_t directory = number(4, 4);
-    if (number(2, 2) != 42 || directory > size || size - directory < 2) return 1;
+    if (number(2, 2) != 42 || directory > size || size - directory < 2) return 0;
     const std::size_t entries = std::min(number(directory, 2), (size - directory - 2) / kEntry);
     for (std::size_t i = 0; i < entries; ++i) {
         const std::size_t entry = directory + 2 + i * kEntry;
         if (number(entry, 2) != kOrientation) continue;
         const std::size_t value = number(entry + 8, 2);
-        const bool known = number(entry + 2, 2) == kShort && value >= 1 && value <= 8;
-        return known ? static_cast<int>(value) : 1;
+        const bool is_one = number(entry + 2, 2) == kShort && number(entry + 4, 4) == 1;
+        return is_one && value >= 1 && value <= 8 ? static_cast<int>(value) : 0;
     }
-    return 1;
+    return 0;
+}
+
+/// Whether an EXIF block has the six bytes ahead of it that JPEG files have.
+inline bool starts_with_exif(const std::uint8_t *data, std::size_t size) {
+    // the literal has a second 0
+    return size >= 6 && std::equal(data, data + 6, "Exif\0");
+}
+
+/// The orientation, 1 to 8, that an XMP packet states. 0 where it states none.
+inline int xmp_orientation(const std::string &packet) {
+    const std::string name = "tiff:Orientation";
+    for (std::size_t at = packet.find(name); at != std::string::npos;
+         at = packet.find(name, at + 1)) {
+        const std::string rest = packet.substr(at + name.size(), 3);
+        for (const std::string before : {"=\"", "='", ">"}) {
+            const std::size_t digit = before.size();
+            const bool found = rest.compare(0, digit, before) == 0 && rest.size() > digit;
+            if (found && rest[digit] >= '1' && rest[digit] <= '8') return rest[digit] - '0';
+        }
+    }
+    return 0;
 }
 
 /// As a viewer shows a picture that has this orientation.
@@ -123,7 +145,7 @@ struct Png {
     png_structp png;
     png_infop info = nullptr;
     std::string message;
-    int orientation = 1;
+    int orientation = 0;
 
     Png()
         : png(png_create_read_struct(
@@ -139,6 +161,49 @@ struct Png {
     Png(const Png &) = delete;
     Png &operator=(const Png &) = delete;
     ~Png() { png_destroy_read_struct(&png, &info, nullptr); }
+
+    // Of the EXIF block, or else of the XMP packet or the block that ImageMagick writes as text.
+    void read_orientation() {
+        png_bytep exif = nullptr;
+        png_uint_32 size = 0;
+        if (png_get_eXIf_1(png, info, &size, &exif) != 0) {
+            orientation = exif_orientation(exif, size);
+        }
+        png_textp texts = nullptr;
+        const int count = png_get_text(png, info, &texts, nullptr);
+        for (int i = 0; i < count && orientation == 0; ++i) {
+            const std::size_t length = std::max(texts[i].text_length, texts[i].itxt_length);
+            const std::string text(texts[i].text, length);
+            const std::string key = texts[i].key;
+            if (key == "Raw profile type exif") orientation = text_orientation(text);
+            if (key == "XML:com.adobe.xmp") orientation = xmp_orientation(text);
+        }
+    }
+
+    // A newline, the kind, the length, and the block in hexadecimal, in lines.
+    static int text_orientation(const std::string &text) {
+        std::size_t start = 0;
+        for (int line = 0; line < 3 && start != std::string::npos; ++line) {
+            start = text.find('\n', start);
+            if (start != std::string::npos) ++start;
+        }
+        std::vector<std::uint8_t> block;
+        int high = -1;
+        for (std::size_t i = start; i < text.size(); ++i) {
+            const int digit = digit_of(text[i]);
+            if (digit < 0) continue;
+            if (high >= 0) block.push_back(static_cast<std::uint8_t>(high << 4 | digit));
+            high = high >= 0 ? -1 : digit;
+        }
+        const std::size_t head = starts_with_exif(block.data(), block.size()) ? 6 : 0;
+        return exif_orientation(block.data() + head, block.size() - head);
+    }
+
+    static int digit_of(char c) {
+        if (c >= '0' && c <= '9') return c - '0';
+        if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+        return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+    }
 };
 
 }  // namespace detail
@@ -174,11 +239,7 @@ inline Picture read_png(const std::string &path) {
     for (std::size_t y = 0; y < height; ++y) rows.push_back(&pixels[y * stride]);
     png_read_image(reader.png, rows.data());
     png_read_end(reader.png, reader.info);
-    png_bytep exif = nullptr;
-    png_uint_32 exif_size = 0;
-    if (png_get_eXIf_1(reader.png, reader.info, &exif_size, &exif) != 0) {
-        reader.orientation = exif_orientation(exif, exif_size);
-    }
+    reader.read_orientation();
 
     for (std::size_t i = 0; i < picture.pixels(); ++i) {
         const std::uint8_t *from = &pixels[i * channels];
@@ -202,7 +263,7 @@ struct Jpeg {
     std::jmp_buf back;
     char message[JMSG_LENGTH_MAX] = "";
     bool cut_short = false;
-    int orientation = 1;
+    int orientation = 0;
 
     Jpeg() {
         info.err = jpeg_std_error(&errors);
@@ -220,6 +281,22 @@ struct Jpeg {
     Jpeg(const Jpeg &) = delete;
     Jpeg &operator=(const Jpeg &) = delete;
     ~Jpeg() { jpeg_destroy_decompress(&info); }
+
+    // Of the EXIF block, or else of the XMP packet.
+    void read_orientation() {
+        const std::string xmp("http://ns.adobe.com/xap/1.0/", 29);  // with a 0 at its end
+        int by_xmp = 0;
+        for (const auto *marker = info.marker_list; marker != nullptr; marker = marker->next) {
+            const JOCTET *data = marker->data;
+            const std::size_t size = marker->data_length;
+            if (orientation == 0 && starts_with_exif(data, size)) {
+                orientation = exif_orientation(data + 6, size - 6);
+            } else if (size > xmp.size() && std::equal(xmp.begin(), xmp.end(), data)) {
+                by_xmp = xmp_orientation({data + xmp.size(), data + size});
+            }
+        }
+        if (orientation == 0) orientation = by_xmp;
+    }
 };
 
 }  // namespace detail
@@ -233,13 +310,7 @@ inline Picture read_jpeg(const std::string &path) {
     jpeg_stdio_src(&jpeg.info, file.get());
     jpeg_save_markers(&jpeg.info, JPEG_APP0 + 1, 0xffff);
     jpeg_read_header(&jpeg.info, TRUE);
-    for (const auto *marker = jpeg.info.marker_list; marker != nullptr; marker = marker->next) {
-        const JOCTET *data = marker->data;
-        // six bytes: the literal has a second 0
-        if (marker->data_length < 6 || !std::equal(data, data + 6, "Exif\0")) continue;
-        jpeg.orientation = exif_orientation(data + 6, marker->data_length - 6);
-        break;
-    }
+    jpeg.read_orientation();
 
     jpeg.info.out_color_space = JCS_RGB;
     jpeg_start_decompress(&jpeg.info);
@@ -256,6 +327,7 @@ inline Picture read_jpeg(const std::string &path) {
 
 inline Picture read_ppm(const std::string &path) {
     std::ifstream file(path, std::ios::binary);
+    file.imbue(std::locale::classic());  // whatever the program's locale makes of numbers
     std::string magic;
     unsigned long numbers[3] = {};
     file >> magic;
@@ -316,6 +388,7 @@ inline std::string write(const std::string &stem, const std::vector<std::uint8_t
 #else
     const std::string path = stem + (channels == 1 ? ".pgm" : ".ppm");
     std::ofstream file(path, std::ios::binary);
+    file.imbue(std::locale::classic());
     file << (channels == 1 ? "P5\n" : "P6\n") << width << " " << height << "\n255\n";
     file.write(reinterpret_cast<const char *>(pixels.data()),
                static_cast<std::streamsize>(pixels.size()));

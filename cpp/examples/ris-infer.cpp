@@ -55,6 +55,29 @@ int whole_number(const std::string &text, const std::string &option) {
     return std::stoi(text);
 }
 
+// Takes out what the model cannot read, with its category, and says so of each. Returns whether
+// there was any.
+bool drop_unreadable(const ris::Model &model, std::vector<std::string> &expressions,
+                     std::vector<std::string> &categories) {
+    const bool paired = categories.size() == expressions.size();
+    std::vector<std::string> kept, kept_categories;
+    for (std::size_t i = 0; i < expressions.size(); ++i) {
+        try {
+            model.tokenize(expressions[i]);
+        } catch (const ris::Error &error) {
+            if (error.status() != RIS_ERROR_EXPRESSION) throw;
+            std::cerr << "ris-infer: expression " << i + 1 << ": " << error.what() << "\n";
+            continue;
+        }
+        kept.push_back(expressions[i]);
+        if (paired) kept_categories.push_back(categories[i]);
+    }
+    const bool dropped = kept.size() < expressions.size();
+    expressions = std::move(kept);
+    if (paired) categories = std::move(kept_categories);
+    return dropped;
+}
+
 class Clock {
 public:
     double lap() {
@@ -100,11 +123,13 @@ int run(int argc, char **argv) {
     }
     if (!providers.empty()) options.providers = providers.c_str();
     if (!engine_cache.empty()) options.engine_cache = engine_cache.c_str();
-    const std::vector<std::string> expressions(words.begin() + 2, words.end());
+    std::vector<std::string> expressions(words.begin() + 2, words.end());
 
     Clock clock;
     const ris::Model model(words[0], options);
     const double opened = clock.lap();
+    const bool dropped = drop_unreadable(model, expressions, how.categories);
+    if (expressions.empty()) return 2;
     const pictures::Picture picture = pictures::read(words[1]);
     const double read = clock.lap();
     const ris::Scene scene = model.encode_image(picture.rgb.data(), picture.width, picture.height);
@@ -142,7 +167,7 @@ int run(int argc, char **argv) {
         std::cerr << model.info() << "\nseconds: open " << opened << ", read " << read
                   << ", encode " << encoded << ", ask " << asked << "\n";
     }
-    return 0;
+    return dropped ? 2 : 0;
 }
 
 }  // namespace

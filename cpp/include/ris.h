@@ -17,14 +17,26 @@
  * Ownership   The caller frees whatever is returned through a `**` argument: in any order, once.
  *             NULL may be freed. Handles are numbers in disguise that are never used twice: one
  *             that was freed, or is of another kind, is refused with RIS_ERROR_HANDLE. Closing a
- *             model makes its scenes refuse further questions; results stay readable until they are
- *             freed. Inputs are only read during the call. Strings are UTF-8. Memory that a result
- *             or an info string points to belongs to its handle and lasts as long.
+ *             model makes its scenes refuse further questions, and does not wait: those that have
+ *             begun are answered. Results stay readable until they are freed. Inputs are only read
+ *             during the call. Strings are UTF-8; paths are the bytes that the system has for them.
+ *             Memory that a result or an info string points to belongs to its handle and lasts as
+ *             long.
  *
  * Threads     Every function may be called from any thread, on the same handles too; calls on one
  *             model overlap. A handle that is freed while another thread's call uses it lives until
  *             that call returns; what its result or info points to does not. ris_last_error() is
  *             the calling thread's own.
+ *
+ * Processes   A model that was opened before fork() may be closed in the child, asked, or left
+ *             alone: the child ends as usual. The child's first question opens the graphs once
+ *             more, from the same folder, which costs time and memory; on a GPU it is refused. Each
+ *             process frees its own handles. No thread may be inside ris_open during fork(), unless
+ *             the child is to exec. Where processes are to share the work, open the bundle in each.
+ *
+ * Environment Nothing leaves the machine: as libris is loaded, it sets ORT_DISABLE_TELEMETRY to 1
+ *             unless it is set. ris_open reads no other variable but those that say where the key
+ *             for engine_cache is. Any locale will do.
  */
 #ifndef RIS_H
 #define RIS_H
@@ -60,19 +72,24 @@ typedef enum ris_status {
 
 /* How a bundle is opened. Start from RIS_OPTIONS_INIT; NULL in place of options means the same. */
 typedef struct ris_options {
-    size_t struct_size; /* sizeof(ris_options), by which a newer library knows an older caller */
+    /* sizeof(ris_options). Later versions add fields at the end, and go on serving callers that
+     * were built with any earlier one: what those lack has its default. */
+    size_t struct_size;
     /* What runs the graphs: "cpu", "cuda" or "tensorrt", then exceptions by graph, such as
      * "cuda,text_encoder=cpu". NULL: "cpu". Where a provider does not start, ris_open fails;
      * nothing falls back unseen. */
     const char *providers;
-    /* Folder for what the TensorRT provider compiled: an EPContext model for each graph, read again
-     * where its SHA-256 is the one that was written beside it. The folder must exist. NULL:
-     * everything is compiled each time. Engines are code: use a folder that only you can write. */
+    /* Folder for what the TensorRT provider compiled: an EPContext model for each graph. It must
+     * exist. NULL: everything is compiled each time. Engines are code: one is read again only where
+     * this user's key vouches for it and no other user may write it. The key is 32 bytes in the
+     * file that $RIS_PLAN_KEY names, else made once in $XDG_STATE_HOME/ris-runtime/key or
+     * ~/.local/state/ris-runtime/key; Python's engines have the same key. */
     const char *engine_cache;
     int32_t device_id; /* which GPU */
-    int32_t threads;   /* CPU threads of a graph; 0: all cores that the process may use */
-    int32_t strict;    /* 1: refuse to run any part of a graph off the GPU */
-    int32_t verify;    /* 1: check the SHA-256 of every file; 0: only that it is there */
+    /* CPU threads of a graph; 0: all cores that the process may use, or its container's share */
+    int32_t threads;
+    int32_t strict; /* 1: refuse to run any part of a graph off the GPU */
+    int32_t verify; /* 1: check the SHA-256 of every file; 0: only that it is there */
     /* the most expressions that go through the graphs at once, which bounds memory */
     int32_t max_expressions;
     int32_t reserved; /* 0 */

@@ -1,5 +1,6 @@
 #include "bundle.h"
 
+#include "checks.h"
 #include "error.h"
 #include "json.h"
 #include "sha256.h"
@@ -21,14 +22,7 @@ const std::array<const char *, kStages> kStageNames = {"sam_image_encoder", "cli
 
 namespace {
 
-constexpr uintmax_t kLargestText = uintmax_t{256} << 20;
 constexpr unsigned kHashThreads = 4;
-
-bool lies_outside(const std::string &name) {
-    const fs::path path(name);
-    return name.empty() || path.is_absolute() ||
-           std::find(path.begin(), path.end(), "..") != path.end();
-}
 
 // What is wrong with a file of the bundle; empty where nothing is.
 std::string damage(const Bundle &bundle, const std::string &name, const std::string &sha256,
@@ -52,22 +46,6 @@ std::vector<std::string> all_damage(const Bundle &bundle, bool verify) {
         expected.insert(graph.sha256.begin(), graph.sha256.end());
     }
 
-    // what will be opened must be among what is checked
-    std::vector<std::string> opened = {manifest.tokenizer};
-    if (manifest.categories) {
-        opened.insert(opened.end(), {manifest.categories->first, manifest.categories->second});
-    }
-    for (const Graph &graph : manifest.graphs) opened.push_back(graph.file);
-
-    std::vector<std::string> problems;
-    for (const std::string &name : opened) {
-        if (expected.count(name) == 0) problems.push_back(name + " has no sha256 in the manifest");
-    }
-    for (const auto &[name, hash] : expected) {
-        if (lies_outside(name)) problems.push_back(name + " lies outside the bundle");
-    }
-    if (!problems.empty()) return problems;
-
     const std::vector<std::pair<std::string, std::string>> items(expected.begin(), expected.end());
     std::vector<std::string> found(items.size());
     std::atomic<size_t> next{0};
@@ -89,8 +67,15 @@ std::vector<std::string> all_damage(const Bundle &bundle, bool verify) {
     work();
 
     for (std::future<void> &other : others) other.get();
+    std::vector<std::string> problems;
     for (std::string &problem : found) {
         if (!problem.empty()) problems.push_back(std::move(problem));
+    }
+    if (!problems.empty()) return problems;
+    for (const Graph &graph : manifest.graphs) {
+        for (std::string &problem : unhashed_data(bundle, graph)) {
+            problems.push_back(std::move(problem));
+        }
     }
     return problems;
 }
@@ -119,21 +104,24 @@ Bundle open_bundle(const std::string &path, bool verify) {
                                              "make one with ris-export");
     }
 
-    Bundle bundle{path, parse_manifest(read_file(manifest, "manifest"), manifest)};
-    const std::vector<std::string> problems = all_damage(bundle, verify);
-    if (!problems.empty()) {
-        std::string all;
-        for (const std::string &problem : problems) all += (all.empty() ? "" : "; ") + problem;
-        throw Error(RIS_ERROR_BUNDLE, path + " is damaged: " + all + ". Export the bundle again");
-    }
+    Bundle bundle{fs::absolute(path).string(),
+                  parse_manifest(read_file(manifest, "manifest"), manifest)};
+    check_files(bundle, verify);
     return bundle;
 }
 
-std::string read_file(const std::string &path, const char *what) {
+void check_files(const Bundle &bundle, bool verify) {
+    const std::vector<std::string> problems = all_damage(bundle, verify);
+    if (problems.empty()) return;
+    throw Error(RIS_ERROR_BUNDLE,
+                bundle.path + " is damaged: " + joined(problems) + ". Export the bundle again");
+}
+
+std::string read_file(const std::string &path, const char *what, uintmax_t largest) {
     std::error_code error;
     const uintmax_t size = fs::file_size(path, error);
     std::ifstream file(path, std::ios::binary);
-    if (error || !file || size > kLargestText) {
+    if (error || !file || size > largest) {
         throw Error(RIS_ERROR_BUNDLE,
                     path + " is no " + what + " that can be read; export the bundle again");
     }

@@ -4,6 +4,7 @@
 #include "interpolate.h"
 
 #include <array>
+#include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
@@ -54,6 +55,7 @@ struct Manifest {
     std::array<Graph, kStages> graphs;
     Preprocess preprocess;
     std::string tokenizer;
+    std::string golden;  // Python's own, checked with the rest
     int max_tokens;
     int dense_grid, dense_target;
     Interpolation dense_interpolation;
@@ -65,7 +67,7 @@ struct Manifest {
 };
 
 struct Bundle {
-    std::string path;
+    std::string path;  // absolute: it holds where the process changes its folder
     Manifest manifest;
 
     std::string file(const std::string &name) const { return path + "/" + name; }
@@ -75,8 +77,15 @@ struct Bundle {
 // Throws Error with all that are missing or damaged.
 Bundle open_bundle(const std::string &path, bool verify);
 
-// A whole file of at most 256 MB. Throws Error of `what` it is.
-std::string read_file(const std::string &path, const char *what);
+// The same check of the files alone.
+void check_files(const Bundle &bundle, bool verify);
+
+// The most bytes that are read of a text, and of an ONNX file, which protobuf ends at 2 GB.
+constexpr uintmax_t kLargestText = uintmax_t{256} << 20;
+constexpr uintmax_t kLargestGraph = uintmax_t{2} << 30;
+
+// A whole file of at most `largest` bytes. Throws Error of `what` it is.
+std::string read_file(const std::string &path, const char *what, uintmax_t largest = kLargestText);
 
 // The category variant's text features, [rows, width], from the bytes of a float32 .npy file;
 // `path` is for messages.

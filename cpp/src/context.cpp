@@ -1,6 +1,7 @@
 #include "context.h"
 
 #include "sha256.h"
+#include "trust.h"
 
 #include <filesystem>
 #include <fstream>
@@ -13,23 +14,29 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr size_t kNameDigits = 16;
-constexpr size_t kSealDigits = 64;
+constexpr size_t kTagDigits = 64;
 
 }  // namespace
 
 ContextModel::ContextModel(const std::string &folder, const char *stage, const Graph &graph,
-                           const std::string &built_for) {
+                           const std::string &built_for)
+    : key_(user_key()) {
     std::string all = built_for;
     for (const auto &[name, hash] : graph.sha256) all += "\n" + name + " " + hash;
-    path_ = folder + "/" + stage + "-" + sha256_of_text(all).substr(0, kNameDigits) + "_ctx.onnx";
-    seal_ = path_ + ".sha256";
+    name_ = std::string(stage) + "-" + sha256_of_text(all).substr(0, kNameDigits) + "_ctx.onnx";
+    path_ = folder + "/" + name_;
+    seal_ = path_ + ".seal";
+}
+
+std::string ContextModel::tag() const {
+    return hmac_sha256(key_, "ris-runtime EPContext\n" + name_ + "\n" + sha256_of_file(path_));
 }
 
 bool ContextModel::is_whole() const {
-    std::string seal(kSealDigits, '\0');
-    if (!std::ifstream(seal_, std::ios::binary).read(seal.data(), kSealDigits)) return false;
+    std::string seal(kTagDigits, '\0');
+    if (!std::ifstream(seal_, std::ios::binary).read(seal.data(), kTagDigits)) return false;
     try {
-        return sha256_of_file(path_) == seal;
+        return is_safe(path_) && are_equal(tag(), seal);
     } catch (const std::runtime_error &) {
         return false;
     }
@@ -37,10 +44,16 @@ bool ContextModel::is_whole() const {
 
 void ContextModel::seal() const noexcept {
     try {
-        const std::string hash = sha256_of_file(path_);
-        const std::string partial = seal_ + ".partial";
+        // whatever the user's umask says
+        fs::permissions(path_, fs::perms::group_write | fs::perms::others_write,
+                        fs::perm_options::remove);
+        const std::string partial = seal_ + ".partial-" + hex_of(random_bytes(8));
         std::ofstream file(partial, std::ios::binary);
-        if (file << hash && file.flush()) fs::rename(partial, seal_);
+        if (file << tag() && file.flush()) {
+            fs::rename(partial, seal_);
+        } else {
+            fs::remove(partial);
+        }
     } catch (const std::exception &) {
         // without a seal it is compiled again next time
     }

@@ -2,22 +2,20 @@
 
 #include "context.h"
 #include "error.h"
+#include "external.h"
+#include "processor.h"
 #include "widen.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <memory>
-#include <thread>
-
-#if defined(__linux__)
-#include <sched.h>
-#endif
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
+#include <set>
 
 namespace libris {
+namespace fs = std::filesystem;
+
 namespace {
 
 // The oldest API that has all that libris calls: a library may be older than the headers, and newer
@@ -28,6 +26,11 @@ static_assert(ORT_API_VERSION >= kApiVersion, "libris needs ONNX Runtime's heade
 // A log that nobody sees: errors come as statuses, and a library does not print.
 void ORT_API_CALL swallow(void *, OrtLoggingLevel, const char *, const char *, const char *,
                           const char *) {}
+
+// From 1.31 on ONNX Runtime looks up a host of its makers' and keeps a number of the machine in the
+// user's home, unless this is set before its first environment. It is set as libris is loaded, when
+// a program has one thread as a rule: no other thread may read the environment meanwhile.
+[[gnu::constructor]] void keep_to_this_machine() { setenv("ORT_DISABLE_TELEMETRY", "1", 0); }
 
 // The process's one environment. It is never destroyed: at exit other threads may still run graphs.
 Ort::Env &environment() {
@@ -108,22 +111,13 @@ void append_cuda(Ort::SessionOptions &session, int device_id) {
     session.AppendExecutionProvider_CUDA_V2(*cuda);
 }
 
-// A size of a TensorSpec, with the batch axes as they are for one image and `expressions`.
-int64_t real_size(int size, int64_t expressions) {
-    switch (size) {
-        case TensorSpec::images: return 1;
-        case TensorSpec::expressions: return expressions;
-        default: return size;
-    }
-}
-
 // The sizes of a graph's inputs as the TensorRT provider takes them, for `expressions` of them.
 std::string profile(const Graph &graph, int expressions) {
     std::string all;
     for (const TensorSpec &spec : graph.inputs) {
         std::string sizes;
-        for (const int size : spec.shape) {
-            sizes += (sizes.empty() ? "" : "x") + std::to_string(real_size(size, expressions));
+        for (const int64_t size : real_shape(spec, expressions)) {
+            sizes += (sizes.empty() ? "" : "x") + std::to_string(size);
         }
         all += (all.empty() ? "" : ",") + spec.name + ":" + sizes;
     }
@@ -153,19 +147,6 @@ void append_tensorrt(Ort::SessionOptions &session, const Settings &settings) {
     session.AppendExecutionProvider_TensorRT_V2(*tensorrt);
 }
 
-// Whether an x86 CPU is known to sum products of INT8 in 32 bits; without these instructions they
-// are summed in pairs of 16 bits, which overflow (docs/reference/int8.md, Without VNNI).
-bool has_vnni() {
-#if defined(__x86_64__)
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    // AVX512_VNNI, then AVX-VNNI
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (c >> 11 & 1) != 0) return true;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
-#else
-    return false;
-#endif
-}
-
 // tensorrt: the TensorRT provider's settings; used with that provider alone.
 Ort::SessionOptions session_options(Provider provider, const EngineOptions &options,
                                     const Settings &tensorrt) {
@@ -187,12 +168,29 @@ Ort::SessionOptions session_options(Provider provider, const EngineOptions &opti
     return session;
 }
 
-bool fits(const std::vector<int64_t> &shape, const TensorSpec &spec, int64_t expressions) {
-    if (shape.size() != spec.shape.size()) return false;
-    for (size_t i = 0; i < shape.size(); ++i) {
-        if (shape[i] != real_size(spec.shape[i], expressions)) return false;
-    }
-    return true;
+// Where a graph's data files really lie, by the names that it has for them.
+using Places = std::map<std::string, fs::path>;
+
+Places places_of(const std::set<std::string> &names, const fs::path &folder) {
+    Places places;
+    for (const std::string &name : names) places[name] = fs::canonical(folder / name);
+    return places;
+}
+
+// `folder` where the files lie in it or below, as ONNX Runtime wants it. Where links lead out of
+// it, the folder that all of them lie in or below.
+fs::path folder_above(const Places &places, const fs::path &folder) {
+    const auto has_all = [&](const fs::path &above) {
+        return std::all_of(places.begin(), places.end(), [&](const auto &place) {
+            const fs::path &file = place.second;
+            return std::mismatch(above.begin(), above.end(), file.begin(), file.end()).first ==
+                   above.end();
+        });
+    };
+    if (has_all(folder)) return folder;
+    fs::path above = places.begin()->second.parent_path();
+    while (!has_all(above)) above = above.parent_path();
+    return above;
 }
 
 }  // namespace
@@ -204,6 +202,16 @@ const char *provider_name(Provider provider) {
         case Provider::cpu: break;
     }
     return "cpu";
+}
+
+std::vector<int64_t> real_shape(const TensorSpec &spec, int64_t expressions) {
+    std::vector<int64_t> sizes;
+    for (const int size : spec.shape) {
+        sizes.push_back(size == TensorSpec::images        ? 1
+                        : size == TensorSpec::expressions ? expressions
+                                                          : size);
+    }
+    return sizes;
 }
 
 std::array<Provider, kStages> parse_providers(const std::string &text) {
@@ -258,14 +266,6 @@ void check_engine_cache(const std::string &folder, const std::array<Provider, kS
     }
 }
 
-int usable_cores() {
-#if defined(__linux__)
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(CPU_COUNT(&set), 1);
-#endif
-    return std::max(static_cast<int>(std::thread::hardware_concurrency()), 1);
-}
-
 void start_onnxruntime() { environment(); }
 
 std::string onnxruntime_version() { return OrtGetApiBase()->GetVersionString(); }
@@ -287,11 +287,9 @@ Session::Session(const Bundle &bundle, Stage stage, const EngineOptions &options
         const Settings tensorrt =
             provider == Provider::tensorrt ? tensorrt_settings(graph, options) : Settings{};
         if (provider != Provider::tensorrt || options.engine_cache.empty()) {
-            if (provider == Provider::cpu && graph.precision == "fp16") {
-                open_widened(bundle.file(graph.file), session_options(provider, options, tensorrt));
-            } else {
-                open(bundle.file(graph.file), session_options(provider, options, tensorrt));
-            }
+            const bool widen = provider == Provider::cpu && graph.precision == "fp16";
+            open_graph(bundle.file(graph.file), widen,
+                       session_options(provider, options, tensorrt));
             return;
         }
 
@@ -315,7 +313,7 @@ Session::Session(const Bundle &bundle, Stage stage, const EngineOptions &options
         writing.AddConfigEntry("ep.context_file_path", context.path().c_str());
         // the engine inside the file, whose hash is kept
         writing.AddConfigEntry("ep.context_embed_mode", "1");
-        open(bundle.file(graph.file), writing);
+        open_graph(bundle.file(graph.file), false, std::move(writing));
         context.seal();
         context_ = context.is_whole() ? "written" : "";
     } catch (const Ort::Exception &error) {
@@ -334,11 +332,25 @@ void Session::open(const std::string &path, const Ort::SessionOptions &options) 
     check_names(path);
 }
 
-void Session::open_widened(const std::string &path, Ort::SessionOptions options) {
-    const std::string onnx = widened(read_file(path, "graph"), path);
+void Session::open_graph(const std::string &path, bool widen, Ort::SessionOptions options) {
+    std::string onnx = read_file(path, "graph", kLargestGraph);
+    const fs::path folder = fs::canonical(fs::path(path).parent_path());
+    const Places places = places_of(data_files(onnx, path), folder);
+    const fs::path above = folder_above(places, folder);
+    if (above == folder && !widen) {
+        onnx = std::string();  // ONNX Runtime maps the file itself
+        open(path, options);
+        return;
+    }
+
+    if (above != folder) {
+        onnx = with_data_files(onnx, path, [&](const std::string &name) {
+            return places.at(name).lexically_relative(above).string();
+        });
+    }
+    if (widen) onnx = widened(onnx, path);
     // the graph comes from memory: ONNX Runtime must be told where its weights are
-    const std::string folder = std::filesystem::absolute(path).parent_path().string();
-    options.AddConfigEntry("session.model_external_initializers_file_folder_path", folder.c_str());
+    options.AddConfigEntry("session.model_external_initializers_file_folder_path", above.c_str());
     session_ = Ort::Session(environment(), onnx.data(), onnx.size(), options);
     check_names(path);
 }
@@ -387,7 +399,7 @@ std::vector<Ort::Value> Session::run(const Feeds &feeds, int64_t expressions) co
     for (size_t i = 0; i < values.size(); ++i) {
         const auto info = values[i].GetTensorTypeAndShapeInfo();
         if (info.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ||
-            !fits(info.GetShape(), outputs_[i], expressions)) {
+            info.GetShape() != real_shape(outputs_[i], expressions)) {
             throw Error(RIS_ERROR_BUNDLE, name_ + ": the output " + outputs_[i].name +
                                               " has not the shape that the manifest says; "
                                               "export the bundle again");

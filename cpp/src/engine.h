@@ -29,9 +29,6 @@ std::array<Provider, kStages> parse_providers(const std::string &text);
 // Throws Error where there is no such folder, or no graph would use it. "": none was asked for.
 void check_engine_cache(const std::string &folder, const std::array<Provider, kStages> &providers);
 
-// The cores this process may use.
-int usable_cores();
-
 // Call it before anything else of ONNX Runtime, also before an empty Ort::Value. Throws Error where
 // the library is too old.
 void start_onnxruntime();
@@ -54,8 +51,11 @@ public:
     const char *context() const { return context_; }
 
 private:
+    // The file as it is.
     void open(const std::string &path, const Ort::SessionOptions &options);
-    void open_widened(const std::string &path, Ort::SessionOptions options);
+    // `open` of a bundle's graph, whose weights may lie elsewhere, behind links. widen: computing
+    // in FP32.
+    void open_graph(const std::string &path, bool widen, Ort::SessionOptions options);
     void check_names(const std::string &path) const;
 
     std::string name_;
@@ -64,13 +64,17 @@ private:
     mutable Ort::Session session_{nullptr};
 };
 
+// The sizes of an input or output, for one image and `expressions`.
+std::vector<int64_t> real_shape(const TensorSpec &spec, int64_t expressions);
+
 // A tensor over memory of the caller's, which must outlive it.
 template <class T>
-Ort::Value tensor(std::vector<T> &values, const std::vector<int64_t> &shape) {
+Ort::Value tensor(const std::vector<T> &values, const std::vector<int64_t> &shape) {
     static const Ort::MemoryInfo memory =
         Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-    return Ort::Value::CreateTensor<T>(memory, values.data(), values.size(), shape.data(),
-                                       shape.size());
+    // graphs read their inputs alone
+    T *const data = const_cast<T *>(values.data());
+    return Ort::Value::CreateTensor<T>(memory, data, values.size(), shape.data(), shape.size());
 }
 
 }  // namespace libris

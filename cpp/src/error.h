@@ -3,8 +3,10 @@
 
 #include "ris.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace libris {
 
@@ -15,13 +17,32 @@ public:
     ris_status status;
 };
 
-// `text` in quotes, cut where it is long.
-inline std::string quoted(const std::string &text, size_t most = 80) {
-    if (text.size() <= most) return "'" + text + "'";
+// `text`, cut where it is long.
+inline std::string cut(const std::string &text, size_t most = 200) {
+    if (text.size() <= most) return text;
     size_t end = most;
     // whole UTF-8 characters
     while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
-    return "'" + text.substr(0, end) + "...'";
+    return text.substr(0, end) + "...";
+}
+
+// The same in quotes.
+inline std::string quoted(const std::string &text, size_t most = 80) {
+    return "'" + cut(text, most) + "'";
+}
+
+// What is wrong with something, in one sentence, and no longer than one reads.
+inline std::string joined(const std::vector<std::string> &problems) {
+    constexpr size_t most = 12, longest = 700;  // problems, and bytes of them together
+    std::string all;
+    size_t said = 0;
+    for (; said < std::min(problems.size(), most); ++said) {
+        const std::string next = (said > 0 ? "; " : "") + cut(problems[said]);
+        if (said > 0 && all.size() + next.size() > longest) break;
+        all += next;
+    }
+    if (problems.size() > said) all += "; and " + std::to_string(problems.size() - said) + " more";
+    return all;
 }
 
 }  // namespace libris

@@ -1,11 +1,14 @@
 #include "json.h"
 
+#include "checks.h"
 #include "error.h"
 
 #include <nlohmann/json.hpp>
+#include <utf8proc.h>
 
 #include <cmath>
 #include <cstdint>
+#include <filesystem>
 #include <limits>
 
 namespace libris {
@@ -13,8 +16,10 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kLargestSide = 1 << 14;  // of anything that is an image or a map
-constexpr int kDeepest = 64;           // nesting; a copy of a deeper value could overflow the stack
+constexpr int kLargestSide = 1 << 14;         // of anything that is an image or a map
+constexpr size_t kLongestName = 255;          // bytes of a file's name
+constexpr float kSmallestDivisor = 1.2e-38f;  // a smaller one may be rounded to zero
+constexpr int kDeepest = 64;  // nesting; a copy of a deeper value could overflow the stack
 
 bool is_whole(const json &value, int64_t least, int64_t most) {
     if (!value.is_number_integer()) return false;
@@ -31,25 +36,52 @@ bool is_number(const json &value) {
 
 float to_float(const json &value) { return static_cast<float>(value.get<double>()); }
 
+// Whether all characters can be seen in a message, as Python's str.isprintable() says.
+bool is_printable(const std::string &text) {
+    const auto *bytes = reinterpret_cast<const utf8proc_uint8_t *>(text.data());
+    for (size_t at = 0; at < text.size();) {
+        utf8proc_int32_t code = -1;
+        const auto left = static_cast<utf8proc_ssize_t>(text.size() - at);
+        const utf8proc_ssize_t length = utf8proc_iterate(bytes + at, left, &code);
+        if (length <= 0) return false;
+        const utf8proc_category_t kind = utf8proc_category(code);
+        const bool is_other = kind == UTF8PROC_CATEGORY_CN || kind >= UTF8PROC_CATEGORY_ZS;
+        if (is_other && code != ' ') return false;
+        at += static_cast<size_t>(length);
+    }
+    return true;
+}
+
+// Whether this is a plain relative name, of a file below the bundle on every system.
+bool is_inside(const std::string &name) {
+    if (!is_printable(name) || name.find_first_of("\\:") != std::string::npos) return false;
+    for (size_t start = 0, end = 0; end != std::string::npos; start = end + 1) {
+        end = name.find('/', start);
+        const std::string part = name.substr(start, end == std::string::npos ? end : end - start);
+        if (part.empty() || part == "." || part == ".." || part.size() > kLongestName) return false;
+    }
+    return true;
+}
+
 // Reads the fields of an object and notes what is missing or of the wrong kind, so that all of it
 // is told at once.
 class Fields {
 public:
     Fields(const json &value, std::string at, std::vector<std::string> &problems)
         : value_(value), at_(std::move(at)), problems_(problems) {
-        if (!value.is_object()) wrong("", "an object", value);
+        if (!value.is_object() && &value != &missing()) tell("", "an object", value);
     }
 
-    // The field, or null where it is missing.
+    // The field; `missing` where it is not there, or this is no object, which is noted once.
     const json &get(const char *name) const {
-        static const json null;
-        if (!value_.is_object()) return null;
+        if (!value_.is_object()) return missing();
         const auto found = value_.find(name);
         if (found != value_.end()) return *found;
         problems_.push_back(at_ + name + " is missing");
-        return null;
+        return missing();
     }
 
+    // An object below; where it is missing or none, its fields are not told of.
     Fields object(const char *name) const { return {get(name), at_ + name + ".", problems_}; }
 
     std::string text(const char *name) const {
@@ -93,12 +125,25 @@ public:
         return "";
     }
 
-    std::map<std::string, std::string> texts(const char *name) const {
+    // The name of a file inside the bundle.
+    std::string file(const char *name) const {
+        const json &value = get(name);
+        if (!value.is_string()) {
+            wrong(name, "text", value);
+            return "";
+        }
+        check_file(name, value);
+        return value.get<std::string>();
+    }
+
+    // Hashes by the names of files.
+    std::map<std::string, std::string> hashes(const char *name) const {
         std::map<std::string, std::string> all;
         const json &value = get(name);
         if (!value.is_object()) wrong(name, "an object", value);
         const json empty = json::object();
         for (const auto &[key, item] : (value.is_object() ? value : empty).items()) {
+            check_file(name, key);
             if (item.is_string()) {
                 all[key] = item.get<std::string>();
             } else {
@@ -113,18 +158,31 @@ public:
         const json &value = get(name);
         bool good = value.is_array() && value.size() == 3;
         for (size_t i = 0; good && i < 3; ++i) {
-            good = is_number(value[i]) && !(divisor && to_float(value[i]) == 0);
+            good = is_number(value[i]) && !(divisor && to_float(value[i]) < kSmallestDivisor);
             if (good) all[i] = to_float(value[i]);
         }
         if (good) return all;
-        wrong(name, divisor ? "a list of three numbers, none zero" : "a list of three numbers",
+        wrong(name, divisor ? "a list of three numbers above zero" : "a list of three numbers",
               value);
         return all;
     }
 
     void wrong(const std::string &name, const std::string &expected, const json &found) const {
-        const bool missing = found.is_null() && value_.is_object() && !value_.contains(name);
-        if (missing) return;  // noted already
+        if (&found != &missing()) tell(name, expected, found);
+    }
+
+private:
+    // A null that stands for what is not there.
+    static const json &missing() {
+        static const json null;
+        return null;
+    }
+
+    void check_file(const char *name, const std::string &found) const {
+        if (!is_inside(found)) wrong(name, "the name of a file inside the bundle", found);
+    }
+
+    void tell(const std::string &name, const std::string &expected, const json &found) const {
         std::string at = at_ + name;
         if (at.empty()) at = "the manifest";
         if (at.back() == '.') at.pop_back();
@@ -132,7 +190,6 @@ public:
         problems_.push_back(at + " should be " + expected + ", found " + quoted(shown, 40));
     }
 
-private:
     const json &value_;
     std::string at_;
     std::vector<std::string> &problems_;
@@ -170,11 +227,14 @@ std::vector<TensorSpec> tensors(const Fields &graph, const char *name) {
 
 Graph graph(const Fields &fields) {
     Graph graph;
-    graph.file = fields.text("file");
+    graph.file = fields.file("file");
+    if (!graph.file.empty() && std::filesystem::path(graph.file).extension() != ".onnx") {
+        fields.wrong("file", "a file *.onnx", graph.file);
+    }
     graph.precision = fields.text("precision");
     const json &sampling = fields.get("sampling");
     graph.sampling = sampling.is_null() ? "" : fields.word("sampling", {"native", "gather"});
-    graph.sha256 = fields.texts("sha256");
+    graph.sha256 = fields.hashes("sha256");
     graph.inputs = tensors(fields, "inputs");
     graph.outputs = tensors(fields, "outputs");
     return graph;
@@ -208,7 +268,7 @@ Manifest manifest(const Fields &fields, std::vector<std::string> &problems) {
                            square(preprocess.object("clip"), "bicubic")};
 
     const Fields text = fields.object("text");
-    manifest.tokenizer = text.text("tokenizer");
+    manifest.tokenizer = text.file("tokenizer");
     manifest.max_tokens = text.whole("max_tokens", 2, 4096);
 
     const Fields dense = fields.object("dense_prompt");
@@ -226,10 +286,11 @@ Manifest manifest(const Fields &fields, std::vector<std::string> &problems) {
     const json &categories = fields.get("categories");
     if (!categories.is_null()) {
         const Fields table(categories, "categories.", problems);
-        manifest.categories = {table.text("names"), table.text("features")};
+        manifest.categories = {table.file("names"), table.file("features")};
     }
 
-    manifest.files = fields.texts("files");
+    manifest.golden = fields.file("golden");
+    manifest.files = fields.hashes("files");
     return manifest;
 }
 
@@ -242,7 +303,7 @@ json parse(const std::string &text, const std::string &path) {
         });
     } catch (const json::exception &error) {
         throw Error(RIS_ERROR_BUNDLE,
-                    path + " is not JSON (" + error.what() + "); export the bundle again");
+                    path + " is not JSON (" + cut(error.what()) + "); export the bundle again");
     }
 }
 
@@ -285,11 +346,10 @@ Manifest parse_manifest(const std::string &text, const std::string &path) {
     const Fields fields(data, "", problems);
     fields.whole("format_version", 1, kFormatVersion);
     Manifest found = manifest(fields, problems);
+    if (problems.empty()) problems = problems_of(found);
     if (problems.empty()) return found;
-
-    std::string all;
-    for (const std::string &problem : problems) all += (all.empty() ? "" : "; ") + problem;
-    throw Error(RIS_ERROR_BUNDLE, path + " is damaged: " + all + "; export the bundle again");
+    throw Error(RIS_ERROR_BUNDLE,
+                path + " is damaged: " + joined(problems) + "; export the bundle again");
 }
 
 std::vector<std::string> parse_category_names(const std::string &text, const std::string &path) {
@@ -349,7 +409,7 @@ TokenizerFile parse_tokenizer(const std::string &text, const std::string &path) 
         read_template(data.at("post_processor"), file);
     } catch (const json::exception &error) {
         throw Error(RIS_ERROR_BUNDLE, path + " is not a tokenizer that can be read (" +
-                                          error.what() + "); export the bundle again");
+                                          cut(error.what()) + "); export the bundle again");
     }
     return file;
 }

@@ -1,8 +1,10 @@
 #include "model.h"
 
 #include "error.h"
+#include "fork.h"
 #include "json.h"
 #include "masks.h"
+#include "processor.h"
 
 #include <algorithm>
 #include <cmath>
@@ -34,9 +36,19 @@ size_t index_of(const Graph &graph, const char *output) {
 
 }  // namespace
 
+Model::Graphs::Graphs(const Bundle &bundle, const EngineOptions &options)
+    : opened_in(fork_generation()) {
+    for (int stage = 0; stage < kStages; ++stage) {
+        sessions.emplace_back(bundle, static_cast<Stage>(stage), options);
+    }
+}
+
 Model::Model(const std::string &path, const Options &options)
     : bundle_(open_bundle(path, options.verify)),
-      max_expressions_(static_cast<size_t>(options.max_expressions)) {
+      verify_(options.verify),
+      engine_{options.providers,       options.engine_cache,
+              options.device_id,       options.threads > 0 ? options.threads : usable_cores(),
+              options.max_expressions, options.strict} {
     start_onnxruntime();
     const Manifest &manifest = bundle_.manifest;
 
@@ -70,21 +82,43 @@ Model::Model(const std::string &path, const Options &options)
         }
     }
 
-    const int threads = options.threads > 0 ? options.threads : usable_cores();
-    const EngineOptions engine{
-        options.providers, options.engine_cache,    options.device_id,
-        threads,           options.max_expressions, options.strict,
-    };
-    for (int stage = 0; stage < kStages; ++stage) {
-        sessions_.emplace_back(bundle_, static_cast<Stage>(stage), engine);
-    }
-
-    Info info{onnxruntime_version(), {}, {}, engine.threads, mask_size_, category_names_};
+    auto graphs = std::make_unique<const Graphs>(bundle_, engine_);
+    Info info{onnxruntime_version(), {}, {}, engine_.threads, mask_size_, category_names_};
     for (size_t stage = 0; stage < kStages; ++stage) {
-        info.providers[stage] = provider_name(engine.providers[stage]);
-        info.contexts[stage] = sessions_[stage].context();
+        info.providers[stage] = provider_name(engine_.providers[stage]);
+        info.contexts[stage] = graphs->sessions[stage].context();
     }
     info_ = info_json(bundle_, info);
+    graphs_ = graphs.release();
+}
+
+Model::~Model() { let_go(graphs_); }
+
+void Model::let_go(const Graphs *graphs) {
+    if (graphs->opened_in == fork_generation()) {
+        delete graphs;
+        return;
+    }
+    // ending them would wait for threads that this process does not have; kept where leak checkers
+    // see them
+    static std::atomic<const Graphs *> parents{nullptr};
+    graphs->next = parents.exchange(graphs);
+}
+
+const std::vector<Session> &Model::sessions() const {
+    const Graphs *found = graphs_;
+    if (found->opened_in == fork_generation()) return found->sessions;
+
+    const auto is_gpu = [](Provider provider) { return provider != Provider::cpu; };
+    if (std::any_of(engine_.providers.begin(), engine_.providers.end(), is_gpu)) {
+        throw Error(RIS_ERROR_ENGINE, "the bundle was opened before fork(), which a GPU does not "
+                                      "allow; open it in the process that asks");
+    }
+    check_files(bundle_, verify_);
+    auto own = std::make_unique<const Graphs>(bundle_, engine_);
+    if (!graphs_.compare_exchange_strong(found, own.get())) return found->sessions;
+    let_go(found);
+    return own.release()->sessions;
 }
 
 Tokens Model::tokens_of(const int32_t *row, size_t length) const {
@@ -121,14 +155,15 @@ Encoded Model::encode_image(const Image &image) const {
     const Ort::Value sam_image = tensor(inputs.sam, {1, 3, sam, sam});
     const Ort::Value clip_image = tensor(inputs.clip, {1, 3, clip, clip});
 
+    const std::vector<Session> &graphs = sessions();
     const auto encode = [&](Stage stage, const Ort::Value &square, const char *output) {
-        std::vector<Ort::Value> outputs = sessions_[stage].run({{"image", &square}}, 1);
-        return std::move(outputs[index_of(bundle_.manifest.graphs[stage], output)]);
+        const std::vector<Ort::Value> outputs = graphs[stage].run({{"image", &square}}, 1);
+        const Ort::Value &value = outputs[index_of(bundle_.manifest.graphs[stage], output)];
+        const float *const data = value.GetTensorData<float>();
+        return std::vector<float>(data, data + value.GetTensorTypeAndShapeInfo().GetElementCount());
     };
-    Encoded encoded{image.width, image.height};
-    encoded.image_embeddings = encode(sam_image_encoder, sam_image, "image_embeddings");
-    encoded.clip_tokens = encode(clip_image_encoder, clip_image, "clip_tokens");
-    return encoded;
+    return {image.width, image.height, encode(sam_image_encoder, sam_image, "image_embeddings"),
+            encode(clip_image_encoder, clip_image, "clip_tokens")};
 }
 
 std::vector<size_t> Model::category_rows(const Question &question) const {
@@ -162,10 +197,11 @@ std::vector<size_t> Model::category_rows(const Question &question) const {
 
 Result Model::ask(const Encoded &scene, const Question &question) const {
     const std::vector<size_t> rows = category_rows(question);
+    const size_t most = static_cast<size_t>(engine_.max_expressions);
     Result result{scene.width, scene.height, mask_size_, {}};
     result.answers.reserve(question.expressions.size());
-    for (size_t start = 0; start < question.expressions.size(); start += max_expressions_) {
-        const size_t count = std::min(max_expressions_, question.expressions.size() - start);
+    for (size_t start = 0; start < question.expressions.size(); start += most) {
+        const size_t count = std::min(most, question.expressions.size() - start);
         ask_part(scene, question, start, count, rows, result);
     }
     return result;
@@ -174,6 +210,7 @@ Result Model::ask(const Encoded &scene, const Question &question) const {
 void Model::ask_part(const Encoded &scene, const Question &question, size_t start, size_t count,
                      const std::vector<size_t> &category_rows, Result &result) const {
     const Manifest &manifest = bundle_.manifest;
+    const std::vector<Session> &graphs = sessions();
     const int64_t n = static_cast<int64_t>(count), length = manifest.max_tokens;
     std::vector<int32_t> ids(static_cast<size_t>(n * length), 0), image_index(count, 0);
     std::vector<float> mask(ids.size(), 0.0f);
@@ -186,15 +223,20 @@ void Model::ask_part(const Encoded &scene, const Question &question, size_t star
 
     const Ort::Value input_ids = tensor(ids, {n, length}), text_mask = tensor(mask, {n, length});
     const Ort::Value index = tensor(image_index, {n});
-    const std::vector<Ort::Value> text =
-        sessions_[text_encoder].run({{"input_ids", &input_ids}}, n);
+    const std::vector<Ort::Value> text = graphs[text_encoder].run({{"input_ids", &input_ids}}, n);
 
+    const auto encoded = [&](const std::vector<float> &values, Stage stage, const char *output) {
+        return tensor(values, real_shape(manifest.graphs[stage].output(output), n));
+    };
+    const Ort::Value embeddings =
+        encoded(scene.image_embeddings, sam_image_encoder, "image_embeddings");
+    const Ort::Value clip = encoded(scene.clip_tokens, clip_image_encoder, "clip_tokens");
     const Graph &reading = manifest.graphs[text_encoder], &fusing = manifest.graphs[fusion];
-    Session::Feeds feeds = {{"clip_tokens", &scene.clip_tokens},
+    Session::Feeds feeds = {{"clip_tokens", &clip},
                             {"text_features", &text[index_of(reading, "text_features")]},
                             {"text_mask", &text_mask},
                             {"image_index", &index}};
-    if (manifest.no_target) feeds.emplace_back("image_embeddings", &scene.image_embeddings);
+    if (manifest.no_target) feeds.emplace_back("image_embeddings", &embeddings);
 
     std::vector<float> features;
     Ort::Value category_feature{nullptr};
@@ -208,18 +250,18 @@ void Model::ask_part(const Encoded &scene, const Question &question, size_t star
         category_feature = tensor(features, {n, width});
         feeds.emplace_back("category_feature", &category_feature);
     }
-    const std::vector<Ort::Value> fused = sessions_[fusion].run(feeds, n);
+    const std::vector<Ort::Value> fused = graphs[fusion].run(feeds, n);
 
     const int grid = manifest.dense_grid, target = manifest.dense_target;
     const float *maps = fused[index_of(fusing, "dense_prompt")].GetTensorData<float>();
     std::vector<float> dense = resize_maps(maps, count * static_cast<size_t>(prompt_width_), grid,
                                            grid, target, target, manifest.dense_interpolation);
     const Ort::Value dense_prompt = tensor(dense, {n, prompt_width_, target, target});
-    const Session::Feeds prompts = {{"image_embeddings", &scene.image_embeddings},
+    const Session::Feeds prompts = {{"image_embeddings", &embeddings},
                                     {"dense_prompt", &dense_prompt},
                                     {"sparse_prompt", &fused[index_of(fusing, "sparse_prompt")]},
                                     {"image_index", &index}};
-    const std::vector<Ort::Value> decoded = sessions_[mask_decoder].run(prompts, n);
+    const std::vector<Ort::Value> decoded = graphs[mask_decoder].run(prompts, n);
 
     const size_t low = static_cast<size_t>(mask_size_) * static_cast<size_t>(mask_size_);
     const size_t at = index_of(manifest.graphs[mask_decoder], "mask_logits");

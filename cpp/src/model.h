@@ -5,6 +5,7 @@
 #include "image.h"
 #include "tokenizer.h"
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
@@ -41,15 +42,23 @@ struct Question {
     double no_target_threshold;
 };
 
-// What the two image encoders made of an image.
+// What the two image encoders made of an image. It is in memory of its own: a process that was
+// forked frees nothing of its parent's sessions.
 struct Encoded {
     int width, height;
-    Ort::Value image_embeddings{nullptr}, clip_tokens{nullptr};
+    std::vector<float> image_embeddings, clip_tokens;
 };
 
 class Model {
 public:
     Model(const std::string &path, const Options &options);
+    Model(const Model &) = delete;
+    Model &operator=(const Model &) = delete;
+    ~Model();
+
+    // From now on its scenes refuse: threads that ask on and on would keep it alive for ever.
+    void close() const { is_closed_ = true; }
+    bool is_closed() const { return is_closed_; }
 
     const std::string &info() const { return info_; }
     int max_tokens() const { return bundle_.manifest.max_tokens; }
@@ -62,15 +71,32 @@ public:
     Result ask(const Encoded &scene, const Question &question) const;
 
 private:
+    // The graphs of one process.
+    struct Graphs {
+        Graphs(const Bundle &bundle, const EngineOptions &options);
+
+        unsigned opened_in;  // fork_generation()
+        std::vector<Session> sessions;
+        mutable const Graphs *next = nullptr;  // in what a child keeps of its parent
+    };
+
+    // Ends graphs, unless they are of a process that this one was forked from.
+    static void let_go(const Graphs *graphs);
+
+    // This process's graphs, opened now where it was forked since. Throws Error as the constructor.
+    const std::vector<Session> &sessions() const;
+
     // Some of a question's expressions, which go through the graphs at once.
     void ask_part(const Encoded &scene, const Question &question, size_t start, size_t count,
                   const std::vector<size_t> &category_rows, Result &result) const;
     std::vector<size_t> category_rows(const Question &question) const;
 
     Bundle bundle_;
-    size_t max_expressions_;
+    bool verify_;
+    EngineOptions engine_;
     int mask_size_, prompt_width_;
-    std::vector<Session> sessions_;
+    mutable std::atomic<const Graphs *> graphs_{nullptr};
+    mutable std::atomic<bool> is_closed_{false};
     std::unique_ptr<Tokenizer> tokenizer_;
     std::vector<std::string> category_names_;
     Features category_features_{};

@@ -2,9 +2,14 @@
 #include "ris.h"
 
 #include "error.h"
+#include "fork.h"
 #include "model.h"
+#include "structs.h"
+
+#include <utf8proc.h>
 
 #include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <mutex>
 #include <unordered_map>
@@ -12,14 +17,37 @@
 namespace libris {
 namespace {
 
+constexpr const char *kReplacement = "\xef\xbf\xbd";  // U+FFFD
+
 std::string &last_error() {
     thread_local std::string message;
     return message;
 }
 
+// In UTF-8 and one line, whatever the names in it are.
+std::string one_line(const char *message) {
+    const size_t size = std::strlen(message);
+    const auto *bytes = reinterpret_cast<const utf8proc_uint8_t *>(message);
+    std::string out;
+    for (size_t at = 0; at < size;) {
+        utf8proc_int32_t code = -1;
+        const utf8proc_ssize_t length =
+            utf8proc_iterate(bytes + at, static_cast<utf8proc_ssize_t>(size - at), &code);
+        if (length <= 0) {
+            out += kReplacement;
+            ++at;
+            continue;
+        }
+        if (utf8proc_category(code) == UTF8PROC_CATEGORY_CC) out += ' ';
+        else out.append(message + at, static_cast<size_t>(length));
+        at += static_cast<size_t>(length);
+    }
+    return out;
+}
+
 ris_status fail(ris_status status, const char *message) noexcept {
     try {
-        last_error() = message;
+        last_error() = one_line(message);
     } catch (...) {
         last_error().clear();  // no memory for the sentence; the status says it
     }
@@ -71,15 +99,20 @@ public:
         return found->second;
     }
 
-    void remove(const Handle *handle) {
-        if (handle == nullptr) return;
-        std::shared_ptr<Object> last;  // dies outside the lock
+    // What the handle was of, which dies outside the lock; nothing for NULL.
+    std::shared_ptr<Object> remove(const Handle *handle) {
+        if (handle == nullptr) return nullptr;
         const std::lock_guard<std::mutex> lock(mutex_);
         const auto found = objects_.find(reinterpret_cast<uintptr_t>(handle));
         if (found == objects_.end()) throw stale();
-        last = std::move(found->second);
+        std::shared_ptr<Object> last = std::move(found->second);
         objects_.erase(found);
+        return last;
     }
+
+    // Around fork(), so that no child finds it locked by a thread that it does not have.
+    void lock() const { mutex_.lock(); }
+    void unlock() const { mutex_.unlock(); }
 
 private:
     Error stale() const {
@@ -109,6 +142,18 @@ auto &results() {
     return *all;
 }
 
+void lock_handles() {
+    models().lock();
+    scenes().lock();
+    results().lock();
+}
+
+void unlock_handles() {
+    results().unlock();
+    scenes().unlock();
+    models().unlock();
+}
+
 template <class T>
 T &require(T *pointer, const char *name) {
     if (pointer == nullptr) throw Error(RIS_ERROR_ARGUMENT, std::string(name) + " is NULL");
@@ -117,34 +162,12 @@ T &require(T *pointer, const char *name) {
 
 // In one question, so that a count of -1 is no array to read.
 constexpr size_t kMostExpressions = 65536;
-// Of any later version's structs, so that garbage is not read as a size.
-constexpr size_t kLargestStruct = 4096;
-
-// first: the struct's size in the first version of libris that had it.
-void require_size(size_t size, size_t first, const char *name) {
-    if (size >= first && size <= kLargestStruct) return;
-    throw Error(RIS_ERROR_ARGUMENT, std::string(name) + ".struct_size is " + std::to_string(size) +
-                                        "; start from the INIT macro of ris.h");
-}
-
-// A caller's struct over `ours`, which has the defaults. What a newer caller's has beyond ours must
-// be zero. When ours grows, an older caller's is shorter, but never shorter than the first
-// version's.
-template <class Struct>
-Struct read_struct(const Struct *theirs, Struct ours, const char *name) {
-    if (theirs == nullptr) return ours;
-    const size_t size = theirs->struct_size;
-    require_size(size, sizeof(Struct), name);
-    const auto *bytes = reinterpret_cast<const unsigned char *>(theirs);
-    for (size_t i = sizeof(Struct); i < size; ++i) {
-        if (bytes[i] != 0) {
-            const std::string what = std::string(name) + " sets what libris " + ris_version();
-            throw Error(RIS_ERROR_ARGUMENT, what + " does not know; use a newer libris");
-        }
-    }
-    std::memcpy(static_cast<void *>(&ours), theirs, std::min(size, sizeof(Struct)));
-    return ours;
-}
+// The structs' sizes in libris 0.2, which had them first. They stay when the structs grow.
+constexpr size_t kFirstOptions = offsetof(ris_options, reserved) + sizeof(int32_t);
+constexpr size_t kFirstAsk = offsetof(ris_ask_options, no_target_threshold) + sizeof(double);
+constexpr size_t kFirstAnswer = offsetof(ris_answer, score) + sizeof(double);
+static_assert(sizeof(void *) != 8 || (kFirstOptions == 48 && kFirstAsk == 24 && kFirstAnswer == 72),
+              "a field in the middle would break callers that were built before it");
 
 void require_range(int64_t value, int64_t least, int64_t most, const char *name) {
     if (value >= least && value <= most) return;
@@ -154,7 +177,8 @@ void require_range(int64_t value, int64_t least, int64_t most, const char *name)
 }
 
 Options options_of(const ris_options *given) {
-    const ris_options found = read_struct<ris_options>(given, RIS_OPTIONS_INIT, "options");
+    const ris_options found =
+        read_struct<ris_options>(given, RIS_OPTIONS_INIT, kFirstOptions, "options");
     require_range(found.device_id, 0, 1023, "options.device_id");
     require_range(found.threads, 0, 1024, "options.threads");
     require_range(found.strict, 0, 1, "options.strict");
@@ -176,7 +200,8 @@ Options options_of(const ris_options *given) {
 
 // A question without its expressions.
 Question question_of(const ris_ask_options *given, size_t count) {
-    const ris_ask_options found = read_struct<ris_ask_options>(given, RIS_ASK_INIT, "options");
+    const ris_ask_options found =
+        read_struct<ris_ask_options>(given, RIS_ASK_INIT, kFirstAsk, "options");
     if (!(found.no_target_threshold >= 0)) {
         const std::string threshold = std::to_string(found.no_target_threshold);
         throw Error(RIS_ERROR_ARGUMENT, "options.no_target_threshold is a probability from 0 to 1, "
@@ -198,7 +223,7 @@ std::pair<std::shared_ptr<const Scene>, std::shared_ptr<const Model>>
 scene_of(const ris_scene *handle) {
     std::shared_ptr<const Scene> scene = scenes().get(handle);
     std::shared_ptr<const Model> model = scene->model.lock();
-    if (!model) {
+    if (!model || model->is_closed()) {
         throw Error(RIS_ERROR_HANDLE,
                     "the scene's model was closed; open the bundle and encode the image again");
     }
@@ -224,6 +249,8 @@ ris_status ris_open(const char *bundle, const ris_options *options, ris_model **
         require(model, "model") = nullptr;
         const std::string path = &require(bundle, "bundle");
         const Options how = options_of(options);
+        [[maybe_unused]] static const bool watched =
+            (watch_forks(lock_handles, unlock_handles), true);
         *model = models().add(std::make_shared<const Model>(path, how));
     });
 }
@@ -283,7 +310,13 @@ ris_status ris_ask(const ris_scene *scene, const char *const *expressions, size_
         Question question = question_of(options, count);
         for (size_t i = 0; i < count; ++i) {
             const char *const expression = &require(expressions[i], "an expression");
-            question.expressions.push_back(model->tokenize(expression));
+            try {
+                question.expressions.push_back(model->tokenize(expression));
+            } catch (const Error &error) {
+                if (count == 1) throw;
+                throw Error(error.status,
+                            "expressions[" + std::to_string(i) + "]: " + error.what());
+            }
         }
         *result = answered(*model, *asked, question);
     });
@@ -308,8 +341,7 @@ ris_status ris_ask_tokens(const ris_scene *scene, const int32_t *ids, size_t cou
 ris_status ris_result_get(const ris_result *result, size_t index, ris_answer *answer) {
     return guarded([&] {
         const auto found = results().get(result);
-        const size_t size = require(answer, "answer").struct_size;
-        require_size(size, sizeof(ris_answer), "answer");
+        require_size(require(answer, "answer").struct_size, kFirstAnswer, "answer");
         if (index >= found->answers.size()) {
             const std::string count = std::to_string(found->answers.size());
             throw Error(RIS_ERROR_ARGUMENT, "index is " + std::to_string(index) +
@@ -318,7 +350,6 @@ ris_status ris_result_get(const ris_result *result, size_t index, ris_answer *an
 
         const Answer &from = found->answers[index];
         ris_answer filled = RIS_ANSWER_INIT;
-        filled.struct_size = size;
         filled.mask = from.mask.data();
         filled.logits = from.logits.data();
         filled.notes = from.notes.c_str();
@@ -328,7 +359,7 @@ ris_status ris_result_get(const ris_result *result, size_t index, ris_answer *an
         filled.is_no_target = from.is_no_target;
         filled.no_target = from.no_target;
         filled.score = from.score;
-        std::memcpy(static_cast<void *>(answer), &filled, std::min(size, sizeof filled));
+        write_struct(answer, filled);
     });
 }
 
@@ -341,5 +372,8 @@ ris_status ris_free_scene(ris_scene *scene) {
 }
 
 ris_status ris_close(ris_model *model) {
-    return guarded([&] { models().remove(model); });
+    return guarded([&] {
+        // questions that have begun keep the model alive
+        if (const auto closed = models().remove(model)) closed->close();
+    });
 }

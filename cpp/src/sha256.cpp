@@ -1,6 +1,9 @@
 #include "sha256.h"
 
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
+#include <openssl/hmac.h>
+#include <openssl/rand.h>
 
 #include <cstdio>
 #include <memory>
@@ -25,15 +28,11 @@ public:
     }
 
     std::string hex() {
-        unsigned char bytes[EVP_MAX_MD_SIZE];
+        char bytes[EVP_MAX_MD_SIZE];
         unsigned size = 0;
-        require(EVP_DigestFinal_ex(context_.get(), bytes, &size));
-        std::string text;
-        for (unsigned i = 0; i < size; ++i) {
-            text += "0123456789abcdef"[bytes[i] >> 4];
-            text += "0123456789abcdef"[bytes[i] & 15];
-        }
-        return text;
+        auto *const out = reinterpret_cast<unsigned char *>(bytes);
+        require(EVP_DigestFinal_ex(context_.get(), out, &size));
+        return hex_of({bytes, size});
     }
 
 private:
@@ -49,6 +48,16 @@ struct Close {
 };
 
 }  // namespace
+
+std::string hex_of(std::string_view bytes) {
+    std::string text;
+    for (const char c : bytes) {
+        const auto byte = static_cast<unsigned char>(c);
+        text += "0123456789abcdef"[byte >> 4];
+        text += "0123456789abcdef"[byte & 15];
+    }
+    return text;
+}
 
 std::string sha256_of_file(const std::string &path) {
     const std::unique_ptr<FILE, Close> file(std::fopen(path.c_str(), "rb"));
@@ -66,6 +75,29 @@ std::string sha256_of_text(const std::string &text) {
     Digest digest;
     digest.add(text.data(), text.size());
     return digest.hex();
+}
+
+std::string hmac_sha256(const std::string &key, const std::string &text) {
+    unsigned char bytes[EVP_MAX_MD_SIZE];
+    unsigned size = 0;
+    const auto *const data = reinterpret_cast<const unsigned char *>(text.data());
+    if (HMAC(EVP_sha256(), key.data(), static_cast<int>(key.size()), data, text.size(), bytes,
+             &size) == nullptr) {
+        throw std::runtime_error("this libcrypto has no HMAC-SHA-256");
+    }
+    return hex_of({reinterpret_cast<const char *>(bytes), size});
+}
+
+bool are_equal(const std::string &a, const std::string &b) {
+    return a.size() == b.size() && CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
+}
+
+std::string random_bytes(size_t count) {
+    std::vector<unsigned char> bytes(count);
+    if (RAND_bytes(bytes.data(), static_cast<int>(count)) != 1) {
+        throw std::runtime_error("this libcrypto has no random numbers");
+    }
+    return {bytes.begin(), bytes.end()};
 }
 
 }  // namespace libris

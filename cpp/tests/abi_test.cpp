@@ -97,6 +97,8 @@ void wrong_arguments(const std::string &bundle) {
     options.engine_cache = "no such folder";
     expect_status(ris_open(bundle.c_str(), &options, &model), RIS_ERROR_ARGUMENT, "no folder",
                   "no cache folder");
+    expect_status(ris_open("caf\xe9\nbundle", nullptr, &model), RIS_ERROR_BUNDLE,
+                  "caf\xef\xbf\xbd bundle: no such", "a path that is no UTF-8, of two lines");
     expect(model == nullptr, "a model that failed to open is NULL");
 
     expect_status(ris_open(bundle.c_str(), nullptr, &model), RIS_OK, "", "open");
@@ -146,6 +148,9 @@ void wrong_arguments(const std::string &bundle) {
     const char *missing[] = {"left man", nullptr};
     expect_status(ris_ask(scene, missing, 2, nullptr, &result), RIS_ERROR_ARGUMENT,
                   "expression is NULL", "null expression");
+    const char *second_empty[] = {"left man", " "};
+    expect_status(ris_ask(scene, second_empty, 2, nullptr, &result), RIS_ERROR_EXPRESSION,
+                  "expressions[1]: the expression is empty", "the second expression");
     expect_status(ris_ask(scene, &expression, 0, nullptr, &result), RIS_ERROR_ARGUMENT,
                   "count is 0", "no expressions");
     expect_status(ris_ask(scene, nullptr, 1, nullptr, &result), RIS_ERROR_ARGUMENT, "expressions",
@@ -261,7 +266,7 @@ void damaged_bundles(const std::string &bundle, const fs::path &scratch) {
     fresh();
     replace_in(copy / "manifest.json",
                "\"graphs/fusion.onnx.data\": ", "\"../fusion.onnx.data\": ");
-    refused("lies outside", "a file outside");
+    refused("inside the bundle", "a file outside");
 
     fresh();
     replace_in(copy / "manifest.json", "\"mask_logits\"", "\"mask_digits\"");
@@ -280,7 +285,7 @@ void damaged_bundles(const std::string &bundle, const fs::path &scratch) {
     ris_options options = RIS_OPTIONS_INIT;
     options.verify = 0;
     ris_model *model = nullptr;
-    expect_status(ris_open(copy.c_str(), &options, &model), RIS_ERROR_ENGINE, "fusion",
+    expect_status(ris_open(copy.c_str(), &options, &model), RIS_ERROR_BUNDLE, "fusion",
                   "half a graph, not verified");
     fs::remove_all(copy);
 }

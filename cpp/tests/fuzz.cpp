@@ -1,7 +1,8 @@
 // Everything that libris and its examples read and do not make: manifest, tokenizer, categories,
-// feature table, expressions, EXIF blocks, graphs to widen. Whatever the bytes, the outcome is a
-// value or an Error. The first byte says which reader gets the rest.
+// feature table, expressions, EXIF blocks, XMP packets, graphs to widen or to move. Whatever the
+// bytes, the outcome is a value or an Error. The first byte says which reader gets the rest.
 #include "error.h"
+#include "external.h"
 #include "json.h"
 #include "pictures.hpp"
 #include "tokenizer.h"
@@ -44,9 +45,21 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             case 'c': parse_category_names(text, "categories.json"); break;
             case 'f': parse_features(text, "categories.npy"); break;
             case 'w': widened(text, "fusion.onnx"); break;
+            case 'd': {
+                const auto same = [](const std::string &name) { return name; };
+                const auto names = data_files(text, "fusion.onnx");
+                const std::string moved = with_data_files(text, "fusion.onnx", same);
+                if (data_files(moved, "fusion.onnx") != names) __builtin_trap();
+                break;
+            }
+            case 'p': {
+                const int orientation = pictures::xmp_orientation(text);
+                if (orientation < 0 || orientation > 8) __builtin_trap();
+                break;
+            }
             case 'x': {
                 const int orientation = pictures::exif_orientation(data + 1, size - 1);
-                if (orientation < 1 || orientation > 8) __builtin_trap();
+                if (orientation < 0 || orientation > 8) __builtin_trap();
                 break;
             }
             case 't': {

@@ -4,11 +4,16 @@
 #include "image.h"
 #include "interpolate.h"
 #include "masks.h"
+#include "pictures.hpp"
+#include "processor.h"
 #include "sha256.h"
+#include "structs.h"
 #include "tokenizer.h"
+#include "trust.h"
 #include "widen.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 
 using namespace libris;
@@ -69,6 +74,67 @@ EXPORT int test_context(const char *folder, const char *graph_hash, const char *
     if (action == 'd') context.discard();
     std::strcpy(path, context.path().c_str());
     return context.is_whole() ? 1 : 0;
+}
+
+// A picture file as upright RGB, whose bytes `rgb` gets, at most `room` of them, and its width and
+// height `size`. message: what is wrong with it, or "".
+EXPORT void test_picture(const char *path, uint8_t *rgb, size_t room, int *size, char *message) {
+    *message = '\0';
+    try {
+        const pictures::Picture picture = pictures::read(path);
+        size[0] = picture.width;
+        size[1] = picture.height;
+        std::copy_n(picture.rgb.begin(), std::min(room, picture.rgb.size()), rgb);
+    } catch (const std::exception &error) {
+        std::strncpy(message, error.what(), 999);
+    }
+}
+
+// A struct of ris.h as a later libris may have it.
+struct Grown {
+    size_t struct_size;
+    double old;
+    int32_t newer, newest;
+};
+
+// What a library that has the grown struct reads of a caller's `size` bytes, which are all 0:
+// `newer`, whose default is 7, or -1 where it refuses. The first version ended behind `old`.
+// written: how many bytes it writes to such a caller.
+EXPORT int test_grown_struct(size_t size, size_t *written) {
+    std::vector<unsigned char> bytes(std::max(size, sizeof(Grown)), 0);
+    auto *const theirs = reinterpret_cast<Grown *>(bytes.data());
+    theirs->struct_size = size;
+    try {
+        const Grown read =
+            read_struct<Grown>(theirs, {sizeof(Grown), 1.5, 7, 7}, offsetof(Grown, newer), "grown");
+        std::fill(bytes.begin() + sizeof(size_t), bytes.end(), static_cast<unsigned char>(0xff));
+        write_struct<Grown>(theirs, {sizeof(Grown), 0, 0, 0});
+        *written = static_cast<size_t>(
+            std::find(bytes.begin() + sizeof(size_t), bytes.end(), 0xff) - bytes.begin());
+        return theirs->struct_size == size ? read.newer : -2;
+    } catch (const Error &) {
+        return -1;
+    }
+}
+
+EXPORT double test_cpu_quota(const char *root) { return cpu_quota(root); }
+
+EXPORT int test_usable_cores(const char *root) { return usable_cores(root); }
+
+// This user's key, in hexadecimal; empty where it is refused.
+EXPORT void test_user_key(char *hex) {
+    try {
+        std::strcpy(hex, hex_of(user_key()).c_str());
+    } catch (const Error &) {
+        *hex = '\0';
+    }
+}
+
+// The folders for the key, a line each.
+EXPORT void test_state_folders(char *lines, size_t room) {
+    std::string all;
+    for (const std::string &folder : state_folders()) all += folder + "\n";
+    std::strncpy(lines, all.c_str(), room - 1);
 }
 
 // `count` texts, one after the other, text i ending at ends[i]; their ids, padded with 0. A text

@@ -8,8 +8,9 @@ for image in data.images:                # its file, and every expression about 
 
 from ris.data.datasets.lines import read_lines
 from ris.data.datasets.outlines import reference_mask
-from ris.data.datasets.refer import DATASETS, ReferData, Reference, ReferImage
+from ris.data.datasets.refer import ReferData, Reference, ReferImage
 from ris.data.datasets.refer import read as read_refer
+from ris.data.datasets.refer_files import DATASETS
 
 __all__ = [
     "DATASETS",

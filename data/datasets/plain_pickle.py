@@ -5,11 +5,15 @@ Anything else is refused before it is built.
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
+import re
 from pathlib import Path
 from typing import Any
 
 from ris.engines.errors import RisError
+from ris.engines.text import echoed, quoted, reason_of
 
 # The published files need NumPy scalars beside the built-in containers; they are pickled as
 # (dtype, bytes).
@@ -33,7 +37,7 @@ class _Dtype:
 
     def __init__(self, code: str, *rest: object) -> None:
         if code not in _NUMPY_DTYPES:
-            raise pickle.UnpicklingError(f"numpy dtype {code!r}")
+            raise pickle.UnpicklingError(f"numpy dtype {quoted(code)}")
         self.code = code
 
     def __setstate__(self, state: object) -> None:
@@ -66,12 +70,66 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
+def _plain_steps() -> re.Pattern[bytes]:
+    """Matches as many steps as follow each other without a counted text or the end.
+
+    A value is remembered under a number below 16 million. The unpickler makes room for all numbers
+    up to it, so a larger one could cost any memory.
+    """
+    known = []
+    for step in pickletools.opcodes:
+        code, argument = re.escape(step.code.encode("latin1")), step.arg
+        if step.name == "PUT":
+            known.append(code + rb"(?:1[0-5])?[0-9]{1,6}\n")
+        elif step.name == "LONG_BINPUT":
+            known.append(code + rb"...\0")
+        elif argument is None:
+            known += [] if step.name == "STOP" else [code]
+        elif argument.n == pickletools.UP_TO_NEWLINE:
+            known.append(code + rb"[^\n]*\n" * (2 if argument.name.endswith("pair") else 1))
+        elif argument.n >= 0:
+            known.append(code + b".{%d}" % argument.n)
+    return re.compile(b"(?:" + b"|".join(known) + b")*+", re.DOTALL)
+
+
+_PLAIN_STEPS = _plain_steps()
+_COUNTS = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+_COUNTED = {
+    ord(step.code): _COUNTS[step.arg.n]
+    for step in pickletools.opcodes
+    if step.arg is not None and step.arg.n in _COUNTS
+}
+"""Code of a step with a counted text -> bytes of the count."""
+
+
+def _check_numbers(data: bytes) -> None:
+    """Raises UnpicklingError where a value is remembered under too large a number.
+
+    What is no step ends the check: the unpickler does not come further either.
+    """
+    place = 0
+    while place < len(data):
+        place = _PLAIN_STEPS.match(data, place).end()  # type: ignore[union-attr]
+        if data[place : place + 1] in (b"p", b"r"):
+            raise pickle.UnpicklingError("it remembers a value under a number far too large")
+        width = _COUNTED.get(data[place]) if place < len(data) else None
+        if width is None:
+            return
+        count = int.from_bytes(data[place + 1 : place + 1 + width], "little")
+        place += 1 + width + count
+
+
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+            raise pickle.UnpicklingError(f"it asks for {echoed(f'{module}.{name}')}") from None
 
     def persistent_load(self, pid: object) -> Any:
         raise pickle.UnpicklingError("it refers to objects outside of the file")
@@ -87,13 +145,17 @@ def load_plain_pickle(path: Path) -> Any:
         RisError: For a file that holds anything else or is no pickle.
     """
     try:
-        with path.open("rb") as file:
-            # the published files were written by Python 2: their byte strings are Latin-1 text
-            return _PlainUnpickler(file, encoding="latin1").load()
+        data = path.read_bytes()
+        _check_numbers(data)
+        # the published files were written by Python 2: their byte strings are Latin-1 text
+        return _PlainUnpickler(io.BytesIO(data), encoding="latin1").load()
     except pickle.UnpicklingError as error:
         raise RisError(
-            f"{path} is refused: a data set's pickle holds plain values only, and {error}"
+            f"{path} is refused: a data set's pickle holds plain values only, and"
+            f" {reason_of(error)}"
         ) from error
+    except OSError as error:
+        raise RisError(f"{path} cannot be read: {error.strerror}") from error
     except _DAMAGED as error:
         raise RisError(
             f"{path} is no readable pickle ({type(error).__name__}); download it again"

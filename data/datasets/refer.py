@@ -1,14 +1,6 @@
-"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and Ref-ZOM, from the files that their authors publish.
+"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and Ref-ZOM as samples: images with their expressions.
 
-The files are looked for where people usually keep them:
-
-    ROOT/refcoco/refs(unc).p         ROOT/refcoco/instances.json    the same in refcoco+, refcocog
-    ROOT/grefcoco/grefs(unc).json    ROOT/grefcoco/instances.json
-    ROOT/ref-zom/refs(final).p       ROOT/ref-zom/instances.json    published as Ref-ZOM(final).p
-    ROOT/images/train2014/COCO_train2014_000000000009.jpg           or another folder of
-                                                                    IMAGE_FOLDERS
-
-Ref-ZOM's images come from train2014 and val2014, put into one folder.
+`refer_files` finds and reads the files that their authors publish.
 
 A reference means one object (RefCOCO) or any number of objects, none included (gRefCOCO: ann_id -1;
 Ref-ZOM: source "zero"). It has one or more sentences.
@@ -16,41 +8,16 @@ Ref-ZOM: source "zero"). It has one or more sentences.
 
 from __future__ import annotations
 
-import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ris.data.datasets.plain_pickle import load_plain_pickle
-from ris.engines.errors import RisError
-
-DATASETS: dict[str, tuple[str, ...]] = {
-    "refcoco": ("unc", "google"),
-    "refcoco+": ("unc",),
-    "refcocog": ("umd", "google"),
-    "grefcoco": ("unc",),
-    "ref-zom": ("final",),
-}
-"""Data set (and its folder) -> whose splits there are, as the authors name them; the first is the
-usual one."""
-
-IMAGE_FOLDERS = (
-    "images/trainval2014",
-    "trainval2014",
-    "images/train2014",
-    "images/mscoco/images/train2014",
-    "train2014",
-    "images",
-)
-"""Where COCO's images are looked for below the root, in this order."""
-
-_WHERE = (
-    "the RefCOCO files are published with the refer API (refcoco.zip, refcoco+.zip, refcocog.zip), "
-    "gRefCOCO's and Ref-ZOM's by their authors, the images by COCO (train2014; Ref-ZOM: val2014 "
-    "too, in one folder)"
-)
+from ris.data.datasets.refer_files import IMAGE_FOLDERS, WHERE, ReferFiles, find, read_files
+from ris.engines.errors import RisError, Skipped, refuse
+from ris.engines.text import echoed, quoted, reason_of
 
 
 @dataclass(frozen=True)
@@ -107,7 +74,11 @@ class ReferData:
     """The images with expressions, in the order of their numbers."""
 
     outlines: dict[int, Any]
-    """Annotation id -> COCO polygons, a run-length code, or the path of a PNG file."""
+    """Annotation id -> COCO polygons, run-length codes, or the path of a picture file."""
+
+    shown_frame: bool = False
+    """Whether outlines are of pictures as they are shown, where they fit the stored pixels too.
+    COCO's are of the stored pixels."""
 
 
 def read(
@@ -117,6 +88,7 @@ def read(
     *,
     split_by: str | None = None,
     images: str | Path | None = None,
+    skipped: Skipped = refuse,
 ) -> ReferData:
     """Reads one split of a data set.
 
@@ -125,76 +97,49 @@ def read(
         name: One of `DATASETS`.
         split: "train", "val", "testA", ...
         split_by: Whose splits, of those in `DATASETS`; by default the usual ones.
-        images: The folder of the JPEGs; by default one of `IMAGE_FOLDERS` below `root`.
+        images: The folder of the JPEGs; by default those of `IMAGE_FOLDERS` that are below `root`.
+        skipped: Gets a sentence for each image whose file is missing. The others are read.
 
     Raises:
         RisError: For a data set or a split that is not there, for missing files (it names all
-            places that were looked at), and for damaged ones.
+            places that were looked at), for damaged ones, and where no image of the split is there;
+            by default also in place of leaving an image out.
     """
-    if name not in DATASETS:
-        raise RisError(f"there is no reader for {name!r}; known are {', '.join(DATASETS)}")
-    folder = Path(root) / name
-    stem = f"{'grefs' if name == 'grefcoco' else 'refs'}({split_by or DATASETS[name][0]})"
-    refs_file = _find(
-        [folder / f"{stem}.p", folder / f"{stem}.json"], f"{name}'s list of references"
-    )
-    instances_file = _find([folder / "instances.json"], f"{name}'s instances.json")
-    picture_folders = [Path(images)] if images else [Path(root) / part for part in IMAGE_FOLDERS]
-    pictures = _find(picture_folders, "the folder of images")
-
-    refs = load_plain_pickle(refs_file) if refs_file.suffix == ".p" else _json(refs_file)
-    instances = _json(instances_file)
+    files = read_files(root, name, split_by, images)
+    if not files.folders:
+        places = [Path(images)] if images else [Path(root) / part for part in IMAGE_FOLDERS]
+        find(places, "the folder of images")
     try:
-        return _assemble(name, split, refs, instances, pictures)
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        kind = type(error).__name__
+        found, outlines = _assemble(files, split)
+    except (KeyError, TypeError, IndexError, ValueError, OverflowError, RecursionError) as error:
         raise RisError(
-            f"{refs_file} or {instances_file} has not the published form ({kind}: {error})"
+            f"{name}'s files below {root} have not the published form"
+            f" ({type(error).__name__}: {reason_of(error)})"
         ) from error
+    return ReferData(name, split, _with_pictures(found, files, skipped), outlines)
 
 
-def _find(candidates: list[Path], what: str) -> Path:
-    """The first of the candidates that exists; `what` they are, for the message."""
-    for path in candidates:
-        if path.exists():
-            return path
-    raise RisError(f"{what} is missing: looked for {', '.join(map(str, candidates))}; {_WHERE}")
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RisError(f"{path} is no JSON ({error}); download it again") from error
-
-
-def _assemble(name: str, split: str, refs: Any, instances: Any, pictures: Path) -> ReferData:
-    """The split, out of the two files' contents and the folder of images."""
-    shapes = {int(image["id"]): image for image in instances["images"]}
-    names = {int(category["id"]): str(category["name"]) for category in instances["categories"]}
-    annotations = {int(annotation["id"]): annotation for annotation in instances["annotations"]}
-
+def _assemble(files: ReferFiles, split: str) -> tuple[tuple[ReferImage, ...], dict[int, Any]]:
+    """The images of a split, and the outlines that they need."""
     by_image: dict[int, list[Reference]] = defaultdict(list)
     wanted: set[int] = set()
-    for ref in refs:
+    for ref in files.references:
         if ref["split"] != split:
             continue
-        ids = _object_ids(ref, annotations)
-        category = names[int(annotations[ids[0]]["category_id"])] if ids else None
+        ids = _object_ids(ref, files.annotations)
+        first = files.annotations[ids[0]] if ids else None
+        category = files.categories[int(first["category_id"])] if first else None
         wanted.update(ids)
         for reference in _references(ref, ids, category):
             by_image[int(ref["image_id"])].append(reference)
     if not by_image:
-        splits = sorted({str(ref["split"]) for ref in refs})
-        raise RisError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
+        splits = ", ".join(sorted({str(ref["split"]) for ref in files.references}))
+        raise RisError(f"{files.name} has no split {split!r}; it has {echoed(splits)}")
 
     images = tuple(
-        _image(shapes[number], pictures, references)
-        for number, references in sorted(by_image.items())
+        _image(files, number, references) for number, references in sorted(by_image.items())
     )
-    _require_pictures(images, pictures)
-    outlines = {number: annotations[number]["segmentation"] for number in wanted}
-    return ReferData(name, split, images, outlines)
+    return images, {number: files.annotations[number].get("segmentation") for number in wanted}
 
 
 def _object_ids(ref: Any, annotations: dict[int, Any]) -> tuple[int, ...]:
@@ -209,7 +154,7 @@ def _object_ids(ref: Any, annotations: dict[int, Any]) -> tuple[int, ...]:
     unknown = [number for number in ids if number not in annotations]
     if unknown:
         raise ValueError(
-            f"annotation {unknown[0]} of reference {ref['ref_id']} is not in instances.json"
+            f"annotation {unknown[0]} of reference {quoted(ref['ref_id'])} is not in instances.json"
         )
     return ids
 
@@ -221,22 +166,30 @@ def _references(ref: Any, ids: tuple[int, ...], category: str | None) -> Iterato
         yield Reference(text, ids, category, int(ref["ref_id"]), int(sentence["sent_id"]))
 
 
-def _image(shape: Any, pictures: Path, references: list[Reference]) -> ReferImage:
+def _image(files: ReferFiles, number: int, references: list[Reference]) -> ReferImage:
     """One of the images of instances.json."""
-    file = str(shape["file_name"])
+    shape = files.images[number]
     return ReferImage(
-        name=file,
-        path=pictures / file,
+        name=str(shape["file_name"]),
+        path=files.image_file(number),
         height=int(shape["height"]),
         width=int(shape["width"]),
         references=tuple(references),
     )
 
 
-def _require_pictures(images: tuple[ReferImage, ...], pictures: Path) -> None:
-    missing = [image.path.name for image in images if not image.path.exists()]
-    if missing:
+def _with_pictures(
+    images: tuple[ReferImage, ...], files: ReferFiles, skipped: Skipped
+) -> tuple[ReferImage, ...]:
+    """The images whose files are there. Raises RisError where none is."""
+    there = tuple(image for image in images if os.path.exists(image.path))
+    missing = [image for image in images if not os.path.exists(image.path)]
+    places = ", ".join(map(str, files.folders))
+    if not there:
         raise RisError(
-            f"{len(missing)} of {len(images)} images are not in {pictures}, the first is "
-            f"{missing[0]}; {_WHERE}"
+            f"none of the {len(images)} images is in {places}, the first is"
+            f" {echoed(images[0].name)}; {WHERE}"
         )
+    for image in missing:
+        skipped(f"{echoed(image.name)} is not in {places}")
+    return there

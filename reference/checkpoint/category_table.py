@@ -12,6 +12,7 @@ from torch import Tensor
 from ris.reference.backbones import causal_mask, empty_clip
 from ris.reference.categories import COCO_PANOPTIC
 from ris.reference.checkpoint.entries import Entry, give_back
+from ris.reference.checkpoint.finite import require_finite
 from ris.reference.checkpoint.names import CLIP, TABLE
 from ris.reference.config import ModelConfig
 
@@ -55,6 +56,7 @@ def with_table(
         file=file,
         pieces=(lambda: compute_table(tower, config),),
         mapped=False,
+        computed=True,
     )
     return rest | {TABLE: computed}, [
         f"category table: computed with the text tower of {file.name}; 26 of the stuff classes by"
@@ -78,8 +80,9 @@ def text_tower(entries: dict[str, Entry], config: ModelConfig) -> dict[str, Entr
 def compute_table(tower: dict[str, Entry], config: ModelConfig) -> Tensor:
     """The table [categories, embed_dim], float32, from the entries of `text_tower`.
 
-    Their pages are given back afterwards.
+    Their pages are given back afterwards. Raises CheckpointError where they are NaN or infinite.
     """
+    require_finite(tower, tower)
     clip = empty_clip(config.clip)
     state = {key: entry.read() for key, entry in tower.items()}
     clip.load_state_dict(state, strict=False, assign=True)

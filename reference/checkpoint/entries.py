@@ -34,6 +34,9 @@ class Entry:
     transposed: bool = False
     """Whether the file has each piece, a matrix, with its axes swapped."""
 
+    computed: bool = False
+    """Whether reading it computes it from other tensors, which takes seconds."""
+
     def read(self) -> Tensor:
         """The tensor, contiguous: float32 where the file has any kind of float, else its dtype.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -22,14 +21,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ris.engines.errors import CheckpointError
+from ris.engines.text import echoed, one_line
 from ris.reference.checkpoint.entries import Entry
 from ris.reference.checkpoint.torchscript import read_torchscript
-
-WRAPPERS = ("model", "state_dict")
-"""Entries of a training checkpoint that hold the state dict."""
-
-PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What wrappers of a whole model put before every key."""
+from ris.reference.checkpoint.unwrapping import find_state_dict, unwrapped
 
 CONFIG = "ris_config"
 """The entry with which a checkpoint carries its own ModelConfig.
@@ -93,14 +88,7 @@ def open_weights(path: Path) -> WeightFile:
 
     if not opened.entries:
         raise CheckpointError(f"{path} holds no tensors; give a checkpoint with a state dict")
-    return replace(opened, entries=_without_prefixes(opened.entries))
-
-
-def _without_prefixes(entries: dict[str, Entry]) -> dict[str, Entry]:
-    """Takes away what wrappers put before every key; there may be several, one in another."""
-    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in entries)), None):
-        entries = {name.removeprefix(prefix): entry for name, entry in entries.items()}
-    return entries
+    return replace(opened, entries=unwrapped(opened.entries, path))
 
 
 def _head(path: Path) -> bytes:
@@ -149,7 +137,7 @@ def _open_safetensors(path: Path) -> WeightFile:
 
     try:
         parsed = json.loads(config) if config else None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(
             f"{path}: its metadata entry {CONFIG} is not JSON; write the checkpoint again"
         ) from None
@@ -161,7 +149,7 @@ def _safetensors_entry(file: Any, name: str, path: Path) -> Entry:
     kind = part.get_dtype()
     if kind not in _SAFETENSORS_DTYPES:
         raise CheckpointError(
-            f"{path}: {name} is stored as {kind}; expected float32, float16 or bfloat16"
+            f"{path}: {echoed(name)} is stored as {kind}; expected float32, float16 or bfloat16"
         )
     return Entry(
         shape=tuple(part.get_shape()),
@@ -178,10 +166,8 @@ def _safetensors_entry(file: Any, name: str, path: Path) -> Entry:
 def _open_zip(path: Path) -> WeightFile:
     try:
         with zipfile.ZipFile(path) as archive:
-            contents = {
-                info.filename.partition("/")[2]: info.compress_type for info in archive.infolist()
-            }
-    except (zipfile.BadZipFile, OSError, struct.error):
+            contents = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+    except Exception:  # whatever zipfile raises for a damaged archive
         raise CheckpointError(
             f"{path} is truncated or damaged (its table of contents, at the end, is missing after "
             f"{path.stat().st_size} bytes); download or copy it again"
@@ -191,8 +177,9 @@ def _open_zip(path: Path) -> WeightFile:
         raise CheckpointError(
             f"{path} is a zip archive without weights; give the checkpoint that torch.save wrote"
         )
-    tensors = [kind for name, kind in contents.items() if name.startswith("data/")]
-    if any(kind != zipfile.ZIP_STORED for kind in tensors):
+    # compressed tensors cannot be mapped, and a compressed pickle may be of any size
+    read = [info for name, info in contents.items() if name.startswith(("data/", "data.pkl"))]
+    if any(info.compress_type != zipfile.ZIP_STORED for info in read):
         raise CheckpointError(
             f"{path} was compressed after it was saved, so its tensors cannot be mapped; save it"
             " again with torch.save"
@@ -218,7 +205,8 @@ def _entries(state: Mapping[str, Tensor], path: Path, *, mapped: bool) -> dict[s
     odd = [name for name, t in state.items() if t.layout != torch.strided or t.is_quantized]
     if odd:
         raise CheckpointError(
-            f"{path}: {odd[0]} is sparse or quantised; expected plain float tensors, save those"
+            f"{path}: {echoed(odd[0])} is sparse or quantised; expected plain float tensors,"
+            " save those"
         )
     return {
         name: Entry(tuple(t.shape), t.dtype, path, (_constant(t),), mapped)
@@ -244,12 +232,10 @@ def _unwrap(
             f"{path}: its entry {CONFIG} is a {type(config).__name__}; expected a dict"
         )
 
-    beside: tuple[str, ...] = ()
-    wrapper = next((name for name in WRAPPERS if isinstance(data.get(name), Mapping)), None)
-    if wrapper is not None:
-        beside = tuple(str(name) for name in data if name not in (wrapper, CONFIG))
-        data = data[wrapper]
-    return {str(k): v for k, v in data.items() if isinstance(v, Tensor)}, config, beside
+    state = find_state_dict(data, path)
+    beside = tuple(str(n) for n in data if n != CONFIG) if state.place else ()
+    beside = tuple(name for name in beside if name != state.place[0])
+    return state.tensors, config, beside
 
 
 def _why_refused(path: Path, error: Exception) -> str:
@@ -257,9 +243,9 @@ def _why_refused(path: Path, error: Exception) -> str:
     text = str(error)
     if found := re.search(r"GLOBAL ([\w.]+)", text):
         return (
-            f"{path} is a pickle that needs {found[1]}, which is more than weights, so it was not"
-            " loaded and nothing of it was run; if you trust its author, load it there yourself"
-            " and save the state dict alone"
+            f"{path} is a pickle that needs {echoed(found[1])}, which is more than weights, so it"
+            " was not loaded and nothing of it was run; if you trust its author, load it there"
+            " yourself and save the state dict alone"
         )
     cut_short = isinstance(error, EOFError) or "EOF" in text or "truncated" in text
     if cut_short or "corrupt" in text.lower():
@@ -272,4 +258,4 @@ def _why_refused(path: Path, error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return line.split(". ")[0][:120]
+    return one_line(line.split(". ")[0], 120)

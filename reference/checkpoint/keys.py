@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ris.engines.text import echoed
 from ris.reference.checkpoint.entries import Entry
 from ris.reference.checkpoint.names import MODULES, OTHER, module_of
 from ris.reference.config import ModelConfig
@@ -142,7 +143,7 @@ class KeyReport:
 
 def _shortened(texts: list[str]) -> str:
     more = f", and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return "; ".join(texts[:_SHOWN]) + more
+    return "; ".join(map(echoed, texts[:_SHOWN])) + more
 
 
 def compare_keys(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ris.engines.errors import CheckpointError
+from ris.engines.text import echoed, quoted, reason_of
 from ris.reference.checkpoint.entries import Entry, stack
 from ris.reference.checkpoint.files import WeightFile, open_weights
 from ris.reference.checkpoint.names import BERT, CLIP
@@ -89,6 +90,8 @@ _EXPECTED = {
     "bert": "BERT's weights (transformers' layout)",
 }
 
+_MOST_HEADS = 1 << 10
+
 
 @dataclass(frozen=True)
 class ComponentWeights:
@@ -116,7 +119,7 @@ def looks_like(names: Iterable[str]) -> tuple[str, Component | None]:
     for sign in _SIGNS:
         if any(name.startswith(sign.prefixes) for name in found):
             return sign.words, sign.component
-    return f"something unknown (its first keys are {', '.join(found[:3])})", None
+    return f"something unknown (its first keys are {', '.join(map(echoed, found[:3]))})", None
 
 
 def require(file: WeightFile, wanted: Component) -> None:
@@ -211,13 +214,28 @@ def _clip_heads(config: dict[str, Any], folder: Path) -> dict[str, int]:
     heads = {}
     for part, name in (("vision_config", "clip"), ("text_config", "clip_text")):
         own = config.get(part) or {}
+        if not isinstance(own, dict):
+            raise CheckpointError(
+                f"{folder / 'config.json'}: {part} is no object; download it again"
+            )
         if own.get("hidden_act", "quick_gelu") != "quick_gelu":
             raise CheckpointError(
-                f"{folder / 'config.json'}: this CLIP uses {own['hidden_act']}, the model runs"
-                " OpenAI's QuickGELU; give the weights that OpenAI trained"
+                f"{folder / 'config.json'}: this CLIP uses {quoted(own['hidden_act'])}, the"
+                " model runs OpenAI's QuickGELU; give the weights that OpenAI trained"
             )
         if "num_attention_heads" in own:
-            heads[name] = int(own["num_attention_heads"])
+            heads[name] = _heads(own, folder)
+    return heads
+
+
+def _heads(config: dict[str, Any], folder: Path) -> int:
+    """The attention heads of a config.json that says them."""
+    heads = config["num_attention_heads"]
+    if not isinstance(heads, int) or not 1 <= heads <= _MOST_HEADS:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: num_attention_heads is {quoted(heads)}, no number from"
+            f" 1 to {_MOST_HEADS}; download it again"
+        )
     return heads
 
 
@@ -263,7 +281,7 @@ def open_bert(path: Path) -> ComponentWeights:
         )
     config = _read_config(path)
     _check_bert(config, path)
-    heads = {"bert": int(config["num_attention_heads"])} if "num_attention_heads" in config else {}
+    heads = {"bert": _heads(config, path)} if "num_attention_heads" in config else {}
 
     vocabulary = find_tokenizer_file(path)
     if vocabulary is not None and _find_weights(path) is None:
@@ -277,7 +295,7 @@ def _check_bert(config: dict[str, Any], folder: Path) -> None:
     for name, wanted in _BERT_CONFIG:
         if config.get(name, wanted) != wanted:
             raise CheckpointError(
-                f"{folder / 'config.json'} has {name} {config[name]!r}, the model's BERT has"
+                f"{folder / 'config.json'} has {name} {quoted(config[name])}, the model's BERT has"
                 f" {wanted!r}; give bert-base-uncased, or a model fine-tuned from it"
             )
     if _read_json(folder / "tokenizer_config.json").get("do_lower_case") is False:
@@ -331,9 +349,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as JSON ({error}); download it again"
+            f"{path} cannot be read as JSON ({reason_of(error)}); download it again"
         ) from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} is no JSON object; download it again")

@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 
 from ris.engines.errors import CheckpointError
+from ris.engines.text import echoed, reason_of
 from ris.reference.checkpoint.category_table import with_table
 from ris.reference.checkpoint.entries import Entry, shapes_of
 from ris.reference.checkpoint.files import WeightFile
+from ris.reference.checkpoint.finite import require_finite
 from ris.reference.checkpoint.keys import KeyReport, compare_keys
 from ris.reference.checkpoint.layouts import OPENERS, Component, ComponentWeights, open_checkpoint
 from ris.reference.checkpoint.merging import merge
@@ -108,6 +110,13 @@ class Inspection:
             lines = [self.summary(), *self.keys.problems(), *self.hints()]
             raise CheckpointError("\n  ".join(lines))
 
+    def require_finite(self) -> None:
+        """Raises CheckpointError where a weight that has an effect is NaN or infinite.
+
+        Reads the weights from end to end.
+        """
+        require_finite(self.entries, set(self.keys.loaded) - set(self.keys.idle))
+
     def summary(self) -> str:
         """One sentence on whether the files fit."""
         names = _joined(self.weights.values())
@@ -147,9 +156,16 @@ def inspect(files: WeightFiles, *, clip_text_tower: bool = False) -> Inspection:
     config = _config(checkpoint, entries, heads)
     try:
         model = empty_model(config, clip_text_tower=clip_text_tower)
-    except (ValueError, TypeError, AssertionError, ZeroDivisionError, RuntimeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        AssertionError,
+        ArithmeticError,
+        LookupError,
+        RuntimeError,
+    ) as error:
         names = _joined(file.path for file in opened)
-        raise CheckpointError(f"{names}: its sizes make no model ({error})") from None
+        raise CheckpointError(f"{names}: its sizes make no model ({reason_of(error)})") from None
 
     entries, table_notes = with_table(entries, config)
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
@@ -199,7 +215,11 @@ def partial_weights(
 
 
 def build_model(inspection: Inspection, *, clip_text_tower: bool = False) -> RISModel:
-    """The model of an inspection whose keys fit; what the files may lack is zeros."""
+    """The model of an inspection whose keys fit; what the files may lack is zeros.
+
+    Raises CheckpointError as `Inspection.require_finite`.
+    """
+    inspection.require_finite()
     model = empty_model(inspection.config, clip_text_tower=clip_text_tower).requires_grad_(False)
     state = {}
     for key, value in model.state_dict().items():
@@ -219,8 +239,13 @@ def _config(
     checkpoint: WeightFile | None, entries: dict[str, Entry], heads: dict[str, int]
 ) -> ModelConfig:
     """The configuration that the checkpoint carries, or the one read off the shapes."""
-    if checkpoint is None or checkpoint.config is None:
+    if checkpoint is None:
         return derive_config(shapes_of(entries), heads)
+    if checkpoint.config is None:
+        try:
+            return derive_config(shapes_of(entries), heads)
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint.path}: {error}") from None
     config = check_given_config(checkpoint.config, checkpoint.path)
     name = preset_name(config)
     keeps_its_name = name == "custom" and config.preset not in PRESETS
@@ -236,7 +261,11 @@ def _parts(entries: dict[str, Entry], keys: KeyReport) -> tuple[Part, ...]:
 
 
 def _format(file: WeightFile) -> str:
-    beside = f"; beside the weights, not read: {', '.join(file.beside)}" if file.beside else ""
+    beside = (
+        f"; beside the weights, not read: {', '.join(map(echoed, file.beside))}"
+        if file.beside
+        else ""
+    )
     return f"{file.format}, {len(file.entries)} tensors{beside}"
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from ris.engines.errors import CheckpointError
+from ris.engines.text import quoted, reason_of
 from ris.reference.checkpoint.names import BERT, CLIP, CLIP_VISUAL, SAM_ENCODER, TABLE
 from ris.reference.config import PRESETS, BertSpec, ClipConfig, ModelConfig, SamConfig
 
@@ -53,6 +54,10 @@ _SAM_GLOBAL = {sam.depth: sam.global_blocks for sam in _PUBLISHED_SAMS}
 _CLIP_DEPTHS = {768: 12, 1024: 24}
 _BERT_DEPTHS = {768: 12, 1024: 24}
 
+_MOST_BLOCKS = 256
+_LARGEST_SIZE = 1 << 20
+_COUNTS_OF_BLOCKS = ("depth", "layers", "text_layers", "deformable_layers", "global_blocks")
+
 
 @dataclass(frozen=True)
 class _Reader:
@@ -67,10 +72,19 @@ class _Reader:
         return shape[axis] if axis < len(shape) else default
 
     def blocks(self, prefix: str) -> int:
-        """How many numbered blocks there are below a prefix, gaps counted."""
-        number = re.compile(re.escape(prefix) + r"(\d+)\.")
+        """How many numbered blocks there are below a prefix, gaps counted.
+
+        Raises CheckpointError for more than a model can have.
+        """
+        number = re.compile(re.escape(prefix) + r"(\d{1,9})\.")
         found = [int(match[1]) for key in self.shapes if (match := number.match(key))]
-        return max(found, default=-1) + 1
+        count = max(found, default=-1) + 1
+        if count > _MOST_BLOCKS:
+            raise CheckpointError(
+                f"the weights have a block {prefix}{count - 1}, no model has more than"
+                f" {_MOST_BLOCKS}; expected the weights of one model"
+            )
+        return count
 
     def has(self, prefix: str) -> bool:
         """Whether there is any key below a prefix."""
@@ -126,13 +140,30 @@ def check_given_config(data: Any, source: object) -> ModelConfig:
         for name, kind in get_type_hints(ModelConfig).items():
             if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
                 choices = ", ".join(get_args(kind))
-                raise ValueError(f"{name} is {getattr(config, name)!r}, not one of {choices}")
+                found = quoted(getattr(config, name))
+                raise ValueError(f"{name} is {found}, not one of {choices}")
+        for part in (config, config.sam, config.clip, config.bert):
+            _check_sizes(part)
         return config
     except (TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"{source}: its ris_config is not a model configuration ({error}); write the checkpoint"
-            " again with this version, or leave ris_config out"
+            f"{source}: its ris_config is not a model configuration ({reason_of(error)}); write the"
+            " checkpoint again with this version, or leave ris_config out"
         ) from None
+
+
+def _check_sizes(part: Any) -> None:
+    """Raises TypeError for a size of another kind, ValueError for one that no model has."""
+    for name, kind in get_type_hints(type(part)).items():
+        value = getattr(part, name)
+        if kind is str and not isinstance(value, str):
+            raise TypeError(f"{name} is {quoted(value)}, not text")
+        sizes = (value,) if kind is int else value if name == "global_blocks" else ()
+        if not isinstance(sizes, tuple) or any(type(size) is not int for size in sizes):
+            raise TypeError(f"{name} is {quoted(value)}, not a whole number")
+        most = _MOST_BLOCKS if name in _COUNTS_OF_BLOCKS else _LARGEST_SIZE
+        if not all(0 <= size <= most for size in sizes):
+            raise ValueError(f"{name} is {quoted(value)}, not from 0 to {most}")
 
 
 def _base(read: _Reader) -> ModelConfig:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ris.engines.errors import CheckpointError
+from ris.engines.text import echoed, reason_of
 
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -100,8 +101,11 @@ _KNOWN: dict[str, Any] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes `_Stored` and `_Holder` objects, and refuses every name but those of `_KNOWN`."""
+class _Unpickler(pickle._Unpickler):
+    """Makes `_Stored` and `_Holder` objects, and refuses every name but those of `_KNOWN`.
+
+    The one in C fills gigabytes where a pickle's memo has one large index.
+    """
 
     def __init__(self, data: bytes, path: Path) -> None:
         super().__init__(io.BytesIO(data))
@@ -114,8 +118,8 @@ class _Unpickler(pickle.Unpickler):
             return _KNOWN[f"{module}.{name}"]
         except KeyError:
             raise CheckpointError(
-                f"{self._path} is a TorchScript archive that needs {module}.{name}, which is more"
-                " than weights, so it was not loaded and nothing of it was run"
+                f"{self._path} is a TorchScript archive that needs {echoed(f'{module}.{name}')},"
+                " which is more than weights, so it was not loaded and nothing of it was run"
             ) from None
 
     def persistent_load(self, pid: Any) -> tuple[str, torch.dtype, int]:
@@ -140,7 +144,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{path} is a damaged TorchScript archive ({type(error).__name__}: {str(error)[:100]});"
+            f"{path} is a damaged TorchScript archive ({type(error).__name__}: {reason_of(error)});"
             " download it again"
         ) from None
 

@@ -139,7 +139,7 @@ class BundleWorker:
             wanted = EngineOptions(**kept, compute=compute, max_batch=MAX_BATCH)
             engine = create(options["engine"], wanted)
             graph = self._model.bundle.graph(stage)
-            self._several[stage] = engine.open(graph, engine.compile(graph))
+            self._several[stage] = engine.load(graph)
         return self._several[stage]
 
     def expressions(self, count: int) -> Answer:

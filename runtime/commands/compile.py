@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -15,7 +14,7 @@ from rich.table import Table
 
 from ris.engines import ENGINE_NAMES, Engine, EngineOptions, EngineSpec, create, select
 from ris.runtime.bundle import Bundle, open_bundle
-from ris.runtime.commands.console import CompileProgress, RisCommand, find_bundle, size
+from ris.runtime.commands.console import CompileProgress, RisCommand, find_bundle, print_json, size
 from ris.runtime.commands.options import Command, add_options
 from ris.runtime.compile import CompiledGraph, compile_bundle, expressions_together
 
@@ -117,9 +116,15 @@ def _take_compiling(given: dict[str, Any]) -> Compiling:
     is_flag=True,
     help="Only say what is there; end with 2 where something is missing.",
 )
+@click.option("--force", is_flag=True, help="Compile also what is there, and replace it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def main(
-    bundle: str | None, engine: str, compiling: Compiling, no_build: bool, as_json: bool
+    bundle: str | None,
+    engine: str,
+    compiling: Compiling,
+    no_build: bool,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Compiles the graphs of BUNDLE for an engine and keeps the result in its engines/ folder.
 
@@ -132,16 +137,18 @@ def main(
       ris-compile ris-bundle --engine tensorrt
       ris-compile ris-bundle --engine tensorrt-rtx --max-expressions 4
     """
+    if force and no_build:
+        raise click.UsageError("--force compiles all graphs and --no-build none; give one of them")
     row = select(engine)
     opened = open_bundle(find_bundle(bundle))
     chosen = create(row.name, compiling.engine_options(row, opened, build=not no_build))
-    report = compile_and_show(opened, row, chosen, quiet=as_json)
+    report = compile_and_show(opened, row, chosen, quiet=as_json, anew=force)
     if as_json:
-        click.echo(json.dumps({"engine": row.name, "graphs": report}, indent=2))
+        print_json({"engine": row.name, "graphs": report}, indent=2)
 
 
 def compile_and_show(
-    bundle: Bundle, row: EngineSpec, engine: Engine, quiet: bool
+    bundle: Bundle, row: EngineSpec, engine: Engine, quiet: bool, anew: bool = False
 ) -> dict[str, Any]:
     """Compiles with progress and prints the table.
 
@@ -150,6 +157,7 @@ def compile_and_show(
         row: The engine's row in the table.
         engine: An engine of that row, with its options.
         quiet: Print no table.
+        anew: Compile also what is in the cache, and replace it.
 
     Returns:
         The report as data, by stage.
@@ -159,7 +167,7 @@ def compile_and_show(
     """
     start = time.perf_counter()
     with CompileProgress() as progress:
-        compiled = compile_bundle(bundle, row, engine, progress)
+        compiled = compile_bundle(bundle, row, engine, progress, anew=anew)
     if not quiet:
         _print(bundle.path, row.name, compiled, time.perf_counter() - start)
     return {stage: graph.to_dict() for stage, graph in compiled.items()}

@@ -5,6 +5,8 @@ Progress is a bar on a terminal and plain lines elsewhere.
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import sys
@@ -29,12 +31,24 @@ from rich.progress import (
 
 from ris import __version__
 from ris.engines.errors import RisError
+from ris.engines.text import one_line, shown
 from ris.runtime.bundle import BUILT_IN
 
 T = TypeVar("T")
 
 
-class RisCommand(click.Command):
+class _AnyText(click.Command):
+    """A command whose output takes any text, whatever the locale and however names are spelled."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the command with streams that replace what they cannot encode."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        return super().main(*args, **kwargs)
+
+
+class RisCommand(_AnyText):
     """A click command that prints an error as one line.
 
     Exit codes: that of a RisError (2 the user's mistake, 1 ours), 1 for any other error, 130 where
@@ -59,7 +73,7 @@ class RisCommand(click.Command):
         except RisError as error:
             if debug:
                 traceback.print_exc()
-            click.echo(f"Error: {error}", err=True)
+            _echo_error(str(error))
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("Stopped; nothing half-written is left behind.", err=True)
@@ -73,16 +87,14 @@ class RisCommand(click.Command):
             if debug:
                 traceback.print_exc()
             kind = type(error).__name__
-            click.echo(
-                f"Internal error: {kind}: {error}. Run again with --debug and report it, please.",
-                err=True,
-            )
+            said = shown(f"Internal error: {kind}: {error}.")
+            click.echo(f"{said} Run again with --debug and report it, please.", err=True)
             ctx.exit(1)
         finally:
             signal.signal(signal.SIGTERM, previous)
 
 
-class RisGroup(click.Group):
+class RisGroup(_AnyText, click.Group):
     """A group of commands, with `--version`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -121,6 +133,45 @@ def _version_option() -> click.Option:
 def _stop(number: int, frame: FrameType | None) -> None:
     """SIGTERM ends a command like Ctrl-C does, so that temporary files are removed."""
     raise KeyboardInterrupt
+
+
+def _echo_error(said: str) -> None:
+    lines = map(one_line, f"Error: {said}".split("\n"))  # a refused checkpoint has several
+    click.echo("\n".join(lines), err=True)
+
+
+def print_json(data: Any, indent: int | None = None) -> None:
+    """Prints JSON in UTF-8, whatever the locale."""
+    text = json.dumps(data, ensure_ascii=False, indent=indent)
+    click.echo(shown(text).encode())
+
+
+class LeftOut:
+    """What a command could not use: named at once, and counted, while the rest goes on."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, None] = {}
+
+    @property
+    def sentences(self) -> list[str]:
+        """What was left out, in order."""
+        return [shown(sentence) for sentence in self._said]
+
+    def __call__(self, sentence: str) -> None:
+        """A `Skipped`. What was said before is not said again."""
+        if sentence not in self._said:
+            self._said[sentence] = None
+            _echo_error(one_line(sentence))
+
+    @staticmethod
+    def note(sentence: str) -> None:
+        """Says what is no mistake and may surprise."""
+        click.echo(f"Note: {one_line(sentence)}", err=True)
+
+    def finish(self, done: str) -> None:
+        """Raises RisError where something was left out; `done` says what there is instead."""
+        if self._said:
+            raise RisError(f"{len(self._said)} left out, named above; {done}")
 
 
 def find_bundle(given: str | None) -> Path:

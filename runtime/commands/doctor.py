@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
-from ris.runtime.commands.console import RisCommand, find_bundle, size
+from ris.runtime.commands.console import RisCommand, find_bundle, print_json, size
 from ris.runtime.doctor import as_dict, examine
 
 
@@ -48,7 +47,10 @@ def main(
     """
     report = examine(find_bundle(bundle), check=check)
     data = as_dict(report)
-    click.echo(json.dumps(data, indent=2) if as_json else _as_text(data, verbose))
+    if as_json:
+        print_json(data, indent=2)
+    else:
+        click.echo(_as_text(data, verbose))
     if not report.healthy:
         context.exit(2)
 
@@ -56,6 +58,7 @@ def main(
 def _as_text(data: dict[str, Any], verbose: bool) -> str:
     """The report (`as_dict`) for people."""
     lines = [*_machine(data), "", *_engines(data["engines"])]
+    lines.append(f"  compiled graphs: trusted by the key in {data['plan_key'] or 'no file'}")
     if data["bundle"]:
         lines += ["", *_bundle(data["bundle"], verbose)]
     said = [f"Note: {note}." for note in data["notes"]]

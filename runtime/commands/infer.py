@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,20 @@ from typing import Any
 
 import click
 
-from ris.engines.errors import ImageError, RisError
-from ris.runtime.commands.console import RisCommand, disk_errors, find_bundle, track
+from ris.engines.errors import ExpressionError, ImageError, Skipped, refuse
+from ris.engines.text import one_line, typed
+from ris.runtime.asking import segment_each
+from ris.runtime.commands.console import (
+    LeftOut,
+    RisCommand,
+    disk_errors,
+    find_bundle,
+    print_json,
+    track,
+)
 from ris.runtime.commands.running import Running, running_options
 from ris.runtime.image import load_rgb
-from ris.runtime.model import Model
+from ris.runtime.model import Model, Scene
 from ris.runtime.requests import Request, collect, looks_like_image
 from ris.runtime.results import FORMATS, ResultWriter, describe
 from ris.runtime.segmentation import Segmentation
@@ -44,7 +52,7 @@ from ris.runtime.segmentation import Segmentation
     type=click.Path(path_type=Path),
     default=Path("ris-output"),
     show_default=True,
-    help="Folder for the results.",
+    help="Folder for the results. Where it is below a folder of images, it is passed over.",
 )
 @click.option(
     "--format",
@@ -117,7 +125,10 @@ def main(
       ris-infer photo.jpg "left man" --category auto
     """
     options = Options(**given)
-    requests = _requests(arguments, more, categories)
+    left = LeftOut()
+    sources, expressions = _split(arguments)
+    asked = [typed(expression) for expression in (*expressions, *more)]
+    requests = collect(sources, asked, categories, left, left.note, options.out)
     with running.load(find_bundle(bundle), verify=not no_verify, build=not no_build) as model:
         if not model.trained:
             click.echo(
@@ -125,11 +136,11 @@ def main(
             )
         if options.verbose:
             _say_what_runs(model)
-        failures = _answer_all(requests, model, options)
-    if failures:
-        done = len(requests) - len(failures)
-        rest = f" ({done} of {len(requests)} images done)" if len(requests) > 1 else ""
-        raise RisError("; ".join(failures) + rest)
+        # a single question needs no list of what was left out
+        single = len(requests) == 1 and len(requests[0].expressions) == 1 and not left.sentences
+        answered = _answer_all(requests, model, options, refuse if single else left)
+    answers = f"{sum(answered)} answer{'s' * (sum(answered) != 1)}"
+    left.finish(f"{answers} about {len(answered)} of {len(requests)} images")
 
 
 @dataclass(frozen=True)
@@ -155,15 +166,6 @@ class Options:
     """Print what runs where, and the seconds of each stage."""
 
 
-def _requests(
-    arguments: tuple[str, ...], more: tuple[str, ...], categories: tuple[str, ...]
-) -> list[Request]:
-    """The images and what to ask of each. Raises RisError where there is nothing to do."""
-    sources, expressions = _split(arguments)
-    expressions += more
-    return collect(sources, expressions, _per_expression(categories, len(expressions)))
-
-
 def _split(arguments: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
     """The images and the expressions among the arguments."""
     # the first is an image whatever it looks like, so that a misspelt name is reported as one
@@ -173,37 +175,37 @@ def _split(arguments: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
     return list(arguments[:count]), arguments[count:]
 
 
-def _per_expression(categories: tuple[str, ...], expressions: int) -> tuple[str, ...] | None:
-    """One category for each expression; a single one is for all of them."""
-    if not categories:
-        return None
-    return categories * expressions if len(categories) == 1 else categories
+def _answer_all(
+    requests: list[Request], model: Model, options: Options, skipped: Skipped
+) -> list[int]:
+    """Answers each request, prints and writes the results.
 
-
-def _answer_all(requests: list[Request], model: Model, options: Options) -> list[str]:
-    """Answers each request, prints and writes the results; why images could not be read."""
+    Returns:
+        How many answers there are about each image that has any.
+    """
     writer = ResultWriter(options.out, options.formats)
-    failures = []
+    counts = []
     for request in track(requests, len(requests), "Images"):
         try:
-            results, files = _answer(request, model, writer, options)
+            results, files = _answer(request, model, writer, options, skipped)
         except ImageError as error:
-            failures.append(str(error))
+            skipped(f"{error} ({request.places[0]})" if request.places else str(error))
             continue
+        if results:
+            counts.append(len(results))
         if options.as_json:
             for result in results:
-                described = describe(request.image, result, model)
-                click.echo(json.dumps(described, ensure_ascii=False))
+                print_json(describe(request.image, result, model))
         else:
             for result in results:
                 _print(request, result, options.verbose)
             for file in files:
-                click.echo(f"  wrote {file}")
-    return failures
+                click.echo(f"  wrote {one_line(file)}")
+    return counts
 
 
 def _answer(
-    request: Request, model: Model, writer: ResultWriter, options: Options
+    request: Request, model: Model, writer: ResultWriter, options: Options, skipped: Skipped
 ) -> tuple[list[Segmentation], list[Path]]:
     """The results, and the files they were written to."""
     rgb = None
@@ -216,13 +218,28 @@ def _answer(
         scene = model.encode_image(rgb, expressions=request.expressions)
         # `encode_image` timed pixels, since the overlay needs them too; reading the file is here
         scene.timings["image.load"] = loaded
-    results = scene.segment_many(
-        request.expressions,
-        categories=request.categories,
-        no_target_threshold=options.no_target_threshold,
-    )
+    results = _ask(request, scene, model, options.no_target_threshold, skipped)
     with disk_errors(options.out):
         return results, writer.write(request.image, rgb, results, model)
+
+
+def _ask(
+    request: Request, scene: Scene, model: Model, threshold: float, skipped: Skipped
+) -> list[Segmentation]:
+    """The answers to what can be asked.
+
+    Raises ExpressionError where none of what was given by hand can be: no image would be answered.
+    """
+    texts, names = request.expressions, request.categories
+    answers = segment_each(scene, texts, names, threshold, model.max_expressions)
+    results = [answer for answer in answers if isinstance(answer, Segmentation)]
+    for number, answer in enumerate(answers):
+        if isinstance(answer, ExpressionError):
+            if request.places is None and not results:
+                raise answer
+            where = request.places[number] if request.places else f'"{texts[number]}"'
+            skipped(f"{where}: {answer}")
+    return results
 
 
 def _print(request: Request, result: Segmentation, verbose: bool) -> None:
@@ -233,9 +250,9 @@ def _print(request: Request, result: Segmentation, verbose: bool) -> None:
         found = f"{result.mask.mean():.1%} of the image, score {result.score:.2f}"
     if result.no_target is not None:
         found += f", no-target probability {result.no_target:.2f}"
-    click.echo(f'{request.image}: "{result.expression}": {found}')
+    click.echo(f'{one_line(request.image)}: "{one_line(result.expression)}": {found}')
     for note in result.notes:
-        click.echo(f"  note: {note}", err=True)
+        click.echo(f"  note: {one_line(note)}", err=True)
     if verbose:
         times = [f"{name} {seconds * 1000:.1f}" for name, seconds in result.timings.items()]
         click.echo(f"  milliseconds: {', '.join(times)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ris.engines.errors import ExpressionError, ParityError
-from ris.runtime.commands.console import RisCommand, find_bundle
+from ris.runtime.commands.console import RisCommand, find_bundle, print_json
 from ris.runtime.commands.running import Running, running_options
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
 from ris.runtime.image import load_rgb
@@ -75,7 +74,7 @@ def main(
     with running.load(find_bundle(bundle)) as model:
         report = check_model(model, against.arrays(model))
         if as_json:
-            click.echo(json.dumps(dataclasses.asdict(report), indent=2))
+            print_json(dataclasses.asdict(report), indent=2)
         else:
             _print(model, report, against.name)
     if report.failures:

@@ -6,8 +6,6 @@ A thin layer over `plan_batch` and `run_batch`.
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +13,15 @@ import click
 
 from ris import pip_install
 from ris.engines.errors import RisError
-from ris.runtime.commands.console import RisCommand, disk_errors, find_bundle
+from ris.engines.processor import usable_cores
+from ris.engines.text import one_line, typed
+from ris.runtime.commands.console import (
+    LeftOut,
+    RisCommand,
+    disk_errors,
+    find_bundle,
+    print_json,
+)
 from ris.runtime.commands.running import Running, running_options
 
 
@@ -123,27 +129,31 @@ def main(
     """
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("pyarrow") is None:
         raise RisError(f"ris-batch needs Ray and pyarrow: {pip_install('cpu', 'ray')}")
-    from ris.serving.batch.inputs import Given
+    from ris.serving.batch.asked import Given
     from ris.serving.batch.run import BatchOptions, plan_batch, run_batch
 
     if cpus is None:
-        cpus = float(running.threads or 1) if address else (os.cpu_count() or 1) / workers
+        cpus = float(running.threads or 1) if address else usable_cores() / workers
     options = BatchOptions(workers, cpus, gpus, address, part_rows, no_target_threshold)
-    given = Given(expressions, category)
+    given = Given(tuple(map(typed, expressions)), category)
     found = find_bundle(bundle)
 
     with disk_errors(out):
-        job, parts = plan_batch(out, found, sources, given, options, restart)
+        job, parts = plan_batch(out, found, sources, given, options, restart, LeftOut.note)
         before = parts - len(job.open_parts(parts))
         if before:
             click.echo(f"{before} of {parts} parts are done already", err=True)
         report = run_batch(job, parts, found, running, options)
 
     if as_json:
-        click.echo(json.dumps(asdict(report)))
-        return
-    rate = f"; {report.new_rows / report.seconds:.1f} rows/s now" if report.new_rows else ""
-    click.echo(
-        f"{report.rows} rows, {report.errors} of them errors, "
-        f"in {report.parts} files in {out}{rate}"
-    )
+        print_json(asdict(report))
+    else:
+        rate = f"; {report.new_rows / report.seconds:.1f} rows/s now" if report.new_rows else ""
+        click.echo(
+            f"{report.rows} rows, {report.errors} of them errors, "
+            f"in {report.parts} files in {one_line(out)}{rate}"
+        )
+    if report.errors:
+        raise RisError(
+            f"{report.errors} of {report.rows} rows have no answer; their column `error` says why"
+        )

@@ -22,7 +22,8 @@ from ris.serving.limits import Limits
 
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)  # the values do not change the work
 PREPROCESS = Preprocess(
-    SquareImage(1024, "bilinear", _MEAN, _STD), SquareImage(336, "bicubic", _MEAN, _STD)
+    SquareImage(1024, "pillow-bilinear-uint8", _MEAN, _STD),
+    SquareImage(336, "bicubic", _MEAN, _STD),
 )
 """How an image is prepared for the paper's two image encoders."""
 

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,8 +24,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ris.engines.errors import RisError
-from ris.serving.batch.inputs import ImageTask, Location, images_below
+from ris.engines.errors import ImageError, RisError
+from ris.engines.temporary import write_atomically
+from ris.runtime.image import find_images
+from ris.serving.batch.asked import Location
+from ris.serving.batch.inputs import ImageTask
 
 SCHEMA = pa.schema(
     [
@@ -187,15 +189,7 @@ def write(path: Path, data: bytes | pa.Buffer) -> None:
 
     This holds also where another worker, on another machine, writes the same file.
     """
-    partial = path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, lambda file: file.write(data), to_disk=True)
 
 
 def fingerprint(sources: Sequence[Path]) -> str:
@@ -205,7 +199,18 @@ def fingerprint(sources: Sequence[Path]) -> str:
     """
     digest = hashlib.sha256()
     for source in sources:
-        for file in images_below(source) if source.is_dir() else [source]:
+        for file in _files(source):
             stat = file.stat()
-            digest.update(f"{file.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(file.absolute()))
+            digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def _files(source: Path) -> Sequence[Path]:
+    """The images of a folder, none where it has none; otherwise the file itself."""
+    if not source.is_dir():
+        return [source]
+    try:
+        return find_images(source).images
+    except ImageError:
+        return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,16 +18,20 @@ import ray.exceptions
 
 from ris.engines import select
 from ris.engines.base import first_line
-from ris.engines.errors import EngineError, RisError
+from ris.engines.errors import EngineError, RisError, Skipped
+from ris.engines.processor import usable_cores
 from ris.runtime import open_bundle
 from ris.runtime.bundle import MANIFEST, sha256_of
 from ris.runtime.commands.console import track
 from ris.runtime.commands.running import Running
-from ris.serving.batch.inputs import Given, group_by_image, read_sources
+from ris.serving.batch.asked import Given
+from ris.serving.batch.inputs import group_by_image, read_sources
 from ris.serving.batch.parts import Job, fingerprint
 from ris.serving.batch.worker import Worker
 from ris.serving.limits import Limits
 
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception): .")
 _OBJECT_STORE = 100_000_000  # bytes; only numbers of parts go through it
 
 
@@ -86,6 +91,7 @@ def plan_batch(
     given: Given,
     options: BatchOptions,
     restart: bool = False,
+    noted: Skipped = lambda sentence: None,
 ) -> tuple[Job, int]:
     """The job and how many parts it has.
 
@@ -98,6 +104,7 @@ def plan_batch(
         given: What is asked where the sources do not say.
         options: Of them the rows of a part and the threshold.
         restart: Throw away an earlier batch in the folder.
+        noted: Gets a sentence for what folders have that looks like a picture and is not taken.
 
     Raises:
         RisError: Where the folder has the plan of another question, or files that are not a
@@ -120,7 +127,7 @@ def plan_batch(
             raise RisError(
                 f"{out} has parts but no plan; use another --out, or --restart to throw them away"
             )
-        tasks = group_by_image(read_sources(sources, given))
+        tasks = group_by_image(read_sources(sources, given, noted))
         if not tasks:
             raise RisError("there is nothing in the input")
         job.write_plan(tasks, options.rows_per_part, asked)
@@ -164,7 +171,8 @@ def run_batch(
 
     Raises:
         EngineError: Where this machine alone is to run it and lacks the engine.
-        RisError: Where the cluster cannot be reached or the workers cannot start.
+        RisError: Where the cluster cannot be reached, the workers cannot start, or a part cannot be
+            done for a reason that is no image's; the same command goes on.
     """
     if options.address is None and (reason := select(running.engine).unusable()):
         raise EngineError(f"engine {running.engine!r} cannot run here: {reason}")
@@ -177,6 +185,8 @@ def run_batch(
         with _cluster(options):
             work = _work(job, still_open, bundle, running, options, limits or Limits())
             for done in track(work, len(still_open), "Parts"):
+                if done["failed"]:
+                    raise RisError(f"part {done['part']} could not be done: {done['failed']}")
                 rows += int(done["rows"])
                 images += int(done["images"])
                 worker_seconds += float(done["seconds"])
@@ -236,12 +246,10 @@ def _work(
 
 
 def _cause(error: BaseException) -> str:
-    """What a worker's own exception said, without Ray's frames around it."""
-    inner = getattr(error, "cause", None) or error.__cause__
-    if isinstance(inner, BaseException) and inner is not error:
-        return _cause(inner)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else first_line(error)
+    """What ended a worker, out of Ray's many lines: the last exception that is not Ray's own."""
+    lines = [line.strip() for line in _ANSI.sub("", str(error)).splitlines() if line.strip()]
+    said = [line for line in lines if _EXCEPTION.match(line) and not line.startswith("ray.")]
+    return said[-1] if said else first_line(error)
 
 
 @contextmanager
@@ -256,7 +264,7 @@ def _cluster(options: BatchOptions) -> Iterator[None]:
     if options.address is None:
         how |= {
             "address": "local",
-            "num_cpus": max(os.cpu_count() or 1, round(options.workers * options.cpus)),
+            "num_cpus": max(usable_cores(), round(options.workers * options.cpus)),
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE,
             "_node_ip_address": "127.0.0.1",

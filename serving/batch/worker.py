@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ris.engines.errors import ImageError, RisError
+from ris.engines.base import first_line
+from ris.engines.errors import EngineError, ImageError, RisError
+from ris.engines.text import echoed, one_line, reason_of, shown
 from ris.runtime import Model, Segmentation, load
 from ris.runtime.bundle import MANIFEST, sha256_of
 from ris.serving.answering import Answerer
-from ris.serving.batch.inputs import ImageTask, Location
+from ris.serving.batch.asked import Location
+from ris.serving.batch.inputs import ImageTask
 from ris.serving.batch.parts import DEATHS, Job
 from ris.serving.limits import Limits
 
@@ -32,7 +37,7 @@ class Worker:
         limits: Limits,
         no_target_threshold: float,
     ) -> None:
-        """Opens the model.
+        """Opens the model; where that fails, every part says why.
 
         Args:
             out: The batch's folder.
@@ -42,25 +47,39 @@ class Worker:
             no_target_threshold: From this no-target probability on, the mask is empty.
         """
         self._job = Job(Path(out))
-        self._model = load(bundle, verify=False, **running)  # the driver has checked the hashes
-        # a part has each image once: nothing to keep
-        self._answerer = Answerer(self._model, limits, cached_images=0)
         self._threshold = no_target_threshold
         self._images = _Images(limits)
+        self._refused = ""
+        try:
+            self._model = load(bundle, verify=False, **running)  # the driver has checked the hashes
+        except RisError as error:
+            self._refused = str(error)
+            return
+        # a part has each image once: nothing to keep
+        self._answerer = Answerer(self._model, limits, cached_images=0)
         self._about = _about(self._model, Path(bundle))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Does each part that has no file yet, and returns columns.
 
         part, rows, errors, images: numbers; seconds: of the work, without reading the plan or
-        writing.
+        writing; failed: why the part could not be done, "" where it was. Ray hides what a worker
+        raises, so nothing is raised here.
         """
-        done = [self._part(int(part)) for part in batch["part"]]
+        done, failed = [], []
+        for part in batch["part"]:
+            counts, reason = (0, 0, 0, 0.0), self._refused
+            try:
+                counts = counts if reason else self._part(int(part))
+            except Exception as error:
+                reason = first_line(error) if isinstance(error, RisError) else _unforeseen(error)
+            done.append(counts)
+            failed.append(one_line(reason))
         names = ("rows", "errors", "images", "seconds")
         columns: dict[str, Any] = {
             name: np.array([counts[i] for counts in done]) for i, name in enumerate(names)
         }
-        return {"part": batch["part"], **columns}
+        return {"part": batch["part"], **columns, "failed": np.array(failed)}
 
     def _part(self, part: int) -> tuple[int, int, int, float]:
         """Rows, errors, images and seconds of a part."""
@@ -83,7 +102,10 @@ class Worker:
         return len(rows), sum(row["error"] is not None for row in rows), len(tasks), seconds
 
     def _image(self, task: ImageTask) -> list[dict[str, Any]]:
-        """The rows of one image. Nothing about an image or an expression ends the part."""
+        """The rows of one image. Nothing about an image or an expression ends the part.
+
+        Raises EngineError, which is about neither.
+        """
         if task.location is None:
             return _errors(task, task.error or "no image")
         try:
@@ -92,14 +114,22 @@ class Worker:
             if self._model.categories:
                 categories = [name or "" for name in task.categories]
             answers = self._answerer.ask(scene, task.expressions, categories, self._threshold)
+        except EngineError:
+            raise
         except RisError as error:
             return _errors(task, str(error))
+        except Exception as error:
+            return _errors(task, f"internal error: {_unforeseen(error)}")
         return [
             _answer(task, i, answer)
             if isinstance(answer, Segmentation)
             else _error(task, i, str(answer))
             for i, answer in enumerate(answers)
         ]
+
+
+def _unforeseen(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _about(model: Model, bundle: Path) -> dict[str, str]:
@@ -121,11 +151,13 @@ def _errors(task: ImageTask, reason: str) -> list[dict[str, Any]]:
 
 
 def _base(task: ImageTask, i: int) -> dict[str, Any]:
-    return {"row": task.rows[i], "image": task.name, "expression": task.expressions[i]}
+    # Arrow's text is valid Unicode; a file name or an expression need not be
+    name, expression = shown(task.name), shown(task.expressions[i])
+    return {"row": task.rows[i], "image": name, "expression": expression}
 
 
 def _error(task: ImageTask, i: int, reason: str) -> dict[str, Any]:
-    return {**_base(task, i), "error": reason}
+    return {**_base(task, i), "error": one_line(reason)}
 
 
 def _answer(task: ImageTask, i: int, answer: Segmentation) -> dict[str, Any]:
@@ -153,18 +185,20 @@ class _Images:
 
         Raises ImageError, which names the file.
         """
-        path = Path(location.file)
+        path, name = Path(location.file), echoed(location.file)
         try:
             if location.row is not None:
                 return self._cell(path, location.row)
-            if not path.is_file():  # never a device or a pipe, which would not end
-                raise ImageError(f"{path}: no such image file")
+            if not os.path.isfile(path):  # never a device or a pipe, which would not end
+                raise ImageError(f"{name}: no such image file")
             size = path.stat().st_size if location.size is None else location.size
             with path.open("rb") as file:
                 file.seek(location.offset or 0)
                 return file.read(min(size, self._limits.image_bytes + 1))
-        except OSError as error:
-            raise ImageError(f"{path} cannot be read: {error.strerror or error}") from None
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            raise ImageError(f"{name} cannot be read: {reason_of(error)}") from None
+        except IndexError:
+            raise ImageError(f"{name} has fewer rows than it says; write it again") from None
 
     def _cell(self, path: Path, row: int) -> bytes:
         """The image in a row of a table."""

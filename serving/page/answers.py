@@ -15,6 +15,7 @@ from PIL import Image
 
 from ris.engines.errors import ExpressionError, RisError
 from ris.runtime import Segmentation
+from ris.runtime.json_lines import text_lines
 from ris.runtime.masks import COLOURS, overlay
 from ris.serving.answering import Answerer
 
@@ -54,7 +55,7 @@ def answer(
     Raises:
         RisError: Where there is nothing to show at all: no image, no expression, over a limit.
     """
-    expressions = [line.strip() for line in text.splitlines() if line.strip()]
+    expressions = text_lines(text)
     answerer.limits.check_expressions(expressions)
     deadline = answerer.limits.deadline()
 

@@ -20,10 +20,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from ris.engines.errors import ExpressionError, ImageError, RisError
-from ris.runtime import Model, Scene, Segmentation, load
-from ris.runtime.bundle import MANIFEST, Bundle
+from ris.runtime import Model, Scene, Segmentation, load, open_bundle
 from ris.runtime.categories import AUTO
-from ris.runtime.manifest import manifest_from_dict
 from ris.serving.answering import Answerer
 from ris.serving.limits import Deadline, Limits, status_of
 from ris.serving.triton.bls import triton_sessions
@@ -91,9 +89,7 @@ class TritonPythonModel:
         if not settings["graphs"]:
             return load(bundle, **{name: settings[name] for name in _RUNNING})
 
-        # the graphs are models of their own, and not among the bundle's files here
-        manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
-        around = Bundle(bundle, manifest_from_dict(manifest))
+        around = open_bundle(bundle, graphs=False)  # they are models of their own
         return Model(around, triton_sessions(around, settings["graphs"]), max_expressions=8)
 
     def execute(self, requests: list[Any]) -> list[Any]:

@@ -40,7 +40,7 @@ class TritonSession(Session):
             name: pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in names
         }
 
-    def close(self) -> None:
+    def _close(self) -> None:
         pass  # the server owns the model
 
 

@@ -12,8 +12,6 @@ ONNX Runtime and TensorRT backends, and `ris` only prepares, asks them, and make
 from __future__ import annotations
 
 import io
-import json
-import os
 import shutil
 import struct
 from pathlib import Path
@@ -21,8 +19,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ris.engines.entry import map_checked, read_sidecar
 from ris.engines.errors import BundleError, RisError
+from ris.engines.temporary import recover_folder, replace_folder, temporary_folder
 from ris.runtime.bundle import ENGINES, MANIFEST, STAGES, Bundle
+from ris.runtime.bundle_folder import behind_links, require_movable
 from ris.runtime.categories import AUTO
 from ris.serving.triton.config import ServerOptions, front_config, graph_config
 
@@ -40,39 +41,43 @@ def write_repository(
 
     Args:
         bundle: What the models run. Its files are copied.
-        out: The repository's folder.
+        out: The repository's folder. Where it is a link, what it leads to is replaced.
         options: What is written into the configuration.
         force: Replace a repository that is there.
 
     Raises:
-        RisError: Where the folder exists and is not to be replaced.
+        RisError: Where the folder exists and is not to be replaced, and where the disk refuses.
         BundleError: Where `graphs` asks for TensorRT plans that the bundle does not have.
     """
-    _check_free(out, force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-
+    target = behind_links(out)
     try:
-        names = ["ris"]
-        _write_front(bundle, partial / "ris", options)
-        if options.graphs:
-            for stage in STAGES:
-                names.append(f"ris_{stage}")
-                _write_graph(bundle, stage, partial / f"ris_{stage}", options)
-
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        recover_folder(target, _keep_nothing)
+        _check_free(out, force)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(target) as folder:
+            names = ["ris"]
+            _write_front(bundle, folder / "ris", options)
+            if options.graphs:
+                for stage in STAGES:
+                    names.append(f"ris_{stage}")
+                    _write_graph(bundle, stage, folder / f"ris_{stage}", options)
+            replace_folder(target, folder, _keep_nothing)
+    except OSError as error:
+        raise RisError(
+            f"{error.filename or out}: {error.strerror or error}; nothing was written"
+        ) from None
     return names
+
+
+def _keep_nothing(old: Path, new: Path) -> None:
+    """All of the old repository goes."""
 
 
 def _check_free(out: Path, force: bool) -> None:
     """Raises RisError where `out` is there and may not be replaced."""
     if not out.exists():
         return
+    require_movable(out)
     ours = (out / "ris" / "1" / "model.py").is_file()
     if not ours:
         raise RisError(f"{out} exists; and is no repository of ours; choose another name")
@@ -128,20 +133,19 @@ def _write_graph(bundle: Bundle, stage: str, folder: Path, options: ServerOption
 def compiled_plan(bundle: Bundle, stage: str) -> Path:
     """The TensorRT plan that ris-compile has put into the bundle.
 
-    Raises BundleError where there is none, or several.
+    Raises BundleError where there is none, or several, and PlanError where it is not trusted.
     """
     hashes = bundle.manifest.graphs[stage].sha256
     current = {Path(name).name: value for name, value in hashes.items()}
     found = []
     for sidecar in sorted((bundle.path / ENGINES).glob(f"*/{stage}.json")):
-        try:
-            recipe = json.loads(sidecar.read_text())["recipe"]
-        except (OSError, ValueError, KeyError):
-            continue
+        about = read_sidecar(sidecar)
+        recipe = about["recipe"] if isinstance(about, dict) else {}
         if recipe.get("engine") == "tensorrt" and recipe.get("onnx") == current:
             found.append(sidecar.with_suffix(".plan"))
 
     if len(found) == 1 and found[0].is_file():
+        map_checked(found[0], "tensorrt")  # the server loads it as it is
         return found[0]
     if found:
         way = "leave one: they are for several machines"

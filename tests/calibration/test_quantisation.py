@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from linked_folders import hub
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.calibrate import HistogramCollector
 
 from ris.calibration.int8 import statistics
 from ris.calibration.int8.chain import Chain
+from ris.calibration.int8.chain import _save as save_arrays
 from ris.calibration.int8.histogram import BINS, Histogram
 from ris.calibration.int8.statistics import measure
 from ris.calibration.int8.work import Work
 from ris.calibration.numerics.activations import ActivationReader
 from ris.calibration.numerics.qdq import find_layers, quantise_weight, write_quantised
+from ris.calibration.numerics.ranges import Ranges, read_ranges
 from ris.calibration.numerics.smoothing import factors, find_folds, smooth
 from ris.calibration.samples import scene_set
 from ris.engines import EngineOptions, create
@@ -251,6 +256,27 @@ def test_smoothing_changes_nothing_in_fp32(tiny_bundle, tmp_path, stage):
     assert smoothed.with_name(data).read_bytes() != graph.path.with_name(data).read_bytes()
 
 
+def test_a_graph_whose_files_are_links_gives_the_same(tiny_bundle, tmp_path):
+    """The onnx package reads no weights through links."""
+    written = []
+    for name, bundle in (("plain", tiny_bundle), ("hub", hub(tiny_bundle, tmp_path / "laid"))):
+        source, out = bundle / "graphs" / "text_encoder.onnx", tmp_path / name
+        layers = find_layers(source)
+        thresholds = {layer.activations[0]: 1.0 for layer in layers}
+        weights = onnx.load(source, load_external_data=False).graph.initializer
+        rows = {tensor.name: tensor.dims[0] for tensor in weights if tensor.dims}
+        channels = {
+            layer.activations[0]: np.full(rows[layer.weight], 3, np.float32) for layer in layers
+        }
+
+        (out / "smooth").mkdir(parents=True)
+        write_quantised(source, out / source.name, layers, thresholds)
+        assert smooth(source, out / "smooth" / source.name, channels, 0.5)
+        written.append({str(f.relative_to(out)): f.read_bytes() for f in out.rglob("*.*")})
+    assert len(written[0]) == 4
+    assert written[0] == written[1]
+
+
 def test_factors_are_those_of_the_paper():
     a, w = np.array([8.0, 2.0, 0.0]), np.array([2.0, 2.0, 5.0])
     s = factors(a, w, 0.5)
@@ -357,3 +383,26 @@ def test_activations_come_in_bounded_portions(tiny_bundle, tmp_path):
     assert shapes[1 << 27][1] == shapes[20_000][1]
     assert {layer.activations[0] for layer in layers} == set(shapes[20_000][1])
     assert not list(tmp_path.glob("shown-*"))
+
+
+# files that appear whole
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path):
+    """Two runs with one folder."""
+    works = [Work(tmp_path / "work", {}) for _ in range(4)]
+    arrays = {"a": np.arange(9)}
+    ranges = Ranges({}, 1, {})
+
+    def write(work):
+        for _ in range(50):
+            work.save_arrays("found", arrays)
+            save_arrays(tmp_path / "0.fusion.npz", arrays)
+            ranges.write(tmp_path / "ranges.json")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, works))
+    assert works[0].load_arrays("found")["a"].tolist() == list(range(9))
+    assert read_ranges(tmp_path / "ranges.json") == ranges
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0.fusion.npz", "ranges.json", "work"]
+    assert sorted(p.name for p in works[0].folder.iterdir()) == ["found.npz", "setup.json"]

@@ -174,67 +174,47 @@ def test_stripped_size(cpp_build, tmp_path):
     assert (tmp_path / "libris.so").stat().st_size < 1_500_000
 
 
-def saved(picture, path, kind):
-    """A picture file that is harder to read than most."""
-    image = Image.fromarray(picture[:301, :403])
-    exif = Image.Exif()
-    if kind.startswith("orientation"):
-        exif[0x010F] = "maker"
-        exif[0x0112] = int(kind[-1])
-    if kind == "alpha":
-        ramp = np.linspace(0, 255, 301 * 403).astype(np.uint8).reshape(301, 403)
-        image.putalpha(Image.fromarray(ramp))
-    elif kind in ("L", "P"):
-        image = image.convert(kind)
-    elif kind == "grey16":
-        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 250 + 120)
-    options = {} if path.suffix == ".ppm" else {"exif": exif}
-    image.save(path, **options)
-
-
-PICTURES = [
-    ("png", "RGB"),
-    ("png", "alpha"),
-    ("png", "L"),
-    ("png", "P"),
-    ("png", "grey16"),
-    ("png", "orientation 6"),
-    ("ppm", "RGB"),
-    ("jpg", "RGB"),
-    ("jpg", "L"),
-    *[("jpg", f"orientation {n}") for n in range(1, 9)],
-]
-
-
-def test_ris_infer(cpp_build, tiny_bundle, picture, tmp_path):
+@pytest.mark.parametrize(
+    ("suffix", "orientation"), [("ppm", 1), ("png", 6), *(("jpg", n) for n in range(1, 9))]
+)
+def test_ris_infer(cpp_build, tiny_bundle, picture, tmp_path, suffix, orientation):
     """Masks and overlays, which show the decoded picture, as `ris-infer` in Python writes them."""
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    path, words = tmp_path / f"a.{suffix}", ["left man", "Left man!"]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {} if suffix == "ppm" else {"exif": exif}
+    Image.fromarray(picture[:301, :403]).save(path, **options)
+    run(cpp_build / "examples" / "ris-infer", tiny_bundle, path, *words, "--out", ours)
+    rgb = load_rgb(path)
     with load(tiny_bundle, engine="onnxruntime") as model:
-        for suffix, kind in PICTURES:
-            path = tmp_path / f"{kind.replace(' ', '-')}.{suffix}".lower()
-            saved(picture, path, kind)
-            words = ["left man", "Left man!"] if kind == "RGB" else ["left man"]
-            run(
-                cpp_build / "examples" / "ris-infer",
-                tiny_bundle,
-                path,
-                *words,
-                "--out",
-                ours / suffix,
-            )
-            rgb = load_rgb(path)
-            writer = ResultWriter(theirs / suffix, ("mask", "overlay"))
-            written = writer.write(path, rgb, model.encode_image(rgb).segment_many(words), model)
-            for file in written:
-                want, got = (
-                    np.asarray(Image.open(file)),
-                    np.asarray(Image.open(ours / suffix / file.name)),
-                )
-                if "mask" in file.name:
-                    assert mask_iou(got > 0, want > 0) >= 0.9999, (suffix, kind)
-                else:
-                    off = np.abs(got.astype(int) - want.astype(int)).max(-1)
-                    assert (off > 2).mean() < 2e-4, (suffix, kind)
+        writer = ResultWriter(theirs, ("mask", "overlay"))
+        written = writer.write(path, rgb, model.encode_image(rgb).segment_many(words), model)
+    assert len(written) == 4
+    for file in written:
+        want, got = np.asarray(Image.open(file)), np.asarray(Image.open(ours / file.name))
+        if "mask" in file.name:
+            assert mask_iou(got > 0, want > 0) >= 0.9999
+        else:
+            off = np.abs(got.astype(int) - want.astype(int)).max(-1)
+            assert (off > 2).mean() < 2e-4
+
+
+def test_a_bad_expression_does_not_stop_the_others(cpp_build, tiny_bundle, tmp_path):
+    words = ["left man", "", b"\xff\xfe", " ", "dog"]
+    program = [cpp_build / "examples" / "ris-infer", tiny_bundle, REPO / "examples" / "park.jpg"]
+    done = subprocess.run([*program, *words, "--out", tmp_path], capture_output=True, check=False)
+    assert done.returncode == 2
+    bad = [line for line in done.stderr.decode().splitlines() if line.startswith("ris-infer: ")]
+    assert bad == [
+        'ris-infer: expression 2: the expression is empty; say what to find, such as "left man"',
+        "ris-infer: expression 3: the expression is not valid UTF-8",
+        'ris-infer: expression 4: the expression is empty; say what to find, such as "left man"',
+    ]
+    assert {path.name for path in tmp_path.glob("*.mask.png")} == {
+        "park.left-man.mask.png",
+        "park.dog.mask.png",
+    }
 
 
 def test_ris_infer_helps(cpp_build):

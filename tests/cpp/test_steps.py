@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -246,15 +247,20 @@ def test_fp16_graphs_are_widened_as_in_python(internals, tiny_fp16_bundle, tmp_p
         )
 
 
-def test_context_models_are_read_only_as_they_were_written(internals, tmp_path):
-    """An EPContext model is an engine, which runs as code: without its seal, or changed, it is not
-    read.
+def test_context_models_are_read_only_as_they_were_written(internals, tmp_path, monkeypatch):
+    """An EPContext model is an engine, which runs as code: without this user's seal, changed, or
+    where others may change it, it is not read.
     """
+    for name in ("mine", "other"):
+        (tmp_path / name).write_bytes(name.ljust(32).encode())
+    monkeypatch.setenv("RIS_PLAN_KEY", str(tmp_path / "mine"))
+    folder = tmp_path / "cache"
+    folder.mkdir()
 
     def context(action="-", graph_hash="00", built_for="onnxruntime 1.31.1"):
         path = ctypes.create_string_buffer(4096)
         arguments = (
-            str(tmp_path).encode(),
+            str(folder).encode(),
             graph_hash.encode(),
             built_for.encode(),
             ctypes.c_char(action.encode()),
@@ -265,12 +271,29 @@ def test_context_models_are_read_only_as_they_were_written(internals, tmp_path):
     whole, path = context()
     assert not whole
     path.write_bytes(b"engine")
+    path.chmod(0o666)
     assert not context()[0]
     assert context("s") == (True, path)
+    assert path.stat().st_mode & 0o022 == 0
     assert context()[0]
     assert context(graph_hash="01")[1] != path
     assert context(built_for="onnxruntime 1.32.0")[1] != path
+
+    path.chmod(0o664)
+    assert not context()[0]
+    path.chmod(0o644)
+    monkeypatch.setenv("RIS_PLAN_KEY", str(tmp_path / "other"))
+    assert not context()[0]
+    monkeypatch.setenv("RIS_PLAN_KEY", str(tmp_path / "mine"))
+    assert context()[0]
+    other = context(graph_hash="01")[1]
+    shutil.copy(path, other)
+    shutil.copy(f"{path}.seal", f"{other}.seal")
+    assert not context(graph_hash="01")[0]
+    other.unlink()
+    Path(f"{other}.seal").unlink()
+
     path.write_bytes(b"another")
     assert not context()[0]
     assert context("d") == (False, path)
-    assert not [*tmp_path.iterdir()]
+    assert not [*folder.iterdir()]

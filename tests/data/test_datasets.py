@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 from refer_files import uncompressed, write_refer, write_scenes
 from ris.data.datasets import read_lines, read_refer, reference_mask
 from ris.data.datasets.plain_pickle import load_plain_pickle
-from ris.data.samples import scene_images
+from ris.data.samples import refer_images, scene_images
 from ris.engines.errors import RisError
 from ris.runtime.masks import encode_rle
 
@@ -61,7 +62,7 @@ def test_what_is_missing_is_named_with_the_places(tmp_path):
     with pytest.raises(RisError, match="no split 'testA'; it has train, val"):
         read_refer(tmp_path, "refcoco", "testA")
     next((tmp_path / "images" / "train2014").glob("*03.jpg")).unlink()
-    words = r"1 of 3 images are not in .* COCO_train2014_000000000003\.jpg"
+    words = r"COCO_train2014_000000000003\.jpg is not in .*train2014"
     with pytest.raises(RisError, match=words):
         read_refer(tmp_path, "refcoco", "train")
     with pytest.raises(RisError, match="folder of images is missing"):
@@ -72,6 +73,73 @@ def test_what_is_missing_is_named_with_the_places(tmp_path):
     (tmp_path / "refcoco" / "instances.json").write_text("{}")
     with pytest.raises(RisError, match="not the published form"):
         read_refer(tmp_path, "refcoco", "val")
+
+
+def test_missing_pictures_cost_themselves_alone(tmp_path):
+    write_refer(tmp_path)
+    pictures = tmp_path / "images" / "train2014"
+    other = tmp_path / "val2014"  # pictures may lie in several of the usual folders
+    other.mkdir()
+    (pictures / "COCO_train2014_000000000001.jpg").rename(other / "COCO_train2014_000000000001.jpg")
+    (pictures / "COCO_train2014_000000000003.jpg").unlink()
+    said = []
+    data = read_refer(tmp_path, "refcoco", "train", skipped=said.append)
+    assert [image.path.parent.name for image in data.images] == ["val2014", "train2014"]
+    assert len(list(refer_images(data))) == 2
+    (sentence,) = said
+    assert sentence.startswith(f"COCO_train2014_000000000003.jpg is not in {pictures}, {other}")
+
+    for file in (*pictures.iterdir(), *other.iterdir()):
+        file.unlink()
+    words = r"none of the 3 images is in .*, the first is COCO_train2014_000000000001\.jpg"
+    with pytest.raises(RisError, match=words):
+        read_refer(tmp_path, "refcoco", "train", skipped=[].append)
+
+
+def _with(instances, place, value):
+    found = json.loads(json.dumps(instances))
+    where = found
+    for key in place[:-1]:
+        where = where[key]
+    where[place[-1]] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("images", 0, "id"), float("inf")),
+        (("images", 0, "height"), float("nan")),
+        (("images", 0, "height"), "wide " * 1000),
+        (("images", 0, "file_name"), "two\nlines\ud83d.jpg"),
+        (("images", 0, "file_name"), "x" * 5000),
+        (("images", 0, "file_name"), "null\0"),
+        (("annotations", 0, "id"), "two\nlines"),
+        (("categories", 0, "id"), 1e400),
+        (("categories", 0), None),
+    ],
+)
+def test_what_no_author_published_is_one_short_sentence(tmp_path, place, value):
+    write_refer(tmp_path)
+    path = tmp_path / "refcoco" / "instances.json"
+    path.write_text(json.dumps(_with(json.loads(path.read_text()), place, value)))
+    with pytest.raises(RisError) as caught:
+        read_refer(tmp_path, "refcoco", "train")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_deep_json_and_infinite_ids_of_references_are_one_sentence(tmp_path):
+    write_refer(tmp_path, "grefcoco")
+    path = tmp_path / "grefcoco" / "grefs(unc).json"
+    references = json.loads(path.read_text())
+    references[0]["ann_id"] = [float("inf")]
+    path.write_text(json.dumps(references))
+    with pytest.raises(RisError, match=r"published form .*infinity"):
+        read_refer(tmp_path, "grefcoco", "train")
+    path.write_text("[" * 100_000)
+    with pytest.raises(RisError, match=r"grefs\(unc\)\.json is no JSON"):
+        read_refer(tmp_path, "grefcoco", "train")
 
 
 class _Command:
@@ -109,6 +177,40 @@ def test_a_torn_pickle_is_one_sentence(tmp_path, content):
     (tmp_path / "x.p").write_bytes(content)
     with pytest.raises(RisError, match=r"x\.p is"):
         load_plain_pickle(tmp_path / "x.p")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02]r" + struct.pack("<I", 60_000_000) + b".",
+        b"\x80\x02X\x05\0\0\0r....r" + struct.pack("<I", 2**32 - 1) + b".",
+        b"\x80\x04\x95" + struct.pack("<Q", 8) + b"]r" + struct.pack("<I", 2**24) + b"e.",
+        b"(lp60000000\n.",
+        b"(lp6_0_0_0_0_0_0_0\n.",
+        b"(S'p60000000'\np16000000\n.",
+    ],
+)
+def test_a_large_memo_number_takes_no_memory(tmp_path, content):
+    (tmp_path / "x.p").write_bytes(content)
+    with pytest.raises(RisError, match="it remembers a value under a number far too large"):
+        load_plain_pickle(tmp_path / "x.p")
+
+
+def test_what_a_text_holds_is_no_step(tmp_path):
+    texts = ["r\xff\xff\xff\xff", "p99999999\n", "x" * 300 + "r!!!!"] * 100
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        value = [{"a": text, text: [text, i, 2.5, 10**30, None]} for i, text in enumerate(texts)]
+        (tmp_path / "x.p").write_bytes(pickle.dumps(value, protocol=protocol))
+        assert load_plain_pickle(tmp_path / "x.p") == value
+
+
+def test_the_name_of_a_class_stays_in_its_line(tmp_path):
+    for name in (b"x" * 5000, b"os\x1b[2J\xe2\x80\xa8", b"two\r"):
+        (tmp_path / "x.p").write_bytes(b"c" + name + b"\nsystem\n.")
+        with pytest.raises(RisError, match="it asks for") as caught:
+            load_plain_pickle(tmp_path / "x.p")
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize(
@@ -195,7 +297,7 @@ def test_a_data_set_of_ones_own(own):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "line 1: not of the form"),
+        ("{", "line 1: not JSON"),
         ('["a.jpg"]', "line 1: not of the form"),
         ('{"image": "a.jpg", "expression": "x"}', "line 1: .*: 'mask' is missing"),
         (
@@ -204,7 +306,7 @@ def test_a_data_set_of_ones_own(own):
         ),
         (
             '{"image": "nosuch.jpg", "expression": "x", "mask": null}',
-            r"nosuch\.jpg \(line 1 of .* cannot be read",
+            r"nosuch\.jpg: no such image file \(line 1 of ",
         ),
         ("", "has no lines"),
     ],
@@ -219,12 +321,16 @@ def test_a_bad_line_is_named(own, line, words):
 @pytest.mark.parametrize(
     ("mask", "words"),
     [
-        ("masks/nosuch.png", r"nosuch\.png cannot be read"),
+        ("masks/nosuch.png", r"nosuch\.png: no such image file"),
         ({"size": [40, 60], "counts": "zz"}, "run-length code is damaged"),
         ({"size": [40, 60]}, "run-length code is damaged"),
         ({"size": [40, 60], "counts": [5, 5]}, "run-length code is damaged"),
         ({"size": 40, "counts": [5, 5]}, "run-length code is damaged"),
         ({"size": [40.0, "x"], "counts": [5, 5]}, r"a mask of it \(40.0, 'x'\)"),
+        ({"size": "wide\n" * 1000, "counts": [5]}, r"its size is 'wide\\nwide.{0,80}'\)$"),
+        ({"size": ["\n\0" * 1000, 1], "counts": ""}, r"a mask of it \('\\n\\x00.{0,80}', 1\)$"),
+        ({"size": [40, 60], "counts": ["wide\n" * 1000]}, r"damaged \(ValueError: .{0,200}\)$"),
+        ({"size": [40, 60], "counts": {"x": 1}}, "its counts are neither text nor a list"),
         ({"size": [2, 2], "counts": [4]}, r"40x60 \(height x width\), a mask of it \(2, 2\)"),
     ],
 )

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from ris.engines import EngineOptions, cache
-from ris.engines.cache import obtain, read_checked
+from ris.engines.cache import obtain
+from ris.engines.entry import read_checked
 from ris.engines.errors import EngineError
 from ris.engines.recipe import Recipe, graph_hashes
 from ris.runtime import open_bundle
@@ -133,6 +134,10 @@ def edit_recipe(sidecar, **changed):
             lambda folder: edit_recipe(folder / "fusion.json", version="9.9"),
             r"version \(9.9, here",
         ),
+        (
+            lambda folder: edit_recipe(folder / "fusion.json", **{f"\n{i}": i for i in range(99)}),
+            r"of another \\n0 \(0, here none\), .*, and 93 more",
+        ),
     ],
 )
 def test_what_is_damaged_or_foreign_is_named_and_replaced(home, damage, named):
@@ -156,15 +161,21 @@ def test_what_is_damaged_or_foreign_is_named_and_replaced(home, damage, named):
         (lambda plan: plan.unlink(), "cannot be read"),
         (
             lambda plan: edit_recipe(plan.with_suffix(".json"), engine="tensorrt-rtx"),
-            "of another",
+            "of another engine .'tensorrt-rtx', here 'tensorrt'.",
+        ),
+        (
+            lambda plan: edit_recipe(plan.with_suffix(".json"), platform="\x1b[31m\n" * 999),
+            "of another platform",
         ),
     ],
 )
 def test_nothing_is_read_that_the_sidecar_does_not_vouch_for(home, damage, named):
     plan = obtain(RECIPE, home, Builder(), EngineOptions()).artifact
     damage(plan)
-    with pytest.raises(EngineError, match=named):
+    with pytest.raises(EngineError, match=named) as caught:
         read_checked(plan, "tensorrt")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < len(str(plan)) + 300
 
 
 def test_a_failing_build_leaves_nothing(home):
@@ -200,6 +211,89 @@ def test_a_read_only_bundle_uses_the_users_folder(home, user_cache, monkeypatch)
         entry = obtain(RECIPE, home, build, EngineOptions())
         assert entry.artifact == user_cache / RECIPE.key / "fusion.plan"
     assert build.count == 1
+
+
+def test_what_was_compiled_anew_beside_a_read_only_bundle_is_found(home, user_cache, monkeypatch):
+    """Its entry looks whole, and the engine does not load it."""
+    build = Builder()
+    obtain(RECIPE, home, build, EngineOptions())
+
+    with monkeypatch.context() as read_only:
+        read_only.setattr("os.mkdir", _refusing_below(home))
+        anew = obtain(RECIPE, home, build, EngineOptions(), anew=True)
+        assert anew.artifact == user_cache / RECIPE.key / "fusion.plan"
+        again = obtain(RECIPE, home, build, EngineOptions())
+    assert (again.artifact, again.built_now, build.count) == (anew.artifact, False, 2)
+
+    newer = obtain(RECIPE, home, build, EngineOptions(), anew=True)
+    os.utime(newer.artifact)
+    assert obtain(RECIPE, home, build, EngineOptions()).artifact.is_relative_to(home)
+
+
+def _refusing_below(folder):
+    """`os.mkdir` on a file system where this folder is read-only."""
+    make = os.mkdir
+
+    def mkdir(path, *arguments, **options):
+        if Path(path).is_relative_to(folder):
+            raise OSError(errno.EROFS, "Read-only file system")
+        make(path, *arguments, **options)
+
+    return mkdir
+
+
+def test_a_folder_that_cannot_be_looked_at_is_passed_over(home, user_cache, monkeypatch):
+    """HOME may be somebody else's, as in a container that runs as another user."""
+    look = Path.is_dir
+
+    def is_dir(self):
+        if self.is_relative_to(user_cache):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return look(self)
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    assert obtain(RECIPE, home, Builder(), EngineOptions()).artifact.is_relative_to(home)
+
+
+def test_without_a_home_the_temporary_folder_serves(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    entry = obtain(RECIPE, None, Builder(), EngineOptions())
+    own = tmp_path / f"ris-runtime-{os.getuid()}" / "engines"
+    assert entry.artifact.is_relative_to(own)
+    assert cache.user_folder() == own
+
+
+def test_where_nothing_can_be_written_all_places_are_named(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    monkeypatch.setattr("tempfile.tempdir", "/dev/null")
+    refused = (
+        r"cannot write to /dev/null/a \(Not a directory\) or /dev/null/ris-runtime/engines \(.*"
+    )
+    with pytest.raises(EngineError, match=refused + "set XDG_CACHE_HOME to a folder"):
+        obtain(RECIPE, Path("/dev/null/a"), Builder(), EngineOptions())
+    assert cache.user_folder() is None
+
+
+def test_a_file_system_without_locks_compiles_all_the_same(home, monkeypatch):
+    def refuse(handle, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    first = obtain(RECIPE, home, Builder(), EngineOptions())
+    assert not obtain(RECIPE, home, Builder(), EngineOptions()).built_now
+    again = obtain(RECIPE, home, Builder(b"another"), EngineOptions(), anew=True)
+    assert again.artifact == first.artifact
+    assert read_checked(again.artifact, "tensorrt") == b"another"
+    assert sorted(p.name for p in home.iterdir()) == [f".{RECIPE.key}.lock", RECIPE.key]
+
+
+def test_what_is_there_is_compiled_anew_where_that_is_asked(home):
+    build = Builder()
+    obtain(RECIPE, home, build, EngineOptions())
+    entry = obtain(RECIPE, home, build, EngineOptions(), anew=True)
+    assert (entry.built_now, build.count) == (True, 2)
+    assert sorted(p.name for p in home.iterdir()) == [f".{RECIPE.key}.lock", RECIPE.key]
 
 
 SLOW_BUILD = """

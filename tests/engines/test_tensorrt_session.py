@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import numpy as np
 import pytest
 
 from cuda_double import Cuda, ICudaEngine, Refitter, TensorRt
+from process_drill import close_under_load, end_of
 from ris.engines import Graph, HostStep, SessionInfo, TensorSpec
 from ris.engines.cuda import compute_capability
 from ris.engines.errors import EngineError
@@ -108,6 +110,37 @@ def test_a_forgotten_value_gives_its_memory_back(cuda, engine, graph):
     with open_it(cuda, graph) as session:
         session.run_and_keep(feeds())
         assert len(cuda.device) == 3
+    assert not cuda.leaks
+
+
+def test_closing_while_eight_threads_run_ends_in_answers_and_sentences(cuda, engine, graph):
+    for _ in range(20):
+        session = open_it(cuda, graph)
+        sentence = "fusion: the session is closed; load the bundle again"
+        close_under_load(session, lambda s=session: s.run(feeds())["y"].tobytes(), sentence)
+        assert not cuda.leaks
+
+
+def test_a_fork_leaves_the_device_to_the_parent(cuda, engine, graph):
+    session = open_it(cuda, graph)
+    kept = session.run_and_keep(feeds())["y"]
+    cuda.names()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            why = "fusion: a model on a GPU does not survive fork; load the bundle in the process"
+            with pytest.raises(EngineError, match=why):
+                session.run(feeds())
+            kept.close()
+            session.close()
+            code = len(cuda.names())
+        finally:
+            os._exit(code)
+    assert end_of(pid) == "well"
+    assert session.run(feeds())["y"][0, 0] == 3
+    kept.close()
+    session.close()
     assert not cuda.leaks
 
 

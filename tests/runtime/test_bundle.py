@@ -104,14 +104,17 @@ def test_a_newer_format_says_what_to_do(bundle_copy):
             lambda m: m.update(precision="fp8"),
             "precision should be 'fp32' or 'bf16' or 'fp16' or 'int8', found 'fp8'",
         ),
-        (lambda m: m["dense_prompt"].update(grid="12"), "dense_prompt.grid should be int"),
+        (lambda m: m["dense_prompt"].update(grid="12"), "dense_prompt.grid should be a whole"),
         (lambda m: m["dense_prompt"].update(interpolation="nearest"), "'bilinear' or 'bicubic'"),
-        (lambda m: m["preprocess"]["sam"].update(size=True), "preprocess.sam.size should be int"),
+        (
+            lambda m: m["preprocess"]["sam"].update(size=True),
+            "preprocess.sam.size should be a whole number",
+        ),
         (
             lambda m: m["graphs"]["fusion"].update(inputs={}),
             "graphs.fusion.inputs should be a list",
         ),
-        (lambda m: m["files"].update({"../outside": "0" * 64}), "lies outside the bundle"),
+        (lambda m: m["files"].update({"../outside": "0" * 64}), "the name of a file inside"),
     ],
 )
 def test_a_damaged_manifest_names_the_field(bundle_copy, change, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -106,6 +107,14 @@ def test_the_json_has_the_documented_keys(run, tiny_bundle):
     assert set(data["bundle"]["graphs"]["fusion"]) == {f.name for f in fields(doctor.GraphHealth)}
     assert data["healthy"] is True
     assert data["problems"] == []
+
+
+def test_the_json_is_valid_text_whatever_the_bundle_is_called(run, here, tiny_bundle, monkeypatch):
+    probes_say(monkeypatch, None)
+    (here / os.fsdecode(b"caf\xe9 \xc3\xb1")).symlink_to(tiny_bundle)
+    text = run(os.fsdecode(b"caf\xe9 \xc3\xb1"), "--json").stdout_bytes.decode("utf-8")
+    assert "ñ" in text
+    assert json.loads(text)["bundle"]["path"] == "caf\ufffd ñ"
 
 
 def test_a_damaged_bundle(run, bundle_copy):

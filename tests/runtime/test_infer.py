@@ -122,7 +122,7 @@ def test_one_bad_image_does_not_stop_the_others(infer, here):
     assert done.exit_code == 2
     assert files("ris-output") == ["a.left-man.mask.png", "c.left-man.mask.png"]
     assert "Error: photos/b.jpg is not an image" in done.output
-    assert "2 of 3 images done" in done.output
+    assert "1 left out, named above; 2 answers about 2 of 3 images" in done.output
 
 
 def test_the_bundle_is_found(here, infer, tiny_bundle, monkeypatch):
@@ -154,7 +154,7 @@ def test_categories(infer, tiny_category_bundle):
         (["park.png", "word " * 10_000], "50000 characters"),
         (["park.png"], "nothing to look for"),
         (["empty", "man"], "empty has no images"),
-        (["bad.jsonl"], "bad.jsonl, line 2 is not JSON"),
+        (["bad.jsonl"], "bad.jsonl, line 1: not JSON"),
         (["nosuch.jsonl"], "nosuch.jsonl cannot be read"),
         (["park.png", "man", "--format", "gif"], "'gif' is not one of"),
         (["park.png", "man", "--engine", "tensorflow"], "'tensorflow' is not one of"),
@@ -169,7 +169,7 @@ def test_one_sentence_for_each_mistake(infer, here, arguments, message):
     Image.fromarray(noise).save("whole.jpg")
     Path("cut.jpg").write_bytes(Path("whole.jpg").read_bytes()[:2000])
     Path("empty").mkdir()
-    Path("bad.jsonl").write_text('{"image": "park.png", "expression": "man"}\nnot json\n')
+    Path("bad.jsonl").write_text("not json\n")
     done = infer(*arguments)
     assert done.exit_code == 2
     assert message in done.output

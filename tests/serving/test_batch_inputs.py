@@ -13,7 +13,8 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 from ris.engines.errors import RisError  # noqa: E402
 from ris.runtime.bundle import Bundle, open_bundle  # noqa: E402
-from ris.serving.batch.inputs import Given, group_by_image, read_sources  # noqa: E402
+from ris.serving.batch.asked import Given  # noqa: E402
+from ris.serving.batch.inputs import group_by_image, read_sources  # noqa: E402
 from ris.serving.batch.parts import DEATHS, Job  # noqa: E402
 from ris.serving.batch.worker import Worker, _Images  # noqa: E402
 from ris.serving.limits import Limits  # noqa: E402
@@ -151,7 +152,7 @@ def test_a_worker_does_parts_and_records_failures_by_row(job, served_bundle, ser
     assert rows[0]["rle"] == dict(expected.rle())
     assert rows[0]["error"] is None
     assert "the expression is empty" in rows[1]["error"]
-    assert "cannot be read" in rows[4]["error"]
+    assert "can be read" in rows[4]["error"]
     assert rows[4]["rle"] is None
     assert job.open_parts(3) == []
     assert not list((job.folder / "_running").iterdir())

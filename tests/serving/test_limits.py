@@ -10,9 +10,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from ris.engines.errors import EngineError, ExpressionError, ImageError
+from ris.runtime.image import load_rgb
 from ris.serving.limits import LimitError, Limits, status_of
 from serving_helpers import picture_bytes
 
@@ -63,7 +64,7 @@ def test_what_is_no_image_is_refused_and_nothing_else_is_opened(data, monkeypatc
 @pytest.mark.parametrize("size", [(30_000, 30_000), (8_000, 7_000)])
 def test_a_pixel_bomb_is_refused_by_its_header(size):
     start = time.perf_counter()
-    with pytest.raises(LimitError, match="pixels, at most 50 megapixels"):
+    with pytest.raises(LimitError, match="pixels, the limit is 50 megapixels"):
         Limits().decode(png_that_claims(*size))
     assert time.perf_counter() - start < 5
     assert status_of(LimitError("", 413)) == 413
@@ -107,3 +108,17 @@ def test_exif_and_animation_are_read_as_elsewhere():
     buffer = io.BytesIO()
     first.save(buffer, "JPEG", exif=exif)
     assert Limits().decode(buffer.getvalue()).shape == (20, 10, 3)
+
+
+def test_a_picture_is_the_same_through_a_door_as_from_a_file(tmp_path):
+    """Sixteen bits, a long text, and an orientation beside a malformed entry."""
+    levels = np.arange(200, dtype=np.uint16).reshape(10, 20) * 300
+    entries = struct.pack(">HHII", 0x0112, 3, 1, 6 << 16)
+    entries += struct.pack(">HHII", 0x011A, 10, 1, 0x7FFFFFFF)
+    exif = b"MM\0*" + struct.pack(">IH", 8, 2) + entries + bytes(4)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "x" * 1_500_000, zip=True)
+    Image.fromarray(levels).save(tmp_path / "a.png", exif=exif, pnginfo=text)
+    seen = Limits().decode((tmp_path / "a.png").read_bytes())
+    np.testing.assert_array_equal(seen, load_rgb(tmp_path / "a.png"))
+    np.testing.assert_array_equal(seen[..., 0], np.rot90(np.rint(levels / 257), -1))

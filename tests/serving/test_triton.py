@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from conftest import REPO
-from ris.engines.errors import BundleError, RisError
+from ris.engines.errors import BundleError, EngineError, RisError
+from ris.engines.recipe import file_hash, operating_system
+from ris.engines.trust import seal
 from ris.runtime import open_bundle
 from ris.runtime.commands.running import Running
 from ris.serving.limits import Limits
@@ -159,12 +161,12 @@ def test_many_clients_are_batched_and_share_encoded_images(server, served_model)
 @pytest.mark.parametrize(
     ("image", "texts", "said"),
     [
-        (b"/etc/passwd", ["x"], "400: the image cannot be read"),
+        (b"/etc/passwd", ["x"], "400: the image is not an image that can be read"),
         (b"x" * 300_000, ["x"], "413: the image file has 0.3 MB, at most 0.2 MB"),
         (
             picture_bytes(1, 1300, 1000, "JPEG"),
             ["x"],
-            "413: the image has 1300x1000 pixels, at most 1 megapixels",
+            "413: the image is 1300x1000 pixels, the limit is 1 megapixels",
         ),
         (picture_bytes(1), ["x"] * 5, "413: 5 expressions, at most 4"),
         (picture_bytes(1), ["x" * 101], "413: an expression has 101 characters, at most 100"),
@@ -347,6 +349,18 @@ def test_the_bundle_stays_its_owners(served_bundle, tmp_path):
         assert copied[path.name].read_bytes() == path.read_bytes()
 
 
+def test_of_what_is_around_the_graphs_only_hashed_files_are_opened(served_bundle, tmp_path):
+    """As `ris` opens it where each graph is a model of its own."""
+    bundle = open_bundle(served_bundle)
+    write_repository(bundle, tmp_path / "models", options(graphs="onnx"))
+    around = tmp_path / "models" / "ris" / "1" / "bundle"
+    assert open_bundle(around, graphs=False).manifest == bundle.manifest
+    tokenizer = around / bundle.manifest.text.tokenizer
+    tokenizer.write_bytes(tokenizer.read_bytes() + b" ")
+    with pytest.raises(BundleError, match="is not the file that was exported"):
+        open_bundle(around, graphs=False)
+
+
 def test_plans_are_found_by_what_they_were_compiled_from(served_bundle, tmp_path):
     bundle = open_bundle(served_bundle)
     copy = dataclasses.replace(bundle, path=Path(shutil.copytree(served_bundle, tmp_path / "copy")))
@@ -363,9 +377,15 @@ def test_plans_are_found_by_what_they_were_compiled_from(served_bundle, tmp_path
     for key, recipe in recipes.items():
         folder = copy.path / "engines" / key
         folder.mkdir(parents=True)
-        (folder / "fusion.json").write_text(json.dumps({"recipe": recipe}))
         (folder / "fusion.plan").write_bytes(b"plan")
-    assert compiled_plan(copy, "fusion") == copy.path / "engines" / "a" / "fusion.plan"
+        about = {"recipe": recipe | {"platform": operating_system()}, "report": {}, "seconds": 1.0}
+        about["sha256"] = file_hash(folder / "fusion.plan")
+        (folder / "fusion.json").write_text(json.dumps(seal(about)))
+    plan = copy.path / "engines" / "a" / "fusion.plan"
+    assert compiled_plan(copy, "fusion") == plan
+    plan.write_bytes(b"wicked")
+    with pytest.raises(EngineError, match="damaged"):
+        compiled_plan(copy, "fusion")
     shutil.copytree(copy.path / "engines" / "a", copy.path / "engines" / "d")
     with pytest.raises(BundleError, match="2 TensorRT plans of fusion; leave one"):
         compiled_plan(copy, "fusion")

@@ -84,7 +84,21 @@ def test_bad_input_is_a_sentence(tmp_path):
 
     write_refer(tmp_path)
     check("needs its table", *refcoco, "--variant", "category")
-    image = tmp_path / "images" / "train2014" / "COCO_train2014_000000000001.jpg"
-    image.write_bytes(b"no image")
-    check(f"{image.name} cannot be read", *refcoco, "--batch-images", 3)
+    for image in (tmp_path / "images" / "train2014").iterdir():
+        image.unlink()
+    check("none of the 3 images is in", *refcoco)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_and_a_damaged_picture_are_named_and_the_others_learnt(tmp_path):
+    write_refer(tmp_path)
+    pictures = tmp_path / "images" / "train2014"
+    (pictures / "COCO_train2014_000000000001.jpg").unlink()
+    (pictures / "COCO_train2014_000000000003.jpg").write_bytes(b"no image")
+    data = ["--data", "refcoco", "--root", tmp_path, "--batch-images", 2]
+    code, text = run(*data, "--out", tmp_path / "run", "--steps", 1)
+    assert code == 2, text
+    assert "COCO_train2014_000000000001.jpg is not in" in text
+    assert "COCO_train2014_000000000003.jpg is not an image" in text
+    assert "2 left out, named above; the model was trained on the others" in text
+    assert (tmp_path / "run" / "model.safetensors").exists()

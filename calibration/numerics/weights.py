@@ -1,0 +1,47 @@
+"""The weights of ONNX graphs, also where their files are links.
+
+The onnx package reads no weights through links, and Hugging Face's cache has nothing else
+(`ris.engines.linked`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+
+def load_whole(path: Path) -> onnx.ModelProto:
+    """The graph at `path` with its weights in memory."""
+    model = onnx.load(path, load_external_data=False)
+    bring_weights(model, path.parent)
+    return model
+
+
+def bring_weights(model: onnx.ModelProto, folder: Path) -> None:
+    """Puts into the model what it keeps in data files of this folder."""
+    for tensor in model.graph.initializer:
+        _bring(tensor, folder)
+
+
+def weight_values(tensor: TensorProto, folder: Path) -> NDArray[Any]:
+    """A weight's values; the tensor itself stays as it is."""
+    whole = TensorProto()
+    whole.CopyFrom(tensor)
+    _bring(whole, folder)
+    return numpy_helper.to_array(whole)
+
+
+def _bring(tensor: TensorProto, folder: Path) -> None:
+    if not uses_external_data(tensor):
+        return
+    about = ExternalDataInfo(tensor)
+    with (folder / about.location).open("rb") as file:
+        file.seek(about.offset or 0)
+        tensor.raw_data = file.read(-1 if about.length is None else about.length)
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]

@@ -1,0 +1,125 @@
+"""The mask of what an expression means, in each of the ways in which published evaluators make it.
+
+Layers are decoded by pycocotools, squares are resized by Pillow, as the authors do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ris.data.datasets.polygons import coco_masks
+from ris.data.datasets.refer_files import ReferFiles
+from ris.evaluation.protocols.questions import Question, is_crowd, valid
+
+Mask = NDArray[np.bool_]
+"""bool [H, W]."""
+
+
+class Truth(Protocol):
+    """How one evaluator makes the truth of a question."""
+
+    side: int | None
+    """The side of the square in which masks are compared; None: the image's own size."""
+
+    def __call__(self, question: Question, files: ReferFiles) -> Mask:
+        """The mask, bool [H, W], at the size at which the evaluator compares."""
+        ...
+
+
+class OwnSize:
+    """Layers at the image's own size, and then maybe a square by nearest neighbour.
+
+    Args:
+        side: The side of the square; None: the image's own size.
+        overlap: Whether a pixel of two layers is object; else it is background.
+    """
+
+    def __init__(self, side: int | None, overlap: bool) -> None:
+        self.side, self.overlap = side, overlap
+
+    def __call__(self, question: Question, files: ReferFiles) -> Mask:
+        """The sum of all layers of all the objects that are meant, compared with 1 or with 0."""
+        image = files.images[question.image_id]
+        height, width = int(image["height"]), int(image["width"])
+        total = np.zeros((height, width), np.uint8, order="F")
+        for number in question.annotations:
+            layers = _layers(files.annotations[number]["segmentation"], height, width)
+            for i in range(layers.shape[-1]):
+                total += layers[..., i]
+        mask: Mask = total > 0 if self.overlap else total == 1
+        return mask if self.side is None else nearest(mask, self.side)
+
+
+class Scaled:
+    """Polygons scaled to a square and rasterised there; crowds are left out.
+
+    Args:
+        side: The side of the square.
+    """
+
+    def __init__(self, side: int) -> None:
+        self.side: int | None = side
+        self._square = side
+
+    def __call__(self, question: Question, files: ReferFiles) -> Mask:
+        """The union of the objects. An object that is named n times is scaled n times."""
+        image = files.images[question.image_id]
+        scale = self._square * 1.0 / image["width"], self._square * 1.0 / image["height"]
+        mask = np.zeros((self._square, self._square), np.bool_, order="F")
+        for number in set(question.annotations):
+            if is_crowd(files, number):
+                continue
+            times = question.annotations.count(number)
+            polygons = [
+                _scaled(polygon, scale, times)
+                for polygon in valid(files.annotations[number]["segmentation"])
+            ]
+            coco = coco_masks()
+            codes = coco.frPyObjects(polygons, self._square, self._square)
+            mask |= coco.decode(coco.merge(codes)).view(np.bool_)
+        return mask
+
+
+def _layers(outline: list[Any], height: int, width: int) -> NDArray[np.uint8]:
+    """One layer a polygon, or a run-length code: uint8 [height, width, layers]."""
+    if isinstance(outline[0], list):
+        # an empty polygon has no pixel, and pycocotools reads past its end
+        outline = coco_masks().frPyObjects(
+            [polygon for polygon in outline if polygon], height, width
+        )
+    return decode(outline)
+
+
+def decode(codes: Sequence[Any]) -> NDArray[np.uint8]:
+    """pycocotools' layers of compressed run-length codes, uint8 [H, W, N]."""
+    found: NDArray[np.uint8] = coco_masks().decode(list(codes))
+    return found
+
+
+def _scaled(polygon: list[float], scale: tuple[float, float], times: int) -> list[float]:
+    """The polygon in the square. One of whole numbers stays so: each result is truncated."""
+    points = np.asarray(polygon).reshape(-1, 2)
+    for _ in range(times):
+        for axis, factor in enumerate(scale):
+            points[:, axis] = points[:, axis] * factor
+    flat: list[float] = points.reshape(-1).tolist()
+    return flat
+
+
+def nearest(mask: Mask, side: int) -> Mask:
+    """The mask as a square, by Pillow's nearest neighbour.
+
+    pycocotools' masks have their columns in a row: such a mask is resized lying on its side, where
+    Pillow reads it as it is.
+    """
+    lying = mask.flags.f_contiguous and not mask.flags.c_contiguous
+    levels = np.ascontiguousarray(mask.T if lying else mask).view(np.uint8)
+    square = np.asarray(
+        Image.fromarray(levels).resize((side, side), Image.Resampling.NEAREST)
+    ).view(np.bool_)
+    return square.T if lying else square

@@ -1,0 +1,182 @@
+"""`ris-eval score`: what a file of any system's answers scores under the published evaluators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ris.data.datasets.refer_files import DATASETS, read_files
+from ris.evaluation.predictions import Key, Predictions
+from ris.evaluation.protocols.counting import LIMITS
+from ris.evaluation.protocols.table import DEFAULTS, PROTOCOLS
+from ris.evaluation.scoring import Scored, protocols_of, rules_of, score
+from ris.runtime.commands.console import LeftOut, RisCommand, print_json
+
+_NAMED = 10  # references or sentences that a message names
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+SIDE_BY_SIDE = {
+    "overall IoU": ("oIoU", "cIoU"),
+    "mean IoU": ("mIoU",),
+    "gIoU": ("gIoU",),
+    **{f"Pr@{x}": (f"Pr@{x}", f"Pr@{x * 100:.0f}", f"precision@{x}") for x in LIMITS},
+    "N-acc": ("N_acc",),
+    "T-acc": ("T_acc",),
+    "Acc (no target)": ("acc", "gres_acc"),
+    "expressions": ("count",),
+}
+"""A row of the table -> the names that the evaluators give the figure."""
+
+
+@click.command(cls=RisCommand)
+@click.argument("predictions", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--data", type=click.Choice(list(DATASETS)), required=True, help="The data set.")
+@click.option("--root", type=_FOLDER, required=True, help="The folder of the data set's files.")
+@click.option("--split", default="val", show_default=True, help="As the authors name it.")
+@click.option("--split-by", help="Whose splits: umd or google for refcocog. Default: the usual.")
+@click.option(
+    "--protocol",
+    type=click.Choice([*PROTOCOLS, "all"]),
+    help="Whose evaluator counts; all: every one that can. Default: the data set's usual one.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures, unrounded, as JSON.")
+def score_answers(
+    predictions: Path,
+    data: str,
+    root: Path,
+    split: str,
+    split_by: str | None,
+    protocol: str | None,
+    as_json: bool,
+) -> None:
+    """Says what PREDICTIONS score, as a published evaluator counts them.
+
+    PREDICTIONS is a .jsonl file with one answer a line, or COCO's results in a .json file;
+    docs/reference/evaluation.md has the form. Answers are found by the data set's own ids. A
+    question without an answer counts as an empty mask; it is named, and the command ends with 2.
+
+    \b
+    Examples:
+      ris-eval score rela.jsonl --data grefcoco --root data --split testA
+      ris-eval score lisa.jsonl --data refcocog --root data --split-by umd --protocol all
+    """
+    files = read_files(root, data, split_by)
+    answers = Predictions(predictions)
+    names = protocols_of(data) if protocol == "all" else [protocol or DEFAULTS[data]]
+    found = [_scored(files, split, name, answers) for name in names]
+
+    where = {"data": data, "split_by": files.split_by, "split": split}
+    if as_json:
+        shown = {one.protocol: to_json(one, data, answers.doubled) for one in found}
+        print_json(where | ({"protocols": shown} if protocol == "all" else shown[names[0]]))
+    else:
+        print_side_by_side(found, data, f"{predictions.name}: {', '.join(where.values())}")
+
+    left_out = LeftOut()
+    say_left_out(found, left_out.note)
+    for sentence in _problems(found, answers.doubled):
+        left_out(sentence)
+    left_out.finish(f"{len(found[0].questions)} questions are counted all the same")
+
+
+def _scored(files: Any, split: str, name: str, answers: Predictions) -> Scored:
+    """`score`, with its progress on a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(name, total=None)
+        return score(
+            files,
+            split,
+            name,
+            answers,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def to_json(found: Scored, data: str, doubled: Sequence[Key] = ()) -> dict[str, Any]:
+    """What was found under one evaluator; `metrics` unrounded under the evaluator's own names."""
+    side = rules_of(found.protocol, data).truth.side
+    return {
+        "protocol": found.protocol,
+        "source": PROTOCOLS[found.protocol].source,
+        "compared_at": "image" if side is None else side,
+        "metrics": found.metrics,
+        "printed": found.printed,
+        "left_out": {str(number): reason for number, reason in found.left_out.items()},
+        "missing": [list(ids) for ids in found.missing],
+        "doubled": [list(key[:2]) for key in doubled],
+        "unreadable": list(found.unreadable),
+    }
+
+
+def print_side_by_side(found: Sequence[Scored], data: str, title: str) -> None:
+    """A table with a column for each evaluator, and what each of them is."""
+    table = Table(title=title)
+    table.add_column("")
+    for one in found:
+        table.add_column(one.protocol, justify="right")
+    for row, names in SIDE_BY_SIDE.items():
+        cells = [_cell(one, names) for one in found]
+        if any(cells):
+            table.add_row(row, *cells)
+    Console(width=110).print(table)
+    for one in found:
+        side = rules_of(one.protocol, data).truth.side
+        where = "the image's own size" if side is None else f"{side}x{side}"
+        click.echo(f"{one.protocol}: {PROTOCOLS[one.protocol].source}, masks compared at {where}")
+
+
+def _cell(found: Scored, names: Sequence[str]) -> str:
+    """A figure as it is usually printed: percent with two decimals, shares with four."""
+    value = next((found.metrics[name] for name in names if name in found.metrics), None)
+    if value is None:
+        return ""
+    if "count" in names:
+        return f"{value:.0f}"
+    return f"{value:.4f}" if names[0] in ("N_acc", "T_acc") else f"{value:.2f}"
+
+
+def say_left_out(found: Sequence[Scored], say: Any) -> None:
+    """Says which references a published loader drops or stops at, by reason."""
+    for one in found:
+        if not one.left_out:
+            continue
+        named = [f"{number} ({reason})" for number, reason in one.left_out.items()]
+        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        say(
+            f"{one.protocol} leaves out {len(named)} references, as its loader does:"
+            f" {', '.join(named[:_NAMED])}{more}"
+        )
+
+
+def _problems(found: Sequence[Scored], doubled: Sequence[Key]) -> list[str]:
+    """What is wrong with the answers themselves."""
+    missing = {ids: None for one in found for ids in one.missing}
+    unreadable = {said: None for one in found for said in one.unreadable}
+    problems = list(unreadable)
+    if missing:
+        problems.append(f"{len(missing)} questions have no answer: {_named(list(missing))}")
+    if doubled:
+        problems.append(
+            f"{len(doubled)} have more than one, of which the first counts: {_named(doubled)}"
+        )
+    return problems
+
+
+def _named(keys: Sequence[tuple[Any, ...]]) -> str:
+    """Some of the ids, for a message."""
+    said = [
+        f"sentence {sentence}" + ("" if reference is None else f" of reference {reference}")
+        for reference, sentence, *_ in keys[:_NAMED]
+    ]
+    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+    return ", ".join(said) + more

@@ -1,0 +1,79 @@
+"""The kinds of values in a manifest: their types, and what holds for them beyond that."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from ris.engines import TensorSpec
+from ris.runtime.from_json import Rule, within
+
+LARGEST_SIDE = 1 << 14
+"""The largest side of an image or a map."""
+
+_LARGEST_FLOAT32 = 3.4e38
+_SMALLEST_FLOAT32 = 1.2e-38  # a smaller one may be rounded to zero
+_LARGEST_AXIS = 1 << 24
+
+
+def _is_inside(name: str) -> bool:
+    """Whether this is a plain relative name, of a file below the bundle on every system."""
+    plain = name.isprintable() and not set(name) & set("\\:")
+    return plain and all(
+        part not in ("", ".", "..") and len(part.encode()) < 256 for part in name.split("/")
+    )
+
+
+def _is_tensor(spec: TensorSpec) -> bool:
+    return spec.dtype in ("float32", "int32") and all(
+        size in ("images", "expressions") if isinstance(size, str) else 1 <= size <= _LARGEST_AXIS
+        for size in spec.shape
+    )
+
+
+def _fits_float32(values: tuple[float, ...], least: float = -_LARGEST_FLOAT32) -> bool:
+    return all(least <= value <= _LARGEST_FLOAT32 for value in values)
+
+
+FileName = Annotated[str, Rule(_is_inside, "the name of a file inside the bundle")]
+"""The name of a file relative to the bundle, with "/" between folders."""
+
+Hashes = dict[FileName, str]
+"""SHA-256 sums of files by name."""
+
+Side = Annotated[int, within(1, LARGEST_SIDE)]
+"""A side of an image or a map."""
+
+Count = Annotated[int, within(0, 1 << 62)]
+"""How many there are of something."""
+
+Share = Annotated[float, Rule(lambda share: 0 <= share <= 1, "a number from 0 to 1")]
+"""A part of a whole."""
+
+Tensors = Annotated[
+    tuple[TensorSpec, ...],
+    Rule(
+        lambda specs: all(map(_is_tensor, specs)),
+        "a list of tensors of float32 or int32, whose axes are whole numbers from 1 on, images or"
+        " expressions",
+    ),
+]
+"""The inputs or outputs of a graph."""
+
+
+Means = Annotated[
+    tuple[float, ...],
+    Rule(lambda means: len(means) == 3 and _fits_float32(means), "a list of three numbers"),
+]
+"""A mean for each channel."""
+
+Deviations = Annotated[
+    tuple[float, ...],
+    Rule(
+        lambda all_std: len(all_std) == 3 and _fits_float32(all_std, _SMALLEST_FLOAT32),
+        "a list of three numbers above zero",
+    ),
+]
+"""A standard deviation for each channel."""
+
+Logit = Annotated[float, Rule(lambda value: _fits_float32((value,)), "a number of 32 bits")]
+"""A threshold of logits."""

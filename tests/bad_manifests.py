@@ -1,0 +1,70 @@
+"""The manifests of tests/golden/bad_manifests.json, whose first lines say what a case is."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from conftest import GOLDEN, REPO
+
+DEMO = REPO / "runtime" / "demo-bundle"
+
+CASES: dict[str, dict[str, Any]] = {
+    case["name"]: case
+    for case in json.loads((GOLDEN / "bad_manifests.json").read_text(encoding="utf-8"))["cases"]
+}
+"""By name."""
+
+_PLACE = '"\u2603"'  # stands where text comes that is no value
+
+
+def write(case: dict[str, Any], folder: Path) -> Path:
+    """The demo's bundle with the case's manifest; its other files are links to the demo's."""
+    bundle = folder / "bundle"
+    bundle.mkdir()
+    for file in DEMO.iterdir():
+        if file.name != "manifest.json":
+            (bundle / file.name).symlink_to(file)
+    manifest = bundle / "manifest.json"
+    special = case.get("special")
+    if special == "folder":
+        manifest.mkdir()
+    elif special == "loop":
+        manifest.symlink_to(manifest)
+    elif special == "pipe":
+        os.mkfifo(manifest)
+    elif special == "2 GB":
+        manifest.touch()
+        os.truncate(manifest, 2 << 30)  # a hole, which takes no space
+    elif special == "byte-order mark":
+        manifest.write_bytes(b"\xef\xbb\xbf" + (DEMO / "manifest.json").read_bytes())
+    elif "text" in case:
+        text = case["text"] * case.get("times", 1)
+        manifest.write_bytes(text.encode(case.get("encoding", "utf-8")))
+    else:
+        manifest.write_text(_changed(case.get("changes", ())), encoding="utf-8")
+    return bundle
+
+
+def _changed(changes: list[dict[str, Any]]) -> str:
+    """The demo's manifest with the changes, as text."""
+    data = json.loads((DEMO / "manifest.json").read_text(encoding="utf-8"))
+    texts = []
+    for change in changes:
+        *way, last = change["at"]
+        parent = data
+        for step in way:
+            parent = parent[step]
+        if change.get("remove"):
+            del parent[last]
+        elif "value" in change:
+            parent[last] = change["value"]
+        else:
+            parent[last] = json.loads(_PLACE)
+            deep = change.get("nested", 0)
+            texts.append(change["raw"] * change.get("times", 1) if "raw" in change else "")
+            texts[-1] = texts[-1] or "[" * deep + "]" * deep
+    before, *after = json.dumps(data, ensure_ascii=False).split(_PLACE)
+    return before + "".join(text + rest for text, rest in zip(texts, after, strict=True))
