@@ -20,6 +20,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
 from ris.engines.errors import CheckpointError
+from ris.engines.text import quoted, reason_of
 from ris.reference.config import ModelConfig
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -69,7 +70,9 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not a vocabulary that can be read: {error}") from None
+        raise CheckpointError(
+            f"{path} is not a vocabulary that can be read: {reason_of(error)}"
+        ) from None
 
 
 def build_tokenizer(
@@ -123,7 +126,9 @@ def tokenizer_from(path: Path | None, config: ModelConfig) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"{file} is not a tokenizer that can be read: {error}") from None
+        raise CheckpointError(
+            f"{file} is not a tokenizer that can be read: {reason_of(error)}"
+        ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if options:
@@ -158,8 +163,8 @@ def _normalizer_options(path: Path) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from None
 
     names = {
         "do_lower_case": "lowercase",
@@ -172,7 +177,9 @@ def _normalizer_options(path: Path) -> dict[str, Any]:
         if isinstance(value, bool):
             options[ours] = value
         elif value is not None:
-            raise CheckpointError(f"{path}: {theirs} should be true or false, found {value!r}")
+            raise CheckpointError(
+                f"{path}: {theirs} should be true or false, found {quoted(value)}"
+            )
     return options
 
 

@@ -14,7 +14,6 @@ evaluators, which each read the same files in another way, take them from here.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any
 from ris.data.datasets.plain_pickle import load_plain_pickle
 from ris.engines.errors import RisError
 from ris.engines.text import reason_of
+from ris.runtime.json_lines import parse_json
 
 DATASETS: dict[str, tuple[str, ...]] = {
     "refcoco": ("unc", "google"),
@@ -188,8 +188,8 @@ def _there(folders: Sequence[Path]) -> list[Path]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise RisError(f"{path} is no JSON ({error}); download it again") from error
+        return parse_json(path.read_bytes())
+    except ValueError as error:
+        raise RisError(f"{path} is {error}; download it again") from error
     except OSError as error:
         raise RisError(f"{path} cannot be read: {error.strerror}") from error

@@ -68,7 +68,7 @@ def test_what_is_missing_is_named_with_the_places(tmp_path):
     with pytest.raises(RisError, match="folder of images is missing"):
         read_refer(tmp_path, "refcoco", "train", images=tmp_path / "nowhere")
     (tmp_path / "refcoco" / "instances.json").write_text("{")
-    with pytest.raises(RisError, match=r"instances\.json is no JSON"):
+    with pytest.raises(RisError, match=r"instances\.json is not JSON"):
         read_refer(tmp_path, "refcoco", "val")
     (tmp_path / "refcoco" / "instances.json").write_text("{}")
     with pytest.raises(RisError, match="not the published form"):
@@ -138,7 +138,7 @@ def test_deep_json_and_infinite_ids_of_references_are_one_sentence(tmp_path):
     with pytest.raises(RisError, match=r"published form .*infinity"):
         read_refer(tmp_path, "grefcoco", "train")
     path.write_text("[" * 100_000)
-    with pytest.raises(RisError, match=r"grefs\(unc\)\.json is no JSON"):
+    with pytest.raises(RisError, match=r"grefs\(unc\)\.json is not JSON"):
         read_refer(tmp_path, "grefcoco", "train")
 
 

@@ -146,7 +146,7 @@ def test_hugging_faces_clip(tmp_path, layout):
 def test_the_activation_of_a_clip_folder_is_checked(tmp_path):
     hugging_face_clip(hidden_act="gelu").save_pretrained(tmp_path / "clip")
     message = refused(checkpoint=without_clip(tmp_path), clip=tmp_path / "clip")
-    assert "config.json: this CLIP uses gelu, the model runs OpenAI's QuickGELU" in message
+    assert "config.json: this CLIP uses 'gelu', the model runs OpenAI's QuickGELU" in message
 
 
 def test_another_clip_than_the_one_trained_with(clip, tmp_path):
