@@ -138,7 +138,7 @@ def test_deep_json_and_infinite_ids_of_references_are_one_sentence(tmp_path):
     with pytest.raises(RisError, match=r"published form .*infinity"):
         read_refer(tmp_path, "grefcoco", "train")
     path.write_text("[" * 100_000)
-    with pytest.raises(RisError, match=r"grefs\(unc\)\.json is not JSON"):
+    with pytest.raises(RisError, match=r"grefs\(unc\)\.json is nested too deeply"):
         read_refer(tmp_path, "grefcoco", "train")
 
 
