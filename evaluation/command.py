@@ -134,7 +134,7 @@ def _print(name: str, found: Evaluation) -> None:
     for metric in protocol.metrics:
         table.add_column(metric, justify="right")
     for kind, scores in found.kinds.items():
-        table.add_row(kind, *(_cell(scores.get(metric)) for metric in protocol.metrics))
+        table.add_row(kind, *(_cell(metric, scores) for metric in protocol.metrics))
     Console(width=110).print(table)
 
     for metric, meaning in protocol.metrics.items():
@@ -148,11 +148,11 @@ def _print(name: str, found: Evaluation) -> None:
         )
 
 
-def _cell(value: float | None) -> str:
+def _cell(metric: str, scores: dict[str, float]) -> str:
     """A share with three digits, a number of expressions as it is."""
-    if value is None:
+    if metric not in scores:
         return ""
-    return f"{value:.0f}" if value > 1 else f"{value:.3f}"
+    return f"{scores[metric]:.0f}" if metric == "samples" else f"{scores[metric]:.3f}"
 
 
 main.add_command(compare)

@@ -18,7 +18,7 @@ from pycocotools import mask as coco
 from conftest import GOLDEN
 from evaluation_restated import restated
 from evaluation_set import make
-from ris.evaluation.score_command import score_answers
+from ris.evaluation.command import main
 
 PUBLISHED = GOLDEN / "evaluation"
 FAMILY = ("lavt", "rela", "released", "dmmi", "cgformer")
@@ -111,7 +111,7 @@ def test_the_product_finds_what_the_restatement_finds(made, where):
     place = ["--data", data, "--root", made, "--split", split, "--split-by", split_by]
     answers = made / f"predictions-{data}.jsonl"
     arguments = [answers, *place, "--protocol", "all", "--json"]
-    done = CliRunner().invoke(score_answers, [*map(str, arguments)], catch_exceptions=False)
+    done = CliRunner().invoke(main, ["score", *map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     product = json.loads(done.stdout)["protocols"]
     assert sorted(product) == sorted(PROTOCOLS[data])
