@@ -20,7 +20,12 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 @click.group(cls=RisGroup)
 def main() -> None:
-    """Looks after the data sets that models are trained and evaluated on."""
+    """Looks after the data sets that models are trained and evaluated on.
+
+    \b
+    Examples:
+      ris-data check data     what is there, whole, and what is wrong with it
+    """
 
 
 @main.command("check", cls=RisCommand)

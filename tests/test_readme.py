@@ -123,7 +123,8 @@ def test_options_exist(here, line):
 
     for folder in ("reference", "results", "emulated", "int8-bundle", "models"):
         Path(folder).mkdir()  # click looks whether they exist
-    Path("ranges.json").touch()
+    for file in ("ranges.json", "answers.jsonl"):
+        Path(file).touch()
     command.make_context(program, arguments)
 
 
