@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ris.engines.errors import RisError
+from ris.evaluation.answer_command import answer
 from ris.evaluation.asking import (
     Asked,
     evaluate_showing,
@@ -156,4 +157,5 @@ def _cell(metric: str, scores: dict[str, float]) -> str:
 
 
 main.add_command(compare)
+main.add_command(answer)
 main.add_command(score_answers, "score")

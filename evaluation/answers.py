@@ -1,0 +1,220 @@
+"""Asking a model everything that the published evaluators ask of a data set.
+
+The answers go into a file in the form that `ris-eval score` reads, a line for each expression, at
+every size at which an evaluator compares. An evaluation that was stopped goes on behind the last
+whole line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ris.data.datasets.refer_files import ReferFiles
+from ris.engines.errors import ExpressionError, RisError, Skipped, refuse
+from ris.engines.temporary import write_atomically
+from ris.engines.text import echoed
+from ris.evaluation.protocols.masks import from_logits
+from ris.evaluation.protocols.questions import Question
+from ris.evaluation.protocols.table import PROTOCOLS
+from ris.evaluation.run import Answer, Segmenter
+from ris.evaluation.scoring import protocols_of
+from ris.runtime.asking import ask_each
+from ris.runtime.json_lines import read_json_lines
+from ris.runtime.masks import encode_rle
+from ris.runtime.orientation import turned, turned_size
+from ris.runtime.picture_files import Picture, load_picture
+
+FILE = "predictions.jsonl"
+"""The answers of a folder of `ris-eval --out`."""
+
+Report = Callable[[int, int], None]
+"""Called after each image with the number of answers, and of all."""
+
+_BACK = {6: 8, 8: 6}  # the orientations that are not their own way back
+
+
+@dataclass(frozen=True)
+class ToAsk:
+    """One image and everything that is asked of it."""
+
+    image_id: int
+    """Its id in instances.json."""
+
+    questions: tuple[Question, ...]
+    """Each sentence once for each text that some evaluator asks."""
+
+
+def to_ask(files: ReferFiles, split: str) -> list[ToAsk]:
+    """What is asked of a split by any evaluator that counts the data set, image by image."""
+    found: dict[int, dict[tuple[int, int, str], Question]] = defaultdict(dict)
+    for name in protocols_of(files.name):
+        asked = PROTOCOLS[name].rules[files.name].asking(split).of(files, split)
+        for question in asked.asked:
+            key = question.reference_id, question.sentence_id, question.text
+            found[question.image_id].setdefault(key, question)
+    return [ToAsk(number, tuple(questions.values())) for number, questions in found.items()]
+
+
+def sides_of(dataset: str) -> list[int | None]:
+    """The sizes at which a data set's evaluators compare: sides of squares; None: the image's."""
+    sides = {PROTOCOLS[name].rules[dataset].truth.side for name in protocols_of(dataset)}
+    return sorted(sides, key=lambda side: side or 0)
+
+
+def answer_all(
+    segmenter: Segmenter,
+    files: ReferFiles,
+    images: Sequence[ToAsk],
+    path: Path,
+    report: Report = lambda done, total: None,
+    skipped: Skipped = refuse,
+) -> None:
+    """Asks everything that the file has no answer to, and adds the answers to it.
+
+    Args:
+        segmenter: The model.
+        files: The data set.
+        images: What is asked.
+        path: The file of answers; it may have some already.
+        report: Called after each image.
+        skipped: Gets a sentence for each image that cannot be read and for each expression that
+            cannot be asked.
+
+    Raises:
+        RisError: Where the file cannot be written, and by default in place of leaving something
+            out.
+    """
+    done = _drop_torn_line(path)
+    total = sum(len(image.questions) for image in images)
+    count = len(done)
+    with path.open("a", encoding="utf-8") as file:
+        for image in images:
+            if all(_key(question) in done for question in image.questions):
+                continue
+            try:
+                # all of an image together, as before the stop: so their numbers are the same
+                found = list(_rows(segmenter, files, image.image_id, image.questions, skipped))
+            except RisError as error:
+                skipped(str(error))
+                continue
+            rows = [row for row in found if _row_key(row) not in done]
+            file.write("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
+            file.flush()
+            count += len(rows)
+            report(count, total)
+
+
+def _key(question: Question) -> tuple[int, int, str]:
+    return question.reference_id, question.sentence_id, question.text
+
+
+def _row_key(row: dict[str, Any]) -> tuple[int, int, str]:
+    return row["ref_id"], row["sent_id"], row["text"]
+
+
+def _drop_torn_line(path: Path) -> set[tuple[int, int, str]]:
+    """Removes what a killed process left behind the last whole line; the keys of the others."""
+    if not path.exists():
+        return set()
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        write_atomically(path, lambda file: file.write(whole))
+    rows = (line.value for line in read_json_lines(path))
+    return {_row_key(row) for row in rows}
+
+
+def _rows(
+    segmenter: Segmenter,
+    files: ReferFiles,
+    image_id: int,
+    asked: Sequence[Question],
+    skipped: Skipped,
+) -> Iterator[dict[str, Any]]:
+    """The lines of one image. Raises RisError where it cannot be read."""
+    stated = int(files.images[image_id]["height"]), int(files.images[image_id]["width"])
+    picture = load_picture(files.image_file(image_id))
+    frame = _frame(picture, stated, str(files.images[image_id]["file_name"]))
+    rgb = np.asarray(picture.pixels)
+
+    def ask(numbers: Sequence[int]) -> list[Answer]:
+        questions = [asked[i] for i in numbers]
+        return segmenter.answer(rgb, [q.text for q in questions], [q.category for q in questions])
+
+    for question, answer in zip(asked, ask_each(ask, range(len(asked))), strict=True):
+        if isinstance(answer, ExpressionError):
+            skipped(
+                f"sentence {question.sentence_id} of reference {question.reference_id},"
+                f' "{echoed(question.text)}": {answer}'
+            )
+            continue
+        yield _row(question, answer, frame, stated, segmenter.threshold, sides_of(files.name))
+
+
+def _frame(picture: Picture, stated: tuple[int, int], name: str) -> int:
+    """The orientation by which the file's own frame, the outlines', is turned; 1 where it is not.
+
+    Raises RisError where the data set states another size than the picture has.
+    """
+    shown = picture.height, picture.width
+    if stated == turned_size(*shown, picture.orientation):
+        return picture.orientation
+    if stated == shown:
+        return 1
+    raise RisError(
+        f"{echoed(name)} is {shown[1]}x{shown[0]}, the data set says {stated[1]}x{stated[0]}"
+    )
+
+
+def _row(
+    question: Question,
+    answer: Answer,
+    orientation: int,
+    size: tuple[int, int],
+    threshold: float,
+    sides: Sequence[int | None],
+) -> dict[str, Any]:
+    """The line of an answer.
+
+    Args:
+        question: What was asked.
+        answer: What the model said, of the picture as it is shown.
+        orientation: Of the picture.
+        size: (height, width) of the frame that the data set's outlines have.
+        threshold: The logit above which a pixel belongs to the mask.
+        sides: The sizes of the masks; None is the image's own.
+    """
+    logits = _stored(answer.logits, orientation)
+    masks = {
+        "image" if side is None else str(side): dict(
+            encode_rle(from_logits(logits, side, size, threshold))
+        )
+        for side in sides
+    }
+    row: dict[str, Any] = {
+        "ref_id": question.reference_id,
+        "sent_id": question.sentence_id,
+        "image_id": question.image_id,
+        "text": question.text,
+        "mask": masks,
+    }
+    if answer.no_target is not None:
+        row["no_target"] = answer.no_target
+    return row
+
+
+def _stored(logits: NDArray[np.float32], orientation: int) -> NDArray[np.float32]:
+    """Square logits of the picture that is shown, as ones of the stored pixels."""
+    if orientation == 1:
+        return logits
+    back = _BACK.get(orientation, orientation)
+    return np.asarray(turned(Image.fromarray(logits), back))
