@@ -338,7 +338,11 @@ def train_job(folder: Path) -> Job:
             raise LostError(f"state.pt cannot be read: {error}") from None
 
     def result() -> str:
-        return digest({"weights": (out / "model.safetensors").read_bytes()})
+        from safetensors.numpy import load_file
+
+        # the tensors, as safetensors writes its metadata in any order
+        weights = load_file(out / "model.safetensors")
+        return digest({name: value.tobytes() for name, value in weights.items()})
 
     def prepare() -> None:
         shutil.rmtree(out, ignore_errors=True)
