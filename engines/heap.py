@@ -1,8 +1,7 @@
 """Giving back to the system what the C library keeps of freed memory.
 
-glibc keeps freed pictures in the heaps of the threads that freed them. A server of many threads and
-large pictures would seem to leak: after an hour of them, a quarter of its memory was free and not
-given back.
+glibc keeps freed pictures in the heaps of the threads that freed them, so a server of many threads
+and large pictures would seem to leak.
 """
 
 from __future__ import annotations

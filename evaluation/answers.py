@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ris.data.datasets.refer_files import ReferFiles
+from ris.data.datasets.refer_files import ReferFiles, as_published
 from ris.engines.errors import ExpressionError, RisError, Skipped, refuse
 from ris.engines.temporary import write_atomically
 from ris.engines.text import echoed
@@ -57,7 +57,8 @@ def to_ask(files: ReferFiles, split: str) -> list[ToAsk]:
     """What is asked of a split by any evaluator that counts the data set, image by image."""
     found: dict[int, dict[tuple[int, int, str], Question]] = defaultdict(dict)
     for name in protocols_of(files.name):
-        asked = PROTOCOLS[name].rules[files.name].asking(split).of(files, split)
+        with as_published(f"one of {files.name}'s files"):
+            asked = PROTOCOLS[name].rules[files.name].asking(split).of(files, split)
         for question in asked.asked:
             key = question.reference_id, question.sentence_id, question.text
             found[question.image_id].setdefault(key, question)
@@ -141,7 +142,8 @@ def _rows(
     skipped: Skipped,
 ) -> Iterator[dict[str, Any]]:
     """The lines of one image. Raises RisError where it cannot be read."""
-    stated = int(files.images[image_id]["height"]), int(files.images[image_id]["width"])
+    with as_published(f"image {image_id} of {files.name}'s instances.json"):
+        stated = int(files.images[image_id]["height"]), int(files.images[image_id]["width"])
     picture = load_picture(files.image_file(image_id))
     frame = _frame(picture, stated, str(files.images[image_id]["file_name"]))
     rgb = np.asarray(picture.pixels)

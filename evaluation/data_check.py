@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ris.data.datasets.published import EXPRESSIONS, IMAGES, REFERENCES
-from ris.data.datasets.refer_files import DATASETS, ReferFiles, candidates, read_files
+from ris.data.datasets.refer_files import DATASETS, ReferFiles, as_published, candidates, read_files
 from ris.engines.errors import RisError
 from ris.evaluation.protocols.table import PROTOCOLS
 from ris.runtime.image import image_size
@@ -89,16 +89,15 @@ def check(
     found = Check(name, split_by)
     try:
         files = read_files(root, name, split_by, images)
-        found.sizes = _sizes(files)
-        found.left_out = _left_out(files)
-        used = sorted({int(reference["image_id"]) for reference in files.references})
-        for number in track(used):
-            if said := _image_fault(files, number):
-                found.images.append(said)
+        with as_published(f"one of {name}'s files"):
+            found.sizes = _sizes(files)
+            found.left_out = _left_out(files)
+            used = sorted({int(reference["image_id"]) for reference in files.references})
+            for number in track(used):
+                if said := _image_fault(files, number):
+                    found.images.append(said)
     except RisError as error:
         found.missing = str(error)
-    except (KeyError, TypeError, ValueError) as error:
-        found.missing = f"not of the published form ({type(error).__name__}: {error})"
     return found
 
 

@@ -89,17 +89,20 @@ def _scored(files: Any, split: str, name: str, answers: Predictions) -> Scored:
     """`score`, with its progress on a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # no thread that refreshes it: `score` forks
     with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        auto_refresh=False,
     ) as bar:
         task = bar.add_task(name, total=None)
-        return score(
-            files,
-            split,
-            name,
-            answers,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+
+        def report(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, refresh=True)
+
+        return score(files, split, name, answers, report)
 
 
 def to_json(found: Scored, data: str, doubled: Sequence[Key] = ()) -> dict[str, Any]:

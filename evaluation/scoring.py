@@ -14,7 +14,7 @@ from itertools import groupby
 
 import numpy as np
 
-from ris.data.datasets.refer_files import ReferFiles
+from ris.data.datasets.refer_files import ReferFiles, as_published
 from ris.engines.errors import RisError
 from ris.engines.processor import usable_cores
 from ris.evaluation.metrics import Figures, Tally
@@ -105,16 +105,18 @@ def score(
         RisError: Where the evaluator does not count the data set, or the split is not there.
     """
     rules = rules_of(name, files.name)
-    asked = rules.asking(split).of(files, split)
-    require_questions(asked, files, split)
+    with as_published(f"one of {files.name}'s files"):
+        asked = rules.asking(split).of(files, split)
+        require_questions(asked, files, split)
 
     keys = [predictions.find(q.reference_id, q.sentence_id, q.text) for q in asked.asked]
     work = _Work(files, rules, predictions)
     tally, unreadable = Tally(), []
-    for found in _compared(work, asked.asked, keys):
-        tally.rows += found.rows
-        unreadable += found.unreadable
-        report(len(tally.rows), len(keys))
+    with as_published(f"one of {files.name}'s files"):
+        for found in _compared(work, asked.asked, keys):
+            tally.rows += found.rows
+            unreadable += found.unreadable
+            report(len(tally.rows), len(keys))
 
     missing = [
         (q.reference_id, q.sentence_id)
@@ -202,7 +204,7 @@ def _compared(
     if workers < 2:
         yield from (_compare(work, portion) for portion in portions)
         return
-    context = multiprocessing.get_context("fork")  # nothing here has threads yet
+    context = multiprocessing.get_context("fork")  # the caller has no threads
     with ProcessPoolExecutor(workers, context, _begin, (work,)) as pool:
         yield from pool.map(_compare_here, portions)
 

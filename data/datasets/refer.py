@@ -8,6 +8,7 @@ Ref-ZOM: source "zero"). It has one or more sentences.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,9 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ris.data.datasets.refer_files import IMAGE_FOLDERS, WHERE, ReferFiles, find, read_files
+from ris.data.datasets.refer_files import (
+    IMAGE_FOLDERS,
+    WHERE,
+    ReferFiles,
+    as_published,
+    find,
+    read_files,
+)
 from ris.engines.errors import RisError, Skipped, refuse
-from ris.engines.text import echoed, quoted, reason_of
+from ris.engines.text import echoed, quoted
 
 
 @dataclass(frozen=True)
@@ -109,13 +117,8 @@ def read(
     if not files.folders:
         places = [Path(images)] if images else [Path(root) / part for part in IMAGE_FOLDERS]
         find(places, "the folder of images")
-    try:
+    with as_published(f"one of {name}'s files below {root}"):
         found, outlines = _assemble(files, split)
-    except (KeyError, TypeError, IndexError, ValueError, OverflowError, RecursionError) as error:
-        raise RisError(
-            f"{name}'s files below {root} have not the published form"
-            f" ({type(error).__name__}: {reason_of(error)})"
-        ) from error
     return ReferData(name, split, _with_pictures(found, files, skipped), outlines)
 
 
@@ -182,14 +185,15 @@ def _with_pictures(
     images: tuple[ReferImage, ...], files: ReferFiles, skipped: Skipped
 ) -> tuple[ReferImage, ...]:
     """The images whose files are there. Raises RisError where none is."""
-    there = tuple(image for image in images if os.path.exists(image.path))
-    missing = [image for image in images if not os.path.exists(image.path)]
+    exists = [os.path.exists(image.path) for image in images]
+    there = tuple(itertools.compress(images, exists))
     places = ", ".join(map(str, files.folders))
     if not there:
         raise RisError(
             f"none of the {len(images)} images is in {places}, the first is"
             f" {echoed(images[0].name)}; {WHERE}"
         )
-    for image in missing:
-        skipped(f"{echoed(image.name)} is not in {places}")
+    for image, is_there in zip(images, exists, strict=True):
+        if not is_there:
+            skipped(f"{echoed(image.name)} is not in {places}")
     return there

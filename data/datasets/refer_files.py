@@ -14,8 +14,9 @@ evaluators, which each read the same files in another way, take them from here.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,21 @@ class ReferFiles:
         return next(found, self.folders[0] / name if self.folders else Path(name))
 
 
+@contextlib.contextmanager
+def as_published(files: str) -> Iterator[None]:
+    """Makes one sentence of what reading a reference or an annotation of another form raises.
+
+    files: what they are of, for the RisError.
+    """
+    try:
+        yield
+    except _NOT_AS_PUBLISHED as error:
+        kind = type(error).__name__
+        raise RisError(
+            f"{files} has not the published form ({kind}: {reason_of(error)})"
+        ) from error
+
+
 def candidates(root: Path, name: str, split_by: str) -> list[Path]:
     """The files that may be a data set's list of references, in the order in which they count."""
     folders = [root / folder for folder in _FOLDERS.get(name, (name,))]
@@ -142,13 +158,8 @@ def read_files(
     folders = [Path(images)] if images else [root / folder for folder in IMAGE_FOLDERS]
 
     load = load_plain_pickle if references.suffix == ".p" else _json
-    try:
+    with as_published(f"{references} or {instances}"):
         return assembled(name, split_by, load(references), _json(instances), _there(folders))
-    except _NOT_AS_PUBLISHED as error:
-        kind = type(error).__name__
-        raise RisError(
-            f"{references} or {instances} has not the published form ({kind}: {reason_of(error)})"
-        ) from error
 
 
 def assembled(

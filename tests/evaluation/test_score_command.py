@@ -173,6 +173,23 @@ def test_other_splits_and_protocols_are_refused(rows, tmp_path):
     assert "protocol lavt does not count grefcoco" in done.stderr
 
 
+@pytest.mark.parametrize("field", ["split", "ann_id", "sentences", "image_id", "ref_id"])
+def test_references_of_another_form_are_one_sentence(field, rows, tmp_path):
+    shutil.copytree(GOLDEN / "grefcoco", tmp_path / "grefcoco")
+    file = tmp_path / "grefcoco" / "grefs(unc).json"
+    references = json.loads(file.read_text())
+    for wrong in (None, "x", [[1]]):
+        for reference in references:
+            reference[field] = wrong
+        file.write_text(json.dumps(references))
+        path = write(tmp_path / "answers.jsonl", rows)
+        arguments = ["--data", "grefcoco", "--root", str(tmp_path)]
+        done = CliRunner().invoke(ris_eval, ["score", str(path), *arguments])
+        assert done.exit_code == 2, (wrong, done.stderr)
+        assert "Internal" not in done.stderr
+        assert check(tmp_path)[0] in (0, 2)
+
+
 def check(*arguments):
     done = CliRunner().invoke(ris_data, ["check", *map(str, arguments)])
     return done.exit_code, done.stdout, done.stderr
