@@ -35,12 +35,17 @@ def write_refer(root, name="refcoco", images=6, size=96, splits=("train", "val")
         own = [annotation["id"] for annotation in objects]
         targets = [[own[0]], [own[1]], own, [-1]] if generalised else [own[0], own[1]]
         words = [sample.expression for sample in make_samples(scene, number, 4)]
-        for target, text in zip(targets, words, strict=False):
+        for place, (target, text) in enumerate(zip(targets, words, strict=False)):
             sentences = []
             for version in (text, f"the {text}"):
                 tokens = version.split()
                 sentences.append(
-                    {"raw": version, "sent": version, "tokens": tokens, "sent_id": sentence}
+                    {
+                        "raw": f"{version.capitalize()}.",
+                        "sent": version,
+                        "tokens": tokens,
+                        "sent_id": sentence,
+                    }
                 )
                 sentence += 1
             refs.append(
@@ -50,7 +55,7 @@ def write_refer(root, name="refcoco", images=6, size=96, splits=("train", "val")
                     "image_id": number,
                     "split": splits[(number - 1) % len(splits)],
                     "file_name": file,
-                    "category_id": [1] if generalised else 1,
+                    "category_id": [1] if generalised else CATEGORIES[place]["id"],
                     "sentences": sentences,
                     "sent_ids": [s["sent_id"] for s in sentences],
                 }
@@ -105,6 +110,7 @@ def write_scenes(root, name, images):
                 {
                     "ref_id": len(refs),
                     "image_id": number,
+                    "category_id": 1,
                     "split": "val",
                     "sent_ids": [len(refs)],
                     "ann_id": [given] if name.startswith("gref") else given,

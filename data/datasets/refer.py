@@ -21,6 +21,7 @@ from ris.data.datasets.refer_files import (
     WHERE,
     ReferFiles,
     as_published,
+    category_of,
     find,
     read_files,
 )
@@ -33,13 +34,14 @@ class Reference:
     """One expression and the annotations it means."""
 
     expression: str
-    """The text as the benchmark uses it."""
+    """The text as its author wrote it (`raw`), which is what the model is trained on."""
 
     annotations: tuple[int, ...]
     """Ids of the objects that are meant; empty where nothing is meant."""
 
     category: str | None
-    """COCO's name of the first object; None without an object."""
+    """What a model that asks by category is given (`refer_files.category_of`); None where a JSONL
+    file does not say."""
 
     reference_id: int
     """`ref_id` in the file."""
@@ -130,10 +132,8 @@ def _assemble(files: ReferFiles, split: str) -> tuple[tuple[ReferImage, ...], di
         if ref["split"] != split:
             continue
         ids = _object_ids(ref, files.annotations)
-        first = files.annotations[ids[0]] if ids else None
-        category = files.categories[int(first["category_id"])] if first else None
         wanted.update(ids)
-        for reference in _references(ref, ids, category):
+        for reference in _references(ref, ids, category_of(ref, files)):
             by_image[int(ref["image_id"])].append(reference)
     if not by_image:
         splits = ", ".join(sorted({str(ref["split"]) for ref in files.references}))
@@ -162,10 +162,10 @@ def _object_ids(ref: Any, annotations: dict[int, Any]) -> tuple[int, ...]:
     return ids
 
 
-def _references(ref: Any, ids: tuple[int, ...], category: str | None) -> Iterator[Reference]:
+def _references(ref: Any, ids: tuple[int, ...], category: str) -> Iterator[Reference]:
     """One for each of the reference's sentences."""
     for sentence in ref["sentences"]:
-        text = str(sentence["sent"] if "sent" in sentence else sentence["raw"])
+        text = str(sentence["raw"] if "raw" in sentence else sentence["sent"])
         yield Reference(text, ids, category, int(ref["ref_id"]), int(sentence["sent_id"]))
 
 

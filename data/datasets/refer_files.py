@@ -185,6 +185,16 @@ def assembled(
     )
 
 
+def category_of(reference: Any, files: ReferFiles) -> str:
+    """What a model that asks by category is given: the name of the reference's own `category_id`.
+
+    "background" where a reference may mean any number of objects, as the released loader has it.
+    """
+    if files.name in ("grefcoco", "ref-zom"):
+        return "background"
+    return files.categories.get(int(reference["category_id"]), "background")
+
+
 def find(places: Sequence[Path], what: str) -> Path:
     """The first of the places that exists; `what` they are, for the message of a RisError."""
     for path in places:

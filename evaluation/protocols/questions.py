@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ris.data.datasets.polygons import unusable
-from ris.data.datasets.refer_files import ReferFiles
+from ris.data.datasets.refer_files import ReferFiles, category_of
 
 
 @dataclass(frozen=True)
@@ -156,16 +156,6 @@ def raw(sentence: Any) -> str:
 def sent(sentence: Any) -> str:
     """The sentence in lower case without punctuation, and without white space around it."""
     return str(sentence["sent"]).strip()
-
-
-def category_of(reference: Any, files: ReferFiles) -> str:
-    """The name of the reference's own `category_id`, as the released loader gives it.
-
-    "background" where a reference may mean any number of objects.
-    """
-    if files.name in ("grefcoco", "ref-zom"):
-        return "background"
-    return files.categories.get(int(reference["category_id"]), "background")
 
 
 # --- what the loaders stop at or drop, one rule a function ---

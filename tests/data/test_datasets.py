@@ -26,7 +26,7 @@ def test_refcoco_as_published(tmp_path, name):
     assert [image.path.name[-6:] for image in data.images] == ["01.jpg", "03.jpg", "05.jpg"]
     first = data.images[0]
     written = [r for r in refs if r["image_id"] == 1]
-    texts = [s["sent"] for r in written for s in r["sentences"]]
+    texts = [s["raw"] for r in written for s in r["sentences"]]
     assert [r.expression for r in first.references] == texts
     assert [r.category for r in first.references] == ["person", "person", "car", "car"]
     assert [r.annotations for r in first.references] == [(10,), (10,), (11,), (11,)]
@@ -48,7 +48,7 @@ def test_grefcoco_has_several_objects_and_none(tmp_path):
     union = reference_mask(data, image, one) | reference_mask(data, image, other)
     np.testing.assert_array_equal(reference_mask(data, image, both), union)
     assert nothing.annotations == ()
-    assert nothing.category is None
+    assert nothing.category == "background"
     assert not reference_mask(data, image, nothing).any()
 
 

@@ -96,7 +96,7 @@ def test_a_data_sets_sentence_without_words_is_named(tmp_path, tiny_bundle):
     path = tmp_path / "refcoco" / "refs(unc).p"
     refs = pickle.loads(path.read_bytes())
     mine = next(ref for ref in refs if ref["split"] == "val")
-    mine["sentences"][0]["sent"] = ""
+    mine["sentences"][0]["raw"] = ""
     path.write_bytes(pickle.dumps(refs, protocol=2))
     done = run(tiny_bundle, "--data", "refcoco", "--root", tmp_path, "--json")
     assert done.exit_code == 2
