@@ -33,11 +33,8 @@ from ris.runtime.masks import encode_rle
 from ris.runtime.orientation import turned, turned_size
 from ris.runtime.picture_files import Picture, load_picture
 
-FILE = "predictions.jsonl"
-"""The answers of a folder of `ris-eval --out`."""
-
-Report = Callable[[int, int], None]
-"""Called after each image with the number of answers, and of all."""
+Report = Callable[[int], None]
+"""Called after each image with the number of answers."""
 
 _BACK = {6: 8, 8: 6}  # the orientations that are not their own way back
 
@@ -53,10 +50,10 @@ class ToAsk:
     """Each sentence once for each text that some evaluator asks."""
 
 
-def to_ask(files: ReferFiles, split: str) -> list[ToAsk]:
-    """What is asked of a split by any evaluator that counts the data set, image by image."""
+def to_ask(files: ReferFiles, split: str, names: Sequence[str]) -> list[ToAsk]:
+    """What is asked of a split by any of these evaluators, image by image."""
     found: dict[int, dict[tuple[int, int, str], Question]] = defaultdict(dict)
-    for name in protocols_of(files.name):
+    for name in names:
         with as_published(f"one of {files.name}'s files"):
             asked = PROTOCOLS[name].rules[files.name].asking(split).of(files, split)
         for question in asked.asked:
@@ -76,7 +73,8 @@ def answer_all(
     files: ReferFiles,
     images: Sequence[ToAsk],
     path: Path,
-    report: Report = lambda done, total: None,
+    report: Report = lambda done: None,
+    begun: Callable[[int, int], None] = lambda done, total: None,
     skipped: Skipped = refuse,
 ) -> None:
     """Asks everything that the file has no answer to, and adds the answers to it.
@@ -87,6 +85,7 @@ def answer_all(
         images: What is asked.
         path: The file of answers; it may have some already.
         report: Called after each image.
+        begun: Called first where the file has answers, with their number and that of all.
         skipped: Gets a sentence for each image that cannot be read and for each expression that
             cannot be asked.
 
@@ -95,8 +94,10 @@ def answer_all(
             out.
     """
     done = _drop_torn_line(path)
-    total = sum(len(image.questions) for image in images)
-    count = len(done)
+    wanted = {_key(question) for image in images for question in image.questions}
+    count = len(wanted & done)
+    if count:
+        begun(count, len(wanted))
     with path.open("a", encoding="utf-8") as file:
         for image in images:
             if all(_key(question) in done for question in image.questions):
@@ -111,7 +112,7 @@ def answer_all(
             file.write("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
             file.flush()
             count += len(rows)
-            report(count, total)
+            report(count)
 
 
 def _key(question: Question) -> tuple[int, int, str]:

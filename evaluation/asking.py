@@ -17,9 +17,10 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ris.engines.errors import Skipped, refuse
+from ris.engines.errors import RisError, Skipped, refuse
 from ris.evaluation.features import FeatureCache
-from ris.evaluation.metrics import PROTOCOLS, Figures
+from ris.evaluation.metrics import SCENES, Figures
+from ris.evaluation.protocols.table import PROTOCOLS
 from ris.evaluation.results import ResultsFolder
 from ris.evaluation.run import AT, BundleSegmenter, Evaluation, Segmenter, evaluate
 from ris.evaluation.sources import SampleSource
@@ -40,20 +41,41 @@ class Asked:
     source: SampleSource
     """The samples."""
 
-    at: str
-    """Where masks are compared, one of `run.AT`."""
+    at: str | None
+    """Where the masks of scenes and own pictures are compared, one of `run.AT`; None: the image's
+    own size."""
 
     protocol: str | None
-    """How to count, one of `metrics.PROTOCOLS`; None for the usual way of the samples."""
+    """The published evaluator that counts a data set, one of `PROTOCOLS`, or "all"; None for the
+    usual one."""
 
-    threshold: float
-    """From this no-target probability on an expression counts as refused."""
+    no_target_threshold: float | None
+    """Above this no-target probability an expression of scenes and own pictures counts as refused;
+    None: 0.5."""
 
     features: Path | None
     """The folder of encoded images; None to keep none."""
 
     features_limit: float
     """The most that this folder may hold, GB."""
+
+    def require_fitting(self) -> None:
+        """Raises RisError for options that do not go with the samples."""
+        if not self.source.published and self.protocol:
+            raise RisError(
+                "--protocol names a published evaluator; they count data sets, not --data "
+                f"{self.source.data}"
+            )
+        if self.source.published and (self.at or self.no_target_threshold is not None):
+            raise RisError(
+                "--at and --no-target-threshold are for scenes and your own pictures; a published "
+                "evaluator has its own size and its own rule"
+            )
+
+    @property
+    def threshold(self) -> float:
+        """Above this no-target probability an expression counts as refused."""
+        return 0.5 if self.no_target_threshold is None else self.no_target_threshold
 
     def cache(self) -> FeatureCache | None:
         """The folder of encoded images, where one was asked for.
@@ -84,27 +106,26 @@ _SAMPLE_OPTIONS = (
         show_default=True,
         help="Scenes: how many expressions.",
     ),
+    click.option("--split-by", help="Whose splits: umd, google (refcocog). Default: the usual."),
     click.option("--root", type=_FOLDER, help="The data set's folder."),
     click.option("--images", type=_FOLDER, help="The folder of COCO's images."),
     click.option(
         "--at",
         type=click.Choice(AT),
-        default="image",
-        show_default=True,
-        help="Compare masks at the image's own size, at the model's square, or at 480x480.",
+        help="Scenes, your own pictures: compare masks at the image's own size (the default), "
+        "at the model's square, or at 480x480.",
     ),
     click.option(
         "--protocol",
-        type=click.Choice(list(PROTOCOLS)),
-        help="How to count. Default: the benchmark's own way.",
+        type=click.Choice([*PROTOCOLS, "all"]),
+        help="Data sets: whose evaluator counts; all: every one that can. "
+        "Default: the data set's usual one.",
     ),
     click.option(
         "--no-target-threshold",
-        "threshold",
         type=click.FloatRange(0, 1),
-        default=0.5,
-        show_default=True,
-        help="From this probability on an expression counts as refused.",
+        help="Scenes, your own pictures: above this probability an expression counts as refused. "
+        "Default: 0.5.",
     ),
     click.option(
         "--features",
@@ -172,19 +193,28 @@ def open_bundle_to_ask(
 
 
 @contextmanager
-def open_reference(files: dict[str, Path | None], threads: int | None) -> Iterator[Opened]:
-    """The PyTorch model of weight files; its answers depend on the files.
+def open_reference(
+    files: dict[str, Path | None], threads: int | None, device: str
+) -> Iterator[Opened]:
+    """The PyTorch model of weight files; its answers depend on the files and the device.
+
+    Args:
+        files: The weight files by their options' names.
+        threads: CPU threads; None: all cores.
+        device: "cpu", "cuda", "gpu", or "auto" for a CUDA GPU where there is one.
 
     Raises:
-        RisError: Where PyTorch is not installed or the files are not a model's.
+        RisError: Where PyTorch is not installed, the files are not a model's, or the device is not
+            there.
     """
     require_pytorch("--pytorch")
-    segmenter: Segmenter = pytorch_reference().ReferenceSegmenter(files, threads)
+    segmenter = pytorch_reference().ReferenceSegmenter(files, threads, device)
     given = {name: path for name, path in files.items() if path is not None}
     stamps = {name: [str(path.resolve()), path.stat().st_mtime] for name, path in given.items()}
+    where = f" on {segmenter.device}"
     yield Opened(
-        name=f"{', '.join(path.name for path in given.values())}, PyTorch FP32",
-        about={"model": stamps, "engine": "PyTorch"},
+        name=f"{', '.join(path.name for path in given.values())}, PyTorch FP32{where}",
+        about={"model": stamps, "engine": f"PyTorch{where}"},
         segmenter=segmenter,
     )
 
@@ -192,7 +222,7 @@ def open_reference(files: dict[str, Path | None], threads: int | None) -> Iterat
 def evaluate_showing(
     asked: Asked, opened: Opened, out: Path | None, restart: bool = False, skipped: Skipped = refuse
 ) -> Evaluation:
-    """`evaluate`, with its progress on the terminal.
+    """`evaluate` on scenes or own pictures, with its progress on the terminal.
 
     Args:
         asked: The samples, and how answers are counted.
@@ -205,26 +235,29 @@ def evaluate_showing(
         RisError: Where the samples cannot be read at all, or the folder cannot be written or has
             results of something else; by default in place of leaving something out.
     """
-    source = asked.source
+    source, at = asked.source, asked.at or "image"
     read, total = source.read(skipped)
     folder = None
     if out is not None:
-        setup = {"name": opened.name, **opened.about, "at": asked.at, "samples": source.to_dict()}
+        setup = {"name": opened.name, **opened.about, "at": at, "samples": source.to_dict()}
         folder = ResultsFolder(out, setup, restart)
     done = {image: len(result.answers) for image, result in folder.done.items()} if folder else {}
     if done:
         click.echo(f"{out}: goes on after {sum(done.values())} of {total} expressions", err=True)
 
-    with _EvaluationProgress(total) as progress:
+    with EvaluationProgress(total) as progress:
+
+        def report(count: int, figures: Callable[[], Figures]) -> None:
+            progress(count, lambda: _so_far(figures()))
+
         try:
             return evaluate(
                 opened.segmenter,
                 source.stream(read, done, skipped, LeftOut.note),
                 threshold=asked.threshold,
-                at=asked.at,
-                protocol=asked.protocol or source.protocol,
+                at=at,
                 folder=folder,
-                report=progress,
+                report=report,
                 skipped=skipped,
             )
         finally:
@@ -232,8 +265,17 @@ def evaluate_showing(
                 folder.close()
 
 
-class _EvaluationProgress:
-    """Expressions so far and their mean IoU: a bar on a terminal, a line now and then elsewhere."""
+def _so_far(figures: Figures) -> str:
+    scores = SCENES.score(figures)
+    return f"mean IoU {scores['miou']:.3f}" if "miou" in scores else "no targets yet"
+
+
+class EvaluationProgress:
+    """Expressions so far: a bar on a terminal, a line now and then elsewhere.
+
+    Args:
+        total: The number of expressions.
+    """
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -249,21 +291,21 @@ class _EvaluationProgress:
         self._bar = Progress(*columns, console=console, transient=True, disable=not self._terminal)
         self._task = self._bar.add_task("evaluating", total=total)
 
-    def __enter__(self) -> _EvaluationProgress:
+    def __enter__(self) -> EvaluationProgress:
         self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
-    def __call__(self, count: int, figures: Callable[[], Figures]) -> None:
-        """`evaluate` calls this after each image."""
+    def __call__(self, count: int, words: Callable[[], str] = lambda: "") -> None:
+        """Shows the number of expressions so far, and words about them."""
         now = time.perf_counter()
         if now - self._last < (1 if self._terminal else REPORT_SECONDS):
             return
         self._last = now
-        scores = figures().score("scenes")
-        so_far = f"mean IoU {scores['miou']:.3f}" if "miou" in scores else "no targets yet"
-        self._bar.update(self._task, completed=count, description=so_far)
+        said = words()
+        self._bar.update(self._task, completed=count, description=said or "evaluating")
         if not self._terminal:
-            click.echo(f"{count} of {self._total} expressions, {so_far}", err=True)
+            more = f", {said}" if said else ""
+            click.echo(f"{count} of {self._total} expressions{more}", err=True)

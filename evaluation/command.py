@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -13,18 +16,26 @@ from rich.console import Console
 from rich.table import Table
 
 from ris.engines.errors import RisError
-from ris.evaluation.answer_command import answer
 from ris.evaluation.asking import (
     Asked,
+    Opened,
     evaluate_showing,
     open_bundle_to_ask,
     open_reference,
     sample_options,
 )
+from ris.evaluation.benchmarks import (
+    answer_showing,
+    described,
+    protocols_asked,
+    score_showing,
+)
 from ris.evaluation.compare_command import compare
-from ris.evaluation.metrics import PROTOCOLS
+from ris.evaluation.metrics import SCENES
+from ris.evaluation.predictions import Predictions
 from ris.evaluation.run import Evaluation
-from ris.evaluation.score_command import score_answers
+from ris.evaluation.score_command import print_scored, say_problems, score_answers
+from ris.evaluation.tables_command import tables
 from ris.runtime.commands.console import (
     DefaultGroup,
     LeftOut,
@@ -40,13 +51,14 @@ from ris.runtime.commands.weight_files import require_flag, weight_file_options
 def main() -> None:
     """Says what a model scores.
 
-    `ris-eval run --help` and `ris-eval compare --help` have the options.
+    `ris-eval run --help`, and so on, has the options.
 
     \b
     Examples:
       ris-eval ris-bundle                        one model: the same as ris-eval run ris-bundle
       ris-eval compare fp32-bundle fp16-bundle   several over the same samples, with pictures
       ris-eval score answers.jsonl --data refcoco --root data   any system's answers
+      ris-eval tables tables.toml                many systems on many data sets
     """
 
 
@@ -76,19 +88,22 @@ def run(
     files: dict[str, Path | None],
     as_json: bool,
 ) -> None:
-    """Says what BUNDLE scores, by kind of expression.
+    """Says what BUNDLE scores.
 
     BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle, then the built-in demo.
 
     Scenes are drawn, the same on every machine; their held-out split has things, backgrounds and
-    phrasings that training never saw. docs/reference/evaluation.md says how each benchmark counts.
+    phrasings that training never saw. A published data set is counted as published evaluators do;
+    --out then has predictions.jsonl, which ris-eval score counts too.
+    docs/reference/evaluation.md says how each one counts.
 
     \b
     Examples:
       ris-eval ris-bundle --samples 200
-      ris-eval ris-bundle --data grefcoco --root data --split val --out results
+      ris-eval ris-bundle --data refcoco --root data --split testA --protocol all --out results
       ris-eval --pytorch --checkpoint checkpoints/demo/model.safetensors
     """
+    asked.require_fitting()
     require_flag(files, "--pytorch", pytorch)
     if restart and out is None:
         raise RisError("--restart throws away what --out has; there is no --out")
@@ -97,19 +112,56 @@ def run(
 
     cache, left = asked.cache(), LeftOut()
     if pytorch:
-        model = open_reference(files, running.threads)
+        model = open_reference(files, running.threads, running.device)
     else:
         model = open_bundle_to_ask(find_bundle(bundle), running, cache)
-    with model as opened:
-        found = evaluate_showing(asked, opened, out, restart, left)
+    if asked.source.published:
+        with model as opened:
+            _run_published(asked, opened, out, restart, as_json, left)
+    else:
+        with model as opened:
+            found = evaluate_showing(asked, opened, out, restart, left)
+        if as_json:
+            about = {"protocol": SCENES.name, "left_out": left.sentences}
+            print_json(dataclasses.asdict(found) | about, indent=2)
+        else:
+            _print(opened.name, found)
 
     if cache is not None:
         click.echo(f"{cache.hits} images were encoded before, {cache.misses} were not", err=True)
-    if as_json:
-        print_json({**dataclasses.asdict(found), "left_out": left.sentences}, indent=2)
+    left.finish(
+        "questions without an answer count as empty masks"
+        if asked.source.published
+        else "the figures are of the others"
+    )
+
+
+def _run_published(
+    asked: Asked, opened: Opened, out: Path | None, restart: bool, as_json: bool, left: LeftOut
+) -> None:
+    """Asks a published data set, and prints what its evaluators count."""
+    source = asked.source
+    files, split = source.files(), source.split or "val"
+    names = protocols_asked(source.data, asked.protocol)
+    with _folder(out) as folder:
+        path = answer_showing(source, files, names, opened, folder, restart, left)
+        if not path.stat().st_size:
+            raise RisError("nothing could be asked; the reasons are named above")
+        answers = Predictions(path)
+        found = [score_showing(files, split, name, answers) for name in names]
+    where = described(files, split)
+    print_scored(found, answers, where, opened.name, as_json, skipped=left.sentences)
+    say_problems(found, answers, left)
+
+
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    """The folder of the answers, or a temporary one."""
+    if out is not None:
+        yield out
     else:
-        _print(opened.name, found)
-    left.finish("the figures are of the others")
+        with tempfile.TemporaryDirectory(prefix="ris-eval-") as folder:
+            yield Path(folder)
 
 
 def _require_no_bundle(bundle: str | None, asked: Asked, running: Running) -> None:
@@ -120,25 +172,24 @@ def _require_no_bundle(bundle: str | None, asked: Asked, running: Running) -> No
         raise RisError(
             "--features keeps what a bundle's encoders give; it does not go with --pytorch"
         )
-    if running.chosen:
-        raise RisError(
-            "--engine, --device and --compute run a bundle; they do not go with --pytorch"
-        )
+    if running.engine != "auto" or running.compute is not None:
+        raise RisError("--engine and --compute run a bundle; they do not go with --pytorch")
 
 
 def _print(name: str, found: Evaluation) -> None:
-    protocol = PROTOCOLS[found.protocol]
     places = {"image": "the image's own size", "model": "the model's square"}
     where = places.get(found.at, f"{found.at}x{found.at}")
-    table = Table(title=name, caption=f"{protocol.source}; masks compared at {where}")
+    table = Table(title=name, caption=f"{SCENES.source}; masks compared at {where}")
+    columns = ("samples", *SCENES.metrics)
     table.add_column("kind")
-    for metric in protocol.metrics:
+    for metric in columns:
         table.add_column(metric, justify="right")
     for kind, scores in found.kinds.items():
-        table.add_row(kind, *(_cell(metric, scores) for metric in protocol.metrics))
+        table.add_row(kind, *(_cell(metric, scores) for metric in columns))
     Console(width=110).print(table)
 
-    for metric, meaning in protocol.metrics.items():
+    click.echo("samples: expressions")
+    for metric, meaning in SCENES.metrics.items():
         click.echo(f"{metric}: {meaning}")
     if found.mirrored is not None:
         both = found.mirrored
@@ -157,5 +208,5 @@ def _cell(metric: str, scores: dict[str, float]) -> str:
 
 
 main.add_command(compare)
-main.add_command(answer)
 main.add_command(score_answers, "score")
+main.add_command(tables)

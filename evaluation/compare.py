@@ -6,25 +6,40 @@ differ most.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ris.engines.errors import RisError
-from ris.evaluation.metrics import Figures
-from ris.evaluation.results import Answered, figures_of, read_results, read_setup
+from ris.evaluation.metrics import Counting, Figures, Mask
 
 RESAMPLES = 1000
 """Draws of the bootstrap."""
 
 
 @dataclass(frozen=True)
+class Expression:
+    """What was asked."""
+
+    image: str
+    """The image's name."""
+
+    text: str
+    """The expression."""
+
+    kind: str
+    """What sort of expression it is, for tables."""
+
+    targeted: bool
+    """Whether something is referred to."""
+
+
+@dataclass(frozen=True)
 class Run:
-    """One model's answers."""
+    """One model's answers to N expressions."""
 
     name: str
     """The model's name for people."""
@@ -32,44 +47,23 @@ class Run:
     samples: dict[str, Any]
     """What was asked: `SampleSource.to_dict`."""
 
-    at: str
-    """Where masks were compared, one of `run.AT`."""
+    where: str
+    """Where masks were compared, for people."""
 
-    images: tuple[str, ...]
-    """The name of the image of each answer."""
+    expressions: tuple[Expression, ...]
+    """What was asked, in order."""
 
-    answers: tuple[Answered, ...]
-    """The answers; those about one image stand together."""
+    figures: Figures
+    """The answers against their truths."""
+
+    no_target: tuple[float | None, ...]
+    """The no-target head's probabilities; None for a model without that head."""
+
+    masks: Callable[[int], tuple[Mask, Mask]]
+    """The mask and the truth of an expression, by its number."""
 
     left_out: tuple[str, ...] = ()
     """A sentence for each expression that could not be asked."""
-
-    @classmethod
-    def read(cls, folder: Path) -> Run:
-        """The results of `ris-eval --out`, in the order of the images' names.
-
-        Raises:
-            RisError: Where there are none.
-        """
-        setup = read_setup(folder)
-        found = sorted(read_results(folder), key=lambda result: result.image)
-        if not found:
-            raise RisError(f"{folder} has no results yet")
-        return cls(
-            name=str(setup["name"]),
-            samples=setup["samples"],
-            at=str(setup["at"]),
-            images=tuple(result.image for result in found for _ in result.answers),
-            answers=tuple(answer for result in found for answer in result.answers),
-            left_out=tuple(sentence for result in found for sentence in result.left_out),
-        )
-
-    def asked(self) -> list[tuple[object, ...]]:
-        """What must be the same in runs that are compared, for each answer."""
-        return [
-            (image, a.expression, a.targeted, a.height, a.width, a.truth)
-            for image, a in zip(self.images, self.answers, strict=True)
-        ]
 
 
 @dataclass(frozen=True)
@@ -93,11 +87,8 @@ class Comparison:
     runs: tuple[Run, ...]
     """What is compared."""
 
-    protocol: str
-    """The way of counting, one of `metrics.PROTOCOLS`."""
-
-    threshold: float
-    """From this no-target probability on an expression counts as refused."""
+    counting: Counting
+    """The way of counting."""
 
     scores: tuple[dict[str, dict[str, float]], ...]
     """For each run: kind of expression, "all" first -> metric -> value."""
@@ -120,89 +111,97 @@ class Comparison:
         return [int(i) for i in np.argsort(-spread, kind="stable")[:count] if spread[i] > 0]
 
 
-def compare_runs(
-    runs: Sequence[Run], protocol: str, threshold: float, resamples: int = RESAMPLES
-) -> Comparison:
+def compare_runs(runs: Sequence[Run], counting: Counting, resamples: int = RESAMPLES) -> Comparison:
     """Compares runs over the same samples.
-
-    The bootstrap draws images, not expressions: those of one image are not independent. Every draw
-    is the same for all runs, so that what a hard image costs all of them cancels.
 
     Args:
         runs: What is compared; the first is what the others are measured against.
-        protocol: How to count, one of `metrics.PROTOCOLS`.
-        threshold: From this no-target probability on an expression counts as refused.
+        counting: How to count.
         resamples: Draws of the bootstrap.
 
     Raises:
         RisError: For runs over different samples.
     """
-    _require_same_samples(runs)
-    figures = [figures_of(run.answers, threshold) for run in runs]
-    kinds = np.array([answer.kind for answer in runs[0].answers])
+    for run in runs[1:]:
+        _require_same_samples(runs[0], run)
+    figures = [run.figures for run in runs]
+    expressions = runs[0].expressions
+    kinds = np.array([expression.kind for expression in expressions])
+    images = [expression.image for expression in expressions]
     return Comparison(
         runs=tuple(runs),
-        protocol=protocol,
-        threshold=threshold,
-        scores=tuple(_by_kind(own, kinds, protocol) for own in figures),
-        differences=_bootstrap(runs[0].images, figures, protocol, resamples),
-        ious=np.stack([_ious(own) for own in figures]),
+        counting=counting,
+        scores=tuple(_by_kind(own, kinds, counting) for own in figures),
+        differences=bootstrap(images, figures, counting, resamples),
+        ious=np.stack([ious_of(own) for own in figures]),
     )
 
 
 def _by_kind(
-    figures: Figures, kinds: NDArray[np.str_], protocol: str
+    figures: Figures, kinds: NDArray[np.str_], counting: Counting
 ) -> dict[str, dict[str, float]]:
-    """The metrics of all expressions and of those of each kind."""
-    scores = {"all": figures.score(protocol)}
-    for kind in np.unique(kinds):
-        scores[str(kind)] = figures.part(kinds == kind).score(protocol)
+    """The metrics of all expressions and of those of each kind, and how many they are."""
+    parts = {"all": figures}
+    names = np.unique(kinds)
+    if len(names) > 1:
+        parts |= {str(kind): figures.part(kinds == kind) for kind in names}
+    scores = {}
+    for name, part in parts.items():
+        found = counting.score(part)
+        own = {metric: found[metric] for metric in counting.metrics if metric in found}
+        scores[name] = {"samples": float(len(part.truth))} | own
     return scores
 
 
-def _ious(figures: Figures) -> NDArray[np.float64]:
-    """Refused masks are empty; an empty mask of nothing is right."""
+def ious_of(figures: Figures) -> NDArray[np.float64]:
+    """Of each expression, [N]: refused masks are empty; an empty mask of nothing is right."""
     kept = figures.emptied()
     return np.where(kept.union == 0, 1.0, kept.iou)
 
 
-def _require_same_samples(runs: Sequence[Run]) -> None:
-    first = runs[0].asked()
-    for run in runs[1:]:
-        other = run.asked()
-        if other != first:
-            missing = len(set(first) ^ set(other))
-            raise RisError(
-                f"{runs[0].name!r} and {run.name!r} were not asked the same: {len(first)} and "
-                f"{len(other)} expressions, {missing} of them in one only; evaluate both with the "
-                "same --data, --split, --samples and --at"
-            )
+def _require_same_samples(first: Run, other: Run) -> None:
+    asked = [
+        [(own, int(truth)) for own, truth in zip(run.expressions, run.figures.truth, strict=True)]
+        for run in (first, other)
+    ]
+    if asked[0] != asked[1] or first.where != other.where:
+        missing = len(set(asked[0]) ^ set(asked[1]))
+        raise RisError(
+            f"{first.name!r} and {other.name!r} were not asked the same: {len(asked[0])} and "
+            f"{len(asked[1])} expressions, {missing} of them in one only, masks compared at "
+            f"{first.where} and {other.where}; evaluate both with the same --data, --split, "
+            "--samples and --at"
+        )
 
 
-def _bootstrap(
-    images: Sequence[str], figures: Sequence[Figures], protocol: str, resamples: int
+def bootstrap(
+    images: Sequence[str], figures: Sequence[Figures], counting: Counting, resamples: int
 ) -> tuple[dict[str, Difference], ...]:
-    """The differences of all figures except the first, with their intervals.
+    """The differences of all figures except the first to the first, with their intervals.
+
+    The bootstrap draws images, not expressions: those of one image are not independent. Every draw
+    is the same for all runs, so that what a hard image costs all of them cancels.
 
     Args:
-        images: The image of each expression; those of one image stand together.
-        figures: Those of each run.
-        protocol: How to count, one of `metrics.PROTOCOLS`.
+        images: The image of each expression.
+        figures: Those of each run, in the order of `images`.
+        counting: How to count.
         resamples: How many draws.
     """
-    whole = [own.score(protocol) for own in figures]
+    whole = [counting.score(own) for own in figures]
     drawn = [
-        [own.part(rows).score(protocol) for own in figures] for rows in _draws(images, resamples)
+        [counting.score(own.part(rows)) for own in figures] for rows in _draws(images, resamples)
     ]
 
     found = []
     for i in range(1, len(figures)):
         draws = [(scores[0], scores[i]) for scores in drawn]
         differences: dict[str, Difference] = {}
-        for metric, first in whole[0].items():
-            if metric != "samples" and metric in whole[i]:
+        for metric in counting.metrics:
+            if metric in whole[0] and metric in whole[i]:
                 low, high = _interval(metric, draws)
-                differences[metric] = Difference(whole[i][metric] - first, low, high)
+                value = whole[i][metric] - whole[0][metric]
+                differences[metric] = Difference(value, low, high)
         found.append(differences)
     return tuple(found)
 
@@ -215,8 +214,9 @@ def _interval(
     A draw that has no expressions for the metric is left out; NaN where all are.
     """
     both = [(first, own) for first, own in draws if metric in first and metric in own]
-    values = [own[metric] - first[metric] for first, own in both]
-    if not values:
+    values = np.array([own[metric] - first[metric] for first, own in both])
+    values = values[~np.isnan(values)]
+    if not len(values):
         return float("nan"), float("nan")
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
@@ -224,11 +224,12 @@ def _interval(
 
 def _draws(images: Sequence[str], resamples: int) -> Iterator[NDArray[np.int64]]:
     """Indices of the expressions of images drawn with replacement, the same every time."""
-    names, starts, counts = np.unique(np.array(images), return_index=True, return_counts=True)
+    order = np.argsort(np.array(images), kind="stable")
+    _, starts, counts = np.unique(np.array(images)[order], return_index=True, return_counts=True)
     rng = np.random.default_rng(0)
     for _ in range(resamples):
-        chosen = rng.integers(0, len(names), len(names))
+        chosen = rng.integers(0, len(starts), len(starts))
         sizes = counts[chosen]
         # row of an expression: where its image starts, and its place among those of the image
         before = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        yield np.repeat(starts[chosen] - before, sizes) + np.arange(sizes.sum())
+        yield order[np.repeat(starts[chosen] - before, sizes) + np.arange(sizes.sum())]

@@ -7,18 +7,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from ris.data.scenes import make_scene
 from ris.engines.errors import RisError
 from ris.engines.text import one_line
-from ris.evaluation.asking import Asked, evaluate_showing, open_bundle_to_ask, sample_options
+from ris.evaluation.asking import (
+    Asked,
+    Opened,
+    evaluate_showing,
+    open_bundle_to_ask,
+    sample_options,
+)
+from ris.evaluation.benchmarks import answer_showing, protocols_asked
 from ris.evaluation.compare import Comparison, Run, compare_runs
-from ris.evaluation.metrics import PROTOCOLS
+from ris.evaluation.compared_runs import published_counting, run_of_answers, run_of_results
+from ris.evaluation.metrics import SCENES
 from ris.evaluation.plots import require_matplotlib
 from ris.evaluation.report import Pictures, to_dict, write_report
-from ris.evaluation.results import SETUP
+from ris.evaluation.results import PREDICTIONS, SETUP, read_setup
 from ris.evaluation.sources import SampleSource
 from ris.runtime.bundle import MANIFEST
 from ris.runtime.commands.console import LeftOut, RisCommand, disk_errors, print_json
@@ -31,7 +41,7 @@ from ris.runtime.image import load_rgb
     "models",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=click.Path(path_type=Path, exists=True),
 )
 @click.option(
     "--out",
@@ -59,19 +69,20 @@ def compare(
     running: Running,
     as_json: bool,
 ) -> None:
-    """What differs between MODELS, each a bundle or a folder of `ris-eval --out`.
+    """What differs between MODELS: bundles, folders of `ris-eval --out`, files of answers.
 
     The first is what the others are measured against.
 
     Bundles are evaluated first, on what --data says; their answers stay in the report's folder, and
     a comparison that was stopped goes on from there. Results of other engines, or of the PyTorch
-    model, come from `ris-eval --out`.
+    model, come from `ris-eval --out`; files of answers to a data set from anywhere.
 
     \b
     Examples:
       ris-eval compare fp32-bundle fp16-bundle --samples 500
       ris-eval --pytorch --checkpoint model.safetensors --out reference
       ris-eval compare reference fp32-bundle --out report
+      ris-eval compare rela.jsonl ris-bundle --data grefcoco --root data --split testA
     """
     if len(models) < 2:
         raise RisError("give two models or more to compare")
@@ -80,21 +91,23 @@ def compare(
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
 
+    # folders may have been evaluated on other samples than --data says
+    asked = dataclasses.replace(asked, source=_source(models, asked.source))
+    asked.require_fitting()
+    reader = _Published(asked) if asked.source.published else _Own(asked)
+
     def ask(bundle: Path, folder: Path) -> None:
         with open_bundle_to_ask(bundle, running, cache) as opened:
-            evaluate_showing(asked, opened, folder, restart, left)
+            reader.ask(opened, folder, restart, left)
 
-    runs = _runs(models, out / "answers", ask)
-    # folders may have been evaluated on other samples than --data says; data sets state no number
-    samples = runs[0].samples
-    source = SampleSource(**{**samples, "samples": samples["samples"] or 1})
+    runs = _runs(models, out / "answers", ask, reader.read)
     for run in runs:
         for sentence in run.left_out:
             left(sentence)
-    found = compare_runs(runs, asked.protocol or source.protocol, asked.threshold)
+    found = compare_runs(runs, reader.counting)
     found = dataclasses.replace(found, left_out=tuple(left.sentences))
     with disk_errors(out):
-        files = write_report(found, out, worst, _pictures(source))
+        files = write_report(found, out, worst, reader.pictures())
 
     if as_json:
         print_json(to_dict(found), indent=2)
@@ -104,51 +117,154 @@ def compare(
     left.finish("the figures are of the others")
 
 
-def _runs(models: Sequence[Path], answers: Path, ask: Callable[[Path, Path], None]) -> list[Run]:
-    """The answers of each model, a bundle or a folder of `ris-eval --out`.
+def _source(models: Sequence[Path], given: SampleSource) -> SampleSource:
+    """What the first folder was evaluated on; `given` where there is none or where it differs.
 
-    A bundle is asked first: `ask` gets its path and a folder below `answers`, where it leaves them.
+    A data set may lie elsewhere than it did: its folders are those that are given.
+    """
+    folder = next((model for model in models if (model / SETUP).exists()), None)
+    if folder is None:
+        return given
+    found = SampleSource.from_dict(read_setup(folder)["samples"])
+    if given.data == found.data and given.published:
+        return dataclasses.replace(found, root=given.root, images=given.images)
+    return found if given.data == "scenes" else given
+
+
+class _Own:
+    """Answers to scenes or own pictures."""
+
+    counting = SCENES
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+
+    def ask(self, opened: Opened, folder: Path, restart: bool, left: LeftOut) -> None:
+        """Evaluates a model into a folder.
+
+        Args:
+            opened: The model.
+            folder: Where its answers are kept; those of a stopped run are gone on from.
+            restart: Whether to throw away what the folder has.
+            left: Gets what cannot be asked.
+        """
+        evaluate_showing(self._asked, opened, folder, restart, left)
+
+    def read(self, name: str, path: Path) -> Run:
+        """The answers of a folder."""
+        if path.is_file():
+            raise RisError(f"{path} is a file of answers: it needs --data with a data set's name")
+        return run_of_results(path, self._asked.threshold)
+
+    def pictures(self) -> Pictures:
+        """Finds the pixels of an image by its name in the results; None where they are gone."""
+        source = self._asked.source
+        if source.data == "scenes":
+            split = source.scene_split
+            return lambda name: make_scene(int(name.rsplit("-", 1)[1]), split, 256).image
+        read, _ = source.read(lambda sentence: None)
+        assert read is not None
+        paths = {image.name: image.path for image in read.images}
+        return lambda name: load_rgb(paths[name]) if name in paths else None
+
+
+class _Published:
+    """Answers to a published data set."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._source, self._files = asked.source, asked.source.files()
+        names = protocols_asked(asked.source.data, asked.protocol)
+        if len(names) > 1:
+            raise RisError("a comparison is by one evaluator: give its name as --protocol")
+        self._protocol = names[0]
+        self.counting = published_counting(self._protocol, asked.source.data)
+
+    def ask(self, opened: Opened, folder: Path, restart: bool, left: LeftOut) -> None:
+        """Evaluates a model into a folder.
+
+        Args:
+            opened: The model.
+            folder: Where its answers are kept; those of a stopped run are gone on from.
+            restart: Whether to throw away what the folder has.
+            left: Gets what cannot be asked.
+        """
+        names = [self._protocol]
+        answer_showing(self._source, self._files, names, opened, folder, restart, left)
+
+    def read(self, name: str, path: Path) -> Run:
+        """The answers of a folder or a file."""
+        if path.is_dir():
+            self._require_same(path)
+            path = path / PREDICTIONS
+        return run_of_answers(name, path, self._source, self._files, self._protocol)
+
+    def _require_same(self, folder: Path) -> None:
+        """Raises RisError where the folder has answers to something else."""
+        own = {"split": self._source.split or "val", "split_by": self._files.split_by}
+        samples = read_setup(folder)["samples"]
+        wanted = own | {"data": self._source.data}
+        found = {field: samples.get(field) for field in wanted}
+        if found != wanted:
+            raise RisError(
+                f"{folder} has answers to {', '.join(map(str, found.values()))}, not to "
+                f"{', '.join(wanted.values())}"
+            )
+
+    def pictures(self) -> Pictures:
+        """Finds the pixels of an image by its number; None where they are gone."""
+
+        def find(name: str) -> NDArray[np.uint8] | None:
+            try:
+                return load_rgb(self._files.image_file(int(name)))
+            except RisError:
+                return None
+
+        return find
+
+
+def _runs(
+    models: Sequence[Path],
+    answers: Path,
+    ask: Callable[[Path, Path], None],
+    read: Callable[[str, Path], Run],
+) -> list[Run]:
+    """The answers of each model: a bundle, a folder of `ris-eval --out`, or a file.
+
+    Args:
+        models: Their paths.
+        answers: The folder below which bundles' answers are kept.
+        ask: Gets a bundle and the folder in which to leave its answers.
+        read: Gets a name and a folder or file of answers.
     """
     runs: list[Run] = []
     for number, model in enumerate(models, 1):
-        folder = model
+        place = model
         if (model / MANIFEST).exists():
-            folder = answers / f"{number}-{model.name}"
-            ask(model, folder)
-        elif not (model / SETUP).exists():
+            place = answers / f"{number}-{model.name}"
+            ask(model, place)
+        elif model.is_dir() and not (model / SETUP).exists():
             raise RisError(f"{model} is neither a bundle nor a folder of ris-eval --out")
 
-        run = Run.read(folder)
+        name = model.name if model.is_file() else str(read_setup(place)["name"])
+        run = read(name, place)
+        run = dataclasses.replace(run, name=name)
         if run.name in {other.name for other in runs}:
             run = dataclasses.replace(run, name=f"{run.name} ({number})")
         runs.append(run)
     return runs
 
 
-def _pictures(source: SampleSource) -> Pictures:
-    """Finds the pixels of an image by its name in the results; None where they are gone."""
-    if source.data == "scenes":
-        split = source.scene_split
-        return lambda name: make_scene(int(name.rsplit("-", 1)[1]), split, 256).image
-    try:
-        read, _ = source.read(lambda sentence: None)
-    except RisError as error:
-        click.echo(f"The pictures are left out: {error}", err=True)
-        return lambda name: None
-    assert read is not None
-    paths = {image.name: image.path for image in read.images}
-    return lambda name: load_rgb(paths[name]) if name in paths else None
-
-
 def _print(found: Comparison) -> None:
-    table = Table(title=f"{len(found.runs[0].answers)} expressions, against {found.runs[0].name}")
+    table = Table(
+        title=f"{len(found.runs[0].expressions)} expressions, against {found.runs[0].name}"
+    )
     for column in ("metric", *(run.name for run in found.runs)):
         table.add_column(column, justify="left" if column == "metric" else "right")
-    for metric in PROTOCOLS[found.protocol].metrics:
-        first = found.scores[0]["all"].get(metric)
-        if metric == "samples" or first is None:
+    for metric in found.counting.metrics:
+        value = found.scores[0]["all"].get(metric)
+        if value is None:
             continue
-        cells = [f"{first:.4f}"]
+        cells = [f"{value:.4f}"]
         for scores, differences in zip(found.scores[1:], found.differences, strict=True):
             own = differences[metric]
             interval = f"[{own.low:+.4f}, {own.high:+.4f}]"

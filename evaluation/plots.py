@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ def require_matplotlib() -> None:
 
 
 @dataclass(frozen=True)
-class _Series:
+class Series:
     """The IoUs of one run."""
 
     name: str
@@ -47,19 +48,22 @@ def draw_plots(found: Comparison) -> list[Plot]:
 
     No plots where no expression is targeted.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-
-    targeted = np.array([answer.targeted for answer in found.runs[0].answers])
+    targeted = found.runs[0].figures.targeted
     if not targeted.any():
         return []
-    series = []
-    for i, run in enumerate(found.runs):
-        colour = tuple(channel / 255 for channel in COLOURS[i % len(COLOURS)])
-        series.append(_Series(run.name, _short(run.name), found.ious[i, targeted], colour))
+    names = [run.name for run in found.runs]
+    series = series_of(names, [own[targeted] for own in found.ious])
     first, *others = series
-    return [_histograms(series), _curves(series), *(_scatter(first, other) for other in others)]
+    return [histograms(series), _curves(series), *(_scatter(first, other) for other in others)]
+
+
+def series_of(names: Sequence[str], ious: Sequence[NDArray[np.float64]]) -> list[Series]:
+    """Runs' IoUs of the targeted expressions, refused ones 0, each in a colour of its own."""
+    series = []
+    for i, (name, own) in enumerate(zip(names, ious, strict=True)):
+        colour = tuple(channel / 255 for channel in COLOURS[i % len(COLOURS)])
+        series.append(Series(name, _short(name), own, colour))
+    return series
 
 
 def _short(name: str) -> str:
@@ -76,7 +80,11 @@ def _png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _histograms(series: list[_Series]) -> Plot:
+def histograms(series: list[Series]) -> Plot:
+    """How often each IoU occurs, side by side. Needs matplotlib (`require_matplotlib`)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     size = (max(5.0, 3.6 * len(series)), 3.4)
@@ -88,7 +96,7 @@ def _histograms(series: list[_Series]) -> Plot:
     return _png(figure), "IoU of the targeted expressions, refused ones 0"
 
 
-def _curves(series: list[_Series]) -> Plot:
+def _curves(series: list[Series]) -> Plot:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(6, 4))
@@ -102,7 +110,7 @@ def _curves(series: list[_Series]) -> Plot:
     return _png(figure), "Share of the targeted expressions whose mask reaches each IoU"
 
 
-def _scatter(first: _Series, other: _Series) -> Plot:
+def _scatter(first: Series, other: Series) -> Plot:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(4.6, 4.4))

@@ -1,7 +1,8 @@
 """What an evaluation found, expression by expression, in memory and in a folder.
 
 An evaluation that was stopped goes on from its folder. run.json says what was evaluated on what;
-results.jsonl has a line for each image, written when all its expressions are answered.
+results.jsonl has a line for each image, written when all its expressions are answered. An
+evaluation on a benchmark has the answers alone, in predictions.jsonl (`answers`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from ris.engines.errors import RisError
 from ris.engines.temporary import clear_folder, write_atomically
 from ris.evaluation.metrics import Figures
 
-SETUP, RESULTS = "run.json", "results.jsonl"
-"""The two files of a folder."""
+SETUP, RESULTS, PREDICTIONS = "run.json", "results.jsonl", "predictions.jsonl"
+"""The files of a folder: what was evaluated, and one of the two others."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ class Answered:
     """The answer to the expression with left and right swapped; None where that was not asked."""
 
     def refused(self, threshold: float) -> bool:
-        """Whether the no-target head refuses the expression from this probability on."""
-        return self.no_target is not None and self.no_target >= threshold
+        """Whether the no-target head refuses the expression above this probability."""
+        return self.no_target is not None and self.no_target > threshold
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class ImageResult:
 
 
 def figures_of(answers: Sequence[Answered], threshold: float) -> Figures:
-    """The figures of these answers, refused from this no-target probability on."""
+    """The figures of these answers, refused above this no-target probability."""
     return Figures(
         intersection=np.array([answer.intersection for answer in answers], np.int64),
         predicted=np.array([answer.predicted for answer in answers], np.int64),
@@ -149,33 +150,15 @@ class ResultsFolder:
         """
         self.path = path
         self._file: TextIO | None = None
-        setup = json.loads(json.dumps(setup))  # as it will be read again: lists for tuples
         lines: list[str] = []
-        if (path / SETUP).exists() and not restart:
-            self._require_same(setup)
+        if start_folder(path, setup, restart):
             lines = [result.to_json() + "\n" for result in read_results(path)]
-
-        with self._writing():
-            path.mkdir(parents=True, exist_ok=True)
-            clear_folder(path)
+        with _writing(path):
             # written anew, without a last line that was cut off
             write_atomically(path / RESULTS, lambda file: file.write("".join(lines).encode()))
-            text = json.dumps(setup, indent=1) + "\n"
-            write_atomically(path / SETUP, lambda file: file.write(text.encode()))
 
         found = (ImageResult.from_json(line) for line in lines)
         self.done: dict[str, ImageResult] = {result.image: result.slim() for result in found}
-
-    def _require_same(self, setup: dict[str, Any]) -> None:
-        """Raises RisError where the folder's results depend on anything else."""
-        theirs = read_setup(self.path)
-        for name in {**theirs, **setup}:
-            if name != "name" and theirs.get(name) != setup.get(name):
-                raise RisError(
-                    f"{self.path} has results of another evaluation ({name} was "
-                    f"{theirs.get(name)!r}, now {setup.get(name)!r}); choose another --out, or "
-                    "give --restart"
-                )
 
     def add(self, result: ImageResult) -> None:
         """Writes the result of one image.
@@ -183,25 +166,65 @@ class ResultsFolder:
         Raises:
             RisError: Where the disk does not take it; the next run goes on from the line before.
         """
-        with self._writing():
+        with _writing(self.path):
             if self._file is None:
                 self._file = (self.path / RESULTS).open("a", encoding="utf-8")
             self._file.write(result.to_json() + "\n")
             self._file.flush()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Turns what the disk does not take into a RisError."""
-        try:
-            yield
-        except OSError as error:
-            raise RisError(f"{self.path} cannot be written: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Closes the file of results, where one was opened."""
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def start_folder(path: Path, setup: dict[str, Any], restart: bool = False) -> bool:
+    """Makes the folder of an evaluation; whether it has answers to go on from.
+
+    Args:
+        path: The folder.
+        setup: Everything that the answers depend on, as JSON, and their "name" for people.
+        restart: Whether to throw away the answers that the folder has.
+
+    Raises:
+        RisError: Where the folder has answers of something else and `restart` is not given, and
+            where it cannot be written.
+    """
+    setup = json.loads(json.dumps(setup))  # as it will be read again: lists for tuples
+    goes_on = (path / SETUP).exists() and not restart
+    if goes_on:
+        _require_same(path, setup)
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        clear_folder(path)
+        if not goes_on:
+            for name in (RESULTS, PREDICTIONS):
+                (path / name).unlink(missing_ok=True)
+        text = json.dumps(setup, indent=1) + "\n"
+        write_atomically(path / SETUP, lambda file: file.write(text.encode()))
+    return goes_on and ((path / RESULTS).exists() or (path / PREDICTIONS).exists())
+
+
+def _require_same(path: Path, setup: dict[str, Any]) -> None:
+    """Raises RisError where the folder's answers depend on anything else."""
+    theirs = read_setup(path)
+    for name in {**theirs, **setup}:
+        if name != "name" and theirs.get(name) != setup.get(name):
+            raise RisError(
+                f"{path} has results of another evaluation ({name} was "
+                f"{theirs.get(name)!r}, now {setup.get(name)!r}); choose another --out, or "
+                "give --restart"
+            )
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what the disk does not take into a RisError."""
+    try:
+        yield
+    except OSError as error:
+        raise RisError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def read_setup(path: Path) -> dict[str, Any]:

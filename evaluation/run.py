@@ -15,15 +15,15 @@ from ris.data.samples import AnnotatedImage, Truth
 from ris.engines.errors import ExpressionError, Skipped, refuse
 from ris.engines.text import echoed
 from ris.evaluation.features import FeatureCache
-from ris.evaluation.metrics import Figures, Mask
+from ris.evaluation.metrics import SCENES, Figures, Mask
 from ris.evaluation.results import Answered, ImageResult, ResultsFolder, Swapped, figures_of
 from ris.runtime import Model
 from ris.runtime.asking import ask_each
 from ris.runtime.masks import encode_rle, mask_from_logits
 
 AT = ("image", "model", "480")
-"""Where masks are compared: at the image's own size; at the model's square, as its released code
-does; at 480x480, as LAVT does. In a square, truths are resized by nearest neighbour, as there."""
+"""Where the masks of scenes and of people's own pictures are compared: at the image's own size, at
+the model's square, at 480x480. In a square, truths are resized by nearest neighbour."""
 
 Report = Callable[[int, Callable[[], Figures]], None]
 """Called with the number of expressions so far, and a function that gives their figures."""
@@ -109,9 +109,6 @@ class Evaluation:
 
     mirrored: Mirrored | None
     """The left/right test; None without such expressions."""
-
-    protocol: str
-    """The way of counting, one of `metrics.PROTOCOLS`."""
 
     at: str
     """Where masks were compared, one of `AT`."""
@@ -213,7 +210,6 @@ def evaluate(
     *,
     threshold: float = 0.5,
     at: str = "image",
-    protocol: str = "scenes",
     folder: ResultsFolder | None = None,
     report: Report = lambda count, figures: None,
     skipped: Skipped = refuse,
@@ -223,9 +219,8 @@ def evaluate(
     Args:
         segmenter: The model.
         images: What is asked; without the images that `folder` has already.
-        threshold: From this no-target probability on an expression counts as refused.
+        threshold: Above this no-target probability an expression counts as refused.
         at: Where masks are compared, one of `AT`.
-        protocol: How to count, one of `metrics.PROTOCOLS`.
         folder: Where each image's answers are written; those that it has already count too.
         report: Called after each image.
         skipped: Gets a sentence for each expression that could not be asked, those of `folder` too.
@@ -254,16 +249,15 @@ def evaluate(
         take(result)
         report(len(answers), figures)
 
-    return summarise(answers, threshold, protocol, at)
+    return summarise(answers, threshold, at)
 
 
-def summarise(answers: Sequence[Answered], threshold: float, protocol: str, at: str) -> Evaluation:
+def summarise(answers: Sequence[Answered], threshold: float, at: str) -> Evaluation:
     """The metrics of these answers.
 
     Args:
         answers: What the model said.
-        threshold: From this no-target probability on an expression counts as refused.
-        protocol: How to count, one of `metrics.PROTOCOLS`.
+        threshold: Above this no-target probability an expression counts as refused.
         at: Where masks were compared, one of `AT`.
     """
     kinds: dict[str, list[Answered]] = defaultdict(list)
@@ -271,8 +265,8 @@ def summarise(answers: Sequence[Answered], threshold: float, protocol: str, at: 
         kinds["all"].append(answer)
         kinds[answer.kind].append(answer)
     order = ["all", *sorted(set(kinds) - {"all"})] if kinds else []
-    scores = {name: figures_of(kinds[name], threshold).score(protocol) for name in order}
-    return Evaluation(scores, _mirrored(answers), protocol, at)
+    scores = {name: SCENES.score(figures_of(kinds[name], threshold)) for name in order}
+    return Evaluation(scores, _mirrored(answers), at)
 
 
 def _mirrored(answers: Sequence[Answered]) -> Mirrored | None:

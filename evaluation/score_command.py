@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ris.data.datasets.refer_files import DATASETS, read_files
+from ris.evaluation.benchmarks import described, protocols_asked, score_showing, where_compared
 from ris.evaluation.predictions import Key, Predictions
 from ris.evaluation.protocols.counting import LIMITS
-from ris.evaluation.protocols.table import DEFAULTS, PROTOCOLS
-from ris.evaluation.scoring import Scored, protocols_of, rules_of, score
+from ris.evaluation.protocols.table import PROTOCOLS
+from ris.evaluation.scoring import Scored, rules_of
 from ris.runtime.commands.console import LeftOut, RisCommand, print_json
 
 _NAMED = 10  # references or sentences that a message names
@@ -68,41 +68,46 @@ def score_answers(
     """
     files = read_files(root, data, split_by)
     answers = Predictions(predictions)
-    names = protocols_of(data) if protocol == "all" else [protocol or DEFAULTS[data]]
-    found = [_scored(files, split, name, answers) for name in names]
-
-    where = {"data": data, "split_by": files.split_by, "split": split}
-    if as_json:
-        shown = {one.protocol: to_json(one, data, answers.doubled) for one in found}
-        print_json(where | ({"protocols": shown} if protocol == "all" else shown[names[0]]))
-    else:
-        print_side_by_side(found, data, f"{predictions.name}: {', '.join(where.values())}")
-
+    names = protocols_asked(data, protocol)
+    found = [score_showing(files, split, name, answers) for name in names]
+    print_scored(found, answers, described(files, split), predictions.name, as_json)
     left_out = LeftOut()
-    say_left_out(found, left_out.note)
-    for sentence in _problems(found, answers.doubled):
-        left_out(sentence)
+    say_problems(found, answers, left_out)
     left_out.finish(f"{len(found[0].questions)} questions are counted all the same")
 
 
-def _scored(files: Any, split: str, name: str, answers: Predictions) -> Scored:
-    """`score`, with its progress on a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # no thread that refreshes it: `score` forks
-    with Progress(
-        *columns,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-        auto_refresh=False,
-    ) as bar:
-        task = bar.add_task(name, total=None)
+def print_scored(
+    found: Sequence[Scored],
+    answers: Predictions,
+    where: dict[str, Any],
+    title: str,
+    as_json: bool,
+    **more: Any,
+) -> None:
+    """Prints what answers score, as a table or as JSON.
 
-        def report(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, refresh=True)
+    Args:
+        found: One for each evaluator; of a single one, JSON has its figures at the top.
+        answers: The file.
+        where: What `described` gave.
+        title: Whose answers they are, for the table.
+        as_json: Whether to print JSON.
+        more: Further fields of the JSON.
+    """
+    data = where["data"]
+    if as_json:
+        each = {one.protocol: to_json(one, data, answers.doubled) for one in found}
+        shown = each[found[0].protocol] if len(each) == 1 else {"protocols": each}
+        print_json(where | shown | more)
+    else:
+        print_side_by_side(found, data, f"{title}: {', '.join(where.values())}")
 
-        return score(files, split, name, answers, report)
+
+def say_problems(found: Sequence[Scored], answers: Predictions, left_out: LeftOut) -> None:
+    """Names what the loaders leave out, and what is wrong with the answers."""
+    _say_left_out(found, left_out.note)
+    for sentence in _problems(found, answers.doubled):
+        left_out(sentence)
 
 
 def to_json(found: Scored, data: str, doubled: Sequence[Key] = ()) -> dict[str, Any]:
@@ -133,8 +138,7 @@ def print_side_by_side(found: Sequence[Scored], data: str, title: str) -> None:
             table.add_row(row, *cells)
     Console(width=110).print(table)
     for one in found:
-        side = rules_of(one.protocol, data).truth.side
-        where = "the image's own size" if side is None else f"{side}x{side}"
+        where = where_compared(one.protocol, data)
         click.echo(f"{one.protocol}: {PROTOCOLS[one.protocol].source}, masks compared at {where}")
 
 
@@ -148,7 +152,7 @@ def _cell(found: Scored, names: Sequence[str]) -> str:
     return f"{value:.4f}" if names[0] in ("N_acc", "T_acc") else f"{value:.2f}"
 
 
-def say_left_out(found: Sequence[Scored], say: Any) -> None:
+def _say_left_out(found: Sequence[Scored], say: Any) -> None:
     """Says which references a published loader drops or stops at, by reason."""
     for one in found:
         if not one.left_out:

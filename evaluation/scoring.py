@@ -238,8 +238,7 @@ def _compare(work: _Work, portion: Portion) -> _Found:
         meant = question.reference_id, question.annotations
         if meant not in truths:
             truths = {meant: work.rules.truth(question, work.files)}
-        image = work.files.images[question.image_id]
-        size = int(image["height"]), int(image["width"])
+        size = _size(work.files, question)
         answer = Prediction((np.zeros(size, np.bool_),), refused=False)
         if key is not None:
             try:
@@ -250,6 +249,34 @@ def _compare(work: _Work, portion: Portion) -> _Found:
         refused = answer.refused and work.rules.refusals
         tally.add(mask, truths[meant], refused, question.targeted)
     return _Found(tally.rows, unreadable)
+
+
+def mask_and_truth(
+    files: ReferFiles, name: str, predictions: Predictions, question: Question
+) -> tuple[Mask, Mask]:
+    """An answer's mask and its truth, at the size at which an evaluator compares them.
+
+    Args:
+        files: The data set.
+        name: The evaluator, one of `PROTOCOLS`.
+        predictions: The answers.
+        question: What is asked; without an answer the mask is empty.
+
+    Raises:
+        RisError: Where the answer's mask cannot be read.
+    """
+    rules, size = rules_of(name, files.name), _size(files, question)
+    key = predictions.find(question.reference_id, question.sentence_id, question.text)
+    truth = rules.truth(question, files)
+    if key is None:
+        return np.zeros_like(truth), truth
+    return at_size(predictions.read(key, size).masks, rules.truth.side, size), truth
+
+
+def _size(files: ReferFiles, question: Question) -> tuple[int, int]:
+    """The (height, width) of a question's image."""
+    image = files.images[question.image_id]
+    return int(image["height"]), int(image["width"])
 
 
 def at_size(masks: Sequence[Mask], side: int | None, size: tuple[int, int]) -> Mask:

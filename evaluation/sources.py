@@ -7,13 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ris.data.datasets import DATASETS, ReferData, read_lines, read_refer
+from ris.data.datasets import DATASETS, ReferData, read_lines
+from ris.data.datasets.refer_files import ReferFiles, read_files
 from ris.data.samples import AnnotatedImage, refer_images, scene_images
 from ris.data.scenes import Split
 from ris.engines.errors import RisError, Skipped, refuse
-
-PROTOCOL_OF = {"scenes": "scenes", "grefcoco": "grefcoco", "ref-zom": "ref-zom"}
-"""Name of the samples -> the protocol of the same benchmark, where it has its own."""
 
 NAMES = ("scenes", *DATASETS)
 """What `--data` takes, beside JSONL files."""
@@ -38,16 +36,19 @@ class SampleSource:
     images: str | None = None
     """The folder of COCO's images; None where they are in a usual place below `root`."""
 
+    split_by: str | None = None
+    """Whose splits of a data set; None for the usual ones."""
+
     def __post_init__(self) -> None:
         """Raises RisError for options that do not go together."""
         if self.data not in NAMES and not self.data.endswith(".jsonl"):
             raise RisError(f"--data {self.data}: known are {', '.join(NAMES)}, or a .jsonl file")
-        refer = self.data in DATASETS
-        if refer and self.root is None:
+        if self.published and self.root is None:
             raise RisError(f"--data {self.data} needs --root, the folder of its files")
-        if not refer and (self.root or self.images):
+        if not self.published and (self.root or self.images or self.split_by):
             raise RisError(
-                f"--root and --images belong to data sets; --data {self.data} brings its own images"
+                "--root, --images and --split-by belong to data sets; "
+                f"--data {self.data} brings its own images"
             )
         if self.data == "scenes" and self.split not in (None, "train", "heldout"):
             raise RisError(f"scenes have no split {self.split!r}; they have train and heldout")
@@ -55,33 +56,30 @@ class SampleSource:
             raise RisError("a .jsonl file has no splits")
 
     @property
-    def protocol(self) -> str:
-        """The protocol that these samples are usually counted by."""
-        otherwise = "refcoco" if self.data in DATASETS else "scenes"
-        return PROTOCOL_OF.get(self.data, otherwise)
+    def published(self) -> bool:
+        """Whether it is a published data set, which published evaluators count."""
+        return self.data in DATASETS
 
     @property
     def scene_split(self) -> Split:
         """The split of the scenes."""
         return "train" if self.split == "train" else "heldout"
 
-    def read(self, skipped: Skipped = refuse) -> tuple[ReferData | None, int]:
-        """The data set, None for scenes, and the number of expressions.
+    def files(self) -> ReferFiles:
+        """The files of a published data set. Raises RisError where they are missing or damaged."""
+        return read_files(self.root or "", self.data, self.split_by, self.images)
 
-        skipped: gets a sentence for each line and each missing image that cannot be used.
+    def read(self, skipped: Skipped = refuse) -> tuple[ReferData | None, int]:
+        """The lines of people's own pictures, None for scenes, and the number of expressions.
+
+        skipped: gets a sentence for each line that cannot be used.
 
         Raises:
             RisError: For files that are missing or damaged.
         """
         if self.data == "scenes":
             return None, self.samples
-        if self.data in DATASETS:
-            split = self.split or "val"
-            found = read_refer(
-                self.root or "", self.data, split, images=self.images, skipped=skipped
-            )
-        else:
-            found = read_lines(Path(self.data), skipped)
+        found = read_lines(Path(self.data), skipped)
         return found, sum(len(image.references) for image in found.images)
 
     def stream(
@@ -94,7 +92,7 @@ class SampleSource:
         """The images, except those that are done.
 
         Args:
-            read: The data set that `read` gave, None for scenes.
+            read: What `read` gave.
             done: Names of images that are left out, and how many expressions they had.
             skipped: Gets a sentence for each image and expression that cannot be used.
             noted: Gets a sentence for each outline that is used and may be a mistake.
@@ -105,4 +103,14 @@ class SampleSource:
 
     def to_dict(self) -> dict[str, Any]:
         """What results depend on: all fields, but `samples` only for scenes."""
-        return asdict(self) if self.data == "scenes" else asdict(self) | {"samples": None}
+        found = asdict(self)
+        if self.data != "scenes":
+            found["samples"] = None
+        if not self.published:
+            del found["split_by"]
+        return found
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> SampleSource:
+        """What `to_dict` gave. Raises TypeError for anything else, RisError as the constructor."""
+        return cls(**{**found, "samples": found["samples"] or 1})

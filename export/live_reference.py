@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from ris.engines.errors import RisError
 from ris.engines.processor import core_limit
 from ris.evaluation.run import Answer
 from ris.export.sources import rebuild_model
@@ -221,8 +222,16 @@ def _tokenizer(bundle: Bundle) -> Tokenizer:
 class ReferenceSegmenter:
     """The PyTorch model of weight files in FP32, for `ris-eval --pytorch`.
 
-    The files have the names of `WeightFiles`. The tokenizer is that of the --bert folder, else the
-    preset's. Raises CheckpointError as `load_model` does.
+    The tokenizer is that of the --bert folder, else the preset's.
+
+    Args:
+        files: The weight files, under the names of `WeightFiles`.
+        threads: CPU threads; None: all cores.
+        device: "cpu", "cuda" (or "gpu", the same), or "auto", a CUDA GPU where there is one.
+
+    Raises:
+        CheckpointError: As `load_model` does.
+        RisError: Where PyTorch does not find the device.
     """
 
     square: int
@@ -231,10 +240,20 @@ class ReferenceSegmenter:
     threshold: float
     """Logits above it are in the mask."""
 
-    def __init__(self, files: Mapping[str, Path | None], threads: int | None = None) -> None:
+    device: torch.device
+    """Where the model computes."""
+
+    def __init__(
+        self,
+        files: Mapping[str, Path | None],
+        threads: int | None = None,
+        device: str = "auto",
+    ) -> None:
         if threads := threads or core_limit():
             torch.set_num_threads(threads)
-        self._model, inspection = load_model(WeightFiles(**files))
+        self.device = _torch_device(device)
+        model, inspection = load_model(WeightFiles(**files))
+        self._model = model.to(self.device)
         self._tokenizer = tokenizer_from(inspection.vocabulary, self._model.config)
         self.square, self.threshold = self._model.config.sam.image_size, 0.0
 
@@ -250,13 +269,27 @@ class ReferenceSegmenter:
         image, clip_image = prepare_image(rgb, model.config)
         ids = token_ids(self._tokenizer, expressions, model.config.max_tokens)
         rows = torch.tensor([COCO_PANOPTIC.index(name or "background") for name in categories])
+        image, clip_image, ids, rows = (x.to(self.device) for x in (image, clip_image, ids, rows))
 
         count = (len(expressions), -1, -1)
         embeddings, tokens = model.encode_sam(image), model.encode_clip(clip_image)
         out = model.ask(embeddings.expand(*count, -1), tokens.expand(count), ids, rows)
 
-        logits = out.mask_logits[:, 0].numpy()
+        logits = out.mask_logits[:, 0].cpu().numpy()
         if out.no_target_logits is None:
             return [Answer(low, None) for low in logits]
         probabilities = out.no_target_logits.softmax(1)[:, 1].tolist()
         return [Answer(low, p) for low, p in zip(logits, probabilities, strict=True)]
+
+
+def _torch_device(name: str) -> torch.device:
+    """The device of a name of `ReferenceSegmenter`; on a GPU, FP32 is FP32 (no TF32)."""
+    there = torch.cuda.is_available()
+    if name in ("cuda", "gpu") and not there:
+        raise RisError(f"--device {name}: PyTorch {torch.__version__} finds no CUDA GPU here")
+    if name == "npu":
+        raise RisError("--device npu: the PyTorch model runs on the CPU or on a CUDA GPU")
+    if name == "cpu" or not there:
+        return torch.device("cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda")

@@ -75,7 +75,9 @@ class PyTorchReference(Protocol):
             What measures once: the seconds of a first mask, and of a next expression.
         """
 
-    def ReferenceSegmenter(self, files: Files, threads: int | None = None) -> Any:  # noqa: N802
+    def ReferenceSegmenter(  # noqa: N802
+        self, files: Files, threads: int | None = None, device: str = "auto"
+    ) -> Any:
         """The model of weight files, which answers questions, for `ris-eval --pytorch`."""
 
 

@@ -377,6 +377,7 @@ def train(out: Path) -> None:
         tokenizer_from(None, tiny),
         workers=0,
     )
+    run.resume()
     run.run(log_every=2, save_every=3, validate_every=10)
 
 

@@ -3,8 +3,9 @@
     python tests/score_bench.py --expressions 50000
 
 A made-up RefCOCO of 640x480 images, with polygons as COCO has them. The baseline decodes each
-answer and truth by pycocotools and counts the pixels, in one process, at the own size. Both
-run one after the other; the table has seconds, ratios and memory.
+answer and truth by pycocotools and counts the pixels, in one process, at the answers' size: the
+image's own, and for the evaluator that compares at 1024x1024 that one. Each evaluator runs after
+its baseline; the table has seconds, ratios and memory.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from pycocotools import mask as coco
 
 from ris.data.datasets.refer_files import ReferFiles
 from ris.evaluation.predictions import Predictions
-from ris.evaluation.scoring import protocols_of, score
+from ris.evaluation.scoring import protocols_of, rules_of, score
+
+Size = tuple[int, int]
+"""(height, width), pixels."""
 
 HEIGHT, WIDTH = 480, 640
 SENTENCES = 3  # of a reference, about as RefCOCO has them
@@ -38,8 +42,14 @@ def outline(generator: np.random.Generator) -> list[float]:
     return np.round(np.stack([x, y], 1).reshape(-1), 2).tolist()
 
 
-def made_up(expressions: int, folder: Path) -> tuple[ReferFiles, Path]:
-    """A data set and a file of answers to it."""
+def scaled(polygon: np.ndarray, size: Size) -> list[float]:
+    """A polygon of the image's pixels in a mask of this (height, width)."""
+    points = np.asarray(polygon).reshape(-1, 2) * (size[1] / WIDTH, size[0] / HEIGHT)
+    return points.reshape(-1).tolist()
+
+
+def made_up(expressions: int, size: Size, folder: Path) -> tuple[ReferFiles, Path]:
+    """A data set and a file of answers to it, which have this (height, width)."""
     generator = np.random.default_rng(0)
     references, annotations, images = [], {}, {}
     path = folder / "predictions.jsonl"
@@ -69,8 +79,8 @@ def made_up(expressions: int, folder: Path) -> tuple[ReferFiles, Path]:
                 }
             )
             for i in ids:
-                moved = (np.asarray(polygon) + generator.uniform(-12, 12)).tolist()
-                [code] = coco.frPyObjects([moved], HEIGHT, WIDTH)
+                moved = np.asarray(polygon) + generator.uniform(-12, 12)
+                [code] = coco.frPyObjects([scaled(moved, size)], *size)
                 mask = {"size": code["size"], "counts": code["counts"].decode()}
                 row = {"ref_id": number, "sent_id": i, "mask": mask, "nt_logits": [2.0, -1.0]}
                 file.write(json.dumps(row) + "\n")
@@ -78,11 +88,11 @@ def made_up(expressions: int, folder: Path) -> tuple[ReferFiles, Path]:
     return files, path
 
 
-def baseline(files: ReferFiles, path: Path) -> float:
-    """Decoding and counting alone; returns the seconds."""
+def baseline(files: ReferFiles, path: Path, size: Size) -> float:
+    """Decoding and counting alone, at this (height, width); returns the seconds."""
     rows = [json.loads(line) for line in path.open()]
     truths = {
-        number: coco.frPyObjects(annotation["segmentation"], HEIGHT, WIDTH)[0]
+        number: coco.frPyObjects([scaled(annotation["segmentation"][0], size)], *size)[0]
         for number, annotation in files.annotations.items()
     }
     begin = time.perf_counter()
@@ -102,21 +112,33 @@ def main() -> None:
     parser.add_argument("--expressions", type=int, default=50_000)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        files, path = made_up(args.expressions, Path(folder))
-        alone = baseline(files, path)
-        print(f"baseline: {alone:.1f} s for {args.expressions} expressions, one process")
-        for name in protocols_of("refcoco"):
-            before = psutil.Process().memory_info().rss
-            begin = time.perf_counter()
-            scored = score(files, "val", name, Predictions(path))
-            seconds = time.perf_counter() - begin
-            grown = (psutil.Process().memory_info().rss - before) / 1e6
-            worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
+        for size in ((HEIGHT, WIDTH), (1024, 1024)):
+            files, path = made_up(args.expressions, size, Path(folder))
+            alone = baseline(files, path, size)
             print(
-                f"{name:9} {seconds:6.1f} s, {seconds / alone:.2f} of the baseline;"
-                f" {len(scored.figures.truth)} answers, {grown:+.0f} MB here, a worker at most"
-                f" {worker:.0f} MB"
+                f"baseline at {size[1]}x{size[0]}: {alone:.1f} s for {args.expressions}"
+                " expressions, one process",
+                flush=True,
             )
+            for name in protocols_of("refcoco"):
+                if (rules_of(name, "refcoco").truth.side == 1024) == (size[0] == 1024):
+                    measure(files, path, name, alone)
+
+
+def measure(files: ReferFiles, path: Path, name: str, alone: float) -> None:
+    """Scores by one evaluator and prints its row; `alone` is the baseline's seconds."""
+    before = psutil.Process().memory_info().rss
+    begin = time.perf_counter()
+    scored = score(files, "val", name, Predictions(path))
+    seconds = time.perf_counter() - begin
+    grown = (psutil.Process().memory_info().rss - before) / 1e6
+    worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
+    print(
+        f"{name:9} {seconds:6.1f} s, {seconds / alone:.2f} of the baseline;"
+        f" {len(scored.figures.truth)} answers, {grown:+.0f} MB here, a worker at most"
+        f" {worker:.0f} MB",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

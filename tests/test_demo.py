@@ -107,9 +107,7 @@ def test_the_exported_model_is_as_good_as_the_reference(found):
     from ris.export.live_reference import ReferenceSegmenter
 
     images = scene_images("heldout", SAMPLES)
-    reference = evaluate(
-        ReferenceSegmenter({"checkpoint": sources.DEMO_WEIGHTS}), images, protocol="scenes"
-    )
+    reference = evaluate(ReferenceSegmenter({"checkpoint": sources.DEMO_WEIGHTS}), images)
     with load(BUILT_IN, engine="onnxruntime") as opened:
         bundle = evaluate(
             BundleSegmenter(opened), scene_images("heldout", SAMPLES), protocol="scenes"

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ris.engines.errors import Skipped, refuse
-from ris.evaluation.metrics import Tally
+from ris.evaluation.metrics import SCENES, Tally
 from ris.reference.model import RISModel
 from ris.reference.preprocess import resize_logits
 from ris.training.data import Source, batches
@@ -68,12 +68,12 @@ def measure(
 
     model.train(was_training)
     names = ("all", *sorted(set(tallies) - {"all"}))
-    return {name: tallies[name].figures().score("scenes") for name in names}
+    return {name: SCENES.score(tallies[name].figures()) for name in names}
 
 
 def _refused(logits: Tensor | None, count: int) -> NDArray[np.bool_]:
     """Which expressions the no-target head refuses: bool [count]; none where there is no head."""
     if logits is None:
         return np.zeros(count, bool)
-    refused: NDArray[np.bool_] = (logits[:, 1] >= logits[:, 0]).cpu().numpy()
+    refused: NDArray[np.bool_] = (logits[:, 1] > logits[:, 0]).cpu().numpy()
     return refused

@@ -16,39 +16,37 @@ from PIL import Image
 
 from ris.engines.errors import RisError
 from ris.evaluation.command import main
-from ris.evaluation.compare import Run, compare_runs
+from ris.evaluation.compare import Expression, Run, bootstrap, compare_runs
+from ris.evaluation.metrics import SCENES, Tally
 from ris.evaluation.report import write_report
-from ris.evaluation.results import Answered
-from ris.runtime.masks import encode_rle
 
 SAMPLES = {"data": "scenes", "split": None, "samples": 2000, "root": None, "images": None}
 
 
-def answered(number, share, targeted=True, no_target=None):
+def masks_of(share, targeted=True):
     """A truth of 100 pixels, of which the mask has this share."""
     mask = np.zeros((20, 20), bool)
     truth = np.zeros((20, 20), bool)
     truth.flat[:100] = targeted
     mask.flat[: round(100 * share)] = True
-    return Answered(
-        expression=f"thing {number}",
-        kind="plain" if number % 2 else "position",
-        targeted=targeted,
-        intersection=int((mask & truth).sum()),
-        predicted=int(mask.sum()),
-        truth=int(truth.sum()),
-        no_target=no_target,
-        height=20,
-        width=20,
-        mask=encode_rle(mask)["counts"],
-        truth_mask=encode_rle(truth)["counts"],
+    return mask, truth
+
+
+def run_of(name, shares, per_image=4, refused=(), no_target=None):
+    tally, asked = Tally(), []
+    for i, share in enumerate(shares):
+        tally.add(*masks_of(share), i in refused, True)
+        kind = "plain" if i % 2 else "position"
+        asked.append(Expression(f"heldout-{i // per_image}", f"thing {i}", kind, True))
+    return Run(
+        name=name,
+        samples=SAMPLES,
+        where="the image's own size",
+        expressions=tuple(asked),
+        figures=tally.figures(),
+        no_target=tuple(no_target if i in refused else None for i in range(len(shares))),
+        masks=lambda i: masks_of(shares[i]),
     )
-
-
-def run_of(name, shares, per_image=4):
-    answers = tuple(answered(i, share) for i, share in enumerate(shares))
-    images = tuple(f"heldout-{i // per_image}" for i in range(len(shares)))
-    return Run(name, SAMPLES, "image", images, answers)
 
 
 def test_differences_and_their_intervals():
@@ -57,19 +55,18 @@ def test_differences_and_their_intervals():
     first, same = run_of("first", shares), run_of("same", shares)
     better = run_of("better", shares + 0.05)
     noisy = run_of("noisy", np.clip(shares + rng.normal(0, 0.1, 400), 0, 1))
-    found = compare_runs([first, same, better, noisy], "refcoco", 0.5)
+    found = compare_runs([first, same, better, noisy], SCENES)
     miou = [own["miou"] for own in found.differences]
     assert (miou[0].value, miou[0].low, miou[0].high) == (0, 0, 0)
     assert miou[1].value == pytest.approx(0.05, abs=2e-3)
     # the same gain everywhere: paired draws see it exactly
     assert miou[1].high - miou[1].low < 2e-3
     assert miou[2].low < miou[2].value < miou[2].high
-    pairs = zip(noisy.answers, first.answers, strict=True)
-    spread = np.std([a.intersection - b.intersection for a, b in pairs]) / 100
+    spread = np.std(noisy.figures.intersection - first.figures.intersection) / 100
     assert miou[2].high - miou[2].low == pytest.approx(2 * 1.96 * spread / np.sqrt(400), rel=0.15)
     assert found.scores[0]["all"]["miou"] == pytest.approx(np.mean(np.round(100 * shares) / 100))
     assert found.scores[0].keys() == {"all", "plain", "position"}
-    again = compare_runs([first, same, better, noisy], "refcoco", 0.5)
+    again = compare_runs([first, same, better, noisy], SCENES)
     assert again.differences == found.differences
 
 
@@ -81,27 +78,46 @@ def test_images_are_drawn_whole():
     widths = {}
     for per_image in (4, 1):
         runs = [run_of("a", first, per_image), run_of("b", other, per_image)]
-        miou = compare_runs(runs, "refcoco", 0.5).differences[0]["miou"]
+        miou = compare_runs(runs, SCENES).differences[0]["miou"]
         widths[per_image] = miou.high - miou.low
     assert widths[4] == pytest.approx(2 * widths[1], rel=0.2)
+
+
+def test_images_may_come_in_any_order():
+    """Data sets ask reference by reference, so that an image's expressions lie apart."""
+    rng = np.random.default_rng(2)
+    shares, other = rng.uniform(0, 1, (2, 40))
+    order = rng.permutation(40)
+    images = np.array([f"{i // 4}" for i in range(40)])
+    sorted_, mixed = (
+        bootstrap(
+            list(images[rows]), [run_of("x", s[rows]).figures for s in (shares, other)], SCENES, 50
+        )
+        for rows in (np.arange(40), order)
+    )
+    for metric, own in sorted_[0].items():
+        there = mixed[0][metric]
+        assert (own.value, own.low, own.high) == pytest.approx(
+            (there.value, there.low, there.high), nan_ok=True
+        )
 
 
 def test_other_samples_are_refused():
     a = run_of("a", [0.5] * 8)
     words = "'a' and 'b' were not asked the same: 8 and 4 expressions, 4 of them"
     with pytest.raises(RisError, match=words):
-        compare_runs([a, run_of("b", [0.5] * 4)], "refcoco", 0.5)
-    other = replace(a, name="c", answers=(replace(a.answers[0], truth=99), *a.answers[1:]))
+        compare_runs([a, run_of("b", [0.5] * 4)], SCENES)
+    truth = np.array([99, *a.figures.truth[1:]])
+    other = replace(a, name="c", figures=replace(a.figures, truth=truth))
     with pytest.raises(RisError, match="2 of them in one only"):
-        compare_runs([a, other], "refcoco", 0.5)
+        compare_runs([a, other], SCENES)
 
 
 def test_the_report(tmp_path):
     """Self-contained, escaped, with the right pictures and files."""
-    first, second = run_of("<one>", [0.9, 0.8, 0.7, 0.6]), run_of("two", [0.9, 0.1, 0.7, 0.5])
-    refused = replace(second.answers[0], no_target=0.9)
-    second = replace(second, answers=(refused, *second.answers[1:]))
-    found = compare_runs([first, second], "grefcoco", 0.5, resamples=20)
+    first = run_of("<one>", [0.9, 0.8, 0.7, 0.6])
+    second = run_of("two", [0.9, 0.1, 0.7, 0.5], refused=(0,), no_target=0.9)
+    found = compare_runs([first, second], SCENES, resamples=20)
     assert found.worst(10) == [0, 1, 3]
     assert found.ious[1].tolist() == [0.0, 0.1, 0.7, 0.5]
     asked = []

@@ -16,7 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from refer_files import write_refer, write_scenes
+from refer_files import write_refer
 from ris.data.datasets import read_refer
 from ris.data.samples import AnnotatedImage, Truth, refer_images, scene_images
 from ris.evaluation.command import main
@@ -102,10 +102,10 @@ def test_a_bundle_scores_what_its_reference_scores(tmp_path, tiny_bundle):
 def test_a_category_bundle_on_a_data_set(tmp_path, tiny_category_bundle):
     write_refer(tmp_path)
     code, text, err = run(tiny_category_bundle, "--data", "refcoco", "--root", tmp_path)
-    assert code == 0, err
-    figures = json.loads(text)["kinds"]["all"]
-    assert figures["samples"] == 12
-    assert list(figures)[:3] == ["samples", "miou", "oiou"]
+    # a run-length code where polygons are expected is what LAVT's loader stops at
+    assert (code, "leaves out 3 references" in err) == (0, True), err
+    found = json.loads(text)
+    assert (found["protocol"], found["compared_at"], found["metrics"]["count"]) == ("lavt", 480, 6)
 
 
 def test_the_table_says_what_its_columns_mean(tiny_bundle):
@@ -128,6 +128,10 @@ def test_bad_input_is_a_sentence(tmp_path, tiny_bundle):
         ((tiny_bundle, "--data", "x.jsonl", "--split", "val"), "has no splits"),
         ((*pytorch, "--features", tmp_path), "does not go with --pytorch"),
         ((*pytorch, "--engine", "openvino"), "do not go with --pytorch"),
+        ((*pytorch, "--device", "npu"), "runs on the CPU or on a CUDA GPU"),
+        ((tiny_bundle, "--protocol", "lavt"), "they count data sets, not --data scenes"),
+        ((tiny_bundle, "--data", "refcoco", "--root", tmp_path, "--at", "480"), "its own size"),
+        ((tiny_bundle, "--split-by", "umd"), "belong to data sets"),
         ((tiny_bundle, "--restart"), "there is no --out"),
         ((tiny_bundle, "--split", "testA"), "train and heldout"),
         (("--pytorch",), "no weight files were given"),
@@ -142,20 +146,6 @@ def scores(bundle, *arguments):
     code, text, err = run(bundle, *arguments)
     assert code == 0, err
     return json.loads(text)["kinds"]["all"]
-
-
-def test_scenes_as_data_sets_score_the_same(tmp_path, tiny_bundle):
-    """The same pixels, expressions and masks: drawn, and read from the benchmarks' own files."""
-    images = list(scene_images("heldout", 40))
-    for name in ("refcoco", "grefcoco", "ref-zom"):
-        write_scenes(tmp_path, name, images)
-        drawn = scores(tiny_bundle, "--samples", 40, "--protocol", name)
-        files = ("--data", name, "--root", tmp_path)
-        read = scores(tiny_bundle, *files)
-        assert read == scores(tiny_bundle, *files, "--at", "model"), name  # 256 either way
-        if name == "refcoco":  # has no untargeted ones
-            assert drawn.pop("samples") > read.pop("samples")
-        assert read == drawn, name
 
 
 def test_where_masks_are_compared(tmp_path):

@@ -101,10 +101,11 @@ def test_a_data_sets_sentence_without_words_is_named(tmp_path, tiny_bundle):
     done = run(tiny_bundle, "--data", "refcoco", "--root", tmp_path, "--json")
     assert done.exit_code == 2
     found = json.loads(done.stdout)
-    assert found["kinds"]["all"]["samples"] == 11
     number = mine["sentences"][0]["sent_id"]
-    place = f"COCO_train2014_000000000002.jpg, sentence {number} of reference {mine['ref_id']}"
-    assert found["left_out"][0].startswith(f"{place}: the expression is empty")
+    place = f"sentence {number} of reference {mine['ref_id']}"
+    assert found["skipped"][0].startswith(f'{place}, "": the expression is empty')
+    # it is counted all the same, as an empty mask
+    assert (found["metrics"]["count"], found["missing"]) == (6, [[mine["ref_id"], number]])
 
 
 def test_missing_pictures_of_a_data_set_are_named_and_the_others_scored(tmp_path, tiny_bundle):
@@ -114,10 +115,11 @@ def test_missing_pictures_of_a_data_set_are_named_and_the_others_scored(tmp_path
     done = run(tiny_bundle, "--data", "refcoco", "--root", tmp_path, "--json")
     assert done.exit_code == 2
     found = json.loads(done.stdout)
-    (sentence,) = found["left_out"]
-    assert sentence.startswith(f"COCO_train2014_000000000004.jpg is not in {pictures}")
-    assert found["kinds"]["all"]["samples"] == 8
-    assert "1 left out, named above; the figures are of the others" in done.stderr
+    (sentence,) = found["skipped"]
+    assert sentence.startswith(str(pictures / "COCO_train2014_000000000004.jpg"))
+    assert (found["metrics"]["count"], len(found["missing"])) == (6, 2)
+    assert "2 questions have no answer" in done.stderr
+    assert "2 left out, named above; questions without an answer count as empty" in done.stderr
 
 
 def test_nothing_usable_is_an_error_at_once(tmp_path, tiny_bundle):

@@ -14,7 +14,6 @@ from pycocotools import mask as coco
 
 from ris.evaluation.command import main as ris_eval
 from ris.evaluation.data_command import main as ris_data
-from ris.runtime.bundle import BUILT_IN
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "evaluation"
 
@@ -219,25 +218,3 @@ def test_sizes_that_nobody_states_are_no_fault():
     code, text, _ = check(GOLDEN, "--data", "grefcoco")
     assert code == 0, text
     assert "not stated" in text
-
-
-def answered(out):
-    arguments = ["answer", str(BUILT_IN), "--data", "refcoco", "--root", str(GOLDEN)]
-    arguments += ["--split", "train", "--engine", "onnxruntime", "--out", str(out)]
-    done = CliRunner().invoke(ris_eval, arguments)
-    assert done.exit_code == 0, done.stderr
-    return out.read_text(encoding="utf-8")
-
-
-def test_a_bundles_answers_are_scored_and_gone_on_with(tmp_path):
-    text = answered(tmp_path / "ours.jsonl")
-    code, shown, said = score(tmp_path / "ours.jsonl", "--split", "train", "--protocol", "all")
-    assert code == 0, said
-    assert "expressions" in shown
-    rows = [json.loads(line) for line in text.splitlines()]
-    assert {size for row in rows for size in row["mask"]} == {"image", "480", "1024"}
-    assert len({(row["sent_id"], row["text"]) for row in rows}) == len(rows)
-
-    # killed in the middle of its last line
-    (tmp_path / "torn.jsonl").write_text(text[:-40], encoding="utf-8")
-    assert answered(tmp_path / "torn.jsonl") == text
