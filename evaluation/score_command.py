@@ -105,9 +105,22 @@ def print_scored(
 
 def say_problems(found: Sequence[Scored], answers: Predictions, left_out: LeftOut) -> None:
     """Names what the loaders leave out, and what is wrong with the answers."""
-    _say_left_out(found, left_out.note)
+    for one in found:
+        dropped = [number for number in one.left_out if number not in one.stops]
+        if dropped:
+            left_out.note(f"{one.protocol} leaves out {_references(one, dropped)}")
+        if one.stops:
+            left_out(f"{one.protocol} would stop at {_references(one, sorted(one.stops))}")
     for sentence in _problems(found, answers.doubled):
         left_out(sentence)
+
+
+def _references(found: Scored, numbers: Sequence[int]) -> str:
+    """Some of the references that a loader leaves out, with the reasons."""
+    named = [f"{number} ({found.left_out[number]})" for number in numbers]
+    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    references = "reference" if len(named) == 1 else "references"
+    return f"{len(named)} {references}, as its loader does: {', '.join(named[:_NAMED])}{more}"
 
 
 def to_json(found: Scored, data: str, doubled: Sequence[Key] = ()) -> dict[str, Any]:
@@ -120,6 +133,7 @@ def to_json(found: Scored, data: str, doubled: Sequence[Key] = ()) -> dict[str, 
         "metrics": found.metrics,
         "printed": found.printed,
         "left_out": {str(number): reason for number, reason in found.left_out.items()},
+        "stops_at": sorted(found.stops),
         "missing": [list(ids) for ids in found.missing],
         "doubled": [list(key[:2]) for key in doubled],
         "unreadable": list(found.unreadable),
@@ -150,19 +164,6 @@ def _cell(found: Scored, names: Sequence[str]) -> str:
     if "count" in names:
         return f"{value:.0f}"
     return f"{value:.4f}" if names[0] in ("N_acc", "T_acc") else f"{value:.2f}"
-
-
-def _say_left_out(found: Sequence[Scored], say: Any) -> None:
-    """Says which references a published loader drops or stops at, by reason."""
-    for one in found:
-        if not one.left_out:
-            continue
-        named = [f"{number} ({reason})" for number, reason in one.left_out.items()]
-        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-        say(
-            f"{one.protocol} leaves out {len(named)} references, as its loader does:"
-            f" {', '.join(named[:_NAMED])}{more}"
-        )
 
 
 def _problems(found: Sequence[Scored], doubled: Sequence[Key]) -> list[str]:

@@ -56,6 +56,9 @@ class Scored:
     left_out: dict[int, str]
     """Reference id -> why the published loader drops it or stops at it."""
 
+    stops: frozenset[int]
+    """Those of them at which it stops with an error."""
+
     missing: tuple[tuple[int, int], ...] = ()
     """(reference id, sentence id) of the questions without an answer; each counts as an empty mask
     that is not a refusal."""
@@ -160,6 +163,7 @@ def summed(
         figures=figures,
         counted=rules.count(figures),
         left_out=asked.left_out,
+        stops=asked.stops,
         missing=missing,
         unreadable=unreadable,
     )

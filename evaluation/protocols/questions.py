@@ -50,6 +50,9 @@ class Questions:
     left_out: dict[int, str]
     """Reference id -> why the published loader drops it or stops at it."""
 
+    stops: frozenset[int] = frozenset()
+    """Those of them at which it stops with an error; it drops the others without a word."""
+
 
 Fault = Callable[[Any, ReferFiles], str | None]
 """Why a loader cannot read a reference, or None where it can."""
@@ -65,6 +68,9 @@ class Asking:
     faults: tuple[Fault, ...]
     """Checked in turn; the first that says something leaves the reference out."""
 
+    drops: tuple[Fault, ...] = ()
+    """Those of the faults at which the loader drops the reference; it stops at the others."""
+
     exact_split: bool = False
     """Whether a reference's split must be the one asked; else "testA" also means "testAB"."""
 
@@ -79,17 +85,20 @@ class Asking:
         chosen = [r for r in files.references if in_split(str(r["split"]), split, self.exact_split)]
         asked: list[Question] = []
         left_out: dict[int, str] = {}
+        stops: set[int] = set()
         for reference in chosen:
-            reason = next(
-                (said for fault in self.faults if (said := fault(reference, files))), None
-            )
+            found = ((said, fault) for fault in self.faults if (said := fault(reference, files)))
+            reason, fault = next(found, (None, None))
             if reason is None:
                 asked += self._of_reference(reference, files)
-            else:
-                left_out[int(reference["ref_id"])] = reason
+                continue
+            number = int(reference["ref_id"])
+            left_out[number] = reason
+            if fault not in self.drops:
+                stops.add(number)
         if self.later_truth:
             asked = _with_later_truth(asked)
-        return Questions(tuple(asked), left_out)
+        return Questions(tuple(asked), left_out, frozenset(stops))
 
     def _of_reference(self, reference: Any, files: ReferFiles) -> Iterator[Question]:
         sentences = reference["sentences"]

@@ -85,6 +85,7 @@ def _one_object(split: str) -> Asking:
             questions.run_length_code,
             questions.not_numbers,
         ),
+        drops=(questions.no_polygon,),
     )
 
 

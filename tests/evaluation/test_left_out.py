@@ -119,7 +119,7 @@ def test_missing_pictures_of_a_data_set_are_named_and_the_others_scored(tmp_path
     assert sentence.startswith(str(pictures / "COCO_train2014_000000000004.jpg"))
     assert (found["metrics"]["count"], len(found["missing"])) == (6, 2)
     assert "2 questions have no answer" in done.stderr
-    assert "2 left out, named above; questions without an answer count as empty" in done.stderr
+    assert "3 left out, named above; questions without an answer count as empty" in done.stderr
 
 
 def test_nothing_usable_is_an_error_at_once(tmp_path, tiny_bundle):
