@@ -166,9 +166,13 @@ class Graphs:
 
 
 def _no_target_probabilities(value: Value | None, count: int) -> list[float | None]:
-    """Softmax over (target, no target); class 1 is "no target"."""
+    """One for each of `count` expressions; None where the fusion gives no logits."""
     if value is None:
         return [None] * count
-    logits = value if isinstance(value, np.ndarray) else value.numpy()
+    return [*no_target_probabilities(value if isinstance(value, np.ndarray) else value.numpy())]
+
+
+def no_target_probabilities(logits: NDArray[np.floating]) -> list[float]:
+    """Softmax over logits [N, 2] of (target, no target); class 1 is "no target"."""
     difference = logits[:, 0].astype(np.float64) - logits[:, 1]
     return [float(p) for p in 1 / (1 + np.exp(difference))]

@@ -108,7 +108,7 @@ class Scene:
             categories: The COCO category of each expression's object, for a model that asks by
                 category. "auto" guesses it from the expression; other models ignore "auto" and take
                 no other name.
-            no_target_threshold: From this no-target probability on, 0 to 1, the mask is empty.
+            no_target_threshold: Above this no-target probability, 0 to 1, the mask is empty.
                 None: never.
 
         Returns:
@@ -223,7 +223,7 @@ class Model:
             expression: What to find, such as "left man".
             category: The COCO category of the object, for a model that asks by category, or "auto"
                 to guess it from the expression.
-            no_target_threshold: From this no-target probability on, 0 to 1, the mask is empty.
+            no_target_threshold: Above this no-target probability, 0 to 1, the mask is empty.
                 None: never.
 
         Raises:
@@ -365,7 +365,7 @@ class Model:
 
 
 def _is_absent(probability: float | None, threshold: float | None) -> bool:
-    return probability is not None and threshold is not None and probability >= threshold
+    return probability is not None and threshold is not None and probability > threshold
 
 
 def _guess_notes(guess: Guess | None) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ class Answerer:
             scene: An encoded image, as `scene` returns it.
             expressions: Any number; they go through the model in groups that it can take.
             categories: One for each expression, for models that ask by category.
-            no_target_threshold: From this no-target probability on, the mask is empty. None: never.
+            no_target_threshold: Above this no-target probability the mask is empty. None: never.
             deadline: Checked before each group. None: the request may take any time.
 
         Raises:

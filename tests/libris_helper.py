@@ -110,10 +110,10 @@ class Libris:
         )
         return scene
 
-    def ask(self, scene, expressions, categories=None) -> list[dict]:
+    def ask(self, scene, expressions, categories=None, threshold=0.5) -> list[dict]:
         """Each answer's fields, copied."""
         texts = (ctypes.c_char_p * len(expressions))(*[e.encode() for e in expressions])
-        how = AskOptions(ctypes.sizeof(AskOptions), None, 0.5)
+        how = AskOptions(ctypes.sizeof(AskOptions), None, threshold)
         if categories:
             how.categories = (ctypes.c_char_p * len(categories))(*[c.encode() for c in categories])
         result = ctypes.c_void_p()

@@ -103,7 +103,7 @@ typedef struct ris_ask_options {
     /* For a model that asks by category: the category's name for each expression. NULL for other
      * models. */
     const char *const *categories;
-    /* From this no-target probability on, 0 to 1, the mask is empty; above 1: never. */
+    /* Above this no-target probability, 0 to 1, the mask is empty; from 1 on: never. */
     double no_target_threshold;
 } ris_ask_options;
 

@@ -278,7 +278,7 @@ void Model::ask_part(const Encoded &scene, const Question &question, size_t star
                 fused[index_of(fusing, "no_target_logits")].GetTensorData<float>() + 2 * i;
             answer.no_target =
                 1 / (1 + std::exp(static_cast<double>(pair[0]) - static_cast<double>(pair[1])));
-            answer.is_no_target = answer.no_target >= question.no_target_threshold;
+            answer.is_no_target = answer.no_target > question.no_target_threshold;
         }
         if (answer.is_no_target) {
             const size_t pixels =

@@ -75,7 +75,7 @@ from ris.runtime.segmentation import Segmentation
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
-    help='From this probability on the answer is "no target" and the mask is empty.',
+    help='Above this probability the answer is "no target" and the mask is empty.',
 )
 @running_options
 @click.option(
@@ -154,7 +154,7 @@ class Options:
     """What to write, of `FORMATS`."""
 
     no_target_threshold: float
-    """From this probability on the answer is "no target"."""
+    """Above this probability the answer is "no target"."""
 
     draft: bool
     """Decode large JPEG files smaller."""

@@ -146,9 +146,16 @@ def _print(model: Model, report: ParityReport, against: str) -> None:
     Console(width=110).print(table)
 
     tolerance = tolerance_of(model)
+    logits = tolerance.no_target_logits
+    head = "" if logits is None else f" {logits:.0e} no-target logits,"
     click.echo(
         f"masks: IoU {report.mask_iou:.6f} (accepted from {tolerance.mask_iou}),"
         f" flipped pixels {report.flipped:.5%}; relative error accepted:"
-        f" {tolerance.stage:.0e} a stage, {tolerance.no_target_logits:.0e} no-target logits,"
-        f" {tolerance.mask_logits:.0e} end to end"
+        f" {tolerance.stage:.0e} a stage,{head} {tolerance.mask_logits:.0e} end to end"
     )
+    if (found := report.no_target) is not None:
+        click.echo(
+            f"no target: {found.differ} of {found.asked} decided differently (accepted where the"
+            f" reference's probability is within {tolerance.no_target_margin:g} of 0.5);"
+            f" probabilities moved by {found.moved:.1e} at most"
+        )

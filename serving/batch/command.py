@@ -88,7 +88,7 @@ from ris.runtime.commands.running import Running, running_options
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
-    help='From this probability on the answer is "no target" and the mask is empty.',
+    help='Above this probability the answer is "no target" and the mask is empty.',
 )
 @running_options
 @click.option(

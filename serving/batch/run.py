@@ -55,7 +55,7 @@ class BatchOptions:
     """Rows of one file: as many as are lost, and done again, where a worker is killed."""
 
     no_target_threshold: float = 0.5
-    """From this no-target probability on, the mask is empty."""
+    """Above this no-target probability the mask is empty."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Worker:
             bundle: The bundle's folder.
             running: What `ris.runtime.load` takes besides the bundle.
             limits: What an image may be.
-            no_target_threshold: From this no-target probability on, the mask is empty.
+            no_target_threshold: Above this no-target probability the mask is empty.
         """
         self._job = Job(Path(out))
         self._threshold = no_target_threshold

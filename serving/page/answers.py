@@ -50,7 +50,7 @@ def answer(
         image: The bytes of an image file.
         text: An expression a line; empty lines are left out.
         category: Asked with every expression by models that ask by category. None: "auto".
-        threshold: From this no-target probability on, the mask is empty.
+        threshold: Above this no-target probability the mask is empty.
 
     Raises:
         RisError: Where there is nothing to show at all: no image, no expression, over a limit.

@@ -183,7 +183,7 @@ def _question(answerer: Answerer) -> _Question:
         1,
         0.5,
         step=0.01,
-        label="No target from this probability on",
+        label="No target above this probability",
         visible=answerer.model.bundle.manifest.no_target,
     )
     button = gr.Button("Segment", variant="primary", elem_id="ris-ask")
@@ -214,7 +214,7 @@ def _asking(answerer: Answerer) -> Callable[..., tuple[Any, str, str]]:
         Args:
             image: The bytes of a file, None before there is one.
             text: An expression a line.
-            threshold: From this no-target probability on, the mask is empty.
+            threshold: Above this no-target probability the mask is empty.
             category: For models that ask by category.
         """
         try:

@@ -47,7 +47,7 @@ class Ask:
     """One for each expression; None for models that do not ask by category."""
 
     threshold: float
-    """From this no-target probability on, the mask is empty."""
+    """Above this no-target probability the mask is empty."""
 
     deadline: Deadline
     """When it has taken too long."""

@@ -90,6 +90,19 @@ def test_more_expressions_than_go_at_once(libris, tiny_bundle, picture):
     libris.check(libris.abi.ris_close(model))
 
 
+def test_a_tie_with_the_threshold_is_not_refused(libris, tiny_bundle, picture):
+    model = libris.open(tiny_bundle)
+    scene = libris.encode_image(model, picture)
+    own = libris.ask(scene, EXPRESSIONS[:1])[0]["no_target"]
+    assert 0 < own < 1
+    for threshold, refused in ((own, False), (1, False), (np.nextafter(own, 0), True), (0, True)):
+        [answer] = libris.ask(scene, EXPRESSIONS[:1], threshold=threshold)
+        assert answer["is_no_target"] is refused
+        assert answer["mask"].any() != refused
+    libris.check(libris.abi.ris_free_scene(scene))
+    libris.check(libris.abi.ris_close(model))
+
+
 def test_two_python_threads(libris, tiny_bundle, picture):
     model = libris.open(tiny_bundle)
     scene = libris.encode_image(model, picture)

@@ -141,7 +141,7 @@ def test_no_target_empties_the_mask(model, picture):
     usual = scene.segment("left man", no_target_threshold=1.0)
     assert usual.mask.any()
     assert not usual.is_no_target
-    absent = scene.segment("left man", no_target_threshold=usual.no_target)
+    absent = scene.segment("left man", no_target_threshold=usual.no_target - 1e-6)
     assert absent.is_no_target
     assert not absent.mask.any()
     assert absent.score == 0

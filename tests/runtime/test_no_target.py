@@ -57,24 +57,24 @@ def test_every_format_of_an_absent_object(infer, picture):
 
 
 def test_the_threshold_divides_the_expressions(infer, probabilities):
-    """At the middle probability itself: that one and the larger are absent, the smaller is not."""
+    """At the middle probability itself: the larger is absent, that one and the smaller are not."""
     middle = sorted(probabilities)[1]
     options = ["--no-target-threshold", repr(middle), "--json", "--format", "npy"]
     done = infer("park.png", *EXPRESSIONS, *options)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["no_target_probability"] for line in lines] == pytest.approx(probabilities)
     assert [line["is_no_target"] for line in lines] == [
-        line["no_target_probability"] >= middle for line in lines
+        line["no_target_probability"] > middle for line in lines
     ]
     assert [line["mask_pixels"] == 0 for line in lines] == [line["is_no_target"] for line in lines]
-    assert sum(p < middle for p in probabilities) == 1
+    assert sum(p > middle for p in probabilities) == 1
     assert {line["is_no_target"] for line in lines} == {True, False}
 
 
 def test_the_usual_threshold_is_a_half(infer, probabilities):
     done = infer("park.png", *EXPRESSIONS, "--json", "--format", "npy")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["is_no_target"] for line in lines] == [p >= 0.5 for p in probabilities]
+    assert [line["is_no_target"] for line in lines] == [p > 0.5 for p in probabilities]
 
 
 @pytest.mark.parametrize("value", ["-0.1", "1.1", "nan", "half"])
@@ -90,6 +90,19 @@ def test_thresholds_in_python(tiny_bundle, picture, value):
     message = "a probability from 0 to 1, or None"
     with load(tiny_bundle) as model, pytest.raises(ExpressionError, match=message):
         model.segment(picture, "left man", no_target_threshold=value)
+
+
+def test_a_tie_is_not_refused(tiny_bundle, picture):
+    """As the released code and the published evaluators decide; 1 therefore refuses nothing."""
+    with load(tiny_bundle) as model:
+        scene = model.encode_image(picture)
+        own = scene.segment("left man").no_target
+        assert own is not None
+        tied = scene.segment("left man", no_target_threshold=own)
+        assert not tied.is_no_target
+        assert tied.mask.any()
+        assert scene.segment("left man", no_target_threshold=np.nextafter(own, 0)).is_no_target
+        assert not scene.segment("left man", no_target_threshold=1).is_no_target
 
 
 def test_never(tiny_bundle, picture):

@@ -15,7 +15,16 @@ from PIL import Image
 from ris.runtime import load
 from ris.runtime.bundle import sha256_of
 from ris.runtime.commands.parity import main
-from ris.runtime.parity import TOLERANCES, check_model, compare, load_golden, mask_iou
+from ris.runtime.parity import (
+    NO_TARGET,
+    TOLERANCES,
+    check_model,
+    compare,
+    failed_rows,
+    load_golden,
+    mask_iou,
+    tolerance_of,
+)
 
 
 def parity(*arguments):
@@ -49,6 +58,11 @@ def test_the_live_reference(name, request):
     report = json.loads(done.stdout)
     assert report["mask_iou"] >= 0.9999
     assert report["rows"]["host.sam_image"]["max_abs"] == 0
+    if "category" in name:
+        assert report["no_target"] is None
+    else:
+        assert (report["no_target"]["asked"], report["no_target"]["differ"]) == (2, 0)
+        assert report["no_target"]["moved"] < 1e-5
 
 
 def test_the_live_reference_on_another_image(tiny_bundle, tmp_path):
@@ -89,6 +103,72 @@ def test_one_flipped_pixel_of_a_small_mask_is_no_failure(tiny_bundle):
         far = golden | {"mask_logits": np.stack(found)[:, None] - 0.05}
         assert any("mask IoU" in f for f in check_model(model, far, tolerance).failures)
         assert not check_model(model, far, replace(tolerance, flipped=1)).failures
+
+
+@pytest.fixture(scope="module")
+def other_decisions(tiny_bundle):
+    """The tiny model's parity with a reference that decides otherwise, so far from 0.5."""
+    with load(tiny_bundle) as model:
+        golden = load_golden(model.bundle)
+        own = model.segment(golden["rgb"], str(golden["expressions"][0])).no_target
+        side = -1 if own > 0.5 else 1
+
+        def check(far):
+            want = 0.5 + side * far
+            logits = np.array([[0, np.log(want / (1 - want))]], np.float32)
+            reference = golden | golden_of_one(golden, logits)
+            return check_model(model, reference, replace(TOLERANCES["bf16"], no_target_margin=0.1))
+
+        yield check
+
+
+def golden_of_one(golden, logits):
+    """The arrays of the first expression, with other no-target logits."""
+    one = {name: a[:1] for name, a in golden.items() if len(a) == len(golden["expressions"])}
+    return one | {"no_target_logits": logits}
+
+
+def test_narrow_arithmetic_may_decide_otherwise_near_a_half(other_decisions):
+    """Its logits have no bound; a decision that the reference is sure of is the same."""
+    near = other_decisions(0.09)
+    assert near.failures == ()
+    assert (near.no_target.asked, near.no_target.differ) == (1, 1)
+    assert near.no_target.moved > 0.09
+    assert near.rows[NO_TARGET].relative > 6e-2
+
+    far = other_decisions(0.11)
+    [failure] = far.failures
+    assert "no-target probability" in failure
+    assert "within 0.1 of 0.5" in failure
+    assert far.no_target.differ == 1
+
+
+def test_no_target_logits_are_finite_and_in_fp32_exact():
+    off = compare(np.array([[1.0, 2.0]]), np.array([[1.1, 2.0]]))
+    assert failed_rows({NO_TARGET: off}, TOLERANCES["bf16"]) == []
+    [failure] = failed_rows({NO_TARGET: off}, TOLERANCES["fp32"])
+    assert "accepted 1e-04" in failure
+    [failure] = failed_rows(
+        {NO_TARGET: compare(np.full(2, np.nan), np.ones(2))}, TOLERANCES["bf16"]
+    )
+    assert failure == f"{NO_TARGET}: values that are not finite"
+
+
+def test_the_head_says_nothing_about_what_int8_costs_elsewhere(tiny_bundle):
+    """Its logits' error has no bound, so it is not among those that a stage may have again."""
+    with load(tiny_bundle) as model:
+        manifest = model.bundle.manifest
+        parity = {name: replace(row, relative=0.01) for name, row in manifest.parity.items()}
+        parity[NO_TARGET] = replace(parity[NO_TARGET], relative=1.3)
+        model.bundle = replace(
+            model.bundle, manifest=replace(manifest, precision="int8", parity=parity)
+        )
+        assert tolerance_of(model).stage == pytest.approx(0.015)
+
+
+def test_the_command_says_how_the_head_decided(tiny_bundle, tiny_category_bundle):
+    assert "no target: 0 of 2 decided differently" in parity(tiny_bundle).output
+    assert "no target:" not in parity(tiny_category_bundle).output
 
 
 def test_compare():

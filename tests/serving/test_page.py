@@ -127,7 +127,7 @@ def test_two_expressions_get_coloured_masks_times_and_what_runs(visit, served_mo
 def test_an_expression_for_nothing_says_so(visit):
     page = visit()
     upload(page, PHOTO)
-    page.get_by_label("number input for No target from this probability on").fill("0")
+    page.get_by_label("number input for No target above this probability").fill("0")
     page.keyboard.press("Tab")
     ask(page, "the purple elephant")
     page.locator("#ris-answers", has_text="nothing in the image is meant").wait_for()
