@@ -146,7 +146,7 @@ def _rows(
     with as_published(f"image {image_id} of {files.name}'s instances.json"):
         stated = int(files.images[image_id]["height"]), int(files.images[image_id]["width"])
     picture = load_picture(files.image_file(image_id))
-    frame = _frame(picture, stated, str(files.images[image_id]["file_name"]))
+    frame = frame_of(picture, stated, str(files.images[image_id]["file_name"]))
     rgb = np.asarray(picture.pixels)
 
     def ask(numbers: Sequence[int]) -> list[Answer]:
@@ -163,7 +163,7 @@ def _rows(
         yield _row(question, answer, frame, stated, segmenter.threshold, sides_of(files.name))
 
 
-def _frame(picture: Picture, stated: tuple[int, int], name: str) -> int:
+def frame_of(picture: Picture, stated: tuple[int, int], name: str) -> int:
     """The orientation by which the file's own frame, the outlines', is turned; 1 where it is not.
 
     Raises RisError where the data set states another size than the picture has.
@@ -196,7 +196,7 @@ def _row(
         threshold: The logit above which a pixel belongs to the mask.
         sides: The sizes of the masks; None is the image's own.
     """
-    logits = _stored(answer.logits, orientation)
+    logits = stored_logits(answer.logits, orientation)
     masks = {
         "image" if side is None else str(side): dict(
             encode_rle(from_logits(logits, side, size, threshold))
@@ -215,7 +215,7 @@ def _row(
     return row
 
 
-def _stored(logits: NDArray[np.float32], orientation: int) -> NDArray[np.float32]:
+def stored_logits(logits: NDArray[np.float32], orientation: int) -> NDArray[np.float32]:
     """Square logits of the picture that is shown, as ones of the stored pixels."""
     if orientation == 1:
         return logits

@@ -45,14 +45,15 @@ def prepare_image(image: np.ndarray, config: ModelConfig) -> tuple[Tensor, Tenso
     return prepare_squares(resize_to_square(image, config.sam.image_size)[None], config)
 
 
-def prepare_squares(squares: np.ndarray, config: ModelConfig) -> tuple[Tensor, Tensor]:
+def prepare_squares(squares: np.ndarray | Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """`prepare_image` for a batch of images that have SAM's size already.
 
     uint8 RGB [B, S, S, 3] -> (image [B, 3, S, S], clip_image [B, 3, c, c]), float32. CLIP's images
     are made from these squares, not from the originals, by bicubic interpolation without
-    antialiasing.
+    antialiasing. A tensor is prepared on its own device.
     """
-    square = torch.tensor(squares).permute(0, 3, 1, 2).float()
+    given = squares if isinstance(squares, Tensor) else torch.tensor(squares)
+    square = given.permute(0, 3, 1, 2).float()
     small = F.interpolate(
         square / 255, size=(config.clip.image_size,) * 2, mode="bicubic", align_corners=False
     )
@@ -60,7 +61,8 @@ def prepare_squares(squares: np.ndarray, config: ModelConfig) -> tuple[Tensor, T
 
 
 def _normalise(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    return (image - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    middle, spread = (torch.tensor(x, device=image.device)[:, None, None] for x in (mean, std))
+    return (image - middle) / spread
 
 
 def token_ids(tokenizer: Tokenizer, expressions: Sequence[str], length: int) -> Tensor:

@@ -18,6 +18,7 @@ FULL_SIZE = (
     "reference/test_golden_modules.py",
     "reference/test_golden_end_to_end.py",
     "reference/test_weights_and_sizes.py",
+    "training/test_golden_step.py",
 )
 """Tests with the paper's sizes, which need up to 10 GB: only one process runs them."""
 

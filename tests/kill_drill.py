@@ -330,12 +330,13 @@ def train_job(folder: Path) -> Job:
     def survives() -> object:
         import torch
 
-        if not (out / "state.pt").exists():
+        found = sorted(out.glob("state-*.pt"))
+        if not found:
             return 0
         try:
-            return int(torch.load(out / "state.pt", weights_only=True)["step"])
+            return int(torch.load(found[-1], weights_only=True)["step"])
         except Exception as error:  # torch raises many kinds
-            raise LostError(f"state.pt cannot be read: {error}") from None
+            raise LostError(f"{found[-1]} cannot be read: {error}") from None
 
     def result() -> str:
         from safetensors.numpy import load_file
@@ -357,10 +358,11 @@ def train(out: Path) -> None:
 
     from ris.reference.config import PRESETS
     from ris.reference.tokenizer import tokenizer_from
-    from ris.training.data import Sources
     from ris.training.initialise import fresh_model
     from ris.training.loop import Trainer
+    from ris.training.options import HardwareOptions, RunOptions
     from ris.training.recipe import RECIPES
+    from ris.training.samples import Sources
     from ris.training.scene_source import SceneSource
 
     torch.set_num_threads(1)
@@ -372,10 +374,11 @@ def train(out: Path) -> None:
     run = Trainer(
         out,
         recipe,
-        lambda: fresh_model(tiny, 0),
+        lambda: fresh_model(tiny, 0, recipe.objective),
         sources,
         tokenizer_from(None, tiny),
-        workers=0,
+        HardwareOptions(workers=0),
+        RunOptions(trackers=("csv",)),
     )
     run.resume()
     run.run(log_every=2, save_every=3, validate_every=10)

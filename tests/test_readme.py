@@ -121,7 +121,7 @@ def test_options_exist(here, line):
         named = arguments[0] in command.commands
         command = command.commands[arguments.pop(0) if named else "run"]
 
-    for folder in ("reference", "results", "emulated", "int8-bundle", "models"):
+    for folder in ("reference", "results", "emulated", "int8-bundle", "models", "made-up"):
         Path(folder).mkdir()  # click looks whether they exist
     for file in ("ranges.json", "answers.jsonl"):
         Path(file).touch()

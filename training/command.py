@@ -1,4 +1,4 @@
-"""`ris-train`: trains a model on drawn scenes or on RefCOCO's files. Thin over `Trainer`."""
+"""`ris-train`: trains a model on drawn scenes or on data sets. Thin over `Trainer`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -22,128 +22,38 @@ from rich.progress import Progress as Bar
 from ris import pip_install
 from ris.data.datasets import DATASETS
 from ris.engines.errors import RisError, Skipped
-from ris.reference.config import PRESETS
 from ris.runtime.commands.console import LeftOut, RisCommand
-from ris.runtime.commands.weight_files import weight_file_options
-from ris.training.options import SCENES, DataOptions, HardwareOptions, ModelOptions
+from ris.training.command_options import run_options
+from ris.training.options import (
+    DataOptions,
+    HardwareOptions,
+    ModelOptions,
+    RunOptions,
+    parse_mix,
+)
 from ris.training.recipe import RECIPES, changed
 
 if TYPE_CHECKING:
     from ris.training.loop import Trainer
+    from ris.training.prepare import Request
     from ris.training.run_folder import Progress
 
-PACKAGES = ("torch", "segment_anything", "open_clip", "transformers", "matplotlib")
+PACKAGES = (
+    "torch",
+    "segment_anything",
+    "open_clip",
+    "transformers",
+    "accelerate",
+    "matplotlib",
+    "scipy",
+)
 """What the command needs beyond the runtime."""
 
 
 @click.command(cls=RisCommand)
-@click.option(
-    "--data",
-    type=click.Choice([SCENES, *DATASETS]),
-    default=SCENES,
-    show_default=True,
-    help="Drawn scenes, or a data set in its authors' files.",
-)
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="The folder of the data set's files (docs/reference/data.md).",
-)
-@click.option(
-    "--images",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="The folder of COCO's train2014 images; default: looked for below --root.",
-)
-@click.option(
-    "--preset",
-    type=click.Choice(sorted(PRESETS)),
-    help="The architecture. Default: demo on scenes, vitb-vitl336 on data sets.",
-)
-@click.option(
-    "--variant",
-    type=click.Choice(["cls", "category"]),
-    default="cls",
-    show_default=True,
-    help="What the sparse branch asks with.",
-)
-@click.option(
-    "--recipe",
-    type=click.Choice(sorted(RECIPES)),
-    help="Losses, optimiser and schedule. Default: demo on scenes, supplement on data sets.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("checkpoints/run"),
-    show_default=True,
-    help="The run's folder. A run that is there goes on.",
-)
-@click.option("--steps", type=click.IntRange(1), help="Optimiser steps of the whole run.")
-@click.option(
-    "--lessons",
-    type=click.IntRange(0),
-    help="First steps, for the encoders alone; 0 if they are trained.",
-)
-@click.option(
-    "--stop",
-    type=click.IntRange(1),
-    help="Leave after this step; the run goes on later.",
-)
-@click.option(
-    "--learning-rate",
-    type=click.FloatRange(0, min_open=True),
-    help="Peak learning rate.",
-)
-@click.option("--batch-images", type=click.IntRange(1), help="Images a step.")
-@click.option("--batch-expressions", type=click.IntRange(1), help="Expressions an image.")
-@click.option("--seed", type=click.IntRange(0), help="Seed of weights, scenes, batches and order.")
-@click.option(
-    "--vocabulary",
-    type=click.Path(path_type=Path, exists=True),
-    help="A vocab.txt or tokenizer.json. Default: the preset's.",
-)
-@weight_file_options()
-@click.option(
-    "--features",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Keep the frozen encoders' outputs in this folder and read them from there.",
-)
-@click.option("--device", default="cpu", show_default=True, help="cpu, or a CUDA device.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads. Default: all.")
-@click.option(
-    "--workers",
-    type=click.IntRange(0),
-    default=1,
-    show_default=True,
-    help="Processes that make batches.",
-)
-@click.option(
-    "--restart",
-    is_flag=True,
-    help="Start anew; the old run is renamed to *.old, not removed.",
-)
+@run_options
 def main(
-    data: str,
-    root: Path | None,
-    images: Path | None,
-    preset: str | None,
-    variant: str,
-    recipe: str | None,
-    out: Path,
-    steps: int | None,
-    lessons: int | None,
-    stop: int | None,
-    learning_rate: float | None,
-    batch_images: int | None,
-    batch_expressions: int | None,
-    seed: int | None,
-    vocabulary: Path | None,
-    files: dict[str, Path | None],
-    features: Path | None,
-    device: str,
-    threads: int | None,
-    workers: int,
-    restart: bool,
+    files: dict[str, Path | None], out: Path, restart: bool, dry_run: bool, **given: Any
 ) -> None:
     """Trains a model; a run that was stopped or killed goes on where its state was saved.
 
@@ -153,46 +63,79 @@ def main(
       ris-train --data grefcoco --root data --out checkpoints/grefcoco --features features \\
           --sam-checkpoint sam_vit_b_01ec64.pth --clip-checkpoint ViT-L-14-336px.pt \\
           --bert bert-base-uncased --device cuda
+      torchrun --nproc-per-node 4 --no-python ris-train --device cuda ...
     """
     _require_packages()
-    data_options = DataOptions(data, root, images, features)
-    scenes = data_options.drawn
-    _check(data_options, lessons, variant)
-
-    architecture = preset or ("demo" if scenes else "vitb-vitl336")
-    model_options = ModelOptions(architecture, variant, vocabulary, files)
-    hardware = HardwareOptions(device, threads, workers)
-    plan = changed(
-        RECIPES[recipe or ("demo" if scenes else "supplement")],
-        steps=steps,
-        lessons=lessons,
-        learning_rate=learning_rate,
-        images=batch_images,
-        expressions=batch_expressions,
-        seed=seed,
-    )
+    request = _request(files, given)
 
     from ris.training.prepare import prepare_run
 
     left = LeftOut()
-    trainer = prepare_run(out, plan, data_options, model_options, hardware, left)
-    if restart and out.exists():
-        os.replace(out, _free_name(out))
-    resumed = trainer.resume()
-    begun = f"goes on at step {trainer.step}" if resumed else "a new run"
-    click.echo(f"{out}: {begun}, to step {plan.steps}")
-    if plan.bf16 and not trainer.bf16:
-        click.echo("this processor has no bfloat16: computes in FP32")
+    if dry_run:
+        from ris.training.dry_run import dry_run as describe
 
-    _run(trainer, stop, left)
-    weights = out / "model.safetensors"
-    words = ""
-    if vocabulary:
-        words = f" --vocabulary {vocabulary}"
-    elif files["bert"]:
-        words = f" --bert {files['bert']}"
-    click.echo(f"Wrote {weights}\nNext:\n  ris-export --checkpoint {weights}{words}")
+        describe(out, request, given["validate_every"], click.echo, left)
+        return
+    trainer = prepare_run(out, request, left)
+    main_process = trainer.accelerator.is_main_process
+    if restart and out.exists() and main_process:
+        _put_aside(out)
+    trainer.accelerator.wait_for_everyone()
+    resumed = trainer.resume(given["learning_rate"])
+    if main_process:
+        _say_beginning(trainer, resumed)
+    _run(trainer, given, left)
+    if main_process:
+        _say_next(out, request)
+    trainer.accelerator.end_training()
     left.finish("the model was trained on the others")
+
+
+def _request(files: dict[str, Path | None], given: dict[str, Any]) -> Request:
+    """What the options say. Raises RisError for options that do not go together."""
+    from ris.training.prepare import Request
+
+    data = DataOptions(
+        mix=parse_mix(given["data"]),
+        root=given["root"],
+        images=given["images"],
+        validation=given["validation"],
+        validation_samples=given["validation_samples"],
+        protocol=given["protocol"],
+    )
+    data.check()
+    whole = files["checkpoint"] is not None
+    model = ModelOptions(
+        preset=given["preset"] or (None if whole else "demo" if data.drawn else "vitb-vitl336"),
+        variant=given["variant"] or (None if whole else data.variant),
+        supplement=given["supplement"],
+        vocabulary=given["vocabulary"],
+        files=files,
+        random_encoders=given["random_encoders"],
+    )
+    _check(data, given, model.variant)
+    options = RunOptions(
+        given["features"], given["keep"], given["metric"], tuple(given["trackers"])
+    )
+    options.check()
+    recipe = changed(
+        RECIPES[given["recipe"] or ("demo" if data.drawn else "supplement")],
+        images=given["images_"],
+        **{
+            name: given[name]
+            for name in ("steps", "lessons", "learning_rate", "samples", "group", "expressions")
+        },
+        seed=given["seed"],
+    )
+    return Request(
+        recipe=recipe.for_data(data.names[0] if len(data.mix) == 1 else ""),
+        data=data,
+        model=model,
+        hardware=HardwareOptions(
+            given["device"], given["threads"], given["workers"], given["fewer_activations"]
+        ),
+        options=options,
+    )
 
 
 def _require_packages() -> None:
@@ -202,10 +145,9 @@ def _require_packages() -> None:
             raise RisError(f"ris-train needs {package}: {pip_install('export', 'train')}")
 
 
-def _check(data: DataOptions, lessons: int | None, variant: str) -> None:
+def _check(data: DataOptions, given: dict[str, Any], variant: str | None) -> None:
     """Raises RisError for options that do not go together."""
-    data.check()
-    if lessons and not data.drawn:
+    if given["lessons"] and not data.drawn:
         raise RisError(
             "--lessons belong to --data scenes, which know what every patch of an image shows"
         )
@@ -213,6 +155,46 @@ def _check(data: DataOptions, lessons: int | None, variant: str) -> None:
         raise RisError(
             "--variant category needs a data set with COCO categories; some things in the scenes"
             " have none"
+        )
+    if data.drawn and given["features"]:
+        raise RisError("--features belong to data sets, --data scenes draws its own images")
+
+
+def _put_aside(out: Path) -> None:
+    """Renames the run that is there. Raises RisError where another process still writes it."""
+    from ris.training.run_folder import writing
+
+    with writing(out):
+        os.replace(out, _free_name(out))
+
+
+def _say_beginning(trainer: Trainer, resumed: bool) -> None:
+    begun = f"goes on at step {trainer.step}" if resumed else "a new run"
+    click.echo(f"{trainer.keeper.folder}: {begun}, to step {trainer.recipe.steps}")
+    processes = trainer.accelerator.num_processes
+    if processes > 1:
+        click.echo(f"{processes} processes share each step's groups")
+    precision = trainer.accelerator.mixed_precision
+    if trainer.recipe.bf16 and precision == "no":
+        click.echo("this processor has no bfloat16: computes in FP32")
+    elif precision == "fp16":
+        click.echo("this GPU has no bfloat16: computes in FP16, with a scaled loss")
+
+
+def _say_next(out: Path, request: Request) -> None:
+    weights, words, model = out / "model.safetensors", "", request.model
+    if model.vocabulary:
+        words = f" --vocabulary {model.vocabulary}"
+    elif model.files["bert"]:
+        words = f" --bert {model.files['bert']}"
+    click.echo(f"Wrote {weights}, and {out / 'best.safetensors'}, which validated best")
+    click.echo(f"Next:\n  ris-export --checkpoint {weights}{words}")
+    name = request.data.validation or request.data.names[0]
+    if name in DATASETS:
+        root = request.data.root
+        click.echo(
+            f"and, over the whole split:\n  ris-eval run ris-bundle --data {name} --root {root}"
+            " --protocol all"
         )
 
 
@@ -222,7 +204,7 @@ def _free_name(path: Path) -> Path:
     return next(candidate for candidate in numbers if not candidate.exists())
 
 
-def _run(trainer: Trainer, stop: int | None, skipped: Skipped) -> None:
+def _run(trainer: Trainer, given: dict[str, Any], skipped: Skipped) -> None:
     """Runs the trainer, with its log on the terminal and as a picture in its folder."""
     console = Console()
     columns = (
@@ -232,8 +214,9 @@ def _run(trainer: Trainer, stop: int | None, skipped: Skipped) -> None:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        total = stop or trainer.recipe.steps
+    shown = console.is_terminal and trainer.accelerator.is_main_process
+    with Bar(*columns, console=console, transient=True, disable=not shown) as bar:
+        total = given["stop"] or trainer.recipe.steps
         task = bar.add_task("training", total=total, completed=trainer.step)
 
         def report(line: Progress) -> None:
@@ -242,9 +225,16 @@ def _run(trainer: Trainer, stop: int | None, skipped: Skipped) -> None:
             if line.validation:
                 from ris.training.plot import plot_log
 
-                plot_log(trainer.folder / "log.jsonl", trainer.folder / "log.png")
+                plot_log(trainer.keeper.folder / "log.jsonl", trainer.keeper.folder / "log.png")
 
-        trainer.run(report=report, stop=stop, skipped=skipped)
+        trainer.run(
+            log_every=given["log_every"],
+            save_every=given["save_every"],
+            validate_every=given["validate_every"],
+            stop=given["stop"],
+            report=report,
+            skipped=skipped,
+        )
 
 
 def _words(line: Progress) -> str:
@@ -252,6 +242,8 @@ def _words(line: Progress) -> str:
     now = time.strftime("%H:%M:%S")
     losses = _figures(line.losses)
     text = f"{now} step {line.step}  {losses}  rate {line.rate:.1e}  {line.seconds:.0f} s"
+    if line.skipped:
+        text += f"  {line.skipped} steps skipped: the gradient was not finite"
     for kind, figures in (line.validation or {}).items():
         text += f"\n  {kind:<10} {_figures(figures)}"
     return text
@@ -259,3 +251,7 @@ def _words(line: Progress) -> str:
 
 def _figures(values: dict[str, float]) -> str:
     return " ".join(f"{name} {value:.3f}" for name, value in values.items())
+
+
+if __name__ == "__main__":
+    main()

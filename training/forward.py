@@ -106,7 +106,10 @@ def ask(
     pwam = model.adaptor_clip.fusion
     values, queries = pwam.project_image(clip_tokens)
     fused = pwam.fuse(values[image_index], queries[image_index], text, mask)
-    dense, maps = model.clip_pixel_decoder(*model.backbone_clip(fused))
+    pyramid = model.backbone_clip(fused)
+    # as in the released code: half precision is too coarse for where it samples
+    with torch.autocast(fused.device.type, enabled=False):
+        dense, maps = model.clip_pixel_decoder(*(level.float() for level in pyramid))
 
     sparse = model.txt2txt(model.sparse_query(text, category), text)
     prompted = image_embeddings[image_index] + model.dense_embedding(dense)

@@ -1,7 +1,4 @@
-"""Starting values for what has no pre-trained weights.
-
-Most of them are drawn by the modules' own constructors.
-"""
+"""The model that a run starts with: pre-trained weights, and starting values for the rest."""
 
 from __future__ import annotations
 
@@ -14,55 +11,102 @@ from torch import Tensor, nn
 
 from ris.engines.errors import CheckpointError
 from ris.reference.checkpoint import WeightFiles
+from ris.reference.checkpoint.category_table import compute_sentence_start, text_tower
+from ris.reference.checkpoint.entries import Entry
 from ris.reference.checkpoint.finite import require_finite
 from ris.reference.checkpoint.loading import partial_weights
+from ris.reference.checkpoint.names import TABLE
 from ris.reference.config import ModelConfig
 from ris.reference.model import RISModel
 from ris.reference.pixel_decoder import DeformableAttention
+from ris.training.initial_values import released_values, spread_samples
+from ris.training.recipe import Objective, Recipe
+from ris.training.sentence_start import set_sentence_start
 
 
-def fresh_model(config: ModelConfig, seed: int) -> RISModel:
-    """An untrained model of `config`, float32, every parameter drawn from `seed`."""
+def fresh_model(config: ModelConfig, seed: int, objective: Objective = "released") -> RISModel:
+    """An untrained model of `config`, float32, every parameter drawn from `seed`.
+
+    objective: whose starting values (`Recipe.objective`). The encoders' are the same ones.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = RISModel(config)
         for module in model.modules():
             if isinstance(module, DeformableAttention):
-                _spread_samples(module)
+                spread_samples(module)
         _set_positions(model)
         _scale_bert(model)
         model.text_embeddings.zero_()
-        for scale in (model.decoder.logit_scale, model.decoder.logit_scale_condsim):
-            nn.init.constant_(scale, math.log(1 / 0.07))
+        if objective == "demo":
+            for scale in (model.decoder.logit_scale, model.decoder.logit_scale_condsim):
+                nn.init.constant_(scale, math.log(1 / 0.07))
+        else:
+            released_values(model)
+    set_sentence_start(model, None)
     return model
 
 
 def starting_model(
-    config: ModelConfig, seed: int, files: WeightFiles, say: Callable[[str], None]
+    config: ModelConfig, recipe: Recipe, files: WeightFiles, say: Callable[[str], None]
 ) -> RISModel:
     """`fresh_model`, with every tensor that the weight files have.
 
     Args:
         config: The preset.
-        seed: Seed of the tensors that the files do not have.
+        recipe: Its seed is that of the tensors that the files do not have; its class term needs
+            what CLIP's text tower says.
         files: Pre-trained encoders, or a whole checkpoint.
         say: Called with each line about which tensors came from which file.
 
     Raises:
         CheckpointError: For files that cannot be read, for tensors of other sizes than the
-            preset's, for values that are NaN or infinite, and where the category variant's table is
-            missing.
+            preset's, for values that are NaN or infinite, and where the category table or CLIP's
+            state of a sentence is needed and missing.
     """
-    model = fresh_model(config, seed)
-    entries, notes = partial_weights(files, config)
-    if config.query == "category" and "text_embeddings" not in entries:
+    model = fresh_model(config, recipe.seed, recipe.objective)
+    classes = recipe.objective == "released" and recipe.weights.classes > 0
+    # the [CLS] variant needs no table but for the class term
+    entries, notes = partial_weights(files, config.with_category_query() if classes else config)
+    if config.query == "category" and TABLE not in entries:
         raise CheckpointError(
             "the category variant needs its table: give --clip-checkpoint with CLIP's text tower,"
             " or a checkpoint with text_embeddings"
         )
+    if classes:
+        _require_class_texts(entries, config, recipe)
+        set_sentence_start(model, compute_sentence_start(entries, config))
     if not entries:
         return model
 
+    _load(model, entries)
+    for note in notes:
+        say(note)
+    state = model.state_dict()
+    given = sum(key in entries for key in state)
+    say(f"{given} of {len(state)} tensors come from the files, the others start at random")
+    return model
+
+
+def _require_class_texts(entries: dict[str, Entry], config: ModelConfig, recipe: Recipe) -> None:
+    """Raises CheckpointError where the files lack what the class term compares queries with."""
+    lacking = []
+    if TABLE not in entries:
+        lacking.append("a category table (text_embeddings)")
+    if text_tower(entries, config) is None:
+        lacking.append("CLIP's text tower, which says what a sentence's vector is")
+    elif config.clip.text_width != config.clip.embed_dim:
+        lacking.append("a text tower whose states are as long as its vectors")
+    if lacking:
+        raise CheckpointError(
+            f"the recipe {recipe.name} has a class term, and the weight files lack"
+            f" {' and '.join(lacking)}: give --clip-checkpoint with CLIP's text tower, or a recipe"
+            " without the term (supplement)"
+        )
+
+
+def _load(model: RISModel, entries: dict[str, Entry]) -> None:
+    """Gives the model the tensors of the files. Raises CheckpointError as `starting_model`."""
     state = model.state_dict()
     given = [key for key in state if key in entries]
     wrong = [
@@ -72,15 +116,10 @@ def starting_model(
     ]
     if wrong:
         raise CheckpointError(
-            f"the weight files are not the preset's ({config.preset}): {'; '.join(wrong[:3])}"
+            f"the weight files are not the preset's ({model.config.preset}): {'; '.join(wrong[:3])}"
         )
-
     require_finite(entries, given)
     model.load_state_dict({key: entries[key].read() for key in given}, strict=False)
-    for note in notes:
-        say(note)
-    say(f"{len(given)} of {len(state)} tensors come from the files, the others start at random")
-    return model
 
 
 def _set_positions(model: RISModel) -> None:
@@ -110,26 +149,3 @@ def _scale_bert(model: RISModel) -> None:
     for name, parameter in model.text_encoder.named_parameters():
         if name.startswith("encoder.") and parameter.ndim == 2:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-
-
-def _spread_samples(attention: DeformableAttention) -> None:
-    """Spreads the points that the attention samples, all with equal weight.
-
-    Each head looks in a direction of its own, each of its points one pixel further out.
-    """
-    nn.init.zeros_(attention.sampling_offsets.weight)
-    nn.init.zeros_(attention.attention_weights.weight)
-    nn.init.zeros_(attention.attention_weights.bias)
-
-    angles = torch.arange(attention.heads) * (2 * math.pi / attention.heads)
-    direction = torch.stack([angles.cos(), angles.sin()], -1)
-    direction = direction / direction.abs().amax(-1, keepdim=True)
-    steps = torch.arange(1, attention.points + 1)[None, None, :, None]
-    offsets = direction[:, None, None] * steps
-    offsets = offsets.expand(-1, attention.levels, -1, -1)
-    with torch.no_grad():
-        attention.sampling_offsets.bias.copy_(offsets.reshape(-1))
-
-    for layer in (attention.value_proj, attention.output_proj):
-        nn.init.xavier_uniform_(layer.weight)
-        nn.init.zeros_(layer.bias)

@@ -1,156 +1,36 @@
-"""The losses (docs/reference/models/dfam.md 20).
+"""The losses of the released code (docs/reference/training.md), and the sum that is minimised.
 
-Main mask, DFAM's masks and embeddings by matched query, no-target, and the pretext terms.
+All of them are computed in float32, whatever the model computes in. The demo's own are in
+`demo_losses`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ris.reference.model import RISModel
+from ris.training.demo_losses import demo_losses
 from ris.training.forward import TrainingOutputs
-from ris.training.pretext import PretextHeads, pretext_loss, sentence_loss
-from ris.training.recipe import LossWeights
+from ris.training.matching import DfamOutput, Matched, match
+from ris.training.points import Points, RandomPoints, sampled, uncertain
+from ris.training.pretext import PretextHeads
+from ris.training.recipe import LossWeights, Recipe
+from ris.training.sentence_start import sentence_start
 from ris.training.targets import Targets
+from ris.training.terms import dice, no_target_loss
 
+Losses = dict[str, Tensor]
+"""Terms by name, 0-D each."""
 
-def dice(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
-    """1 - Dice of sigmoid(logits) with target over the last axis: both [..., P] -> [...]."""
-    probability = logits.sigmoid()
-    overlap = (probability * target).sum(-1)
-    return 1 - (2 * overlap + smooth) / (probability.sum(-1) + target.sum(-1) + smooth)
+BACKGROUND_WEIGHT = 0.1
+"""The weight of background in the class term."""
 
-
-def mask_loss(mask_logits: Tensor, targets: Targets, weights: LossWeights) -> Tensor:
-    """The main term, at the model's square, averaged over expressions that have a target.
-
-    0 where none has.
-    """
-    chosen = targets.present.nonzero()[:, 0]
-    if len(chosen) == 0:
-        return mask_logits.sum() * 0.0
-
-    masks = targets.masks[chosen]
-    logits = F.interpolate(
-        mask_logits[chosen].float(), size=masks.shape[-2:], mode="bilinear", align_corners=False
-    )
-    flat, truth = logits[:, 0].flatten(1), masks.flatten(1)
-    bce = F.binary_cross_entropy_with_logits(flat, truth)
-    return weights.mask_dice * dice(flat, truth).mean() + weights.mask_bce * bce
-
-
-def match(
-    query_masks: Tensor, similarity: Tensor, truth: Tensor, index: Tensor, weights: LossWeights
-) -> Tensor:
-    """The query of each expression: the one with the lowest cost.
-
-    An expression has one target mask, so that Hungarian matching is to take the cheapest query.
-
-    Args:
-        query_masks: DFAM's masks of the B images, [B, Q, P] logits.
-        similarity: How well each query fits the expression's own sentence, [N, Q] logits.
-        truth: The target masks, [N, P] from 0 to 1.
-        index: Which image each expression is about, int64 [N].
-        weights: Weights of the three costs.
-
-    Returns:
-        Indices of queries, int64 [N].
-    """
-    with torch.no_grad():
-        logits = query_masks[index]
-        pixels = logits.shape[-1]
-        bce = F.softplus(logits).mean(-1) - torch.einsum("nqp,np->nq", logits, truth) / pixels
-        cost = weights.dfam_bce * bce + weights.dfam_dice * dice(logits, truth[:, None])
-        return (cost - weights.vl * similarity.sigmoid()).argmin(1)
-
-
-def dfam_loss(
-    model: RISModel, out: TrainingOutputs, targets: Targets, weights: LossWeights
-) -> tuple[Tensor, Tensor]:
-    """DFAM's terms: the mean over its initial queries and its three layers.
-
-    Args:
-        model: The model.
-        out: What it answered.
-        targets: What is right.
-        weights: Weights of the terms; `dfam` is not applied here.
-
-    Returns:
-        The mask terms and the sentence term, weighted.
-    """
-    index = targets.image_index
-    truth = _pooled(targets, out.query_masks[0])
-    chosen = targets.present.nonzero()[:, 0]
-    rows = torch.arange(len(index), device=truth.device)
-    # a pair that means the same thing is neither right nor wrong, and does not count
-    counted = ~targets.same | torch.eye(len(index), dtype=torch.bool, device=truth.device)
-
-    masks = vl = out.mask_logits.sum() * 0.0
-    for query_masks, objects in zip(out.query_masks, out.objects, strict=True):
-        logits = query_masks.float().flatten(2)
-        similarity = _similarity(model, objects, out.sentences)
-        best = match(logits, similarity.detach()[rows, :, rows], truth, index, weights)
-
-        label = torch.zeros_like(similarity)
-        label[chosen, best[chosen], chosen] = 1.0
-        use = counted[:, None].expand_as(similarity)
-        queries = similarity.shape[1]
-        vl = vl + F.binary_cross_entropy_with_logits(similarity[use], label[use]) * queries
-
-        if len(chosen):
-            picked = logits[index[chosen], best[chosen]]
-            bce = F.binary_cross_entropy_with_logits(picked, truth[chosen])
-            masks = masks + weights.dfam_bce * bce
-            masks = masks + weights.dfam_dice * dice(picked, truth[chosen]).mean()
-
-    layers = len(out.query_masks)
-    return masks / layers, weights.vl * vl / layers
-
-
-def _similarity(model: RISModel, objects: Tensor, sentences: Tensor) -> Tensor:
-    """Scaled cosines of object embeddings [N, Q, C] with all sentences [N, C]: [N, Q, N]."""
-    projected = F.normalize(model.decoder.to_logits_bert(objects).float(), dim=-1)
-    directions = F.normalize(sentences.float(), dim=-1)
-    return projected @ directions.T * model.decoder.logit_scale.exp()
-
-
-def no_target_loss(logits: Tensor, present: Tensor, weights: LossWeights) -> Tensor:
-    """Weighted cross entropy; class 1 means "no target"."""
-    classes = torch.tensor(weights.no_target_classes, dtype=torch.float32, device=logits.device)
-    return F.cross_entropy(logits.float(), (~present).long(), weight=classes)
-
-
-def dense_loss(heads: PretextHeads, dense_prompt: Tensor, targets: Targets) -> Tensor:
-    """Dice and cross entropy of the mask that a linear layer reads off the dense prompt.
-
-    dense_prompt: [N, C, d, d]. The mask is empty for expressions that have no target.
-    """
-    logits = heads.dense(dense_prompt).float()[:, 0].flatten(1)
-    truth = _pooled(targets, dense_prompt)
-    return dice(logits, truth).mean() + F.binary_cross_entropy_with_logits(logits, truth)
-
-
-def relevance_loss(model: RISModel, out: TrainingOutputs, targets: Targets) -> Tensor:
-    """Cross entropy of the no-target head's answer for each query.
-
-    What is right is how much of the query's mask is meant. The head's own answer is the maximum
-    over queries, through which only one query at a time would learn.
-    """
-    each = model.decoder.no_target(out.objects[-1])[0].float()  # [N, Q, 2]
-    with torch.no_grad():
-        masks = out.query_masks[-1].float().sigmoid()
-        truth = _pooled(targets, masks)
-        masks = masks.flatten(2)[targets.image_index]
-        meant = torch.einsum("nqp,np->nq", masks, truth) / masks.sum(-1).clamp(min=1e-3)
-    return F.binary_cross_entropy_with_logits(each[..., 0] - each[..., 1], meant.clamp(0, 1))
-
-
-def _pooled(targets: Targets, like: Tensor) -> Tensor:
-    """The target masks at the height and width of `like` [..., h, w]: [N, h * w] from 0 to 1."""
-    height, width = like.shape[-2:]
-    return F.adaptive_avg_pool2d(targets.masks[:, None], (height, width)).flatten(1)
+_MAIN_SMOOTH = 1e-3
+"""Smoothing of the main mask's Dice, in pixels."""
 
 
 def total_loss(
@@ -158,34 +38,231 @@ def total_loss(
     heads: PretextHeads | None,
     out: TrainingOutputs,
     targets: Targets,
-    weights: LossWeights,
+    recipe: Recipe,
+    objects: float,
+    points: torch.Generator | Points,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The sum that is minimised, and its parts.
+    """The sum that is minimised, and its parts, for one group of samples.
+
+    A step's loss is the mean over its groups. It does not depend on how these are spread over
+    devices.
 
     Args:
         model: The model.
-        heads: The layers of the pretext terms; None leaves these terms out.
+        heads: The layers of the pretext terms, of the demo's losses; None leaves these terms out.
         out: What the model answered.
         targets: What is right.
-        weights: Weights of the terms.
+        recipe: Which losses, and their weights.
+        objects: What the sums over objects are divided by: the objects of the whole step
+            (`Targets.count` of all its groups on all devices), divided by the number of groups.
+        points: What draws the points at which masks are compared, or the points.
 
     Returns:
         The sum, and its parts by name, weighted.
     """
-    parts = {"mask": mask_loss(out.mask_logits, targets, weights)}
-    masks, vl = dfam_loss(model, out, targets, weights)
-    parts["dfam"], parts["vl"] = weights.dfam * masks, weights.dfam * vl
-    if out.no_target_logits is not None:
-        decided = no_target_loss(out.no_target_logits, targets.present, weights)
-        parts["no_target"] = weights.no_target * decided
-
-    if heads is not None and targets.things is not None and weights.pretext:
-        taught = pretext_loss(heads, out.image_embeddings, out.clip_tokens, targets)
-        taught["sentence"] = sentence_loss(heads, out.sentences, targets)
-        taught["dense"] = dense_loss(heads, out.dense_prompt, targets)
-        if out.no_target_logits is not None:
-            taught["relevance"] = 2 * relevance_loss(model, out, targets)
-        parts |= {name: weights.pretext * value for name, value in taught.items()}
+    weights = recipe.weights
+    if recipe.objective == "demo":
+        parts = demo_losses(model, heads, out, targets, weights)
+    else:
+        # logits of texts are computed here, in what the model computes in
+        outputs = dfam_outputs(model, out, targets.image_index, weights)
+        drawn = RandomPoints(points) if isinstance(points, torch.Generator) else points
+        with torch.autocast(out.mask_logits.device.type, enabled=False):
+            parts = released_losses(outputs, out, targets, weights, objects, drawn)
 
     total = torch.stack(list(parts.values())).sum()
-    return total, {name: float(value.detach()) for name, value in parts.items()}
+    values = torch.stack([value.detach() for value in parts.values()]).tolist()
+    return total, dict(zip(parts, values, strict=True))
+
+
+def released_losses(
+    outputs: Sequence[DfamOutput],
+    out: TrainingOutputs,
+    targets: Targets,
+    weights: LossWeights,
+    objects: float,
+    points: Points,
+) -> Losses:
+    """The released code's terms by name, weighted, DFAM's summed over its outputs.
+
+    Args:
+        outputs: DFAM's outputs.
+        out: What the model answered; the main mask and the no-target logits are read.
+        targets: What is right.
+        weights: Weights of the terms.
+        objects: As of `total_loss`.
+        points: Where masks are compared.
+    """
+    main = main_losses(out.mask_logits.float(), targets)
+    parts = {
+        "mask_bce": weights.mask_bce * main["bce"],
+        "mask_dice": weights.mask_dice * main["dice"],
+    }
+    scales = {
+        "dfam_bce": weights.dfam_bce,
+        "dfam_dice": weights.dfam_dice,
+        "class": weights.classes,
+        "sentence": weights.vl,
+    }
+    found = dfam_losses(outputs, targets, weights, objects, points)
+    for name in found[0]:
+        parts[name] = weights.dfam * scales[name] * torch.stack([x[name] for x in found]).sum()
+
+    if out.no_target_logits is not None:
+        decided = no_target_loss(out.no_target_logits, targets.targeted, weights.no_target_classes)
+        parts["no_target"] = weights.no_target * decided
+    return parts
+
+
+def dfam_outputs(
+    model: RISModel, out: TrainingOutputs, image_index: Tensor, weights: LossWeights
+) -> list[DfamOutput]:
+    """DFAM's outputs as the losses read them, in float32.
+
+    Args:
+        model: The model; for the class term it has the category table and CLIP's start state.
+        out: What it answered.
+        image_index: Which image each sentence is about, int64 [N].
+        weights: Weights of the losses; without the class term there are no class logits.
+    """
+    decoder, count = model.decoder, len(image_index)
+    texts: Tensor | None = None
+    if weights.classes:
+        texts = _directions(torch.cat([sentence_start(model)[None], model.text_embeddings]))
+    sentences = _directions(out.sentences)
+
+    found = []
+    for masks, objects in zip(out.query_masks, out.objects, strict=True):
+        own = _directions(decoder.to_logits_bert(objects)) @ sentences.T
+        classes: Tensor | None = None
+        if texts is not None:
+            likeness = _directions(decoder.to_logits(objects)) @ texts.T
+            # CLIP's start token reads nothing after it: every sentence has the same vector
+            same, others = likeness[..., :1].expand(-1, -1, count), likeness[..., 1:]
+            classes = torch.cat([same, others], -1).float() * decoder.logit_scale_condsim.exp()
+        found.append(
+            DfamOutput(masks[image_index].float(), own.float() * decoder.logit_scale.exp(), classes)
+        )
+    return found
+
+
+def _directions(vectors: Tensor) -> Tensor:
+    """The vectors [..., C] at length 1, float32."""
+    vectors = vectors.float()
+    return vectors / (vectors.norm(dim=-1, keepdim=True) + 1e-7)
+
+
+def main_losses(mask_logits: Tensor, targets: Targets) -> Losses:
+    """The main mask against everything that is meant, at the model's square: "bce" and "dice".
+
+    Samples without target count 0, and the divisor is the number of all samples.
+
+    mask_logits: float32 [N, 1, h, h].
+    """
+    count, chosen = len(mask_logits), targets.targeted.nonzero()[:, 0]
+    if not len(chosen):
+        nothing = mask_logits.sum() * 0.0
+        return {"bce": nothing, "dice": nothing}
+
+    truth = targets.union[chosen].float().flatten(1)
+    logits = F.interpolate(
+        mask_logits[chosen], size=targets.union.shape[-2:], mode="bilinear", align_corners=False
+    ).flatten(1)
+    bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1)
+    return {"bce": bce.sum() / count, "dice": dice(logits, truth, _MAIN_SMOOTH).sum() / count}
+
+
+def dfam_losses(
+    outputs: Sequence[DfamOutput],
+    targets: Targets,
+    weights: LossWeights,
+    objects: float,
+    points: Points,
+) -> list[Losses]:
+    """The terms of each of DFAM's outputs, without weight.
+
+    Args:
+        outputs: DFAM's outputs.
+        targets: What is right.
+        weights: Weights of the matching costs; without weight there is no class term.
+        objects: As of `total_loss`.
+        points: Where masks are compared.
+
+    Returns:
+        For each output "dfam_bce" and "dfam_dice", "sentence", and "class" where it has a weight.
+    """
+    truth = [masks.float() for masks in targets.objects]
+    counted = None if weights.same_category else ~_same_category(targets)
+    found = []
+    for number, matched in enumerate(match(outputs, truth, weights, points)):
+        output = outputs[number]
+        drawn = points.of_loss(number, len(matched))
+        losses = mask_losses(output.masks, truth, matched, drawn, objects)
+        if output.classes is not None:
+            losses["class"] = class_loss(output.classes, matched)
+        losses["sentence"] = sentence_loss(output.sentences, matched, counted)
+        found.append(losses)
+    return found
+
+
+def mask_losses(
+    masks: Tensor,
+    truth: Sequence[Tensor],
+    matched: Matched,
+    drawn: tuple[Tensor, Tensor],
+    objects: float,
+) -> Losses:
+    """The matched queries' masks against their objects at points: "dfam_bce" and "dfam_dice".
+
+    Args:
+        masks: The queries' masks, float32 [N, Q, s, s] logits.
+        truth: The masks of each sample's objects, N of float32 [n, S, S].
+        matched: The M matched queries.
+        drawn: The points of `Points.of_loss`.
+        objects: As of `total_loss`.
+    """
+    if not len(matched):
+        nothing = masks.sum() * 0.0
+        return {"dfam_bce": nothing, "dfam_dice": nothing}
+
+    logits = masks[matched.sample, matched.query]
+    pairs = zip(matched.sample.tolist(), matched.target.tolist(), strict=True)
+    right = torch.stack([truth[sample][target] for sample, target in pairs])
+    with torch.no_grad():
+        candidates, rest = (points.to(logits.device) for points in drawn)
+        points = uncertain(logits, candidates, rest)
+        right = sampled(right[:, None], points)[:, 0]
+    logits = sampled(logits[:, None], points)[:, 0]
+    bce = F.binary_cross_entropy_with_logits(logits, right, reduction="none").mean(1)
+    divisor = max(objects, 1.0)
+    return {"dfam_bce": bce.sum() / divisor, "dfam_dice": dice(logits, right).sum() / divisor}
+
+
+def class_loss(logits: Tensor, matched: Matched) -> Tensor:
+    """Cross entropy of logits [N, Q, N + categories].
+
+    A matched query's class is its own sentence, every other one's is background.
+    """
+    label = torch.full(logits.shape[:2], logits.shape[-1] - 1, device=logits.device)
+    label[matched.sample, matched.query] = matched.sample
+    weight = torch.ones(logits.shape[-1], device=logits.device)
+    weight[-1] = BACKGROUND_WEIGHT
+    return F.cross_entropy(logits.flatten(0, 1), label.flatten(), weight)
+
+
+def sentence_loss(logits: Tensor, matched: Matched, counted: Tensor | None) -> Tensor:
+    """Binary cross entropy of logits [N, Q, N]: 1 for a matched query and its own sentence.
+
+    counted: which pairs of samples count, bool [N, N]; None: all. The divisor is that of all.
+    """
+    label = torch.zeros_like(logits)
+    label[matched.sample, matched.query, matched.sample] = 1.0
+    each = F.binary_cross_entropy_with_logits(logits, label, reduction="none")
+    return (each if counted is None else each * counted[:, None]).mean()
+
+
+def _same_category(targets: Targets) -> Tensor:
+    """Which different samples mean objects of one category: bool [N, N]."""
+    category, targeted = targets.category, targets.targeted
+    same = (category[:, None] == category) & targeted[:, None] & targeted
+    return same & ~torch.eye(len(category), dtype=torch.bool, device=category.device)

@@ -2,74 +2,160 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ris.data.datasets import DATASETS
 from ris.engines.errors import RisError
 
 SCENES = "scenes"
 """The name of the drawn scenes among the data."""
+
+TRACKERS = ("csv", "tensorboard", "wandb")
+"""Where a run's figures may go besides its own log. All but "csv" are packages of that name."""
+
+BY_CATEGORY = ("refcoco", "refcoco+", "refcocog")
+"""The data sets whose models ask by category unless told otherwise, as the paper's do."""
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """What to train on."""
 
-    name: str
-    """`SCENES`, or the name of a data set."""
+    mix: tuple[tuple[str, float], ...] = ((SCENES, 1.0),)
+    """Data sets by name, or paths of JSONL files, and the share of the samples from each, up to a
+    common factor; or `SCENES` alone."""
 
-    root: Path | None
-    """The folder of a data set's files; None for scenes."""
+    root: Path | None = None
+    """The folder of the data sets' files; None for scenes and JSONL files."""
 
-    images: Path | None
+    images: Path | None = None
     """The folder of COCO's images; None: looked for below `root`."""
 
-    features: Path | None
-    """The folder of the frozen encoders' outputs; None stores nothing."""
+    validation: str | None = None
+    """A data set or a JSONL file to validate on; None: the val split of the first data set, or the
+    first JSONL file itself."""
+
+    validation_samples: int = 500
+    """How many of its expressions are asked, always the same ones."""
+
+    protocol: str | None = None
+    """The published evaluator that counts them; None: the one that the data set's papers use."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names alone."""
+        return tuple(name for name, _ in self.mix)
 
     @property
     def drawn(self) -> bool:
         """Whether these are the drawn scenes."""
-        return self.name == SCENES
+        return SCENES in self.names
+
+    @property
+    def variant(self) -> str:
+        """The variant that is meant for this data."""
+        return "category" if all(name in BY_CATEGORY for name in self.names) else "cls"
 
     def check(self) -> None:
         """Raises RisError where a folder is missing, or belongs to other data."""
-        if not self.drawn and self.root is None:
-            raise RisError(f"--data {self.name} needs --root, the folder of its files")
-        if self.drawn and (self.root or self.images or self.features):
+        if self.drawn and len(self.mix) > 1:
+            raise RisError("--data scenes cannot be mixed with other data")
+        if self.drawn and (self.root or self.images or self.validation or self.protocol):
             raise RisError(
-                "--root, --images and --features belong to data sets, --data scenes draws its own"
-                " images"
+                "--root, --images, --validation and --protocol belong to data sets, --data scenes"
+                " draws its own images"
             )
+        for name in (*self.names, *([self.validation] if self.validation else [])):
+            if name in DATASETS and self.root is None:
+                raise RisError(f"--data {name} needs --root, the folder of its files")
+
+
+def parse_mix(values: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """What `--data` was given, as names and weights: NAME, or NAME:WEIGHT.
+
+    Raises RisError for a name that is none, and for a weight that is not above 0.
+    """
+    return tuple(_parse_one(value) for value in values)
+
+
+def _parse_one(value: str) -> tuple[str, float]:
+    name, colon, weight = value.rpartition(":")
+    if not colon or (name not in DATASETS and not name.endswith(".jsonl")):
+        name, weight = value, "1"
+    if name != SCENES and name not in DATASETS and not name.endswith(".jsonl"):
+        known = ", ".join((SCENES, *DATASETS))
+        raise RisError(f"--data {value}: known are {known}, and .jsonl files")
+    try:
+        share = float(weight)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < math.inf:
+        raise RisError(f"--data {value}: the weight is a number above 0, as in {name}:2")
+    return name, share
 
 
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model to train, and from what."""
 
-    preset: str
-    """The architecture, a key of `PRESETS`."""
+    preset: str | None = None
+    """The architecture, a key of `PRESETS`; None: the checkpoint's own."""
 
-    variant: str
-    """What the sparse branch asks with: "cls" or "category"."""
+    variant: str | None = None
+    """What the sparse branch asks with: "cls" or "category"; None: the checkpoint's own."""
 
-    vocabulary: Path | None
+    supplement: bool = False
+    """Whether the architecture is the supplement's where it differs from the released code's."""
+
+    vocabulary: Path | None = None
     """A vocab.txt or tokenizer.json; None: that of BERT's folder, or else the preset's."""
 
-    files: Mapping[str, Path | None]
+    files: Mapping[str, Path | None] = field(default_factory=dict)
     """The weight files to start from, by the field names of `WeightFiles`."""
+
+    random_encoders: bool = False
+    """Whether encoders that do not train may start at random."""
 
 
 @dataclass(frozen=True)
 class HardwareOptions:
     """What to compute with."""
 
-    device: str
-    """A device's name in PyTorch."""
+    device: str = "cpu"
+    """A device's name in PyTorch; where several processes run, "cuda" is a device for each."""
 
-    threads: int | None
+    threads: int | None = None
     """CPU threads; None: as many as PyTorch takes, or a container's quota."""
 
-    workers: int
+    workers: int = 1
     """Processes that make batches."""
+
+    fewer_activations: bool = False
+    """Gradient checkpointing: activations are computed anew on the way back, to save memory."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is kept and watched; nothing of it changes what is learnt."""
+
+    features: Path | None = None
+    """The folder of the frozen encoders' outputs; None stores nothing."""
+
+    keep: int = 2
+    """States that are kept, the newest ones."""
+
+    metric: str | None = None
+    """The figure of the validation that says which weights are best; None: the data's usual one."""
+
+    trackers: tuple[str, ...] = ("csv", "tensorboard")
+    """Where figures go besides the run's own log: some of `TRACKERS`."""
+
+    def check(self) -> None:
+        """Raises RisError for a tracker whose package is not installed."""
+        for name in self.trackers:
+            if importlib.util.find_spec(name) is None:
+                raise RisError(f"--log {name} needs {name}: pip install {name}")

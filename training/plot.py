@@ -7,6 +7,9 @@ from typing import Any
 
 from ris.runtime.json_lines import read_json_lines
 
+MEANS = ("miou", "gIoU", "mIoU")
+"""The figure that is drawn, the first that a validation has."""
+
 Lines = list[dict[str, Any]]
 """The lines of a log, parsed."""
 
@@ -47,8 +50,10 @@ def _plot_losses(axes: Any, lines: Lines) -> None:
 
 def _plot_validation(axes: Any, lines: Lines) -> None:
     """Mean IoU of each kind of expression, and the accuracy on expressions without a target."""
-    for kind in lines[-1]["validation"] if lines else ():
-        points = _points(lines, kind, "miou")
+    known = lines[-1]["validation"] if lines else {}
+    figure = next((name for name in MEANS if name in known.get("all", {})), MEANS[0])
+    for kind in known:
+        points = _points(lines, kind, figure)
         if points:
             width = 2.0 if kind == "all" else 0.8
             axes.plot(*zip(*points, strict=True), label=kind, linewidth=width)
@@ -57,8 +62,11 @@ def _plot_validation(axes: Any, lines: Lines) -> None:
     if refused:
         axes.plot(*zip(*refused, strict=True), label="no target: accuracy", linestyle=":")
 
-    axes.set(xlabel="step", ylabel="mean IoU", ylim=(0, 1), title="validation")
-    axes.legend(fontsize=8)
+    # the published evaluators count in percent
+    top = 1 if figure == MEANS[0] else 100
+    axes.set(xlabel="step", ylabel=figure, ylim=(0, top), title="validation")
+    if known:
+        axes.legend(fontsize=8)
 
 
 def _points(lines: Lines, kind: str, figure: str) -> list[tuple[int, float]]:

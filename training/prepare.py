@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
 import torch
+from tokenizers import Tokenizer
 
-from ris.data.datasets import read_refer
-from ris.engines.errors import RisError, Skipped, refuse
+from ris.data.datasets import DATASETS, ReferData
+from ris.data.datasets.refer_files import read_files
+from ris.engines.errors import CheckpointError, Skipped, refuse
 from ris.engines.processor import core_limit
-from ris.reference.checkpoint import WeightFiles
-from ris.reference.config import PRESETS
-from ris.reference.model import RISModel
+from ris.reference.checkpoint import WeightFiles, inspect
+from ris.reference.checkpoint.loading import partial_weights
+from ris.reference.checkpoint.names import BERT, CLIP_VISUAL, SAM_ENCODER, module_of
+from ris.reference.config import PRESETS, ModelConfig
+from ris.reference.model import RISModel, empty_model
 from ris.reference.tokenizer import tokenizer_from
-from ris.training.data import Sources
 from ris.training.initialise import starting_model
 from ris.training.loop import Trainer
-from ris.training.options import DataOptions, HardwareOptions, ModelOptions
+from ris.training.measure import BatchValidation, Validation
+from ris.training.options import DataOptions, HardwareOptions, ModelOptions, RunOptions
+from ris.training.published import PublishedValidation
+from ris.training.reading import read_for_training
 from ris.training.recipe import Recipe
-from ris.training.refer_source import ReferSource
+from ris.training.refer_source import ReferSource, ReferSubset
+from ris.training.samples import Sources
 from ris.training.scene_source import SceneSource
 
 SEED_SCENES = 10**10
@@ -35,55 +43,103 @@ LESSON_EXPRESSIONS = 4
 """Expressions per scene in the lessons."""
 
 VALIDATION_STEPS = 25
-"""The most batches that a validation has."""
+"""Batches of drawn scenes that a validation has."""
+
+_OPTIONS = {SAM_ENCODER: "--sam-checkpoint", CLIP_VISUAL: "--clip-checkpoint", BERT: "--bert"}
 
 
-def prepare_run(
-    out: Path,
-    recipe: Recipe,
-    data: DataOptions,
-    model: ModelOptions,
-    hardware: HardwareOptions,
-    skipped: Skipped = refuse,
-) -> Trainer:
+@dataclass(frozen=True)
+class Request:
+    """A run as it is asked for."""
+
+    recipe: Recipe
+    """What the run does."""
+
+    data: DataOptions
+    """What it trains on."""
+
+    model: ModelOptions
+    """The model it trains."""
+
+    hardware: HardwareOptions
+    """What it computes with."""
+
+    options: RunOptions
+    """How it is kept and watched."""
+
+
+def prepare_run(out: Path, request: Request, skipped: Skipped = refuse) -> Trainer:
     """The run that is asked for, before its first step.
 
     Args:
         out: The run's folder.
-        recipe: What the run does.
-        data: What it trains on.
-        model: The model it trains.
-        hardware: What it computes with.
+        request: The run.
         skipped: Gets a sentence for each image of the data set whose file is missing.
 
     Raises:
         RisError: Where the device, a data set's file or a weight file is not as it must be, and by
             default in place of leaving an image out.
     """
-    if threads := hardware.threads or core_limit():
+    if threads := request.hardware.threads or core_limit():
         torch.set_num_threads(threads)
-    if hardware.device != "cpu" and not torch.cuda.is_available():
-        raise RisError(f"--device {hardware.device}: PyTorch sees no CUDA device here")
-
-    config = PRESETS[model.preset]
-    if model.variant == "category":
-        config = config.with_category_query()
-    side = config.sam.image_size
-    sources = _scenes(recipe, side) if data.drawn else _data_set(data, recipe, side, skipped)
+    data, model, recipe = request.data, request.model, request.recipe
+    files = WeightFiles(**model.files)
+    config = model_config(model)
+    tokenizer = tokenizer_from(model.vocabulary or files.bert, config)
+    validation: Validation | None = None
+    if data.drawn:
+        sources = _scenes(recipe, config.sam.image_size)
+    else:
+        sources, validation = _data_sets(data, recipe, config, tokenizer, skipped)
+    if not model.random_encoders:
+        require_encoders(config, recipe, files)
 
     def make_model() -> RISModel:
-        return starting_model(config, recipe.seed, WeightFiles(**model.files), click.echo)
+        return starting_model(config, recipe, files, click.echo)
 
     return Trainer(
-        out,
-        recipe,
-        make_model,
-        sources,
-        tokenizer_from(model.vocabulary or model.files["bert"], config),
-        workers=hardware.workers,
-        device=hardware.device,
-        features=data.features,
+        out, recipe, make_model, sources, tokenizer, request.hardware, request.options, validation
     )
+
+
+def model_config(model: ModelOptions) -> ModelConfig:
+    """The architecture: a preset's, or the checkpoint's own.
+
+    Raises RisError for a checkpoint that cannot be read, and without either.
+    """
+    if model.preset is not None:
+        config = PRESETS[model.preset]
+    else:
+        config = inspect(WeightFiles(**model.files)).config
+    if model.supplement:
+        config = config.with_supplement()
+    if model.variant == "category":
+        return config.with_category_query()
+    if model.variant == "cls" and config.query == "category":
+        return replace(config, query="cls", no_target="linear" if model.supplement else "mlp")
+    return config
+
+
+def require_encoders(config: ModelConfig, recipe: Recipe, files: WeightFiles) -> None:
+    """Raises CheckpointError where a part that does not train would start at random."""
+    entries, _ = partial_weights(files, config)
+    lacking = [
+        name
+        for name, _ in empty_model(config).named_parameters()
+        if not recipe.trains(name, config) and name not in entries
+    ]
+    parts = {
+        module_of(name): option
+        for name in lacking
+        for prefix, option in _OPTIONS.items()
+        if name.startswith(prefix)
+    }
+    if parts:
+        raise CheckpointError(
+            f"no file has the weights of {', '.join(parts)}, which the recipe {recipe.name} does"
+            f" not train: give {', '.join(parts.values())}, or a whole --checkpoint, or"
+            " --random-encoders to try what nothing can come of"
+        )
 
 
 def _scenes(recipe: Recipe, side: int) -> Sources:
@@ -101,15 +157,41 @@ def _scenes(recipe: Recipe, side: int) -> Sources:
     )
 
 
-def _data_set(data: DataOptions, recipe: Recipe, side: int, skipped: Skipped) -> Sources:
-    """A data set's train split for training, its val split for validation."""
+def read_data(
+    data: DataOptions, name: str, split: str, skipped: Skipped = lambda sentence: None
+) -> ReferData:
+    """A data set's split, or a JSONL file.
+
+    Args:
+        data: Where the files are.
+        name: A data set, or the path of a JSONL file.
+        split: "train" or "val".
+        skipped: Gets a sentence for whatever cannot be used.
+
+    Raises:
+        RisError: As `read_for_training`.
+    """
+    return read_for_training(name, split, root=data.root, images=data.images, skipped=skipped)
+
+
+def _data_sets(
+    data: DataOptions,
+    recipe: Recipe,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    skipped: Skipped,
+) -> tuple[Sources, Validation]:
+    """The data sets' train splits, mixed, and what is validated on."""
+    side = config.sam.image_size
+
+    mix = [(read_data(data, name, "train", skipped), weight) for name, weight in data.mix]
+    training = ReferSource(mix, side, recipe.samples, recipe.group, recipe.seed)
+    name = data.validation or data.names[0]
+    count = data.validation_samples
+    subset = ReferSubset(read_data(data, name, "val", skipped), side, count, group=recipe.group)
+    sources = Sources(training, subset, subset.steps)
+    if name not in DATASETS:
+        return sources, BatchValidation(subset, subset.steps, tokenizer)
     assert data.root is not None
-    images, expressions = recipe.images, recipe.expressions
-    train = read_refer(data.root, data.name, "train", images=data.images, skipped=skipped)
-    val = read_refer(data.root, data.name, "val", images=data.images, skipped=skipped)
-    validation = ReferSource(val, side, images, expressions, shuffle=False)
-    return Sources(
-        training=ReferSource(train, side, images, expressions, recipe.seed),
-        validation=validation,
-        validation_steps=min(VALIDATION_STEPS, len(validation)),
-    )
+    files = read_files(data.root, name, images=data.images)
+    return sources, PublishedValidation(subset, files, "val", tokenizer, data.protocol)

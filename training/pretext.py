@@ -244,7 +244,7 @@ def _kind_loss(logits: Tensor, targets: Targets) -> Tensor:
 def named_kinds(targets: Targets, kinds: int) -> Tensor:
     """Which kinds each expression's target shows: float32 [N, kinds] of 0 and 1."""
     assert targets.kinds is not None
-    shown = torch.where(targets.masks > 0, targets.kinds[targets.image_index], 0)
+    shown = torch.where(targets.union, targets.kinds[targets.image_index], 0)
     count, classes = len(shown), kinds + 1
     rows = torch.arange(count, device=shown.device)[:, None, None] * classes
     counts = torch.bincount((rows + shown).flatten(), minlength=count * classes)
@@ -257,11 +257,11 @@ def sentence_loss(heads: PretextHeads, sentences: Tensor, targets: Targets) -> T
     Binary cross entropy over the kinds that the target shows, and the squared error of its place
     and size. 0 where no expression has a target.
     """
-    chosen = targets.present.nonzero()[:, 0]
+    chosen = targets.targeted.nonzero()[:, 0]
     if len(chosen) == 0:
         return sentences.sum() * 0.0
 
     names, place = heads.names(sentences[chosen]).float(), heads.place(sentences[chosen]).float()
     truth = named_kinds(targets, names.shape[1])[chosen]
     named = F.binary_cross_entropy_with_logits(names, truth, reduction="none").sum(1).mean()
-    return named + ((place - places(targets.masks[chosen])) ** 2).sum(1).mean()
+    return named + ((place - places(targets.union[chosen].float())) ** 2).sum(1).mean()

@@ -1,17 +1,26 @@
 """What a training run does: loss weights, optimiser, schedule, batch.
 
-Sources: the paper's supplement, and its released code where the two differ
-(docs/reference/models/dfam.md 19 and 20).
+Sources: the paper's supplement, and its released code for what the supplement leaves open
+(docs/reference/training.md).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from ris.reference.config import ModelConfig
 
 if TYPE_CHECKING:
     from ris.data.scenes import Wanted
+
+
+Objective = Literal["released", "demo"]
+"""The choices of `Recipe.objective`."""
+
+NO_CONTRAST = "refcoco"
+"""The data set whose sentence term leaves out pairs of one COCO category."""
 
 
 @dataclass(frozen=True)
@@ -25,21 +34,30 @@ class LossWeights:
     """Binary cross entropy of the main mask."""
 
     dfam: float = 1.0
-    """Scales all three terms of DFAM's layers: dfam_dice, dfam_bce and vl."""
+    """Scales all terms of DFAM's outputs: dfam_dice, dfam_bce, classes and vl."""
 
     dfam_dice: float = 5.0
-    """Dice of the matched query's mask, per layer of DFAM."""
+    """Dice of the matched queries' masks, per output of DFAM; a matching cost, too."""
 
     dfam_bce: float = 5.0
-    """Binary cross entropy of the matched query's mask, per layer of DFAM."""
+    """Binary cross entropy of the matched queries' masks, per output; a matching cost, too."""
+
+    classes: float = 0.0
+    """Cross entropy of the queries' classes by CLIP's text vectors, per output; a cost, too."""
 
     vl: float = 1.0
-    """The cosine term between object embeddings and sentences, per layer of DFAM."""
+    """The sentence term of object embeddings and [CLS] states, per output; a cost, too."""
+
+    same_category: bool = True
+    """Whether sentences about two objects of one COCO category are each other's negatives.
+
+    The sentence term leaves them out otherwise.
+    """
 
     no_target: float = 0.1
     """Cross entropy of the no-target head."""
 
-    no_target_classes: tuple[float, float] = (0.9, 1.1)
+    no_target_classes: tuple[float, float] = (1.0, 1.0)
     """Weights of that head's two classes: something is referred to, nothing is."""
 
     pretext: float = 0.0
@@ -49,12 +67,31 @@ class LossWeights:
     """
 
 
+FROZEN = (
+    "sam.image_encoder.",
+    "sam.prompt_encoder.",
+    "sam.mask_decoder.iou_prediction_head.",
+    "clip_dense.",
+)
+"""Prefixes of what neither source trains: both image encoders, and what reaches no loss."""
+
+LEFT_OUT_BERT = (
+    "text_encoder.embeddings.",
+    "text_encoder.encoder.layer.10.",
+    "text_encoder.encoder.layer.11.",
+)
+"""Prefixes of what the released code's optimiser leaves out of BERT."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One training run. Its fields are the keys of the recipe in a run's state file."""
 
     name: str = "supplement"
     """The recipe's name in `RECIPES`."""
+
+    objective: Objective = "released"
+    """Whose losses, starting values and rule of what decays: the released code's or the demo's."""
 
     weights: LossWeights = field(default_factory=LossWeights)
     """Weights of the loss terms."""
@@ -69,22 +106,32 @@ class Recipe:
     """
 
     weight_decay: float = 0.05
-    """Weight decay of matrices; nothing else decays."""
+    """Weight decay, of the parameters that decay (`optimisers.decays`)."""
 
     clip_norm: float = 0.01
-    """The largest L2 norm of the gradient of the whole model."""
+    """The largest L2 norm of the gradient of everything in the optimisers."""
 
-    images: int = 4
-    """Images in a batch."""
+    samples: int = 32
+    """Samples of a data set in a step, all groups and devices together.
 
-    expressions: int = 8
-    """Expressions per image."""
+    A sample is an image with one sentence.
+    """
+
+    group: int = 16
+    """Samples whose sentences are each other's negatives.
+
+    A step's samples are cut into groups of this size, and the groups' gradients are averaged. The
+    released code's groups are the samples of one of its GPUs.
+    """
+
+    images: int = 8
+    """Drawn scenes in a step."""
+
+    expressions: int = 6
+    """Expressions per drawn scene."""
 
     parts: int = 1
-    """A batch is cut by images into this many parts, whose gradients are averaged.
-
-    On a CPU the parts run side by side.
-    """
+    """A step's drawn scenes are cut into this many groups."""
 
     steps: int = 100_000
     """Optimiser steps of the whole run, lessons included."""
@@ -92,7 +139,10 @@ class Recipe:
     warmup: int = 0
     """Steps of linear growth of the rate, at the start and again after the lessons."""
 
-    decay: float = 0.1
+    drops: tuple[float, ...] = (0.6, 0.9)
+    """The shares of the steps after which the rate falls to a tenth."""
+
+    decay: float = 0.0
     """The share of the steps, at the end, over which the rate falls to zero along a cosine."""
 
     lessons: int = 0
@@ -119,10 +169,13 @@ class Recipe:
     bf16: bool = True
     """bfloat16 autocast where the device has instructions for it; weights stay float32."""
 
+    bert_dropout: float = 0.1
+    """Dropout in BERT while it trains: on its embeddings, attention and outputs of its layers."""
+
     unknown_words: float = 0.0
     """The share of expressions that get an unknown word."""
 
-    frozen: tuple[str, ...] = ("sam.image_encoder.", "sam.prompt_encoder.", "clip_dense.")
+    frozen: tuple[str, ...] = FROZEN
     """Prefixes of state-dict keys that do not train."""
 
     seed: int = 0
@@ -137,11 +190,28 @@ class Recipe:
         if begun < self.warmup:
             return self.learning_rate * (begun + 1) / self.warmup
 
+        falls = sum(step >= round(share * self.steps) for share in self.drops)
+        rate = self.learning_rate * 0.1**falls
         tail = max(1, round(self.steps * self.decay))
         into = step - (self.steps - tail)
         if into <= 0:
-            return self.learning_rate
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, into / tail)))
+            return rate
+        return rate * 0.5 * (1 + math.cos(math.pi * min(1.0, into / tail)))
+
+    def trains(self, key: str, config: ModelConfig) -> bool:
+        """Whether the parameter `key` of a model of `config` trains."""
+        # the [CLS] variant has no category to project
+        idle = ("clip_mlpl.",) if config.query == "cls" else ()
+        return not key.startswith((*self.frozen, *idle))
+
+    def for_data(self, name: str) -> Recipe:
+        """The recipe on the data set `name`.
+
+        On RefCOCO the released code's sentence term leaves out pairs of one category.
+        """
+        if self.objective == "demo":
+            return self
+        return replace(self, weights=replace(self.weights, same_category=name != NO_CONTRAST))
 
 
 def changed(recipe: Recipe, **values: Any) -> Recipe:
@@ -150,33 +220,34 @@ def changed(recipe: Recipe, **values: Any) -> Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
+    # The released code with the supplement's weights and batch. The three readings that it leaves
+    # open: no class term, no class weights of the no-target term, and all of BERT trains.
     "supplement": Recipe(),
-    # The released code's weights and batch. Its class term against CLIP text vectors is not
-    # offered (docs/reference/training.md).
     "released": Recipe(
         name="released",
-        weights=LossWeights(mask_dice=0.5, mask_bce=2.0),
-        images=8,
-        expressions=8,
+        weights=LossWeights(mask_dice=0.5, mask_bce=2.0, classes=2.0, no_target_classes=(0.9, 1.1)),
+        samples=64,
+        frozen=(*FROZEN, *LEFT_OUT_BERT),
     ),
     # From scratch, on drawn scenes: only SAM's prompt encoder is frozen, and the encoders get
     # lessons first.
     "demo": Recipe(
         name="demo",
-        weights=LossWeights(dfam=0.1, pretext=1.0, no_target=1.0, no_target_classes=(1.0, 1.0)),
+        objective="demo",
+        weights=LossWeights(dfam=0.1, pretext=1.0, no_target=1.0),
         learning_rate=6e-4,
         muon=5.0,
         clip_norm=1.0,
-        images=8,
-        expressions=6,
         parts=2,
         steps=2_000,
         lessons=600,
         augment=True,
         mix={"ordinal": 0.14, "no_target": 0.25, "too_many": 0.04, "unrelated": 0.05},
         warmup=200,
+        drops=(),
         decay=0.65,
         ema=0.998,
+        bert_dropout=0.0,
         unknown_words=0.03,
         frozen=("sam.prompt_encoder.",),
     ),

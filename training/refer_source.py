@@ -1,37 +1,37 @@
-"""RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO as a source of training samples."""
+"""Data sets as sources of training samples: published ones, one's own, or several mixed."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from ris.data.datasets import ReferData, Reference, reference_mask
-from ris.data.datasets.outlines import check_size
-from ris.data.samples import place_of
-from ris.engines.errors import RisError, Skipped
-from ris.reference.categories import COCO_PANOPTIC
-from ris.runtime.image import Picture, load_picture
-from ris.runtime.text import check_expression
-from ris.training.data import Example, RawBatch, raw_batch
+from ris.data.datasets import ReferData
+from ris.engines.errors import RisError
+from ris.training.order import Lists, Order
+from ris.training.refer_group import Entry, Group, Sentences
+from ris.training.samples import Place, RawBatch, Stored
+
+_TRIES = 100
+"""How many sentences in a row are tried for one that can be used."""
 
 
 class ReferSource:
-    """Batches of a data set's images and expressions.
+    """Groups of independent samples: one sentence about one image each, as the released code has.
 
-    Batch `step` depends on the seed and the step alone. Images and masks are brought to the model's
-    square: images by Pillow's bilinear filter, masks by the nearest pixel.
+    Images are brought to the model's square by Pillow's bilinear filter, outlines are rasterised
+    there (`object_squares`).
 
     Args:
-        data: The data set's split.
-        size: The side of the model's square in pixels.
-        images: Images in a batch; an epoch's last batch may have fewer.
-        expressions: The most expressions per image.
-        seed: Seed of the order of images and of the choice of expressions.
-        shuffle: Whether images are shuffled every epoch. Otherwise they come in the order of the
-            split, with every expression.
+        mix: The data sets, and the share of the samples that comes from each, up to a common
+            factor.
+        side: The side of the model's square in pixels.
+        samples: Samples of a step, all groups together.
+        group: Samples of a group.
+        seed: Seed of the order.
+
+    Raises:
+        RisError: Where the samples make no whole groups, and for a weight that is not above 0.
     """
 
     kinds = 0
@@ -39,119 +39,135 @@ class ReferSource:
 
     def __init__(
         self,
-        data: ReferData,
-        size: int,
-        images: int,
-        expressions: int,
+        mix: Sequence[tuple[ReferData, float]],
+        side: int,
+        samples: int,
+        group: int,
         seed: int = 0,
-        *,
-        shuffle: bool = True,
     ) -> None:
-        self.data, self.size, self.images, self.expressions = data, size, images, expressions
-        self.seed, self.shuffle = seed, shuffle
+        if samples % group:
+            raise RisError(f"{samples} samples a step cannot be cut into groups of {group}")
+        if not all(0 < weight < float("inf") for _, weight in mix):
+            raise RisError("the weight of a data set is a number above 0")
+        self.side, self.groups, self.seed, self._group = side, samples // group, seed, group
+        self._all = Sentences([data for data, _ in mix])
+        counts = np.bincount(self._all.places[:, 0], minlength=len(mix))
+        lists = Lists(tuple(map(int, counts)), tuple(weight for _, weight in mix), seed)
+        self._wide = self._all.wide()
+        self._order = Order(lists, self._wide, self.groups, group)
 
-    def __len__(self) -> int:
-        """Batches an epoch."""
-        return -(-len(self.data.images) // self.images)
+    @property
+    def sentences(self) -> int:
+        """Sentences of all data sets: the samples of a pass."""
+        return len(self._all.places)
 
-    def image_numbers(self, step: int) -> list[int]:
-        """Which images of the split batch `step` shows."""
-        epoch, inside = divmod(step, len(self))
-        order = np.arange(len(self.data.images))
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(order))
-        return [int(i) for i in order[inside * self.images : (inside + 1) * self.images]]
+    @property
+    def images(self) -> int:
+        """Different image files of all data sets."""
+        return len({image.path for data in self._all.sets for image in data.images})
 
-    def batch(self, step: int) -> RawBatch:
-        """The images of `image_numbers(step)`.
+    @property
+    def batch_bytes(self) -> int:
+        """See `Source`."""
+        return _bytes(self._group, self.side)
 
-        What cannot be used is left out and named. Where nothing of a batch can be used, it is the
-        next one that has something.
+    def entry(self, place: Place) -> Entry:
+        """The sentence at a place."""
+        return self._all.entry(place)
 
-        Raises:
-            RisError: Where nothing of the whole split can be used.
-        """
-        left_out: list[str] = []
-        for later in range(step, step + len(self)):
-            found = self._batch(later, left_out.append)
-            if found is not None:
-                return replace(found, left_out=tuple(left_out))
-        split = f"{self.data.name}'s split {self.data.split}"
-        raise RisError(f"nothing of {split} can be used; the first reason: {left_out[0]}")
-
-    def _batch(self, step: int, skipped: Skipped) -> RawBatch | None:
-        """What can be used of the images of `image_numbers(step)`; None where nothing can."""
-        generator = np.random.default_rng([self.seed, step, 1])
-        images: list[NDArray[np.uint8]] = []
-        keys: list[str] = []
-        examples: list[Example] = []
-        for number in self.image_numbers(step):
-            image = self.data.images[number]
-            try:
-                picture = load_picture(image.path)
-                check_size(image, picture)
-            except RisError as error:
-                skipped(str(error))
-                continue
-            own = self._examples(number, len(images), picture, generator, skipped)
-            if own:
-                rgb = Image.fromarray(np.asarray(picture.pixels))
-                images.append(self._square(rgb, Image.Resampling.BILINEAR))
-                keys.append(image.path.stem)
-                examples += own
-        return raw_batch(images, examples, image_keys=tuple(keys)) if images else None
-
-    def _examples(
-        self,
-        number: int,
-        place: int,
-        picture: Picture,
-        generator: np.random.Generator,
-        skipped: Skipped,
-    ) -> list[Example]:
-        """What the batch asks about one image.
+    def batch(self, step: int, number: int = 0, stored: Stored | None = None) -> RawBatch:
+        """Group `number` of `step`; another sentence takes the place of one that cannot be used.
 
         Args:
-            number: The image's number in the split.
-            place: Its number in the batch.
-            picture: Its pixels.
-            generator: Draws the expressions.
-            skipped: Gets a sentence for each expression and outline that cannot be used.
+            step: The step.
+            number: The group's number.
+            stored: Finds the features of an image that need not be encoded.
+
+        Raises:
+            RisError: Where of 100 sentences in a row none can be used.
         """
-        image = self.data.images[number]
-        order, most = np.arange(len(image.references)), len(image.references)
-        if self.shuffle:
-            order, most = generator.permutation(order), self.expressions
+        made = Group(self._all, self.side, stored)
+        for slot, sentence in enumerate(self._order.group(step, number)):
+            self._add(made, int(sentence), np.random.default_rng([self.seed, step, number, slot]))
+        return made.raw()
 
-        examples: list[Example] = []
-        for which in order:
-            if len(examples) == most:
-                break
-            reference = image.references[int(which)]
-            try:
-                check_expression(reference.expression)
-                mask = reference_mask(self.data, image, reference, picture)
-            except RisError as error:
-                skipped(f"{place_of(self.data, image, reference)}: {error}")
-                continue
-            examples.append(self._example(place, number, reference, mask))
-        return examples
-
-    def _example(
-        self, place: int, number: int, reference: Reference, mask: NDArray[np.bool_]
-    ) -> Example:
-        """The reference, about image `number` of the split, which is at `place` in the batch."""
-        annotations, category = reference.annotations, reference.category
-        return Example(
-            image_index=place,
-            expression=reference.expression,
-            mask=self._square(Image.fromarray(mask), Image.Resampling.NEAREST),
-            present=bool(annotations),
-            # two expressions without a target mean the same only in the same words
-            meaning=(number, annotations) if annotations else reference.expression,
-            category=COCO_PANOPTIC.index(category) if category in COCO_PANOPTIC else -1,
-            kind="expression",
+    def _add(self, made: Group, sentence: int, random: np.random.Generator) -> None:
+        """Adds the sentence, or the first of others of its orientation that can be used."""
+        for _ in range(_TRIES):
+            if made.add(self._all.place(sentence)):
+                return
+            others = np.flatnonzero(self._wide == self._wide[sentence])
+            sentence = int(random.choice(others))
+        names = ", ".join(data.name for data in self._all.sets)
+        raise RisError(
+            f"{_TRIES} sentences of {names} in a row cannot be used; the last reason:"
+            f" {made.left_out[-1]}"
         )
 
-    def _square(self, picture: Image.Image, resampling: Image.Resampling) -> NDArray:
-        return np.asarray(picture.resize((self.size, self.size), resampling))
+
+class ReferSubset:
+    """A fixed random subset of a data set's sentences, each once, for validation.
+
+    The sentences come in the order of the split, so that those of one image come together. One
+    that cannot be used is left out.
+
+    Args:
+        data: The data set.
+        side: The side of the model's square in pixels.
+        count: Sentences of the subset; None: all.
+        seed: Seed of the choice.
+        group: Sentences of a batch.
+    """
+
+    kinds, groups = 0, 1
+
+    def __init__(
+        self, data: ReferData, side: int, count: int | None = None, seed: int = 0, group: int = 16
+    ) -> None:
+        self.side, self._group = side, group
+        self._all = Sentences([data])
+        total = len(self._all.places)
+        chosen = np.random.default_rng([seed, 5]).permutation(total)[:count]
+        self._chosen = np.sort(chosen)
+
+    @property
+    def steps(self) -> int:
+        """Batches of the subset."""
+        return -(-len(self._chosen) // self._group)
+
+    @property
+    def sentences(self) -> int:
+        """Sentences of the subset."""
+        return len(self._chosen)
+
+    @property
+    def images(self) -> int:
+        """Different images of the subset."""
+        return len(np.unique(self._all.places[self._chosen, 1]))
+
+    @property
+    def batch_bytes(self) -> int:
+        """See `Source`."""
+        return _bytes(self._group, self.side)
+
+    def entry(self, place: Place) -> Entry:
+        """The sentence at a place."""
+        return self._all.entry(place)
+
+    def batch(self, step: int, number: int = 0, stored: Stored | None = None) -> RawBatch | None:
+        """Batch `step` of the subset; None where nothing of it can be used.
+
+        Args:
+            step: The batch's number, below `steps`.
+            number: 0, as a step has one batch.
+            stored: Finds the features of an image that need not be encoded.
+        """
+        made = Group(self._all, self.side, stored)
+        for sentence in self._chosen[step * self._group : (step + 1) * self._group]:
+            made.add(self._all.place(int(sentence)))
+        return made.raw() if made.examples else None
+
+
+def _bytes(samples: int, side: int) -> int:
+    """Bytes of a batch: an RGB image, the union and about one object a sample."""
+    return samples * side * side * 5

@@ -20,7 +20,7 @@ from ris.data.scenes import (
 )
 from ris.reference.categories import COCO_PANOPTIC
 from ris.training.augment import vary, warped
-from ris.training.data import Example, RawBatch, raw_batch
+from ris.training.samples import Example, RawBatch, Stored, squares
 
 
 class SceneSource:
@@ -35,6 +35,9 @@ class SceneSource:
         augment: Whether images are warped and varied (`augment`).
         mix: How often a kind of expression is tried first, where not as often as `WEIGHTS` say.
     """
+
+    groups = 1
+    """The scenes of a step come together, and may be cut into parts (`loading.Loading`)."""
 
     def __init__(
         self,
@@ -51,23 +54,35 @@ class SceneSource:
         self.images, self.expressions, self.first = images, expressions, first
         self.kinds = len(KINDS)
 
-    def batch(self, step: int) -> RawBatch:
-        """The `images` scenes from number first + step * images on."""
+    @property
+    def batch_bytes(self) -> int:
+        """See `Source`."""
+        # RGB and two int64 maps an image, two masks an expression
+        return self.images * self.size**2 * (3 + 16 + 2 * self.expressions)
+
+    def batch(self, step: int, number: int = 0, stored: Stored | None = None) -> RawBatch:
+        """The `images` scenes from number first + step * images on.
+
+        Args:
+            step: The step.
+            number: 0, as a step has one batch.
+            stored: Not asked: scenes do not come again.
+        """
         images = []
         examples: list[Example] = []
         kinds, things = np.zeros((2, self.images, self.size, self.size), np.uint8)
 
         for i in range(self.images):
-            number = self.first + step * self.images + i
-            scene = self._scene(number)
+            which = self.first + step * self.images + i
+            scene = self._scene(which)
             images.append(scene.image)
             for thing, shown in enumerate(scene.objects, start=1):
                 kinds[i][shown.mask] = KINDS.index(shown.kind) + 1
                 things[i][shown.mask] = thing
-            samples = make_samples(scene, number, self.expressions, self.weights)
+            samples = make_samples(scene, which, self.expressions, self.weights)
             examples += [_example(i, scene, sample) for sample in samples]
 
-        return raw_batch(images, examples, kinds=kinds, things=things)
+        return RawBatch(squares(images, self.size), tuple(examples), kinds=kinds, things=things)
 
     def _scene(self, number: int) -> Scene:
         scene = make_scene(number, self.split, self.size)

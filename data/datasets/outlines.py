@@ -55,7 +55,7 @@ def reference_mask(
     picture = picture or Picture(np.empty(0, np.uint8), image.height, image.width)
     mask = np.zeros((picture.height, picture.width), np.bool_)
     for number in reference.annotations:
-        mask |= _annotation_mask(data, image, number, picture, noted)
+        mask |= annotation_mask(data, image, number, picture, noted)
     return mask
 
 
@@ -73,10 +73,21 @@ def check_size(image: ReferImage, picture: Picture) -> None:
         )
 
 
-def _annotation_mask(
+def annotation_mask(
     data: ReferData, image: ReferImage, number: int, picture: Picture, noted: Skipped
 ) -> NDArray[np.bool_]:
-    """The mask of annotation `number`; what is said of it names it."""
+    """The mask of one annotation, bool [height, width] of the picture as it is shown.
+
+    Args:
+        data: The data set.
+        image: Its image.
+        number: The annotation's number, which what is said of it has.
+        picture: The image as it was read.
+        noted: Gets a sentence for an outline that has a meaning and may be a mistake.
+
+    Raises:
+        RisError: As `reference_mask`.
+    """
     # a line of one's own, which readers name, has one mask
     named = "" if data.shown_frame else f"annotation {number}: "
     try:
@@ -91,6 +102,25 @@ def _upright_mask(
     outline = data.outlines[number]
     size = _size(outline, image)
     # compared before anything of that size is made: a code may claim terabytes
+    stored = is_of_stored_pixels(size, data, image, picture)
+    mask = _mask(outline, image, noted)
+    return turned_mask(mask, picture.orientation) if stored else mask
+
+
+def is_of_stored_pixels(
+    size: tuple[Any, Any], data: ReferData, image: ReferImage, picture: Picture
+) -> bool:
+    """Whether an outline is of the picture as its file stores it, and is to be turned with it.
+
+    Args:
+        size: The (height, width) of the outline's frame.
+        data: The data set.
+        image: Its image.
+        picture: The image as it was read.
+
+    Raises:
+        RisError: For an outline that fits the picture neither as it is shown nor as it is stored.
+    """
     shown = (picture.height, picture.width)
     stored = turned_size(*shown, picture.orientation)
     if size not in (shown, stored):
@@ -98,9 +128,7 @@ def _upright_mask(
             f"{echoed(image.path)} is {shown[0]}x{shown[1]} (height x width), a mask of it"
             f" {quoted(size)}"
         )
-    mask = _mask(outline, image, noted)
-    is_stored = size == stored and not (size == shown and data.shown_frame)
-    return turned_mask(mask, picture.orientation) if is_stored else mask
+    return size == stored and not (size == shown and data.shown_frame)
 
 
 def _size(outline: Any, image: ReferImage) -> tuple[Any, Any]:

@@ -42,6 +42,11 @@ def unusable(outline: list[Any]) -> str | None:
     return None
 
 
+def polygons_of_three_points(outline: list[Any]) -> list[Any]:
+    """The polygons with an even number of at least 6 numbers, which published loaders keep."""
+    return [polygon for polygon in outline if len(polygon) % 2 == 0 and len(polygon) >= 6]
+
+
 def polygon_mask(outline: list[Any], height: int, width: int, noted: Skipped) -> NDArray[np.bool_]:
     """The union of polygons, bool [height, width], pixel by pixel as pycocotools has it.
 

@@ -116,12 +116,23 @@ def read(
             by default also in place of leaving an image out.
     """
     files = read_files(root, name, split_by, images)
+    require_folder(files, root, images)
+    with as_published(f"one of {name}'s files below {root}"):
+        found, outlines = _assemble(files, split)
+    return ReferData(name, split, with_pictures(found, files, skipped), outlines)
+
+
+def require_folder(files: ReferFiles, root: str | Path, images: str | Path | None) -> None:
+    """Raises RisError where a data set has no folder of images.
+
+    Args:
+        files: The data set's files.
+        root: The folder that the data set's folder is in.
+        images: The folder of the JPEGs; None: looked for below `root`.
+    """
     if not files.folders:
         places = [Path(images)] if images else [Path(root) / part for part in IMAGE_FOLDERS]
         find(places, "the folder of images")
-    with as_published(f"one of {name}'s files below {root}"):
-        found, outlines = _assemble(files, split)
-    return ReferData(name, split, _with_pictures(found, files, skipped), outlines)
 
 
 def _assemble(files: ReferFiles, split: str) -> tuple[tuple[ReferImage, ...], dict[int, Any]]:
@@ -140,7 +151,7 @@ def _assemble(files: ReferFiles, split: str) -> tuple[tuple[ReferImage, ...], di
         raise RisError(f"{files.name} has no split {split!r}; it has {echoed(splits)}")
 
     images = tuple(
-        _image(files, number, references) for number, references in sorted(by_image.items())
+        refer_image(files, number, references) for number, references in sorted(by_image.items())
     )
     return images, {number: files.annotations[number].get("segmentation") for number in wanted}
 
@@ -169,8 +180,8 @@ def _references(ref: Any, ids: tuple[int, ...], category: str) -> Iterator[Refer
         yield Reference(text, ids, category, int(ref["ref_id"]), int(sentence["sent_id"]))
 
 
-def _image(files: ReferFiles, number: int, references: list[Reference]) -> ReferImage:
-    """One of the images of instances.json."""
+def refer_image(files: ReferFiles, number: int, references: list[Reference]) -> ReferImage:
+    """Image `number` of instances.json with these references."""
     shape = files.images[number]
     return ReferImage(
         name=str(shape["file_name"]),
@@ -181,10 +192,19 @@ def _image(files: ReferFiles, number: int, references: list[Reference]) -> Refer
     )
 
 
-def _with_pictures(
+def with_pictures(
     images: tuple[ReferImage, ...], files: ReferFiles, skipped: Skipped
 ) -> tuple[ReferImage, ...]:
-    """The images whose files are there. Raises RisError where none is."""
+    """The images whose files are there.
+
+    Args:
+        images: All images of a split.
+        files: The data set's files.
+        skipped: Gets a sentence for each image whose file is missing.
+
+    Raises:
+        RisError: Where none is there.
+    """
     exists = [os.path.exists(image.path) for image in images]
     there = tuple(itertools.compress(images, exists))
     places = ", ".join(map(str, files.folders))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ris.data.datasets.polygons import unusable
+from ris.data.datasets.polygons import polygons_of_three_points, unusable
 from ris.data.datasets.refer_files import ReferFiles, category_of
 
 
@@ -275,7 +275,9 @@ def no_polygon(reference: Any, files: ReferFiles) -> str | None:
     """An object, not a crowd, without a polygon of an even number of at least 6 numbers."""
     for number in meant(reference):
         outline = files.annotations[number]["segmentation"]
-        if not is_crowd(files, number) and isinstance(outline, list) and not valid(outline):
+        if is_crowd(files, number) or not isinstance(outline, list):
+            continue
+        if not polygons_of_three_points(outline):
             return f"annotation {number} has no polygon of three points"
     return None
 
@@ -293,8 +295,3 @@ def run_length_code(reference: Any, files: ReferFiles) -> str | None:
 def is_crowd(files: ReferFiles, number: int) -> bool:
     """Whether the annotation stands for a group that is not told apart."""
     return bool(files.annotations[number].get("iscrowd", 0))
-
-
-def valid(outline: list[Any]) -> list[Any]:
-    """The polygons with an even number of at least 6 numbers."""
-    return [polygon for polygon in outline if len(polygon) % 2 == 0 and len(polygon) >= 6]

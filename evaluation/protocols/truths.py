@@ -14,7 +14,8 @@ from PIL import Image
 
 from ris.data.datasets.polygons import coco_masks
 from ris.data.datasets.refer_files import ReferFiles
-from ris.evaluation.protocols.questions import Question, is_crowd, valid
+from ris.data.datasets.squares import scaled_mask
+from ris.evaluation.protocols.questions import Question, is_crowd
 
 Mask = NDArray[np.bool_]
 """bool [H, W]."""
@@ -69,19 +70,14 @@ class Scaled:
     def __call__(self, question: Question, files: ReferFiles) -> Mask:
         """The union of the objects. An object that is named n times is scaled n times."""
         image = files.images[question.image_id]
-        scale = self._square * 1.0 / image["width"], self._square * 1.0 / image["height"]
+        size = image["height"], image["width"]
         mask = np.zeros((self._square, self._square), np.bool_, order="F")
         for number in set(question.annotations):
             if is_crowd(files, number):
                 continue
+            outline = files.annotations[number]["segmentation"]
             times = question.annotations.count(number)
-            polygons = [
-                _scaled(polygon, scale, times)
-                for polygon in valid(files.annotations[number]["segmentation"])
-            ]
-            coco = coco_masks()
-            codes = coco.frPyObjects(polygons, self._square, self._square)
-            mask |= coco.decode(coco.merge(codes)).view(np.bool_)
+            mask |= scaled_mask(outline, size, self._square, times)
         return mask
 
 
@@ -99,16 +95,6 @@ def decode(codes: Sequence[Any]) -> NDArray[np.uint8]:
     """pycocotools' layers of compressed run-length codes, uint8 [H, W, N]."""
     found: NDArray[np.uint8] = coco_masks().decode(list(codes))
     return found
-
-
-def _scaled(polygon: list[float], scale: tuple[float, float], times: int) -> list[float]:
-    """The polygon in the square. One of whole numbers stays so: each result is truncated."""
-    points = np.asarray(polygon).reshape(-1, 2)
-    for _ in range(times):
-        for axis, factor in enumerate(scale):
-            points[:, axis] = points[:, axis] * factor
-    flat: list[float] = points.reshape(-1).tolist()
-    return flat
 
 
 def nearest(mask: Mask, side: int) -> Mask:

@@ -1,9 +1,12 @@
-"""The category table from a CLIP text tower, for a checkpoint that lost its buffer.
+"""What a CLIP text tower says: the category table, and the state of a sentence's first token.
 
 Section 15 of docs/reference/models/dfam.md.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import open_clip
 import torch
@@ -24,6 +27,9 @@ _AT_ONCE = 32
 
 _VOCABULARY = 49408
 """Tokens of CLIP's own tokenizer, the only one that is at hand."""
+
+_START = _VOCABULARY - 2
+"""The token that every text begins with."""
 
 _ENDINGS = ("-merged", "-other", "-stuff")
 _PHRASES = {"tree-merged": ("branch", "tree", "bush", "leaves")}
@@ -82,21 +88,44 @@ def compute_table(tower: dict[str, Entry], config: ModelConfig) -> Tensor:
 
     Their pages are given back afterwards. Raises CheckpointError where they are NaN or infinite.
     """
+    tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT)
+    names = COCO_PANOPTIC[: config.categories]
+    tokens = [tokenizer(list(category_phrases(name))) for name in names]
+    with _built(tower, config) as clip:
+        return category_rows(clip, tokens)
+
+
+@torch.no_grad()
+def compute_sentence_start(entries: dict[str, Entry], config: ModelConfig) -> Tensor:
+    """The text tower's state at the start token, float32 [text_width].
+
+    It is what the tower's last norm gives, without projection. The token sees nothing after it, so
+    the state is the same for every sentence.
+
+    entries: a model's tensors, with a text tower (`text_tower`). Raises CheckpointError where its
+    tensors are NaN or infinite.
+    """
+    tower = text_tower(entries, config)
+    assert tower is not None
+    with _built(tower, config) as clip:
+        first = clip.token_embedding.weight[_START] + clip.positional_embedding[0]
+        state = clip.transformer(first[None, None], attn_mask=torch.zeros(1, 1))
+        return clip.ln_final(state)[0, 0].clone()
+
+
+@contextmanager
+def _built(tower: dict[str, Entry], config: ModelConfig) -> Iterator[open_clip.CLIP]:
+    """The tower of these entries; their pages are given back when it was used."""
     require_finite(tower, tower)
     clip = empty_clip(config.clip)
     state = {key: entry.read() for key, entry in tower.items()}
     clip.load_state_dict(state, strict=False, assign=True)
     clip.eval()
     clip.attn_mask = causal_mask(CONTEXT)
-
-    tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT)
-    names = COCO_PANOPTIC[: config.categories]
-    table = category_rows(clip, [tokenizer(list(category_phrases(name))) for name in names])
-
+    yield clip
     for key, entry in tower.items():
         if entry.mapped and state[key].dtype == entry.dtype:
             give_back(state[key])
-    return table
 
 
 @torch.no_grad()

@@ -42,6 +42,8 @@ SHARES = {
     "evaluation-jsonl": 500,
     "refer-pickle": 400,
     "refer-json": 400,
+    "refer-training": 200,
+    "refer-training-json": 200,
     "bundle-manifest": 600,
     "bundle-tokenizer": 250,
     "bundle-categories": 150,

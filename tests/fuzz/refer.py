@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fuzz.json_tree import DEEP, mutated_json, mutated_tree, write
 from fuzz.kinds import Input, Kind, require
 from fuzz.lines import annotated
@@ -19,26 +21,44 @@ from fuzz.pickles import mutated_pickle
 from refer_files import write_refer
 from ris.data.datasets.refer import read
 from ris.data.samples import refer_images
+from ris.training.reading import read_for_training
+from ris.training.refer_source import ReferSubset
 
 SETS = {"refer-pickle": "refcoco", "refer-json": "grefcoco"}
+TRAINED = {"refer-training": "refcoco", "refer-training-json": "grefcoco"}
 REFS = {"refcoco": "refcoco/refs(unc).p", "grefcoco": "grefcoco/grefs(unc).json"}
 
 
 @functools.cache
-def _good(name: str) -> tuple[dict[str, bytes], Any]:
-    """The files of a small data set, and what its split "val" gives."""
+def _good(name: str) -> tuple[dict[str, bytes], tuple[Any, Any]]:
+    """The files of a small data set, and what its split "val" gives: asked, and trained on."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_refer(root, name, images=4, size=72)
         files = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-        return files, annotated(refer_images(read(root, name, "val")))
+        asked = annotated(refer_images(read(root, name, "val")))
+        return files, (asked, _samples(root, name, []))
 
 
-def _make(name: str, rng: random.Random, control: bool) -> Input:
+def _samples(root: Path, name: str, skipped: list[str]) -> list[tuple[str, bytes]]:
+    """The sentences and masks of the split as training has them, in the square."""
+    data = read_for_training(name, "val", root=root, skipped=skipped.append)
+    subset = ReferSubset(data, 48, group=3)
+    batches = [subset.batch(step) for step in range(subset.steps)]
+    skipped += [said for batch in batches if batch is not None for said in batch.left_out]
+    return [
+        (one.expression, np.packbits(one.mask).tobytes())
+        for batch in batches
+        if batch is not None
+        for one in batch.examples
+    ]
+
+
+def _make(name: str, trained: bool, rng: random.Random, control: bool) -> Input:
     good, expected = _good(name)
     files = dict(good)
     if control:
-        return Input(files, expected=expected)
+        return Input(files, expected=expected[trained])
     instances = f"{name}/instances.json"
     match rng.choice(("refs", "instances", "instances", "instances", "picture", "outline", "swap")):
         case "refs":
@@ -112,7 +132,17 @@ def _door(name: str, folder: Path, expected: Any) -> list[str]:
     return skipped
 
 
+def _training_door(name: str, folder: Path, expected: Any) -> list[str]:
+    skipped: list[str] = []
+    found = _samples(folder, name, skipped)
+    require(expected is None or found == expected, f"{found}")
+    return skipped
+
+
 KINDS = {
-    kind: Kind(functools.partial(_make, name), functools.partial(_door, name))
+    kind: Kind(functools.partial(_make, name, False), functools.partial(_door, name))
     for kind, name in SETS.items()
+} | {
+    kind: Kind(functools.partial(_make, name, True), functools.partial(_training_door, name))
+    for kind, name in TRAINED.items()
 }

@@ -8,12 +8,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors import safe_open
 
 from refer_files import write_refer
 from ris.training.command import main
-from ris.training.loop import computes_bf16
+from ris.training.devices import precision_of
+from ris.training.options import DataOptions, parse_mix
 
-FAST = "--preset tiny --batch-images 2 --batch-expressions 2 --workers 0 --threads 2"
+FAST = "--preset tiny --batch-images 2 --batch-expressions 2 --workers 0 --threads 1 --log csv"
+SMALL = ("--random-encoders", "--batch", 4, "--group", 2, "--validation-samples", 4)
 
 
 def run(*arguments):
@@ -30,7 +33,7 @@ def test_scenes_then_on_from_where_it_stopped(tmp_path):
     code, text = run("--out", out, "--steps", 3, "--stop", 1)
     assert code == 0, text
     assert "a new run, to step 3" in text
-    assert ("computes in FP32" in text) == (not computes_bf16(torch.device("cpu")))
+    assert ("computes in FP32" in text) == (precision_of("cpu") == "no")
     code, text = run("--out", out, "--steps", 3)
     assert code == 0, text
     assert "goes on at step 1" in text
@@ -58,13 +61,92 @@ def test_data_sets_in_their_own_files(tmp_path, name):
     """The same command on RefCOCO's and gRefCOCO's files, frozen encoders' features stored."""
     write_refer(tmp_path, name)
     data, out = ["--data", name, "--root", tmp_path], ["--out", tmp_path / "run", "--steps", 3]
-    code, text = run(*data, *out, "--features", tmp_path / "features")
-    assert code == 0, text
+    variant = ["--variant", "cls"] if name == "refcoco" else []
+    code, text = run(*data, *out, *SMALL, *variant, "--features", tmp_path / "features")
+    assert code == 2, text  # the released loader leaves run lengths out
+    assert "named above; the model was trained on the others" in text
+    assert "Wrote" in text
     last = log(tmp_path / "run")[-1]
-    assert set(last["losses"]) == {"mask", "dfam", "vl", "no_target"}
-    assert last["validation"]["all"]["samples"] > 0
-    assert ("n_acc" in last["validation"]["all"]) == (name == "grefcoco")
-    assert len(list((tmp_path / "features").rglob("*.npz"))) == 3  # the training split's images
+    terms = {"mask_bce", "mask_dice", "dfam_bce", "dfam_dice", "sentence", "no_target"}
+    assert set(last["losses"]) == terms
+    figures = last["validation"]["all"]
+    assert figures["count"] == 4
+    assert ("gIoU" in figures) == (name == "grefcoco")
+    assert ("oIoU" in figures) == (name == "refcoco")
+    assert list((tmp_path / "features").rglob("*.npz"))
+
+
+def test_one_s_own_lines_train_mixed_with_a_data_set(tmp_path):
+    write_refer(tmp_path, "grefcoco")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    line = {"image": "a.png", "expression": "all of it", "mask": None}
+    (tmp_path / "own.jsonl").write_text(json.dumps(line) + "\n")
+    own = ["--data", f"{tmp_path / 'own.jsonl'}:3", "--data", "grefcoco", "--root", tmp_path]
+    _, text = run(*own, *SMALL, "--out", tmp_path / "run", "--steps", 1)
+    assert "Wrote" in text, text
+    assert log(tmp_path / "run")[-1]["validation"]["all"]["n_acc"] in (0.0, 1.0)
+
+
+def test_a_dry_run_says_what_is_missing_and_what_a_run_takes(tmp_path):
+    write_refer(tmp_path, "grefcoco")
+    data = ["--data", "grefcoco", "--root", tmp_path, "--out", tmp_path / "run", "--steps", 100]
+    code, text = run(*data, "--dry-run")
+    assert code == 2, text
+    assert "missing: no file has the weights of SAM image encoder, CLIP image tower" in text
+    assert "give --sam-checkpoint, --clip-checkpoint" in text
+    code, text = run(*data, *SMALL, "--dry-run", "--features", tmp_path / "features")
+    assert code == 0, text
+    for said in ("million of them train", "are 33.3 passes", "memory: ", "disk: a state is"):
+        assert said in text
+    assert "the features of " in text
+    assert "hours for 100 steps" in text
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "features").exists()
+
+
+def test_random_encoders_are_refused_unless_asked_for(tmp_path):
+    write_refer(tmp_path)
+    code, text = run("--data", "refcoco", "--root", tmp_path, "--out", tmp_path / "run")
+    assert code == 2, text
+    assert "SAM image encoder, CLIP image tower, which the recipe supplement does not train" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_variant_is_the_data_set_s_own():
+    def variant(*names):
+        return DataOptions(parse_mix(names)).variant
+
+    assert variant("refcoco") == variant("refcoco+") == variant("refcocog") == "category"
+    assert variant("refcoco", "refcocog:2") == "category"
+    assert variant("grefcoco") == variant("scenes") == variant("own.jsonl") == "cls"
+    assert variant("refcoco", "grefcoco:0.5") == "cls"
+    assert parse_mix(["a:b.jsonl", "refcoco:2"]) == (("a:b.jsonl", 1.0), ("refcoco", 2.0))
+
+
+def test_on_from_a_checkpoint_in_its_own_architecture(tmp_path):
+    """Without a preset: the sizes, the variant and the supplement's choices are the file's."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    code, text = run("--out", first, "--steps", 1, "--supplement")
+    assert code == 0, text
+    fast = [word for word in FAST.split() if word not in ("--preset", "tiny")]
+    words = [*fast, "--checkpoint", first / "model.safetensors", "--lessons", 0, "--steps", 1]
+    result = CliRunner().invoke(main, [*map(str, words), "--out", str(second)])
+    assert result.exit_code == 0, result.output
+    assert "tensors come from the files" in result.output
+    configs = []
+    for folder in (first, second):
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            configs.append(json.loads(file.metadata()["ris_config"]))
+    assert configs[0] == configs[1]
+    assert configs[1]["sparse_branch"] == "additive"
+
+
+def test_a_lower_rate_from_the_command_line(tmp_path):
+    out = tmp_path / "run"
+    run("--out", out, "--steps", 2, "--stop", 1, "--lessons", 0)
+    code, text = run("--out", out, "--steps", 2, "--lessons", 0, "--learning-rate", 1e-6)
+    assert code == 0, text
+    assert [line["note"] for line in log(out)][-2:] == ["learning rate 0.0006 -> 1e-06", None]
 
 
 def test_bad_input_is_a_sentence(tmp_path):
@@ -77,13 +159,18 @@ def test_bad_input_is_a_sentence(tmp_path):
     check("--lessons belong to --data scenes", *refcoco, "--lessons", 5)
     check("needs --root", "--data", "refcoco")
     check("draws its own images", "--features", tmp_path)
+    check("draws its own images", "--root", tmp_path)
+    check("cannot be mixed", "--data", "scenes", *refcoco)
+    check("known are scenes, refcoco", "--data", "coco")
+    check("the weight is a number above 0, as in refcoco:2", "--data", "refcoco:0")
     check("list of references is missing", *refcoco)
     if not torch.cuda.is_available():
         check("sees no CUDA device", "--device", "cuda")
     check("COCO categories", "--variant", "category")
+    check("--best-by nothing: this validation has samples", "--best-by", "nothing")
 
     write_refer(tmp_path)
-    check("needs its table", *refcoco, "--variant", "category")
+    check("needs its table", *refcoco, "--random-encoders")
     for image in (tmp_path / "images" / "train2014").iterdir():
         image.unlink()
     check("none of the 3 images is in", *refcoco)
@@ -95,10 +182,10 @@ def test_a_missing_and_a_damaged_picture_are_named_and_the_others_learnt(tmp_pat
     pictures = tmp_path / "images" / "train2014"
     (pictures / "COCO_train2014_000000000001.jpg").unlink()
     (pictures / "COCO_train2014_000000000003.jpg").write_bytes(b"no image")
-    data = ["--data", "refcoco", "--root", tmp_path, "--batch-images", 2]
-    code, text = run(*data, "--out", tmp_path / "run", "--steps", 1)
+    data = ["--data", "refcoco", "--root", tmp_path, "--variant", "cls", *SMALL]
+    code, text = run(*data, "--out", tmp_path / "run", "--steps", 2)
     assert code == 2, text
     assert "COCO_train2014_000000000001.jpg is not in" in text
     assert "COCO_train2014_000000000003.jpg is not an image" in text
-    assert "2 left out, named above; the model was trained on the others" in text
+    assert "left out, named above; the model was trained on the others" in text
     assert (tmp_path / "run" / "model.safetensors").exists()

@@ -16,40 +16,40 @@ from ris.reference.checkpoint import WeightFiles, load_model
 from ris.reference.config import PRESETS
 from ris.reference.preprocess import token_ids
 from ris.reference.tokenizer import tokenizer_from
-from ris.training import loop
-from ris.training.data import Sources, batches, hide_words
-from ris.training.features import FeatureStore
+from ris.training import devices
+from ris.training.data import batches, hide_words
+from ris.training.devices import make_accelerator, precision_of
 from ris.training.forward import ask, encode
 from ris.training.initialise import fresh_model
+from ris.training.loading import Loading
 from ris.training.loop import Trainer
+from ris.training.options import HardwareOptions
 from ris.training.plot import plot_log
 from ris.training.publish import publish
-from ris.training.recipe import RECIPES, Recipe
+from ris.training.recipe import Recipe
+from ris.training.run_folder import read_state, states
+from ris.training.samples import Sources
 from ris.training.scene_source import SceneSource
+from ris.training.step import keep_fewer_activations
+from training_runs import DEMO, QUIET, SUPPLEMENT, TINY, FewScenes, scenes_run
 
-TINY = PRESETS["tiny"]
-RECIPE = replace(RECIPES["demo"], images=2, expressions=3, steps=4, warmup=2, bf16=False, lessons=0)
+HERE = Loading(workers=0)
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return tokenizer_from(None, TINY)
-
-
-@pytest.fixture
 def source():
-    return SceneSource("train", TINY.sam.image_size, RECIPE.images, RECIPE.expressions)
+    return FewScenes(DEMO.images, DEMO.expressions)
 
 
-def trainer(folder, source, tokenizer, recipe=RECIPE, lessons=None, features=None):
+def trainer(folder, source, tokenizer, recipe=DEMO, lessons=None, **options):
     return Trainer(
         folder,
         recipe,
-        lambda: fresh_model(TINY, 0),
+        lambda: fresh_model(TINY, 0, recipe.objective),
         Sources(source, source, validation_steps=1, lessons=lessons),
         tokenizer,
-        workers=0,
-        features=features,
+        HardwareOptions(workers=0),
+        replace(QUIET, **options),
     )
 
 
@@ -58,7 +58,7 @@ def test_the_batched_forward_pass_gives_what_the_model_gives(variant, source, to
     config = TINY if variant == "cls" else TINY.with_category_query()
     model = fresh_model(config, 3).eval()
     model.text_embeddings.normal_(generator=torch.Generator().manual_seed(0))
-    batch = next(batches(source, config, tokenizer, 0, 1, workers=0))
+    (batch,) = next(batches(source, config, tokenizer, 0, 1, HERE))
     index = batch.targets.image_index
     with torch.no_grad():
         encoded = encode(model, batch.image, batch.clip_image, False)
@@ -85,7 +85,7 @@ def test_narrow_bert_starts_with_different_sentences_apart(tokenizer):
 
 
 def test_the_rate_warms_up_and_falls_to_nothing():
-    recipe = Recipe(learning_rate=1.0, steps=100, warmup=10, decay=0.5)
+    recipe = Recipe(learning_rate=1.0, steps=100, warmup=10, drops=(), decay=0.5)
     assert [recipe.rate(s) for s in (0, 9, 10, 49)] == [0.1, 1.0, 1.0, 1.0]
     assert recipe.rate(75) == pytest.approx(0.5)
     taught = replace(recipe, lessons=20)
@@ -103,20 +103,16 @@ def test_hidden_words_keep_the_rest_in_order(tokenizer):
         assert after[(after != unknown) & (after != 0)].tolist() == before[before != 0].tolist()
 
 
-def states(folder):
-    return torch.load(folder / "state.pt", weights_only=True)
-
-
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, source, tokenizer):
+def test_a_run_goes_on_as_if_nothing_had_happened(tmp_path, source, tokenizer):
     trainer(tmp_path / "whole", source, tokenizer).run(log_every=1, save_every=2, validate_every=4)
 
     broken = trainer(tmp_path / "broken", source, tokenizer)
-    step, broken.train_step = broken.train_step, None
+    step = broken.train_step
 
-    def dies_at_the_fourth(batch):
+    def dies_at_the_fourth(groups):
         if broken.step == 3:
             raise RuntimeError("killed")
-        return step(batch)
+        return step(groups)
 
     broken.train_step = dies_at_the_fourth
     with pytest.raises(RuntimeError):
@@ -126,11 +122,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, source, token
     assert again.step == 2  # the state of step 2; step 3 is done anew
     again.run(log_every=1, save_every=2, validate_every=4)
 
-    whole, broken_state = states(tmp_path / "whole"), states(tmp_path / "broken")
-    assert whole["step"] == broken_state["step"] == 4
-    for part in ("model", "average", "heads"):
+    whole, other = (read_state(tmp_path / name) for name in ("whole", "broken"))
+    assert whole["step"] == other["step"] == 4
+    for part in ("trained", "average", "heads"):
         for key, value in whole[part].items():
-            assert torch.equal(value, broken_state[part][key]), key
+            assert torch.equal(value, other[part][key]), key
     logs = [
         [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         for name in ("whole", "broken")
@@ -142,41 +138,30 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, source, token
     assert (tmp_path / "log.png").stat().st_size > 10_000
 
 
-def test_ctrl_c_saves_whole_steps_only(tmp_path, source, tokenizer):
+def test_half_an_update_is_not_saved(tmp_path, source, tokenizer):
     run = trainer(tmp_path, source, tokenizer)
-    step, run.train_step = run.train_step, None
-
-    def interrupted(batch):
-        if run.step == 1:
-            raise KeyboardInterrupt
-        return step(batch)
-
-    run.train_step = interrupted
-    with pytest.raises(KeyboardInterrupt):
-        run.run(save_every=100)
-    assert states(tmp_path)["step"] == 1
-
+    run.run(stop=1)
     again = trainer(tmp_path, source, tokenizer)
     again.resume()
 
     def interrupted_average():
         raise KeyboardInterrupt
 
-    again._average = interrupted_average  # between the optimiser and the average
+    again.learner._average = interrupted_average  # between the optimiser and the average
     with pytest.raises(KeyboardInterrupt):
         again.run(save_every=100)
-    assert states(tmp_path)["step"] == 1
+    assert [path.name for path in states(tmp_path)] == ["state-00000001.pt"]
 
 
 def test_training_learns_and_the_weights_carry_their_sizes(tmp_path, tokenizer):
     """On one batch, again and again, the mask loss goes down; the run leaves a checkpoint."""
 
-    class OneBatch(SceneSource):
-        def batch(self, step):
+    class OneBatch(FewScenes):
+        def batch(self, step, number=0, stored=None):
             return super().batch(0)
 
-    recipe = replace(RECIPE, steps=30, learning_rate=2e-3, unknown_words=0.0)
-    run = trainer(tmp_path, OneBatch("train", 256, 2, 3), tokenizer, recipe)
+    recipe = replace(DEMO, steps=30, learning_rate=2e-3, unknown_words=0.0)
+    run = trainer(tmp_path, OneBatch(2, 3), tokenizer, recipe)
     run.run(log_every=1, validate_every=1000)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["losses"]["mask"] < 0.75 * lines[0]["losses"]["mask"]
@@ -188,7 +173,7 @@ def test_training_learns_and_the_weights_carry_their_sizes(tmp_path, tokenizer):
 
 def test_lessons_come_first_and_teach_the_encoders_alone(tmp_path, source, tokenizer):
     lessons = SceneSource("train", 256, 3, 1, first=50)
-    recipe = replace(RECIPE, lessons=2, steps=3)
+    recipe = replace(DEMO, lessons=2, steps=3)
     run = trainer(tmp_path, source, tokenizer, recipe, lessons)
     before = {k: v.clone() for k, v in run.model.state_dict().items()}
     run.run(log_every=1, stop=2)
@@ -209,97 +194,100 @@ def test_lessons_come_first_and_teach_the_encoders_alone(tmp_path, source, token
 
 
 @pytest.mark.parametrize(
-    ("features", "device", "expected"),
+    ("features", "expected"),
     [
-        (("avx2", "avx512f", "avx512_vnni"), "cpu", False),
-        (("avx2", "avx512f", "avx512_bf16"), "cpu", True),
-        (("asimd", "bf16"), "cpu", True),
-        ((), "cuda", True),
+        (("avx2", "avx512f", "avx512_vnni"), "no"),
+        (("avx2", "avx512f", "avx512_bf16"), "bf16"),
+        (("asimd", "bf16"), "bf16"),
     ],
 )
-def test_bfloat16_is_for_processors_that_have_it(monkeypatch, features, device, expected):
-    monkeypatch.setattr(loop, "cpu_features", lambda: frozenset(features))
-    assert loop.computes_bf16(torch.device(device)) == expected
+def test_bfloat16_is_for_processors_that_have_it(monkeypatch, features, expected):
+    monkeypatch.setattr(devices, "cpu_features", lambda: frozenset(features))
+    assert precision_of("cpu") == expected
+
+
+@pytest.mark.parametrize(("real", "expected"), [(True, "bf16"), (False, "fp16")])
+def test_gpus_that_only_emulate_bfloat16_compute_in_float16(monkeypatch, real, expected):
+    def supported(including_emulation=True):
+        return real or including_emulation  # a V100 and a T4 say so
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert precision_of("cuda") == expected
+
+
+def test_a_process_has_one_precision(monkeypatch):
+    monkeypatch.setattr(devices, "precision_of", lambda device: "bf16")
+    assert make_accelerator("cpu", mixed=True).mixed_precision == "bf16"
+    with pytest.raises(RisError, match="in another process, please"):
+        make_accelerator("cpu", mixed=False)
+
+
+def test_a_scaled_loss_is_scaled_down_until_it_fits(tmp_path):
+    """What float16 does on a GPU: too large a scale is no reason to give up."""
+    plain = scenes_run(tmp_path / "plain", SUPPLEMENT)
+    plain.run()
+    run = scenes_run(tmp_path / "scaled", SUPPLEMENT)
+    run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**6)
+    run.run()
+    ours, theirs = run.learner.trained, plain.learner.trained
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+    run = scenes_run(tmp_path / "large", SUPPLEMENT)
+    run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    found = [run.train_step(groups) for groups in run.batches(3)]
+    assert [(step.changed, step.hopeless) for step in found] == [(False, False)] * 3
+    assert run.accelerator.scaler.get_scale() == 2.0**124
+    state = run.learner.state()
+    other = scenes_run(tmp_path / "other", SUPPLEMENT)
+    other.accelerator.scaler = torch.amp.GradScaler("cpu")
+    other.learner.load(state, "it")
+    assert other.accelerator.scaler.get_scale() == 2.0**124
+
+
+def test_fewer_activations_give_the_same_numbers(tmp_path, source, tokenizer):
+    found = []
+    for fewer in (False, True):
+        run = scenes_run(tmp_path / str(fewer), SUPPLEMENT)
+        if fewer:
+            keep_fewer_activations(run.model)
+        kept = 0
+
+        def keep(tensor):
+            nonlocal kept
+            kept += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            step = run.train_step(next(run.batches(1)))
+        found.append((step.losses, step.norm, kept))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
+    assert found[1][2] < 0.7 * found[0][2]
 
 
 def test_weights_to_give_away_are_half_the_size_and_say_the_same(tmp_path, source, tokenizer):
     run = trainer(tmp_path, source, tokenizer)
-    run.save()
+    run.keeper.write_weights()
     size = publish(tmp_path / "model.safetensors", tmp_path / "half.safetensors")
     assert size < 0.55 * (tmp_path / "model.safetensors").stat().st_size
     model, _ = load_model(WeightFiles(checkpoint=tmp_path / "half.safetensors"))
-    for name, value in run.weights().items():
+    for name, value in run.learner.weights().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-3, atol=1e-6)
     with torch.no_grad():
         run.model.lang_mlp.weight.fill_(1e6)
-    run.average = None
-    run.save()
+    run.learner.average = None
+    run.keeper.write_weights()
     message = r"lang_mlp.weight has values that float16 cannot hold"
     with pytest.raises(CheckpointError, match=message):
         publish(tmp_path / "model.safetensors", tmp_path / "half.safetensors")
 
 
 def test_another_recipe_does_not_go_on_with_the_state(tmp_path, source, tokenizer):
-    first = trainer(tmp_path, source, tokenizer)
-    first.save()
+    trainer(tmp_path, source, tokenizer).keeper.save()
     with pytest.raises(CheckpointError, match="another recipe or preset"):
-        trainer(tmp_path, source, tokenizer, replace(RECIPE, learning_rate=1.0)).resume()
+        trainer(tmp_path, source, tokenizer, replace(DEMO, weight_decay=1.0)).resume()
     # a longer run is the same run
-    assert trainer(tmp_path, source, tokenizer, replace(RECIPE, steps=99)).resume()
-    (tmp_path / "state.pt").write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        trainer(tmp_path, source, tokenizer).resume()
-
-
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path, source, tokenizer):
-    run = trainer(tmp_path, source, tokenizer)
-    with torch.no_grad():
-        run.model.lang_mlp.weight.fill_(float("nan"))
-    with pytest.raises(RisError, match="not finite at step 0"):
-        run.run()
-
-
-def test_frozen_parts_stay_and_stored_features_change_nothing(tmp_path, tokenizer):
-    """With frozen encoders a run over stored features is the run without, up to their float16."""
-
-    class Named(SceneSource):
-        kinds = 0
-
-        def batch(self, step):
-            raw = super().batch(0)
-            return replace(raw, kinds=None, things=None, image_keys=("first", "second"))
-
-    recipe = replace(
-        RECIPES["supplement"], images=2, expressions=3, steps=2, bf16=False, learning_rate=1e-3
-    )
-    source = Named("train", 256, 2, 3)
-    source.kinds = 0
-    plain = trainer(tmp_path / "plain", source, tokenizer, recipe)
-    before = {k: v.clone() for k, v in plain.model.state_dict().items()}
-    plain.run(validate_every=1000)
-    stored = trainer(tmp_path / "stored", source, tokenizer, recipe, features=tmp_path / "features")
-    stored.run(validate_every=1000)
-    assert len(list((tmp_path / "features").rglob("*.npz"))) == 2
-    changed = [k for k, v in plain.model.state_dict().items() if not torch.equal(v, before[k])]
-    assert changed
-    assert not [k for k in changed if k.startswith(recipe.frozen)]
-    ours, theirs = stored.model.state_dict(), plain.model.state_dict()
-    for key in changed:
-        torch.testing.assert_close(ours[key], theirs[key], rtol=0.05, atol=5e-3)
-
-
-def test_stored_features_belong_to_their_weights_and_damage_is_repaired(tmp_path):
-    model = fresh_model(TINY, 0).eval()
-    store = FeatureStore(tmp_path, model)
-    assert store.read("a") is None
-    store.write("a", torch.ones(4, 2, 2), torch.zeros(9, 3))
-    embeddings, tokens = store.read("a")
-    assert embeddings.shape == (4, 2, 2)
-    assert tokens.shape == (9, 3)
-    next(store.folder.glob("*.npz")).write_bytes(b"torn")
-    assert store.read("a") is None
-    other = FeatureStore(tmp_path, fresh_model(TINY, 1))
-    assert other.folder != store.folder
+    assert trainer(tmp_path, source, tokenizer, replace(DEMO, steps=99)).resume()
 
 
 def test_stored_features_need_frozen_encoders(tmp_path, source, tokenizer):

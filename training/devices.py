@@ -1,0 +1,63 @@
+"""What a run computes on: the device, its precision, and the other processes of the run.
+
+Accelerate knows the processes (`torchrun` starts them), wraps the model for them, and scales the
+loss where float16 needs it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from ris.engines.errors import RisError
+from ris.engines.processor import cpu_features
+
+Precision = Literal["no", "fp16", "bf16"]
+"""What autocast computes in; "no" is FP32 throughout."""
+
+
+def precision_of(device: str) -> Precision:
+    """The fastest precision for which `device` has instructions.
+
+    A CPU without those for bfloat16 emulates it, at a fifth of FP32's speed. GPUs before Ampere
+    (V100, T4) emulate it too, and have float16.
+    """
+    if torch.device(device).type == "cpu":
+        instructions = {"avx512_bf16", "amx_bf16", "bf16"}
+        return "no" if instructions.isdisjoint(cpu_features()) else "bf16"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def make_accelerator(device: str, *, mixed: bool) -> Accelerator:
+    """The device of this process, and what joins it with the run's others.
+
+    Args:
+        device: "cpu", or a CUDA device; where several processes run, each takes its own.
+        mixed: Whether to compute in the device's fastest precision in place of FP32.
+
+    Raises:
+        RisError: Where there is no such device, or this process has trained on another one or in
+            another precision.
+    """
+    chosen = torch.device(device)
+    if chosen.type != "cpu":
+        if not torch.cuda.is_available():
+            raise RisError(f"--device {device}: PyTorch sees no CUDA device here")
+        if chosen.index is not None:
+            torch.cuda.set_device(chosen)
+
+    # what a step leaves unused (the lessons' decoder) differs from step to step
+    wrapping = DistributedDataParallelKwargs(find_unused_parameters=True)
+    try:
+        return Accelerator(
+            cpu=chosen.type == "cpu",
+            mixed_precision=precision_of(device) if mixed else "no",
+            kwargs_handlers=[wrapping],
+        )
+    except ValueError as error:
+        raise RisError(
+            f"--device {device} in another process, please: Accelerate keeps the first device and"
+            " precision of a process"
+        ) from error
