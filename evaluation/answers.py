@@ -25,6 +25,7 @@ from ris.engines.text import echoed
 from ris.evaluation.protocols.masks import from_logits
 from ris.evaluation.protocols.questions import Question
 from ris.evaluation.protocols.table import PROTOCOLS
+from ris.evaluation.results import writing
 from ris.evaluation.run import Answer, Segmenter
 from ris.evaluation.scoring import protocols_of
 from ris.runtime.asking import ask_each
@@ -98,16 +99,17 @@ def answer_all(
     count = len(wanted & done)
     if count:
         begun(count, len(wanted))
-    with path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         for image in images:
             if all(_key(question) in done for question in image.questions):
                 continue
             try:
-                # all of an image together, as before the stop: so their numbers are the same
-                found = list(_rows(segmenter, files, image.image_id, image.questions, skipped))
+                picture, frame = _picture(files, image.image_id)
             except RisError as error:
                 skipped(str(error))
                 continue
+            # all of an image together, as before the stop: so their numbers are the same
+            found = _rows(segmenter, files, picture, frame, image.questions, skipped)
             rows = [row for row in found if _row_key(row) not in done]
             file.write("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
             file.flush()
@@ -127,26 +129,52 @@ def _drop_torn_line(path: Path) -> set[tuple[int, int, str]]:
     """Removes what a killed process left behind the last whole line; the keys of the others."""
     if not path.exists():
         return set()
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        write_atomically(path, lambda file: file.write(whole))
-    rows = (line.value for line in read_json_lines(path))
-    return {_row_key(row) for row in rows}
+    with writing(path):
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            write_atomically(path, lambda file: file.write(whole))
+    keys = set()
+    for line in read_json_lines(path):
+        try:
+            keys.add(_row_key(line.value))
+        except (KeyError, TypeError) as error:
+            raise RisError(
+                f"{path}, line {line.number} is none of ris-eval's; choose another --out, or give"
+                " --restart"
+            ) from error
+    return keys
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The frame of the stored pixels, in which the data set's outlines are."""
+
+    orientation: int
+    """By which it is turned to be shown; 1 where it is not."""
+
+    size: tuple[int, int]
+    """Its (height, width)."""
+
+
+def _picture(files: ReferFiles, image_id: int) -> tuple[Picture, _Frame]:
+    """An image of the data set. Raises RisError where it cannot be read."""
+    with as_published(f"image {image_id} of {files.name}'s instances.json"):
+        entry = files.images[image_id]
+        stated, name = (int(entry["height"]), int(entry["width"])), str(entry["file_name"])
+    picture = load_picture(files.image_file(image_id))
+    return picture, _Frame(frame_of(picture, stated, name), stated)
 
 
 def _rows(
     segmenter: Segmenter,
     files: ReferFiles,
-    image_id: int,
+    picture: Picture,
+    frame: _Frame,
     asked: Sequence[Question],
     skipped: Skipped,
 ) -> Iterator[dict[str, Any]]:
-    """The lines of one image. Raises RisError where it cannot be read."""
-    with as_published(f"image {image_id} of {files.name}'s instances.json"):
-        stated = int(files.images[image_id]["height"]), int(files.images[image_id]["width"])
-    picture = load_picture(files.image_file(image_id))
-    frame = frame_of(picture, stated, str(files.images[image_id]["file_name"]))
+    """The lines of one image."""
     rgb = np.asarray(picture.pixels)
 
     def ask(numbers: Sequence[int]) -> list[Answer]:
@@ -160,7 +188,7 @@ def _rows(
                 f' "{echoed(question.text)}": {answer}'
             )
             continue
-        yield _row(question, answer, frame, stated, segmenter.threshold, sides_of(files.name))
+        yield _row(question, answer, frame, segmenter.threshold, sides_of(files.name))
 
 
 def frame_of(picture: Picture, stated: tuple[int, int], name: str) -> int:
@@ -181,8 +209,7 @@ def frame_of(picture: Picture, stated: tuple[int, int], name: str) -> int:
 def _row(
     question: Question,
     answer: Answer,
-    orientation: int,
-    size: tuple[int, int],
+    frame: _Frame,
     threshold: float,
     sides: Sequence[int | None],
 ) -> dict[str, Any]:
@@ -191,15 +218,14 @@ def _row(
     Args:
         question: What was asked.
         answer: What the model said, of the picture as it is shown.
-        orientation: Of the picture.
-        size: (height, width) of the frame that the data set's outlines have.
+        frame: In which the data set's outlines are.
         threshold: The logit above which a pixel belongs to the mask.
         sides: The sizes of the masks; None is the image's own.
     """
-    logits = stored_logits(answer.logits, orientation)
+    logits = stored_logits(answer.logits, frame.orientation)
     masks = {
         "image" if side is None else str(side): dict(
-            encode_rle(from_logits(logits, side, size, threshold))
+            encode_rle(from_logits(logits, side, frame.size, threshold))
         )
         for side in sides
     }

@@ -23,7 +23,7 @@ from ris.evaluation.metrics import SCENES, Figures
 from ris.evaluation.protocols.table import PROTOCOLS
 from ris.evaluation.results import ResultsFolder
 from ris.evaluation.run import AT, BundleSegmenter, Evaluation, Segmenter, evaluate
-from ris.evaluation.sources import SampleSource
+from ris.evaluation.sources import SCENE_SAMPLES, SampleSource
 from ris.runtime.bundle import MANIFEST
 from ris.runtime.commands.console import LeftOut
 from ris.runtime.commands.options import Command, add_options
@@ -102,9 +102,7 @@ _SAMPLE_OPTIONS = (
     click.option(
         "--samples",
         type=click.IntRange(1),
-        default=2000,
-        show_default=True,
-        help="Scenes: how many expressions.",
+        help=f"Scenes: how many expressions. Default: {SCENE_SAMPLES:,}.",
     ),
     click.option("--split-by", help="Whose splits: umd, google (refcocog). Default: the usual."),
     click.option("--root", type=_FOLDER, help="The data set's folder."),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import click
@@ -116,8 +116,7 @@ def run(
     else:
         model = open_bundle_to_ask(find_bundle(bundle), running, cache)
     if asked.source.published:
-        with model as opened:
-            _run_published(asked, opened, out, restart, as_json, left)
+        _run_published(asked, model, out, restart, as_json, left)
     else:
         with model as opened:
             found = evaluate_showing(asked, opened, out, restart, left)
@@ -137,16 +136,23 @@ def run(
 
 
 def _run_published(
-    asked: Asked, opened: Opened, out: Path | None, restart: bool, as_json: bool, left: LeftOut
+    asked: Asked,
+    model: AbstractContextManager[Opened],
+    out: Path | None,
+    restart: bool,
+    as_json: bool,
+    left: LeftOut,
 ) -> None:
     """Asks a published data set, and prints what its evaluators count."""
     source = asked.source
     files, split = source.files(), source.split or "val"
     names = protocols_asked(source.data, asked.protocol)
     with _folder(out) as folder:
-        path = answer_showing(source, files, names, opened, folder, restart, left)
+        with model as opened:
+            path = answer_showing(source, files, names, opened, folder, restart, left)
         if not path.stat().st_size:
             raise RisError("nothing could be asked; the reasons are named above")
+        # `score` forks: the model and its threads are gone by now
         answers = Predictions(path)
         found = [score_showing(files, split, name, answers) for name in names]
     where = described(files, split)
@@ -172,8 +178,11 @@ def _require_no_bundle(bundle: str | None, asked: Asked, running: Running) -> No
         raise RisError(
             "--features keeps what a bundle's encoders give; it does not go with --pytorch"
         )
-    if running.engine != "auto" or running.compute is not None:
-        raise RisError("--engine and --compute run a bundle; they do not go with --pytorch")
+    own = Running("auto", running.device, running.threads, None)
+    if running != own:
+        raise RisError(
+            "of the options that say what runs, --device and --threads alone go with --pytorch"
+        )
 
 
 def _print(name: str, found: Evaluation) -> None:

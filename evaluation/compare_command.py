@@ -22,13 +22,13 @@ from ris.evaluation.asking import (
     open_bundle_to_ask,
     sample_options,
 )
-from ris.evaluation.benchmarks import answer_showing, protocols_asked
+from ris.evaluation.benchmarks import answer_showing, described, protocols_asked
 from ris.evaluation.compare import Comparison, Run, compare_runs
 from ris.evaluation.compared_runs import published_counting, run_of_answers, run_of_results
 from ris.evaluation.metrics import SCENES
 from ris.evaluation.plots import require_matplotlib
 from ris.evaluation.report import Pictures, to_dict, write_report
-from ris.evaluation.results import PREDICTIONS, SETUP, read_setup
+from ris.evaluation.results import PREDICTIONS, SETUP, read_setup, require_answers_to
 from ris.evaluation.sources import SampleSource
 from ris.runtime.bundle import MANIFEST
 from ris.runtime.commands.console import LeftOut, RisCommand, disk_errors, print_json
@@ -114,7 +114,7 @@ def compare(
     else:
         _print(found)
         click.echo(f"Wrote {', '.join(map(one_line, files))}")
-    left.finish("the figures are of the others")
+    left.finish(reader.left_out)
 
 
 def _source(models: Sequence[Path], given: SampleSource) -> SampleSource:
@@ -127,7 +127,8 @@ def _source(models: Sequence[Path], given: SampleSource) -> SampleSource:
         return given
     found = SampleSource.from_dict(read_setup(folder)["samples"])
     if given.data == found.data and given.published:
-        return dataclasses.replace(found, root=given.root, images=given.images)
+        split, by = given.split or found.split, given.split_by or found.split_by
+        return dataclasses.replace(given, split=split, split_by=by)
     return found if given.data == "scenes" else given
 
 
@@ -135,6 +136,7 @@ class _Own:
     """Answers to scenes or own pictures."""
 
     counting = SCENES
+    left_out = "the figures are of the others"
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
@@ -171,12 +173,16 @@ class _Own:
 class _Published:
     """Answers to a published data set."""
 
+    left_out = "questions without an answer count as empty masks"
+
     def __init__(self, asked: Asked) -> None:
         self._source, self._files = asked.source, asked.source.files()
+        part = described(self._files, asked.source.split or "val")
         names = protocols_asked(asked.source.data, asked.protocol)
         if len(names) > 1:
             raise RisError("a comparison is by one evaluator: give its name as --protocol")
         self._protocol = names[0]
+        self._wanted = {name: str(value) for name, value in part.items()}
         self.counting = published_counting(self._protocol, asked.source.data)
 
     def ask(self, opened: Opened, folder: Path, restart: bool, left: LeftOut) -> None:
@@ -194,21 +200,9 @@ class _Published:
     def read(self, name: str, path: Path) -> Run:
         """The answers of a folder or a file."""
         if path.is_dir():
-            self._require_same(path)
+            require_answers_to(path, self._wanted)
             path = path / PREDICTIONS
         return run_of_answers(name, path, self._source, self._files, self._protocol)
-
-    def _require_same(self, folder: Path) -> None:
-        """Raises RisError where the folder has answers to something else."""
-        own = {"split": self._source.split or "val", "split_by": self._files.split_by}
-        samples = read_setup(folder)["samples"]
-        wanted = own | {"data": self._source.data}
-        found = {field: samples.get(field) for field in wanted}
-        if found != wanted:
-            raise RisError(
-                f"{folder} has answers to {', '.join(map(str, found.values()))}, not to "
-                f"{', '.join(wanted.values())}"
-            )
 
     def pictures(self) -> Pictures:
         """Finds the pixels of an image by its number; None where they are gone."""

@@ -10,6 +10,7 @@ from ris.evaluation.benchmarks import score_showing, where_compared
 from ris.evaluation.compare import Expression, Run
 from ris.evaluation.metrics import Counting, Mask, Tally
 from ris.evaluation.predictions import Predictions
+from ris.evaluation.problems import problems, references_of
 from ris.evaluation.protocols.table import PROTOCOLS
 from ris.evaluation.results import Answered, figures_of, read_results, read_setup
 from ris.evaluation.run import AT
@@ -92,6 +93,9 @@ def run_of_answers(
     """
     answers, split = Predictions(path), source.split or "val"
     scored = score_showing(files, split, protocol, answers)
+    left_out = [f"{name}: {sentence}" for sentence in problems([scored], answers.doubled)]
+    if scored.stops:
+        left_out.append(f"{protocol} would stop at {references_of(scored, sorted(scored.stops))}")
     return Run(
         name=name,
         samples=source.to_dict(),
@@ -100,7 +104,7 @@ def run_of_answers(
         figures=scored.figures,
         no_target=(None,) * len(scored.questions),
         masks=lambda i: mask_and_truth(files, protocol, answers, scored.questions[i]),
-        left_out=_problems(name, scored),
+        left_out=tuple(left_out),
     )
 
 
@@ -110,13 +114,6 @@ def expressions_of(scored: Scored, files: ReferFiles) -> tuple[Expression, ...]:
         Expression(str(question.image_id), question.text, "expression", question.targeted)
         for question in scored.questions
     )
-
-
-def _problems(name: str, scored: Scored) -> tuple[str, ...]:
-    said = [f"{name}: {sentence}" for sentence in scored.unreadable]
-    if scored.missing:
-        said.append(f"{name}: {len(scored.missing)} questions have no answer")
-    return tuple(said)
 
 
 def published_counting(protocol: str, dataset: str) -> Counting:

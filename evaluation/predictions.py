@@ -20,12 +20,23 @@ from numpy.typing import NDArray
 
 from ris.data.datasets.mask_files import read_mask
 from ris.data.datasets.outlines import decode_any_rle
-from ris.data.datasets.polygons import coco_masks
+from ris.data.datasets.polygons import coco_masks, unusable
 from ris.engines.errors import RisError
 from ris.runtime.json_lines import parse_json
 
 Mask: TypeAlias = NDArray[np.bool_]
 """bool [H, W]."""
+
+_BROKEN = (
+    KeyError,
+    TypeError,
+    ValueError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RisError,
+)
+"""What reading a mask of another form raises."""
 
 Key: TypeAlias = tuple[int | None, int, str | None]
 """(reference id, sentence id, text); None for what the file does not give."""
@@ -103,7 +114,7 @@ class Predictions:
         try:
             masks = tuple(_masks(row, size, self.path.parent))
             return Prediction(masks, _refused(row))
-        except (KeyError, TypeError, ValueError, IndexError, RisError) as error:
+        except _BROKEN as error:
             said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise RisError(f"{where} cannot be read: {said}") from None
 
@@ -159,6 +170,8 @@ def _masks(row: dict[str, Any], size: tuple[int, int], folder: Path) -> Iterator
     given = row["mask"] if "mask" in row else row["segmentation"]
     ties = row.get("tie") or {}
     if isinstance(given, dict) and "counts" not in given:
+        if not given:
+            raise ValueError("a mask at no size")
         for name, code in given.items():
             mask = _mask(code, size, folder)
             yield mask & ~_mask(ties[name], size, folder) if name in ties else mask
@@ -178,8 +191,14 @@ def _mask(given: Any, size: tuple[int, int], folder: Path) -> Mask:
             found: Mask = coco_masks().decode(given).view(np.bool_)
             return found
         return decode_any_rle(given)
+    given = [polygon for polygon in given if polygon]  # pycocotools reads past an empty one's end
     if not given:
         return np.zeros(size, np.bool_)
+    short = next((polygon for polygon in given if len(polygon) < 6 or len(polygon) % 2), None)
+    if short is not None:
+        raise ValueError(f"a polygon of {len(short)} numbers")
+    if (said := unusable(given)) is not None:
+        raise ValueError(said)
     coco = coco_masks()
     merged: Mask = coco.decode(coco.merge(coco.frPyObjects(given, *size))).view(np.bool_)
     return merged

@@ -19,6 +19,7 @@ from ris.evaluation.compare import Comparison
 from ris.evaluation.metrics import Mask
 from ris.evaluation.pages import escaped, figure, page
 from ris.evaluation.plots import draw_plots
+from ris.runtime.commands.console import without_nan
 from ris.runtime.masks import COLOURS, overlay
 
 Pictures = Callable[[str], NDArray[np.uint8] | None]
@@ -40,7 +41,7 @@ def write_report(found: Comparison, out: Path, worst: int, picture: Pictures) ->
     html, figures, samples = out / "report.html", out / "report.json", out / "samples.csv"
     # an image's name need not be valid Unicode
     html.write_text(shown(_page(found, worst, picture)), encoding="utf-8")
-    figures.write_text(json.dumps(to_dict(found), indent=1) + "\n", encoding="utf-8")
+    figures.write_text(json.dumps(without_nan(to_dict(found)), indent=1) + "\n", encoding="utf-8")
     with samples.open("w", newline="", encoding="utf-8", errors="replace") as file:
         csv.writer(file).writerows(_rows(found))
     return [html, figures, samples]

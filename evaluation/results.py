@@ -153,7 +153,7 @@ class ResultsFolder:
         lines: list[str] = []
         if start_folder(path, setup, restart):
             lines = [result.to_json() + "\n" for result in read_results(path)]
-        with _writing(path):
+        with writing(path):
             # written anew, without a last line that was cut off
             write_atomically(path / RESULTS, lambda file: file.write("".join(lines).encode()))
 
@@ -166,7 +166,7 @@ class ResultsFolder:
         Raises:
             RisError: Where the disk does not take it; the next run goes on from the line before.
         """
-        with _writing(self.path):
+        with writing(self.path):
             if self._file is None:
                 self._file = (self.path / RESULTS).open("a", encoding="utf-8")
             self._file.write(result.to_json() + "\n")
@@ -195,7 +195,9 @@ def start_folder(path: Path, setup: dict[str, Any], restart: bool = False) -> bo
     goes_on = (path / SETUP).exists() and not restart
     if goes_on:
         _require_same(path, setup)
-    with _writing(path):
+    elif not restart:
+        _require_no_answers(path)
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         clear_folder(path)
         if not goes_on:
@@ -218,8 +220,32 @@ def _require_same(path: Path, setup: dict[str, Any]) -> None:
             )
 
 
+def _require_no_answers(path: Path) -> None:
+    """Raises RisError where a folder has answers of which nothing says whose they are."""
+    for name in (RESULTS, PREDICTIONS):
+        if (path / name).exists():
+            raise RisError(
+                f"{path} has a {name} and no {SETUP}, so it is none of ris-eval's folders; choose "
+                "another --out, or give --restart to throw it away"
+            )
+
+
+def require_answers_to(path: Path, wanted: dict[str, str]) -> None:
+    """Raises RisError where the folder has answers to something else.
+
+    wanted: fields of the samples that must be so, such as "data" and "split".
+    """
+    samples = read_setup(path)["samples"]
+    found = {name: samples.get(name) for name in wanted}
+    if found != wanted:
+        raise RisError(
+            f"{path} has answers to {', '.join(map(str, found.values()))}, not to "
+            f"{', '.join(wanted.values())}"
+        )
+
+
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turns what the disk does not take into a RisError."""
     try:
         yield

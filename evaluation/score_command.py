@@ -13,12 +13,12 @@ from rich.table import Table
 from ris.data.datasets.refer_files import DATASETS, read_files
 from ris.evaluation.benchmarks import described, protocols_asked, score_showing, where_compared
 from ris.evaluation.predictions import Key, Predictions
+from ris.evaluation.problems import problems, references_of
 from ris.evaluation.protocols.counting import LIMITS
 from ris.evaluation.protocols.table import PROTOCOLS
 from ris.evaluation.scoring import Scored, rules_of
 from ris.runtime.commands.console import LeftOut, RisCommand, print_json
 
-_NAMED = 10  # references or sentences that a message names
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 SIDE_BY_SIDE = {
@@ -108,19 +108,16 @@ def say_problems(found: Sequence[Scored], answers: Predictions, left_out: LeftOu
     for one in found:
         dropped = [number for number in one.left_out if number not in one.stops]
         if dropped:
-            left_out.note(f"{one.protocol} leaves out {_references(one, dropped)}")
+            left_out.note(f"{one.protocol} leaves out {references_of(one, dropped)}")
         if one.stops:
-            left_out(f"{one.protocol} would stop at {_references(one, sorted(one.stops))}")
-    for sentence in _problems(found, answers.doubled):
+            left_out(f"{one.protocol} would stop at {references_of(one, sorted(one.stops))}")
+        if one.other_words:
+            left_out.note(
+                f"{one.other_words} of the answers that {one.protocol} counts are to other words "
+                "than it asks"
+            )
+    for sentence in problems(found, answers.doubled):
         left_out(sentence)
-
-
-def _references(found: Scored, numbers: Sequence[int]) -> str:
-    """Some of the references that a loader leaves out, with the reasons."""
-    named = [f"{number} ({found.left_out[number]})" for number in numbers]
-    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-    references = "reference" if len(named) == 1 else "references"
-    return f"{len(named)} {references}, as its loader does: {', '.join(named[:_NAMED])}{more}"
 
 
 def to_json(found: Scored, data: str, doubled: Sequence[Key] = ()) -> dict[str, Any]:
@@ -159,32 +156,9 @@ def print_side_by_side(found: Sequence[Scored], data: str, title: str) -> None:
 def _cell(found: Scored, names: Sequence[str]) -> str:
     """A figure as it is usually printed: percent with two decimals, shares with four."""
     value = next((found.metrics[name] for name in names if name in found.metrics), None)
-    if value is None:
+    counted = "gres_acc" not in names or "zero_count" in found.metrics  # else it is always 0
+    if value is None or not counted:
         return ""
     if "count" in names:
         return f"{value:.0f}"
     return f"{value:.4f}" if names[0] in ("N_acc", "T_acc") else f"{value:.2f}"
-
-
-def _problems(found: Sequence[Scored], doubled: Sequence[Key]) -> list[str]:
-    """What is wrong with the answers themselves."""
-    missing = {ids: None for one in found for ids in one.missing}
-    unreadable = {said: None for one in found for said in one.unreadable}
-    problems = list(unreadable)
-    if missing:
-        problems.append(f"{len(missing)} questions have no answer: {_named(list(missing))}")
-    if doubled:
-        problems.append(
-            f"{len(doubled)} have more than one, of which the first counts: {_named(doubled)}"
-        )
-    return problems
-
-
-def _named(keys: Sequence[tuple[Any, ...]]) -> str:
-    """Some of the ids, for a message."""
-    said = [
-        f"sentence {sentence}" + ("" if reference is None else f" of reference {reference}")
-        for reference, sentence, *_ in keys[:_NAMED]
-    ]
-    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
-    return ", ".join(said) + more

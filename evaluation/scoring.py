@@ -6,10 +6,11 @@ is in memory than is being compared.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import numpy as np
@@ -65,6 +66,9 @@ class Scored:
 
     unreadable: tuple[str, ...] = field(default=())
     """A sentence for each answer whose mask cannot be read; it counts as a missing one."""
+
+    other_words: int = 0
+    """How many of the answers are to another text than this evaluator asks."""
 
 
 def protocols_of(dataset: str) -> list[str]:
@@ -126,7 +130,10 @@ def score(
         for q, key in zip(asked.asked, keys, strict=True)
         if key is None
     ]
-    return summed(name, rules, asked, tally.figures(), tuple(missing), tuple(unreadable))
+    scored = summed(name, rules, asked, tally.figures(), tuple(missing), tuple(unreadable))
+    answered = ((q.text, key[2]) for q, key in zip(asked.asked, keys, strict=True) if key)
+    other = sum(text is not None and text != asked_text for asked_text, text in answered)
+    return replace(scored, other_words=other)
 
 
 def require_questions(asked: Questions, files: ReferFiles, split: str) -> None:
@@ -208,7 +215,7 @@ def _compared(
     if workers < 2:
         yield from (_compare(work, portion) for portion in portions)
         return
-    context = multiprocessing.get_context("fork")  # the caller has no threads
+    context = multiprocessing.get_context("fork")  # the models are closed, and their threads
     with ProcessPoolExecutor(workers, context, _begin, (work,)) as pool:
         yield from pool.map(_compare_here, portions)
 
@@ -264,17 +271,15 @@ def mask_and_truth(
         files: The data set.
         name: The evaluator, one of `PROTOCOLS`.
         predictions: The answers.
-        question: What is asked; without an answer the mask is empty.
-
-    Raises:
-        RisError: Where the answer's mask cannot be read.
+        question: What is asked; without an answer that can be read the mask is empty.
     """
     rules, size = rules_of(name, files.name), _size(files, question)
     key = predictions.find(question.reference_id, question.sentence_id, question.text)
     truth = rules.truth(question, files)
-    if key is None:
-        return np.zeros_like(truth), truth
-    return at_size(predictions.read(key, size).masks, rules.truth.side, size), truth
+    if key is not None:
+        with contextlib.suppress(RisError):  # `score` names it
+            return at_size(predictions.read(key, size).masks, rules.truth.side, size), truth
+    return np.zeros_like(truth), truth
 
 
 def _size(files: ReferFiles, question: Question) -> tuple[int, int]:
@@ -291,7 +296,7 @@ def at_size(masks: Sequence[Mask], side: int | None, size: tuple[int, int]) -> M
         side: The side of the evaluator's square; None: the image's own size.
         size: The image's (height, width).
     """
-    wanted = size if side is None else (side, side)
-    order = {wanted: 0, (480, 480): 1 if side is None else 2, size: 1}
+    order = {(480, 480): 2, size: 1}
+    order[size if side is None else (side, side)] = 0
     best = min(masks, key=lambda mask: (order.get(mask.shape, 3), -mask.size))
     return from_mask(best, side, size)

@@ -13,6 +13,9 @@ from ris.data.samples import AnnotatedImage, refer_images, scene_images
 from ris.data.scenes import Split
 from ris.engines.errors import RisError, Skipped, refuse
 
+SCENE_SAMPLES = 2000
+"""Expressions about drawn scenes, unless another number is asked for."""
+
 NAMES = ("scenes", *DATASETS)
 """What `--data` takes, beside JSONL files."""
 
@@ -27,8 +30,8 @@ class SampleSource:
     split: str | None = None
     """The split; None for the usual one: "heldout" for scenes, "val" for data sets."""
 
-    samples: int = 2000
-    """How many expressions, for scenes."""
+    samples: int | None = None
+    """How many expressions, for scenes; None for 2,000."""
 
     root: str | None = None
     """The folder that a data set's folder is in; None for scenes and JSONL files."""
@@ -52,6 +55,8 @@ class SampleSource:
             )
         if self.data == "scenes" and self.split not in (None, "train", "heldout"):
             raise RisError(f"scenes have no split {self.split!r}; they have train and heldout")
+        if self.data != "scenes" and self.samples is not None:
+            raise RisError(f"--samples is for drawn scenes; --data {self.data} is asked whole")
         if self.data.endswith(".jsonl") and self.split:
             raise RisError("a .jsonl file has no splits")
 
@@ -78,7 +83,7 @@ class SampleSource:
             RisError: For files that are missing or damaged.
         """
         if self.data == "scenes":
-            return None, self.samples
+            return None, self.scenes
         found = read_lines(Path(self.data), skipped)
         return found, sum(len(image.references) for image in found.images)
 
@@ -99,13 +104,18 @@ class SampleSource:
         """
         if read is not None:
             return refer_images(read, done, skipped, noted)
-        return scene_images(self.scene_split, self.samples, done=done)
+        return scene_images(self.scene_split, self.scenes, done=done)
+
+    @property
+    def scenes(self) -> int:
+        """How many expressions about drawn scenes."""
+        return SCENE_SAMPLES if self.samples is None else self.samples
 
     def to_dict(self) -> dict[str, Any]:
-        """What results depend on: all fields, but `samples` only for scenes."""
+        """What results depend on: the fields that mean something for these samples."""
         found = asdict(self)
-        if self.data != "scenes":
-            found["samples"] = None
+        if self.data == "scenes":
+            found["samples"] = self.scenes
         if not self.published:
             del found["split_by"]
         return found
@@ -113,4 +123,4 @@ class SampleSource:
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> SampleSource:
         """What `to_dict` gave. Raises TypeError for anything else, RisError as the constructor."""
-        return cls(**{**found, "samples": found["samples"] or 1})
+        return cls(**found)

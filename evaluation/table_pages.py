@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from ris.engines.text import shown
 from ris.evaluation.pages import escaped, figure, page
 from ris.evaluation.plots import histograms, series_of
 from ris.evaluation.tables import Cell, Histogram, Table
+from ris.runtime.commands.console import without_nan
 
 NAME = "tables"
 """The files' name, without its ending."""
@@ -32,10 +32,11 @@ def write_tables(tables: Sequence[Table], figures: Sequence[Histogram], out: Pat
         figures: Histograms; they need matplotlib.
         out: The folder, which is there.
     """
+    found = without_nan(to_dict(tables, figures))
     texts = {
         "md": "\n".join(_markdown(tables, figures)) + "\n",
         "csv": _csv(tables),
-        "json": json.dumps(to_dict(tables, figures), indent=1, ensure_ascii=False) + "\n",
+        "json": json.dumps(found, indent=1, ensure_ascii=False) + "\n",
         "html": _html(tables, figures),
     }
     paths = [out / f"{NAME}.{ending}" for ending in texts]
@@ -58,7 +59,7 @@ def to_dict(tables: Sequence[Table], figures: Sequence[Histogram]) -> dict[str, 
                     {
                         "system": system.name,
                         "cells": [
-                            vars(column.part) | {"metric": column.metric} | _cell_dict(cell)
+                            vars(column.part) | {"metric": column.metric} | dataclasses.asdict(cell)
                             for column, cell in zip(table.columns, cells, strict=True)
                         ],
                     }
@@ -85,20 +86,15 @@ def _bins(ious: Any) -> list[int]:
     return counts
 
 
-def _cell_dict(cell: Cell) -> dict[str, Any]:
-    found = dataclasses.asdict(cell)
-    return {name: _finite(value) for name, value in found.items()}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: null in its place."""
-    if isinstance(value, dict):
-        return {name: _finite(own) for name, own in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _head(table: Table) -> list[str]:
-    return [f"{column.part.name} {column.metric}" for column in table.columns]
+    """What stands above the columns; the evaluator too where columns differ in it alone."""
+    heads = [f"{column.part.name} {column.metric}" for column in table.columns]
+    if len(set(heads)) == len(heads):
+        return heads
+    return [
+        f"{head} ({column.part.protocol})"
+        for head, column in zip(heads, table.columns, strict=True)
+    ]
 
 
 def number(value: float, metric: str) -> str:
@@ -111,7 +107,7 @@ def _words(cell: Cell, metric: str) -> tuple[str, list[str]]:
     value = "missing" if cell.value is None else number(cell.value, metric)
     small = []
     if cell.published is not None:
-        small.append(f"published {number(cell.published.value, metric)}")
+        small.append(f"published {cell.published.value:g}")
     if cell.difference is not None:
         own = cell.difference
         digits = 4 if metric in ("N_acc", "T_acc") else 2

@@ -154,7 +154,12 @@ def read_spec(path: Path) -> Spec:
     found = _toml(path.read_bytes, str(path))
     file = _Entry(found, str(path))
     file.only("root", "images", "systems", "tables", "histograms", "published")
-    systems = {system.id: system for system in map(_system, file.entries("systems"))}
+    systems: dict[str, System] = {}
+    for entry in file.entries("systems"):
+        system = _system(entry)
+        if system.id in systems:
+            raise RisError(f"{entry.where}: there is a system {system.id!r} already")
+        systems[system.id] = system
     tables = tuple(_table(entry, systems) for entry in file.entries("tables"))
     histograms = tuple(_histogram(entry, systems) for entry in file.entries("histograms"))
     if not tables and not histograms:
@@ -248,7 +253,7 @@ def _system(entry: _Entry) -> System:
     system = System(name, entry.text("name", name), bundle, answers)
     try:
         system.place(Part("refcoco", "unc", "val", "lavt"))
-    except (KeyError, IndexError, ValueError):
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError):
         raise RisError(
             f"{entry.where}: {bundle or answers!r} may have {{data}}, {{split_by}} and {{split}}"
         ) from None

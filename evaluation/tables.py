@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from ris.evaluation.compare import RESAMPLES, Difference, bootstrap, ious_of
 from ris.evaluation.compared_runs import published_counting
 from ris.evaluation.metrics import Figures
 from ris.evaluation.predictions import Predictions
-from ris.evaluation.results import PREDICTIONS
+from ris.evaluation.results import PREDICTIONS, require_answers_to
 from ris.evaluation.table_specs import (
     Column,
     HistogramSpec,
@@ -169,7 +170,7 @@ class TableMaker:
         value = published_counting(part.protocol, part.data).score(counted.figures)[column.metric]
         missing = None
         if counted.missing:
-            missing = f"{counted.missing} questions have no answer and count as empty masks"
+            missing = f"{counted.missing} questions without a readable answer count as empty masks"
         return Cell(value, missing, published, difference)
 
     def _count(self, system: System, part: Part) -> Counted | str:
@@ -193,6 +194,8 @@ class TableMaker:
             self._say(f"{system.name}, {part.name}: asking")
             place = self._ask(place, part, files, self._out / "answers" / name)
         elif place.is_dir():
+            own = {"data": part.data, "split_by": part.split_by, "split": part.split}
+            require_answers_to(place, own)
             place = place / PREDICTIONS
         kept = self._out / "counts" / f"{name}-{part.protocol}.npz"
         stamp = self._stamp(place, part)
@@ -223,13 +226,22 @@ class TableMaker:
         lists = candidates(self._spec.root, part.data, part.split_by)
         path = next(path for path in lists if path.exists())
         try:
-            with answers.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            data = answers.read_bytes()
         except OSError as error:
             raise RisError(f"{answers} cannot be read: {error.strerror}") from None
+        digest = hashlib.sha256(data).hexdigest()
         stats = [other.stat() for other in (path, path.parent / "instances.json")]
-        data = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
-        return json.dumps([__version__, digest, data, vars(part)])
+        stats += [file.stat() for file in _mask_files(data, answers.parent) if file.exists()]
+        sizes = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+        return json.dumps([__version__, digest, sizes, vars(part)])
+
+
+_MASK_FILE = re.compile(rb'"(?:mask|segmentation)"\s*:\s*("(?:[^"\\]|\\.)*")')
+
+
+def _mask_files(answers: bytes, folder: Path) -> list[Path]:
+    """The mask pictures that a file of answers names."""
+    return [folder / json.loads(name) for name in _MASK_FILE.findall(answers)]
 
 
 def _differences(part: Part, found: Sequence[Counted | str]) -> list[dict[str, Difference]]:

@@ -29,8 +29,9 @@ from ris.runtime.commands.running import Running, running_options
     show_default=True,
     help="The folder for tables.md, .csv, .json and .html, and for what is kept.",
 )
+@click.option("--restart", is_flag=True, help="Ask the bundles anew.")
 @running_options
-def tables(spec: Path, out: Path, running: Running) -> None:
+def tables(spec: Path, out: Path, restart: bool, running: Running) -> None:
     """Makes the tables that SPEC describes: bundles and files of answers, beside published figures.
 
     SPEC is a TOML file; docs/reference/tables.md has the form, and examples/supplement.toml has the
@@ -58,7 +59,7 @@ def tables(spec: Path, out: Path, running: Running) -> None:
             split_by=part.split_by,
         )
         with open_bundle_to_ask(bundle, running, None) as opened:
-            return answer_showing(source, files, [part.protocol], opened, folder, False, left)
+            return answer_showing(source, files, [part.protocol], opened, folder, restart, left)
 
     maker = TableMaker(wanted, out, _ask, lambda sentence: click.echo(sentence, err=True))
     made = [maker.table(one) for one in wanted.tables]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import sys
@@ -141,9 +142,18 @@ def _echo_error(said: str) -> None:
 
 
 def print_json(data: Any, indent: int | None = None) -> None:
-    """Prints JSON in UTF-8, whatever the locale."""
-    text = json.dumps(data, ensure_ascii=False, indent=indent)
+    """Prints JSON in UTF-8, whatever the locale; what is no finite number is null."""
+    text = json.dumps(without_nan(data), ensure_ascii=False, indent=indent)
     click.echo(shown(text).encode())
+
+
+def without_nan(data: Any) -> Any:
+    """The data with null for every number that is not finite, which JSON does not have."""
+    if isinstance(data, dict):
+        return {name: without_nan(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [without_nan(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 class LeftOut:

@@ -103,7 +103,7 @@ def test_bad_input_is_a_sentence(evaluated, tmp_path):
         ((*compare, *DATA, "--at", "480"), "has its own size"),
         (
             ("compare", out, BUILT_IN, "--data", "refcoco", *PART[2:]),
-            "not to testA, unc, refcoco",
+            "not to refcoco, unc, testA",
         ),
     ):
         code, _, err = run(*arguments)

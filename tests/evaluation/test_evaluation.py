@@ -127,7 +127,7 @@ def test_bad_input_is_a_sentence(tmp_path, tiny_bundle):
         ((tiny_bundle, "--data", "nosuch.jsonl"), "nosuch.jsonl cannot be read"),
         ((tiny_bundle, "--data", "x.jsonl", "--split", "val"), "has no splits"),
         ((*pytorch, "--features", tmp_path), "does not go with --pytorch"),
-        ((*pytorch, "--engine", "openvino"), "do not go with --pytorch"),
+        ((*pytorch, "--engine", "openvino"), "--device and --threads alone go with"),
         ((*pytorch, "--device", "npu"), "runs on the CPU or on a CUDA GPU"),
         ((tiny_bundle, "--protocol", "lavt"), "they count data sets, not --data scenes"),
         ((tiny_bundle, "--data", "refcoco", "--root", tmp_path, "--at", "480"), "its own size"),

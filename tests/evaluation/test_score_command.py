@@ -14,6 +14,7 @@ from pycocotools import mask as coco
 
 from ris.evaluation.command import main as ris_eval
 from ris.evaluation.data_command import main as ris_data
+from ris.evaluation.scoring import at_size
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "evaluation"
 
@@ -218,3 +219,25 @@ def test_sizes_that_nobody_states_are_no_fault():
     code, text, _ = check(GOLDEN, "--data", "grefcoco")
     assert code == 0, text
     assert "not stated" in text
+
+
+def test_each_evaluator_takes_the_mask_of_its_own_size():
+    """A file may have a mask at several sizes; they are not resized versions of each other."""
+    image, small, square = np.zeros((375, 500), bool), np.ones((480, 480), bool), np.eye(1024) > 0
+    masks = (image, small, square)
+    assert at_size(masks, 480, image.shape) is small
+    assert at_size(masks, 1024, image.shape) is square
+    assert at_size(masks, None, image.shape) is image
+    # without one of the wanted size: an own-size mask for a square, 480x480 for CGFormer
+    assert not at_size((image, square), 480, image.shape).any()
+    assert at_size((small, square), None, image.shape).all()
+
+
+def test_masks_of_no_meaning_are_named(rows, tmp_path):
+    broken = ([[1, 2]], {}, [[1, 2, 3, 4]], [[1, 2, float("nan"), 4, 5, 6]], [["a"] * 6], 7)
+    found = [{**row, "mask": mask} for row, mask in zip(rows, broken, strict=False)]
+    path = write(tmp_path / "answers.jsonl", [*found, *rows[len(broken) :]])
+    code, text, said = score(path, "--json")
+    assert code == 2, said
+    assert len(json.loads(text)["unreadable"]) == len(broken)
+    assert "a polygon of 2 numbers" in said
