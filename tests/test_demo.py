@@ -87,7 +87,7 @@ def test_the_examples_are_the_drawn_scenes(model):
 
 @pytest.fixture(scope="module")
 def found(model):
-    return evaluate(BundleSegmenter(model), scene_images("heldout", SAMPLES), protocol="scenes")
+    return evaluate(BundleSegmenter(model), scene_images("heldout", SAMPLES))
 
 
 def test_it_finds_held_out_things_where_the_words_say(found):
@@ -109,9 +109,7 @@ def test_the_exported_model_is_as_good_as_the_reference(found):
     images = scene_images("heldout", SAMPLES)
     reference = evaluate(ReferenceSegmenter({"checkpoint": sources.DEMO_WEIGHTS}), images)
     with load(BUILT_IN, engine="onnxruntime") as opened:
-        bundle = evaluate(
-            BundleSegmenter(opened), scene_images("heldout", SAMPLES), protocol="scenes"
-        )
+        bundle = evaluate(BundleSegmenter(opened), scene_images("heldout", SAMPLES))
     wanted, exported, auto = (result.kinds["all"]["miou"] for result in (reference, bundle, found))
     print(f"mean IoU: {wanted:.5f}, on ONNX Runtime {exported:.5f}, on auto {auto:.5f}")
     assert exported == pytest.approx(wanted, abs=0.001)

@@ -49,6 +49,16 @@ PACKAGES = (
 )
 """What the command needs beyond the runtime."""
 
+DATA_ALONE = {
+    "--batch": "samples",
+    "--group": "group",
+    "--validation-samples": "validation_samples",
+}
+"""Options that drawn scenes have no use for, and the arguments that they become."""
+
+SCENES_ALONE = {"--batch-images": "images_", "--batch-expressions": "expressions"}
+"""Options that data sets have no use for, and the arguments that they become."""
+
 
 @click.command(cls=RisCommand)
 @run_options
@@ -68,15 +78,18 @@ def main(
     _require_packages()
     request = _request(files, given)
 
+    from ris.training.devices import is_main
     from ris.training.prepare import prepare_run
 
     left = LeftOut()
+    untold: list[str] = []  # what others than the main process leave out
+    skipped: Skipped = left if is_main() else untold.append
     if dry_run:
         from ris.training.dry_run import dry_run as describe
 
-        describe(out, request, given["validate_every"], click.echo, left)
+        describe(out, request, given["validate_every"], click.echo, skipped)
         return
-    trainer = prepare_run(out, request, left)
+    trainer = prepare_run(out, request, skipped)
     main_process = trainer.accelerator.is_main_process
     if restart and out.exists() and main_process:
         _put_aside(out)
@@ -84,11 +97,23 @@ def main(
     resumed = trainer.resume(given["learning_rate"])
     if main_process:
         _say_beginning(trainer, resumed)
-    _run(trainer, given, left)
+    _run(trainer, given, skipped)
     if main_process:
         _say_next(out, request)
+    found = _of_all(untold)
+    if main_process:
+        for sentence in found:
+            left(sentence)
     trainer.accelerator.end_training()
-    left.finish("the model was trained on the others")
+    if main_process:
+        left.finish("the model was trained on the others")
+
+
+def _of_all(untold: list[str]) -> list[str]:
+    """What all processes have left out untold, each once."""
+    from accelerate.utils import gather_object
+
+    return list(dict.fromkeys(gather_object(list(dict.fromkeys(untold)))))
 
 
 def _request(files: dict[str, Path | None], given: dict[str, Any]) -> Request:
@@ -100,7 +125,7 @@ def _request(files: dict[str, Path | None], given: dict[str, Any]) -> Request:
         root=given["root"],
         images=given["images"],
         validation=given["validation"],
-        validation_samples=given["validation_samples"],
+        validation_samples=given["validation_samples"] or DataOptions.validation_samples,
         protocol=given["protocol"],
     )
     data.check()
@@ -156,6 +181,11 @@ def _check(data: DataOptions, given: dict[str, Any], variant: str | None) -> Non
             "--variant category needs a data set with COCO categories; some things in the scenes"
             " have none"
         )
+    idle = DATA_ALONE if data.drawn else SCENES_ALONE
+    for option, name in idle.items():
+        if given[name] is not None:
+            where = "data sets" if data.drawn else "--data scenes"
+            raise RisError(f"{option} belongs to {where}; here it would change nothing")
     if data.drawn and given["features"]:
         raise RisError("--features belong to data sets, --data scenes draws its own images")
 
@@ -189,12 +219,12 @@ def _say_next(out: Path, request: Request) -> None:
         words = f" --bert {model.files['bert']}"
     click.echo(f"Wrote {weights}, and {out / 'best.safetensors'}, which validated best")
     click.echo(f"Next:\n  ris-export --checkpoint {weights}{words}")
-    name = request.data.validation or request.data.names[0]
-    if name in DATASETS:
-        root = request.data.root
+    data = request.data
+    if data.validates_on in DATASETS:
+        images = f" --images {data.images}" if data.images else ""
         click.echo(
-            f"and, over the whole split:\n  ris-eval run ris-bundle --data {name} --root {root}"
-            " --protocol all"
+            f"and, over the whole split:\n  ris-eval run ris-bundle --data {data.validates_on}"
+            f" --root {data.root}{images} --protocol all"
         )
 
 

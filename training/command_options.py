@@ -37,14 +37,13 @@ _DATA = (
     click.option(
         "--validation",
         metavar="NAME",
-        help="A data set, whose val split is taken, or a .jsonl file. Default: --data's first.",
+        help="A data set, whose val split is taken, or a .jsonl file. Default: --data's first"
+        " published set, else a twentieth of its first file, held out.",
     ),
     click.option(
         "--validation-samples",
         type=_MANY,
-        default=500,
-        show_default=True,
-        help="Data sets: expressions of a validation, drawn once.",
+        help="Data sets: expressions of a validation, drawn once (500).",
     ),
     click.option(
         "--protocol",
@@ -75,7 +74,7 @@ _MODEL = (
     click.option(
         "--random-encoders",
         is_flag=True,
-        help="Let encoders that do not train start at random, which teaches nothing.",
+        help="Let SAM, CLIP and BERT start at random on data sets, which teaches nothing.",
     ),
 )
 _RECIPE = (

@@ -6,6 +6,7 @@ loss where float16 needs it.
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
@@ -16,6 +17,11 @@ from ris.engines.processor import cpu_features
 
 Precision = Literal["no", "fp16", "bf16"]
 """What autocast computes in; "no" is FP32 throughout."""
+
+
+def is_main() -> bool:
+    """Whether this is the run's main process, by what started it (`torchrun`)."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def precision_of(device: str) -> Precision:
@@ -48,6 +54,11 @@ def make_accelerator(device: str, *, mixed: bool) -> Accelerator:
         if chosen.index is not None:
             torch.cuda.set_device(chosen)
 
+    else:
+        # threads add up gradients of what is indexed in any order otherwise, and a run that goes on
+        # would not get the bits of one that was not stopped
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # what a step leaves unused (the lessons' decoder) differs from step to step
     wrapping = DistributedDataParallelKwargs(find_unused_parameters=True)
     try:

@@ -9,7 +9,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,11 @@ def dry_run(out: Path, request: Request, validate_every: int, say: Say, skipped:
 
     quiet = replace(request.options, features=None, trackers=())
     trainer = prepare_run(out, replace(request, options=quiet), skipped)
-    seconds = _measure_step(trainer)
-    asking = _measure_validation(trainer, skipped)
+    times = _measure(trainer, skipped)
     _say_size(trainer, say)
     _say_memory(trainer, say)
     _say_disk(trainer, out, request, say)
-    _say_time(trainer, seconds, asking, validate_every, say)
+    _say_time(trainer, times, validate_every, say)
 
 
 def _missing(request: Request) -> Iterable[str]:
@@ -65,7 +64,7 @@ def _missing(request: Request) -> Iterable[str]:
     names = () if request.data.drawn else request.data.names
     checks: list[Callable[[], Any]] = [partial(read_data, request.data, n, "train") for n in names]
     if not request.data.drawn:
-        validation = request.data.validation or request.data.names[0]
+        validation = request.data.validates_on or request.data.names[0]
         checks.append(partial(read_data, request.data, validation, "val"))
 
     def weights() -> None:
@@ -81,13 +80,47 @@ def _missing(request: Request) -> Iterable[str]:
             yield str(error)
 
 
-def _measure_step(trainer: Trainer) -> float:
-    """Seconds of a whole step of this process: its groups, as the second of two took."""
+@dataclass(frozen=True)
+class _Times:
+    """What the parts of a run take."""
+
+    lessons: int
+    """How many of the steps are lessons."""
+
+    lesson: float
+    """Seconds of one; 0 where there is none."""
+
+    steps: int
+    """How many other steps there are."""
+
+    step: float
+    """Seconds of one; 0 where there is none."""
+
+    validation: float
+    """Seconds of a validation."""
+
+
+def _measure(trainer: Trainer, skipped: Skipped) -> _Times:
+    """One lesson, one other step and a part of a validation, as far as the run has them."""
+    steps = trainer.recipe.steps
+    lessons = min(trainer.recipe.lessons, steps) if trainer.taught() else 0
+    return _Times(
+        lessons=lessons,
+        lesson=_measure_step(trainer, 0) if lessons else 0.0,
+        steps=steps - lessons,
+        step=_measure_step(trainer, lessons) if lessons < steps else 0.0,
+        validation=_measure_validation(trainer, skipped),
+    )
+
+
+def _measure_step(trainer: Trainer, number: int) -> float:
+    """Seconds of step `number` of this process: its groups, as the second of two took."""
     trainer.model.train()
-    steps = trainer.batches(trainer.recipe.steps)
-    groups = next(steps)
+    trainer.learner.step = number
+    groups = next(trainer.batches(number + 1))
     for _ in range(2):
         start = time.perf_counter()
+        trainer.learner.step = number
         trainer.train_step(groups[:1])
         _wait(trainer)
         seconds = time.perf_counter() - start
@@ -130,6 +163,14 @@ def _say_memory(trainer: Trainer, say: Say) -> None:
 
 
 def _say_disk(trainer: Trainer, out: Path, request: Request, say: Say) -> None:
+    """Says what the run's folder takes, and that of the features.
+
+    Args:
+        trainer: The run.
+        out: Its folder.
+        request: The run as it was asked for.
+        say: Gets each line.
+    """
     state = _bytes(trainer.learner.state())
     best = _bytes(trainer.learner.trained_weights())
     whole = _bytes(trainer.model.state_dict())
@@ -147,14 +188,28 @@ def _say_disk(trainer: Trainer, out: Path, request: Request, say: Say) -> None:
         say(f"disk: {store_sentence(request.options.features, trainer.model.config, images)}")
 
 
-def _say_time(trainer: Trainer, step: float, asking: float, validate_every: int, say: Say) -> None:
-    steps, every = trainer.recipe.steps, validate_every
-    asked = asking * (steps // every)
-    say(
-        f"time: {step:.2f} s a step, {_hours(step * steps)} for {steps} steps; {asking:.1f} s a"
-        f" validation, {_hours(asked)} for {steps // every}. Every image was encoded; --features"
-        " saves that from the second pass on"
-    )
+def _say_time(trainer: Trainer, times: _Times, every: int, say: Say) -> None:
+    """Says what the run takes.
+
+    Args:
+        trainer: The run.
+        times: What its parts take.
+        every: Steps between validations.
+        say: Gets each line.
+    """
+    count = trainer.recipe.steps // every - times.lessons // every  # the lessons have none
+    whole = times.lesson * times.lessons
+    parts = []
+    if times.lessons:
+        parts.append(f"{times.lesson:.2f} s a lesson, {_hours(whole)} for {times.lessons} lessons")
+    taken = times.step * times.steps
+    parts.append(f"{times.step:.2f} s a step, {_hours(taken)} for {times.steps} steps")
+    asked = times.validation * count
+    parts.append(f"{times.validation:.1f} s a validation, {_hours(asked)} for {count}")
+    said = f"time: {'; '.join(parts)}; {_hours(whole + taken + asked)} in all"
+    if isinstance(trainer.sources.training, ReferSource):
+        said += ". Every image was encoded; --features saves that from the second pass on"
+    say(said)
 
 
 def _hours(seconds: float) -> str:

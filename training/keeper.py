@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from accelerate.utils import gather_object
 
 from ris.engines.errors import CheckpointError, RisError
 from ris.training.learner import Learner
@@ -18,14 +20,36 @@ from ris.training.run_folder import (
     append_log,
     complete_weights,
     cut_log,
+    digest,
+    files_of_another,
     read_state,
     states,
     step_of,
+    write_begun,
     write_state,
     write_weights,
     writing,
 )
 from ris.training.trackers import start_trackers
+
+
+@dataclass(frozen=True)
+class About:
+    """What a run trains on, and by what it is judged."""
+
+    data: str
+    """`Source.identity` of what it trains on."""
+
+    validation: str
+    """`Validation.identity`."""
+
+    metric: str
+    """The figure of the validation that says which weights are best."""
+
+    @property
+    def judged(self) -> tuple[str, str]:
+        """What makes two figures comparable: the metric, and what was asked."""
+        return self.metric, self.validation
 
 
 class Keeper:
@@ -35,13 +59,14 @@ class Keeper:
         folder: The run's folder; it is made with the first file.
         learner: What learns.
         options: How many states are kept, and where figures go.
-        metric: The figure of the validation that says which weights are best.
+        about: What the run trains on, and by what it is judged.
     """
 
-    def __init__(self, folder: Path, learner: Learner, options: RunOptions, metric: str) -> None:
-        self.folder, self.learner, self.options, self.metric = folder, learner, options, metric
+    def __init__(self, folder: Path, learner: Learner, options: RunOptions, about: About) -> None:
+        self.folder, self.learner, self.options, self.about = folder, learner, options, about
         self.best: dict[str, Any] | None = None
-        """The best validation so far: "step", "metric" and "value"."""
+        """The best validation so far: "step", "metric", "value" and "validation", what was asked.
+        """
 
         self.rates: list[tuple[int, float]] = [(0, learner.recipe.learning_rate)]
         """From which step on which learning rate was the recipe's."""
@@ -51,18 +76,46 @@ class Keeper:
 
         learning_rate: another one from here on; None keeps that of the state.
 
-        Raises CheckpointError for a state that cannot be read or is another recipe's.
+        Raises CheckpointError for a state that cannot be read, or is of another recipe or other
+        data, and where the run's processes do not have the same one.
         """
         state = read_state(self.folder)
-        if state is None:
-            return False
-        learner = self.learner
-        learner.load(state, str(states(self.folder)[-1]))
-        self.best, self.rates = state["best"], state["rates"]
+        if state is not None:
+            self._load(state, learning_rate)
+        self._require_agreement()
+        return state is not None
+
+    def _load(self, state: dict[str, Any], learning_rate: float | None) -> None:
+        learner, source = self.learner, states(self.folder)[-1]
+        if state.get("data") != self.about.data:
+            raise CheckpointError(
+                f"{source} was trained on {state.get('data', 'unknown data')}, and this is"
+                f" {self.about.data}; give the data that the run began with, another folder or"
+                " --restart"
+            )
+        learner.load(state, str(source))
+        self.rates = state["rates"]
+        # figures of another kind, or of other questions, say nothing about which weights are better
+        best = state["best"]
+        if best and self.about.judged == (best["metric"], best.get("validation")):
+            self.best = best
         if learning_rate is not None and learning_rate != learner.recipe.learning_rate:
             learner.recipe = replace(learner.recipe, learning_rate=learning_rate)
             self.rates = [*self.rates, (learner.step, learning_rate)]
-        return True
+
+    def _require_agreement(self) -> None:
+        """Raises CheckpointError where the run's processes do not go on from the same weights."""
+        learner = self.learner
+        if learner.accelerator.num_processes == 1:
+            return
+        own = (learner.step, digest({k: p.detach() for k, p in learner.trained.items()}))
+        found = gather_object([own])
+        if len(set(found)) > 1:
+            steps = ", ".join(str(step) for step, _ in found)
+            raise CheckpointError(
+                f"the run's processes do not go on from one state: they are at steps {steps};"
+                f" {self.folder} has to be a folder that all machines share"
+            )
 
     def save(self) -> None:
         """Writes the state; older ones beyond `options.keep` go.
@@ -74,7 +127,11 @@ class Keeper:
             return
         if not learner.is_finite():
             raise RisError(f"a weight is not finite after step {learner.step}; {self.advice()}")
-        state = learner.state() | {"best": self.best, "rates": self.rates}
+        state = learner.state() | {
+            "best": self.best,
+            "rates": self.rates,
+            "data": self.about.data,
+        }
         write_state(self.folder, state, self.options.keep)
 
     def write_weights(self) -> None:
@@ -88,10 +145,16 @@ class Keeper:
 
     def keep_best(self, figures: dict[str, dict[str, float]]) -> None:
         """Writes what trains where it validated better than ever."""
-        value, learner = figures["all"].get(self.metric), self.learner
+        value, learner = figures["all"].get(self.about.metric), self.learner
         if value is None or (self.best is not None and not value > self.best["value"]):
             return
-        self.best = {"step": learner.step, "metric": self.metric, "value": value}
+        metric, validation = self.about.judged
+        self.best = {
+            "step": learner.step,
+            "metric": metric,
+            "value": value,
+            "validation": validation,
+        }
         if learner.accelerator.is_main_process:
             notes = {name: str(what) for name, what in self.best.items()}
             weights = learner.trained_weights()
@@ -114,8 +177,9 @@ class Keeper:
         with writing(self.folder) if main else contextlib.nullcontext():
             if main:
                 self._require_own_state()
-                cut_log(self.folder, step)
                 config = self.learner.recipe.to_dict()
+                write_begun(self.folder, config, self.about.data)
+                cut_log(self.folder, step)
                 start_trackers(accelerator, self.options.trackers, self.folder, step, config)
                 self._note_rate()
             accelerator.wait_for_everyone()
@@ -128,8 +192,16 @@ class Keeper:
         accelerator.wait_for_everyone()
 
     def _require_own_state(self) -> None:
-        """Raises CheckpointError where the newest state is not that of the run's step."""
+        """Raises CheckpointError where the newest state is not that of the run's step.
+
+        And where the folder has a run without any state, as earlier versions left it.
+        """
         found = states(self.folder)
+        if not found and (there := files_of_another(self.folder)):
+            raise CheckpointError(
+                f"{self.folder} has {', '.join(there)} and no state to go on from; give another"
+                " folder, or --restart, which keeps it under another name"
+            )
         if found and step_of(found[-1]) != self.learner.step:
             raise CheckpointError(f"{found[-1]} was not resumed; give another folder or resume it")
 

@@ -40,6 +40,10 @@ class Step:
     """Whether they did not, and a smaller loss scale would be no help."""
 
 
+class Stopped(KeyboardInterrupt):
+    """All processes of the run leave together, between two steps."""
+
+
 class Learner:
     """A model that trains.
 
@@ -68,6 +72,9 @@ class Learner:
         self.updating = False
         """Whether the weights are being changed: half an update is no state to resume."""
 
+        self.leaving = False
+        """Whether this process is asked to leave; the next step of all raises `Stopped`."""
+
         if fewer_activations:
             keep_fewer_activations(model)
         self._losses: Callable[..., tuple[Tensor, dict[str, float]]] = accelerator.prepare(
@@ -89,10 +96,16 @@ class Learner:
         Args:
             groups: The groups that can be used; where a process has none, nothing is learnt.
             lesson: Whether only the pretext terms are learnt that need no decoder.
+
+        Raises:
+            Stopped: In place of the step, in every process, where one of them is `leaving`.
         """
         set_rate(self.optimisers, self.recipe.rate(self.step))
         own = [group.to(self.accelerator.device, non_blocking=True) for group in groups]
-        if self._over_processes({"none": float(not own)})["none"]:
+        agreed = self._over_processes({"none": float(not own), "stop": float(self.leaving)})
+        if agreed["stop"]:
+            raise Stopped
+        if agreed["none"]:
             self.step += 1
             return Step({}, 0.0, changed=False, hopeless=False)
         losses = self._over_processes(self._gradients(own, lesson))
@@ -171,8 +184,8 @@ class Learner:
             yield
             return
         own = {name: p.detach().clone() for name, p in self.trained.items()}
-        self.model.load_state_dict(self.average, strict=False)
         try:
+            self.model.load_state_dict(self.average, strict=False)
             yield
         finally:
             self.model.load_state_dict(own, strict=False)

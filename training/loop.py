@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -15,8 +19,8 @@ from ris.training.data import Batch, batches
 from ris.training.devices import make_accelerator
 from ris.training.features import FeatureStore
 from ris.training.forward import encode
-from ris.training.keeper import Keeper
-from ris.training.learner import Learner, Step
+from ris.training.keeper import About, Keeper
+from ris.training.learner import Learner, Step, Stopped
 from ris.training.loading import Loading
 from ris.training.measure import Asker, BatchValidation, Share, Validated, Validation, validate
 from ris.training.optimisers import set_trained
@@ -92,7 +96,8 @@ class Trainer:
             self._encode,
             fewer_activations=self.hardware.fewer_activations,
         )
-        self.keeper = Keeper(folder, self.learner, self.options, metric)
+        about = About(sources.training.identity, self.validation.identity, metric)
+        self.keeper = Keeper(folder, self.learner, self.options, about)
         self._idle = 0  # steps in a row that changed nothing
 
     @property
@@ -136,7 +141,10 @@ class Trainer:
         report: Callable[[Progress], None] = lambda line: None,
         skipped: Skipped = refuse,
     ) -> None:
-        """Trains to the recipe's last step; Ctrl-C saves the state before it leaves.
+        """Trains to the recipe's last step.
+
+        SIGTERM and Ctrl-C, in any of the processes, let the step end and save the state before all
+        leave; a second Ctrl-C leaves at once.
 
         Args:
             log_every: Steps between lines of the log.
@@ -147,12 +155,13 @@ class Trainer:
             skipped: Gets a sentence for each sample that cannot be used; some may come again.
 
         Raises:
+            KeyboardInterrupt: After such a signal.
             RisError: Where gradients are not finite, or another process writes into the folder, or
                 it has a state that was not resumed; by default where a sample cannot be used.
         """
         last = min(self.recipe.steps, stop or self.recipe.steps)
         self.model.train()
-        with self.keeper.folder_held():
+        with self.keeper.folder_held(), self._signals():
             try:
                 window = Window()
                 for groups in self.batches(last):
@@ -169,15 +178,41 @@ class Trainer:
                     if done or (self.step % save_every == 0 and not self._idle):
                         self.keeper.save()
                 self.keeper.write_weights()
+            except Stopped:
+                if not self._idle:
+                    self.keeper.save()
+                self.accelerator.wait_for_everyone()  # until the state is written
+                raise
             except KeyboardInterrupt:
                 # half an update is no state to go on from: the last one stays
                 if not self.learner.updating and not self._idle:
                     self.keeper.save()
                 raise
 
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """For the block SIGTERM and Ctrl-C are noted, for the next step to find."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if self.learner.leaving and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.learner.leaving = True
+
+        self.learner.leaving = False
+        if threading.current_thread() is not threading.main_thread():  # which alone may set them
+            yield
+            return
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.signal(number, note) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
+
     def train_step(self, groups: Sequence[Batch]) -> Step:
         """One step over this process's groups of it."""
-        lesson = self._taught() and self.step < self.recipe.lessons
+        lesson = self.taught() and self.step < self.recipe.lessons
         return self.learner.train_step(groups, lesson=lesson)
 
     def validate(self, skipped: Skipped = refuse, share: Share | None = None) -> Validated:
@@ -205,7 +240,8 @@ class Trainer:
                 f" {self.step}: {step.losses}, gradient {step.norm}; {self.keeper.advice()}"
             )
 
-    def _taught(self) -> bool:
+    def taught(self) -> bool:
+        """Whether the recipe's first steps are lessons."""
         return self.sources.lessons is not None and self.learner.heads is not None
 
     def _validated(self, skipped: Skipped) -> dict[str, dict[str, float]]:

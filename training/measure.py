@@ -19,6 +19,7 @@ from ris.engines.errors import Skipped
 from ris.evaluation.metrics import SCENES, Figures, Tally
 from ris.reference.model import RISModel
 from ris.runtime.masks import mask_from_logits
+from ris.runtime.orientation import turned_mask
 from ris.runtime.picture_files import load_picture
 from ris.training.data import Batch, batches
 from ris.training.forward import ask
@@ -58,7 +59,10 @@ class Answer:
     """The question."""
 
     picture: Callable[[], NDArray[np.uint8]]
-    """Gives the picture, uint8 [h, w, 3]."""
+    """Gives the picture as it is shown, uint8 [h, w, 3]."""
+
+    orientation: int = 1
+    """EXIF's, by which the masks' frame is turned to be shown; 1 where it is not."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,11 @@ class Validation(Protocol):
 
     steps: int
     """Batches of all questions."""
+
+    @property
+    def identity(self) -> str:
+        """What is asked and who counts it, in words: figures of two identities do not compare."""
+        ...
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -173,7 +182,8 @@ def validate(
 def _tile(answer: Answer) -> Tile:
     mask = answer.mask & (not answer.refused)
     words = f"{answer.expression} - nothing" if answer.refused else answer.expression
-    return Tile(answer.picture(), mask, answer.truth, words)
+    shown, truth = (turned_mask(one, answer.orientation) for one in (mask, answer.truth))
+    return Tile(answer.picture(), shown, truth, words)
 
 
 class BatchValidation:
@@ -189,6 +199,10 @@ class BatchValidation:
 
     def __init__(self, source: Source, steps: int, tokenizer: Tokenizer) -> None:
         self.source, self.steps, self.tokenizer = source, steps, tokenizer
+
+    @property
+    def identity(self) -> str:
+        return f"{self.steps} batches of {self.source.identity}"
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -36,8 +36,7 @@ class DataOptions:
     """The folder of COCO's images; None: looked for below `root`."""
 
     validation: str | None = None
-    """A data set or a JSONL file to validate on; None: the val split of the first data set, or the
-    first JSONL file itself."""
+    """A data set or a JSONL file to validate on; None: see `validates_on`."""
 
     validation_samples: int = 500
     """How many of its expressions are asked, always the same ones."""
@@ -56,6 +55,14 @@ class DataOptions:
         return SCENES in self.names
 
     @property
+    def validates_on(self) -> str | None:
+        """A data set, whose val split is meant, or a JSONL file; None: sentences held out.
+
+        Without `validation` the first published set of the mix.
+        """
+        return self.validation or next((name for name in self.names if name in DATASETS), None)
+
+    @property
     def variant(self) -> str:
         """The variant that is meant for this data."""
         return "category" if all(name in BY_CATEGORY for name in self.names) else "cls"
@@ -68,6 +75,11 @@ class DataOptions:
             raise RisError(
                 "--root, --images, --validation and --protocol belong to data sets, --data scenes"
                 " draws its own images"
+            )
+        if self.protocol and self.validates_on not in DATASETS:
+            raise RisError(
+                "--protocol counts published data sets; a JSONL file is counted at the model's"
+                " square"
             )
         for name in (*self.names, *([self.validation] if self.validation else [])):
             if name in DATASETS and self.root is None:
@@ -118,7 +130,7 @@ class ModelOptions:
     """The weight files to start from, by the field names of `WeightFiles`."""
 
     random_encoders: bool = False
-    """Whether encoders that do not train may start at random."""
+    """Whether SAM, CLIP and BERT may start at random where the recipe begins with trained ones."""
 
 
 @dataclass(frozen=True)

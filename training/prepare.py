@@ -15,16 +15,18 @@ from ris.engines.errors import CheckpointError, Skipped, refuse
 from ris.engines.processor import core_limit
 from ris.reference.checkpoint import WeightFiles, inspect
 from ris.reference.checkpoint.loading import partial_weights
-from ris.reference.checkpoint.names import BERT, CLIP_VISUAL, SAM_ENCODER, module_of
+from ris.reference.checkpoint.names import BERT, CLIP_VISUAL, module_of
 from ris.reference.config import PRESETS, ModelConfig
 from ris.reference.model import RISModel, empty_model
 from ris.reference.tokenizer import tokenizer_from
+from ris.training.devices import is_main
 from ris.training.initialise import starting_model
+from ris.training.loading import say_aside
 from ris.training.loop import Trainer
 from ris.training.measure import BatchValidation, Validation
 from ris.training.options import DataOptions, HardwareOptions, ModelOptions, RunOptions
 from ris.training.published import PublishedValidation
-from ris.training.reading import read_for_training
+from ris.training.reading import hold_out, read_for_training
 from ris.training.recipe import Recipe
 from ris.training.refer_source import ReferSource, ReferSubset
 from ris.training.samples import Sources
@@ -45,7 +47,8 @@ LESSON_EXPRESSIONS = 4
 VALIDATION_STEPS = 25
 """Batches of drawn scenes that a validation has."""
 
-_OPTIONS = {SAM_ENCODER: "--sam-checkpoint", CLIP_VISUAL: "--clip-checkpoint", BERT: "--bert"}
+_OPTIONS = {"sam.": "--sam-checkpoint", CLIP_VISUAL: "--clip-checkpoint", BERT: "--bert"}
+"""What the released code begins with from files, whether it trains or not, and the options."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,18 @@ def prepare_run(out: Path, request: Request, skipped: Skipped = refuse) -> Train
     if not model.random_encoders:
         require_encoders(config, recipe, files)
 
+    say = click.echo if is_main() else _nothing
+
     def make_model() -> RISModel:
-        return starting_model(config, recipe, files, click.echo)
+        return starting_model(config, recipe, files, say)
 
     return Trainer(
         out, recipe, make_model, sources, tokenizer, request.hardware, request.options, validation
     )
+
+
+def _nothing(line: str) -> None:
+    """What processes other than the main one say."""
 
 
 def model_config(model: ModelOptions) -> ModelConfig:
@@ -121,24 +130,25 @@ def model_config(model: ModelOptions) -> ModelConfig:
 
 
 def require_encoders(config: ModelConfig, recipe: Recipe, files: WeightFiles) -> None:
-    """Raises CheckpointError where a part that does not train would start at random."""
+    """Raises CheckpointError where SAM, CLIP's image tower or BERT would start at random.
+
+    The demo's recipe trains all of them from nothing.
+    """
+    if recipe.objective == "demo":
+        return
     entries, _ = partial_weights(files, config)
-    lacking = [
-        name
-        for name, _ in empty_model(config).named_parameters()
-        if not recipe.trains(name, config) and name not in entries
-    ]
     parts = {
         module_of(name): option
-        for name in lacking
+        for name, _ in empty_model(config).named_parameters()
         for prefix, option in _OPTIONS.items()
-        if name.startswith(prefix)
+        if name.startswith(prefix) and name not in entries
     }
     if parts:
+        options = dict.fromkeys(parts.values())
         raise CheckpointError(
-            f"no file has the weights of {', '.join(parts)}, which the recipe {recipe.name} does"
-            f" not train: give {', '.join(parts.values())}, or a whole --checkpoint, or"
-            " --random-encoders to try what nothing can come of"
+            f"no file has the weights of {', '.join(parts)}, with which the recipe {recipe.name}"
+            f" begins: give {', '.join(options)}, or a whole --checkpoint, or --random-encoders to"
+            " try what nothing can come of"
         )
 
 
@@ -181,16 +191,35 @@ def _data_sets(
     tokenizer: Tokenizer,
     skipped: Skipped,
 ) -> tuple[Sources, Validation]:
-    """The data sets' train splits, mixed, and what is validated on."""
+    """The data sets' train splits, mixed, and what is validated on.
+
+    Args:
+        data: The data sets.
+        recipe: How many samples a step has, and the seed of their order.
+        config: The model's sizes.
+        tokenizer: Its tokenizer.
+        skipped: Gets a sentence for whatever cannot be used.
+    """
     side = config.sam.image_size
 
     mix = [(read_data(data, name, "train", skipped), weight) for name, weight in data.mix]
+    name = data.validates_on
+    if name is None:
+        (own, weight), *others = mix
+        own, judged = hold_out(own)
+        mix = [(own, weight), *others]
+        count = sum(len(image.references) for image in judged.images)
+        if is_main():
+            say_aside(
+                f"without --validation {count} sentences of {own.name}, about"
+                f" {len(judged.images)} of its images, are held out of training to validate on"
+            )
+    else:
+        judged = read_data(data, name, "val", skipped)
     training = ReferSource(mix, side, recipe.samples, recipe.group, recipe.seed)
-    name = data.validation or data.names[0]
-    count = data.validation_samples
-    subset = ReferSubset(read_data(data, name, "val", skipped), side, count, group=recipe.group)
+    subset = ReferSubset(judged, side, data.validation_samples, group=recipe.group)
     sources = Sources(training, subset, subset.steps)
-    if name not in DATASETS:
+    if name is None or name not in DATASETS:
         return sources, BatchValidation(subset, subset.steps, tokenizer)
     assert data.root is not None
     files = read_files(data.root, name, images=data.images)

@@ -22,6 +22,7 @@ from ris.evaluation.scoring import rules_of
 from ris.runtime.picture_files import load_picture
 from ris.training.data import Batch
 from ris.training.measure import Answer, BatchValidation
+from ris.training.reading import guarded
 from ris.training.refer_source import ReferSubset
 
 
@@ -54,11 +55,15 @@ class PublishedValidation(BatchValidation):
         self._rules = rules_of(self.protocol, files.name)
         self._subset, self._files = subset, files
         with as_published(f"one of {files.name}'s files"):
-            asked = self._rules.asking(split).of(files, split).asked
+            asked = guarded(self._rules.asking(split)).of(files, split).asked
         self._questions = {(q.reference_id, q.sentence_id): q for q in asked}
         if not self._questions:
             raise RisError(f"{self.protocol} asks nothing of {files.name}'s {split}")
         self.metric = "gIoU" if "gIoU" in self.metrics else "mIoU"
+
+    @property
+    def identity(self) -> str:
+        return f"{super().identity}, counted by {self.protocol}"
 
     def score(self, figures: Figures) -> dict[str, float]:
         """The figures under the evaluator's own names; shares are percentages as it prints them."""
@@ -83,18 +88,19 @@ class PublishedValidation(BatchValidation):
             return None
         stated = entry.image.height, entry.image.width
         orientation = _orientation(entry.image.path, stated)
-        upright = stored_logits(logits, orientation)
+        stored = stored_logits(logits, orientation)
         with as_published(f"one of {self._files.name}'s files"):
             truth = self._rules.truth(question, self._files)
         return Answer(
             number=number,
             kind="expression",
-            mask=from_logits(upright, self._rules.truth.side, stated),
+            mask=from_logits(stored, self._rules.truth.side, stated),
             truth=truth,
             refused=refused and self._rules.refusals,
             targeted=question.targeted,
             expression=question.text,
             picture=functools.partial(self.picture, batch, i),
+            orientation=orientation,
         )
 
 

@@ -6,16 +6,19 @@ evaluator reads its questions with the same loader.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ris.data.datasets import ReferData, Reference, ReferImage, read_lines
 from ris.data.datasets.polygons import polygons_of_three_points
 from ris.data.datasets.refer import refer_image, require_folder, with_pictures
-from ris.data.datasets.refer_files import ReferFiles, as_published, read_files
+from ris.data.datasets.refer_files import ReferFiles, as_published, category_of, read_files
 from ris.data.samples import place_of
 from ris.engines.errors import RisError, Skipped, refuse
 from ris.engines.text import echoed, reason_of
@@ -23,6 +26,12 @@ from ris.evaluation.protocols import questions
 from ris.evaluation.protocols.questions import Asking, Fault, Question, is_crowd
 from ris.evaluation.protocols.table import PROTOCOLS
 from ris.runtime.text import check_expression
+
+HELD_OUT = 0.05
+"""The share of its sentences that is held out of a file without a validation of its own."""
+
+MOST_HELD_OUT = 500
+"""So many sentences at most."""
 
 
 def read_for_training(
@@ -56,6 +65,34 @@ def read_for_training(
     return _askable(data, skipped)
 
 
+def hold_out(data: ReferData) -> tuple[ReferData, ReferData]:
+    """A file of one's own without the images that are held out for validation, and these alone.
+
+    They are drawn at random, always the same ones, as many as fit into `HELD_OUT` of the sentences
+    (at least 1, at most `MOST_HELD_OUT`). Where none fits it is the one with the fewest sentences.
+
+    Raises RisError where the file is about one image alone.
+    """
+    sizes = [len(image.references) for image in data.images]
+    if len(sizes) < 2:
+        raise RisError(
+            f"{data.name} is about one image, of which nothing can be held out of training: give"
+            " --validation"
+        )
+    wanted = min(MOST_HELD_OUT, max(1, round(HELD_OUT * sum(sizes))))
+    held: set[int] = set()
+    for number in np.random.default_rng(5).permutation(len(sizes)):
+        if sizes[number] <= wanted:
+            held.add(int(number))
+            wanted -= sizes[number]
+    held = held or {int(np.argmin(sizes))}
+    numbered = list(enumerate(data.images))
+    return (
+        replace(data, images=tuple(image for i, image in numbered if i not in held)),
+        replace(data, images=tuple(image for i, image in numbered if i in held)),
+    )
+
+
 def _published(
     root: Path, name: str, split: str, images: Path | None, skipped: Skipped
 ) -> ReferData:
@@ -86,15 +123,23 @@ def _asking(name: str, split: str) -> Asking:
     if name == "grefcoco":  # there an object without polygons goes, and the others stay
         faults = tuple(fault for fault in faults if fault is not questions.no_polygon)
         faults = (*faults, _nothing_left)
-    checked = (_malformed, *(_guarded(fault) for fault in faults))
-    return replace(rules, text=_raw, faults=checked, later_truth=False)
+    return guarded(replace(rules, text=_raw, faults=faults, later_truth=False))
+
+
+def guarded(rules: Asking) -> Asking:
+    """The rules of a loader; a reference that they cannot look at is left out, and stops nothing.
+
+    What the loader drops and what it stops at is no longer told apart.
+    """
+    malformed = functools.partial(_malformed, rules.text)
+    return replace(rules, faults=(malformed, *(_guarded(fault) for fault in rules.faults)))
 
 
 def _raw(sentence: Any) -> str:
     return str(sentence["raw"] if "raw" in sentence else sentence["sent"])
 
 
-def _malformed(reference: Any, files: ReferFiles) -> str | None:
+def _malformed(text: Callable[[Any], str], reference: Any, files: ReferFiles) -> str | None:
     """A reference that has not the published form."""
     try:
         int(reference["ref_id"])
@@ -104,8 +149,9 @@ def _malformed(reference: Any, files: ReferFiles) -> str | None:
         if not (str(image["file_name"]) and image["width"] > 0 and image["height"] > 0):
             return f"image {reference['image_id']} has no size"
         for sentence in reference["sentences"]:
-            _raw(sentence)
+            text(sentence)
             int(sentence["sent_id"])
+        category_of(reference, files)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return _other_form(error)
     return None
@@ -114,13 +160,13 @@ def _malformed(reference: Any, files: ReferFiles) -> str | None:
 def _guarded(fault: Fault) -> Fault:
     """The rule; what it cannot look at is a fault."""
 
-    def guarded(reference: Any, files: ReferFiles) -> str | None:
+    def checked(reference: Any, files: ReferFiles) -> str | None:
         try:
             return fault(reference, files)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             return _other_form(error)
 
-    return guarded
+    return checked
 
 
 def _other_form(error: Exception) -> str:

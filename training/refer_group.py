@@ -63,6 +63,23 @@ class Sentences:
         data = self.sets[which]
         return Entry(data, data.images[image], data.images[image].references[reference])
 
+    def summary(self, chosen: NDArray[np.intp] | None = None) -> str:
+        """How many sentences there are, and a digest of what they say and mean.
+
+        chosen: the numbers of some of them; None: all.
+        """
+        found = hashlib.sha256()
+        numbers = range(len(self.places)) if chosen is None else chosen
+        for number in numbers:
+            entry = self.entry(self.place(int(number)))
+            image, said = entry.image, entry.reference
+            line = (
+                *(image.name, image.width, image.height, said.expression),
+                *(said.annotations, said.category, said.reference_id, said.sentence_id),
+            )
+            found.update(repr(line).encode())
+        return f"{len(numbers)} sentences, sha256 {found.hexdigest()[:16]}"
+
     def wide(self) -> NDArray[np.bool_]:
         """Whether each sentence's image is wider than high, bool [all]."""
         each = [[image.width > image.height for image in data.images] for data in self.sets]

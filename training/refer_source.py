@@ -55,6 +55,9 @@ class ReferSource:
         lists = Lists(tuple(map(int, counts)), tuple(weight for _, weight in mix), seed)
         self._wide = self._all.wide()
         self._order = Order(lists, self._wide, self.groups, group)
+        shares = ", ".join(f"{data.name}:{weight:g}" for data, weight in mix)
+        self.identity = f"{shares} ({self._all.summary()})"
+        """See `Source`."""
 
     @property
     def sentences(self) -> int:
@@ -129,6 +132,8 @@ class ReferSubset:
         total = len(self._all.places)
         chosen = np.random.default_rng([seed, 5]).permutation(total)[:count]
         self._chosen = np.sort(chosen)
+        self.identity = f"{data.name}, {data.split} ({self._all.summary(self._chosen)})"
+        """See `Source`."""
 
     @property
     def steps(self) -> int:

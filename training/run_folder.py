@@ -35,6 +35,9 @@ WEIGHTS = "model.safetensors"
 BEST = "best.safetensors"
 """The weights that validated best: what trains alone, until the run's end adds the rest."""
 
+BEGUN = "run.json"
+"""What the run was last started with: "recipe" and "data". It is there before the first state."""
+
 LOCK = "lock"
 """The file whose lock the writer of the folder holds."""
 
@@ -119,6 +122,18 @@ def states(folder: Path) -> list[Path]:
     """The folder's states, the newest last."""
     names = os.listdir(folder) if folder.is_dir() else []
     return sorted((folder / name for name in names if _STATE.fullmatch(name)), key=step_of)
+
+
+def files_of_another(folder: Path) -> list[str]:
+    """The names of the files by which a folder without a state still is a run's.
+
+    A log alone beside `BEGUN` is that of a run that was killed before its first state.
+    """
+    names = ["state.pt", LOG, WEIGHTS]  # earlier versions wrote state.pt
+    if (folder / BEGUN).exists():
+        names.remove(LOG)
+    there = ((name, folder / name) for name in names)
+    return [name for name, path in there if path.exists() and path.stat().st_size]
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
@@ -219,6 +234,12 @@ def _leave_locks() -> None:
 
 
 os.register_at_fork(after_in_child=_leave_locks)
+
+
+def write_begun(folder: Path, recipe: Mapping[str, Any], data: str) -> None:
+    """Writes what the run is started with."""
+    text = json.dumps({"recipe": recipe, "data": data}, indent=2) + "\n"
+    write_atomically(folder / BEGUN, lambda file: file.write(text.encode()))
 
 
 def append_log(folder: Path, line: Progress) -> None:

@@ -134,6 +134,11 @@ class Source(Protocol):
     """Batches of a step, which may be made apart."""
 
     @property
+    def identity(self) -> str:
+        """What it holds, in words: the same wherever the same samples come in the same order."""
+        ...
+
+    @property
     def batch_bytes(self) -> int:
         """Bytes of the images and masks of one batch, about."""
         ...

@@ -55,6 +55,11 @@ class SceneSource:
         self.kinds = len(KINDS)
 
     @property
+    def identity(self) -> str:
+        """See `Source`; the recipe has their numbers."""
+        return f"drawn scenes ({self.split})"
+
+    @property
     def batch_bytes(self) -> int:
         """See `Source`."""
         # RGB and two int64 maps an image, two masks an expression

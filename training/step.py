@@ -93,11 +93,10 @@ def keep_fewer_activations(model: RISModel) -> None:
 
     Less memory for more time; the numbers stay the same.
     """
-    dfam = model.decoder
+    dfam, pwam = model.decoder, model.adaptor_clip.fusion
     layers = [
         *model.text_encoder.encoder.layer,
         *model.clip_pixel_decoder.transformer.encoder.layers,
-        model.adaptor_clip,
         model.backbone_clip,
         model.backbone_sam,
         model.sam.mask_decoder.transformer,
@@ -105,5 +104,6 @@ def keep_fewer_activations(model: RISModel) -> None:
     ]
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-    for name in ("sam_step", "clip_step"):
-        setattr(dfam, name, partial(checkpoint, getattr(dfam, name), use_reentrant=False))
+    methods = ((dfam, "sam_step"), (dfam, "clip_step"), (pwam, "project_image"), (pwam, "fuse"))
+    for owner, name in methods:
+        setattr(owner, name, partial(checkpoint, getattr(owner, name), use_reentrant=False))

@@ -71,7 +71,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 def _plain_steps() -> re.Pattern[bytes]:
-    """Matches as many steps as follow each other without a counted text or the end.
+    """Matches up to 4,096 steps that follow each other without a counted text or the end.
 
     A value is remembered under a number below 16 million. The unpickler makes room for all numbers
     up to it, so a larger one could cost any memory.
@@ -89,7 +89,9 @@ def _plain_steps() -> re.Pattern[bytes]:
             known.append(code + rb"[^\n]*\n" * (2 if argument.name.endswith("pair") else 1))
         elif argument.n >= 0:
             known.append(code + b".{%d}" % argument.n)
-    return re.compile(b"(?:" + b"|".join(known) + b")*+", re.DOTALL)
+    # bounded, as every repetition is remembered; possessive quantifiers, which remember nothing,
+    # are wrong before Python 3.11.5 (python/cpython#106052)
+    return re.compile(b"(?:" + b"|".join(known) + b"){0,4096}", re.DOTALL)
 
 
 _PLAIN_STEPS = _plain_steps()
@@ -114,7 +116,10 @@ def _check_numbers(data: bytes) -> None:
     """
     place = 0
     while place < len(data):
+        begin = place
         place = _PLAIN_STEPS.match(data, place).end()  # type: ignore[union-attr]
+        if place > begin:
+            continue
         if data[place : place + 1] in (b"p", b"r"):
             raise pickle.UnpicklingError("it remembers a value under a number far too large")
         width = _COUNTED.get(data[place]) if place < len(data) else None

@@ -146,7 +146,7 @@ def test_gradients_of_the_step(step, golden):
         given = (step.gradients[name] for name in names)
         return sum(float(g.double().norm()) ** 2 for g in given if g is not None) ** 0.5
 
-    norms, dot, ours_squared, theirs_squared = [], 0.0, 0.0, 0.0
+    norms, cosines, dot, ours_squared, theirs_squared = [], {}, 0.0, 0.0, 0.0
     for name, wanted in stored.items():
         gradient = step.gradients[name]
         if gradient is None:
@@ -157,6 +157,9 @@ def test_gradients_of_the_step(step, golden):
         if wanted > 1e-6 * whole:
             norms.append(abs(norm / wanted - 1))
         theirs, ours, times = sampled(golden, f"{step.case}.grad.{name}", gradient)
+        sizes = np.linalg.norm(theirs) * np.linalg.norm(ours)
+        if wanted > 1e-6 * whole and sizes > 0:
+            cosines[name] = float(theirs @ ours) / sizes
         if name in trained:
             dot += times * float(theirs @ ours)
             theirs_squared += times * float(theirs @ theirs)
@@ -165,6 +168,11 @@ def test_gradients_of_the_step(step, golden):
     # the offsets of deformable attention: where a sample falls next to a pixel's border
     assert max(norms) < 1e-2
     assert np.quantile(norms, 0.99) < 3e-3
+
+    # each key by itself: the whole would not show one of the wrong sign
+    assert len(cosines) > 550
+    for name, cosine in cosines.items():
+        assert cosine >= (0.99 if "sampling_offsets" in name else 0.999), name
 
     assert dot / (ours_squared * theirs_squared) ** 0.5 >= 0.9999
 

@@ -19,6 +19,15 @@ from training_runs import refer_run
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As the processes have: other sums round otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def command(*arguments):
     """A process of `training_runs.py`."""
     environment = ONE_THREAD | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from refer_files import folders, write_files, write_refer
+from ris.data.datasets import ReferData, Reference, ReferImage
 from ris.engines.errors import RisError
-from ris.training.reading import read_for_training
+from ris.training.reading import hold_out, read_for_training
 
 BOX = [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0, 1.0, 9.0]]
 
@@ -147,3 +149,22 @@ def test_a_file_of_ones_own(tmp_path):
 def test_a_published_set_needs_its_folder():
     with pytest.raises(RisError, match="refcoco needs --root"):
         read_for_training("refcoco", "train")
+
+
+def test_images_are_held_out_of_a_file_whole():
+    def data(sizes):
+        one = Reference("the dog", (), None, 0, 0)
+        images = (ReferImage(str(i), Path(str(i)), 3, 4, (one,) * n) for i, n in enumerate(sizes))
+        return ReferData("own.jsonl", "all", tuple(images), {})
+
+    def sentences(part):
+        return sum(len(image.references) for image in part.images)
+
+    for sizes, held in (([1, 1], 1), ([30, 2, 40], 2), ([2] * 100, 10), ([1] * 20_000, 500)):
+        rest, judged = hold_out(data(sizes))
+        assert sentences(judged) == held
+        assert sentences(rest) == sum(sizes) - held
+        assert not {image.name for image in rest.images} & {image.name for image in judged.images}
+        assert hold_out(data(sizes)) == (rest, judged)
+    with pytest.raises(RisError, match=r"about one image, .* give --validation"):
+        hold_out(data([9]))

@@ -14,8 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ris.engines.errors import CheckpointError, RisError
+from ris.training import keeper
+from ris.training.learner import Stopped
 from ris.training.run_folder import BEST, WEIGHTS, state_file, states, writing
-from training_runs import DEMO, SUPPLEMENT, scenes_run
+from training_runs import DEMO, SUPPLEMENT, refer_run, scenes_run
 
 
 def names(folder):
@@ -76,6 +78,28 @@ def test_a_state_that_was_not_resumed_is_not_written_over(tmp_path):
     with pytest.raises(CheckpointError, match=r"state-00000002.pt was not resumed"):
         scenes_run(tmp_path).run()
     assert names(tmp_path) == ["state-00000002.pt"]
+
+
+@pytest.mark.parametrize("name", ["state.pt", "log.jsonl", "model.safetensors"])
+def test_a_run_without_a_state_is_not_written_over(tmp_path, name):
+    """As a folder of an earlier version is."""
+    (tmp_path / name).write_text('{"step": 7}\n')
+    run = scenes_run(tmp_path)
+    assert not run.resume()
+    with pytest.raises(CheckpointError, match=f"has {name} and no state .* --restart"):
+        run.run(stop=1)
+    assert (tmp_path / name).read_text() == '{"step": 7}\n'
+
+
+def test_a_run_that_was_killed_before_its_first_state_begins_again(tmp_path):
+    scenes_run(tmp_path).run(log_every=1, stop=1)
+    states(tmp_path)[-1].unlink()
+    (tmp_path / WEIGHTS).unlink()
+    assert len(log(tmp_path)) == 1
+    again = scenes_run(tmp_path)
+    assert not again.resume()
+    again.run(log_every=1, stop=1)
+    assert [line["step"] for line in log(tmp_path)] == [1]
 
 
 def test_a_gradient_that_is_no_number_skips_its_step(tmp_path):
@@ -145,6 +169,31 @@ def test_other_frozen_weights_do_not_go_on(tmp_path):
         other.resume()
 
 
+def test_other_data_do_not_go_on(tmp_path):
+    run = refer_run(tmp_path / "run")
+    run.run(stop=1)
+    references = tmp_path / "data" / "grefcoco" / "grefs(unc).json"
+    shorter = json.loads(references.read_text())[1:]
+    references.write_text(json.dumps(shorter))
+    message = r"trained on grefcoco:1 \(\d+ sentences, .* and this is grefcoco:1 .* --restart"
+    with pytest.raises(CheckpointError, match=message):
+        refer_run(tmp_path / "run").resume()
+
+
+def test_processes_that_do_not_see_one_folder_are_refused(tmp_path, monkeypatch):
+    run = scenes_run(tmp_path)
+    run.run(stop=1)
+    again = scenes_run(tmp_path)
+    several = property(lambda self: 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(again.accelerator), "num_processes", several)
+        patched.setattr(keeper, "gather_object", lambda own: own * 2)
+        assert again.resume()
+        patched.setattr(keeper, "gather_object", lambda own: [*own, (0, "other")])
+        with pytest.raises(CheckpointError, match=r"at steps 1, 0; .* that all machines share"):
+            again.resume()
+
+
 def test_a_folder_is_written_by_one_run_at_a_time(tmp_path):
     with writing(tmp_path), pytest.raises(RisError, match="another process trains in"):
         scenes_run(tmp_path).run()
@@ -171,27 +220,51 @@ def test_a_worker_that_outlives_its_run_does_not_hold_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_before_the_run_leaves(tmp_path, number):
-    """Both as the command hears them: SIGTERM as Ctrl-C."""
-    from ris.runtime.commands.console import _stop
-
+@pytest.mark.parametrize("during", ["train_step", "_average"])
+def test_a_signal_saves_before_the_run_leaves(tmp_path, number, during):
+    """Even one that comes while the weights are changed, half an update."""
     run = scenes_run(tmp_path)
-    step = run.train_step
+    owner = run if during == "train_step" else run.learner
+    whole, before = getattr(owner, during), signal.getsignal(number)
 
-    def signalled(groups):
-        done = step(groups)
+    def signalled(*arguments):
+        done = whole(*arguments)
         if run.step == 2:
             os.kill(os.getpid(), number)
         return done
 
-    run.train_step = signalled
-    previous = signal.signal(signal.SIGTERM, _stop)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run.run(save_every=100)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    setattr(owner, during, signalled)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(save_every=100)
     assert names(tmp_path) == ["state-00000002.pt"]
+    assert not run.learner.updating
+    assert signal.getsignal(number) is before
+    assert scenes_run(tmp_path).resume()
+
+
+def test_one_process_that_leaves_takes_all_along(tmp_path, monkeypatch):
+    run = scenes_run(tmp_path)
+    monkeypatch.setattr(run.learner, "_over_processes", lambda own: {**own, "stop": 0.5})
+    with pytest.raises(Stopped):
+        run.run(save_every=100)
+    assert names(tmp_path) == ["state-00000000.pt"]
+
+
+def test_an_interrupted_validation_gives_the_weights_back(tmp_path, monkeypatch):
+    run = scenes_run(tmp_path)
+    run.run(stop=2)
+    own = {k: p.detach().clone() for k, p in run.learner.trained.items()}
+    load = run.model.load_state_dict
+
+    def interrupted(state, strict):
+        load(state, strict=strict)
+        if state is run.learner.average:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.model, "load_state_dict", interrupted)
+    with pytest.raises(KeyboardInterrupt), run.learner.weights_to_use():
+        pass
+    assert all(torch.equal(p, own[k]) for k, p in run.learner.trained.items())
 
 
 def test_the_weights_that_validated_best_stay(tmp_path):
@@ -205,7 +278,8 @@ def test_the_weights_that_validated_best_stay(tmp_path):
     run.validation.score = score
     run.validation.answers = lambda asker, skipped: iter(())
     run.run(save_every=1, validate_every=1)
-    assert run.keeper.best == {"step": 2, "metric": "miou", "value": 0.5}
+    asked = run.validation.identity
+    assert run.keeper.best == {"step": 2, "metric": "miou", "value": 0.5, "validation": asked}
     best, last = load_file(tmp_path / BEST), load_file(tmp_path / WEIGHTS)
     assert best.keys() == last.keys() == run.model.state_dict().keys()
     assert all(torch.equal(best[k], v) for k, v in each[1].items())
@@ -216,6 +290,11 @@ def test_the_weights_that_validated_best_stay(tmp_path):
     again = scenes_run(tmp_path, replace(DEMO, ema=0.0))
     again.resume()
     assert again.keeper.best == run.keeper.best
+    for other in ("metric", "validation"):  # what does not compare begins anew
+        changed = scenes_run(tmp_path, replace(DEMO, ema=0.0))
+        changed.keeper.about = replace(changed.keeper.about, **{other: "another"})
+        changed.resume()
+        assert changed.keeper.best is None
 
 
 def test_an_unknown_figure_is_refused_at_the_start(tmp_path):

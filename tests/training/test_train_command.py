@@ -6,21 +6,31 @@ import json
 
 import pytest
 import torch
+from accelerate import Accelerator
 from click.testing import CliRunner
 from PIL import Image
 from safetensors import safe_open
 
 from refer_files import write_refer
+from ris.engines.errors import CheckpointError
+from ris.reference.checkpoint import WeightFiles
 from ris.training.command import main
 from ris.training.devices import precision_of
+from ris.training.initialise import fresh_model
 from ris.training.options import DataOptions, parse_mix
+from ris.training.prepare import require_encoders
+from ris.training.recipe import RECIPES
+from ris.training.run_folder import write_weights
+from training_runs import TINY
 
-FAST = "--preset tiny --batch-images 2 --batch-expressions 2 --workers 0 --threads 1 --log csv"
+FAST = "--preset tiny --workers 0 --threads 1 --log csv"
+FEW = "--batch-images 2 --batch-expressions 2"
 SMALL = ("--random-encoders", "--batch", 4, "--group", 2, "--validation-samples", 4)
 
 
 def run(*arguments):
-    result = CliRunner().invoke(main, [*FAST.split(), *map(str, arguments)])
+    fast = FAST if "--data" in arguments else f"{FAST} {FEW}"
+    result = CliRunner().invoke(main, [*fast.split(), *map(str, arguments)])
     return result.exit_code, result.output
 
 
@@ -84,7 +94,34 @@ def test_one_s_own_lines_train_mixed_with_a_data_set(tmp_path):
     own = ["--data", f"{tmp_path / 'own.jsonl'}:3", "--data", "grefcoco", "--root", tmp_path]
     _, text = run(*own, *SMALL, "--out", tmp_path / "run", "--steps", 1)
     assert "Wrote" in text, text
-    assert log(tmp_path / "run")[-1]["validation"]["all"]["n_acc"] in (0.0, 1.0)
+    assert log(tmp_path / "run")[-1]["validation"]["all"]["N_acc"] in (0.0, 1.0)
+
+
+def test_a_file_of_one_s_own_is_not_validated_on_what_it_trains_on(tmp_path):
+    for name in "abc":
+        Image.new("RGB", (40, 30), "red").save(tmp_path / f"{name}.png")
+    line = {"expression": "all of it", "mask": None}
+    rows = [json.dumps(line | {"image": f"{name}.png"}) for name in "abc"]
+    (tmp_path / "own.jsonl").write_text("\n".join(rows) + "\n")
+    own = ["--data", tmp_path / "own.jsonl", *SMALL, "--out", tmp_path / "run"]
+    code, text = run(*own, "--steps", 1)
+    assert code == 0, text
+    assert "1 sentences of own.jsonl, about 1 of its images, are held out" in text
+    assert log(tmp_path / "run")[-1]["validation"]["all"]["samples"] == 1
+    code, text = run(*own, "--protocol", "lavt")
+    assert (code, "--protocol counts published data sets" in text) == (2, True), text
+
+
+def test_of_several_processes_the_main_one_says_what_was_left_out(tmp_path, monkeypatch):
+    write_refer(tmp_path, "grefcoco")
+    data = ["--data", "grefcoco", "--root", tmp_path, *SMALL, "--steps", 1]
+    code, text = run(*data, "--out", tmp_path / "run", "--images", tmp_path / "images/train2014")
+    assert code == 2, text
+    assert f"--root {tmp_path} --images {tmp_path}/images/train2014 --protocol all" in text
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(Accelerator, "is_main_process", property(lambda self: False))
+    code, text = run(*data, "--out", tmp_path / "second")
+    assert (code, text) == (0, "")
 
 
 def test_a_dry_run_says_what_is_missing_and_what_a_run_takes(tmp_path):
@@ -92,8 +129,8 @@ def test_a_dry_run_says_what_is_missing_and_what_a_run_takes(tmp_path):
     data = ["--data", "grefcoco", "--root", tmp_path, "--out", tmp_path / "run", "--steps", 100]
     code, text = run(*data, "--dry-run")
     assert code == 2, text
-    assert "missing: no file has the weights of SAM image encoder, CLIP image tower" in text
-    assert "give --sam-checkpoint, --clip-checkpoint" in text
+    assert "missing: no file has the weights of SAM image encoder" in text
+    assert "give --sam-checkpoint, --clip-checkpoint, --bert, or" in text
     code, text = run(*data, *SMALL, "--dry-run", "--features", tmp_path / "features")
     assert code == 0, text
     for said in ("million of them train", "are 33.3 passes", "memory: ", "disk: a state is"):
@@ -104,12 +141,48 @@ def test_a_dry_run_says_what_is_missing_and_what_a_run_takes(tmp_path):
     assert not (tmp_path / "features").exists()
 
 
+def test_a_dry_run_counts_lessons_and_the_steps_after_them(tmp_path):
+    out = ["--out", tmp_path / "run", "--dry-run", "--validate-every", 50]
+    code, text = run(*out, "--steps", 400, "--lessons", 100)
+    assert code == 0, text
+    lesson, step, validation, whole = text[text.index("time: ") :].split("; ")
+    assert "hours for 100 lessons" in lesson
+    assert "hours for 300 steps" in step
+    assert "hours for 6" in validation
+    assert "hours in all" in whole
+    code, text = run(*out, "--steps", 400, "--lessons", 0)
+    assert "hours for 400 steps" in text
+    assert "lesson" not in text[text.index("time: ") :]
+
+
 def test_random_encoders_are_refused_unless_asked_for(tmp_path):
     write_refer(tmp_path)
     code, text = run("--data", "refcoco", "--root", tmp_path, "--out", tmp_path / "run")
     assert code == 2, text
-    assert "SAM image encoder, CLIP image tower, which the recipe supplement does not train" in text
+    parts = "SAM image encoder, SAM prompt encoder, SAM mask decoder, CLIP image tower, BERT"
+    assert f"{parts}, with which the recipe supplement begins" in " ".join(text.split())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "part", "option"),
+    [
+        ("text_encoder.", "BERT", "--bert"),
+        ("sam.mask_decoder.", "SAM mask decoder", "--sam-checkpoint"),
+        ("sam.prompt_encoder.", "SAM prompt encoder", "--sam-checkpoint"),
+    ],
+)
+def test_what_trains_needs_its_file_too(tmp_path, prefix, part, option):
+    """The supplement's recipe trains BERT and SAM's mask decoder, from trained weights."""
+    model, path = fresh_model(TINY, 0), tmp_path / "lacking.safetensors"
+    weights = {k: v for k, v in model.state_dict().items() if not k.startswith(prefix)}
+    write_weights(path, weights, model, {})
+    files = WeightFiles(checkpoint=path)
+    with pytest.raises(CheckpointError, match=f"weights of {part}, with .*: give {option}, or"):
+        require_encoders(TINY, RECIPES["supplement"], files)
+    require_encoders(TINY, RECIPES["demo"], files)
+    write_weights(path, model.state_dict(), model, {})
+    require_encoders(TINY, RECIPES["supplement"], files)
 
 
 def test_the_variant_is_the_data_set_s_own():
@@ -128,7 +201,7 @@ def test_on_from_a_checkpoint_in_its_own_architecture(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     code, text = run("--out", first, "--steps", 1, "--supplement")
     assert code == 0, text
-    fast = [word for word in FAST.split() if word not in ("--preset", "tiny")]
+    fast = [word for word in f"{FAST} {FEW}".split() if word not in ("--preset", "tiny")]
     words = [*fast, "--checkpoint", first / "model.safetensors", "--lessons", 0, "--steps", 1]
     result = CliRunner().invoke(main, [*map(str, words), "--out", str(second)])
     assert result.exit_code == 0, result.output
@@ -161,6 +234,10 @@ def test_bad_input_is_a_sentence(tmp_path):
     check("draws its own images", "--features", tmp_path)
     check("draws its own images", "--root", tmp_path)
     check("cannot be mixed", "--data", "scenes", *refcoco)
+    for option in ("--batch", "--group", "--validation-samples"):
+        check(f"{option} belongs to data sets", option, 4)
+    for option in ("--batch-images", "--batch-expressions"):
+        check(f"{option} belongs to --data scenes", *refcoco, option, 4)
     check("known are scenes, refcoco", "--data", "coco")
     check("the weight is a number above 0, as in refcoco:2", "--data", "refcoco:0")
     check("list of references is missing", *refcoco)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -263,6 +264,35 @@ def test_fewer_activations_give_the_same_numbers(tmp_path, source, tokenizer):
     assert found[0][0] == found[1][0]
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
     assert found[1][2] < 0.7 * found[0][2]
+
+
+def test_what_holds_most_activations_is_computed_anew(tmp_path):
+    def count(found, name, *_):
+        found[name] += 1
+
+    counts = []
+    for fewer in (False, True):
+        run, found = scenes_run(tmp_path / str(fewer), SUPPLEMENT), Counter()
+        if fewer:
+            keep_fewer_activations(run.model)
+        for name, module in run.model.named_modules():
+            if not list(module.children()):
+                module.register_forward_hook(partial(count, found, name))
+        run.train_step(next(run.batches(1)))
+        counts.append(found)
+    twice = [name for name, count in counts[0].items() if counts[1][name] == 2 * count]
+    for part in (
+        "text_encoder.encoder.layer.0.",
+        "clip_pixel_decoder.transformer.encoder.layers.0.",
+        "adaptor_clip.fusion.vis_project.",
+        "adaptor_clip.fusion.image_lang_att.",
+        "backbone_clip.",
+        "backbone_sam.",
+        "sam.mask_decoder.transformer.",
+        "sam.mask_decoder.output_upscaling.",
+        "decoder.",
+    ):
+        assert any(name.startswith(part) for name in twice), part
 
 
 def test_weights_to_give_away_are_half_the_size_and_say_the_same(tmp_path, source, tokenizer):

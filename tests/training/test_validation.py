@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,11 @@ from refer_files import write_refer
 from ris.data.datasets.refer_files import read_files
 from ris.engines.errors import RisError
 from ris.evaluation.metrics import Tally
+from ris.runtime.orientation import turned_mask
 from ris.training import measure
 from ris.training.initialise import fresh_model
 from ris.training.loading import Loading
-from ris.training.measure import Asker, BatchValidation, Share
+from ris.training.measure import Answer, Asker, BatchValidation, Share
 from ris.training.pictures import COLUMNS, SIDE, Tile, sheet
 from ris.training.published import PublishedValidation
 from ris.training.reading import read_for_training
@@ -105,6 +108,20 @@ def test_an_evaluator_of_other_data_is_refused(tmp_path, tokenizer):
         validation(tmp_path, "grefcoco", tokenizer, protocol="lavt")
 
 
+@pytest.mark.parametrize("protocol", [None, "cgformer", "lavt", "released"])
+def test_a_malformed_reference_of_the_split_stops_nothing(tmp_path, tokenizer, protocol):
+    write_refer(tmp_path, "refcoco")
+    data = read_for_training("refcoco", "val", root=tmp_path, skipped=lambda sentence: None)
+    subset, files = ReferSubset(data, TINY.sam.image_size), read_files(tmp_path, "refcoco")
+    bad = [
+        {"ref_id": 90, "split": "val", "sentences": []},
+        {"ref_id": 91, "split": "val", "image_id": None, "ann_id": [[]], "sentences": None},
+    ]
+    whole = replace(files, references=(*bad, *files.references))
+    each = [PublishedValidation(subset, f, "val", tokenizer, protocol) for f in (files, whole)]
+    assert each[0]._questions == each[1]._questions
+
+
 def test_pictures_come_from_the_files_where_features_are_stored(
     tmp_path, tokenizer, model, truthful
 ):
@@ -112,6 +129,29 @@ def test_pictures_come_from_the_files_where_features_are_stored(
     assert answers(found, model)[0].picture().shape == (96, 120, 3)
     plain = BatchValidation(found.source, found.steps, tokenizer)
     assert answers(plain, model)[0].picture().shape == (96, 120, 3)
+
+
+def test_a_turned_picture_is_shown_with_its_masks_turned():
+    stored = np.zeros((30, 40), bool)
+    stored[:, :10] = True
+    picture = np.zeros((40, 30, 3), np.uint8)
+    answer = Answer(
+        number=0,
+        kind="expression",
+        mask=stored,
+        truth=stored,
+        refused=False,
+        targeted=True,
+        expression="left man",
+        picture=lambda: picture,
+        orientation=6,
+    )
+    tile = measure._tile(answer)
+    upright = turned_mask(stored, 6)
+    assert tile.mask.shape == picture.shape[:2]
+    assert (tile.mask == upright).all()
+    assert (tile.truth == upright).all()
+    assert tile.mask[:10].all()
 
 
 def test_a_sheet_shows_answers_red_and_what_is_right_green():
