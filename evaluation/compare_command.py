@@ -164,7 +164,11 @@ class _Own:
         if source.data == "scenes":
             split = source.scene_split
             return lambda name: make_scene(int(name.rsplit("-", 1)[1]), split, 256).image
-        read, _ = source.read(lambda sentence: None)
+        try:
+            read, _ = source.read(lambda sentence: None)
+        except RisError as error:
+            click.echo(f"The pictures are left out: {error}", err=True)
+            return lambda name: None
         assert read is not None
         paths = {image.name: image.path for image in read.images}
         return lambda name: load_rgb(paths[name]) if name in paths else None

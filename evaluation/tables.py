@@ -6,6 +6,7 @@ Bundles' answers and every count are kept in the folder, so that a run that was 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -231,17 +232,22 @@ class TableMaker:
             raise RisError(f"{answers} cannot be read: {error.strerror}") from None
         digest = hashlib.sha256(data).hexdigest()
         stats = [other.stat() for other in (path, path.parent / "instances.json")]
-        stats += [file.stat() for file in _mask_files(data, answers.parent) if file.exists()]
+        stats += [file.stat() for file in _mask_files(data, answers.parent)]
         sizes = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
         return json.dumps([__version__, digest, sizes, vars(part)])
 
 
-_MASK_FILE = re.compile(rb'"(?:mask|segmentation)"\s*:\s*("(?:[^"\\]|\\.)*")')
+_FILE_NAME = re.compile(rb'"(?:[^"\\]|\\.)+\.\w{3,4}"')
 
 
 def _mask_files(answers: bytes, folder: Path) -> list[Path]:
-    """The mask pictures that a file of answers names."""
-    return [folder / json.loads(name) for name in _MASK_FILE.findall(answers)]
+    """The files that a file of answers names: its mask pictures."""
+    found = []
+    for name in _FILE_NAME.findall(answers):
+        with contextlib.suppress(ValueError):  # a damaged line is named where it is read
+            path = folder / json.loads(name)
+            found += [path] if os.path.isfile(path) else []
+    return found
 
 
 def _differences(part: Part, found: Sequence[Counted | str]) -> list[dict[str, Difference]]:

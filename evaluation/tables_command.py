@@ -48,7 +48,7 @@ def tables(spec: Path, out: Path, restart: bool, running: Running) -> None:
         require_matplotlib()
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    left = LeftOut()
+    left, begun = LeftOut(), set[Path]()
 
     def _ask(bundle: Path, part: Part, files: ReferFiles, folder: Path) -> Path:
         source = SampleSource(
@@ -59,7 +59,9 @@ def tables(spec: Path, out: Path, restart: bool, running: Running) -> None:
             split_by=part.split_by,
         )
         with open_bundle_to_ask(bundle, running, None) as opened:
-            return answer_showing(source, files, [part.protocol], opened, folder, restart, left)
+            anew = restart and folder not in begun  # evaluators share a folder
+            begun.add(folder)
+            return answer_showing(source, files, [part.protocol], opened, folder, anew, left)
 
     maker = TableMaker(wanted, out, _ask, lambda sentence: click.echo(sentence, err=True))
     made = [maker.table(one) for one in wanted.tables]

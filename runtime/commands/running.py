@@ -42,11 +42,6 @@ class Running:
     throughput: bool = False
     """Share the cores among requests that come at once."""
 
-    @property
-    def chosen(self) -> bool:
-        """Whether an engine, a device or a precision was asked for."""
-        return (self.engine, self.device, self.compute) != ("auto", "auto", None)
-
     def load(self, bundle: str | Path, **more: Any) -> Model:
         """`ris.runtime.load`, with progress where an engine compiles first.
 

@@ -7,8 +7,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from ris.evaluation.command import main
 from ris.evaluation.table_specs import read_spec
@@ -135,6 +137,30 @@ def test_a_stopped_run_goes_on(made):
     assert "ReLA, refcoco testA: counting" not in err
     for name in ("tables.md", "tables.csv", "tables.json", "tables.html"):
         assert (out / name).read_bytes() == before[out / name], name
+
+
+def test_a_mask_picture_that_changed_is_counted_anew(tmp_path):
+    """Answers may name pictures: their file is the same, what it means is not."""
+    asked = json.loads((GOLDEN / "questions.json").read_text())["LAVT"]["refcoco/unc/val"]
+    rows = [{"sent_id": q["sent_id"], "mask": {"480": "mask.png"}} for q in asked]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = tmp_path / "tables.toml"
+    columns = 'columns = [{ data = "refcoco", split = "val", metric = "mIoU" }]'
+    spec.write_text(
+        f'root = "{GOLDEN}"\n[[systems]]\nid = "x"\nanswers = "answers.jsonl"\n'
+        f'[[tables]]\ntitle = "T"\nsystem = "x"\n{columns}\n'
+    )
+    values = []
+    for rows_in in (480, 240, 240):
+        mask = np.zeros((480, 480), np.uint8)
+        mask[:rows_in] = 255
+        if len(values) < 2:
+            Image.fromarray(mask).save(tmp_path / "mask.png")
+        code, _, err = run(spec, "--out", tmp_path / "out")
+        assert code == 0, err
+        values.append(cells_of(tmp_path / "out")["x"][0]["value"])
+        assert ("counting by lavt" in err) == (len(values) < 3)
+    assert values[0] != values[1] == values[2]
 
 
 def test_without_data_every_cell_says_so(tmp_path):
