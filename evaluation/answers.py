@@ -99,7 +99,9 @@ def answer_all(
     count = len(wanted & done)
     if count:
         begun(count, len(wanted))
-    with writing(path), path.open("a", encoding="utf-8") as file:
+    with writing(path):
+        file = path.open("a", encoding="utf-8")
+    with file:
         for image in images:
             if all(_key(question) in done for question in image.questions):
                 continue
@@ -111,8 +113,9 @@ def answer_all(
             # all of an image together, as before the stop: so their numbers are the same
             found = _rows(segmenter, files, picture, frame, image.questions, skipped)
             rows = [row for row in found if _row_key(row) not in done]
-            file.write("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
-            file.flush()
+            with writing(path):
+                file.write("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
+                file.flush()
             count += len(rows)
             report(count)
 
