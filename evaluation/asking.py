@@ -170,13 +170,20 @@ class Opened:
     """The model."""
 
 
+def model_id(bundle: Path) -> str:
+    """What tells a bundle from others: the hash of its manifest, which has those of its graphs.
+
+    Raises OSError where the manifest cannot be read.
+    """
+    return hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()[:32]
+
+
 @contextmanager
 def open_bundle_to_ask(
     path: Path, running: Running, cache: FeatureCache | None
 ) -> Iterator[Opened]:
     """A bundle through the runtime; its answers depend on its manifest and the engine."""
     with running.load(path) as model:
-        manifest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
         sessions = model.sessions
         ran = sorted({f"{s.engine} {s.version} on {s.device}" for s in sessions.values()})
         if running.compute:
@@ -185,7 +192,7 @@ def open_bundle_to_ask(
         engine = ", ".join(ran)
         yield Opened(
             name=f"{path.name}, {model.bundle.manifest.precision}, {engine}",
-            about={"model": manifest[:32], "engine": engine},
+            about={"model": model_id(path), "engine": engine},
             segmenter=BundleSegmenter(model, cache),
         )
 
