@@ -128,6 +128,15 @@ def _row_key(row: dict[str, Any]) -> tuple[int, int, str]:
     return row["ref_id"], row["sent_id"], row["text"]
 
 
+def all_answered(path: Path, images: Sequence[ToAsk]) -> bool:
+    """Whether a file of answers has one to all that is asked.
+
+    Raises RisError for a line that is none of `answer_all`'s.
+    """
+    done = _drop_torn_line(path)
+    return all(_key(question) in done for image in images for question in image.questions)
+
+
 def _drop_torn_line(path: Path) -> set[tuple[int, int, str]]:
     """Removes what a killed process left behind the last whole line; the keys of the others."""
     if not path.exists():

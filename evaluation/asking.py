@@ -170,6 +170,14 @@ class Opened:
     """The model."""
 
 
+def model_id(bundle: Path) -> str:
+    """What tells a bundle from others: the hash of its manifest, which has those of its graphs.
+
+    Raises OSError where the manifest cannot be read.
+    """
+    return hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()[:32]
+
+
 @contextmanager
 def open_bundle_to_ask(
     path: Path, running: Running, cache: FeatureCache | None
@@ -180,7 +188,6 @@ def open_bundle_to_ask(
             click.echo(
                 "--features keeps nothing: no stage of this model runs once an image", err=True
             )
-        manifest = hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()
         sessions = model.sessions
         ran = sorted({f"{s.engine} {s.version} on {s.device}" for s in sessions.values()})
         if running.compute:
@@ -189,7 +196,7 @@ def open_bundle_to_ask(
         engine = ", ".join(ran)
         yield Opened(
             name=f"{path.name}, {model.bundle.manifest.precision}, {engine}",
-            about={"model": manifest[:32], "engine": engine},
+            about={"model": model_id(path), "engine": engine},
             segmenter=BundleSegmenter(model, cache),
         )
 

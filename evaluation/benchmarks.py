@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ris.data.datasets.refer_files import ReferFiles
+from ris.data.datasets.refer_files import ReferFiles, splits_of
 from ris.engines.errors import RisError, Skipped, refuse
 from ris.evaluation.answers import answer_all, to_ask
 from ris.evaluation.asking import EvaluationProgress, Opened
@@ -65,8 +65,7 @@ def answer_showing(
     split = source.split or "val"
     asked = to_ask(files, split, names)
     if not asked:
-        splits = sorted({str(reference["split"]) for reference in files.references})
-        raise RisError(f"{files.name} has no split {split!r}; it has {', '.join(splits)}")
+        raise RisError(f"{files.name} has no split {split!r}; it has {', '.join(splits_of(files))}")
     samples = source.to_dict() | {"split": split, "split_by": files.split_by}
     start_folder(folder, {"name": opened.name, **opened.about, "samples": samples}, restart)
     path = folder / PREDICTIONS

@@ -93,6 +93,7 @@ def run_of_answers(
     """
     answers, split = Predictions(path), source.split or "val"
     scored = score_showing(files, split, protocol, answers)
+    keys = [answers.find(q.reference_id, q.sentence_id, q.text) for q in scored.questions]
     left_out = [f"{name}: {sentence}" for sentence in problems([scored], answers.doubled)]
     if scored.stops:
         left_out.append(f"{protocol} would stop at {references_of(scored, sorted(scored.stops))}")
@@ -102,7 +103,7 @@ def run_of_answers(
         where=where_compared(protocol, files.name),
         expressions=expressions_of(scored, files),
         figures=scored.figures,
-        no_target=(None,) * len(scored.questions),
+        no_target=tuple(None if key is None else answers.no_target(key) for key in keys),
         masks=lambda i: mask_and_truth(files, protocol, answers, scored.questions[i]),
         left_out=tuple(left_out),
     )

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ris.data.datasets.published import EXPRESSIONS, IMAGES, REFERENCES
-from ris.data.datasets.refer_files import DATASETS, ReferFiles, as_published, candidates, read_files
+from ris.data.datasets.refer_files import (
+    DATASETS,
+    ReferFiles,
+    as_published,
+    candidates,
+    read_files,
+    split_of,
+    splits_of,
+)
 from ris.engines.errors import RisError
 from ris.evaluation.protocols.table import PROTOCOLS
 from ris.runtime.image import image_size
@@ -103,7 +111,8 @@ def check(
 
 def _sizes(files: ReferFiles) -> list[Size]:
     key = files.name, files.split_by
-    splits = Counter(str(reference["split"]) for reference in files.references)
+    named = (split_of(reference) for reference in files.references)
+    splits = Counter(split for split in named if split is not None)
     stated = REFERENCES.get(key, {})
     sizes = [
         Size(f"references of {split}", splits.get(split, 0), stated.get(split))
@@ -117,7 +126,7 @@ def _sizes(files: ReferFiles) -> list[Size]:
 
 
 def _left_out(files: ReferFiles) -> dict[str, dict[int, str]]:
-    splits = sorted({str(reference["split"]) for reference in files.references})
+    splits = splits_of(files)
     found: dict[str, dict[int, str]] = defaultdict(dict)
     for protocol in PROTOCOLS.values():
         if files.name in protocol.rules:

@@ -70,11 +70,13 @@ class Predictions:
         self.path = path
         self._places: dict[Key, Any] = {}
         self._other_texts: dict[tuple[int | None, int], Key] = {}
+        self._no_target: dict[Key, float | None] = {}
         counted: Counter[Key] = Counter()
         for place, row, where in _rows(path):
             key = _key(row, where)
             counted[key] += 1
-            self._places.setdefault(key, place)
+            if key not in self._places:
+                self._places[key], self._no_target[key] = place, _no_target(row)
             self._other_texts.setdefault(key[:2], key)
         if not counted:
             raise RisError(f"{path} has no answers")
@@ -93,6 +95,13 @@ class Predictions:
             if other := self._other_texts.get((reference, sentence_id)):
                 return other
         return None
+
+    def no_target(self, key: Key) -> float | None:
+        """The probability of an answer that nothing is meant; None where it says nothing of that.
+
+        1 and 0 where it has a decision alone.
+        """
+        return self._no_target[key]
 
     def read(self, key: Key, size: tuple[int, int]) -> Prediction:
         """An answer.
@@ -211,6 +220,19 @@ def _refused(row: dict[str, Any]) -> bool:
         return bool(_sigmoid(none) > _sigmoid(target))
     given = row.get("no_target", False)
     return given if isinstance(given, bool) else float(given) > 0.5
+
+
+def _no_target(row: dict[str, Any]) -> float | None:
+    """The probability that nothing is meant, above 0.5 where `_refused` is; None without one."""
+    try:
+        if "nt_logits" in row:
+            target, none = (float(logit) for logit in row["nt_logits"])
+            found = float(_sigmoid(np.float32(none - target)))
+        else:
+            found = float(row["no_target"])
+    except _BROKEN:  # without one, or in another form: `read` says what is wrong with it
+        return None
+    return found if np.isfinite(found) else None
 
 
 def _sigmoid(value: np.float32) -> np.float32:

@@ -15,7 +15,7 @@ from itertools import groupby
 
 import numpy as np
 
-from ris.data.datasets.refer_files import ReferFiles, as_published
+from ris.data.datasets.refer_files import ReferFiles, as_published, splits_of
 from ris.engines.errors import RisError
 from ris.engines.processor import usable_cores
 from ris.evaluation.metrics import Figures, Tally
@@ -138,9 +138,8 @@ def score(
 
 def require_questions(asked: Questions, files: ReferFiles, split: str) -> None:
     """Raises RisError where a split has nothing to be asked."""
-    if not asked.asked and not asked.left_out:
-        splits = sorted({str(reference["split"]) for reference in files.references})
-        raise RisError(f"{files.name} has no split {split!r}; it has {', '.join(splits)}")
+    if not asked.references:
+        raise RisError(f"{files.name} has no split {split!r}; it has {', '.join(splits_of(files))}")
 
 
 def summed(

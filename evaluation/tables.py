@@ -41,7 +41,8 @@ from ris.evaluation.table_specs import (
 )
 
 Ask = Callable[[Path, Part, ReferFiles, Path], Path]
-"""Asks a bundle what an evaluator asks of a part, into a folder; returns the file of answers."""
+"""Asks a bundle what an evaluator asks of a part, as far as the folder lacks answers; returns their
+file."""
 
 _ARRAYS = ("intersection", "predicted", "truth", "refused", "targeted")
 
@@ -192,7 +193,6 @@ class TableMaker:
             raise RisError(f"the {kind} {place} is missing")
         name = "-".join((system.id, part.data, part.split_by, part.split))
         if system.bundle:
-            self._say(f"{system.name}, {part.name}: asking")
             place = self._ask(place, part, files, self._out / "answers" / name)
         elif place.is_dir():
             own = {"data": part.data, "split_by": part.split_by, "split": part.split}

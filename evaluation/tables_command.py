@@ -11,6 +11,7 @@ from ris.engines.errors import RisError
 from ris.engines.text import one_line
 from ris.evaluation.asking import open_bundle_to_ask
 from ris.evaluation.benchmarks import answer_showing
+from ris.evaluation.kept import dependencies, kept_answers, note_asked
 from ris.evaluation.plots import require_matplotlib
 from ris.evaluation.sources import SampleSource
 from ris.evaluation.table_pages import write_tables
@@ -58,10 +59,16 @@ def tables(spec: Path, out: Path, restart: bool, running: Running) -> None:
             images=str(wanted.images) if wanted.images else None,
             split_by=part.split_by,
         )
+        names, needs = [part.protocol], dependencies(bundle, running, source)
+        anew = restart and folder not in begun  # evaluators share a folder
+        if not anew and (kept := kept_answers(folder, needs, files, part.split, names)):
+            return kept
+        click.echo(f"{bundle.name}, {part.name}: asking", err=True)
         with open_bundle_to_ask(bundle, running, None) as opened:
-            anew = restart and folder not in begun  # evaluators share a folder
             begun.add(folder)
-            return answer_showing(source, files, [part.protocol], opened, folder, anew, left)
+            path = answer_showing(source, files, names, opened, folder, anew, left)
+        note_asked(folder, needs)
+        return path
 
     maker = TableMaker(wanted, out, _ask, lambda sentence: click.echo(sentence, err=True))
     made = [maker.table(one) for one in wanted.tables]

@@ -19,6 +19,7 @@ import torch
 from refer_files import write_refer
 from ris.reference.dfam.config import PRESETS
 from ris.reference.tokenizer import tokenizer_from
+from ris.training import command, devices
 from ris.training.initialise import fresh_model
 from ris.training.loop import Trainer
 from ris.training.options import HardwareOptions, RunOptions
@@ -30,11 +31,19 @@ from ris.training.scene_source import SceneSource
 
 TINY = PRESETS["tiny"]
 
-DEMO = replace(RECIPES["demo"], images=2, expressions=3, steps=4, warmup=2, bf16=False, lessons=0)
+DEMO = replace(
+    RECIPES["demo"], images=2, expressions=3, steps=4, warmup=2, mixed_precision=False, lessons=0
+)
 """The demo's recipe, four steps long."""
 
 SUPPLEMENT = replace(
-    RECIPES["supplement"], samples=4, group=2, parts=2, steps=4, bf16=False, learning_rate=1e-3
+    RECIPES["supplement"],
+    samples=4,
+    group=2,
+    parts=2,
+    steps=4,
+    mixed_precision=False,
+    learning_rate=1e-3,
 )
 """The supplement's recipe, four steps of two groups long."""
 
@@ -100,6 +109,18 @@ def shared(folder: Path) -> None:
     scenes_run(folder, recipe, FewScenes(2, 2)).run(log_every=1, validate_every=1000)
 
 
+def commanded(folder: Path) -> None:
+    """`ris-train` on a data set, in FP32, which any number of processes share.
+
+    In bfloat16, rounding would hide what the processes do differently.
+    """
+    devices.precision_of = lambda device: "no"
+    data = f"--data grefcoco --root {folder.parent / 'data'} --protocol released"
+    size = "--preset tiny --random-encoders --batch 4 --group 2 --validation-samples 12"
+    run = "--steps 4 --log-every 1 --validate-every 2 --workers 0 --threads 1 --log csv"
+    command.main([*f"{data} {size} {run}".split(), "--out", str(folder)])
+
+
 def killed(folder: Path) -> None:
     """A run with stored features that kills itself with SIGKILL in its third step."""
     run = refer_run(folder)
@@ -115,7 +136,11 @@ def killed(folder: Path) -> None:
     run.run(log_every=1, save_every=1, validate_every=2)
 
 
-RUNS: dict[str, Callable[[Path], None]] = {"shared": shared, "killed": killed}
+RUNS: dict[str, Callable[[Path], None]] = {
+    "shared": shared,
+    "commanded": commanded,
+    "killed": killed,
+}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

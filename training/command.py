@@ -205,7 +205,7 @@ def _say_beginning(trainer: Trainer, resumed: bool) -> None:
     if processes > 1:
         click.echo(f"{processes} processes share each step's groups")
     precision = trainer.accelerator.mixed_precision
-    if trainer.recipe.bf16 and precision == "no":
+    if trainer.recipe.mixed_precision and precision == "no":
         click.echo("this processor has no bfloat16: computes in FP32")
     elif precision == "fp16":
         click.echo("this GPU has no bfloat16: computes in FP16, with a scaled loss")
@@ -221,10 +221,11 @@ def _say_next(out: Path, request: Request) -> None:
     click.echo(f"Next:\n  ris-export --checkpoint {weights}{words}")
     data = request.data
     if data.validates_on in DATASETS:
+        split = f" --split {data.validation_split}" if data.validation_split != "val" else ""
         images = f" --images {data.images}" if data.images else ""
         click.echo(
             f"and, over the whole split:\n  ris-eval run ris-bundle --data {data.validates_on}"
-            f" --root {data.root}{images} --protocol all"
+            f"{split} --root {data.root}{images} --protocol all"
         )
 
 

@@ -36,9 +36,10 @@ _DATA = (
     ),
     click.option(
         "--validation",
-        metavar="NAME",
-        help="A data set, whose val split is taken, or a .jsonl file. Default: --data's first"
-        " published set, else a twentieth of its first file, held out.",
+        metavar="NAME[:SPLIT]",
+        help="A data set, its val split unless another is named (ref-zom has none: ref-zom:test),"
+        " or a .jsonl file. Default: --data's first published set, else a twentieth of its first"
+        " file, held out.",
     ),
     click.option(
         "--validation-samples",

@@ -6,8 +6,10 @@ loss where float16 needs it.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -36,6 +38,29 @@ def precision_of(device: str) -> Precision:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
+@contextlib.contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """For the block a CPU computes the same bits each time; the process is left as it was.
+
+    Threads add up gradients of what is indexed in any order otherwise, and a run that goes on would
+    not get the bits of one that was not stopped.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    settings.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=only_warns)
+        settings.fill_uninitialized_memory = fills
+
+
 def make_accelerator(device: str, *, mixed: bool) -> Accelerator:
     """The device of this process, and what joins it with the run's others.
 
@@ -53,12 +78,6 @@ def make_accelerator(device: str, *, mixed: bool) -> Accelerator:
             raise RisError(f"--device {device}: PyTorch sees no CUDA device here")
         if chosen.index is not None:
             torch.cuda.set_device(chosen)
-
-    else:
-        # threads add up gradients of what is indexed in any order otherwise, and a run that goes on
-        # would not get the bits of one that was not stopped
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # what a step leaves unused (the lessons' decoder) differs from step to step
     wrapping = DistributedDataParallelKwargs(find_unused_parameters=True)
     try:

@@ -65,7 +65,8 @@ def _missing(request: Request) -> Iterable[str]:
     checks: list[Callable[[], Any]] = [partial(read_data, request.data, n, "train") for n in names]
     if not request.data.drawn:
         validation = request.data.validates_on or request.data.names[0]
-        checks.append(partial(read_data, request.data, validation, "val"))
+        split = request.data.validation_split
+        checks.append(partial(read_data, request.data, validation, split))
 
     def weights() -> None:
         config = model_config(request.model)
@@ -106,19 +107,22 @@ def _measure(trainer: Trainer, skipped: Skipped) -> _Times:
     lessons = min(trainer.recipe.lessons, steps) if trainer.taught() else 0
     return _Times(
         lessons=lessons,
-        lesson=_measure_step(trainer, 0) if lessons else 0.0,
+        lesson=measure_step(trainer, 0) if lessons else 0.0,
         steps=steps - lessons,
-        step=_measure_step(trainer, lessons) if lessons < steps else 0.0,
+        step=measure_step(trainer, lessons) if lessons < steps else 0.0,
         validation=_measure_validation(trainer, skipped),
     )
 
 
-def _measure_step(trainer: Trainer, number: int) -> float:
-    """Seconds of step `number` of this process: its groups, as the second of two took."""
+def measure_step(trainer: Trainer, number: int, rounds: int = 2) -> float:
+    """Seconds of step `number` of this process: its groups, as the last of some rounds took.
+
+    One group is computed, and counted up.
+    """
     trainer.model.train()
     trainer.learner.step = number
     groups = next(trainer.batches(number + 1))
-    for _ in range(2):
+    for _ in range(rounds):
         start = time.perf_counter()
         trainer.learner.step = number
         trainer.train_step(groups[:1])
@@ -153,13 +157,21 @@ def _say_size(trainer: Trainer, say: Say) -> None:
         )
 
 
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held so far: on the GPU, or of the computer's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def _say_memory(trainer: Trainer, say: Say) -> None:
-    if trainer.accelerator.device.type == "cuda":
-        used, there = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[1]
-        say(f"memory: {size(used)} of {size(there)} on the GPU, at one group at a time")
+    device = trainer.accelerator.device
+    used = size(peak_memory(device))
+    if device.type == "cuda":
+        there = torch.cuda.mem_get_info()[1]
+        say(f"memory: {used} of {size(there)} on the GPU, at one group at a time")
     else:
-        used = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        say(f"memory: {size(used)} of this process, at one group at a time")
+        say(f"memory: {used} of this process, at one group at a time")
 
 
 def _say_disk(trainer: Trainer, out: Path, request: Request, say: Say) -> None:

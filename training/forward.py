@@ -70,6 +70,9 @@ def encode(
 ) -> tuple[Tensor, Tensor]:
     """The two image encoders.
 
+    Frozen ones take image by image, as in the released code: SAM's attention maps of a whole group
+    would need tens of gigabytes, and the numbers do not depend on what else is in the group.
+
     Args:
         model: The model.
         image: SAM's input, [B, 3, S, S].
@@ -79,8 +82,13 @@ def encode(
     Returns:
         Image embeddings [B, C, s, s] and CLIP tokens [B, P, w].
     """
-    with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+    if trained:
         return model.encode_sam(image), model.encode_clip(clip_image)
+    with torch.no_grad():
+        return (
+            torch.cat([model.encode_sam(one) for one in image.split(1)]),
+            torch.cat([model.encode_clip(one) for one in clip_image.split(1)]),
+        )
 
 
 def ask(

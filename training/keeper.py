@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,7 +147,9 @@ class Keeper:
     def keep_best(self, figures: dict[str, dict[str, float]]) -> None:
         """Writes what trains where it validated better than ever."""
         value, learner = figures["all"].get(self.about.metric), self.learner
-        if value is None or (self.best is not None and not value > self.best["value"]):
+        if value is None or not math.isfinite(value):
+            return
+        if self.best is not None and not value > self.best["value"]:
             return
         metric, validation = self.about.judged
         self.best = {

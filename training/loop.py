@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from ris.engines.errors import RisError, Skipped, refuse
 from ris.reference.dfam.model import RISModel
 from ris.training.data import Batch, batches
-from ris.training.devices import make_accelerator
+from ris.training.devices import make_accelerator, repeatable
 from ris.training.features import FeatureStore
 from ris.training.forward import encode
 from ris.training.keeper import About, Keeper
@@ -70,7 +70,7 @@ class Trainer:
         self.sources, self.tokenizer = sources, tokenizer
         self.hardware = hardware or HardwareOptions()
         self.options = options or RunOptions()
-        self.accelerator = make_accelerator(self.hardware.device, mixed=recipe.bf16)
+        self.accelerator = make_accelerator(self.hardware.device, mixed=recipe.mixed_precision)
         self.validation = validation or BatchValidation(
             sources.validation, sources.validation_steps, tokenizer
         )
@@ -213,7 +213,8 @@ class Trainer:
     def train_step(self, groups: Sequence[Batch]) -> Step:
         """One step over this process's groups of it."""
         lesson = self.taught() and self.step < self.recipe.lessons
-        return self.learner.train_step(groups, lesson=lesson)
+        with repeatable(self.accelerator.device):
+            return self.learner.train_step(groups, lesson=lesson)
 
     def validate(self, skipped: Skipped = refuse, share: Share | None = None) -> Validated:
         """How well the weights to use do.
@@ -226,7 +227,7 @@ class Trainer:
             share = Share(self.accelerator.process_index, self.accelerator.num_processes)
         loading = Loading(workers=self.hardware.workers, features=self.features)
         asker = Asker(self.model, self._encode, loading, share)
-        with self.learner.weights_to_use():
+        with repeatable(self.accelerator.device), self.learner.weights_to_use():
             return validate(asker, self.validation, self.accelerator, skipped)
 
     def _take(self, window: Window, groups: Sequence[Batch]) -> None:

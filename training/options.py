@@ -36,7 +36,8 @@ class DataOptions:
     """The folder of COCO's images; None: looked for below `root`."""
 
     validation: str | None = None
-    """A data set or a JSONL file to validate on; None: see `validates_on`."""
+    """A data set, with or without a split (NAME:SPLIT), or a JSONL file to validate on; None: see
+    `validates_on`."""
 
     validation_samples: int = 500
     """How many of its expressions are asked, always the same ones."""
@@ -56,11 +57,18 @@ class DataOptions:
 
     @property
     def validates_on(self) -> str | None:
-        """A data set, whose val split is meant, or a JSONL file; None: sentences held out.
+        """A data set, or a JSONL file; None: sentences held out.
 
         Without `validation` the first published set of the mix.
         """
-        return self.validation or next((name for name in self.names if name in DATASETS), None)
+        if self.validation is None:
+            return next((name for name in self.names if name in DATASETS), None)
+        return _name_and_split(self.validation)[0]
+
+    @property
+    def validation_split(self) -> str:
+        """The split of the data set to validate on: val, unless `validation` names another."""
+        return _name_and_split(self.validation or "")[1]
 
     @property
     def variant(self) -> str:
@@ -81,9 +89,15 @@ class DataOptions:
                 "--protocol counts published data sets; a JSONL file is counted at the model's"
                 " square"
             )
-        for name in (*self.names, *([self.validation] if self.validation else [])):
+        for name in (*self.names, self.validates_on):
             if name in DATASETS and self.root is None:
                 raise RisError(f"--data {name} needs --root, the folder of its files")
+
+
+def _name_and_split(validation: str) -> tuple[str, str]:
+    """What `--validation` names, and the split: NAME or, of a data set, NAME:SPLIT."""
+    name, _, split = validation.partition(":")
+    return (name, split or "val") if name in DATASETS else (validation, "val")
 
 
 def parse_mix(values: Sequence[str]) -> tuple[tuple[str, float], ...]:

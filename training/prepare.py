@@ -177,7 +177,7 @@ def read_data(
     Args:
         data: Where the files are.
         name: A data set, or the path of a JSONL file.
-        split: "train" or "val".
+        split: "train", or the one to validate on.
         skipped: Gets a sentence for whatever cannot be used.
 
     Raises:
@@ -205,7 +205,7 @@ def _data_sets(
     side = config.sam.image_size
 
     mix = [(read_data(data, name, "train", skipped), weight) for name, weight in data.mix]
-    name = data.validates_on
+    name, split = data.validates_on, data.validation_split
     if name is None:
         (own, weight), *others = mix
         own, judged = hold_out(own)
@@ -217,7 +217,7 @@ def _data_sets(
                 f" {len(judged.images)} of its images, are held out of training to validate on"
             )
     else:
-        judged = read_data(data, name, "val", skipped)
+        judged = read_data(data, name, split, skipped)
     training = ReferSource(mix, side, recipe.samples, recipe.group, recipe.seed)
     subset = ReferSubset(judged, side, data.validation_samples, group=recipe.group)
     sources = Sources(training, subset, subset.steps)
@@ -225,4 +225,4 @@ def _data_sets(
         return sources, BatchValidation(subset, subset.steps, tokenizer)
     assert data.root is not None
     files = read_files(data.root, name, images=data.images)
-    return sources, PublishedValidation(subset, files, "val", tokenizer, data.protocol)
+    return sources, PublishedValidation(subset, files, split, tokenizer, data.protocol)

@@ -18,7 +18,13 @@ import numpy as np
 from ris.data.datasets import ReferData, Reference, ReferImage, read_lines
 from ris.data.datasets.polygons import polygons_of_three_points
 from ris.data.datasets.refer import refer_image, require_folder, with_pictures
-from ris.data.datasets.refer_files import ReferFiles, as_published, category_of, read_files
+from ris.data.datasets.refer_files import (
+    ReferFiles,
+    as_published,
+    category_of,
+    read_files,
+    splits_of,
+)
 from ris.data.samples import place_of
 from ris.engines.errors import RisError, Skipped, refuse
 from ris.engines.text import echoed, reason_of
@@ -102,10 +108,10 @@ def _published(
     with as_published(f"one of {name}'s files below {root}"):
         found = _asking(name, split).of(files, split)
     for number, reason in found.left_out.items():
-        skipped(f"{name}, {split}: reference {number} is left out: {reason}")
+        where = name if reason == questions.NO_SPLIT else f"{name}, {split}"
+        skipped(f"{where}: reference {number} is left out: {reason}")
     if not found.asked:
-        splits = ", ".join(sorted({str(one.get("split")) for one in files.references}))
-        raise RisError(f"{name} has nothing to train on in {split!r}; it has {echoed(splits)}")
+        raise RisError(_no_split(files, split))
 
     by_image: dict[int, list[Reference]] = defaultdict(list)
     for question in found.asked:
@@ -114,6 +120,20 @@ def _published(
     wanted = {i for asked in by_image.values() for one in asked for i in one.annotations}
     outlines = {number: files.annotations[number]["segmentation"] for number in wanted}
     return ReferData(name, split, with_pictures(there, files, skipped), outlines)
+
+
+def _no_split(files: ReferFiles, split: str) -> str:
+    """What to say where a split has nothing, with the way out where it was to validate on."""
+    splits = splits_of(files)
+    there = echoed(", ".join(splits))
+    if split == "train":
+        return f"{files.name} has nothing to train on in {split!r}; it has {there}"
+    others = (one for one in splits if one != "train")
+    example = f"{files.name}:{echoed(next(others, 'test'))}"
+    return (
+        f"{files.name} has nothing to validate on in {split!r}; it has {there}: give --validation"
+        f" with the split or the data set to validate on, such as {example}"
+    )
 
 
 def _asking(name: str, split: str) -> Asking:

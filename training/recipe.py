@@ -167,8 +167,12 @@ class Recipe:
     ema: float = 0.0
     """Decay of the averaged weights, which are validated and exported; 0 keeps no average."""
 
-    bf16: bool = True
-    """bfloat16 autocast where the device has instructions for it; weights stay float32."""
+    mixed_precision: bool = True
+    """Autocast in the precision that the device has (`devices.precision_of`); weights stay float32.
+
+    bfloat16, or float16 with a scaled loss; a device that has instructions for neither computes in
+    FP32.
+    """
 
     bert_dropout: float = 0.1
     """Dropout in BERT while it trains: on its embeddings, attention and outputs of its layers."""

@@ -25,6 +25,7 @@ from torch import Tensor
 from ris.engines.errors import CheckpointError, RisError
 from ris.engines.temporary import clear_dead, lock, temporary_folder, write_atomically
 from ris.reference.dfam.model import RISModel
+from ris.runtime.commands.console import without_nan
 
 LOG = "log.jsonl"
 """The log, a `Progress` a line."""
@@ -243,10 +244,10 @@ def write_begun(folder: Path, recipe: Mapping[str, Any], data: str) -> None:
 
 
 def append_log(folder: Path, line: Progress) -> None:
-    """Adds a line to the folder's log."""
+    """Adds a line to the folder's log; a figure that is not finite is null, as JSON has no NaN."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOG).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line.__dict__) + "\n")
+        file.write(json.dumps(without_nan(line.__dict__), allow_nan=False) + "\n")
 
 
 def cut_log(folder: Path, step: int) -> None:

@@ -17,6 +17,7 @@ from accelerate.tracking import GeneralTracker
 from numpy.typing import NDArray
 
 from ris.engines.temporary import write_atomically
+from ris.runtime.commands.console import without_nan
 from ris.training.run_folder import Progress
 
 CSV = "log.csv"
@@ -51,8 +52,11 @@ class CsvTracker(GeneralTracker):
         return self.path
 
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
-        """Adds a line; a figure that none had so far adds a column to all."""
-        row = {"step": step, **values}
+        """Adds a line; a figure that none had so far adds a column to all.
+
+        A figure that is not finite leaves its field empty.
+        """
+        row = {"step": step, **without_nan(values)}
         self.rows.append(row)
         if self._seen([row]) or not self.path.exists():
             self._rewrite()

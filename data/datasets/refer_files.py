@@ -195,6 +195,17 @@ def category_of(reference: Any, files: ReferFiles) -> str:
     return files.categories.get(int(reference["category_id"]), "background")
 
 
+def split_of(reference: Any) -> str | None:
+    """The split that a reference belongs to; None where its entry names none."""
+    return str(reference["split"]) if "split" in reference else None
+
+
+def splits_of(files: ReferFiles) -> list[str]:
+    """The splits that a data set's references belong to, sorted."""
+    named = (split_of(reference) for reference in files.references)
+    return sorted({split for split in named if split is not None})
+
+
 def find(places: Sequence[Path], what: str) -> Path:
     """The first of the places that exists; `what` they are, for the message of a RisError."""
     for path in places:

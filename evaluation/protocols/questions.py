@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ris.data.datasets.polygons import polygons_of_three_points, unusable
-from ris.data.datasets.refer_files import ReferFiles, category_of
+from ris.data.datasets.refer_files import ReferFiles, category_of, split_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,12 @@ class Questions:
     stops: frozenset[int] = frozenset()
     """Those of them at which it stops with an error; it drops the others without a word."""
 
+    references: int = 0
+    """How many references the split has, left out or not."""
+
+
+NO_SPLIT = "it names no split"
+"""Why a reference is left out that is of no split at all."""
 
 Fault = Callable[[Any, ReferFiles], str | None]
 """Why a loader cannot read a reference, or None where it can."""
@@ -81,12 +87,23 @@ class Asking:
     """Whether of two sentences with one id both get the truth of the later one."""
 
     def of(self, files: ReferFiles, split: str) -> Questions:
-        """What is asked of a split; nothing where no reference has it."""
-        chosen = [r for r in files.references if in_split(str(r["split"]), split, self.exact_split)]
+        """What is asked of a split; nothing where no reference has it.
+
+        A reference without a split is left out of each: the loaders stop at it, whatever is asked.
+        """
         asked: list[Question] = []
         left_out: dict[int, str] = {}
         stops: set[int] = set()
-        for reference in chosen:
+        references = 0
+        for reference in files.references:
+            own = split_of(reference)
+            if own is None:
+                left_out[int(reference["ref_id"])] = NO_SPLIT
+                stops.add(int(reference["ref_id"]))
+                continue
+            if not in_split(own, split, self.exact_split):
+                continue
+            references += 1
             found = ((said, fault) for fault in self.faults if (said := fault(reference, files)))
             reason, fault = next(found, (None, None))
             if reason is None:
@@ -98,7 +115,7 @@ class Asking:
                 stops.add(number)
         if self.later_truth:
             asked = _with_later_truth(asked)
-        return Questions(tuple(asked), left_out, frozenset(stops))
+        return Questions(tuple(asked), left_out, frozenset(stops), references)
 
     def _of_reference(self, reference: Any, files: ReferFiles) -> Iterator[Question]:
         sentences = reference["sentences"]

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from refer_files import write_refer
 from ris.engines.errors import RisError
 from ris.evaluation.command import main
 from ris.evaluation.compare import Expression, Run, bootstrap, compare_runs
@@ -176,6 +177,32 @@ def test_two_precisions_side_by_side(tmp_path, tiny_bundle, tiny_fp16_bundle):
     assert json.loads(text) == report
     assert sorted(out.glob("answers/*/results.jsonl")) == results
     assert [path.stat().st_mtime_ns for path in results] == times
+
+
+def test_samples_have_what_answers_to_a_data_set_say_of_no_target(tmp_path):
+    """A probability, a decision, two logits; nothing where an answer says nothing of it."""
+    write_refer(tmp_path, "grefcoco")
+    references = json.loads((tmp_path / "grefcoco" / "grefs(unc).json").read_text())
+    asked = [
+        {"ref_id": reference["ref_id"], "sent_id": sentence["sent_id"], "mask": None}
+        for reference in references
+        if reference["split"] == "val"
+        for sentence in reference["sentences"]
+    ]
+    said = ({"no_target": 0.25}, {"no_target": True}, {"nt_logits": [1.0, 1.0]}, {})
+    rows = [row | said[number % 4] for number, row in enumerate(asked)]
+    theirs, plain = tmp_path / "theirs.jsonl", tmp_path / "plain.jsonl"
+    theirs.write_text("\n".join(map(json.dumps, rows)))
+    plain.write_text("\n".join(map(json.dumps, asked)))
+    out = tmp_path / "report"
+    data = ("--data", "grefcoco", "--root", tmp_path, "--out", out)
+    code, _, errors = run(theirs, plain, *data)
+    assert (out / "samples.csv").exists(), (code, errors)
+    with (out / "samples.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    columns = [row["no target: theirs.jsonl"] for row in found]
+    assert set(columns) == {"0.25", "1.0", "0.5", ""}
+    assert {row["no target: plain.jsonl"] for row in found} == {""}
 
 
 def test_bad_input_is_a_sentence(tmp_path, tiny_bundle):

@@ -108,6 +108,29 @@ def test_a_data_sets_sentence_without_words_is_named(tmp_path, tiny_bundle):
     assert (found["metrics"]["count"], found["missing"]) == (6, [[mine["ref_id"], number]])
 
 
+def test_a_reference_that_names_no_split_is_named_and_the_others_scored(tmp_path, tiny_bundle):
+    """At which the published loaders stop, whatever split is asked."""
+    write_refer(tmp_path)
+    path = tmp_path / "refcoco" / "refs(unc).p"
+    refs = pickle.loads(path.read_bytes())
+    mine = next(ref for ref in refs if ref["split"] == "val")
+    del mine["split"]
+    path.write_bytes(pickle.dumps(refs, protocol=2))
+    data = ("--data", "refcoco", "--root", tmp_path)
+    done = run(tiny_bundle, *data, "--out", tmp_path / "out", "--json")
+    assert done.exit_code == 2
+    found = json.loads(done.stdout)
+    number = mine["ref_id"]
+    assert found["left_out"][str(number)] == "it names no split"
+    assert number in found["stops_at"]
+    assert found["metrics"]["count"] == 4
+    assert f"{number} (it names no split)" in done.stderr
+    score = ["score", tmp_path / "out" / "predictions.jsonl", *data, "--split", "testB"]
+    again = CliRunner().invoke(main, list(map(str, score)))
+    assert again.exit_code == 2
+    assert "refcoco has no split 'testB'; it has train, val" in again.stderr
+
+
 def test_missing_pictures_of_a_data_set_are_named_and_the_others_scored(tmp_path, tiny_bundle):
     write_refer(tmp_path)
     pictures = tmp_path / "images" / "train2014"

@@ -215,6 +215,18 @@ def test_a_check_says_what_is_there_and_what_is_not_whole(tmp_path):
     assert "Not there: refcoco+, refcocog, grefcoco, ref-zom" in text
 
 
+def test_a_check_names_a_reference_without_a_split(tmp_path):
+    shutil.copytree(GOLDEN / "grefcoco", tmp_path / "grefcoco")
+    path = tmp_path / "grefcoco" / "grefs(unc).json"
+    references = json.loads(path.read_text())
+    del references[0]["split"]
+    path.write_text(json.dumps(references))
+    [found] = json.loads(check(tmp_path, "--json")[1])
+    assert found["missing"] is None
+    number = str(references[0]["ref_id"])
+    assert found["left_out"]["rela"][number] == "it names no split"
+
+
 def test_sizes_that_nobody_states_are_no_fault():
     code, text, _ = check(GOLDEN, "--data", "grefcoco")
     assert code == 0, text

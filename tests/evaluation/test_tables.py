@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,7 @@ def test_a_stopped_run_goes_on(made):
     """Counts are kept as long as the files are the same; answers are asked once."""
     out, spec, _ = made
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert "asking" in made[2][2]
     kept = out / "counts" / "theirs-refcoco-unc-val-lavt.npz"
     kept.unlink()
     damaged = out / "counts" / "ours-refcoco-unc-val-lavt.npz"
@@ -135,8 +137,45 @@ def test_a_stopped_run_goes_on(made):
     assert "ReLA, refcoco val: counting by lavt" in err
     assert "Ours, refcoco val: counting by lavt" in err
     assert "ReLA, refcoco testA: counting" not in err
+    assert "asking" not in err
     for name in ("tables.md", "tables.csv", "tables.json", "tables.html"):
         assert (out / name).read_bytes() == before[out / name], name
+
+
+def test_of_a_bundle_whose_answers_are_all_there_the_manifest_is_enough(tmp_path, tiny_bundle):
+    """Its graphs may be gone; one whose manifest or way of running is another is opened."""
+    bundle, spec, out = tmp_path / "bundle", tmp_path / "tables.toml", tmp_path / "out"
+    shutil.copytree(tiny_bundle, bundle)
+    columns = 'columns = [{ data = "refcoco", split = "val", metric = "mIoU" }]'
+    spec.write_text(
+        f'root = "{GOLDEN}"\n[[systems]]\nid = "x"\nbundle = "bundle"\n'
+        f'[[tables]]\ntitle = "T"\nsystem = "x"\n{columns}\n'
+    )
+    command = (spec, "--out", out, "--engine", "onnxruntime")
+    assert run(*command)[0] == 0
+    whole = cells_of(out)
+    for graph in bundle.rglob("*.onnx"):
+        graph.unlink()
+    code, _, err = run(*command)
+    assert (code, cells_of(out), "asking" in err) == (0, whole, False), err
+
+    def refused(*more):
+        code, _, err = run(*command, *more)
+        return (code, cells_of(out)["x"][0]["value"], "asking" in err) == (2, None, True)
+
+    assert refused("--restart")
+    assert refused("--low-memory")
+    answers = out / "answers" / "x-refcoco-unc-val" / "predictions.jsonl"
+    text = answers.read_text()
+    answers.write_text(text[: text.rindex("{")])
+    assert refused()
+    answers.write_text(text)
+    assert run(*command)[0] == 0
+    manifest = bundle / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    assert refused()
+    manifest.unlink()
+    assert refused()
 
 
 def test_a_mask_picture_that_changed_is_counted_anew(tmp_path):

@@ -16,6 +16,7 @@ from ris.reference.tokenizer import tokenizer_from
 from ris.training import features as module
 from ris.training.data import batches
 from ris.training.features import FeatureStore, store_need, store_sentence
+from ris.training.forward import encode
 from ris.training.initialise import fresh_model
 from ris.training.loading import Loading
 from ris.training.refer_source import ReferSource
@@ -103,6 +104,28 @@ def test_the_same_picture_elsewhere_is_not_encoded_again(tmp_path, model, tokeni
     encoded(folder_of(tmp_path / "p", 0), model, tokenizer, store)
     found = encoded(folder_of(tmp_path / "q", 0, ("c.png", "d.png")), model, tokenizer, store)
     assert all(squares == 0 for squares, _, _ in found)
+
+
+def test_frozen_encoders_take_image_by_image(model, monkeypatch):
+    """So neither their memory nor their numbers depend on the size of the group."""
+    sides = TINY.sam.image_size, TINY.clip.image_size
+    squares = [torch.randn(3, 3, side, side, generator=torch.manual_seed(0)) for side in sides]
+    sizes, whole = [], model.encode_sam
+
+    def counted(images):
+        sizes.append(len(images))
+        return whole(images)
+
+    monkeypatch.setattr(model, "encode_sam", counted)
+    together = encode(model, *squares, trained=False)
+    assert sizes == [1, 1, 1]
+    for i in range(3):
+        alone = encode(model, *(images[i : i + 1] for images in squares), trained=False)
+        for one, all_of_them in zip(alone, together, strict=True):
+            assert not all_of_them.requires_grad
+            assert torch.equal(one[0], all_of_them[i])
+    assert encode(model, *squares, trained=True)[0].requires_grad
+    assert sizes[-1] == 3
 
 
 def test_features_belong_to_weights_and_precision(tmp_path, model):

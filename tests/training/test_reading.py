@@ -76,6 +76,7 @@ def test_of_the_sets_with_one_object(tmp_path):
         reference(8, 1, image_id=77),
         {"ref_id": 9, "split": "train", "sentences": []},
         reference(10, 1, split="val"),
+        {k: v for k, v in reference(11, 1).items() if k != "split"},
     ]
     found = by_reference(read(tmp_path, "refcoco", references, said))
     assert set(found) == {0, 3}
@@ -83,7 +84,7 @@ def test_of_the_sets_with_one_object(tmp_path):
     assert found[0].category == "dog"
     assert found[3].annotations == (4,)
     reasons = dict(sentence.split(" is left out: ") for sentence in said[:-1])
-    assert len(said) == len(reasons) + 1 == 8
+    assert len(said) == len(reasons) + 1 == 9
     expected = {
         1: "no polygon of three points",
         2: "crowds alone",
@@ -92,9 +93,11 @@ def test_of_the_sets_with_one_object(tmp_path):
         6: "annotation 99 is not in instances.json",
         8: "image 77 is not in instances.json",
         9: "has not the published form",
+        11: "it names no split",
     }
     for number, words in expected.items():
-        assert words in reasons[f"refcoco, train: reference {number}"]
+        where = "refcoco" if number == 11 else "refcoco, train"
+        assert words in reasons[f"{where}: reference {number}"]
     assert "empty" in said[-1]
 
 
@@ -129,8 +132,12 @@ def test_nothing_is_left_out_unsaid(tmp_path):
 
 def test_a_split_that_is_not_there(tmp_path):
     write_refer(tmp_path, "refcoco")
-    with pytest.raises(RisError, match="nothing to train on in 'testC'; it has train, val"):
+    message = r"nothing to validate on in 'testC'; it has train, val: .* such as refcoco:val$"
+    with pytest.raises(RisError, match=message):
         read_for_training("refcoco", "testC", root=tmp_path, skipped=lambda sentence: None)
+    write_refer(tmp_path, "grefcoco", splits=("val",))
+    with pytest.raises(RisError, match=r"nothing to train on in 'train'; it has val$"):
+        read_for_training("grefcoco", "train", root=tmp_path, skipped=lambda sentence: None)
 
 
 def test_a_file_of_ones_own(tmp_path):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from ris.engines.errors import CheckpointError, RisError
 from ris.training import keeper
 from ris.training.learner import Stopped
+from ris.training.plot import plot_log
 from ris.training.run_folder import BEST, WEIGHTS, state_file, states, writing
 from training_runs import DEMO, SUPPLEMENT, refer_run, scenes_run
 
@@ -160,6 +161,17 @@ def test_a_lower_rate_from_here_on_is_recorded(tmp_path):
         scenes_run(tmp_path, replace(DEMO, weight_decay=0.1)).resume()
 
 
+def test_a_state_whose_recipe_has_other_fields_does_not_go_on(tmp_path):
+    """As those of development versions have, where mixed_precision was called bf16."""
+    scenes_run(tmp_path).run(stop=1)
+    path = state_file(tmp_path, 1)
+    state = read(path)
+    state["recipe"]["bf16"] = state["recipe"].pop("mixed_precision")
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match="another recipe or preset; give another folder or"):
+        scenes_run(tmp_path).resume()
+
+
 def test_other_frozen_weights_do_not_go_on(tmp_path):
     scenes_run(tmp_path, SUPPLEMENT).run(stop=1)
     other = scenes_run(tmp_path, SUPPLEMENT)
@@ -295,6 +307,29 @@ def test_the_weights_that_validated_best_stay(tmp_path):
         changed.keeper.about = replace(changed.keeper.about, **{other: "another"})
         changed.resume()
         assert changed.keeper.best is None
+
+
+def test_a_figure_that_is_no_number_is_null_and_never_the_best(tmp_path):
+    def no_constants(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    run = scenes_run(tmp_path, trackers=("csv",))
+    values = iter((float("nan"), 0.3, float("inf"), 0.2))
+    run.validation.score = lambda figures: {"miou": next(values)}
+    run.validation.answers = lambda asker, skipped: iter(())
+    run.run(log_every=1, validate_every=1)
+    text = (tmp_path / "log.jsonl").read_text().splitlines()
+    lines = [json.loads(line, parse_constant=no_constants) for line in text]
+    assert [line["validation"]["all"]["miou"] for line in lines] == [None, 0.3, None, 0.2]
+    assert (run.keeper.best["step"], run.keeper.best["value"]) == (2, 0.3)
+    with (tmp_path / "log.csv").open(newline="") as file:
+        found = [row["validation/all/miou"] for row in csv.DictReader(file)]
+    assert found == ["", "0.3", "", "0.2"]
+    plot_log(tmp_path / "log.jsonl", tmp_path / "log.png")
+    assert (tmp_path / "log.png").stat().st_size > 1000
+    again = scenes_run(tmp_path)
+    assert again.resume()
+    assert again.keeper.best == run.keeper.best
 
 
 def test_an_unknown_figure_is_refused_at_the_start(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from refer_files import write_refer
-from ris.engines.errors import CheckpointError
+from ris.engines.errors import CheckpointError, RisError
 from ris.reference.checkpoint import WeightFiles
 from ris.training.command import main
 from ris.training.devices import precision_of
@@ -84,6 +85,25 @@ def test_data_sets_in_their_own_files(tmp_path, name):
     assert ("gIoU" in figures) == (name == "grefcoco")
     assert ("oIoU" in figures) == (name == "refcoco")
     assert list((tmp_path / "features").rglob("*.npz"))
+
+
+def test_a_set_without_a_val_split_says_what_to_validate_on(tmp_path):
+    """Ref-ZOM has train and test alone."""
+    references = write_refer(tmp_path, "ref-zom", splits=("train", "test"))
+    path = tmp_path / "ref-zom" / "refs(final).p"
+    path.write_bytes(pickle.dumps([one | {"source": "one"} for one in references], protocol=2))
+    data = ["--data", "ref-zom", "--root", tmp_path, *SMALL, "--out", tmp_path / "run"]
+    code, text = run(*data, "--steps", 1)
+    assert code == 2
+    assert "nothing to validate on in 'val'; it has test, train: give --validation with" in text
+    assert "such as ref-zom:test" in text
+    assert not (tmp_path / "run").exists()
+    code, text = run(*data, "--validation", "ref-zom:test", "--steps", 1)
+    assert "Wrote" in text, text
+    assert "--data ref-zom --split test --root" in text
+    assert "oIoU" in log(tmp_path / "run")[-1]["validation"]["all"]
+    code, text = run(*data, "--validation", "ref-zom:testC", "--restart", "--dry-run")
+    assert "missing: ref-zom has nothing to validate on in 'testC'; it has test, train" in text
 
 
 def test_one_s_own_lines_train_mixed_with_a_data_set(tmp_path):
@@ -194,6 +214,19 @@ def test_the_variant_is_the_data_set_s_own():
     assert variant("grefcoco") == variant("scenes") == variant("own.jsonl") == "cls"
     assert variant("refcoco", "grefcoco:0.5") == "cls"
     assert parse_mix(["a:b.jsonl", "refcoco:2"]) == (("a:b.jsonl", 1.0), ("refcoco", 2.0))
+
+
+def test_a_validation_may_name_a_split():
+    def judged(validation, *names):
+        data = DataOptions(parse_mix(names or ("refcoco",)), validation=validation)
+        return data.validates_on, data.validation_split
+
+    assert judged(None) == judged("refcoco") == judged("refcoco:") == ("refcoco", "val")
+    assert judged("ref-zom:test") == ("ref-zom", "test")
+    assert judged("a:b.jsonl") == ("a:b.jsonl", "val")
+    assert judged(None, "own.jsonl") == (None, "val")
+    with pytest.raises(RisError, match="--data ref-zom needs --root"):
+        DataOptions(parse_mix(["own.jsonl"]), validation="ref-zom:test").check()
 
 
 def test_on_from_a_checkpoint_in_its_own_architecture(tmp_path):

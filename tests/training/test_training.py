@@ -223,6 +223,24 @@ def test_a_process_has_one_precision(monkeypatch):
         make_accelerator("cpu", mixed=False)
 
 
+def test_a_run_leaves_the_process_as_it_was(tmp_path):
+    """It needs PyTorch's deterministic algorithms; others in the process may not want them."""
+    found = torch.utils.deterministic
+
+    def settings():
+        return torch.are_deterministic_algorithms_enabled(), found.fill_uninitialized_memory
+
+    before, during = settings(), []
+    run = scenes_run(tmp_path)
+    for owner, name in ((run.learner, "train_step"), (run.validation, "score")):
+        whole = getattr(owner, name)
+        setattr(owner, name, lambda *a, f=whole, **k: (during.append(settings()), f(*a, **k))[1])
+    run.run(stop=1)
+    assert before == settings() == (False, True)
+    assert len(during) > 2
+    assert set(during) == {(True, False)}
+
+
 def test_a_scaled_loss_is_scaled_down_until_it_fits(tmp_path):
     """What float16 does on a GPU: too large a scale is no reason to give up."""
     plain = scenes_run(tmp_path / "plain", SUPPLEMENT)
