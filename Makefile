@@ -182,7 +182,7 @@ $(DOCS)/installed: pyproject.toml constraints-docs.txt
 docs: $(DOCS)/installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
-CXX_FILES := $(foreach folder,src include examples examples/consumer tests,\
+CXX_FILES := $(foreach folder,src src/dfam include examples examples/consumer tests,\
     $(wildcard $(addprefix cpp/$(folder)/*.,c cpp h hpp)))
 
 # mypy sees the folders under their import name, ris.*, through links

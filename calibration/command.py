@@ -19,7 +19,6 @@ from ris.calibration.asking import Asked, sample_options, threads_option
 from ris.calibration.int8.command import int8
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
-from ris.runtime.bundle import STAGES
 from ris.runtime.commands.console import (
     RisCommand,
     RisGroup,
@@ -113,8 +112,8 @@ def _print(found: Ranges) -> None:
         "beyond FP16",
         title=f"Largest magnitudes over {found.samples} expressions (FP16 ends at {FP16_MAX:.0f})",
     )
-    for stage in STAGES:
-        entries = found.stages[stage].values()
+    for stage, values in found.stages.items():
+        entries = values.values()
         top = max(entries, key=lambda entry: entry.largest)
         beyond = sum(not entry.largest <= FP16_MAX for entry in entries)  # nan counts too
         writer = f"{top.node} ({top.operator})"

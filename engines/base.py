@@ -127,7 +127,7 @@ class Graph:
     """A graph to run: its ONNX file, and what an engine has to know about it."""
 
     stage: str
-    """The name of the stage, such as "fusion"; error messages begin with it."""
+    """The name of the stage; error messages begin with it."""
 
     path: Path
     """The ONNX file."""

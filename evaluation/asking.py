@@ -184,6 +184,10 @@ def open_bundle_to_ask(
 ) -> Iterator[Opened]:
     """A bundle through the runtime; its answers depend on its manifest and the engine."""
     with running.load(path) as model:
+        if cache is not None and not model.bundle.wiring.image_stages:
+            click.echo(
+                "--features keeps nothing: no stage of this model runs once an image", err=True
+            )
         sessions = model.sessions
         ran = sorted({f"{s.engine} {s.version} on {s.device}" for s in sessions.values()})
         if running.compute:
@@ -199,12 +203,13 @@ def open_bundle_to_ask(
 
 @contextmanager
 def open_reference(
-    files: dict[str, Path | None], threads: int | None, device: str
+    files: dict[str, Path | None], family: str | None, threads: int | None, device: str
 ) -> Iterator[Opened]:
     """The PyTorch model of weight files; its answers depend on the files and the device.
 
     Args:
         files: The weight files by their options' names.
+        family: The name of the checkpoint's family; None for what its keys say.
         threads: CPU threads; None: all cores.
         device: "cpu", "cuda", "gpu", or "auto" for a CUDA GPU where there is one.
 
@@ -213,7 +218,7 @@ def open_reference(
             there.
     """
     require_pytorch("--pytorch")
-    segmenter = pytorch_reference().ReferenceSegmenter(files, threads, device)
+    segmenter = pytorch_reference().ReferenceSegmenter(files, threads, device, family)
     given = {name: path for name, path in files.items() if path is not None}
     stamps = {name: [str(path.resolve()), path.stat().st_mtime] for name, path in given.items()}
     where = f" on {segmenter.device}"

@@ -44,7 +44,12 @@ from ris.runtime.commands.console import (
     print_json,
 )
 from ris.runtime.commands.running import Running
-from ris.runtime.commands.weight_files import require_flag, weight_file_options
+from ris.runtime.commands.weight_files import (
+    family_option,
+    require_checkpoint,
+    require_flag,
+    weight_file_options,
+)
 
 
 @click.group(cls=DefaultGroup)
@@ -77,6 +82,7 @@ def main() -> None:
     help="Evaluate the PyTorch model of --checkpoint instead of a bundle.",
 )
 @weight_file_options("--pytorch")
+@family_option("--pytorch")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def run(
     bundle: str | None,
@@ -86,6 +92,7 @@ def run(
     restart: bool,
     pytorch: bool,
     files: dict[str, Path | None],
+    family: str | None,
     as_json: bool,
 ) -> None:
     """Says what BUNDLE scores.
@@ -105,6 +112,7 @@ def run(
     """
     asked.require_fitting()
     require_flag(files, "--pytorch", pytorch)
+    require_checkpoint(files, family)
     if restart and out is None:
         raise RisError("--restart throws away what --out has; there is no --out")
     if pytorch:
@@ -112,7 +120,7 @@ def run(
 
     cache, left = asked.cache(), LeftOut()
     if pytorch:
-        model = open_reference(files, running.threads, running.device)
+        model = open_reference(files, family, running.threads, running.device)
     else:
         model = open_bundle_to_ask(find_bundle(bundle), running, cache)
     if asked.source.published:

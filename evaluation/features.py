@@ -1,9 +1,10 @@
-"""The image encoders' outputs on disk, so that another evaluation need not compute them again.
+"""Encoded images on disk, so that another evaluation need not encode them again.
 
-Entries are found by content: the pixels, the encoders' files and what ran them. They are written
-whole or not at all, and any number of processes may share a folder. When it is full, the entries
-that were used longest ago go. Each process counts only what it writes itself and looks at the whole
-folder when that fills it, so several at once may pass the limit by what the others write.
+Entries are found by content: the pixels, the files of the stages that run once an image, and what
+ran them. They are written whole or not at all, and any number of processes may share a folder. When
+it is full, the entries that were used longest ago go. Each process counts only what it writes
+itself and looks at the whole folder when that fills it, so several at once may pass the limit by
+what the others write.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +24,7 @@ from ris.engines import Value
 from ris.engines.errors import RisError
 from ris.engines.temporary import clear_folder, write_atomically
 from ris.runtime import Model, Scene
-
-ENCODERS = {"sam_image_encoder": "image_embeddings", "clip_image_encoder": "clip_tokens"}
-"""Stage of an image encoder -> the name of its output in an entry."""
+from ris.runtime.host import prepare_images
 
 _KEPT = 0.9  # of the limit, after old entries went
 
@@ -55,19 +54,23 @@ class FeatureCache:
     def encode(self, model: Model, rgb: NDArray[np.uint8]) -> Scene:
         """`model.encode_image`, from the folder where it has the image.
 
-        A damaged entry is written anew.
+        A damaged entry is written anew. Where no stage runs once an image, none is written or
+        looked for.
 
         Raises:
             RisError: Where the folder cannot be written.
         """
+        if not model.bundle.wiring.image_stages:
+            return model.encode_image(rgb)
+        kept = _kept_of_stages(model)
         path = self.folder / f"{self._key(model, rgb)}.npz"
         try:
             with np.load(path, allow_pickle=False) as found:
-                image_embeddings, clip_tokens = (found[name] for name in ENCODERS.values())
+                values: dict[str, Value] = {name: found[name] for name in kept}
             os.utime(path)  # the time of the last use
             self.hits += 1
             height, width = rgb.shape[:2]
-            return Scene(model, height, width, image_embeddings, clip_tokens, {})
+            return Scene(model, height, width, values | _images(model, rgb), {})
         except FileNotFoundError:
             pass
         except Exception:  # zipfile, numpy and the OS have many words for "damaged"
@@ -75,28 +78,27 @@ class FeatureCache:
 
         self.misses += 1
         scene = model.encode_image(rgb)
-        self._write(path, _host(scene.image_embeddings), _host(scene.clip_tokens))
+        self._write(path, {name: _host(scene.values[name]) for name in kept})
         return scene
 
     def _key(self, model: Model, rgb: NDArray[np.uint8]) -> str:
-        """A hash of all that the encoders' outputs depend on."""
-        manifest = model.bundle.manifest
-        files = [manifest.graphs[stage].sha256 for stage in ENCODERS]
+        """A hash of all that an entry depends on."""
+        manifest, stages = model.bundle.manifest, model.bundle.wiring.image_stages
+        files = [manifest.graphs[stage].sha256 for stage in stages]
         # another engine, version or precision rounds differently
-        ran = [model.sessions[stage] for stage in ENCODERS]
+        ran = [model.sessions[stage] for stage in stages]
         engines = [[info.engine, info.version, info.device, info.providers] for info in ran]
-        about = json.dumps([files, engines, asdict(manifest.preprocess), rgb.shape], sort_keys=True)
+        images = {name: asdict(image) for name, image in manifest.host.images.items()}
+        about = json.dumps([files, engines, images, rgb.shape], sort_keys=True)
         return hashlib.sha256(about.encode() + np.ascontiguousarray(rgb).tobytes()).hexdigest()
 
-    def _write(
-        self, path: Path, image_embeddings: NDArray[np.float32], clip_tokens: NDArray[np.float32]
-    ) -> None:
-        size = image_embeddings.nbytes + clip_tokens.nbytes
+    def _write(self, path: Path, values: dict[str, NDArray[Any]]) -> None:
+        size = sum(value.nbytes for value in values.values())
         if size > self.limit:
             return
 
         def save(file: IO[bytes]) -> None:
-            np.savez(file, image_embeddings=image_embeddings, clip_tokens=clip_tokens)
+            np.savez(file, **values)  # type: ignore[arg-type]
 
         try:
             write_atomically(path, save)
@@ -126,6 +128,20 @@ class FeatureCache:
             self._size -= size
 
 
-def _host(value: Value) -> NDArray[np.float32]:
+def _kept_of_stages(model: Model) -> list[str]:
+    """The values of an image that stages gave and questions take."""
+    images = model.bundle.manifest.host.images
+    return [name for name in model.bundle.wiring.kept if name not in images]
+
+
+def _images(model: Model, rgb: NDArray[np.uint8]) -> dict[str, Value]:
+    """The host's images that questions take; they are made anew."""
+    images = model.bundle.manifest.host.images
+    kept = images.keys() & set(model.bundle.wiring.kept)
+    made = prepare_images(rgb, images) if kept else {}
+    return {name: made[name] for name in kept}
+
+
+def _host(value: Value) -> NDArray[Any]:
     """An engine's output in the host's memory."""
-    return np.asarray(value if isinstance(value, np.ndarray) else value.numpy(), np.float32)
+    return value if isinstance(value, np.ndarray) else value.numpy()

@@ -44,7 +44,7 @@ class Segmenter(Protocol):
     """Anything that can be evaluated."""
 
     square: int
-    """The side of the model's square image, pixels."""
+    """The side of the model's largest square image, pixels."""
 
     threshold: float
     """The logits above which a pixel belongs to the mask."""
@@ -65,8 +65,8 @@ class BundleSegmenter:
     def __init__(self, model: Model, cache: FeatureCache | None = None) -> None:
         self._model, self._cache = model, cache
         manifest = model.bundle.manifest
-        self.square = manifest.preprocess.sam.size
-        self.threshold = manifest.postprocess.threshold
+        self.square = manifest.side
+        self.threshold = manifest.answer.threshold
 
     def answer(
         self, rgb: NDArray[np.uint8], expressions: Sequence[str], categories: Sequence[str | None]

@@ -15,29 +15,24 @@ import ml_dtypes
 import onnx
 from onnx import numpy_helper
 
+from ris.export.families.design import NarrowFrom
 from ris.export.precision import save_with_data
 
 MULTIPLY = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 """The operators whose weights become bfloat16."""
 
-BEFORE = (
-    "bfloat16 begins behind it: what PWAM's instance norms take away is large beside what they "
-    "leave"
-)
-"""Why a product before the first bfloat16 one keeps its weights."""
 
-
-def convert_to_bf16(path: Path, first: str | None = None) -> dict[str, str]:
+def convert_to_bf16(path: Path, begins: NarrowFrom | None = None) -> dict[str, str]:
     """Rewrites the FP32 graph at `path`, and its data file, with bfloat16 weights.
 
-    The weights of products and convolutions are rounded to nearest. With `first`, the name of a
-    value, only the weights of nodes that depend on this value are; None: all.
+    The weights of products and convolutions are rounded to nearest. With `begins`, only the weights
+    of nodes that depend on its value are; None: all.
 
     Returns the products that keep their weights, by node name, with the reason.
     """
     model = onnx.load(path)
     graph = model.graph
-    later = _depending(graph, first) if first else {node.name for node in graph.node}
+    later = _depending(graph, begins.value) if begins else {node.name for node in graph.node}
 
     weights = {
         tensor.name: tensor
@@ -54,8 +49,10 @@ def convert_to_bf16(path: Path, first: str | None = None) -> dict[str, str]:
     del graph.node[:]
     graph.node.extend(nodes)
     save_with_data(model, path)
+    if begins is None:
+        return {}
     return {
-        node.name: BEFORE
+        node.name: begins.reason
         for node in graph.node
         if node.op_type in MULTIPLY and node.name not in later
     }

@@ -1,4 +1,4 @@
-"""The whole export: a pass of the reference, five graphs, and the bundle around them.
+"""The whole export: a pass of the reference, a graph a stage, and the bundle around them.
 
 Each graph is checked right after it is written. An export that fails or is killed leaves the target
 as it was (`ris.runtime.bundle_folder`).
@@ -13,50 +13,47 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ris import __version__
 from ris.calibration.numerics import Ranges, emulated
 from ris.engines import EngineOptions, Graph, create
 from ris.engines.errors import BundleError, ParityError
-from ris.export import graphs, precision
+from ris.export import precision
 from ris.export.bf16 import convert_to_bf16
+from ris.export.families import DESIGNS
+from ris.export.families.design import Questions, StageDesign
 from ris.export.fp16 import make_fp16
-from ris.export.live_reference import Arrays, first_image_only, reference_arrays
 from ris.export.onnx_writer import name_input, write_onnx
 from ris.export.operations import count_operations
-from ris.export.sample import CATEGORIES, EXPRESSIONS, sample_image, sample_scene
+from ris.export.reference_pass import Arrays, Asked, ReferencePass, reference_pass
 from ris.export.space import disk_needed, require_disk
-from ris.reference.categories import category_entries
-from ris.reference.config import ModelConfig
-from ris.reference.model import RISModel
-from ris.reference.pixel_decoder import Sampling
-from ris.reference.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD
-from ris.reference.tokenizer import tokenizer_from
-from ris.runtime.bundle import BF16_FROM, MANIFEST, STAGES, Bundle, hash_files
+from ris.reference.families import FAMILIES
+from ris.reference.family import Config
+from ris.reference.layers.deformable import Sampling
+from ris.runtime.bundle import MANIFEST, Bundle, hash_files
 from ris.runtime.bundle_folder import building
 from ris.runtime.loading import open_model
 from ris.runtime.manifest import (
     FORMAT_VERSION,
     Categories,
-    DensePrompt,
     GraphEntry,
+    Host,
     Manifest,
-    Postprocess,
     Precision,
-    Preprocess,
     Source,
-    SquareImage,
     StageParity,
-    Text,
 )
 from ris.runtime.parity import TOLERANCES, ParityReport, check_model, check_stage, failed_rows
 
 Report = Callable[[str], None]
 """Called with the name of each step as it begins."""
+
+_GOLDEN = "golden.npz"
 
 
 @dataclass(frozen=True)
@@ -96,11 +93,17 @@ class ExportResult:
     """How the bundle as a whole agrees with the reference."""
 
 
+def steps(family: str, config: Config) -> int:
+    """How often an export of this model reports a step, the searches for islands aside."""
+    return 4 + len(DESIGNS[family].stages(config))
+
+
 def export_bundle(
-    make_model: Callable[[], RISModel],
-    config: ModelConfig,
+    make_model: Callable[[], Any],
+    config: Config,
     out: Path,
     *,
+    family: str,
     source: Source,
     options: ExportOptions = ExportOptions(),
     report: Report = lambda step: None,
@@ -114,6 +117,7 @@ def export_bundle(
             to be right.
         config: The model's configuration.
         out: The folder to write.
+        family: The model's family, a name of `ris.reference.families`.
         source: What the manifest says about the weights.
         options: Precision, sampling, vocabulary, overwriting and ranges.
         report: Called with the name of each step as it begins.
@@ -123,24 +127,44 @@ def export_bundle(
         CheckpointError: For a vocabulary that does not fit the model.
         ParityError: Where a graph does not agree with the reference.
     """
+    design = DESIGNS[family]
+    host = design.host(config)
     with building(out, options.overwrite) as folder:
-        tokenizer = tokenizer_from(options.vocabulary, config)
+        tokenizer = FAMILIES[family].tokenizer(options.vocabulary, config)
         report("weights")
         model = make_model()
         require_disk(out, disk_needed(sum(p.numel() for p in model.parameters())))
 
         report("reference pass")
-        reference = _reference_pass(model, tokenizer, source)
-        entries, parity = _export_stages(model, reference, folder, options, report)
-        categories = _write_categories(model, folder) if config.query == "category" else None
+        questions = design.questions(config, source.trained)
+        asked = _asked(questions, host)
+        passed = reference_pass(FAMILIES[family], model, tokenizer, host, asked)
+        stages, parity = _export_stages(
+            design.stages(config), model, passed, folder, options, report
+        )
+        if host.categories is not None and design.categories is not None:
+            _write_categories(folder, host.categories, *design.categories(model))
         del model  # half of the memory, before the graphs are opened together
 
         report("end to end")
-        golden = first_image_only(reference)
-        files = _write_files(folder, tokenizer, golden, categories)
-        contents = _Contents(entries, parity, categories, files)
-        manifest = _manifest(config, source, options, contents)
-        checked = _check_end_to_end(Bundle(folder, manifest), golden)
+        passed = passed.first_image()
+        files = _write_files(folder, tokenizer, passed)
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            family=family,
+            writer=_writer(),
+            source=source,
+            model=json.loads(json.dumps(config.to_dict())),  # tuples become lists, as in the file
+            precision=options.precision,
+            host=host,
+            stages=stages,
+            answer=design.answer(config),
+            golden=_GOLDEN,
+            files=files,
+            parity=parity,
+            mask_iou=0.0,
+        )
+        checked = _check_end_to_end(Bundle(folder, manifest), passed.arrays)
 
         report("bundle")
         manifest = dataclasses.replace(
@@ -150,39 +174,42 @@ def export_bundle(
     return ExportResult(out, manifest, checked)
 
 
-def _reference_pass(model: RISModel, tokenizer: Tokenizer, source: Source) -> Arrays:
-    """Two images, the second mirrored, and three expressions through PyTorch.
-
-    The trained demo is shown a drawn scene, the kind that it was trained on: on any other picture
-    an agreement of its masks would mean little.
-    """
-    is_trained_demo = source.trained and model.config.preset == "demo"
-    image, expressions = sample_scene() if is_trained_demo else (sample_image(), EXPRESSIONS)
-    images = [image, np.ascontiguousarray(image[:, ::-1])]
-    return reference_arrays(model, tokenizer, images, expressions, CATEGORIES, [0, 1, 0])
+def _asked(questions: Questions, host: Host) -> Asked:
+    """Two images, the second mirrored, and three expressions; one image where graphs take one."""
+    images, index = [questions.image], [0, 0, 0]
+    if host.image_index is not None:
+        images.append(np.ascontiguousarray(questions.image[:, ::-1]))
+        index = [0, 1, 0]
+    return Asked(images, questions.expressions, questions.categories, index)
 
 
 def _export_stages(
-    model: RISModel, reference: Arrays, folder: Path, options: ExportOptions, report: Report
-) -> tuple[dict[str, GraphEntry], dict[str, StageParity]]:
+    stages: Sequence[StageDesign],
+    model: Any,
+    reference: ReferencePass,
+    folder: Path,
+    options: ExportOptions,
+    report: Report,
+) -> tuple[tuple[GraphEntry, ...], dict[str, StageParity]]:
     """Writes and checks every graph.
 
-    Returns the manifest's entries by stage, and the parity of the graphs' outputs.
+    Returns the manifest's entries, and the parity of the graphs' outputs.
     """
     (folder / "graphs").mkdir()
-    entries: dict[str, GraphEntry] = {}
+    entries: list[GraphEntry] = []
     parity: dict[str, StageParity] = {}
-    for stage in STAGES:
-        report(stage)
-        entries[stage], rows = _export_stage(stage, model, reference, folder, options, report)
+    for stage in stages:
+        report(stage.name)
+        entry, rows = _export_stage(stage, model, reference, folder, options, report)
+        entries.append(entry)
         parity |= rows
-    return entries, parity
+    return tuple(entries), parity
 
 
 def _export_stage(
-    stage: str,
-    model: RISModel,
-    reference: Arrays,
+    stage: StageDesign,
+    model: Any,
+    reference: ReferencePass,
     folder: Path,
     options: ExportOptions,
     report: Report,
@@ -190,9 +217,9 @@ def _export_stage(
     """Writes one graph in its precision and checks it on two batch sizes.
 
     Args:
-        stage: The graph's stage.
+        stage: What to write.
         model: The reference model.
-        reference: The arrays of the reference pass.
+        reference: The reference pass.
         folder: The bundle's folder.
         options: The options of the export.
         report: Called with what takes long.
@@ -200,27 +227,30 @@ def _export_stage(
     Returns:
         The manifest's entry, and the parity of the graph's outputs.
     """
-    signature = graphs.signature(stage, model.config)
-    file = f"graphs/{stage}.onnx"
-    graph = Graph(stage, folder / file, signature.inputs, signature.outputs)
-    scopes = write_onnx(graphs.build(stage, model, options.sampling), signature, graph.path)
-    if stage in BF16_FROM:
-        name_input(graph.path, scopes, "pyramid", BF16_FROM[stage])
+    file = f"graphs/{stage.name}.onnx"
+    graph = Graph(stage.name, folder / file, stage.inputs, stage.outputs)
+    scopes = write_onnx(stage.build(model, options.sampling), stage, graph.path)
+    if (narrow := stage.narrow_from) is not None:
+        name_input(graph.path, scopes, narrow.module, narrow.value)
     # before the precision changes: the shapes and the measured graph are those of FP32
     operations = count_operations(graph.path)
-    _require_own_ranges(options.ranges, stage, hash_files(folder, _files(folder, file)))
+    _require_own_ranges(options.ranges, stage.name, hash_files(folder, _files(folder, file)))
 
-    converted = _convert(graph, scopes, reference, options, report)
+    converted = _convert(stage, graph, scopes, reference.first_image().arrays, options, report)
     entry = GraphEntry(
+        name=stage.name,
         file=file,
         sha256=hash_files(folder, _files(folder, file)),
         precision=converted.precision,
         fp32_islands=converted.kept,
-        inputs=signature.inputs,
-        outputs=signature.outputs,
+        inputs=stage.inputs,
+        outputs=stage.outputs,
         parameters=precision.count_parameters(graph.path),
-        sampling=options.sampling if stage == "fusion" else None,
+        sampling=options.sampling if stage.samples else None,
         operations=operations,
+        bfloat16=stage.bfloat16,
+        bfloat16_from=narrow.value if narrow else None,
+        int8_by_default=stage.int8_by_default,
     )
     rows = _check_graph(graph, converted.precision, reference)
     return entry, converted.rounded or rows
@@ -240,6 +270,7 @@ class _Converted(NamedTuple):
 
 
 def _convert(
+    stage: StageDesign,
     graph: Graph,
     scopes: dict[str, list[str]],
     reference: Arrays,
@@ -247,21 +278,21 @@ def _convert(
     report: Report,
 ) -> _Converted:
     """Rewrites the FP32 graph's file in the precision that the options ask for."""
-    whole = precision.WHOLE[options.precision]
-    if graph.stage in whole:
-        return _Converted("fp32", {"*": whole[graph.stage]}, {})
+    if (reason := stage.whole.get(options.precision)) is not None:
+        return _Converted("fp32", {"*": reason}, {})
     if options.precision == "fp16":
-        known = options.ranges.stages[graph.stage] if options.ranges else None
+        known = options.ranges.stages[stage.name] if options.ranges else None
         kept, rounded = make_fp16(
             graph,
             scopes,
-            first_image_only(reference),
+            stage.islands,
+            reference,
             known,
-            lambda what: report(f"{graph.stage}: {what}"),
+            lambda what: report(f"{stage.name}: {what}"),
         )
         return _Converted("fp16", kept, rounded)
     if options.precision == "bf16":
-        return _Converted("bf16", convert_to_bf16(graph.path, BF16_FROM.get(graph.stage)), {})
+        return _Converted("bf16", convert_to_bf16(graph.path, stage.narrow_from), {})
     return _Converted("fp32", {}, {})
 
 
@@ -275,7 +306,7 @@ def _require_own_ranges(ranges: Ranges | None, stage: str, sha256: dict[str, str
 
 
 def _check_graph(
-    graph: Graph, graph_precision: Precision, reference: Arrays
+    graph: Graph, graph_precision: Precision, reference: ReferencePass
 ) -> dict[str, StageParity]:
     """The graph's parity over the whole reference pass.
 
@@ -283,8 +314,8 @@ def _check_graph(
     """
     engine = create("onnxruntime", EngineOptions())
     with engine.load(graph) as session:
-        rows = check_stage(graph.stage, session, reference)
-        single = check_stage(graph.stage, session, first_image_only(reference, expressions=1))
+        rows = check_stage(graph.stage, session, reference.arrays)
+        single = check_stage(graph.stage, session, reference.first_image(expressions=1).arrays)
 
     tolerance = TOLERANCES[graph_precision]
     _require(failed_rows(rows, tolerance), graph.stage)
@@ -311,78 +342,33 @@ def _require(failures: Sequence[str], what: str) -> None:
         )
 
 
-class _Contents(NamedTuple):
-    """What has been written into the bundle's folder."""
-
-    graphs: dict[str, GraphEntry]
-    """The graphs by stage."""
-
-    parity: dict[str, StageParity]
-    """How the outputs of the graphs agree with the reference."""
-
-    categories: Categories | None
-    """The files of the categories; None for a model that does not ask by category."""
-
-    files: dict[str, str]
-    """The sha256 of everything that is not a graph, by name."""
-
-
-def _manifest(
-    config: ModelConfig, source: Source, options: ExportOptions, contents: _Contents
-) -> Manifest:
-    """The manifest before the bundle is checked as a whole: its mask IoU is still 0."""
+def _writer() -> dict[str, str]:
+    """The versions of what writes the bundle."""
     packages = ("torch", "onnx", "onnxscript")
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        writer={"ris-runtime": __version__} | {name: metadata.version(name) for name in packages},
-        source=source,
-        model=json.loads(json.dumps(config.to_dict())),  # tuples become lists, as in the file
-        precision=options.precision,
-        graphs=contents.graphs,
-        preprocess=_preprocess(config),
-        text=Text("tokenizer.json", config.max_tokens),
-        dense_prompt=DensePrompt(
-            config.dense_prompt_grid, config.sam.grid, config.dense_interpolation
-        ),
-        postprocess=Postprocess("bilinear", 0.0),
-        no_target=config.no_target != "none",
-        categories=contents.categories,
-        golden="golden.npz",
-        files=contents.files,
-        parity=contents.parity,
-        mask_iou=0.0,
-    )
+    return {"ris-runtime": __version__} | {name: metadata.version(name) for name in packages}
 
 
-def _preprocess(config: ModelConfig) -> Preprocess:
-    return Preprocess(
-        sam=SquareImage(config.sam.image_size, "pillow-bilinear-uint8", SAM_MEAN, SAM_STD),
-        clip=SquareImage(config.clip.image_size, "bicubic", CLIP_MEAN, CLIP_STD),
-    )
-
-
-def _write_categories(model: RISModel, folder: Path) -> Categories:
+def _write_categories(
+    folder: Path, files: Categories, names: Sequence[Any], features: NDArray[np.float32]
+) -> None:
     """Writes the names and features of the categories, each row of the JSON on its own line."""
-    rows = ",\n".join(json.dumps(entry) for entry in category_entries(len(model.text_embeddings)))
-    (folder / "categories.json").write_text(f"[\n{rows}\n]\n", encoding="utf-8")
-    np.save(folder / "categories.npy", model.text_embeddings.numpy())
-    return Categories("categories.json", "categories.npy")
+    rows = ",\n".join(json.dumps(entry) for entry in names)
+    (folder / files.names).write_text(f"[\n{rows}\n]\n", encoding="utf-8")
+    np.save(folder / files.features, features)
 
 
-def _write_files(
-    folder: Path, tokenizer: Tokenizer, golden: Arrays, categories: Categories | None
-) -> dict[str, str]:
-    """Writes tokenizer.json and golden.npz.
+def _write_files(folder: Path, tokenizer: Tokenizer, reference: ReferencePass) -> dict[str, str]:
+    """Writes the tokenizer and golden.npz.
 
     Returns the sha256 of everything that is not a graph, by name.
     """
-    tokenizer.save(str(folder / "tokenizer.json"))
-    kept = {k: v for k, v in golden.items() if k not in ("image", "image_index")}
-    np.savez_compressed(folder / "golden.npz", **kept)  # type: ignore[arg-type]
+    text, table = reference.host.text, reference.host.categories
+    tokenizer.save(str(folder / text.tokenizer))
+    np.savez_compressed(folder / _GOLDEN, **reference.golden())  # type: ignore[arg-type]
 
-    names = ["tokenizer.json", "golden.npz"]
-    if categories is not None:
-        names += [categories.names, categories.features]
+    names = [text.tokenizer, _GOLDEN]
+    if table is not None:
+        names += [table.names, table.features]
     return hash_files(folder, names)
 
 

@@ -15,26 +15,33 @@ import click
 from ris import pip_install
 from ris.engines import ENGINE_NAMES, EngineSpec, create, select
 from ris.engines.errors import CheckpointError, EngineError, RisError
+from ris.reference.families import FAMILIES
 from ris.runtime.bundle import Bundle
 from ris.runtime.commands.compile import Compiling, build_options, compile_and_show
 from ris.runtime.commands.console import RisCommand, StepProgress, print_json, size
-from ris.runtime.commands.weight_files import weight_file_options
+from ris.runtime.commands.weight_files import (
+    family_option,
+    require_checkpoint,
+    weight_file_options,
+)
 from ris.runtime.manifest import Precision
+from ris.runtime.parity import END_TO_END
 
 if TYPE_CHECKING:
     from ris.calibration.numerics import Ranges
     from ris.export.bundle_writer import ExportResult
     from ris.export.sources import ModelSource
-    from ris.reference.pixel_decoder import Sampling
+    from ris.reference.layers.deformable import Sampling
 
-PRESET_NAMES = ("vitb-vitl336", "tiny", "demo")
-"""The keys of `reference.config.PRESETS`, which `--help` shows without importing PyTorch."""
+PRESET_NAMES = tuple(name for family in FAMILIES.values() for name in family.presets)
+"""The presets of all families."""
 
 _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "onnxruntime")
 
 
 @click.command(cls=RisCommand)
 @weight_file_options()
+@family_option()
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -48,7 +55,7 @@ _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "on
     default="fp32",
     show_default=True,
     help="What the graphs compute in. FP16 keeps inputs, outputs and a few layers in FP32; "
-    "bf16 is for CPUs: the weights of the image encoders and of most of the fusion are bfloat16, "
+    "bf16 is for CPUs: the weights of the image encoders and of most that reads them are bfloat16, "
     "and OpenVINO computes in it.",
 )
 @click.option(
@@ -121,7 +128,7 @@ def main(
     files: dict[str, Path | None],
     **given: Any,
 ) -> None:
-    """Exports a model into a bundle of five ONNX graphs.
+    """Exports a model into a bundle of ONNX graphs.
 
     Each graph is checked against PyTorch as it is written.
 
@@ -158,7 +165,7 @@ def main(
     start = time.perf_counter()
     source, result = _export(request, row, ranges)
     if not as_json:
-        _print(result, time.perf_counter() - start)
+        _print(source, result, time.perf_counter() - start)
     engines = _compile(request, row, result, quiet=as_json)
 
     if as_json:
@@ -182,6 +189,9 @@ class Request:
 
     files: dict[str, Path]
     """The weight files that were given, by the names of `WeightFiles`; empty without any."""
+
+    family: str | None
+    """The name of the checkpoint's family; None for what its keys say."""
 
     out: Path
     """The bundle to write."""
@@ -227,6 +237,7 @@ class Request:
 
     def check(self) -> None:
         """Raises RisError for options that contradict each other."""
+        require_checkpoint({"checkpoint": None, **self.files}, self.family)
         if self.ranges_file and self.precision != "fp16":
             raise RisError("--ranges says what FP16 has to spare; it belongs to --precision fp16")
         if self.files and self.random_weights is not None:
@@ -278,7 +289,8 @@ class Request:
 
         if self.files:
             files = WeightFiles(**self.files)
-            return sources.from_files(files, self.preset, self.variant, self.supplement)
+            asked = self.preset, self.variant, self.supplement
+            return sources.from_files(files, *asked, family=self.family)
         if self.is_demo:
             return sources.demo(self.variant, self.supplement)
         preset, seed = self.preset or "vitb-vitl336", self.random_weights or 0
@@ -293,13 +305,14 @@ def _export(
     The libraries are imported here, as a step that is shown: they take seconds.
     """
     reads_weights = bool(request.files) or request.is_demo
-    with StepProgress("Export", 11 if reads_weights else 10) as progress:
+    with StepProgress("Export") as progress:
         progress("libraries")
-        from ris.export.bundle_writer import ExportOptions, export_bundle
+        from ris.export.bundle_writer import ExportOptions, export_bundle, steps
         from ris.runtime.bundle_folder import check_target
 
         check_target(request.out, request.force)
         source = request.find()
+        progress.expect(1 + reads_weights + steps(source.family, source.config))
         if request.files:
             from ris.export.plan import found_lines
 
@@ -317,6 +330,7 @@ def _export(
             source.make,
             source.config,
             request.out,
+            family=source.family,
             source=source.describe(),
             options=options,
             report=progress,
@@ -366,31 +380,39 @@ def _dry_run(request: Request, as_json: bool) -> None:
         raise click.exceptions.Exit(2)
 
 
-def _print(result: ExportResult, seconds: float) -> None:
+def _print(source: ModelSource, result: ExportResult, seconds: float) -> None:
     """What was written: its size, and how each graph and the whole agree with PyTorch."""
+    from ris.export.families import DESIGNS
+
     manifest, out = result.manifest, result.path
     total = size(sum(file.stat().st_size for file in out.rglob("*") if file.is_file()))
     peak = size(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     click.echo(
         f"Wrote {out}: {manifest.precision}, {total}, in {seconds:.0f} s, peak memory {peak}"
     )
+    width = max(map(len, manifest.graphs))
     for stage in manifest.graphs:
-        click.echo(_graph_line(result, stage))
+        click.echo(_graph_line(result, stage, width))
 
-    end = manifest.parity["end_to_end.mask_logits"].relative
+    end = manifest.parity[END_TO_END].relative
     click.echo(
         f"  end to end: mask logits {end:.1e}, mask IoU {manifest.mask_iou:.6f} against PyTorch"
     )
     if manifest.source.trained:
-        click.echo(f"  Made from {manifest.source.checkpoint}, {manifest.model['query']} variant.")
+        variants = DESIGNS[source.family].variants
+        of = f", {variants.name(source.config)} variant" if variants else ""
+        click.echo(f"  Made from {manifest.source.checkpoint}{of}.")
     else:
         click.echo(
             "  The weights are made up: this bundle shows speed and parity, its masks mean nothing."
         )
 
 
-def _graph_line(result: ExportResult, stage: str) -> str:
-    """One graph: its size, its weights, its error and what stayed FP32."""
+def _graph_line(result: ExportResult, stage: str, width: int) -> str:
+    """One graph: its size, its weights, its error and what stayed FP32.
+
+    width: that of the longest name.
+    """
     entry = result.manifest.graphs[stage]
     total = size(sum((result.path / name).stat().st_size for name in entry.sha256))
     parity = result.manifest.parity
@@ -402,7 +424,7 @@ def _graph_line(result: ExportResult, stage: str) -> str:
     elif entry.fp32_islands:
         kept = f", {len(entry.fp32_islands)} nodes kept FP32"
     weights = f"{entry.parameters / 1e6:7.2f} M weights"
-    return f"  {stage:<19} {total:>8}  {weights}  relative error {worst:.1e}{kept}"
+    return f"  {stage:<{width + 1}} {total:>8}  {weights}  relative error {worst:.1e}{kept}"
 
 
 def _print_json(result: ExportResult, source: ModelSource, engines: dict[str, Any]) -> None:

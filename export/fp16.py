@@ -15,6 +15,7 @@ from ris.calibration.numerics.half import emulate_half
 from ris.calibration.numerics.ranges import TensorRange, copy_data, graph_ranges
 from ris.engines import EngineOptions, Graph, create
 from ris.export import precision
+from ris.export.families.design import IslandRules
 from ris.runtime.manifest import StageParity
 from ris.runtime.parity import TOLERANCES, Arrays, check_stage, graph_feeds
 
@@ -28,6 +29,7 @@ Parity = dict[str, StageParity]
 def make_fp16(
     graph: Graph,
     scopes: Mapping[str, list[str]],
+    rules: IslandRules,
     reference: Arrays,
     known: Mapping[str, TensorRange] | None = None,
     report: Callable[[str], None] = lambda what: None,
@@ -39,6 +41,7 @@ def make_fp16(
     Args:
         graph: The FP32 graph.
         scopes: For every node the paths of the modules it came from, outermost first.
+        rules: What the family keeps in FP32.
         reference: The arrays that the graph is measured on.
         known: Ranges of the graph's values over more samples. None: there are none.
         report: Called with the name of a step that takes long.
@@ -46,7 +49,7 @@ def make_fp16(
     Returns:
         The islands (node name -> reason), and the parity in true FP16 arithmetic.
     """
-    islands = precision.islands(graph.path, scopes)
+    islands = precision.islands(graph.path, scopes, rules)
     ranges = _widest(graph_ranges(graph, graph_feeds(graph, reference)), known or {})
     islands = precision.out_of_range(graph.path, ranges) | islands
 

@@ -1,126 +1,29 @@
 """The PyTorch reference as arrays, as what is timed, and as what answers questions.
 
-An export is checked against the arrays, and golden.npz holds them. The commands of the runtime
-reach this module through `ris.runtime.reference`.
+The commands of the runtime reach this module through `ris.runtime.reference`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from ris.engines.errors import RisError
 from ris.engines.processor import core_limit
 from ris.evaluation.run import Answer
+from ris.export.families import DESIGNS
+from ris.export.reference_pass import Arrays, Asked, Image, reference_pass, text_values
 from ris.export.sources import rebuild_model
-from ris.reference.categories import COCO_PANOPTIC
 from ris.reference.checkpoint import WeightFiles, load_model
-from ris.reference.model import RISModel
-from ris.reference.preprocess import prepare_image, resize_logits, resize_to_square, token_ids
-from ris.reference.tokenizer import tokenizer_from
+from ris.reference.families import family_named
+from ris.reference.preprocess import resize_logits
 from ris.runtime.bundle import Bundle
-
-Arrays = dict[str, NDArray[Any]]
-"""Arrays by the names of `ris.runtime.parity`."""
-
-Image = NDArray[np.uint8]
-"""RGB [H, W, 3]."""
-
-_PER_IMAGE = ("clip_image", "image_embeddings", "clip_tokens", "image")
-_PER_EXPRESSION = (
-    "input_ids",
-    "text_features",
-    "category_feature",
-    "dense_prompt",
-    "dense_embedding",
-    "sparse_prompt",
-    "mask_logits",
-    "no_target_logits",
-    "expressions",
-    "categories",
-)
-
-
-@torch.no_grad()
-def reference_arrays(
-    model: RISModel,
-    tokenizer: Tokenizer,
-    images: Sequence[Image],
-    expressions: Sequence[str],
-    categories: Sequence[str],
-    image_index: Sequence[int],
-) -> Arrays:
-    """One pass of the reference over B images and N expressions.
-
-    Args:
-        model: The reference model.
-        tokenizer: Its tokenizer.
-        images: The images, of any sizes.
-        expressions: What to ask.
-        categories: A category for each expression, by its COCO name.
-        image_index: The image of each expression.
-
-    Returns:
-        The arrays that `ris.runtime.parity` describes, batched; `rgb` and `square` are of the first
-        image. Also `image` [B, 3, S, S] and `image_index` int32 [N], which golden.npz leaves out.
-    """
-    config = model.config
-    ids = token_ids(tokenizer, expressions, config.max_tokens)
-    rows = torch.tensor([COCO_PANOPTIC.index(name) for name in categories])
-    prepared = [prepare_image(image, config) for image in images]
-    image = torch.cat([sam_image for sam_image, _ in prepared])
-    clip_image = torch.cat([clip_image for _, clip_image in prepared])
-
-    # image by image: SAM's attention maps of a batch would need gigabytes
-    embeddings = torch.cat([model.encode_sam(one) for one in image.split(1)])
-    clip_tokens = torch.cat([model.encode_clip(one) for one in clip_image.split(1)])
-    index = torch.tensor(list(image_index))
-    out = model.ask(embeddings[index], clip_tokens[index], ids, rows)
-
-    arrays: Arrays = {
-        "rgb": images[0],
-        "square": resize_to_square(images[0], config.sam.image_size),
-        "image": image.numpy(),
-        "clip_image": clip_image.numpy(),
-        "input_ids": ids.numpy().astype(np.int32),
-        "image_index": np.asarray(image_index, np.int32),
-        "image_embeddings": embeddings.numpy(),
-        "clip_tokens": clip_tokens.numpy(),
-        "text_features": out.text_features.numpy(),
-        "category_feature": model.text_embeddings[rows].numpy(),
-        "dense_prompt": out.dense_prompt.numpy(),
-        "dense_embedding": out.dense_embedding.numpy(),
-        "sparse_prompt": out.sparse_prompt.numpy(),
-        "mask_logits": out.mask_logits.numpy(),
-        "expressions": np.asarray(expressions),
-        "categories": np.asarray(categories),
-    }
-    if out.no_target_logits is not None:
-        arrays["no_target_logits"] = out.no_target_logits.numpy()
-    return arrays
-
-
-def first_image_only(arrays: Arrays, expressions: int | None = None) -> Arrays:
-    """The part of `reference_arrays` that belongs to the first image.
-
-    Of its expressions at most the first `expressions` are taken; None: all.
-    """
-    chosen = np.flatnonzero(arrays["image_index"] == 0)[:expressions]
-    part = dict(arrays)
-    for name in _PER_IMAGE:
-        part[name] = arrays[name][:1]
-    for name in _PER_EXPRESSION:
-        if name in arrays:
-            part[name] = arrays[name][chosen]
-    part["image_index"] = np.zeros(len(chosen), np.int32)
-    return part
+from ris.runtime.manifest import PICTURE
 
 
 def live_reference(
@@ -145,9 +48,9 @@ def live_reference(
     """
     tokenizer = _tokenizer(bundle)
     model = rebuild_model(bundle, WeightFiles(**(files or {})))
-    names = list(categories) if categories else ["person"] * len(expressions)
-    index = [0] * len(expressions)
-    return reference_arrays(model, tokenizer, [image], expressions, names, index)
+    asked = Asked([image], expressions, list(categories or ()), [0] * len(expressions))
+    family = family_named(bundle.manifest.family)
+    return reference_pass(family, model, tokenizer, bundle.manifest.host, asked).arrays
 
 
 def timed_reference(
@@ -176,58 +79,49 @@ def timed_reference(
     Raises:
         CheckpointError: Where the files are not those that the bundle was made from.
     """
+    manifest = bundle.manifest
+    family, design = family_named(manifest.family), DESIGNS[manifest.family]
     model = rebuild_model(bundle, WeightFiles(**(files or {})))
     if compiled:
-        for block in _repeated_blocks(model):
+        for block in design.repeated(model):
             block.compile(dynamic=False)
     tokenizer = _tokenizer(bundle)
     if threads is not None:
         torch.set_num_threads(threads)
     size = image.shape[:2]
 
-    def ask(embeddings: torch.Tensor, tokens: torch.Tensor, expression: str) -> None:
-        ids = token_ids(tokenizer, [expression], model.config.max_tokens)
-        out = model.ask(embeddings, tokens, ids, torch.tensor([0]))
-        (resize_logits(out.mask_logits, *size) > 0).numpy()
+    def ask(encoded: Mapping[str, Tensor], expression: str) -> None:
+        texts = text_values(family, model, tokenizer, manifest.host, [expression], [None])
+        logits = family.ask(model, {**encoded, **texts})[manifest.answer.mask_logits]
+        (resize_logits(logits, *size) > manifest.answer.threshold).numpy()
 
     def run() -> tuple[float, float]:
         with torch.no_grad():
             start = time.perf_counter()
-            sam_image, clip_image = prepare_image(image, model.config)
-            embeddings, tokens = model.encode_sam(sam_image), model.encode_clip(clip_image)
-            ask(embeddings, tokens, expressions[0])
+            images = family.prepare(model, image)
+            encoded = images | family.encode(model, images)
+            ask(encoded, expressions[0])
             middle = time.perf_counter()
-            ask(embeddings, tokens, expressions[1])
+            ask(encoded, expressions[1])
         return middle - start, time.perf_counter() - middle
 
     return run
 
 
-def _repeated_blocks(model: RISModel) -> Iterable[Any]:
-    """The blocks of SAM, CLIP and BERT and the pixel decoder's layers, nearly all of the work.
-
-    torch.compile compiles each kind of them once. The model as a whole takes many times as long.
-    """
-    visual: Any = model.clip_dense.clip_model.visual
-    yield from model.sam.image_encoder.blocks
-    yield from visual.transformer.resblocks
-    yield from model.text_encoder.encoder.layer
-    yield from model.clip_pixel_decoder.transformer.encoder.layers
-
-
 def _tokenizer(bundle: Bundle) -> Tokenizer:
-    return Tokenizer.from_file(str(bundle.file(bundle.manifest.text.tokenizer)))
+    return Tokenizer.from_file(str(bundle.file(bundle.manifest.host.text.tokenizer)))
 
 
 class ReferenceSegmenter:
     """The PyTorch model of weight files in FP32, for `ris-eval --pytorch`.
 
-    The tokenizer is that of the --bert folder, else the preset's.
+    The tokenizer is that of the files, else the preset's.
 
     Args:
         files: The weight files, under the names of `WeightFiles`.
         threads: CPU threads; None: all cores.
         device: "cpu", "cuda" (or "gpu", the same), or "auto", a CUDA GPU where there is one.
+        family: The name of the model's family; None: what the checkpoint's keys say.
 
     Raises:
         CheckpointError: As `load_model` does.
@@ -235,7 +129,7 @@ class ReferenceSegmenter:
     """
 
     square: int
-    """The side in pixels of the square that SAM sees."""
+    """The side in pixels of the largest square that the model sees."""
 
     threshold: float
     """Logits above it are in the mask."""
@@ -248,14 +142,19 @@ class ReferenceSegmenter:
         files: Mapping[str, Path | None],
         threads: int | None = None,
         device: str = "auto",
+        family: str | None = None,
     ) -> None:
         if threads := threads or core_limit():
             torch.set_num_threads(threads)
         self.device = _torch_device(device)
-        model, inspection = load_model(WeightFiles(**files))
+        model, inspection = load_model(WeightFiles(**files), family)
+        self._family = inspection.family
+        design, config = DESIGNS[self._family.name], inspection.config
         self._model = model.to(self.device)
-        self._tokenizer = tokenizer_from(inspection.vocabulary, self._model.config)
-        self.square, self.threshold = self._model.config.sam.image_size, 0.0
+        self._tokenizer = self._family.tokenizer(inspection.vocabulary, config)
+        self._host, self._answer = design.host(config), design.answer(config)
+        sizes = [image.size for image in self._host.images.values() if image.of == PICTURE]
+        self.square, self.threshold = max(sizes), self._answer.threshold
 
     @torch.no_grad()
     def answer(
@@ -263,23 +162,25 @@ class ReferenceSegmenter:
     ) -> list[Answer]:
         """An answer for each expression, in order.
 
-        An expression without a category is asked as "background", as in training.
+        An expression without a category is asked as the family says.
         """
-        model = self._model
-        image, clip_image = prepare_image(rgb, model.config)
-        ids = token_ids(self._tokenizer, expressions, model.config.max_tokens)
-        rows = torch.tensor([COCO_PANOPTIC.index(name or "background") for name in categories])
-        image, clip_image, ids, rows = (x.to(self.device) for x in (image, clip_image, ids, rows))
+        family, model = self._family, self._model
+        images = self._here(family.prepare(model, rgb))
+        texts = text_values(family, model, self._tokenizer, self._host, expressions, categories)
+        encoded = images | family.encode(model, images)
+        count = len(expressions)
+        repeated = {name: rows.expand(count, *rows.shape[1:]) for name, rows in encoded.items()}
+        out = family.ask(model, repeated | self._here(texts))
 
-        count = (len(expressions), -1, -1)
-        embeddings, tokens = model.encode_sam(image), model.encode_clip(clip_image)
-        out = model.ask(embeddings.expand(*count, -1), tokens.expand(count), ids, rows)
-
-        logits = out.mask_logits[:, 0].cpu().numpy()
-        if out.no_target_logits is None:
+        logits = out[self._answer.mask_logits][:, 0].cpu().numpy()
+        if self._answer.no_target_logits is None:
             return [Answer(low, None) for low in logits]
-        probabilities = out.no_target_logits.softmax(1)[:, 1].tolist()
+        probabilities = out[self._answer.no_target_logits].softmax(1)[:, 1].tolist()
         return [Answer(low, p) for low, p in zip(logits, probabilities, strict=True)]
+
+    def _here(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The values on the model's device."""
+        return {name: value.to(self.device) for name, value in values.items()}
 
 
 def _torch_device(name: str) -> torch.device:

@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from ris.export.graphs import GraphSignature
+from ris.export.families.design import StageDesign
 
 OPSET = 20
 """The version of ONNX's operators."""
@@ -23,17 +23,17 @@ _TRACE_SIZES = {"images": 2, "expressions": 3}
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def trace_inputs(signature: GraphSignature) -> dict[str, Tensor]:
+def trace_inputs(stage: StageDesign) -> dict[str, Tensor]:
     """Inputs to trace with, by name: right dtypes and shapes, valid indices, otherwise zeros."""
     tensors = {}
-    for spec in signature.inputs:
+    for spec in stage.inputs:
         shape = [_TRACE_SIZES[d] if isinstance(d, str) else d for d in spec.shape]
         dtype = torch.int32 if spec.dtype == "int32" else torch.float32
         tensors[spec.name] = torch.zeros(shape, dtype=dtype)
     return tensors
 
 
-def write_onnx(module: nn.Module, signature: GraphSignature, path: Path) -> dict[str, list[str]]:
+def write_onnx(module: nn.Module, stage: StageDesign, path: Path) -> dict[str, list[str]]:
     """Traces `module` and writes `path` and `path.data`, without the names of source files.
 
     The names of the module's arguments are those of the graph's inputs.
@@ -44,17 +44,17 @@ def write_onnx(module: nn.Module, signature: GraphSignature, path: Path) -> dict
     axes = {name: torch.export.Dim(name, min=1, max=1024) for name in _TRACE_SIZES}
     shapes = {
         spec.name: {i: axes[d] for i, d in enumerate(spec.shape) if isinstance(d, str)}
-        for spec in signature.inputs
+        for spec in stage.inputs
     }
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
-            kwargs=trace_inputs(signature),
+            kwargs=trace_inputs(stage),
             dynamo=True,
             opset_version=OPSET,
             dynamic_shapes=shapes,
-            input_names=[spec.name for spec in signature.inputs],
-            output_names=[spec.name for spec in signature.outputs],
+            input_names=[spec.name for spec in stage.inputs],
+            output_names=[spec.name for spec in stage.outputs],
             verbose=False,
         )
         assert program is not None

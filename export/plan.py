@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ris.engines.errors import RisError
-from ris.export import graphs, precision
+from ris.export.families import DESIGNS
+from ris.export.families.design import StageDesign
 from ris.export.sources import ModelSource
 from ris.export.space import disk_needed, require_disk
-from ris.reference.config import ModelConfig
-from ris.reference.model import RISModel, empty_model
-from ris.reference.tokenizer import tokenizer_from
-from ris.runtime.bundle import STAGES
+from ris.reference.families import FAMILIES
 from ris.runtime.manifest import Precision
 
 # measured on full-size exports
@@ -88,9 +86,9 @@ def make_plan(
         vocabulary: A vocab.txt or tokenizer.json; None for the preset's own.
         check_target: Raises RisError where `out` is in the way.
     """
-    config = source.config
-    model = empty_model(config)
-    stages = _graph_plans(model, precision_name)
+    family, design, config = FAMILIES[source.family], DESIGNS[source.family], source.config
+    model = family.empty_model(config)
+    stages = _graph_plans(design.stages(config), model, precision_name)
     disk = disk_needed(sum(p.numel() for p in model.parameters()))
 
     problems = []
@@ -99,7 +97,7 @@ def make_plan(
     if source.inspection is not None:
         problems += _refusals(source.inspection.require_finite)
     problems += _refusals(
-        lambda: tokenizer_from(vocabulary, config),
+        lambda: family.tokenizer(vocabulary, config),
         check_target,
         lambda: require_disk(out, disk),
     )
@@ -110,20 +108,26 @@ def make_plan(
         graphs=stages,
         bundle_bytes=sum(stage.bytes for stage in stages),
         disk_bytes=disk,
-        memory_bytes=_memory(config, sum(stage.parameters for stage in stages)),
+        memory_bytes=round(
+            _LIBRARIES
+            + _COPIES * 4 * sum(stage.parameters for stage in stages)
+            + design.memory(config)
+        ),
         problems=tuple(problems),
     )
 
 
-def _graph_plans(model: RISModel, bundle_precision: Precision) -> tuple[GraphPlan, ...]:
+def _graph_plans(
+    stages: Sequence[StageDesign], model: Any, bundle_precision: Precision
+) -> tuple[GraphPlan, ...]:
     plans = []
-    for stage in STAGES:
-        module = graphs.build(stage, model)
+    for stage in stages:
+        module = stage.build(model, "native")
         tensors = {id(t): t.numel() for t in (*module.parameters(), *module.buffers())}
         parameters = sum(tensors.values())
-        is_whole = stage in precision.WHOLE[bundle_precision]
-        own: Precision = "fp32" if is_whole else bundle_precision
-        plans.append(GraphPlan(stage, parameters, own, parameters * (4 if own == "fp32" else 2)))
+        own: Precision = "fp32" if bundle_precision in stage.whole else bundle_precision
+        size = parameters * (4 if own == "fp32" else 2)
+        plans.append(GraphPlan(stage.name, parameters, own, size))
     return tuple(plans)
 
 
@@ -136,15 +140,6 @@ def _refusals(*checks: Callable[[], object]) -> list[str]:
         except RisError as error:
             messages.append(str(error))
     return messages
-
-
-def _memory(config: ModelConfig, parameters: int) -> int:
-    """Rough peak memory of an export, in bytes.
-
-    The libraries, the weights, and the attention maps of SAM's global blocks.
-    """
-    attention = 3 * config.sam.heads * config.sam.grid**4 * 4
-    return round(_LIBRARIES + _COPIES * 4 * parameters + attention)
 
 
 def report(source: ModelSource, plan: Plan) -> dict[str, Any]:
@@ -161,49 +156,26 @@ def report(source: ModelSource, plan: Plan) -> dict[str, Any]:
         }
     return {
         "origin": source.origin,
+        "family": source.family,
         "model": source.config.to_dict(),
         "files": files,
         "plan": plan.to_dict(),
     }
 
 
-def describe_config(config: ModelConfig) -> str:
-    """The configuration in three lines: variant, sizes, prompts."""
-    heads = {
-        "none": "without no-target head",
-        "linear": "with a linear no-target head",
-        "mlp": "with a no-target head",
-    }
-    head = heads[config.no_target]
-    words = "the released code" if config.sparse_branch == "feed_forward" else "the supplement"
-
-    sam, clip, bert = config.sam, config.clip, config.bert
-    sam_size = f"SAM {sam.image_size} px, {sam.width} wide, {sam.depth} blocks"
-    clip_size = f"CLIP {clip.image_size} px, {clip.width} wide, {clip.layers} blocks"
-    bert_size = f"BERT {bert.width} wide, {bert.layers} layers, {bert.vocab_size} words"
-
-    grid = config.dense_prompt_grid
-    dense = f"dense prompt {grid}x{grid} {config.dense_interpolation}"
-    sparse = f"sparse branch {config.sparse_branch}"
-    return (
-        f"{config.preset}, {config.query} variant {head}, as {words} has it\n"
-        f"  {sam_size}; {clip_size}; {bert_size}\n"
-        f"  {dense}, {sparse}, {config.prompt_width} channels"
-    )
-
-
 def found_lines(source: ModelSource) -> list[str]:
     """What is in the files and what model that is, for people.
 
-    Formats, variant, sizes, which file gives what, and keys that are not used.
+    Formats, family, variant, sizes, which file gives what, and keys that are not used.
     """
     text = [f"From: {source.origin}"]
+    words = DESIGNS[source.family].words(source.config)
     found = source.inspection
     if found is None:
-        return [*text, f"Model: {describe_config(source.config)}"]
+        return [*text, f"Family: {source.family}", f"Model: {words}"]
 
     text += [f"  {name}: {kind}" for name, kind in found.formats.items()]
-    text.append(f"Model: {describe_config(source.config)}")
+    text += [f"Family: {source.family}", f"Model: {words}"]
     if found.carried_config:
         text.append("  (the checkpoint carries its configuration)")
     else:
@@ -233,11 +205,10 @@ def lines(source: ModelSource, plan: Plan) -> list[str]:
 
     text.append(f"Tokenizer: {plan.tokenizer}")
     text.append(f"Plan: {plan.out}, {plan.precision}, about {plan.bundle_bytes / 1e6:.0f} MB")
+    width = max(len(graph.stage) for graph in plan.graphs)
     for graph in plan.graphs:
-        text.append(
-            f"  {graph.stage:<19} {graph.precision} {graph.parameters / 1e6:8.2f} M weights "
-            f"{graph.bytes / 1e6:8.1f} MB"
-        )
+        weights = f"{graph.parameters / 1e6:8.2f} M weights {graph.bytes / 1e6:8.1f} MB"
+        text.append(f"  {graph.stage:<{width + 1}} {graph.precision} {weights}")
     text.append(
         f"  needs about {plan.disk_bytes / 1e6:.0f} MB of disk while it works and "
         f"{plan.memory_bytes / 1e9:.1f} GB of memory"

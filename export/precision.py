@@ -7,7 +7,6 @@ in the onnxruntime wheel.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -18,7 +17,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from ris.calibration.numerics.ranges import FP16_MAX, TensorRange
-from ris.runtime.manifest import Precision
+from ris.export.families.design import IslandRules
 
 SMALLEST = 2.0**-24
 """FP16's smallest positive number."""
@@ -29,55 +28,6 @@ MARGIN = 2.0
 The samples of a calibration are not all that a model will see.
 """
 
-FP32_GRAPHS = {
-    "text_encoder": (
-        "in FP16 it costs more mask IoU than both image encoders together, and it is under 1 % of "
-        "a first mask's operations"
-    ),
-    "mask_decoder": (
-        "4.6 M weights whose rounding goes straight into the mask: FP16 here costs as much mask "
-        "IoU as FP16 in either image encoder, and the graph is under 1 % of a first mask's "
-        "operations"
-    ),
-}
-"""The graphs of an FP16 bundle that stay FP32 as a whole, with the reason."""
-
-BF16_FP32_GRAPHS = dict.fromkeys(
-    ("text_encoder", "mask_decoder"),
-    "in bfloat16 it costs as much mask IoU as an image encoder, for under 1 % of the operations",
-)
-"""The same for a bfloat16 bundle."""
-
-WHOLE: dict[Precision, dict[str, str]] = {"fp32": {}, "bf16": BF16_FP32_GRAPHS, "fp16": FP32_GRAPHS}
-"""By a bundle's precision: the graphs that stay FP32 as a whole, with the reason."""
-
-ISLAND_MODULES = {
-    "patches": (
-        "SAM's patch embedding: under 1 % of the operations, and every block hands its rounding on"
-    ),
-    "conv1": (
-        "CLIP's patch embedding: under 1 % of the operations, and every block hands its rounding on"
-    ),
-    "neck": "SAM's neck: under 1 % of the operations, and a fifth of what FP16 costs the embedding",
-    "pwam.image_lang_att": (
-        "PWAM's attention: its instance norms subtract means that are large beside the rest, "
-        "which FP16 has rounded away by then"
-    ),
-    "pwam": "PWAM: a few products, and all that follows reads what they give",
-    "sparse": (
-        "the sparse prompt: a few products of a few tokens, which go straight into the mask decoder"
-    ),
-    "project_category": (
-        "the category's query: a product of one token, which the sparse prompt is made of"
-    ),
-    "self_attn.grid": "where deformable attention samples: FP16 is 0.03 pixels off at pixel 48",
-    "self_attn.neighbours": "which pixels those are: FP16 counts to 2048",
-}
-"""Modules that stay FP32 in the other graphs, with the reason.
-
-A key is a part of a module's path in `export.graphs`. The first one that fits is taken.
-"""
-
 ISLAND_OPERATORS = {
     "LayerNormalization": "as in torch.autocast",
     "GridSample": "where it samples: FP16 is 0.03 pixels off at pixel 48",
@@ -85,7 +35,7 @@ ISLAND_OPERATORS = {
         "group norm in the pixel decoder: FP16 InstanceNormalization is wrong in places"
     ),
 }
-"""ONNX operators that stay FP32 in the other graphs, with the reason."""
+"""ONNX operators that stay FP32 in every FP16 graph, with the reason."""
 
 QUICK_GELU = "CLIP's QuickGELU: three operators, which FP16 would round three times"
 """Why a sigmoid stays FP32, and the products before and after it."""
@@ -102,10 +52,13 @@ BETWEEN = "between nodes that stay FP32: FP16 would be two casts and a rounding"
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 
 
-def islands(path: Path, scopes: Mapping[str, list[str]]) -> dict[str, str]:
+def islands(path: Path, scopes: Mapping[str, list[str]], rules: IslandRules) -> dict[str, str]:
     """Node name -> reason, for every node of the graph at `path` that has to stay FP32.
 
-    scopes: for every node the paths of the modules it came from.
+    Args:
+        path: The FP32 graph.
+        scopes: For every node the paths of the modules it came from.
+        rules: The family's.
     """
     graph = onnx.load(path, load_external_data=False).graph
     constants = {tensor.name for tensor in graph.initializer}
@@ -120,19 +73,20 @@ def islands(path: Path, scopes: Mapping[str, list[str]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in graph.node:
         modules = scopes.get(node.name, [])
-        reason = _by_module(modules) or ISLAND_OPERATORS.get(node.op_type)
+        reason = _by_module(modules, rules) or ISLAND_OPERATORS.get(node.op_type)
         if reason is None and _in_quick_gelu(node, beside_sigmoid):
             reason = QUICK_GELU
-        if reason is None and _is_residual(node, modules, constants):
+        is_attention = any(module.endswith(rules.attention) for module in modules)
+        if reason is None and not is_attention and _is_sum(node, constants):
             reason = RESIDUAL
         if reason is not None:
             found[node.name] = reason
     return found | dict.fromkeys(sorted(_between(graph, found.keys())), BETWEEN)
 
 
-def _by_module(modules: list[str]) -> str | None:
-    """The reason of the first of `ISLAND_MODULES` that is in one of the paths."""
-    for part, reason in ISLAND_MODULES.items():
+def _by_module(modules: list[str], rules: IslandRules) -> str | None:
+    """The reason of the first of the family's modules that is in one of the paths."""
+    for part, reason in rules.modules.items():
         if any(f".{part}." in f".{module}." for module in modules):
             return reason
     return None
@@ -144,13 +98,12 @@ def _in_quick_gelu(node: onnx.NodeProto, beside_sigmoid: set[str]) -> bool:
     return node.op_type in ("Mul", "Sigmoid") and not beside_sigmoid.isdisjoint(values)
 
 
-def _is_residual(node: onnx.NodeProto, modules: list[str], constants: set[str]) -> bool:
-    """Whether it adds two computed values outside of attention.
+def _is_sum(node: onnx.NodeProto, constants: set[str]) -> bool:
+    """Whether it adds two computed values: outside of attention, a residual sum.
 
-    Sums in attention are of logits: they are large, and gone after the softmax.
+    In attention these are logits: they are large, and gone after the softmax.
     """
-    in_attention = any(re.search(r"(attn|image_lang_att)$", module) for module in modules)
-    return node.op_type == "Add" and constants.isdisjoint(node.input) and not in_attention
+    return node.op_type == "Add" and constants.isdisjoint(node.input)
 
 
 def _between(graph: onnx.GraphProto, islands: AbstractSet[str]) -> set[str]:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from ris import reference
 from ris.engines.errors import CheckpointError
-from ris.reference import config as config_module
+from ris.export.families import DESIGNS
 from ris.reference.checkpoint import Inspection, WeightFiles, build_model, inspect
-from ris.reference.checkpoint.sizes import check_given_config
-from ris.reference.config import PRESETS, ModelConfig
-from ris.reference.deterministic import deterministic_model
-from ris.reference.model import RISModel
+from ris.reference.families import FAMILIES, family_named
+from ris.reference.family import Config
 from ris.runtime.bundle import Bundle, sha256_of
 from ris.runtime.manifest import ComponentFile, Source
 
-DEMO_WEIGHTS = Path(config_module.__file__).parent / "data" / "demo.safetensors"
+DEMO_WEIGHTS = Path(reference.__file__).parent / "data" / "demo.safetensors"
 """The trained demo (docs/reference/models/demo.md)."""
 
 COMPONENTS: tuple[Literal["sam", "clip", "bert"], ...] = ("sam", "clip", "bert")
@@ -38,10 +37,13 @@ class ModelSource:
     origin: str
     """Where it comes from, in words."""
 
-    config: ModelConfig
+    family: str
+    """Its family, a name of `ris.reference.families`."""
+
+    config: Config
     """Its configuration."""
 
-    make: Callable[[], RISModel]
+    make: Callable[[], Any]
     """Makes the model. Raises CheckpointError where the files do not fit."""
 
     describe: Callable[[], Source]
@@ -73,19 +75,24 @@ def made_up(
         seed: The seed of the weights.
         variant: "cls" or "category"; None for "cls".
         supplement: The architecture as the paper's supplement words it.
+
+    Raises:
+        CheckpointError: Where the preset's family has no variants and one was asked for.
     """
-    config = PRESETS[preset]
-    if variant == "category":
-        config = config.with_category_query()
-    if supplement:
-        config = config.with_supplement()
+    family = next(one for one in FAMILIES.values() if preset in one.presets)
+    config, variants = family.presets[preset], DESIGNS[family.name].variants
+    if variants is not None:
+        config = variants.choose(config, variant, supplement)
+    elif variant is not None or supplement:
+        raise _no_variants(family.name, preset)
     source = Source(
         kind="deterministic", trained=False, seed=seed, checkpoint=None, checkpoint_sha256=None
     )
     return ModelSource(
         origin=f"made-up weights, seed {seed} (untrained)",
+        family=family.name,
         config=config,
-        make=lambda: deterministic_model(config, seed),
+        make=lambda: family.made_up_model(config, seed),
         describe=lambda: source,
     )
 
@@ -103,6 +110,7 @@ def from_files(
     preset: str | None = None,
     variant: str | None = None,
     supplement: bool = False,
+    family: str | None = None,
 ) -> ModelSource:
     """The model of a training checkpoint and component files. Reads no weights yet.
 
@@ -113,35 +121,43 @@ def from_files(
         preset: The architecture that was asked for; None for what the files say.
         variant: The variant that was asked for; None for what the files say.
         supplement: Whether the supplement's architecture was asked for.
+        family: The name of the family that was asked for; None for what the keys say.
 
     Raises:
         CheckpointError: As `reference.checkpoint.inspect` does, and where preset, variant or
             supplement contradicts the files.
     """
-    inspection = inspect(files)
+    inspection = inspect(files, family)
     config = inspection.config
     name = files.checkpoint or next(iter(inspection.weights.values()), "the given files")
     if preset is not None and preset != config.preset:
         raise _contradiction(f"--preset {preset}", f"{name} is {config.preset}")
-    if variant is not None and variant != config.query:
-        head = "no" if config.no_target == "none" else "a"
-        found = f"{name} is the {config.query} variant (it has {head} no-target head)"
-        raise _contradiction(f"--variant {variant}", found)
-    is_supplement = config.sparse_branch == "additive" or config.dense_grid == "clip"
-    if supplement and not is_supplement:
-        raise _contradiction("--supplement", f"{name} is as the released code has it")
+    variants = DESIGNS[inspection.family.name].variants
+    if variants is not None:
+        if found := variants.contradiction(config, variant, supplement):
+            raise _contradiction(found[0], f"{name} {found[1]}")
+    elif variant is not None or supplement:
+        raise _no_variants(inspection.family.name, name)
 
-    def make() -> RISModel:
+    def make() -> Any:
         inspection.require()
         return build_model(inspection)
 
     return ModelSource(
         origin=" with ".join(str(path) for path in inspection.weights.values()),
+        family=inspection.family.name,
         config=config,
         make=make,
         describe=lambda: describe(inspection),
         vocabulary=inspection.vocabulary,
         inspection=inspection,
+    )
+
+
+def _no_variants(family: str, name: object) -> CheckpointError:
+    return CheckpointError(
+        f"{name} is of the family {family}, which has no variants; leave --variant and --supplement"
+        " out"
     )
 
 
@@ -171,7 +187,7 @@ def describe(inspection: Inspection) -> Source:
     )
 
 
-def rebuild_model(bundle: Bundle, files: WeightFiles | None = None) -> RISModel:
+def rebuild_model(bundle: Bundle, files: WeightFiles | None = None) -> Any:
     """The reference model that a bundle was exported from.
 
     It is made up again, or read from the same files. The built-in demo needs none.
@@ -189,12 +205,13 @@ def rebuild_model(bundle: Bundle, files: WeightFiles | None = None) -> RISModel:
                 f"{bundle.path} was made with made-up weights; leave --checkpoint and the others "
                 "out"
             )
-        config = check_given_config(bundle.manifest.model, bundle.path)
-        return deterministic_model(config, source.seed)
+        family = family_named(bundle.manifest.family)
+        config = family.carried_config(bundle.manifest.model, bundle.path)
+        return family.made_up_model(config, source.seed)
 
     wanted = _wanted(source)
     _require_given(bundle, wanted, files)
-    inspection = inspect(files)
+    inspection = inspect(files, bundle.manifest.family)
     _require_same(bundle, wanted, files, inspection)
     inspection.require()
     return build_model(inspection)

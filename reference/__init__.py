@@ -1,13 +1,5 @@
-"""The PyTorch model that every exported graph is checked against.
+"""The PyTorch models that every exported graph is checked against, a folder a family.
 
-Ito, "Feature Design for Bridging SAM and CLIP toward Referring Image Segmentation" (WACV 2025),
-written from docs/reference/models/dfam.md, whose sections the docstrings here cite. Needs the
-`[export]` extra; nothing here runs at inference time.
-
-The model itself is `ris.reference.model`. It is not imported here, so that commands can say what is
-missing where PyTorch is not installed.
+Needs the `[export]` extra; nothing here runs at inference time. Nothing that needs PyTorch is
+imported here, so that commands can say what is missing where it is not installed.
 """
-
-from ris.reference.config import PRESETS, ModelConfig
-
-__all__ = ["PRESETS", "ModelConfig"]

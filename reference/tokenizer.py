@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -21,7 +21,7 @@ from tokenizers.processors import TemplateProcessing
 
 from ris.engines.errors import CheckpointError
 from ris.engines.text import quoted, reason_of
-from ris.reference.config import ModelConfig
+from ris.reference.layers.encoder_sizes import BertSpec
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The special tokens that every vocabulary must have."""
@@ -30,7 +30,19 @@ _FILES = ("tokenizer.json", "vocab.txt")
 """What a folder may hold; the first is taken where there are both, as `transformers` does."""
 
 
-def read_vocabulary(path: Path | None, config: ModelConfig) -> list[str]:
+class HasBert(Protocol):
+    """A configuration of a model that reads its text with BERT."""
+
+    @property
+    def preset(self) -> str:
+        """The preset's name; the demo has a vocabulary of its own."""
+
+    @property
+    def bert(self) -> BertSpec:
+        """BERT's sizes."""
+
+
+def read_vocabulary(path: Path | None, config: HasBert) -> list[str]:
     """A vocab.txt, one token a line; without a path the one that belongs to the configuration.
 
     Raises CheckpointError where the file cannot be read, has more tokens than the model's BERT has
@@ -51,7 +63,7 @@ def read_vocabulary(path: Path | None, config: ModelConfig) -> list[str]:
     return tokens
 
 
-def _built_in_vocabulary(config: ModelConfig) -> str:
+def _built_in_vocabulary(config: HasBert) -> str:
     """Full-size BERT's is bert-base-uncased's; the demo's has the words of its scenes.
 
     Any other word is unknown to the demo. Another narrow BERT gets a few words and all ASCII
@@ -102,7 +114,7 @@ def build_tokenizer(
     return tokenizer
 
 
-def tokenizer_from(path: Path | None, config: ModelConfig) -> Tokenizer:
+def tokenizer_from(path: Path | None, config: HasBert) -> Tokenizer:
     """A tokenizer for the bundle, without truncation and padding, from what a user has.
 
     Args:
@@ -200,7 +212,7 @@ def _changed_normalizer(
     return normalizer
 
 
-def _problems(tokenizer: Tokenizer, config: ModelConfig) -> list[str]:
+def _problems(tokenizer: Tokenizer, config: HasBert) -> list[str]:
     """Why a tokenizer does not fit the model, in words; nothing where it does."""
     if not isinstance(tokenizer.model, WordPiece):
         return [f"it is {type(tokenizer.model).__name__}, BERT's is WordPiece"]

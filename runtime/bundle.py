@@ -1,4 +1,4 @@
-"""The bundle: a folder with a manifest, five graphs and what goes with them."""
+"""The bundle: a folder with a manifest, graphs and what goes with them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ris.engines import Graph
 from ris.engines.errors import BundleError
-from ris.runtime.bundle_checks import problems, unhashed_data
+from ris.runtime.bundle_checks import graph_problems, problems
 from ris.runtime.from_json import read_json
 from ris.runtime.manifest import FORMAT_VERSION, Manifest, joined, manifest_from_dict
+from ris.runtime.wiring import Wiring
 
 MANIFEST = "manifest.json"
 """The manifest's file name."""
@@ -27,20 +29,8 @@ The commands use it where no other bundle is given or found.
 ENGINES = "engines"
 """The folder for what engines compile; the manifest does not list its files."""
 
-STAGES = ("sam_image_encoder", "clip_image_encoder", "text_encoder", "fusion", "mask_decoder")
-"""The five graphs, in the order in which they run."""
-
 EMULATES = "ris-calibrate emulate"
 """A key of the manifest's `writer`: the bundle's graphs round as FP16 hardware does."""
-
-BF16_STAGES = ("sam_image_encoder", "clip_image_encoder", "fusion")
-"""The graphs that are worth running in bfloat16.
-
-They have most of the work and are not the most sensitive (docs/reference/precision.md).
-"""
-
-BF16_FROM = {"fusion": "fused"}
-"""By graph, the value from which on it may be bfloat16. What does not depend on it stays FP32."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +42,16 @@ class Bundle:
 
     manifest: Manifest
     """What manifest.json says."""
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        """What depends on what."""
+        return Wiring(self.manifest)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the stages, in the order in which they run."""
+        return tuple(self.manifest.graphs)
 
     def graph(self, stage: str) -> Graph:
         """The graph of a stage, as an engine takes it."""
@@ -67,8 +67,8 @@ class Bundle:
             fp32_islands=frozenset(entry.fp32_islands),
             sampling=entry.sampling,
             cache=None if built_in else self.path / ENGINES,
-            bf16=stage in BF16_STAGES,
-            bf16_from=BF16_FROM.get(stage),
+            bf16=entry.bfloat16,
+            bf16_from=entry.bfloat16_from,
             int8=entry.int8 is not None,
         )
 
@@ -160,7 +160,7 @@ def _damage(bundle: Bundle, verify: bool, graphs: bool) -> list[str]:
     return [
         problem
         for entry in bundle.manifest.graphs.values()
-        for problem in unhashed_data(entry, bundle.path / entry.file)
+        for problem in graph_problems(entry, bundle.path / entry.file)
     ]
 
 

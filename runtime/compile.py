@@ -10,7 +10,7 @@ from typing import Any
 from ris.engines import Engine, EngineOptions, EngineSpec, Progress, silent
 from ris.engines.base import require_gathers
 from ris.engines.errors import EngineError
-from ris.runtime.bundle import EMULATES, STAGES, Bundle
+from ris.runtime.bundle import EMULATES, Bundle
 
 EMULATION_ENGINE = "onnxruntime"
 """The engine that keeps the roundings of an emulated bundle.
@@ -64,7 +64,7 @@ def require_fit(bundle: Bundle, row: EngineSpec) -> None:
             f" {EMULATION_ENGINE}"
         )
     if row.needs_gathers:
-        for stage in STAGES:
+        for stage in bundle.stages:
             require_gathers(bundle.graph(stage), row.name)
 
 
@@ -75,8 +75,8 @@ def expressions_together(bundle: Bundle, row: EngineSpec, device: str = "auto") 
     saves a quarter of each one's time for the demo, but 2 % at full size. There a graph for a
     single expression saves 10 % on engines with `fixed_shapes`.
     """
-    operations = bundle.manifest.graphs["fusion"].operations
-    alone = operations is not None and operations.of(1, 1) >= _FILLS_A_CPU
+    counted = [bundle.manifest.graphs[s].operations for s in bundle.wiring.question_stages]
+    alone = sum(each.of(1, 1) for each in counted if each is not None) >= _FILLS_A_CPU
     on = row.devices[0] if device == "auto" else device
     return 1 if alone and on in row.fixed_shapes else EngineOptions().max_expressions
 
@@ -89,7 +89,7 @@ def compile_bundle(
     *,
     anew: bool = False,
 ) -> dict[str, CompiledGraph]:
-    """Compiles the five graphs, or finds them in the cache.
+    """Compiles the graphs, or finds them in the cache.
 
     Args:
         bundle: The graphs.
@@ -106,7 +106,7 @@ def compile_bundle(
     """
     require_fit(bundle, row)
     found = {}
-    for stage in STAGES:
+    for stage in bundle.stages:
         compiled = engine.build(bundle.graph(stage), progress, anew=anew)
         found[stage] = CompiledGraph(
             asked=bundle.manifest.graphs[stage].shown,

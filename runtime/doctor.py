@@ -22,7 +22,8 @@ from ris.engines.probe import Probe, probe_apart
 from ris.engines.trust import VARIABLE, user_key
 from ris.engines.user_folders import home_folder
 from ris.runtime import system
-from ris.runtime.bundle import STAGES, Bundle, open_bundle
+from ris.runtime.bundle import MANIFEST, Bundle, open_bundle
+from ris.runtime.from_json import read_json
 from ris.runtime.loading import open_model
 from ris.runtime.onnx_weights import count_weights
 from ris.runtime.parity import END_TO_END, ParityReport, check_model, load_golden
@@ -127,11 +128,15 @@ class BundleHealth:
     source: dict[str, Any] = field(default_factory=dict)
     """The manifest's `source`: what the bundle was made from."""
 
+    family: str | None = None
+    """The manifest's `family`."""
+
     preset: str | None = None
-    """The model's size, such as "vitb-vitl336"."""
+    """The model's size, such as "vitb-vitl336"; None where its family has no such name."""
 
     query: str | None = None
-    """What the model asks with, "cls" or "category"."""
+    """What the model asks with, such as "cls" or "category"; None where its family has no such
+    word."""
 
     no_target_head: bool | None = None
     """Whether the model can say that an expression names nothing."""
@@ -140,7 +145,10 @@ class BundleHealth:
     """The manifest's `precision`."""
 
     graphs: dict[str, GraphHealth] = field(default_factory=dict)
-    """The five graphs by stage."""
+    """The graphs by stage."""
+
+    once_an_image: tuple[str, ...] = ()
+    """The stages that run once an image; empty where each question costs the whole network."""
 
     recorded: Parity | None = None
     """Parity as the export measured it."""
@@ -341,7 +349,7 @@ def _bundle(path: Path, can_run: bool, check: bool, findings: _Findings) -> Bund
         return BundleHealth(str(path), whole=False)
 
     manifest = bundle.manifest
-    graphs = {stage: _graph(bundle, stage, can_run and whole) for stage in STAGES}
+    graphs = {stage: _graph(bundle, stage, can_run and whole) for stage in bundle.stages}
     _judge_graphs(bundle, graphs, findings)
     checked = None
     if check and can_run and whole and not any(g.problem for g in graphs.values()):
@@ -349,14 +357,16 @@ def _bundle(path: Path, can_run: bool, check: bool, findings: _Findings) -> Bund
     return BundleHealth(
         path=str(path),
         whole=whole,
-        format_version=manifest.format_version,
+        format_version=read_json(path / MANIFEST)["format_version"],  # as it was written
         writer=manifest.writer,
         source=dataclasses.asdict(manifest.source),
+        family=manifest.family,
         preset=_text(manifest.model.get("preset")),
         query=_text(manifest.model.get("query")),
         no_target_head=manifest.no_target,
         precision=manifest.precision,
         graphs=graphs,
+        once_an_image=bundle.wiring.image_stages,
         recorded=_parity(ParityReport(manifest.parity, manifest.mask_iou, 0.0, ())),
         checked=checked,
     )

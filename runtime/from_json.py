@@ -134,8 +134,8 @@ class _Builder:
         if origin in (typing.Union, types.UnionType):
             return self._union(arguments, value, at)
         if origin is Literal:
-            if value in arguments:
-                return value
+            if any(value == known and type(value) is type(known) for known in arguments):
+                return value  # True is no 1
             return self._wrong(at, " or ".join(map(repr, arguments)), value)
         if origin is tuple:
             return self._tuple(arguments[0], value, at)

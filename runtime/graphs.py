@@ -1,25 +1,29 @@
-"""The five graphs of a bundle, one after the other, and what the host does between them."""
+"""The opened stages of a bundle, which take values by name, and the host's steps between them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ris.engines import HostStep, Session, Value
-from ris.engines.errors import RisError
+from ris.engines import Session, Value
+from ris.engines.errors import ExpressionError, RisError
 from ris.runtime.bundle import Bundle
-from ris.runtime.categories import CategoryTable, read_table
-from ris.runtime.interpolate import Float, resize_maps
+from ris.runtime.host import HostSide
+from ris.runtime.interpolate import Float
 from ris.runtime.segmentation import Timings, timed
-from ris.runtime.text import ExpressionTokenizer, Tokens
+from ris.runtime.text import Tokens
+
+Values = Mapping[str, Value]
+"""Arrays by the names of their values; those of stages are on the device where there is one."""
 
 
 @dataclass(frozen=True)
 class EncodedText:
-    """What the text encoder gave for N expressions."""
+    """N expressions, and what depends on them alone."""
 
     expressions: tuple[str, ...]
     """What was encoded."""
@@ -27,35 +31,36 @@ class EncodedText:
     tokens: Tokens
     """Their ids."""
 
-    features: Value
-    """float32 [N, T, C], on the device where there is one."""
+    values: Values
+    """What the host and the stages that depend on no image made of them."""
 
     timings: Timings
     """Seconds by stage."""
 
 
 class Graphs:
-    """The opened graphs. Several threads may use them at once."""
+    """The opened stages. Several threads may use them at once."""
 
     sessions: dict[str, Session]
     """A session for each stage; none after `close`."""
 
-    categories: CategoryTable | None
-    """The table of a model that asks by category, None for others."""
+    host: HostSide
+    """What the host does."""
 
     def __init__(self, bundle: Bundle, sessions: Mapping[str, Session]) -> None:
-        manifest = bundle.manifest
         self.sessions = dict(sessions)
-        self._manifest = manifest
-        self._tokenize = ExpressionTokenizer(
-            bundle.file(manifest.text.tokenizer), manifest.text.max_tokens
-        )
-        self.categories = None
-        self._category_features: Float | None = None
-        if (files := manifest.categories) is not None:
-            self.categories, self._category_features = read_table(
-                bundle.file(files.names), bundle.file(files.features)
-            )
+        self.host = HostSide(bundle)
+        self._manifest, self._wiring = bundle.manifest, bundle.wiring
+        stages = bundle.manifest.stages
+        self._takes = {s.name: {spec.name: spec.value for spec in s.inputs} for s in stages}
+        taken = {spec.value for stage in stages for spec in stage.inputs}
+        # what only the answer takes comes to the host at once
+        self._last = {
+            s.name
+            for s in stages
+            if taken.isdisjoint(spec.name for spec in s.outputs)
+            and not self._wiring.resizes[s.name]
+        }
 
     def session(self, stage: str) -> Session:
         """The session of a stage. Raises RisError where the graphs are closed."""
@@ -70,106 +75,104 @@ class Graphs:
             session.close()
         self.sessions.clear()
 
-    def encode_image(self, stage: str, image: Float, timings: Timings) -> Mapping[str, Value]:
-        """Runs one of the image encoders; its outputs stay on the device."""
-        session = self.session(stage)
-        with timed(timings, f"image.{stage}"):
-            return session.run_and_keep({"image": image})
-
-    def encode_text(self, expressions: Sequence[str]) -> EncodedText:
-        """Runs the tokenizer and the text encoder, whose output stays on the device."""
-        timings: Timings = {}
-        with timed(timings, "tokenize"):
-            tokens = self._tokenize(expressions)
-        session = self.session("text_encoder")
-        with timed(timings, "text_encoder"):
-            features = session.run_and_keep({"input_ids": tokens.ids})["text_features"]
-        return EncodedText(tuple(expressions), tokens, features, timings)
-
-    def ask(
-        self,
-        image_embeddings: Value,
-        clip_tokens: Value,
-        text: EncodedText,
-        categories: Sequence[int],
-        timings: Timings,
-    ) -> tuple[Float, list[float | None]]:
-        """Runs fusion and mask decoder for N expressions about one image.
+    def encode_image(
+        self, images: Values, timings: Timings, pool: ThreadPoolExecutor | None = None
+    ) -> dict[str, Value]:
+        """Runs the stages that run once an image.
 
         Args:
-            image_embeddings: What SAM's image encoder gave.
-            clip_tokens: What CLIP's image encoder gave.
+            images: The host's images.
+            timings: Gets the seconds of each stage, as "image.stage".
+            pool: Runs stages that do not wait for each other side by side. None: one by one.
+
+        Returns:
+            What questions take of the image.
+        """
+        values, waiting = dict(images), list(self._wiring.image_stages)
+        while waiting:
+            ready = [s for s in waiting if values.keys() >= set(self._takes[s].values())]
+            if pool is None:
+                ready = ready[:1]
+
+            def run(stage: str) -> Values:
+                return self._run(stage, values, timings, f"image.{stage}")  # noqa: B023
+
+            for outputs in pool.map(run, ready) if pool else map(run, ready):
+                values |= outputs
+            waiting = [stage for stage in waiting if stage not in ready]
+        return {name: values[name] for name in self._wiring.kept}
+
+    def encode_text(self, expressions: Sequence[str]) -> EncodedText:
+        """Runs the tokenizer and the stages that depend on no image."""
+        timings: Timings = {}
+        with timed(timings, "tokenize"):
+            tokens = self.host.tokenize(expressions)
+        values = self.host.texts(tokens)
+        self._run_all(self._wiring.text_stages, values, timings)
+        return EncodedText(tuple(expressions), tokens, values, timings)
+
+    def encode_text_ahead(self, expressions: Sequence[str]) -> EncodedText | None:
+        """None where one of the expressions is none: whoever asks it gets the error."""
+        try:
+            return self.encode_text(expressions)
+        except ExpressionError:
+            return None
+
+    def ask(
+        self, image: Values, text: EncodedText, categories: Sequence[int], timings: Timings
+    ) -> tuple[Float, list[float | None]]:
+        """Runs what is left to run for N expressions about one image.
+
+        Args:
+            image: What `encode_image` returned.
             text: The expressions.
             categories: The row of each expression's category in the table; empty for models that
                 ask by none.
-            timings: Gets the seconds of each stage.
+            timings: Gets the seconds of each stage and of each resize.
 
         Returns:
             The mask logits, float32 [N, m, m], and for each expression the probability that it
-            names nothing in the image, None for models without such a head.
+            names nothing in the image, None for models that do not decide that.
         """
-        count = len(text.expressions)
-        image_index = np.zeros(count, np.int32)  # all ask the one image
-        feeds: dict[str, Value] = {
-            "clip_tokens": clip_tokens,
-            "text_features": text.features,
-            "text_mask": text.tokens.mask,
-            "image_index": image_index,
-        }
-        if self._manifest.no_target:
-            feeds["image_embeddings"] = image_embeddings
-        if self._category_features is not None:
-            feeds["category_feature"] = np.ascontiguousarray(
-                self._category_features[list(categories)]
-            )
-        fused = self._fuse(feeds, timings)
+        values = {**image, **text.values, **self.host.asked(categories)}
+        done = self._wiring.text_stages
+        self._run_all((s for s in self._wiring.question_stages if s not in done), values, timings)
 
-        logits = self._decode(image_embeddings, fused, image_index, timings)
-        return logits, _no_target_probabilities(fused.get("no_target_logits"), count)
+        answer = self._manifest.answer
+        logits = _array(values[answer.mask_logits])[:, 0]
+        if answer.no_target_logits is None:
+            return logits, [None] * len(text.expressions)
+        return logits, [*no_target_probabilities(_array(values[answer.no_target_logits]))]
 
-    def _fuse(self, feeds: Mapping[str, Value], timings: Timings) -> Mapping[str, Value]:
-        """Runs the fusion; of its outputs only the dense prompt visits the host."""
-        link = self._manifest.dense_prompt
-        spent: Timings = {}
+    def _run_all(self, stages: Iterable[str], values: dict[str, Value], timings: Timings) -> None:
+        """Runs stages in order, which take from `values` and add to them."""
+        for stage in stages:
+            values |= self._run(stage, values, timings, stage)
 
-        def interpolate(maps: Float) -> Float:
-            with timed(spent, "dense_prompt"):
-                return resize_maps(maps, link.target, link.target, link.interpolation)
+    def _run(self, stage: str, values: Values, timings: Timings, clock: str) -> Values:
+        """What a stage gives, resized where the host resizes it.
 
-        session = self.session("fusion")
-        with timed(spent, "both"):
-            step = HostStep(interpolate, (link.target, link.target))
-            fused = session.run_and_keep(feeds, {"dense_prompt": step})
-
-        timings["fusion"] = spent["both"] - spent["dense_prompt"]
-        timings["dense_prompt"] = spent["dense_prompt"]
-        return fused
-
-    def _decode(
-        self,
-        image_embeddings: Value,
-        fused: Mapping[str, Value],
-        image_index: NDArray[np.int32],
-        timings: Timings,
-    ) -> Float:
-        """Runs the mask decoder."""
-        feeds: dict[str, Value] = {
-            "image_embeddings": image_embeddings,
-            "dense_prompt": fused["dense_prompt"],
-            "sparse_prompt": fused["sparse_prompt"],
-            "image_index": image_index,
-        }
-        session = self.session("mask_decoder")
-        with timed(timings, "mask_decoder"):
-            outputs = session.run(feeds)
-        return outputs["mask_logits"][:, 0]
+        clock: the name of the stage's seconds in `timings`.
+        """
+        session = self.session(stage)
+        feeds = {name: values[value] for name, value in self._takes[stage].items()}
+        if stage in self._last:
+            with timed(timings, clock):
+                return session.run(feeds)
+        resizes: Timings = {}
+        steps = self.host.steps(stage, resizes)
+        own: Timings = {}
+        with timed(own, clock):
+            outputs = session.run_and_keep(feeds, steps) if steps else session.run_and_keep(feeds)
+        timings[clock] = own[clock] - sum(resizes.values())
+        prefix = clock.removesuffix(stage)
+        timings |= {f"{prefix}{name}": seconds for name, seconds in resizes.items()}
+        return self.host.renamed(stage, outputs) if steps else outputs
 
 
-def _no_target_probabilities(value: Value | None, count: int) -> list[float | None]:
-    """One for each of `count` expressions; None where the fusion gives no logits."""
-    if value is None:
-        return [None] * count
-    return [*no_target_probabilities(value if isinstance(value, np.ndarray) else value.numpy())]
+def _array(value: Value) -> NDArray[np.float32]:
+    """A value in the host's memory."""
+    return value if isinstance(value, np.ndarray) else value.numpy()
 
 
 def no_target_probabilities(logits: NDArray[np.floating]) -> list[float]:

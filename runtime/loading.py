@@ -19,12 +19,18 @@ from ris.engines import (
     silent,
 )
 from ris.engines.errors import EngineError, RisError
-from ris.runtime.bundle import BF16_STAGES, EMULATES, STAGES, Bundle, open_bundle
+from ris.runtime.bundle import EMULATES, Bundle, open_bundle
 from ris.runtime.compile import EMULATION_ENGINE, expressions_together, require_fit
 from ris.runtime.model import Model
 
 Compute = str | Mapping[str, str] | None
-"""A precision for the whole model, precisions by graph, or None for the bundle's own."""
+"""A precision for the whole model, precisions by graph, or None for the bundle's own.
+
+By graph, "*" stands for the whole model, and a graph's own name goes before it.
+"""
+
+WHOLE = "*"
+"""The whole model in a `Compute` by graph."""
 
 
 class LoadOptions(TypedDict, total=False):
@@ -121,14 +127,14 @@ def open_model(
         throughput=options.get("throughput", False),
     )
 
-    by_stage = computes_by_stage(options.get("compute"))
+    by_stage = computes_by_stage(options.get("compute"), bundle)
     engines: dict[str | None, Engine] = {}
     for compute in set(by_stage.values()):
         engines[compute] = create(row.name, replace(wanted, compute=compute))
 
     with ExitStack() as opened:  # where one graph fails, those before it are closed
         sessions: dict[str, Session] = {}
-        for stage in STAGES:
+        for stage in bundle.stages:
             graph, chosen = bundle.graph(stage), engines[by_stage[stage]]
             sessions[stage] = chosen.load(graph, progress)
             opened.callback(sessions[stage].close)
@@ -148,16 +154,27 @@ def _select(bundle: Bundle, engine: str, device: str) -> EngineSpec:
     return row
 
 
-def computes_by_stage(compute: Compute) -> dict[str, str | None]:
+def computes_by_stage(compute: Compute, bundle: Bundle) -> dict[str, str | None]:
     """What each graph is asked to compute in, None for its own precision.
 
-    "bf16" and "fp16" ask the graphs that are worth their error, the image encoders and the fusion.
-    "fp32" asks all graphs, a mapping those that it names. Raises EngineError where it names a graph
-    that does not exist.
+    "bf16" and "fp16" ask the graphs that are worth their error, which the manifest names
+    (`GraphEntry.bfloat16`). "fp32" asks all graphs, a mapping those that it names.
+
+    Raises EngineError where it names a graph that the bundle does not have, and where a narrow
+    precision for the whole model would change none.
     """
-    if compute is None or isinstance(compute, str):
-        asked = BF16_STAGES if compute in ("bf16", "fp16") else STAGES
-        return {stage: compute if stage in asked else None for stage in STAGES}
-    if unknown := sorted(set(compute) - set(STAGES)):
-        raise EngineError(f"there is no graph {', '.join(unknown)}; there are {', '.join(STAGES)}")
-    return {stage: compute.get(stage) for stage in STAGES}
+    stages = bundle.manifest.graphs
+    single = {} if compute is None or isinstance(compute, str) else dict(compute)
+    whole = compute if isinstance(compute, str) else single.pop(WHOLE, None)
+    if unknown := sorted(set(single) - set(stages)):
+        raise EngineError(f"there is no graph {', '.join(unknown)}; there are {', '.join(stages)}")
+    narrow = whole in ("bf16", "fp16")
+    if narrow and not any(entry.bfloat16 for entry in stages.values()):
+        raise EngineError(
+            f"none of the graphs is said to be precise enough in {whole}; name those that are to"
+            f" compute in it, of {', '.join(stages)}"
+        )
+    return {
+        name: single.get(name, whole if entry.bfloat16 or not narrow else None)
+        for name, entry in stages.items()
+    }

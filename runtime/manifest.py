@@ -1,33 +1,40 @@
 """The manifest: what a bundle's manifest.json says, as dataclasses.
 
 `ris-export` writes it and the runtime reads it. `manifest.schema.json` beside this file states the
-same for other languages; a test keeps the two together.
+same for other languages; a test keeps the two together. What a manifest of format 1 says is brought
+into this form first (`ris.runtime.dfam.format_1`).
+
+A manifest names values: arrays that the host or one of the graphs gives, and others take
+(`ris.runtime.wiring`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
 from ris.engines.errors import BundleError
 from ris.engines.text import echoed
+from ris.runtime.dfam.format_1 import as_format_2
 from ris.runtime.from_json import Rule, build, within
 from ris.runtime.manifest_kinds import (
     Count,
     Deviations,
     FileName,
     Hashes,
+    Inputs,
     Logit,
     Means,
+    Name,
     Share,
     Side,
     Tensors,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """The format that this version writes, and the newest that it reads."""
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -42,10 +49,8 @@ MOST_PROBLEMS = 12
 _LONGEST = 700  # characters of these together
 
 _IS_ONNX = Rule(lambda name: name.endswith(".onnx"), "a file *.onnx")
-_IS_SAMS = Rule(
-    lambda square: square.interpolation != "bicubic", "of pillow-bilinear-uint8 interpolation"
-)
-_IS_CLIPS = Rule(lambda square: square.interpolation == "bicubic", "of bicubic interpolation")
+PICTURE = "picture"
+"""What the first of the host's images is made of: the picture that is asked about."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,10 @@ class Operations:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One graph: where it is, what is in it, what goes in and comes out."""
+    """One stage: its graph, what goes in and comes out, and what a precision may do to it."""
+
+    name: Name
+    """The stage's name."""
 
     file: Annotated[FileName, _IS_ONNX]
     """The ONNX file."""
@@ -112,23 +120,36 @@ class GraphEntry:
     bundle, "*" stands for a whole graph.
     """
 
-    inputs: Tensors
-    """What goes in."""
+    inputs: Inputs
+    """What goes in. Where one of them has the axis `expressions`, the stage runs for each question,
+    else once an image."""
 
     outputs: Tensors
-    """What comes out."""
+    """What comes out; an output's name is that of the value that it gives."""
 
     parameters: Count
     """The number of weights."""
 
     sampling: Literal["native", "gather"] | None
-    """How the fusion samples bilinearly; None for the other graphs."""
+    """How the graph samples bilinearly; None where it does not."""
 
     int8: Int8 | None = None
     """How the graph was quantised; None where nothing is INT8. May be absent."""
 
     operations: Operations | None = None
     """What a call computes; None where it was not counted. May be absent."""
+
+    bfloat16: bool = False
+    """Whether bfloat16 is precise enough for the graph. May be absent."""
+
+    bfloat16_from: str | None = None
+    """The value in the graph from which on it may be bfloat16; None: all of it. May be absent.
+
+    What does not depend on that value stays FP32.
+    """
+
+    int8_by_default: bool = False
+    """Whether the graph is quantised where the user names none. May be absent."""
 
     @property
     def shown(self) -> str:
@@ -137,14 +158,33 @@ class GraphEntry:
 
 
 @dataclass(frozen=True)
-class SquareImage:
-    """How the square image of an encoder is made."""
+class HostImage:
+    """An image that the host makes, float32 [1, 3, size, size]."""
+
+    of: str
+    """What it is made of: `PICTURE`, or the 8-bit levels of another of the host's images."""
+
+    fit: Literal["square", "letterbox", "crop"]
+    """How the whole gets into a square.
+
+    "square" changes the aspect ratio, "letterbox" adds zeros at the right and below, "crop" cuts
+    the middle out. This version makes "square".
+    """
 
     size: Side
     """The side in pixels."""
 
-    interpolation: Literal["pillow-bilinear-uint8", "bicubic"]
-    """How it is resized: as SAM's or as CLIP's."""
+    filter: Literal["bilinear", "bicubic"]
+    """How it is resized."""
+
+    antialias: bool
+    """Whether the filter is as wide as what a pixel covers: Pillow's resize, on 8-bit levels.
+
+    Without it, it is torch's interpolate.
+    """
+
+    levels: Literal[1, 255]
+    """What white is before `mean` and `std`."""
 
     mean: Means
     """What is subtracted from each of the three channels."""
@@ -154,19 +194,8 @@ class SquareImage:
 
 
 @dataclass(frozen=True)
-class Preprocess:
-    """The squares of the two image encoders."""
-
-    sam: Annotated[SquareImage, _IS_SAMS]
-    """SAM's, made from the image; its levels are 0 to 255."""
-
-    clip: Annotated[SquareImage, _IS_CLIPS]
-    """CLIP's, made from SAM's square; its levels are 0 to 1."""
-
-
-@dataclass(frozen=True)
 class Text:
-    """How an expression becomes token ids; they are padded with 0."""
+    """How expressions become token ids."""
 
     tokenizer: FileName
     """The tokenizer's file."""
@@ -174,30 +203,14 @@ class Text:
     max_tokens: Annotated[int, within(2, 4096)]
     """The length T of a row of ids; what is longer is cut."""
 
+    pad_id: Annotated[int, within(0, (1 << 31) - 1)]
+    """The id that fills a row."""
 
-@dataclass(frozen=True)
-class DensePrompt:
-    """How the host resizes the dense prompt between fusion and mask decoder."""
+    ids: Name
+    """The value that the ids become, int32 [N, T]."""
 
-    grid: Side
-    """The side of a map as the fusion gives it."""
-
-    target: Side
-    """The side of a map as the mask decoder takes it."""
-
-    interpolation: Literal["bilinear", "bicubic"]
-    """How a map is resized."""
-
-
-@dataclass(frozen=True)
-class Postprocess:
-    """How mask logits become a mask of the image's own size."""
-
-    interpolation: Literal["bilinear"]
-    """How the logits are resized."""
-
-    threshold: Logit
-    """The logit above which a pixel belongs to the mask."""
+    mask: Name | None
+    """The value that is 1 on tokens and 0 on padding, float32 [N, T]; None: nothing takes it."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +222,63 @@ class Categories:
 
     features: FileName
     """The file of their text features: npy, float32 [names, width]."""
+
+    value: Name
+    """The value that the asked rows become, float32 [N, width]."""
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Maps that the host resizes between two stages, as torch's interpolate does."""
+
+    of: Name
+    """The value, as its stage gives it."""
+
+    size: Side
+    """The side of a map afterwards."""
+
+    interpolation: Literal["bilinear", "bicubic"]
+    """How a map is resized."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the runtime does beside the graphs; each entry gives a value."""
+
+    images: dict[Name, HostImage]
+    """The squares of the picture by value."""
+
+    text: Text
+    """The expressions."""
+
+    image_index: Name | None
+    """The value that says which image an expression is about, int32 [N]; None: nothing takes it."""
+
+    categories: Categories | None
+    """The table of a model that asks by category, None for others."""
+
+    resizes: dict[Name, Resize]
+    """The resized maps by value."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a question's values become masks."""
+
+    mask_logits: Name
+    """The value of the mask logits, float32 [N, 1, m, m]."""
+
+    no_target_logits: Name | None
+    """The value of the no-target logits, float32 [N, 2]; class 1 is "no target".
+
+    None where the model does not decide that.
+    """
+
+    interpolation: Literal["bilinear"]
+    """How logits are resized to the picture's size."""
+
+    threshold: Logit
+    """The logit above which a pixel belongs to the mask."""
 
 
 @dataclass(frozen=True)
@@ -272,6 +342,9 @@ class Manifest:
     format_version: Annotated[int, within(1, FORMAT_VERSION)]
     """`FORMAT_VERSION` of what wrote it."""
 
+    family: Name
+    """The architecture: a name of `ris.reference.families`."""
+
     writer: dict[str, str]
     """The version of each package that wrote the bundle."""
 
@@ -279,31 +352,19 @@ class Manifest:
     """What the bundle was made from."""
 
     model: dict[str, Any]
-    """The model's configuration, as `ris.reference.config.ModelConfig`."""
+    """The model's configuration, as `ris.reference.dfam.config.ModelConfig`."""
 
     precision: BundlePrecision
     """What the bundle was exported or quantised to; single graphs may differ."""
 
-    graphs: dict[str, GraphEntry]
-    """The five graphs by stage."""
+    host: Host
+    """What the runtime does beside the graphs."""
 
-    preprocess: Preprocess
-    """How an image becomes the inputs of the image encoders."""
+    stages: tuple[GraphEntry, ...]
+    """The stages, in the order in which they run."""
 
-    text: Text
-    """How an expression becomes the input of the text encoder."""
-
-    dense_prompt: DensePrompt
-    """What the host does between fusion and mask decoder."""
-
-    postprocess: Postprocess
-    """How mask logits become a mask."""
-
-    no_target: bool
-    """Whether the fusion has the output `no_target_logits` [N, 2]; class 1 is "no target"."""
-
-    categories: Categories | None
-    """The table of a model that asks by category, None for others."""
+    answer: Answer
+    """How a question's values become masks."""
 
     golden: FileName
     """The file of the reference's arrays, which parity is checked against."""
@@ -317,17 +378,44 @@ class Manifest:
     mask_iou: Share
     """The smallest IoU of a mask with the reference's that the export measured."""
 
+    @property
+    def graphs(self) -> dict[str, GraphEntry]:
+        """The stages by name, in their order."""
+        return {stage.name: stage for stage in self.stages}
+
+    def with_graphs(self, entries: Iterable[GraphEntry]) -> Manifest:
+        """The manifest with these stages."""
+        return dataclasses.replace(self, stages=tuple(entries))
+
+    @property
+    def categories(self) -> Categories | None:
+        """The table of a model that asks by category, None for others."""
+        return self.host.categories
+
+    @property
+    def no_target(self) -> bool:
+        """Whether the model decides that an expression names nothing in the picture."""
+        return self.answer.no_target_logits is not None
+
+    @property
+    def side(self) -> int:
+        """The side in pixels of the largest image that is made of the picture."""
+        return max(image.size for image in self.host.images.values() if image.of == PICTURE)
+
     def to_json(self) -> str:
         """The text of manifest.json; keys are sorted, so that equal manifests are equal files."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
 
 
 def manifest_from_dict(data: Any) -> Manifest:
-    """The manifest of parsed JSON.
+    """The manifest of parsed JSON, of this format or an earlier one.
 
     Raises:
         BundleError: Where fields are missing or wrong; it names the first of them (`joined`).
     """
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version == 1 and type(version) is int:  # neither true nor 1.0
+        data = as_format_2(data)
     manifest, problems = build(Manifest, data, "the manifest")
     if problems:
         raise BundleError(joined(problems))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated
 
 from ris.engines import TensorSpec
@@ -23,11 +26,19 @@ def _is_inside(name: str) -> bool:
     )
 
 
+def _is_name(name: str) -> bool:
+    return re.fullmatch("[a-z][a-z0-9_]{0,63}", name) is not None
+
+
 def _is_tensor(spec: TensorSpec) -> bool:
     return spec.dtype in ("float32", "int32") and all(
         size in ("images", "expressions") if isinstance(size, str) else 1 <= size <= _LARGEST_AXIS
         for size in spec.shape
     )
+
+
+def _are_tensors(specs: Iterable[TensorSpec]) -> bool:
+    return all(map(_is_tensor, specs))
 
 
 def _fits_float32(values: tuple[float, ...], least: float = -_LARGEST_FLOAT32) -> bool:
@@ -49,16 +60,34 @@ Count = Annotated[int, within(0, 1 << 62)]
 Share = Annotated[float, Rule(lambda share: 0 <= share <= 1, "a number from 0 to 1")]
 """A part of a whole."""
 
-Tensors = Annotated[
-    tuple[TensorSpec, ...],
-    Rule(
-        lambda specs: all(map(_is_tensor, specs)),
-        "a list of tensors of float32 or int32, whose axes are whole numbers from 1 on, images or"
-        " expressions",
-    ),
-]
-"""The inputs or outputs of a graph."""
+Name = Annotated[str, Rule(_is_name, "a name of small letters, digits and _")]
+"""The name of a stage or of a value."""
 
+
+@dataclass(frozen=True)
+class Taken(TensorSpec):
+    """An input of a stage."""
+
+    value: Name
+    """The value that it takes."""
+
+
+_ARE_TENSORS = Rule(
+    _are_tensors,
+    "a list of tensors of float32 or int32, whose axes are whole numbers from 1 on, images or"
+    " expressions",
+)
+
+Inputs = Annotated[tuple[Taken, ...], _ARE_TENSORS]
+"""The inputs of a stage."""
+
+_ARE_NAMED = Rule(
+    lambda specs: all(_is_name(spec.name) for spec in specs),
+    "a list of tensors with names of small letters, digits and _",
+)
+
+Tensors = Annotated[tuple[TensorSpec, ...], _ARE_TENSORS, _ARE_NAMED]
+"""The outputs of a stage; their names are those of the values that it gives."""
 
 Means = Annotated[
     tuple[float, ...],

@@ -10,14 +10,14 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ris.engines import Session, SessionInfo, Value
+from ris.engines import Session, SessionInfo
 from ris.engines.errors import ExpressionError
 from ris.engines.gate import Gate
 from ris.engines.heap import HEAP
 from ris.runtime.bundle import Bundle
 from ris.runtime.categories import Guess, categories_to_ask
-from ris.runtime.graphs import EncodedText, Graphs
-from ris.runtime.image import ImageLike, load_picture, prepare_image
+from ris.runtime.graphs import EncodedText, Graphs, Values
+from ris.runtime.image import ImageLike, load_picture
 from ris.runtime.interpolate import Float
 from ris.runtime.masks import mask_from_logits, mask_score
 from ris.runtime.segmentation import Segmentation, Timings, timed
@@ -28,8 +28,8 @@ _BYTES_PER_PIXEL = 4  # three of the picture, one of its mask
 class Scene:
     """An encoded image, as `Model.encode_image` returns it.
 
-    It keeps the outputs of the image encoders, on the device where there is one, so that asking an
-    expression runs the other graphs alone. Several threads may ask at once.
+    It keeps what the stages that run once an image gave, on the device where there is one, so that
+    asking an expression runs the other stages alone. Several threads may ask at once.
     """
 
     height: int
@@ -38,11 +38,12 @@ class Scene:
     width: int
     """The width of the image in pixels, after its EXIF orientation."""
 
-    image_embeddings: Value
-    """What SAM's image encoder gave, float32 [1, C, s, s]."""
+    values: Values
+    """What questions take of the image, by the names of the manifest's values.
 
-    clip_tokens: Value
-    """What CLIP's image encoder gave, float32 [1, P, width]."""
+    Where no stage runs once an image, these are the host's images, and a question costs the whole
+    network.
+    """
 
     timings: Timings
     """Seconds that were spent on the image, by stage."""
@@ -52,8 +53,7 @@ class Scene:
         model: Model,
         height: int,
         width: int,
-        image_embeddings: Value,
-        clip_tokens: Value,
+        values: Values,
         timings: Timings,
         text: EncodedText | None = None,
     ) -> None:
@@ -63,8 +63,7 @@ class Scene:
             model: The model that is asked.
             height: The height of the image in pixels.
             width: The width of the image in pixels.
-            image_embeddings: What SAM's image encoder gave.
-            clip_tokens: What CLIP's image encoder gave.
+            values: What questions take of the image.
             timings: Seconds that were spent on the image, by stage.
             text: The expressions that were encoded with the image. None: each question encodes its
                 own.
@@ -73,8 +72,7 @@ class Scene:
         self._text = text
         self.height = height
         self.width = width
-        self.image_embeddings = image_embeddings
-        self.clip_tokens = clip_tokens
+        self.values = values
         self.timings = timings
 
     def segment(
@@ -139,7 +137,7 @@ class Scene:
 
 
 class Model:
-    """A bundle's five opened graphs and what links them, as `load` returns it.
+    """A bundle's opened graphs and what links them, as `load` returns it.
 
     Close it, or use it in a `with` block. Several threads may use it at once. In the child of a
     fork it answers on one core, or refuses; better load the bundle in each process that asks.
@@ -174,7 +172,7 @@ class Model:
         self._overlap = overlap
         self._gate = Gate("the model is closed; load the bundle again")
         self._graphs = Graphs(bundle, sessions)
-        self._table = self._graphs.categories
+        self._table = self._graphs.host.categories
 
     @property
     def categories(self) -> list[str]:
@@ -201,9 +199,9 @@ class Model:
         """Whether graphs that do not depend on each other run side by side."""
         if self._overlap is not None:
             return self._overlap
-        return all(
-            self._graphs.session(stage).info.device == "cuda"
-            for stage in ("sam_image_encoder", "clip_image_encoder")
+        stages = self.bundle.wiring.image_stages
+        return bool(stages) and all(
+            self._graphs.session(stage).info.device == "cuda" for stage in stages
         )
 
     def segment(
@@ -240,7 +238,7 @@ class Model:
     def encode_image(
         self, image: ImageLike, *, expressions: Sequence[str] = (), draft: bool = False
     ) -> Scene:
-        """Runs the two image encoders once.
+        """Runs the stages that need no expression, the image encoders, once.
 
         Args:
             image: A path, the bytes of an image file, an open file of them, a PIL image, or an
@@ -261,36 +259,25 @@ class Model:
     def _encode(self, image: ImageLike, expressions: Sequence[str], draft: bool) -> Scene:
         """`encode_image`, inside the gate."""
         timings: Timings = {}
-        preprocess = self.bundle.manifest.preprocess
         with timed(timings, "image.load"):
-            picture = load_picture(image, preprocess.sam.size if draft else None)
+            picture = load_picture(image, self.bundle.manifest.side if draft else None)
         with timed(timings, "image.prepare"):
-            sam_image, clip_image = prepare_image(picture.pixels, preprocess)
+            images = self._graphs.host.images(picture.pixels)
 
-        def encode(stage: str, pixels: Float) -> Mapping[str, Value]:
-            return self._graphs.encode_image(stage, pixels, timings)
-
-        stages, squares = ("sam_image_encoder", "clip_image_encoder"), (sam_image, clip_image)
         text = None
         if self.overlap:
             ahead = tuple(expressions[: self.max_expressions])
-            with ThreadPoolExecutor(len(stages) + 1) as pool:  # each graph on its own stream
-                waiting = pool.submit(self._text_ahead, ahead) if ahead else None
-                sam, clip = pool.map(encode, stages, squares)
+            # each graph on its own stream
+            with ThreadPoolExecutor(len(self.bundle.wiring.image_stages) + 1) as pool:
+                encode = self._graphs.encode_text_ahead
+                waiting = pool.submit(encode, ahead) if ahead else None
+                values = self._graphs.encode_image(images, timings, pool)
                 text = waiting.result() if waiting else None
         else:
-            sam, clip = map(encode, stages, squares)
+            values = self._graphs.encode_image(images, timings)
 
         HEAP.used(picture.height * picture.width * _BYTES_PER_PIXEL)
-        embeddings, tokens = sam["image_embeddings"], clip["clip_tokens"]
-        return Scene(self, picture.height, picture.width, embeddings, tokens, timings, text)
-
-    def _text_ahead(self, expressions: Sequence[str]) -> EncodedText | None:
-        """None where one of the expressions is none: whoever asks it gets the error."""
-        try:
-            return self._graphs.encode_text(expressions)
-        except ExpressionError:
-            return None
+        return Scene(self, picture.height, picture.width, values, timings, text)
 
     def close(self) -> None:
         """Waits for questions that have begun, then gives the memory back; may be called twice.
@@ -327,9 +314,7 @@ class Model:
             text = self._graphs.encode_text(expressions)
         timings = dict(text.timings)
         rows = [self._table.row(guess.category) for guess in asked if guess] if self._table else []
-        logits, probabilities = self._graphs.ask(
-            scene.image_embeddings, scene.clip_tokens, text, rows, timings
-        )
+        logits, probabilities = self._graphs.ask(scene.values, text, rows, timings)
 
         results = []
         for expression, guess, low, probability, notes in zip(
@@ -359,7 +344,7 @@ class Model:
         """The mask of the image's own size, and its score."""
         if absent:
             return np.zeros((scene.height, scene.width), np.bool_), 0.0
-        threshold = self.bundle.manifest.postprocess.threshold
+        threshold = self.bundle.manifest.answer.threshold
         mask = mask_from_logits(logits, scene.height, scene.width, threshold)
         return mask, mask_score(logits, threshold)
 

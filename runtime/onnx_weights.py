@@ -1,7 +1,8 @@
-"""How many weights of which type an ONNX file has and where they lie, without the onnx package.
+"""What an ONNX file has, without the onnx package: weights, where they lie, inputs and outputs.
 
 It follows the protobuf's tags and lengths alone: ModelProto.graph (7), GraphProto.initializer (5),
-TensorProto.dims (1) and data_type (2). Raw data is skipped, so a large file costs no memory.
+input (11) and output (12), ValueInfoProto.name (1), TensorProto.dims (1) and data_type (2). Raw
+data is skipped, so a large file costs no memory.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ Integers of 16 bits and more are left out: they are shapes and indices.
 """
 
 _GRAPH, _INITIALIZER, _DIMS, _DATA_TYPE = 7, 5, 1, 2
+_INPUT, _OUTPUT, _NAME = 11, 12, 1
 
 
 def count_weights(path: Path) -> dict[str, int]:
@@ -94,6 +96,25 @@ def data_files(path: Path) -> list[str]:
     except (OSError, ValueError, IndexError) as error:
         raise BundleError(f"{path} is not an ONNX file that can be read ({error})") from None
     return list(found)
+
+
+def inputs_and_outputs(path: Path) -> list[str]:
+    """The names of what goes into an ONNX file's graph and of what comes out, sorted.
+
+    Raises:
+        BundleError: Where the file is not ONNX.
+    """
+    names = []
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for graph in _parts(data, (0, len(data)), _GRAPH):
+                for field, value in fields(data, graph):
+                    if field in (_INPUT, _OUTPUT) and isinstance(value, tuple):
+                        name = next(_parts(data, value, _NAME), (0, 0))
+                        names.append(data[slice(*name)].decode(errors="replace"))
+    except (OSError, ValueError, IndexError) as error:
+        raise BundleError(f"{path} is not an ONNX file that can be read ({error})") from None
+    return sorted(names)
 
 
 def _location(data: bytes, span: Span) -> list[str]:

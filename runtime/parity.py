@@ -1,12 +1,8 @@
 """How far a bundle is from its reference: each stage on the reference's own inputs, and all of it.
 
 A reference is a dictionary of arrays. The bundle's golden.npz holds one, so this needs no PyTorch:
-
-    rgb uint8 [H, W, 3]; square uint8 [S, S, 3]; clip_image [1, 3, c, c]; input_ids int32 [N, T];
-    image_embeddings [1, C, s, s]; clip_tokens [1, P, width]; text_features [N, T, C];
-    category_feature [N, width]; dense_prompt [N, C, g, g]; dense_embedding [N, C, s, s];
-    sparse_prompt [N, 1, C]; no_target_logits [N, 2]; mask_logits [N, 1, m, m]; expressions and
-    categories as unicode [N].
+every value of the manifest by its name, for one image and N expressions; the picture itself, `rgb`
+uint8 [H, W, 3]; and what was asked, `expressions` and, by category, `categories`, unicode [N].
 """
 
 from __future__ import annotations
@@ -23,22 +19,22 @@ from ris.engines import Graph, Session
 from ris.engines.errors import BundleError
 from ris.engines.text import one_line
 from ris.runtime.bundle import Bundle
+from ris.runtime.dfam.format_1 import GOLDEN_NAMES
 from ris.runtime.graphs import no_target_probabilities
-from ris.runtime.image import prepare_image
+from ris.runtime.host import prepare_images
 from ris.runtime.interpolate import Float, resize_maps
-from ris.runtime.manifest import Manifest, Precision, SquareImage, StageParity
+from ris.runtime.manifest import Host, HostImage, Manifest, Precision, StageParity
+from ris.runtime.manifest_kinds import Taken
 from ris.runtime.masks import mask_from_logits
 from ris.runtime.model import Model
 from ris.runtime.segmentation import Segmentation
+from ris.runtime.wiring import runs_once_an_image
 
 Arrays = Mapping[str, NDArray[Any]]
 """A reference: arrays by name."""
 
 END_TO_END = "end_to_end.mask_logits"
 """The row of the mask logits through all graphs."""
-
-NO_TARGET = "fusion.no_target_logits"
-"""The row of the no-target logits."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +128,20 @@ def tolerance_of(model: Model) -> Tolerance:
     return found
 
 
+def no_target_row(manifest: Manifest) -> str | None:
+    """The row of the no-target logits; None for a model that does not decide that."""
+    value = manifest.answer.no_target_logits
+    makers = (stage.name for stage in manifest.stages for out in stage.outputs if out.name == value)
+    return next((f"{stage}.{value}" for stage in makers), None)
+
+
 def _int8_tolerance(manifest: Manifest) -> Tolerance:
     if END_TO_END not in manifest.parity:
         raise BundleError(
             f"the bundle's manifest has no parity of {END_TO_END}, which is compared with;"
             " calibrate the bundle again"
         )
-    judged = manifest.parity.keys() - {END_TO_END, NO_TARGET}  # whose errors say what is usual
+    judged = manifest.parity.keys() - {END_TO_END, no_target_row(manifest)}  # the usual errors
     stages = [manifest.parity[name].relative for name in judged]
     stage = INT8_MARGIN * max(stages, default=0.0)
     return Tolerance(
@@ -210,22 +213,11 @@ def compare(got: NDArray[Any], want: NDArray[Any]) -> StageParity:
 
 
 def graph_feeds(graph: Graph, reference: Arrays) -> dict[str, NDArray[Any]]:
-    """The reference's arrays under the names of the graph's inputs."""
-    return {spec.name: _feed(graph.stage, spec.name, reference) for spec in graph.inputs}
-
-
-def _feed(stage: str, name: str, reference: Arrays) -> NDArray[Any]:
-    """The array of a graph's input; some have another name in the reference, or none."""
-    if name == "text_mask":
-        return (reference["input_ids"] != 0).astype(np.float32)
-    if name == "image_index":  # golden.npz has one image and leaves it out
-        index = reference.get("image_index", np.zeros(len(reference["input_ids"])))
-        return np.asarray(index, np.int32)
-    if stage == "clip_image_encoder":
-        name = "clip_image"
-    elif stage == "mask_decoder" and name == "dense_prompt":
-        name = "dense_embedding"  # as the host has resized it
-    return np.asarray(reference[name])
+    """The reference's values under the names of the graph's inputs."""
+    return {
+        spec.name: np.asarray(reference[spec.value if isinstance(spec, Taken) else spec.name])
+        for spec in graph.inputs
+    }
 
 
 def check_stage(
@@ -258,25 +250,6 @@ def check_stage(
     return {f"{stage}.{name}": compare(value, reference[name]) for name, value in outputs.items()}
 
 
-# how the dtype begins, as numpy writes it, and the number of axes of golden.npz's arrays
-_GOLDEN = {
-    "rgb": ("u1", 3),
-    "square": ("u1", 3),
-    "clip_image": ("f4", 4),
-    "input_ids": ("i4", 2),
-    "image_embeddings": ("f4", 4),
-    "clip_tokens": ("f4", 3),
-    "text_features": ("f4", 3),
-    "dense_prompt": ("f4", 4),
-    "dense_embedding": ("f4", 4),
-    "sparse_prompt": ("f4", 3),
-    "mask_logits": ("f4", 4),
-    "expressions": ("U", 1),
-}
-_GOLDEN_BY_CATEGORY = {"category_feature": ("f4", 2), "categories": ("U", 1)}
-_GOLDEN_OF_ONE_IMAGE = {"rgb", "square", "clip_image", "image_embeddings", "clip_tokens"}
-
-
 def load_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
     """The reference that the bundle carries.
 
@@ -290,29 +263,59 @@ def load_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
     except Exception as error:  # whatever zipfile and numpy raise for a damaged file
         reason = one_line(str(error))[:200]
         raise BundleError(f"{path} cannot be read ({reason}); export the bundle again") from None
+    for old, name in GOLDEN_NAMES.items():
+        if old in found and name not in found:
+            found[name] = found.pop(old)
     if problem := _golden_problem(found, bundle.manifest):
         raise BundleError(f"{path} {problem}; export the bundle again")
-    return found
+    return found | _host_values(found, bundle.manifest.host)
+
+
+def _host_values(found: Arrays, host: Host) -> dict[str, NDArray[Any]]:
+    """What golden.npz leaves to the reader: normalised squares, masks and indices."""
+    values: dict[str, NDArray[Any]] = {
+        name: _normalised(found[name], image)
+        for name, image in host.images.items()
+        if found[name].dtype == np.uint8
+    }
+    ids = found[host.text.ids]
+    if host.text.mask is not None:
+        values[host.text.mask] = (ids != host.text.pad_id).astype(np.float32)
+    if host.image_index is not None:
+        values[host.image_index] = np.zeros(len(ids), np.int32)
+    return values
 
 
 def _golden_problem(found: Arrays, manifest: Manifest) -> str | None:
     """What the reference lacks, None where it is whole."""
-    wanted = dict(_GOLDEN)
-    if manifest.categories is not None:
-        wanted |= _GOLDEN_BY_CATEGORY
-    if manifest.no_target:
-        wanted["no_target_logits"] = ("f4", 2)
-    for name, (kind, axes) in wanted.items():
+    by_expression = {manifest.host.text.ids: ("i4", 2), "expressions": ("U", 1)}
+    by_image = {"rgb": ("u1", 3)}
+    for name in manifest.host.images:
+        is_square = name in found and found[name].dtype == np.uint8
+        by_image[name] = ("u1", 3) if is_square else ("f4", 4)
+    if (table := manifest.categories) is not None:
+        by_expression |= {table.value: ("f4", 2), "categories": ("U", 1)}
+    for stage in manifest.stages:
+        group = by_image if runs_once_an_image(stage) else by_expression
+        group |= {spec.name: (_KINDS[spec.dtype], len(spec.shape)) for spec in stage.outputs}
+        for name, resize in manifest.host.resizes.items():
+            if resize.of in group:
+                group[name] = group[resize.of]
+    for name, (kind, axes) in (by_image | by_expression).items():
         array = found.get(name)
         if array is None:
             return f"has no array {name}"
         is_kind = array.dtype.str[1:].startswith(kind)
         if not is_kind or array.ndim != axes or not array.size:
             return f"has {name} as {array.dtype} {list(array.shape)}"
-    counts = {len(found[name]) for name in wanted.keys() - _GOLDEN_OF_ONE_IMAGE}
+    counts = {len(found[name]) for name in by_expression}
     if len(counts) > 1:
         return f"has arrays of {' and '.join(map(str, sorted(counts)))} expressions"
     return None
+
+
+# how a dtype begins, as numpy writes it
+_KINDS = {"float32": "f4", "int32": "i4"}
 
 
 def check_model(
@@ -326,28 +329,29 @@ def check_model(
         tolerance: What is accepted. None: `tolerance_of` the model.
     """
     tolerance = tolerance or tolerance_of(model)
-    square = _normalised(reference["square"], model.bundle.manifest.preprocess.sam)
-    rows = _check_host(model.bundle.manifest, square, reference)
-    staged = dict(reference) | {"image": square}
+    manifest = model.bundle.manifest
+    rows = _check_host(manifest.host, reference)
     for stage, session in model.open_sessions.items():
-        rows |= check_stage(stage, session, staged, model.max_expressions)
+        rows |= check_stage(stage, session, reference, model.max_expressions)
 
     results = _answers(model, reference)
     logits = np.stack([r.logits for r in results])[:, None]
-    rows[END_TO_END] = compare(logits, reference["mask_logits"])
+    wanted_logits = reference[manifest.answer.mask_logits]
+    rows[END_TO_END] = compare(logits, wanted_logits)
 
     ious, flips = [], []
-    threshold = model.bundle.manifest.postprocess.threshold
-    for result, want in zip(results, reference["mask_logits"], strict=True):
+    threshold = manifest.answer.threshold
+    for result, want in zip(results, wanted_logits, strict=True):
         height, width = result.mask.shape
         wanted = mask_from_logits(want[0], height, width, threshold)
         ious.append(mask_iou(result.mask, wanted))
         flips.append(float((result.mask != wanted).mean()))
 
-    failures = failed_rows(rows, tolerance)
+    failures = failed_rows(rows, tolerance, no_target_row(manifest))
     no_target = None
-    if "no_target_logits" in reference:
-        no_target, undecided = _no_target(results, reference, tolerance.no_target_margin)
+    if (name := manifest.answer.no_target_logits) is not None:
+        probabilities = no_target_probabilities(reference[name])
+        no_target, undecided = _no_target(results, probabilities, tolerance.no_target_margin)
         failures += undecided
     if min(ious) < tolerance.mask_iou and max(flips) > tolerance.flipped:
         failures.append(f"mask IoU {min(ious):.5f}, accepted from {tolerance.mask_iou}")
@@ -355,10 +359,9 @@ def check_model(
 
 
 def _no_target(
-    results: Sequence[Segmentation], reference: Arrays, margin: float
+    results: Sequence[Segmentation], wanted: Sequence[float], margin: float
 ) -> tuple[NoTargetParity, list[str]]:
     """The decisions of the no-target head, and a sentence for each that may not differ."""
-    wanted = no_target_probabilities(reference["no_target_logits"])
     found = [cast("float", result.no_target) for result in results]
     differ, failures = 0, []
     for result, got, want in zip(results, found, wanted, strict=True):
@@ -374,23 +377,22 @@ def _no_target(
     return NoTargetParity(len(found), differ, moved), failures
 
 
-def _normalised(square: NDArray[np.uint8], sam: SquareImage) -> Float:
-    """SAM's input [1, 3, S, S], made from the reference's square in the plainest way."""
-    levels = (square - np.asarray(sam.mean, np.float32)) / np.asarray(sam.std, np.float32)
+def _normalised(square: NDArray[np.uint8], wanted: HostImage) -> Float:
+    """An image [1, 3, S, S], made from its square in the plainest way."""
+    values = square if wanted.levels == 255 else square / np.float32(255)
+    levels = (values - np.asarray(wanted.mean, np.float32)) / np.asarray(wanted.std, np.float32)
     return np.ascontiguousarray(levels.transpose(2, 0, 1)[None], np.float32)
 
 
-def _check_host(manifest: Manifest, square: Float, reference: Arrays) -> dict[str, StageParity]:
-    """What the host does before and between the graphs; a row "host.step" for each step."""
-    image, clip_image = prepare_image(np.asarray(reference["rgb"]), manifest.preprocess)
-    link = manifest.dense_prompt
-    maps = np.asarray(reference["dense_prompt"])
-    dense = resize_maps(maps, link.target, link.target, link.interpolation)
-    return {
-        "host.sam_image": compare(image, square),
-        "host.clip_image": compare(clip_image, reference["clip_image"]),
-        "host.dense_embedding": compare(dense, reference["dense_embedding"]),
-    }
+def _check_host(host: Host, reference: Arrays) -> dict[str, StageParity]:
+    """What the host does before and between the graphs; a row "host.value" for each step."""
+    images = prepare_images(np.asarray(reference["rgb"]), host.images)
+    rows = {f"host.{name}": compare(image, reference[name]) for name, image in images.items()}
+    for name, resize in host.resizes.items():
+        maps = np.asarray(reference[resize.of])
+        resized = resize_maps(maps, resize.size, resize.size, resize.interpolation)
+        rows[f"host.{name}"] = compare(resized, reference[name])
+    return rows
 
 
 def _answers(model: Model, reference: Arrays) -> list[Segmentation]:
@@ -402,12 +404,17 @@ def _answers(model: Model, reference: Arrays) -> list[Segmentation]:
     return scene.segment_many(expressions, categories=categories, no_target_threshold=None)
 
 
-def failed_rows(rows: Mapping[str, StageParity], tolerance: Tolerance) -> list[str]:
-    """A sentence for every row that is out of tolerance."""
+def failed_rows(
+    rows: Mapping[str, StageParity], tolerance: Tolerance, no_target: str | None = None
+) -> list[str]:
+    """A sentence for every row that is out of tolerance.
+
+    no_target: the row of the no-target logits (`no_target_row`).
+    """
     failures = []
-    own: dict[str, float | None] = {
+    own: dict[str | None, float | None] = {
         END_TO_END: tolerance.mask_logits,
-        NO_TARGET: tolerance.no_target_logits,
+        no_target: tolerance.no_target_logits,
     }
     for name, row in rows.items():
         accepted = own.get(name, tolerance.stage)

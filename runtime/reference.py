@@ -76,9 +76,20 @@ class PyTorchReference(Protocol):
         """
 
     def ReferenceSegmenter(  # noqa: N802
-        self, files: Files, threads: int | None = None, device: str = "auto"
+        self,
+        files: Files,
+        threads: int | None = None,
+        device: str = "auto",
+        family: str | None = None,
     ) -> Any:
-        """The model of weight files, which answers questions, for `ris-eval --pytorch`."""
+        """The model of weight files, which answers questions, for `ris-eval --pytorch`.
+
+        Args:
+            files: The weight files.
+            threads: CPU threads; None: all cores.
+            device: "cpu", "cuda", "gpu", or "auto" for a CUDA GPU where there is one.
+            family: The name of the checkpoint's family; None for what its keys say.
+        """
 
 
 class PyTorchProducts(Protocol):

@@ -1,4 +1,4 @@
-"""Expressions to token ids (docs/reference/models/dfam.md 2), with `tokenizers` alone."""
+"""Expressions to token ids, with `tokenizers` alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_CHARACTERS = 1000
 """The longest expression that is accepted.
 
-The model itself reads the first 35 tokens, about 25 words.
+A model itself reads the first few dozen tokens.
 """
 
 
@@ -35,7 +35,7 @@ class Tokens:
     """N expressions as the text encoder takes them."""
 
     ids: NDArray[np.int32]
-    """[N, T], padded with 0."""
+    """[N, T], padded."""
 
     mask: Float
     """[N, T], 1 on the tokens and 0 on the padding."""
@@ -64,21 +64,22 @@ def check_expression(expression: str) -> None:
 
 
 class ExpressionTokenizer:
-    """WordPiece from a bundle's tokenizer.json.
+    """A bundle's tokenizer.json; rows of ids have `max_tokens`, and end with `pad_id`.
 
     The constructor raises BundleError where the file cannot be read.
     """
 
-    def __init__(self, path: Path, max_tokens: int) -> None:
+    def __init__(self, path: Path, max_tokens: int, pad_id: int = 0) -> None:
         from tokenizers import Tokenizer  # importing the runtime alone loads no tokenizer
 
         self._path = path
-        self._max_tokens = max_tokens
+        self._max_tokens, self._pad = max_tokens, pad_id
         text = read_text(path)
         with self._refusing():
             self._tokenizer = Tokenizer.from_str(text)
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
+            self._added = self._tokenizer.num_special_tokens_to_add(False)
         self._ids_of(_PROBE)
 
     def __call__(self, expressions: Sequence[str]) -> Tokens:
@@ -87,19 +88,19 @@ class ExpressionTokenizer:
         Raises:
             ExpressionError: Where an expression is empty, too long or not text.
         """
-        ids = np.zeros((len(expressions), self._max_tokens), np.int32)
+        ids = np.full((len(expressions), self._max_tokens), self._pad, np.int32)
         notes = []
         for row, expression in zip(ids, expressions, strict=True):
             encoding = self._encode(expression)
             found = encoding.ids[: self._max_tokens]
             row[: len(found)] = found
             notes.append(self._notes(expression, encoding))
-        return Tokens(ids, (ids != 0).astype(np.float32), tuple(notes))
+        return Tokens(ids, (ids != self._pad).astype(np.float32), tuple(notes))
 
     def _encode(self, expression: str) -> Encoding:
         check_expression(expression)
         encoding = self._ids_of(expression)
-        if len(encoding.ids) <= 2:  # [CLS] and [SEP] alone
+        if len(encoding.ids) <= self._added:  # such as [CLS] and [SEP]
             raise ExpressionError(f"the expression {expression!r} has no words in it")
         return encoding
 
@@ -145,6 +146,8 @@ class ExpressionTokenizer:
         ]
         if unknown:
             notes.append(f"words the model does not know: {', '.join(unknown)}")
-        if 0 in encoding.ids[: self._max_tokens]:  # a user may write "[PAD]"
-            notes.append("[PAD] is padding to the model: it does not read it")
+        read = encoding.ids[: self._max_tokens]
+        if self._pad in read:  # a user may write "[PAD]"
+            word = encoding.tokens[read.index(self._pad)]
+            notes.append(f"{word} is padding to the model: it does not read it")
         return tuple(notes)

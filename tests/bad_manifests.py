@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import format_1
+
 from conftest import GOLDEN, REPO
 
 DEMO = REPO / "runtime" / "demo-bundle"
@@ -21,13 +23,17 @@ _PLACE = '"\u2603"'  # stands where text comes that is no value
 
 
 def write(case: dict[str, Any], folder: Path) -> Path:
-    """The demo's bundle with the case's manifest; its other files are links to the demo's."""
+    """The demo's bundle with the case's manifest; its other files are links."""
     bundle = folder / "bundle"
     bundle.mkdir()
-    for file in DEMO.iterdir():
-        if file.name != "manifest.json":
+    if case.get("format") == 2:
+        for file in DEMO.iterdir():
             (bundle / file.name).symlink_to(file)
+    else:
+        format_1.lay(bundle)
     manifest = bundle / "manifest.json"
+    whole = manifest.read_bytes()
+    manifest.unlink()
     special = case.get("special")
     if special == "folder":
         manifest.mkdir()
@@ -39,18 +45,18 @@ def write(case: dict[str, Any], folder: Path) -> Path:
         manifest.touch()
         os.truncate(manifest, 2 << 30)  # a hole, which takes no space
     elif special == "byte-order mark":
-        manifest.write_bytes(b"\xef\xbb\xbf" + (DEMO / "manifest.json").read_bytes())
+        manifest.write_bytes(b"\xef\xbb\xbf" + whole)
     elif "text" in case:
         text = case["text"] * case.get("times", 1)
         manifest.write_bytes(text.encode(case.get("encoding", "utf-8")))
     else:
-        manifest.write_text(_changed(case.get("changes", ())), encoding="utf-8")
+        manifest.write_text(_changed(whole, case.get("changes", ())), encoding="utf-8")
     return bundle
 
 
-def _changed(changes: list[dict[str, Any]]) -> str:
-    """The demo's manifest with the changes, as text."""
-    data = json.loads((DEMO / "manifest.json").read_text(encoding="utf-8"))
+def _changed(whole: bytes, changes: list[dict[str, Any]]) -> str:
+    """A manifest with the changes, as text."""
+    data = json.loads(whole)
     texts = []
     for change in changes:
         *way, last = change["at"]

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from ris.engines.errors import CheckpointError
-from ris.reference.backbones import build_clip
 from ris.reference.checkpoint import WeightFiles, load_model
-from ris.reference.config import PRESETS, ClipConfig, SamConfig
-from ris.reference.deterministic import deterministic_model, make_tensor
+from ris.reference.dfam.config import PRESETS
+from ris.reference.dfam.deterministic import deterministic_model, make_tensor
+from ris.reference.layers.encoder_sizes import ClipConfig, SamConfig
+from ris.reference.layers.encoders import build_clip
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 """How close a loaded module comes to the library that wrote its file."""

@@ -15,9 +15,9 @@ REPO = Path(__file__).parent.parent
 FULL_SIZE = (
     "export/test_full_size.py",
     "export/test_checkpoint_full_size.py",
-    "reference/test_golden_modules.py",
-    "reference/test_golden_end_to_end.py",
-    "reference/test_weights_and_sizes.py",
+    "reference/dfam/test_golden_modules.py",
+    "reference/dfam/test_golden_end_to_end.py",
+    "reference/dfam/test_weights_and_sizes.py",
     "training/test_golden_step.py",
 )
 """Tests with the paper's sizes, which need up to 10 GB: only one process runs them."""
@@ -101,15 +101,15 @@ def golden_keys() -> dict[str, dict]:
 @pytest.fixture(scope="session")
 def full_size_model():
     """The paper's model, [CLS] variant, with the golden weights (seed 0)."""
-    from ris.reference.config import PRESETS
-    from ris.reference.deterministic import deterministic_model
+    from ris.reference.dfam.config import PRESETS
+    from ris.reference.dfam.deterministic import deterministic_model
 
     return deterministic_model(PRESETS["vitb-vitl336"])
 
 
 def _export(folder, config, precision="fp32", sampling="native"):
     from ris.export.bundle_writer import ExportOptions, export_bundle
-    from ris.reference.deterministic import deterministic_model
+    from ris.reference.dfam.deterministic import deterministic_model
     from ris.runtime.manifest import Source
     from traced import share_traces
 
@@ -122,6 +122,7 @@ def _export(folder, config, precision="fp32", sampling="native"):
         lambda: deterministic_model(config),
         config,
         out,
+        family="dfam",
         source=source,
         options=ExportOptions(precision=precision, sampling=sampling),
     )
@@ -131,28 +132,28 @@ def _export(folder, config, precision="fp32", sampling="native"):
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory):
     """[CLS] variant with the no-target head, FP32: what `ris-export --preset tiny` writes."""
-    from ris.reference.config import PRESETS
+    from ris.reference.dfam.config import PRESETS
 
     return _export(tmp_path_factory.mktemp("tiny"), PRESETS["tiny"])
 
 
 @pytest.fixture(scope="session")
 def tiny_fp16_bundle(tmp_path_factory):
-    from ris.reference.config import PRESETS
+    from ris.reference.dfam.config import PRESETS
 
     return _export(tmp_path_factory.mktemp("tiny-fp16"), PRESETS["tiny"], precision="fp16")
 
 
 @pytest.fixture(scope="session")
 def tiny_bf16_bundle(tmp_path_factory):
-    from ris.reference.config import PRESETS
+    from ris.reference.dfam.config import PRESETS
 
     return _export(tmp_path_factory.mktemp("tiny-bf16"), PRESETS["tiny"], precision="bf16")
 
 
 @pytest.fixture(scope="session")
 def tiny_category_bundle(tmp_path_factory):
-    from ris.reference.config import PRESETS
+    from ris.reference.dfam.config import PRESETS
 
     return _export(tmp_path_factory.mktemp("tiny-category"), PRESETS["tiny"].with_category_query())
 
@@ -160,7 +161,7 @@ def tiny_category_bundle(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_supplement_bundle(tmp_path_factory):
     """The supplement's configuration, with the sampling written as gathers."""
-    from ris.reference.config import PRESETS
+    from ris.reference.dfam.config import PRESETS
 
     return _export(
         tmp_path_factory.mktemp("tiny-supplement"),
@@ -172,11 +173,36 @@ def tiny_supplement_bundle(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_gather_bundle(tmp_path_factory):
     """FP16, with the sampling written as gathers: what `--engine tensorrt` exports."""
-    from ris.reference.config import PRESETS
+    from ris.reference.dfam.config import PRESETS
 
     return _export(
         tmp_path_factory.mktemp("tiny-gather"), PRESETS["tiny"], precision="fp16", sampling="gather"
     )
+
+
+@pytest.fixture(scope="session")
+def format_1_bundle(tmp_path_factory):
+    """The built-in bundle as it was in format 1."""
+    import format_1
+
+    return format_1.lay(tmp_path_factory.mktemp("format-1") / "bundle")
+
+
+@pytest.fixture(scope="session", params=["chained", "whole"])
+def made_up_bundle(request, tmp_path_factory):
+    """Bundles of other stages than `dfam` has (`made_up_family`)."""
+    pytest.importorskip("onnx", reason="the onnx package writes these bundles")
+    import made_up_family
+
+    return made_up_family.write(tmp_path_factory.mktemp("made-up") / request.param, request.param)
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(tmp_path_factory):
+    """FP32, of a family that only the tests know."""
+    import toy_family
+
+    return toy_family.export(tmp_path_factory.mktemp("toy") / "ris-bundle")
 
 
 @pytest.fixture

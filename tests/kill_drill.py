@@ -356,7 +356,7 @@ def train(out: Path) -> None:
     """The training job's own command: the tiny model on drawn scenes, 30 steps."""
     import torch
 
-    from ris.reference.config import PRESETS
+    from ris.reference.dfam.config import PRESETS
     from ris.reference.tokenizer import tokenizer_from
     from ris.training.initialise import fresh_model
     from ris.training.loop import Trainer

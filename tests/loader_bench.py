@@ -21,7 +21,7 @@ import numpy as np
 
 from ris.data.datasets import ReferImage
 from ris.data.scenes.as_refer import write_as_refer
-from ris.reference.config import PRESETS
+from ris.reference.dfam.config import PRESETS
 from ris.reference.tokenizer import tokenizer_from
 from ris.training.data import batches
 from ris.training.features import FeatureStore

@@ -1,7 +1,7 @@
 """Graphs that the tests have traced before, so that none is traced a dozen times.
 
 Tracing is most of what an export of the tiny model costs, the fusion's above all, and the
-bundles of the tests differ in little: precision, checkpoint, one graph of five. `share_traces`
+bundles of the tests differ in little: precision, checkpoint, one graph of several. `share_traces`
 puts a cache in front of `ris.export.onnx_writer.write_onnx`. An entry's key has everything that a
 trace depends on: the code of `ris.export` and `ris.reference`, the exporter's versions, and the
 module with its weights, and every function of ours as it is in memory, which a test may have
@@ -41,11 +41,11 @@ def shared(trace: Any) -> Any:
     """`trace` behind the cache; `.traces` is the function itself."""
 
     @functools.wraps(trace)
-    def write_onnx(module: Any, signature: Any, path: Path) -> dict[str, list[str]]:
+    def write_onnx(module: Any, stage: Any, path: Path) -> dict[str, list[str]]:
         if sum(tensor.numel() for tensor in module.state_dict().values()) > _LARGEST:
-            return trace(module, signature, path)  # full size: gigabytes, and traced once anyway
+            return trace(module, stage, path)  # full size: gigabytes, and traced once anyway
         FOLDER.mkdir(parents=True, exist_ok=True)
-        key = _key(module, signature, path)
+        key = _key(module, stage, path)
         entry = FOLDER / key
         with (FOLDER / f".{key}.lock").open("w") as lock:
             # two processes that need the same graph: the second waits for the first one's
@@ -54,7 +54,7 @@ def shared(trace: Any) -> Any:
                 _forget_old()
                 shutil.rmtree(entry, ignore_errors=True)
                 entry.mkdir()
-                scopes = trace(module, signature, path)
+                scopes = trace(module, stage, path)
                 for file in path.parent.glob(f"{path.name}*"):
                     shutil.copyfile(file, entry / file.name)
                 (entry / "partial.json").write_text(json.dumps(scopes))
@@ -68,10 +68,11 @@ def shared(trace: Any) -> Any:
     return write_onnx
 
 
-def _key(module: Any, signature: Any, path: Path) -> str:
+def _key(module: Any, stage: Any, path: Path) -> str:
     """A hash of everything that a trace depends on."""
     told = hashlib.sha256(_code().encode())
-    told.update(repr((path.name, signature, type(module).__qualname__)).encode())
+    signature = (path.name, stage.inputs, stage.outputs, type(module).__qualname__)
+    told.update(repr(signature).encode())
 
     for name, part in module.named_modules():
         simple = {

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from refer_files import write_refer
-from ris.reference.config import PRESETS
+from ris.reference.dfam.config import PRESETS
 from ris.reference.tokenizer import tokenizer_from
 from ris.training import command, devices
 from ris.training.initialise import fresh_model

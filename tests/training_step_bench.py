@@ -31,7 +31,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ris.data.scenes.as_refer import write_as_refer
-from ris.reference.config import PRESETS
+from ris.reference.dfam.config import PRESETS
 from ris.reference.tokenizer import tokenizer_from
 from ris.training import devices
 from ris.training.dry_run import measure_step, peak_memory

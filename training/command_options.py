@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ris.reference.config import PRESETS
+from ris.reference.dfam.config import PRESETS
 from ris.runtime.commands.options import Command
 from ris.runtime.commands.weight_files import weight_file_options
 from ris.training.options import SCENES, TRACKERS

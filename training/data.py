@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ris.engines.errors import RisError
 from ris.engines.text import reason_of
-from ris.reference.categories import COCO_PANOPTIC
-from ris.reference.config import ModelConfig
-from ris.reference.preprocess import prepare_squares, token_ids
+from ris.reference.dfam.categories import COCO_PANOPTIC
+from ris.reference.dfam.config import ModelConfig
+from ris.reference.dfam.preprocess import prepare_squares
+from ris.reference.preprocess import token_ids
 from ris.training.loading import AHEAD, Loading, leave_signals
 from ris.training.samples import Frame, Place, RawBatch, Source
 from ris.training.targets import Targets

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ris.reference.model import RISModel
+from ris.reference.dfam.model import RISModel
 from ris.training.forward import TrainingOutputs
 from ris.training.pretext import PretextHeads, pretext_loss, sentence_loss
 from ris.training.recipe import LossWeights

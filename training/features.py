@@ -24,9 +24,9 @@ from torch import Tensor
 
 from ris.engines.errors import RisError
 from ris.engines.temporary import clear_folder, write_atomically
-from ris.reference.config import ModelConfig
-from ris.reference.model import RISModel
-from ris.reference.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD, prepare_squares
+from ris.reference.dfam.config import ModelConfig
+from ris.reference.dfam.model import RISModel
+from ris.reference.dfam.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD, prepare_squares
 from ris.training.data import Batch, Kept
 from ris.training.forward import encode
 from ris.training.samples import StoredImage

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ris.reference.model import RISModel
+from ris.reference.dfam.model import RISModel
 
 
 @dataclass
@@ -54,7 +54,7 @@ def decode_masks(model: RISModel, images: Tensor, sparse_prompt: Tensor) -> Tens
 
     images: [N, C, s, s] with the dense prompt already added. Returns logits [N, 1, 4s, 4s].
     """
-    decoder = model.sam.mask_decoder
+    decoder = model.sam_decoder
     own_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([own_tokens.expand(len(images), -1, -1), sparse_prompt], 1)
     positions = model.sam.prompt_encoder.get_dense_pe().expand(len(images), -1, -1, -1)
@@ -111,7 +111,7 @@ def ask(
     """
     text = model.encode_words(input_ids)[1]
     mask = (input_ids != 0).to(text)
-    pwam = model.adaptor_clip.fusion
+    pwam = model.pwam
     values, queries = pwam.project_image(clip_tokens)
     fused = pwam.fuse(values[image_index], queries[image_index], text, mask)
     pyramid = model.backbone_clip(fused)

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import nn
 
-from ris.reference.layers import Attention, FeedForwardLayer
-from ris.reference.model import RISModel
-from ris.reference.pixel_decoder import DeformableAttention, EncoderLayer
+from ris.reference.dfam.model import RISModel
+from ris.reference.layers.attention import Attention, FeedForwardLayer
+from ris.reference.layers.deformable import DeformableAttention, EncoderLayer
 
 
 def released_values(model: RISModel) -> None:

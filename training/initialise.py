@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from ris.engines.errors import CheckpointError
 from ris.reference.checkpoint import WeightFiles
-from ris.reference.checkpoint.category_table import compute_sentence_start, text_tower
 from ris.reference.checkpoint.entries import Entry
 from ris.reference.checkpoint.finite import require_finite
 from ris.reference.checkpoint.loading import partial_weights
-from ris.reference.checkpoint.names import TABLE
-from ris.reference.config import ModelConfig
-from ris.reference.model import RISModel
-from ris.reference.pixel_decoder import DeformableAttention
+from ris.reference.dfam.category_table import compute_sentence_start, text_tower
+from ris.reference.dfam.config import FAMILY, ModelConfig
+from ris.reference.dfam.keys import TABLE
+from ris.reference.dfam.model import RISModel
+from ris.reference.layers.deformable import DeformableAttention
 from ris.training.initial_values import released_values, spread_samples
 from ris.training.recipe import Objective, Recipe
 from ris.training.sentence_start import set_sentence_start
@@ -67,7 +67,8 @@ def starting_model(
     model = fresh_model(config, recipe.seed, recipe.objective)
     classes = recipe.objective == "released" and recipe.weights.classes > 0
     # the [CLS] variant needs no table but for the class term
-    entries, notes = partial_weights(files, config.with_category_query() if classes else config)
+    asked = config.with_category_query() if classes else config
+    entries, notes = partial_weights(files, asked, FAMILY)
     if config.query == "category" and TABLE not in entries:
         raise CheckpointError(
             "the category variant needs its table: give --clip-checkpoint with CLIP's text tower,"
@@ -146,6 +147,6 @@ def _grid_positions(side: int, width: int) -> Tensor:
 
 def _scale_bert(model: RISModel) -> None:
     """Draws BERT's matrices anew by their width: its own deviation of 0.02 is for 768 channels."""
-    for name, parameter in model.text_encoder.named_parameters():
+    for name, parameter in model.bert.named_parameters():
         if name.startswith("encoder.") and parameter.ndim == 2:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)

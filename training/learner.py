@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ris.engines.errors import CheckpointError
-from ris.reference.model import RISModel
+from ris.reference.dfam.model import RISModel
 from ris.training.data import Batch
 from ris.training.optimisers import make_optimisers, set_rate
 from ris.training.pretext import PretextHeads

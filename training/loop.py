@@ -14,7 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ris.engines.errors import RisError, Skipped, refuse
-from ris.reference.model import RISModel
+from ris.reference.dfam.model import RISModel
 from ris.training.data import Batch, batches
 from ris.training.devices import make_accelerator, repeatable
 from ris.training.features import FeatureStore

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ris.reference.model import RISModel
+from ris.reference.dfam.model import RISModel
 from ris.training.demo_losses import demo_losses
 from ris.training.forward import TrainingOutputs
 from ris.training.matching import DfamOutput, Matched, match

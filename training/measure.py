@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from ris.engines.errors import Skipped
 from ris.evaluation.metrics import SCENES, Figures, Tally
-from ris.reference.model import RISModel
+from ris.reference.dfam.model import RISModel
 from ris.runtime.masks import mask_from_logits
 from ris.runtime.orientation import turned_mask
 from ris.runtime.picture_files import load_picture

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ris.reference.checkpoint.names import BERT
-from ris.reference.model import RISModel
+from ris.reference.dfam.keys import BERT
+from ris.reference.dfam.model import RISModel
 from ris.training.recipe import Objective, Recipe
 
 READERS = 5.0
@@ -23,7 +23,7 @@ def set_trained(model: RISModel, recipe: Recipe) -> None:
     """Freezes what the recipe does not train, and sets the dropout that BERT has in training."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(recipe.trains(name, model.config))
-    for module in model.text_encoder.modules():
+    for module in model.bert.modules():
         if isinstance(module, nn.Dropout):
             module.p = recipe.bert_dropout
 

@@ -15,9 +15,10 @@ from ris.engines.errors import CheckpointError, Skipped, refuse
 from ris.engines.processor import core_limit
 from ris.reference.checkpoint import WeightFiles, inspect
 from ris.reference.checkpoint.loading import partial_weights
-from ris.reference.checkpoint.names import BERT, CLIP_VISUAL, module_of
-from ris.reference.config import PRESETS, ModelConfig
-from ris.reference.model import RISModel, empty_model
+from ris.reference.dfam.config import FAMILY, PRESETS, ModelConfig
+from ris.reference.dfam.keys import BERT, CLIP_VISUAL, SAM
+from ris.reference.dfam.model import RISModel, empty_model
+from ris.reference.dfam.rules import key_rules
 from ris.reference.tokenizer import tokenizer_from
 from ris.training.devices import is_main
 from ris.training.initialise import starting_model
@@ -47,7 +48,7 @@ LESSON_EXPRESSIONS = 4
 VALIDATION_STEPS = 25
 """Batches of drawn scenes that a validation has."""
 
-_OPTIONS = {"sam.": "--sam-checkpoint", CLIP_VISUAL: "--clip-checkpoint", BERT: "--bert"}
+_OPTIONS = {SAM: "--sam-checkpoint", CLIP_VISUAL: "--clip-checkpoint", BERT: "--bert"}
 """What the released code begins with from files, whether it trains or not, and the options."""
 
 
@@ -119,7 +120,7 @@ def model_config(model: ModelOptions) -> ModelConfig:
     if model.preset is not None:
         config = PRESETS[model.preset]
     else:
-        config = inspect(WeightFiles(**model.files)).config
+        config = inspect(WeightFiles(**model.files), only=FAMILY).config
     if model.supplement:
         config = config.with_supplement()
     if model.variant == "category":
@@ -136,7 +137,8 @@ def require_encoders(config: ModelConfig, recipe: Recipe, files: WeightFiles) ->
     """
     if recipe.objective == "demo":
         return
-    entries, _ = partial_weights(files, config)
+    entries, _ = partial_weights(files, config, FAMILY)
+    module_of = key_rules(config).module_of
     parts = {
         module_of(name): option
         for name, _ in empty_model(config).named_parameters()

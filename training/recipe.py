@@ -10,7 +10,8 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ris.reference.config import ModelConfig
+from ris.reference.dfam.config import ModelConfig
+from ris.reference.dfam.keys import BERT, SAM_DECODER, SAM_ENCODER, SAM_PROMPTS
 
 if TYPE_CHECKING:
     from ris.data.scenes import Wanted
@@ -68,17 +69,17 @@ class LossWeights:
 
 
 FROZEN = (
-    "sam.image_encoder.",
-    "sam.prompt_encoder.",
-    "sam.mask_decoder.iou_prediction_head.",
+    SAM_ENCODER,
+    SAM_PROMPTS,
+    f"{SAM_DECODER}iou_prediction_head.",
     "clip_dense.",
 )
 """Prefixes of what neither source trains: both image encoders, and what reaches no loss."""
 
 LEFT_OUT_BERT = (
-    "text_encoder.embeddings.",
-    "text_encoder.encoder.layer.10.",
-    "text_encoder.encoder.layer.11.",
+    f"{BERT}embeddings.",
+    f"{BERT}encoder.layer.10.",
+    f"{BERT}encoder.layer.11.",
 )
 """Prefixes of what the released code's optimiser leaves out of BERT."""
 

@@ -16,7 +16,7 @@ from ris.data.datasets.squares import object_squares
 from ris.data.samples import place_of
 from ris.engines.errors import RisError
 from ris.engines.text import echoed
-from ris.reference.categories import COCO_PANOPTIC
+from ris.reference.dfam.categories import COCO_PANOPTIC
 from ris.runtime.image import Picture, load_picture
 from ris.training.samples import Example, Frame, Place, RawBatch, Stored, StoredImage, squares
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ris.engines.errors import CheckpointError, RisError
 from ris.engines.temporary import clear_dead, lock, temporary_folder, write_atomically
-from ris.reference.model import RISModel
+from ris.reference.dfam.model import RISModel
 from ris.runtime.commands.console import without_nan
 
 LOG = "log.jsonl"

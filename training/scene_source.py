@@ -18,7 +18,7 @@ from ris.data.scenes import (
     make_scene,
     target_mask,
 )
-from ris.reference.categories import COCO_PANOPTIC
+from ris.reference.dfam.categories import COCO_PANOPTIC
 from ris.training.augment import vary, warped
 from ris.training.samples import Example, RawBatch, Stored, squares
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ris.reference.model import RISModel
+from ris.reference.dfam.model import RISModel
 
 _NAME = "sentence_start"
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ris.reference.model import RISModel
+from ris.reference.dfam.model import RISModel
 from ris.training.data import Batch
 from ris.training.forward import ask
 from ris.training.losses import total_loss
@@ -93,14 +93,14 @@ def keep_fewer_activations(model: RISModel) -> None:
 
     Less memory for more time; the numbers stay the same.
     """
-    dfam, pwam = model.decoder, model.adaptor_clip.fusion
+    dfam, pwam = model.decoder, model.pwam
     layers = [
-        *model.text_encoder.encoder.layer,
+        *model.bert.encoder.layer,
         *model.clip_pixel_decoder.transformer.encoder.layers,
         model.backbone_clip,
         model.backbone_sam,
-        model.sam.mask_decoder.transformer,
-        model.sam.mask_decoder.output_upscaling,
+        model.sam_decoder.transformer,
+        model.sam_decoder.output_upscaling,
     ]
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

@@ -1,4 +1,4 @@
-"""The five graphs over the calibration samples, each output computed once and kept on disk.
+"""A bundle's graphs over the calibration samples, each output computed once and kept on disk.
 
 A change in one graph then costs only that graph and those behind it. Only ONNX Runtime's CPU is
 used. At most one large graph is open at a time while the reference is recorded.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,31 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ris.calibration.int8.options import Execution
+from ris.calibration.numerics.reach import Reach
 from ris.calibration.samples import CalibrationSample, SampleSet
-from ris.engines import EngineOptions, Session
+from ris.engines import EngineOptions, Session, TensorSpec
 from ris.engines.errors import RisError
 from ris.engines.onnxruntime import OnnxRuntimeEngine
 from ris.engines.temporary import clear_folder, write_atomically
 from ris.runtime import Bundle
-from ris.runtime.bundle import STAGES
-from ris.runtime.categories import CategoryTable, read_table
-from ris.runtime.image import prepare_image
-from ris.runtime.interpolate import resize_maps
+from ris.runtime.categories import CategoryTable
+from ris.runtime.host import HostSide
 from ris.runtime.masks import mask_from_logits
 from ris.runtime.parity import mask_iou
-from ris.runtime.text import ExpressionTokenizer
 
 Arrays = dict[str, NDArray[Any]]
-
-# the stages whose outputs a graph's masks depend on; SAM's reach the fusion for the no-target head
-# alone
-_BEHIND = {
-    "sam_image_encoder": (),
-    "clip_image_encoder": (),
-    "text_encoder": (),
-    "fusion": ("clip_image_encoder", "text_encoder"),
-    "mask_decoder": ("sam_image_encoder", "fusion"),
-}
 
 
 @dataclass(frozen=True)
@@ -107,22 +96,16 @@ class Chain:
             folder: Where outputs are kept; a later run goes on with what is there.
             execution: Threads and progress. None: all cores, and silence.
         """
-        manifest = bundle.manifest
         self.bundle, self.samples, self._folder = bundle, samples, folder
         self.execution = execution or Execution()
         self._engine = OnnxRuntimeEngine(EngineOptions("cpu", self.execution.threads))
-        self._tokenize = ExpressionTokenizer(
-            bundle.file(manifest.text.tokenizer), manifest.text.max_tokens
-        )
-        self._categories: tuple[CategoryTable, NDArray[np.float32]] | None = None
-        if (files := manifest.categories) is not None:
-            self._categories = read_table(bundle.file(files.names), bundle.file(files.features))
+        self._host = HostSide(bundle)
         folder.mkdir(parents=True, exist_ok=True)
         clear_folder(folder)
 
     def record(self) -> None:
         """Runs what has not been run yet, graph by graph."""
-        for stage in STAGES:
+        for stage in self.bundle.stages:
             missing = [i for i in range(len(self.samples)) if not self._file(i, stage).exists()]
             if not missing:
                 continue
@@ -158,45 +141,44 @@ class Chain:
         Raises:
             RisError: The model asks by category and the sample has none.
         """
-        manifest = self.bundle.manifest
-        if stage == "sam_image_encoder":
-            return {"image": prepare_image(sample.rgb, manifest.preprocess)[0]}
-        if stage == "clip_image_encoder":
-            return {"image": prepare_image(sample.rgb, manifest.preprocess)[1]}
-        if stage == "text_encoder":
-            return {"input_ids": self._tokenize(sample.expressions).ids}
+        takes = {spec.name: spec.value for spec in self.bundle.manifest.graphs[stage].inputs}
+        wanted = set(takes.values())
+        values = self._host_values(wanted, sample)
+        for before in self.bundle.stages:
+            own = _names(self.bundle.manifest.graphs[before].outputs)
+            resized = self.bundle.wiring.resizes[before].keys()
+            if wanted.isdisjoint(own | resized):
+                continue
+            outputs = changed[before] if before in changed else self.recorded(i, before)
+            values |= outputs
+            if not wanted.isdisjoint(resized):
+                values |= self._host.resized(before, outputs)
+        return {name: values[value] for name, value in takes.items()}
 
-        def output(of: str, name: str) -> NDArray[Any]:
-            return (changed[of] if of in changed else self.recorded(i, of))[name]
+    def _host_values(self, wanted: set[str], sample: CalibrationSample) -> Arrays:
+        """Those of the wanted values that the host makes of a sample, and perhaps others of it."""
+        host = self.bundle.manifest.host
+        values: dict[str, Any] = {}
+        if not wanted.isdisjoint(host.images):
+            values |= self._host.images(sample.rgb)
+        if not wanted.isdisjoint({host.text.ids, host.text.mask, host.image_index}):
+            values |= self._host.texts(self._host.tokenize(sample.expressions))
+        if host.categories is not None and host.categories.value in wanted:
+            values |= self._host.asked(_rows(self._host.categories, sample))
+        return values
 
-        image_index = np.zeros(len(sample.expressions), np.int32)
-        if stage == "mask_decoder":
-            link = manifest.dense_prompt
-            dense = output("fusion", "dense_prompt")
-            return {
-                "image_index": image_index,
-                "image_embeddings": output("sam_image_encoder", "image_embeddings"),
-                "dense_prompt": resize_maps(dense, link.target, link.target, link.interpolation),
-                "sparse_prompt": output("fusion", "sparse_prompt"),
-            }
-        feeds: Arrays = {
-            "image_index": image_index,
-            "clip_tokens": output("clip_image_encoder", "clip_tokens"),
-            "text_features": output("text_encoder", "text_features"),
-            "text_mask": self._tokenize(sample.expressions).mask,
-        }
-        if manifest.no_target:
-            feeds["image_embeddings"] = output("sam_image_encoder", "image_embeddings")
-        if self._categories is not None:
-            feeds["category_feature"] = _category_features(*self._categories, sample)
-        return feeds
+    @cached_property
+    def _reach(self) -> Reach:
+        return Reach(self.bundle)
 
     def score(self, paths: Mapping[str, Path], title: str | None = None) -> Score:
         """What the masks are worth where the graphs of `paths` replace those of their stages.
 
         The progress over the samples is shown under `title`. None: it is not shown.
         """
-        touched = _touched(paths)
+        logits = self.bundle.manifest.answer.mask_logits
+        last = next(s.name for s in self.bundle.manifest.stages if logits in _names(s.outputs))
+        touched = self._reach.touched(paths)
         scores: list[_MaskScore] = []
         with ExitStack() as stack:
             sessions = {
@@ -210,9 +192,9 @@ class Chain:
                 changed: dict[str, Arrays] = {}
                 for stage in touched:
                     changed[stage] = sessions[stage].run(self.feeds(stage, i, sample, changed))
-                wanted = self.recorded(i, "mask_decoder")
-                got = changed.get("mask_decoder", wanted)
-                scores += self._compare(sample, got["mask_logits"], wanted["mask_logits"])
+                wanted = self.recorded(i, last)
+                got = changed.get(last, wanted)
+                scores += self._compare(sample, got[logits], wanted[logits])
         return _mean(scores)
 
     def _compare(
@@ -220,7 +202,7 @@ class Chain:
     ) -> Iterator[_MaskScore]:
         """Scores of a sample's masks, from their logits [expressions, 1, h, w] and FP32's."""
         height, width = sample.rgb.shape[:2]
-        threshold = self.bundle.manifest.postprocess.threshold
+        threshold = self.bundle.manifest.answer.threshold
         for number in range(len(sample.expressions)):
             ours = mask_from_logits(got[number, 0], height, width, threshold)
             theirs = mask_from_logits(wanted[number, 0], height, width, threshold)
@@ -236,10 +218,13 @@ def _save(file: Path, arrays: Mapping[str, Any]) -> None:
     write_atomically(file, lambda target: np.savez(target, **arrays))
 
 
-def _category_features(
-    table: CategoryTable, features: NDArray[np.float32], sample: CalibrationSample
-) -> NDArray[np.float32]:
-    """The feature of each expression's category, float32 [expressions, C]."""
+def _names(specs: Iterable[TensorSpec]) -> set[str]:
+    return {spec.name for spec in specs}
+
+
+def _rows(table: CategoryTable | None, sample: CalibrationSample) -> list[int]:
+    """The row of each expression's category."""
+    assert table is not None  # the manifest has a table
     if sample.categories is None:
         raise RisError("this model asks by category: give --category for each expression, or auto")
     pairs = zip(sample.categories, sample.expressions, strict=True)
@@ -247,17 +232,7 @@ def _category_features(
         table.guess(expression) if category == "auto" else table.known(category)
         for category, expression in pairs
     ]
-    return features[[table.row(guess.category) for guess in found]]
-
-
-def _touched(stages: Iterable[str]) -> list[str]:
-    """The stages to run anew where the graphs of these have changed, in the order of `STAGES`."""
-    changed = set(stages)
-    touched: list[str] = []
-    for stage in STAGES:
-        if stage in changed or any(before in touched for before in _BEHIND[stage]):
-            touched.append(stage)
-    return touched
+    return [table.row(guess.category) for guess in found]
 
 
 def _mean(scores: list[_MaskScore]) -> Score:

@@ -10,10 +10,9 @@ import click
 
 from ris import pip_install
 from ris.calibration.asking import Asked, sample_options, threads_option
-from ris.calibration.int8.options import IMAGE_ENCODERS, Execution, Int8Options
+from ris.calibration.int8.options import Execution, Int8Options
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
-from ris.runtime.bundle import STAGES
 from ris.runtime.commands.console import RisCommand, disk_errors, find_bundle, track
 from ris.runtime.commands.options import Command, Option, add_options
 
@@ -26,8 +25,8 @@ _QUANTISING: tuple[Option, ...] = (
         "--graph",
         "graphs",
         multiple=True,
-        type=click.Choice(STAGES),
-        help="A graph to quantise; may be repeated. Default: the two image encoders.",
+        help="A graph to quantise; may be repeated. Default: what the bundle says, such as its "
+        "image encoders.",
     ),
     click.option(
         "--calibrator",
@@ -85,7 +84,7 @@ def _take_options(given: dict[str, Any]) -> Int8Options:
     alpha, smooth = given.pop("alpha"), not given.pop("no_smooth")
     as_they_are = ("calibrator", "percentile", "attention", "max_iou_drop", "against")
     return Int8Options(
-        graphs=given.pop("graphs") or IMAGE_ENCODERS,
+        graphs=given.pop("graphs") or None,
         alpha=alpha if smooth else None,
         sensitivity=not given.pop("quick"),
         **{name: given.pop(name) for name in as_they_are},

@@ -8,9 +8,6 @@ from typing import Literal
 
 from ris.calibration.int8.histogram import Calibrator
 
-IMAGE_ENCODERS = ("sam_image_encoder", "clip_image_encoder")
-"""The stages that are quantised where none is named."""
-
 Track = Callable[[Iterable[int], int, str], Iterator[int]]
 """`ris.runtime.commands.console.track`, or anything that yields the same items."""
 
@@ -19,8 +16,8 @@ Track = Callable[[Iterable[int], int, str], Iterator[int]]
 class Int8Options:
     """What to do. Everything here is written to the report."""
 
-    graphs: tuple[str, ...] = IMAGE_ENCODERS
-    """The stages to quantise."""
+    graphs: tuple[str, ...] | None = None
+    """The stages to quantise. None: those that the bundle says (`int8_by_default`)."""
 
     calibrator: Calibrator | Literal["auto"] = "auto"
     """How thresholds are chosen; "auto": the calibrator that loses least."""

@@ -10,7 +10,7 @@ from typing import Any
 from ris import __version__
 from ris.calibration.int8.chain import Chain, Score
 from ris.calibration.int8.histogram import Calibrator
-from ris.calibration.int8.options import IMAGE_ENCODERS, Execution, Int8Options
+from ris.calibration.int8.options import Execution, Int8Options
 from ris.calibration.int8.report import Int8Report
 from ris.calibration.int8.search import LayerCost, LayerKey, Quantiser
 from ris.calibration.int8.statistics import measure
@@ -22,7 +22,6 @@ from ris.runtime import Bundle
 from ris.runtime.bundle_folder import check_target, recover
 
 __all__ = [
-    "IMAGE_ENCODERS",
     "WRITER",
     "Execution",
     "Int8Options",
@@ -58,10 +57,12 @@ def quantise_bundle(
 
     Raises:
         BundleError: `bundle` is not FP32, or `out` is in the way.
-        RisError: There are no samples, or the target cannot be held.
+        RisError: There are no samples, there is no such graph, or the target cannot be held.
     """
     execution = execution or Execution()
     _check(bundle, samples)
+    stages = _stages(bundle, options.graphs)
+    options = dataclasses.replace(options, graphs=stages)
     recover(out)
     check_target(out, overwrite)  # before the work, and again when it is done
 
@@ -70,7 +71,7 @@ def quantise_bundle(
     chain.record()
     graphs = {
         stage: measure(chain, stage, work, alpha=options.alpha, attention=options.attention)
-        for stage in options.graphs
+        for stage in stages
     }
     quantiser = Quantiser(
         chain, graphs, work, against=options.against, percentile=options.percentile
@@ -87,6 +88,22 @@ def _check(bundle: Bundle, samples: SampleSet) -> None:
         raise BundleError(f"{bundle.path} is {precision}; INT8 is made from an FP32 bundle")
     if not len(samples):
         raise RisError("there are no calibration samples")
+
+
+def _stages(bundle: Bundle, asked: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The stages to quantise: those that were asked for, or the bundle's own.
+
+    Raises RisError where there is none, or none of that name.
+    """
+    known = ", ".join(bundle.stages)
+    if unknown := sorted(set(asked or ()) - set(bundle.stages)):
+        raise RisError(f"{bundle.path} has no graph {', '.join(unknown)}; there are {known}")
+    stages = asked or tuple(s.name for s in bundle.manifest.stages if s.int8_by_default)
+    if not stages:
+        raise RisError(
+            f"{bundle.path} does not say which graphs INT8 is for; name them with --graph: {known}"
+        )
+    return stages
 
 
 def work_folder(out: Path) -> Path:
@@ -120,7 +137,7 @@ def _choose(quantiser: Quantiser, options: Int8Options) -> tuple[Int8Report, lis
     """The layers to quantise, and the report as far as it is known before the bundle is written."""
     every = list(quantiser.layers)
     if not every:
-        raise RisError(f"{', '.join(options.graphs)}: there is nothing to quantise")
+        raise RisError(f"{', '.join(quantiser.graphs)}: there is nothing to quantise")
     calibrator, scores = _calibrate(quantiser, options)
     chosen, score = every, scores[calibrator]
     holds = score.drop(options.against) <= options.max_iou_drop

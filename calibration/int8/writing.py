@@ -48,21 +48,20 @@ def write_bundle(
         for name in manifest.files:
             shutil.copyfile(bundle.file(name), folder / name)
 
-        graphs: dict[str, GraphEntry] = {}
+        entries: list[GraphEntry] = []
         for stage, entry in manifest.graphs.items():
             if report.quantised.get(stage):
                 quantiser.write(stage, chosen, report.calibrator, folder / entry.file)
-                graphs[stage] = _quantised_entry(stage, entry, report, folder)
+                entries.append(_quantised_entry(stage, entry, report, folder))
             else:
                 for name in entry.sha256:
                     shutil.copyfile(bundle.file(name), folder / name)
                 islands = {"*": _why_not(stage, report)}
-                graphs[stage] = dataclasses.replace(entry, fp32_islands=islands)
+                entries.append(dataclasses.replace(entry, fp32_islands=islands))
 
         changed = dataclasses.replace(
-            manifest,
+            manifest.with_graphs(entries),
             precision="int8",
-            graphs=graphs,
             writer={**manifest.writer, WRITER: __version__},
         )
         checked = _check(Bundle(folder, changed), bundle)
@@ -81,9 +80,11 @@ def _quantised_entry(stage: str, entry: GraphEntry, report: Int8Report, folder: 
         alpha=report.options.alpha,
         samples=report.samples,
     )
+    # small weights are in the graph's own file, and leave none beside it
+    files = [name for name in entry.sha256 if (folder / name).exists()]
     return dataclasses.replace(
         entry,
-        sha256=hash_files(folder, list(entry.sha256)),
+        sha256=hash_files(folder, files),
         fp32_islands=report.kept[stage],
         int8=int8,
     )
@@ -102,8 +103,7 @@ def _check(written: Bundle, original: Bundle) -> ParityReport:
 
 def _why_not(stage: str, report: Int8Report) -> str:
     """Why a graph has no INT8 layer."""
-    options = report.options
-    if stage in options.graphs:
-        limit = f"--max-iou-drop {options.max_iou_drop:g}"
+    if stage in report.quantised:
+        limit = f"--max-iou-drop {report.options.max_iou_drop:g}"
         return f"every layer of it in INT8 costs more than {limit} allows"
     return "was not asked for (--graph)"

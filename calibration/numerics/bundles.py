@@ -51,8 +51,8 @@ def _write(bundle: Bundle, folder: Path) -> None:
     for name in manifest.files:
         shutil.copyfile(bundle.file(name), folder / name)
 
-    graphs = dict(manifest.graphs)
-    for stage, entry in graphs.items():
+    entries = []
+    for entry in manifest.stages:
         source, target = bundle.path / entry.file, folder / entry.file
         copy_data(source, target.parent)
         if entry.precision == "fp16":
@@ -61,10 +61,10 @@ def _write(bundle: Bundle, folder: Path) -> None:
             shutil.copyfile(source, target)
         hashes = hash_files(folder, list(entry.sha256))
         # they are FP32 graphs now: marked "fp16", an engine could leave their roundings out
-        graphs[stage] = dataclasses.replace(entry, sha256=hashes, precision="fp32")
+        entries.append(dataclasses.replace(entry, sha256=hashes, precision="fp32"))
 
     writer = {**manifest.writer, EMULATES: __version__}
-    changed = dataclasses.replace(manifest, graphs=graphs, writer=writer)
+    changed = dataclasses.replace(manifest.with_graphs(entries), writer=writer)
     (folder / MANIFEST).write_text(changed.to_json(), encoding="utf-8")
 
 

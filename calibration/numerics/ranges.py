@@ -21,7 +21,6 @@ from ris.engines.errors import BundleError, RisError
 from ris.engines.onnxruntime import OnnxRuntimeEngine
 from ris.engines.temporary import write_atomically
 from ris.runtime import Bundle, Model
-from ris.runtime.bundle import STAGES
 
 FP16_MAX = 65504.0
 """The largest finite FP16 number."""
@@ -193,7 +192,7 @@ def measure_ranges(
     sessions: dict[str, _RangeSession] = {}
     with tempfile.TemporaryDirectory(prefix="ris-ranges-") as folder:
         try:
-            for stage in STAGES:
+            for stage in bundle.stages:
                 place = Path(folder) / stage
                 place.mkdir()
                 sessions[stage] = _open(engine, bundle.graph(stage), place)
@@ -205,7 +204,7 @@ def measure_ranges(
     if not done:
         raise RisError("there are no calibration samples")
     stages = {stage: session.ranges() for stage, session in sessions.items()}
-    hashes = {stage: dict(bundle.manifest.graphs[stage].sha256) for stage in STAGES}
+    hashes = {stage: dict(entry.sha256) for stage, entry in bundle.manifest.graphs.items()}
     return Ranges(stages, done, hashes)
 
 

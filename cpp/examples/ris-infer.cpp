@@ -17,7 +17,8 @@ const char *const kHelp =
 
 Options:
   --category NAME    for a model that asks by category, once for each expression
-  --providers WHICH  cpu, cuda or tensorrt, then exceptions by graph: cuda,text_encoder=cpu
+  --providers WHICH  cpu, cuda or tensorrt, then exceptions by graph, whose names -v says:
+                     cuda,NAME=cpu
   --engine-cache F   folder in which the provider tensorrt keeps compiled engines
   --out FOLDER       where the files go; made if need be (default: ris-output)
   --threads N        CPU threads of a graph (default: all cores)
@@ -28,7 +29,7 @@ Examples:
   ris-infer ris-bundle photo.jpg "left man"
   ris-infer ris-bundle photo.jpg "left man" "the dog" --out masks -v
   ris-infer bundle photo.jpg "left man" --category person
-  ris-infer bundle photo.jpg "left man" --providers cuda,text_encoder=cpu
+  ris-infer bundle photo.jpg "left man" --providers cuda
 )";
 
 // "Left man!" -> "left-man"

@@ -54,7 +54,7 @@
 extern "C" {
 #endif
 
-typedef struct ris_model ris_model;   /* an opened bundle: five graphs, ready to run */
+typedef struct ris_model ris_model;   /* an opened bundle: its graphs, ready to run */
 typedef struct ris_scene ris_scene;   /* an encoded image: ask it as often as you like */
 typedef struct ris_result ris_result; /* the answers to one question, one for each expression */
 
@@ -76,8 +76,8 @@ typedef struct ris_options {
      * were built with any earlier one: what those lack has its default. */
     size_t struct_size;
     /* What runs the graphs: "cpu", "cuda" or "tensorrt", then exceptions by graph, such as
-     * "cuda,text_encoder=cpu". NULL: "cpu". Where a provider does not start, ris_open fails;
-     * nothing falls back unseen. */
+     * "cuda,NAME=cpu"; ris_info has the names. NULL: "cpu". Where a provider does not start,
+     * ris_open fails; nothing falls back unseen. */
     const char *providers;
     /* Folder for what the TensorRT provider compiled: an EPContext model for each graph. It must
      * exist. NULL: everything is compiled each time. Engines are code: one is read again only where
@@ -114,7 +114,7 @@ typedef struct ris_answer {
     size_t struct_size;
     /* height x width bytes without padding, 1 inside the mask, of the image's own size */
     const uint8_t *mask;
-    /* logits_height x logits_width, the decoder's mask logits before any no-target decision */
+    /* logits_height x logits_width, the mask logits before any no-target decision */
     const float *logits;
     /* what a user should know, such as words that the model does not know: lines, usually "" */
     const char *notes;
@@ -141,13 +141,14 @@ RIS_API ris_status ris_open(const char *bundle, const ris_options *options, ris_
 /* What was opened, and what runs it, as a JSON object. It lasts until the model is closed. */
 RIS_API ris_status ris_info(const ris_model *model, const char **json);
 
-/* The token ids that the model reads of an expression, padded with 0 to the model's own number of
- * tokens, which `*count` gets. RIS_ERROR_ARGUMENT where `capacity` is below that number. */
+/* The token ids that the model reads of an expression, padded to the model's own number of tokens,
+ * which `*count` gets. RIS_ERROR_ARGUMENT where `capacity` is below that number. */
 RIS_API ris_status ris_tokenize(const ris_model *model, const char *expression, int32_t *ids,
                                 size_t capacity, size_t *count);
 
-/* Runs the two image encoders. rgb: 8-bit RGB, the top row first. stride: bytes from one row to the
- * next, at least 3 * width. The picture must be upright: what a viewer would show. */
+/* Runs the graphs that need no expression. rgb: 8-bit RGB, the top row first. stride: bytes from
+ * one row to the next, at least 3 * width. The picture must be upright: what a viewer would show.
+ */
 RIS_API ris_status ris_encode_image(const ris_model *model, const uint8_t *rgb, int32_t width,
                                     int32_t height, size_t stride, ris_scene **scene);
 
@@ -155,7 +156,7 @@ RIS_API ris_status ris_encode_image(const ris_model *model, const uint8_t *rgb, 
 RIS_API ris_status ris_ask(const ris_scene *scene, const char *const *expressions, size_t count,
                            const ris_ask_options *options, ris_result **result);
 
-/* The same by token ids: `count` rows of `length` ids with [CLS] and [SEP]; 0 is padding. */
+/* The same by token ids: `count` rows of `length` ids as ris_tokenize gives them, padded or not. */
 RIS_API ris_status ris_ask_tokens(const ris_scene *scene, const int32_t *ids, size_t count,
                                   size_t length, const ris_ask_options *options,
                                   ris_result **result);

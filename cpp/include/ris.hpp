@@ -157,7 +157,7 @@ public:
         return json;
     }
 
-    /// The token ids that the model reads, padded with 0.
+    /// The token ids that the model reads, padded.
     std::vector<std::int32_t> tokenize(const std::string &expression) const {
         std::size_t count = 0;
         std::vector<std::int32_t> ids(64);

@@ -1,7 +1,7 @@
 #include "bundle.h"
 
-#include "checks.h"
 #include "error.h"
+#include "external.h"
 #include "json.h"
 #include "sha256.h"
 
@@ -16,9 +16,6 @@
 
 namespace libris {
 namespace fs = std::filesystem;
-
-const std::array<const char *, kStages> kStageNames = {"sam_image_encoder", "clip_image_encoder",
-                                                       "text_encoder", "fusion", "mask_decoder"};
 
 namespace {
 
@@ -39,11 +36,23 @@ std::string damage(const Bundle &bundle, const std::string &name, const std::str
     return name + " is not the file that was exported (sha256 differs)";
 }
 
+// Notes each data file that a graph would open and the manifest has no hash of.
+void find_unhashed_data(const Bundle &bundle, const Stage &stage,
+                        std::vector<std::string> &problems) {
+    const std::string path = bundle.file(stage.file);
+    const fs::path folder = fs::path(stage.file).parent_path();
+    for (const std::string &name : data_files(read_file(path, "graph", kLargestGraph), path)) {
+        if (stage.sha256.count((folder / name).string()) != 0) continue;
+        problems.push_back(stage.file + " keeps weights in " + quoted(name) +
+                           ", which has no sha256 in the manifest");
+    }
+}
+
 std::vector<std::string> all_damage(const Bundle &bundle, bool verify) {
     const Manifest &manifest = bundle.manifest;
     std::map<std::string, std::string> expected = manifest.files;
-    for (const Graph &graph : manifest.graphs) {
-        expected.insert(graph.sha256.begin(), graph.sha256.end());
+    for (const Stage &stage : manifest.stages) {
+        expected.insert(stage.sha256.begin(), stage.sha256.end());
     }
 
     const std::vector<std::pair<std::string, std::string>> items(expected.begin(), expected.end());
@@ -72,24 +81,19 @@ std::vector<std::string> all_damage(const Bundle &bundle, bool verify) {
         if (!problem.empty()) problems.push_back(std::move(problem));
     }
     if (!problems.empty()) return problems;
-    for (const Graph &graph : manifest.graphs) {
-        for (std::string &problem : unhashed_data(bundle, graph)) {
-            problems.push_back(std::move(problem));
-        }
-    }
+    for (const Stage &stage : manifest.stages) find_unhashed_data(bundle, stage, problems);
     return problems;
 }
 
 }  // namespace
 
-const TensorSpec &Graph::output(const std::string &name) const {
-    for (const TensorSpec &spec : outputs) {
-        if (spec.name == name) return spec;
-    }
-    throw Error(RIS_ERROR_BUNDLE, file + " has no output " + name + "; export the bundle again");
+bool Stage::is_of_questions() const {
+    return std::any_of(inputs.begin(), inputs.end(), [](const TensorSpec &spec) {
+        return std::count(spec.shape.begin(), spec.shape.end(), TensorSpec::expressions) > 0;
+    });
 }
 
-Bundle open_bundle(const std::string &path, bool verify) {
+Bundle read_bundle(const std::string &path) {
     std::error_code error;
     if (!fs::exists(path, error)) {
         throw Error(RIS_ERROR_BUNDLE, path + ": no such bundle; make one with ris-export");
@@ -104,10 +108,7 @@ Bundle open_bundle(const std::string &path, bool verify) {
                                              "make one with ris-export");
     }
 
-    Bundle bundle{fs::absolute(path).string(),
-                  parse_manifest(read_file(manifest, "manifest"), manifest)};
-    check_files(bundle, verify);
-    return bundle;
+    return {fs::absolute(path).string(), parse_manifest(read_file(manifest, "manifest"), manifest)};
 }
 
 void check_files(const Bundle &bundle, bool verify) {

@@ -12,20 +12,29 @@
 
 namespace libris {
 
-constexpr int kFormatVersion = 1;
+constexpr int kFormatVersion = 2;  // the newest that is read
 
-enum Stage { sam_image_encoder, clip_image_encoder, text_encoder, fusion, mask_decoder, kStages };
-extern const std::array<const char *, kStages> kStageNames;
-
-// A graph's input or output. shape: sizes, or a kind of batch axis.
+// A value: an array that the host or one of the stages gives, and stages take by its name.
 struct TensorSpec {
     static constexpr int images = -1, expressions = -2;
     std::string name;
+    std::string value;  // that an input takes; an output's is its name
     bool is_int32;
-    std::vector<int> shape;
+    std::vector<int> shape;  // sizes, or a kind of batch axis
 };
 
-struct Graph {
+// The item of that name; null where there is none.
+template <class Item>
+const Item *named(const std::vector<Item> &items, const std::string &name) {
+    for (const Item &item : items) {
+        if (item.name == name) return &item;
+    }
+    return nullptr;
+}
+
+// One ONNX graph.
+struct Stage {
+    std::string name;
     std::string file;  // relative to the bundle
     // for its user's eyes: it is in the graph, whose inputs and outputs are float32
     std::string precision;
@@ -33,36 +42,63 @@ struct Graph {
     std::map<std::string, std::string> sha256;
     std::vector<TensorSpec> inputs, outputs;
 
-    // The output `name`. Throws where the graph has none.
-    const TensorSpec &output(const std::string &name) const;
+    // Runs for each question; else once an image.
+    bool is_of_questions() const;
 };
 
-// How an encoder's square is made: mean and std are of levels 0-255 for SAM, 0-1 for CLIP.
-struct Square {
+// A square that the host makes, float32 [1, 3, size, size].
+struct HostImage {
+    std::string name;
+    std::string of;  // "picture", or the image whose 8-bit levels it is made of
+    std::string fit;
     int size;
+    Interpolation filter;
+    bool antialias;
+    int levels;  // what white is before mean and std: 1 or 255
     std::array<float, 3> mean, std;
+
+    bool is_of_picture() const { return of == "picture"; }
 };
 
-struct Preprocess {
-    Square sam, clip;
+// How expressions become token ids. mask: "" where no stage takes one.
+struct Text {
+    std::string tokenizer;
+    int max_tokens, pad_id;
+    std::string ids, mask;
+};
+
+// The table of a model that asks by category: its files, and the value that rows of it become.
+struct Categories {
+    std::string names, features, value;
+};
+
+// Maps [n, channels, h, w] of a stage that the host resizes for the next ones.
+struct Resize {
+    std::string name, of;
+    int size;
+    Interpolation interpolation;
+};
+
+struct Host {
+    std::vector<HostImage> images;
+    Text text;
+    std::string image_index;  // "" where no stage takes it
+    std::optional<Categories> categories;
+    std::vector<Resize> resizes;
 };
 
 struct Manifest {
+    int format_version;
+    std::string family;
     std::string source_kind;
     bool trained;
     std::string preset;
     std::string precision;
-    std::array<Graph, kStages> graphs;
-    Preprocess preprocess;
-    std::string tokenizer;
-    std::string golden;  // Python's own, checked with the rest
-    int max_tokens;
-    int dense_grid, dense_target;
-    Interpolation dense_interpolation;
+    Host host;
+    std::vector<Stage> stages;                  // in the order in which they run
+    std::string mask_logits, no_target_logits;  // values; "" where the model does not decide that
     float threshold;
-    bool no_target;
-    // files of names and of features
-    std::optional<std::pair<std::string, std::string>> categories;
+    std::string golden;                        // Python's own, checked with the rest
     std::map<std::string, std::string> files;  // sha256 of what is no graph
 };
 
@@ -73,11 +109,11 @@ struct Bundle {
     std::string file(const std::string &name) const { return path + "/" + name; }
 };
 
-// Reads the manifest and checks the files: present and, with `verify`, unchanged since the export.
-// Throws Error with all that are missing or damaged.
-Bundle open_bundle(const std::string &path, bool verify);
+// Reads and checks the manifest. Throws Error with all that is wrong with it.
+Bundle read_bundle(const std::string &path);
 
-// The same check of the files alone.
+// Checks the files: present and, with `verify`, unchanged since the export. Throws Error with all
+// that are missing or damaged.
 void check_files(const Bundle &bundle, bool verify);
 
 // The most bytes that are read of a text, and of an ONNX file, which protobuf ends at 2 GB.

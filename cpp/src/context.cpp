@@ -18,12 +18,12 @@ constexpr size_t kTagDigits = 64;
 
 }  // namespace
 
-ContextModel::ContextModel(const std::string &folder, const char *stage, const Graph &graph,
+ContextModel::ContextModel(const std::string &folder, const Stage &stage,
                            const std::string &built_for)
     : key_(user_key()) {
     std::string all = built_for;
-    for (const auto &[name, hash] : graph.sha256) all += "\n" + name + " " + hash;
-    name_ = std::string(stage) + "-" + sha256_of_text(all).substr(0, kNameDigits) + "_ctx.onnx";
+    for (const auto &[name, hash] : stage.sha256) all += "\n" + name + " " + hash;
+    name_ = stage.name + "-" + sha256_of_text(all).substr(0, kNameDigits) + "_ctx.onnx";
     path_ = folder + "/" + name_;
     seal_ = path_ + ".seal";
 }

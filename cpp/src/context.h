@@ -11,10 +11,9 @@ namespace libris {
 
 class ContextModel {
 public:
-    // In `folder`, for a graph. The name tells apart what `built_for` tells apart: versions,
-    // profiles, devices. Throws Error where the user names a key that is none.
-    ContextModel(const std::string &folder, const char *stage, const Graph &graph,
-                 const std::string &built_for);
+    // In `folder`, for a stage's graph. The name tells apart what `built_for` tells apart:
+    // versions, profiles, devices. Throws Error where the user names a key that is none.
+    ContextModel(const std::string &folder, const Stage &stage, const std::string &built_for);
 
     const std::string &path() const { return path_; }
 

@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <type_traits>
 
 namespace libris {
 namespace fs = std::filesystem;
@@ -112,9 +113,9 @@ void append_cuda(Ort::SessionOptions &session, int device_id) {
 }
 
 // The sizes of a graph's inputs as the TensorRT provider takes them, for `expressions` of them.
-std::string profile(const Graph &graph, int expressions) {
+std::string profile(const Stage &stage, int expressions) {
     std::string all;
-    for (const TensorSpec &spec : graph.inputs) {
+    for (const TensorSpec &spec : stage.inputs) {
         std::string sizes;
         for (const int64_t size : real_shape(spec, expressions)) {
             sizes += (sizes.empty() ? "" : "x") + std::to_string(size);
@@ -124,11 +125,11 @@ std::string profile(const Graph &graph, int expressions) {
     return all;
 }
 
-Settings tensorrt_settings(const Graph &graph, const EngineOptions &options) {
+Settings tensorrt_settings(const Stage &stage, const EngineOptions &options) {
     Settings settings = {{"device_id", std::to_string(options.device_id)},
-                         {"trt_profile_min_shapes", profile(graph, 1)},
-                         {"trt_profile_opt_shapes", profile(graph, 1)},
-                         {"trt_profile_max_shapes", profile(graph, options.max_expressions)}};
+                         {"trt_profile_min_shapes", profile(stage, 1)},
+                         {"trt_profile_opt_shapes", profile(stage, 1)},
+                         {"trt_profile_max_shapes", profile(stage, options.max_expressions)}};
     if (!options.engine_cache.empty()) {
         settings["trt_timing_cache_enable"] = "1";
         settings["trt_timing_cache_path"] = options.engine_cache;
@@ -214,7 +215,7 @@ std::vector<int64_t> real_shape(const TensorSpec &spec, int64_t expressions) {
     return sizes;
 }
 
-std::array<Provider, kStages> parse_providers(const std::string &text) {
+Providers parse_providers(const std::string &text) {
     const auto provider = [&](const std::string &name) {
         for (const Provider one : {Provider::cpu, Provider::cuda, Provider::tensorrt}) {
             if (name == provider_name(one)) return one;
@@ -223,37 +224,42 @@ std::array<Provider, kStages> parse_providers(const std::string &text) {
                                             "; there are cpu, cuda and tensorrt");
     };
 
-    std::array<Provider, kStages> all{};
+    Providers asked;
     for (size_t start = 0, end = 0; end != std::string::npos; start = end + 1) {
         end = text.find(',', start);
         const std::string part = text.substr(start, end == std::string::npos ? end : end - start);
         const size_t equals = part.find('=');
-        if (equals == std::string::npos) {
-            if (start != 0) {
-                throw Error(RIS_ERROR_ARGUMENT,
-                            "options.providers: " + quoted(part) +
-                                " names no graph; write fusion=cpu for an exception");
-            }
-            all.fill(provider(part));
+        if (equals != std::string::npos) {
+            asked.exceptions.emplace_back(part.substr(0, equals),
+                                          provider(part.substr(equals + 1)));
+        } else if (start == 0) {
+            asked.all = provider(part);
+        } else {
+            throw Error(RIS_ERROR_ARGUMENT, "options.providers: " + quoted(part) +
+                                                " names no graph; write NAME=" + cut(part, 80) +
+                                                " for an exception");
+        }
+    }
+    return asked;
+}
+
+std::vector<Provider> providers_of(const Providers &asked, const Manifest &manifest) {
+    const std::vector<Stage> &stages = manifest.stages;
+    std::vector<Provider> all(stages.size(), asked.all);
+    for (const auto &[name, provider] : asked.exceptions) {
+        if (const Stage *const stage = named(stages, name)) {
+            all[static_cast<size_t>(stage - stages.data())] = provider;
             continue;
         }
-
-        const std::string stage = part.substr(0, equals);
-        const auto found = std::find(kStageNames.begin(), kStageNames.end(), stage);
-        if (found == kStageNames.end()) {
-            std::string names;
-            for (const char *name : kStageNames) {
-                names += (names.empty() ? "" : ", ") + std::string(name);
-            }
-            throw Error(RIS_ERROR_ARGUMENT, "options.providers: there is no graph " +
-                                                quoted(stage) + "; there are " + names);
-        }
-        all[static_cast<size_t>(found - kStageNames.begin())] = provider(part.substr(equals + 1));
+        std::string names;
+        for (const Stage &stage : stages) names += (names.empty() ? "" : ", ") + stage.name;
+        throw Error(RIS_ERROR_ARGUMENT, "options.providers: there is no graph " + quoted(name) +
+                                            "; there are " + cut(names, 400));
     }
     return all;
 }
 
-void check_engine_cache(const std::string &folder, const std::array<Provider, kStages> &providers) {
+void check_engine_cache(const std::string &folder, const std::vector<Provider> &providers) {
     if (folder.empty()) return;
     if (std::find(providers.begin(), providers.end(), Provider::tensorrt) == providers.end()) {
         throw Error(RIS_ERROR_ARGUMENT,
@@ -270,14 +276,11 @@ void start_onnxruntime() { environment(); }
 
 std::string onnxruntime_version() { return OrtGetApiBase()->GetVersionString(); }
 
-Session::Session(const Bundle &bundle, Stage stage, const EngineOptions &options)
-    : name_(kStageNames[stage]),
-      inputs_(bundle.manifest.graphs[stage].inputs),
-      outputs_(bundle.manifest.graphs[stage].outputs) {
-    const Graph &graph = bundle.manifest.graphs[stage];
-    const Provider provider = options.providers[stage];
+Session::Session(const Bundle &bundle, const Stage &stage, Provider provider,
+                 const EngineOptions &options)
+    : name_(stage.name), inputs_(stage.inputs), outputs_(stage.outputs) {
     require_available(provider);
-    if (provider == Provider::tensorrt && graph.sampling == "native") {
+    if (provider == Provider::tensorrt && stage.sampling == "native") {
         throw Error(RIS_ERROR_ENGINE,
                     name_ + " samples with GridSample, which is wrong in several versions of "
                             "TensorRT; export the bundle with --grid-sample gather");
@@ -285,17 +288,17 @@ Session::Session(const Bundle &bundle, Stage stage, const EngineOptions &options
 
     try {
         const Settings tensorrt =
-            provider == Provider::tensorrt ? tensorrt_settings(graph, options) : Settings{};
+            provider == Provider::tensorrt ? tensorrt_settings(stage, options) : Settings{};
         if (provider != Provider::tensorrt || options.engine_cache.empty()) {
-            const bool widen = provider == Provider::cpu && graph.precision == "fp16";
-            open_graph(bundle.file(graph.file), widen,
+            const bool widen = provider == Provider::cpu && stage.precision == "fp16";
+            open_graph(bundle.file(stage.file), widen,
                        session_options(provider, options, tensorrt));
             return;
         }
 
         std::string built_for = "onnxruntime " + onnxruntime_version();
         for (const auto &[key, value] : tensorrt) built_for += "\n" + key + "=" + value;
-        const ContextModel context(options.engine_cache, kStageNames[stage], graph, built_for);
+        const ContextModel context(options.engine_cache, stage, built_for);
         if (context.is_whole()) {
             try {
                 open(context.path(), session_options(provider, options, tensorrt));
@@ -313,7 +316,7 @@ Session::Session(const Bundle &bundle, Stage stage, const EngineOptions &options
         writing.AddConfigEntry("ep.context_file_path", context.path().c_str());
         // the engine inside the file, whose hash is kept
         writing.AddConfigEntry("ep.context_embed_mode", "1");
-        open_graph(bundle.file(graph.file), false, std::move(writing));
+        open_graph(bundle.file(stage.file), false, std::move(writing));
         context.seal();
         context_ = context.is_whole() ? "written" : "";
     } catch (const Ort::Exception &error) {
@@ -322,7 +325,7 @@ Session::Session(const Bundle &bundle, Stage stage, const EngineOptions &options
                                     : "; check the GPU's driver and that CUDA's libraries are "
                                       "found, or ask for providers \"cpu\"";
         throw Error(RIS_ERROR_ENGINE,
-                    name_ + ": ONNX Runtime cannot open " + bundle.file(graph.file) + " on " +
+                    name_ + ": ONNX Runtime cannot open " + bundle.file(stage.file) + " on " +
                         provider_name(provider) + ": " + reason(error.what()) + gpu);
     }
 }
@@ -375,17 +378,16 @@ void Session::check_names(const std::string &path) const {
     }
 }
 
-std::vector<Ort::Value> Session::run(const Feeds &feeds, int64_t expressions) const {
+std::vector<Ort::Value> Session::run(const std::vector<const Ort::Value *> &values,
+                                     int64_t expressions) const {
     std::vector<const char *> input_names, output_names;
     std::vector<const OrtValue *> inputs;
-    for (const auto &[name, value] : feeds) {
-        input_names.push_back(name);
-        inputs.push_back(*value);
-    }
+    for (const TensorSpec &spec : inputs_) input_names.push_back(spec.name.c_str());
+    for (const Ort::Value *value : values) inputs.push_back(*value);
     for (const TensorSpec &spec : outputs_) output_names.push_back(spec.name.c_str());
 
-    std::vector<Ort::Value> values;
-    values.reserve(outputs_.size());
+    std::vector<Ort::Value> results;
+    results.reserve(outputs_.size());
     std::vector<OrtValue *> outputs(outputs_.size(), nullptr);
     try {
         Ort::ThrowOnError(Ort::GetApi().Run(session_, nullptr, input_names.data(), inputs.data(),
@@ -394,18 +396,45 @@ std::vector<Ort::Value> Session::run(const Feeds &feeds, int64_t expressions) co
     } catch (const Ort::Exception &error) {
         throw Error(RIS_ERROR_ENGINE, name_ + ": ONNX Runtime failed: " + reason(error.what()));
     }
-    for (OrtValue *output : outputs) values.emplace_back(output);
+    for (OrtValue *output : outputs) results.emplace_back(output);
 
-    for (size_t i = 0; i < values.size(); ++i) {
-        const auto info = values[i].GetTensorTypeAndShapeInfo();
-        if (info.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT ||
+    for (size_t i = 0; i < results.size(); ++i) {
+        const auto info = results[i].GetTensorTypeAndShapeInfo();
+        const auto kind = outputs_[i].is_int32 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32
+                                               : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+        if (info.GetElementType() != kind ||
             info.GetShape() != real_shape(outputs_[i], expressions)) {
             throw Error(RIS_ERROR_BUNDLE, name_ + ": the output " + outputs_[i].name +
                                               " has not the shape that the manifest says; "
                                               "export the bundle again");
         }
     }
-    return values;
+    return results;
+}
+
+Ort::Value tensor(const Array &array) {
+    static const Ort::MemoryInfo memory =
+        Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+    return std::visit(
+        [&](const auto &values) {
+            using T = typename std::decay_t<decltype(values)>::value_type;
+            // graphs read their inputs alone
+            T *const data = const_cast<T *>(values.data());
+            return Ort::Value::CreateTensor<T>(memory, data, values.size(), array.shape.data(),
+                                               array.shape.size());
+        },
+        array.data);
+}
+
+Array copied(const Ort::Value &value) {
+    const auto info = value.GetTensorTypeAndShapeInfo();
+    const auto copy = [&](const auto *from) {
+        using T = std::decay_t<decltype(*from)>;
+        return Array{info.GetShape(), std::vector<T>(from, from + info.GetElementCount())};
+    };
+    return info.GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32
+               ? copy(value.GetTensorData<int32_t>())
+               : copy(value.GetTensorData<float>());
 }
 
 }  // namespace libris

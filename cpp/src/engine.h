@@ -1,4 +1,4 @@
-// ONNX Runtime: one environment, a session for each graph. No provider is replaced unseen.
+// ONNX Runtime: one environment, a session for each stage's graph. No provider is replaced unseen.
 #pragma once
 
 #include "bundle.h"
@@ -6,9 +6,9 @@
 #define ORT_API_MANUAL_INIT  // so that a library that is too old is an error, not a crash
 #include <onnxruntime_cxx_api.h>
 
-#include <array>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 namespace libris {
@@ -16,18 +16,27 @@ namespace libris {
 enum class Provider { cpu, cuda, tensorrt };
 const char *provider_name(Provider provider);
 
+// What runs the graphs, and exceptions by the names of stages.
+struct Providers {
+    Provider all = Provider::cpu;
+    std::vector<std::pair<std::string, Provider>> exceptions;
+};
+
+// "cuda,NAME=cpu". Throws Error for words it does not know.
+Providers parse_providers(const std::string &text);
+
+// A provider for each stage. Throws Error where an exception is for none of them.
+std::vector<Provider> providers_of(const Providers &asked, const Manifest &manifest);
+
 struct EngineOptions {
-    std::array<Provider, kStages> providers;
+    std::vector<Provider> providers;  // of each stage
     std::string engine_cache;
     int device_id, threads, max_expressions;
     bool strict;
 };
 
-// "cuda,text_encoder=cpu" -> a provider for each graph. Throws Error for words it does not know.
-std::array<Provider, kStages> parse_providers(const std::string &text);
-
 // Throws Error where there is no such folder, or no graph would use it. "": none was asked for.
-void check_engine_cache(const std::string &folder, const std::array<Provider, kStages> &providers);
+void check_engine_cache(const std::string &folder, const std::vector<Provider> &providers);
 
 // Call it before anything else of ONNX Runtime, also before an empty Ort::Value. Throws Error where
 // the library is too old.
@@ -39,13 +48,13 @@ std::string onnxruntime_version();
 class Session {
 public:
     // Throws Error where the provider is not there or does not start.
-    Session(const Bundle &bundle, Stage stage, const EngineOptions &options);
+    Session(const Bundle &bundle, const Stage &stage, Provider provider,
+            const EngineOptions &options);
 
-    using Feeds = std::vector<std::pair<const char *, const Ort::Value *>>;
-
-    // The outputs in the manifest's order, float32. Their shapes are checked against the manifest,
-    // for one image and `expressions`.
-    std::vector<Ort::Value> run(const Feeds &feeds, int64_t expressions) const;
+    // Inputs and outputs are in the manifest's order. The outputs' kinds and shapes are checked
+    // against the manifest, for one image and `expressions`.
+    std::vector<Ort::Value> run(const std::vector<const Ort::Value *> &values,
+                                int64_t expressions) const;
 
     // "read" or "written" where an EPContext model was, else "".
     const char *context() const { return context_; }
@@ -67,14 +76,16 @@ private:
 // The sizes of an input or output, for one image and `expressions`.
 std::vector<int64_t> real_shape(const TensorSpec &spec, int64_t expressions);
 
-// A tensor over memory of the caller's, which must outlive it.
-template <class T>
-Ort::Value tensor(const std::vector<T> &values, const std::vector<int64_t> &shape) {
-    static const Ort::MemoryInfo memory =
-        Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-    // graphs read their inputs alone
-    T *const data = const_cast<T *>(values.data());
-    return Ort::Value::CreateTensor<T>(memory, data, values.size(), shape.data(), shape.size());
-}
+// An array in memory of its own, which is no session's.
+struct Array {
+    std::vector<int64_t> shape;
+    std::variant<std::vector<float>, std::vector<int32_t>> data;
+};
+
+// A tensor over an array's memory, which must outlive it.
+Ort::Value tensor(const Array &array);
+
+// A copy of a tensor that a session gave.
+Array copied(const Ort::Value &value);
 
 }  // namespace libris

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 
 namespace libris {
 namespace {
@@ -77,6 +78,55 @@ void mean_of_rows(const Window &window, RowAt row_at, std::vector<int32_t> &sums
     std::transform(sums.begin(), sums.end(), to, to_byte);
 }
 
+using Levels = std::vector<uint8_t>;  // of a square, [size, size, 3]
+
+std::vector<float> normalised(const Levels &square, const HostImage &wanted) {
+    const size_t plane = square.size() / kChannels;
+    std::vector<float> planes(square.size());
+    for (size_t channel = 0; channel < kChannels; ++channel) {
+        float level[256];
+        for (int i = 0; i < 256; ++i) {
+            const float value = static_cast<float>(i);
+            level[i] = ((wanted.levels == 1 ? value / 255.0f : value) - wanted.mean[channel]) /
+                       wanted.std[channel];
+        }
+        float *to = &planes[channel * plane];
+        for (size_t i = 0; i < plane; ++i) to[i] = level[square[i * kChannels + channel]];
+    }
+    return planes;
+}
+
+// An image made from the levels of another one, whose side is `size`.
+std::vector<float> resized(const Levels &square, int size, const HostImage &wanted) {
+    // rows first, then columns, each tap after tap: the order in which Python rounds
+    const Taps both(size, wanted.size, wanted.filter);
+    const size_t small = static_cast<size_t>(wanted.size), taps = static_cast<size_t>(both.count);
+    const float white = wanted.levels == 1 ? 255.0f : 1.0f;
+    std::vector<float> planes(kChannels * small * small);
+    const size_t row = kChannels * static_cast<size_t>(size);
+    std::vector<float> line(row);
+    for (size_t y = 0; y < small; ++y) {
+        std::fill(line.begin(), line.end(), 0.0f);
+        for (size_t tap = y * taps; tap < (y + 1) * taps; ++tap) {
+            const uint8_t *from = &square[static_cast<size_t>(both.index[tap]) * row];
+            const float weight = both.weight[tap];
+            for (size_t x = 0; x < row; ++x) line[x] += static_cast<float>(from[x]) * weight;
+        }
+        for (size_t x = 0; x < small; ++x) {
+            for (size_t channel = 0; channel < kChannels; ++channel) {
+                float sum = 0;
+                for (size_t tap = x * taps; tap < (x + 1) * taps; ++tap) {
+                    sum += line[static_cast<size_t>(both.index[tap]) * kChannels + channel] *
+                           both.weight[tap];
+                }
+                planes[(channel * small + y) * small + x] =
+                    (sum / white - wanted.mean[channel]) / wanted.std[channel];
+            }
+        }
+    }
+    return planes;
+}
+
 }  // namespace
 
 std::vector<uint8_t> resize_pillow(const Image &image, int width, int height) {
@@ -132,47 +182,22 @@ std::vector<uint8_t> resize_pillow(const Image &image, int width, int height) {
     return out;
 }
 
-EncoderInputs prepare_image(const Image &image, const Preprocess &preprocess) {
-    const Square &sam = preprocess.sam, &clip = preprocess.clip;
-    const size_t size = static_cast<size_t>(sam.size), plane = size * size;
-    const std::vector<uint8_t> square = resize_pillow(image, sam.size, sam.size);
-    EncoderInputs inputs;
-    inputs.sam.resize(kChannels * plane);
-    for (size_t channel = 0; channel < kChannels; ++channel) {
-        float level[256];
-        for (int i = 0; i < 256; ++i) {
-            level[i] = (static_cast<float>(i) - sam.mean[channel]) / sam.std[channel];
-        }
-
-        float *to = &inputs.sam[channel * plane];
-        for (size_t i = 0; i < plane; ++i) to[i] = level[square[i * kChannels + channel]];
-    }
-
-    // rows first, then columns, each tap after tap: the order in which Python rounds
-    const size_t small = static_cast<size_t>(clip.size), row = size * kChannels, taps = 4;
-    const Taps both(sam.size, clip.size, Interpolation::bicubic);
-    inputs.clip.resize(kChannels * small * small);
-    std::vector<float> line(row);
-    for (size_t y = 0; y < small; ++y) {
-        std::fill(line.begin(), line.end(), 0.0f);
-        for (size_t tap = y * taps; tap < (y + 1) * taps; ++tap) {
-            const uint8_t *from = &square[static_cast<size_t>(both.index[tap]) * row];
-            const float weight = both.weight[tap];
-            for (size_t x = 0; x < row; ++x) line[x] += static_cast<float>(from[x]) * weight;
-        }
-        for (size_t x = 0; x < small; ++x) {
-            for (size_t channel = 0; channel < kChannels; ++channel) {
-                float sum = 0;
-                for (size_t tap = x * taps; tap < (x + 1) * taps; ++tap) {
-                    sum += line[static_cast<size_t>(both.index[tap]) * kChannels + channel] *
-                           both.weight[tap];
-                }
-                inputs.clip[(channel * small + y) * small + x] =
-                    (sum / 255.0f - clip.mean[channel]) / clip.std[channel];
-            }
+std::vector<std::vector<float>> prepare_images(const Image &image,
+                                               const std::vector<HostImage> &wanted) {
+    std::map<int, Levels> squares;  // of the picture, by their sides
+    for (const HostImage &one : wanted) {
+        if (one.is_of_picture() && squares.count(one.size) == 0) {
+            squares[one.size] = resize_pillow(image, one.size, one.size);
         }
     }
-    return inputs;
+    std::vector<std::vector<float>> images;
+    for (const HostImage &one : wanted) {
+        const int side = one.is_of_picture() ? one.size : named(wanted, one.of)->size;
+        const Levels &square = squares.at(side);
+        images.push_back(one.is_of_picture() ? normalised(square, one)
+                                             : resized(square, side, one));
+    }
+    return images;
 }
 
 }  // namespace libris

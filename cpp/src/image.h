@@ -1,4 +1,4 @@
-// RGB to the two squares that the image encoders take.
+// RGB to the squares that stages take.
 #pragma once
 
 #include "bundle.h"
@@ -19,13 +19,9 @@ struct Image {
 // but for tall images. Tightly packed.
 std::vector<uint8_t> resize_pillow(const Image &image, int width, int height);
 
-struct EncoderInputs {
-    std::vector<float> sam;   // [1, 3, S, S]
-    std::vector<float> clip;  // [1, 3, c, c]
-};
-
-// SAM's square is resized from the image, and the aspect ratio is not kept; CLIP's is made from
-// SAM's, bicubic.
-EncoderInputs prepare_image(const Image &image, const Preprocess &preprocess);
+// The host's images in their order, float32 [1, 3, size, size] each. Those of the picture do not
+// keep its aspect ratio; the others are made from their 8-bit levels, without antialiasing.
+std::vector<std::vector<float>> prepare_images(const Image &image,
+                                               const std::vector<HostImage> &wanted);
 
 }  // namespace libris

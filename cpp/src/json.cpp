@@ -1,253 +1,119 @@
 #include "json.h"
 
-#include "checks.h"
-#include "error.h"
+#include "dfam/format_1.h"
+#include "fields.h"
+#include "wiring.h"
 
-#include <nlohmann/json.hpp>
-#include <utf8proc.h>
-
-#include <cmath>
-#include <cstdint>
 #include <filesystem>
 #include <limits>
 
 namespace libris {
 namespace {
 
-using nlohmann::json;
+constexpr int kLargestSide = 1 << 14;  // of anything that is an image or a map
+constexpr int kDeepest = 64;           // nesting; a copy of a deeper value could overflow the stack
 
-constexpr int kLargestSide = 1 << 14;         // of anything that is an image or a map
-constexpr size_t kLongestName = 255;          // bytes of a file's name
-constexpr float kSmallestDivisor = 1.2e-38f;  // a smaller one may be rounded to zero
-constexpr int kDeepest = 64;  // nesting; a copy of a deeper value could overflow the stack
-
-bool is_whole(const json &value, int64_t least, int64_t most) {
-    if (!value.is_number_integer()) return false;
-    if (value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) {
-        return false;
-    }
-    return value.get<int64_t>() >= least && value.get<int64_t>() <= most;
-}
-
-// A number that a float can hold.
-bool is_number(const json &value) {
-    return value.is_number() && std::abs(value.get<double>()) <= std::numeric_limits<float>::max();
-}
-
-float to_float(const json &value) { return static_cast<float>(value.get<double>()); }
-
-// Whether all characters can be seen in a message, as Python's str.isprintable() says.
-bool is_printable(const std::string &text) {
-    const auto *bytes = reinterpret_cast<const utf8proc_uint8_t *>(text.data());
-    for (size_t at = 0; at < text.size();) {
-        utf8proc_int32_t code = -1;
-        const auto left = static_cast<utf8proc_ssize_t>(text.size() - at);
-        const utf8proc_ssize_t length = utf8proc_iterate(bytes + at, left, &code);
-        if (length <= 0) return false;
-        const utf8proc_category_t kind = utf8proc_category(code);
-        const bool is_other = kind == UTF8PROC_CATEGORY_CN || kind >= UTF8PROC_CATEGORY_ZS;
-        if (is_other && code != ' ') return false;
-        at += static_cast<size_t>(length);
+// Adds the sizes of a shape to `sizes`; false where one of them is none.
+bool read_shape(const json &shape, std::vector<int> &sizes) {
+    if (!shape.is_array()) return false;
+    for (const json &size : shape) {
+        if (size == "images") sizes.push_back(TensorSpec::images);
+        else if (size == "expressions") sizes.push_back(TensorSpec::expressions);
+        else if (is_whole(size, 1, 1 << 24)) sizes.push_back(size.get<int>());
+        else return false;
     }
     return true;
 }
 
-// Whether this is a plain relative name, of a file below the bundle on every system.
-bool is_inside(const std::string &name) {
-    if (!is_printable(name) || name.find_first_of("\\:") != std::string::npos) return false;
-    for (size_t start = 0, end = 0; end != std::string::npos; start = end + 1) {
-        end = name.find('/', start);
-        const std::string part = name.substr(start, end == std::string::npos ? end : end - start);
-        if (part.empty() || part == "." || part == ".." || part.size() > kLongestName) return false;
-    }
-    return true;
-}
-
-// Reads the fields of an object and notes what is missing or of the wrong kind, so that all of it
-// is told at once.
-class Fields {
-public:
-    Fields(const json &value, std::string at, std::vector<std::string> &problems)
-        : value_(value), at_(std::move(at)), problems_(problems) {
-        if (!value.is_object() && &value != &missing()) tell("", "an object", value);
-    }
-
-    // The field; `missing` where it is not there, or this is no object, which is noted once.
-    const json &get(const char *name) const {
-        if (!value_.is_object()) return missing();
-        const auto found = value_.find(name);
-        if (found != value_.end()) return *found;
-        problems_.push_back(at_ + name + " is missing");
-        return missing();
-    }
-
-    // An object below; where it is missing or none, its fields are not told of.
-    Fields object(const char *name) const { return {get(name), at_ + name + ".", problems_}; }
-
-    std::string text(const char *name) const {
-        const json &value = get(name);
-        if (value.is_string()) return value.get<std::string>();
-        wrong(name, "text", value);
-        return "";
-    }
-
-    bool boolean(const char *name) const {
-        const json &value = get(name);
-        if (value.is_boolean()) return value.get<bool>();
-        wrong(name, "true or false", value);
-        return false;
-    }
-
-    int whole(const char *name, int least, int most) const {
-        const json &value = get(name);
-        if (is_whole(value, least, most)) return value.get<int>();
-        wrong(name, "a whole number from " + std::to_string(least) + " to " + std::to_string(most),
-              value);
-        return least;
-    }
-
-    float number(const char *name) const {
-        const json &value = get(name);
-        if (is_number(value)) return to_float(value);
-        wrong(name, "a number", value);
-        return 0;
-    }
-
-    // One of the given words.
-    std::string word(const char *name, std::initializer_list<const char *> words) const {
-        const json &value = get(name);
-        std::string expected;
-        for (const char *word : words) {
-            if (value.is_string() && value.get_ref<const std::string &>() == word) return word;
-            expected += std::string(expected.empty() ? "'" : " or '") + word + "'";
-        }
-        wrong(name, expected, value);
-        return "";
-    }
-
-    // The name of a file inside the bundle.
-    std::string file(const char *name) const {
-        const json &value = get(name);
-        if (!value.is_string()) {
-            wrong(name, "text", value);
-            return "";
-        }
-        check_file(name, value);
-        return value.get<std::string>();
-    }
-
-    // Hashes by the names of files.
-    std::map<std::string, std::string> hashes(const char *name) const {
-        std::map<std::string, std::string> all;
-        const json &value = get(name);
-        if (!value.is_object()) wrong(name, "an object", value);
-        const json empty = json::object();
-        for (const auto &[key, item] : (value.is_object() ? value : empty).items()) {
-            check_file(name, key);
-            if (item.is_string()) {
-                all[key] = item.get<std::string>();
-            } else {
-                wrong(std::string(name) + "." + key, "text", item);
-            }
-        }
-        return all;
-    }
-
-    std::array<float, 3> channels(const char *name, bool divisor) const {
-        std::array<float, 3> all{1, 1, 1};
-        const json &value = get(name);
-        bool good = value.is_array() && value.size() == 3;
-        for (size_t i = 0; good && i < 3; ++i) {
-            good = is_number(value[i]) && !(divisor && to_float(value[i]) < kSmallestDivisor);
-            if (good) all[i] = to_float(value[i]);
-        }
-        if (good) return all;
-        wrong(name, divisor ? "a list of three numbers above zero" : "a list of three numbers",
-              value);
-        return all;
-    }
-
-    void wrong(const std::string &name, const std::string &expected, const json &found) const {
-        if (&found != &missing()) tell(name, expected, found);
-    }
-
-private:
-    // A null that stands for what is not there.
-    static const json &missing() {
-        static const json null;
-        return null;
-    }
-
-    void check_file(const char *name, const std::string &found) const {
-        if (!is_inside(found)) wrong(name, "the name of a file inside the bundle", found);
-    }
-
-    void tell(const std::string &name, const std::string &expected, const json &found) const {
-        std::string at = at_ + name;
-        if (at.empty()) at = "the manifest";
-        if (at.back() == '.') at.pop_back();
-        const std::string shown = found.dump(-1, ' ', true, json::error_handler_t::replace);
-        problems_.push_back(at + " should be " + expected + ", found " + quoted(shown, 40));
-    }
-
-    const json &value_;
-    std::string at_;
-    std::vector<std::string> &problems_;
-};
-
-std::vector<TensorSpec> tensors(const Fields &graph, const char *name) {
+std::vector<TensorSpec> tensors(const Fields &stage, const char *list, bool are_inputs) {
+    const size_t before = stage.told();
+    bool good = true, named = true;
     std::vector<TensorSpec> all;
-    const json &list = graph.get(name);
-    bool good = list.is_array();
-    const json none = json::array();
-    for (const json &item : good ? list : none) {
-        good = good && item.is_object() && item.contains("name") && item["name"].is_string() &&
-               item.contains("dtype") && (item["dtype"] == "float32" || item["dtype"] == "int32") &&
-               item.contains("shape") && item["shape"].is_array();
-        if (!good) break;
-        TensorSpec spec{item["name"].get<std::string>(), item["dtype"] == "int32", {}};
-        for (const json &size : item["shape"]) {
-            if (size == "images") {
-                spec.shape.push_back(TensorSpec::images);
-            } else if (size == "expressions") {
-                spec.shape.push_back(TensorSpec::expressions);
-            } else if (is_whole(size, 1, 1 << 24)) {
-                spec.shape.push_back(size.get<int>());
-            } else {
-                good = false;
-            }
-        }
+    for (const auto &[at, fields] : stage.objects(list, false)) {
+        TensorSpec spec{fields.text("name"), "", false, {}};
+        spec.value = are_inputs ? fields.name("value") : spec.name;
+        named = named && is_name(spec.value);
+        const std::string dtype = fields.text("dtype");
+        spec.is_int32 = dtype == "int32";
+        good = read_shape(fields.get("shape"), spec.shape) && good &&
+               (spec.is_int32 || dtype == "float32");
         all.push_back(std::move(spec));
     }
+    if (stage.told() != before) return all;
     if (!good) {
-        graph.wrong(name, "a list of tensors with name, dtype (float32 or int32) and shape", list);
+        stage.wrong(list,
+                    "a list of tensors of float32 or int32, whose axes are whole numbers from 1 "
+                    "on, images or expressions",
+                    stage.get(list));
+    } else if (!named) {
+        stage.wrong(list, "a list of tensors with names of small letters, digits and _",
+                    stage.get(list));
     }
     return all;
 }
 
-Graph graph(const Fields &fields) {
-    Graph graph;
-    graph.file = fields.file("file");
-    if (!graph.file.empty() && std::filesystem::path(graph.file).extension() != ".onnx") {
-        fields.wrong("file", "a file *.onnx", graph.file);
+Stage stage(const Fields &fields) {
+    Stage stage;
+    stage.name = fields.name("name");
+    stage.file = fields.file("file");
+    if (!stage.file.empty() && std::filesystem::path(stage.file).extension() != ".onnx") {
+        fields.wrong("file", "a file *.onnx", stage.file);
     }
-    graph.precision = fields.text("precision");
+    stage.precision = fields.text("precision");
     const json &sampling = fields.get("sampling");
-    graph.sampling = sampling.is_null() ? "" : fields.word("sampling", {"native", "gather"});
-    graph.sha256 = fields.hashes("sha256");
-    graph.inputs = tensors(fields, "inputs");
-    graph.outputs = tensors(fields, "outputs");
-    return graph;
+    stage.sampling = sampling.is_null() ? "" : fields.word("sampling", {"native", "gather"});
+    stage.sha256 = fields.hashes("sha256");
+    stage.inputs = tensors(fields, "inputs", true);
+    stage.outputs = tensors(fields, "outputs", false);
+    return stage;
 }
 
-Square square(const Fields &fields, const char *interpolation) {
-    fields.word("interpolation", {interpolation});
-    return {fields.whole("size", 1, kLargestSide), fields.channels("mean", false),
-            fields.channels("std", true)};
+Interpolation interpolation(const Fields &fields, const char *name) {
+    return fields.word(name, {"bilinear", "bicubic"}) == "bicubic" ? Interpolation::bicubic
+                                                                   : Interpolation::bilinear;
+}
+
+HostImage image(const std::string &name, const Fields &fields) {
+    HostImage image{name,
+                    fields.text("of"),
+                    fields.word("fit", {"square", "letterbox", "crop"}),
+                    fields.whole("size", 1, kLargestSide),
+                    interpolation(fields, "filter"),
+                    fields.boolean("antialias"),
+                    1,
+                    fields.channels("mean", false),
+                    fields.channels("std", true)};
+    const json &levels = fields.get("levels");
+    if (is_whole(levels, 255, 255)) image.levels = 255;
+    else if (!is_whole(levels, 1, 1)) fields.wrong("levels", "1 or 255", levels);
+    return image;
+}
+
+Host host(const Fields &fields, std::vector<std::string> &problems) {
+    Host host;
+    for (const auto &[name, entry] : fields.objects("images", true)) {
+        host.images.push_back(image(name, entry));
+    }
+    const Fields text = fields.object("text");
+    host.text = {text.file("tokenizer"), text.whole("max_tokens", 2, 4096),
+                 text.whole("pad_id", 0, std::numeric_limits<int>::max()), text.name("ids"),
+                 text.name_or_null("mask")};
+    host.image_index = fields.name_or_null("image_index");
+    const json &categories = fields.get("categories");
+    if (!categories.is_null()) {
+        const Fields table(categories, "host.categories.", problems);
+        host.categories = {table.file("names"), table.file("features"), table.name("value")};
+    }
+    for (const auto &[name, entry] : fields.objects("resizes", true)) {
+        host.resizes.push_back({name, entry.name("of"), entry.whole("size", 1, kLargestSide),
+                                interpolation(entry, "interpolation")});
+    }
+    return host;
 }
 
 Manifest manifest(const Fields &fields, std::vector<std::string> &problems) {
     Manifest manifest;
+    manifest.family = fields.name("family");
     const Fields source = fields.object("source");
     manifest.source_kind = source.text("kind");
     manifest.trained = source.boolean("trained");
@@ -258,36 +124,15 @@ Manifest manifest(const Fields &fields, std::vector<std::string> &problems) {
     }
     manifest.precision = fields.text("precision");
 
-    const Fields graphs = fields.object("graphs");
-    for (size_t stage = 0; stage < kStages; ++stage) {
-        manifest.graphs[stage] = graph(graphs.object(kStageNames[stage]));
+    manifest.host = host(fields.object("host"), problems);
+    for (const auto &[number, entry] : fields.objects("stages", false)) {
+        manifest.stages.push_back(stage(entry));
     }
-
-    const Fields preprocess = fields.object("preprocess");
-    manifest.preprocess = {square(preprocess.object("sam"), "pillow-bilinear-uint8"),
-                           square(preprocess.object("clip"), "bicubic")};
-
-    const Fields text = fields.object("text");
-    manifest.tokenizer = text.file("tokenizer");
-    manifest.max_tokens = text.whole("max_tokens", 2, 4096);
-
-    const Fields dense = fields.object("dense_prompt");
-    manifest.dense_grid = dense.whole("grid", 1, kLargestSide);
-    manifest.dense_target = dense.whole("target", 1, kLargestSide);
-    manifest.dense_interpolation = dense.word("interpolation", {"bilinear", "bicubic"}) == "bicubic"
-                                       ? Interpolation::bicubic
-                                       : Interpolation::bilinear;
-
-    const Fields postprocess = fields.object("postprocess");
-    postprocess.word("interpolation", {"bilinear"});
-    manifest.threshold = postprocess.number("threshold");
-    manifest.no_target = fields.boolean("no_target");
-
-    const json &categories = fields.get("categories");
-    if (!categories.is_null()) {
-        const Fields table(categories, "categories.", problems);
-        manifest.categories = {table.file("names"), table.file("features")};
-    }
+    const Fields answer = fields.object("answer");
+    manifest.mask_logits = answer.name("mask_logits");
+    manifest.no_target_logits = answer.name_or_null("no_target_logits");
+    answer.word("interpolation", {"bilinear"});
+    manifest.threshold = answer.number("threshold");
 
     manifest.golden = fields.file("golden");
     manifest.files = fields.hashes("files");
@@ -343,10 +188,14 @@ Manifest parse_manifest(const std::string &text, const std::string &path) {
     }
 
     std::vector<std::string> problems;
-    const Fields fields(data, "", problems);
-    fields.whole("format_version", 1, kFormatVersion);
-    Manifest found = manifest(fields, problems);
-    if (problems.empty()) problems = problems_of(found);
+    const int written = Fields(data, "", problems).whole("format_version", 1, kFormatVersion);
+    Manifest found;
+    if (problems.empty()) {
+        const json now = written == 1 ? dfam::as_format_2(data) : data;
+        found = manifest(Fields(now, "", problems), problems);
+        found.format_version = written;
+    }
+    if (problems.empty()) problems = contradictions(found);
     if (problems.empty()) return found;
     throw Error(RIS_ERROR_BUNDLE,
                 path + " is damaged: " + joined(problems) + "; export the bundle again");
@@ -417,26 +266,25 @@ TokenizerFile parse_tokenizer(const std::string &text, const std::string &path) 
 std::string info_json(const Bundle &bundle, const Info &info) {
     const Manifest &manifest = bundle.manifest;
     json graphs = json::object();
-    for (size_t stage = 0; stage < kStages; ++stage) {
-        graphs[kStageNames[stage]] = {{"precision", manifest.graphs[stage].precision},
-                                      {"provider", info.providers[stage]}};
-        if (!info.contexts[stage].empty()) {
-            graphs[kStageNames[stage]]["ep_context"] = info.contexts[stage];
-        }
+    for (size_t i = 0; i < manifest.stages.size(); ++i) {
+        json &graph = graphs[manifest.stages[i].name];
+        graph = {{"precision", manifest.stages[i].precision}, {"provider", info.providers[i]}};
+        if (!info.contexts[i].empty()) graph["ep_context"] = info.contexts[i];
     }
     const json all = {{"libris", ris_version()},
                       {"onnxruntime", info.onnxruntime},
                       {"bundle", bundle.path},
-                      {"format_version", kFormatVersion},
+                      {"format_version", manifest.format_version},
+                      {"family", manifest.family},
                       {"source", manifest.source_kind},
                       {"trained", manifest.trained},
                       {"preset", manifest.preset},
                       {"precision", manifest.precision},
                       {"graphs", graphs},
                       {"threads", info.threads},
-                      {"max_tokens", manifest.max_tokens},
+                      {"max_tokens", manifest.host.text.max_tokens},
                       {"mask_logits", {info.mask_size, info.mask_size}},
-                      {"no_target", manifest.no_target},
+                      {"no_target", !manifest.no_target_logits.empty()},
                       {"categories", info.categories}};
     return all.dump(2, ' ', false, json::error_handler_t::replace);
 }

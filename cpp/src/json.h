@@ -1,4 +1,4 @@
-// Everything that is read from and written as JSON, so that the JSON library is compiled once.
+// Everything that is read from and written as JSON.
 #pragma once
 
 #include "bundle.h"
@@ -23,11 +23,11 @@ struct TokenizerFile {
 };
 TokenizerFile parse_tokenizer(const std::string &text, const std::string &path);
 
-// What ris_info returns. providers: what was asked to run each graph; contexts: what became of its
+// What ris_info returns. providers: what was asked to run each stage; contexts: what became of its
 // EPContext model.
 struct Info {
     std::string onnxruntime;
-    std::array<std::string, kStages> providers, contexts;
+    std::vector<std::string> providers, contexts;
     int threads, mask_size;
     std::vector<std::string> categories;
 };

@@ -16,63 +16,59 @@ namespace {
 constexpr int64_t kMaxPixels = 120'000'000;  // a 100-megapixel camera's, with room to spare
 constexpr int kMaxSide = 1'000'000;  // what a row or a column needs beside its pixels stays small
 
-// The size of a square map [expressions, channels, size, size].
-int square_size(const Graph &graph, const char *output, int &channels) {
-    const TensorSpec &spec = graph.output(output);
-    if (spec.shape.size() != 4 || spec.shape[0] != TensorSpec::expressions || spec.shape[1] < 1 ||
-        spec.shape[2] < 1 || spec.shape[2] != spec.shape[3] || spec.is_int32) {
-        throw Error(RIS_ERROR_BUNDLE,
-                    graph.file + ": the output " + output +
-                        " should be float32 [expressions, channels, size, size] in the manifest; "
-                        "export the bundle again");
+// The side of the masks that a model gives.
+int side_of_masks(const Manifest &manifest) {
+    for (const Stage &stage : manifest.stages) {
+        const TensorSpec *const masks = named(stage.outputs, manifest.mask_logits);
+        if (masks != nullptr) return masks->shape.back();
     }
-    channels = spec.shape[1];
-    return spec.shape[2];
+    return 0;
 }
 
-size_t index_of(const Graph &graph, const char *output) {
-    return static_cast<size_t>(&graph.output(output) - graph.outputs.data());
+// Maps of a stage, resized.
+Array resized(const Ort::Value &maps, const Resize &resize) {
+    std::vector<int64_t> shape = maps.GetTensorTypeAndShapeInfo().GetShape();
+    const int h = static_cast<int>(shape[2]), w = static_cast<int>(shape[3]);
+    shape[2] = shape[3] = resize.size;
+    return {shape,
+            resize_maps(maps.GetTensorData<float>(), static_cast<size_t>(shape[0] * shape[1]), h, w,
+                        resize.size, resize.size, resize.interpolation)};
 }
 
 }  // namespace
 
 Model::Graphs::Graphs(const Bundle &bundle, const EngineOptions &options)
     : opened_in(fork_generation()) {
-    for (int stage = 0; stage < kStages; ++stage) {
-        sessions.emplace_back(bundle, static_cast<Stage>(stage), options);
+    const std::vector<Stage> &stages = bundle.manifest.stages;
+    for (size_t i = 0; i < stages.size(); ++i) {
+        sessions.emplace_back(bundle, stages[i], options.providers[i], options);
     }
 }
 
 Model::Model(const std::string &path, const Options &options)
-    : bundle_(open_bundle(path, options.verify)),
+    : bundle_(read_bundle(path)),
       verify_(options.verify),
-      engine_{options.providers,       options.engine_cache,
-              options.device_id,       options.threads > 0 ? options.threads : usable_cores(),
-              options.max_expressions, options.strict} {
+      engine_{providers_of(options.providers, bundle_.manifest),
+              options.engine_cache,
+              options.device_id,
+              options.threads > 0 ? options.threads : usable_cores(),
+              options.max_expressions,
+              options.strict},
+      mask_size_(side_of_masks(bundle_.manifest)) {
+    check_engine_cache(engine_.engine_cache, engine_.providers);
+    check_files(bundle_, verify_);
     start_onnxruntime();
+
     const Manifest &manifest = bundle_.manifest;
-
-    int one = 1;
-    mask_size_ = square_size(manifest.graphs[mask_decoder], "mask_logits", one);
-    const int grid = square_size(manifest.graphs[fusion], "dense_prompt", prompt_width_);
-    if (one != 1 || grid != manifest.dense_grid) {
-        throw Error(RIS_ERROR_BUNDLE, path + "/manifest.json: dense_prompt.grid or mask_logits "
-                                             "differs from the graph; export the bundle again");
-    }
-    const std::vector<int> pairs{TensorSpec::expressions, 2};
-    if (manifest.no_target && manifest.graphs[fusion].output("no_target_logits").shape != pairs) {
-        throw Error(RIS_ERROR_BUNDLE, path + "/manifest.json: no_target_logits should be "
-                                             "[expressions, 2]; export the bundle again");
-    }
-
-    const std::string tokenizer = bundle_.file(manifest.tokenizer);
+    const std::string tokenizer = bundle_.file(text().tokenizer);
     const TokenizerFile file = parse_tokenizer(read_file(tokenizer, "tokenizer"), tokenizer);
-    tokenizer_ = std::make_unique<Tokenizer>(file, tokenizer, manifest.max_tokens);
+    tokenizer_ = std::make_unique<Tokenizer>(file, tokenizer, max_tokens(), pad_id());
 
-    if (manifest.categories) {
-        const std::string names = bundle_.file(manifest.categories->first);
+    if (manifest.host.categories) {
+        const Categories &table = *manifest.host.categories;
+        const std::string names = bundle_.file(table.names);
         category_names_ = parse_category_names(read_file(names, "list of categories"), names);
-        const std::string features = bundle_.file(manifest.categories->second);
+        const std::string features = bundle_.file(table.features);
         category_features_ = parse_features(read_file(features, "feature table"), features);
         if (category_features_.rows != category_names_.size()) {
             const std::string rows = std::to_string(category_features_.rows);
@@ -84,9 +80,9 @@ Model::Model(const std::string &path, const Options &options)
 
     auto graphs = std::make_unique<const Graphs>(bundle_, engine_);
     Info info{onnxruntime_version(), {}, {}, engine_.threads, mask_size_, category_names_};
-    for (size_t stage = 0; stage < kStages; ++stage) {
-        info.providers[stage] = provider_name(engine_.providers[stage]);
-        info.contexts[stage] = graphs->sessions[stage].context();
+    for (size_t i = 0; i < graphs->sessions.size(); ++i) {
+        info.providers.emplace_back(provider_name(engine_.providers[i]));
+        info.contexts.emplace_back(graphs->sessions[i].context());
     }
     info_ = info_json(bundle_, info);
     graphs_ = graphs.release();
@@ -124,14 +120,16 @@ const std::vector<Session> &Model::sessions() const {
 Tokens Model::tokens_of(const int32_t *row, size_t length) const {
     Tokens tokens{{row, row + length}, {}};
     for (const int32_t id : tokens.ids) {
-        if (id < 0 || id > tokenizer_->largest_id()) {
+        if (id != pad_id() && (id < 0 || id > tokenizer_->largest_id())) {
             throw Error(RIS_ERROR_EXPRESSION, "token id " + std::to_string(id) +
                                                   " is not in the model's vocabulary, 0 to " +
                                                   std::to_string(tokenizer_->largest_id()));
         }
     }
-    if (std::all_of(tokens.ids.begin(), tokens.ids.end(), [](int32_t id) { return id == 0; })) {
-        throw Error(RIS_ERROR_EXPRESSION, "a row of token ids has nothing but padding (0)");
+    const auto is_padding = [&](int32_t id) { return id == pad_id(); };
+    if (std::all_of(tokens.ids.begin(), tokens.ids.end(), is_padding)) {
+        throw Error(RIS_ERROR_EXPRESSION, "a row of token ids has nothing but padding (" +
+                                              std::to_string(pad_id()) + ")");
     }
     return tokens;
 }
@@ -149,21 +147,47 @@ Encoded Model::encode_image(const Image &image) const {
                                          std::to_string(kMaxSide) + " a side; cut it");
     }
 
-    const Preprocess &preprocess = bundle_.manifest.preprocess;
-    EncoderInputs inputs = prepare_image(image, preprocess);
-    const int64_t sam = preprocess.sam.size, clip = preprocess.clip.size;
-    const Ort::Value sam_image = tensor(inputs.sam, {1, 3, sam, sam});
-    const Ort::Value clip_image = tensor(inputs.clip, {1, 3, clip, clip});
+    const Manifest &manifest = bundle_.manifest;
+    Values values;
+    std::vector<std::vector<float>> images = prepare_images(image, manifest.host.images);
+    for (size_t i = 0; i < images.size(); ++i) {
+        const int64_t size = manifest.host.images[i].size;
+        values.give(manifest.host.images[i].name, Array{{1, 3, size, size}, std::move(images[i])});
+    }
+    run(false, 1, values);
 
+    Encoded encoded{image.width, image.height, {}};
+    for (const Stage &stage : manifest.stages) {
+        for (const TensorSpec &spec : stage.inputs) {
+            const bool is_new = values.has(spec.value) && encoded.values.count(spec.value) == 0;
+            if (!is_new || !stage.is_of_questions()) continue;
+            encoded.values[spec.value] = values.taken(spec.value);
+        }
+    }
+    return encoded;
+}
+
+void Model::run(bool of_questions, int64_t expressions, Values &values) const {
+    const Manifest &manifest = bundle_.manifest;
     const std::vector<Session> &graphs = sessions();
-    const auto encode = [&](Stage stage, const Ort::Value &square, const char *output) {
-        const std::vector<Ort::Value> outputs = graphs[stage].run({{"image", &square}}, 1);
-        const Ort::Value &value = outputs[index_of(bundle_.manifest.graphs[stage], output)];
-        const float *const data = value.GetTensorData<float>();
-        return std::vector<float>(data, data + value.GetTensorTypeAndShapeInfo().GetElementCount());
-    };
-    return {image.width, image.height, encode(sam_image_encoder, sam_image, "image_embeddings"),
-            encode(clip_image_encoder, clip_image, "clip_tokens")};
+    for (size_t i = 0; i < graphs.size(); ++i) {
+        const Stage &stage = manifest.stages[i];
+        if (stage.is_of_questions() != of_questions) continue;
+        std::vector<const Ort::Value *> inputs;
+        for (const TensorSpec &spec : stage.inputs) inputs.push_back(&values.at(spec.value));
+        std::vector<Ort::Value> outputs = graphs[i].run(inputs, expressions);
+        for (size_t k = 0; k < outputs.size(); ++k) {
+            const std::string &name = stage.outputs[k].name;
+            const auto resize =
+                std::find_if(manifest.host.resizes.begin(), manifest.host.resizes.end(),
+                             [&](const Resize &one) { return one.of == name; });
+            if (resize == manifest.host.resizes.end()) {
+                values.give(name, std::move(outputs[k]));
+            } else {
+                values.give(resize->name, resized(outputs[k], *resize));
+            }
+        }
+    }
 }
 
 std::vector<size_t> Model::category_rows(const Question &question) const {
@@ -202,82 +226,65 @@ Result Model::ask(const Encoded &scene, const Question &question) const {
     result.answers.reserve(question.expressions.size());
     for (size_t start = 0; start < question.expressions.size(); start += most) {
         const size_t count = std::min(most, question.expressions.size() - start);
-        ask_part(scene, question, start, count, rows, result);
+        Values values;
+        for (const auto &[name, array] : scene.values) values.give(name, tensor(array));
+        give_expressions(question, start, count, rows, values);
+        run(true, static_cast<int64_t>(count), values);
+        answer(scene, question, start, count, values, result);
     }
     return result;
 }
 
-void Model::ask_part(const Encoded &scene, const Question &question, size_t start, size_t count,
-                     const std::vector<size_t> &category_rows, Result &result) const {
-    const Manifest &manifest = bundle_.manifest;
-    const std::vector<Session> &graphs = sessions();
-    const int64_t n = static_cast<int64_t>(count), length = manifest.max_tokens;
-    std::vector<int32_t> ids(static_cast<size_t>(n * length), 0), image_index(count, 0);
-    std::vector<float> mask(ids.size(), 0.0f);
+void Model::give_expressions(const Question &question, size_t start, size_t count,
+                             const std::vector<size_t> &category_rows, Values &values) const {
+    const Host &host = bundle_.manifest.host;
+    const int64_t n = static_cast<int64_t>(count), length = max_tokens();
+    std::vector<int32_t> ids(static_cast<size_t>(n * length), pad_id());
     for (size_t i = 0; i < count; ++i) {
         const std::vector<int32_t> &row = question.expressions[start + i].ids;
         std::copy(row.begin(), row.end(), ids.begin() + static_cast<std::ptrdiff_t>(i) * length);
     }
-    std::transform(ids.begin(), ids.end(), mask.begin(),
-                   [](int32_t id) { return id != 0 ? 1.0f : 0.0f; });
-
-    const Ort::Value input_ids = tensor(ids, {n, length}), text_mask = tensor(mask, {n, length});
-    const Ort::Value index = tensor(image_index, {n});
-    const std::vector<Ort::Value> text = graphs[text_encoder].run({{"input_ids", &input_ids}}, n);
-
-    const auto encoded = [&](const std::vector<float> &values, Stage stage, const char *output) {
-        return tensor(values, real_shape(manifest.graphs[stage].output(output), n));
-    };
-    const Ort::Value embeddings =
-        encoded(scene.image_embeddings, sam_image_encoder, "image_embeddings");
-    const Ort::Value clip = encoded(scene.clip_tokens, clip_image_encoder, "clip_tokens");
-    const Graph &reading = manifest.graphs[text_encoder], &fusing = manifest.graphs[fusion];
-    Session::Feeds feeds = {{"clip_tokens", &clip},
-                            {"text_features", &text[index_of(reading, "text_features")]},
-                            {"text_mask", &text_mask},
-                            {"image_index", &index}};
-    if (manifest.no_target) feeds.emplace_back("image_embeddings", &embeddings);
-
-    std::vector<float> features;
-    Ort::Value category_feature{nullptr};
-    if (!category_rows.empty()) {
-        const auto width = static_cast<std::ptrdiff_t>(category_features_.width);
-        for (size_t i = start; i < start + count; ++i) {
-            const auto row = category_features_.values.begin() +
-                             static_cast<std::ptrdiff_t>(category_rows[i]) * width;
-            features.insert(features.end(), row, row + width);
-        }
-        category_feature = tensor(features, {n, width});
-        feeds.emplace_back("category_feature", &category_feature);
+    if (!host.text.mask.empty()) {
+        std::vector<float> mask(ids.size());
+        std::transform(ids.begin(), ids.end(), mask.begin(),
+                       [&](int32_t id) { return id != pad_id() ? 1.0f : 0.0f; });
+        values.give(host.text.mask, Array{{n, length}, std::move(mask)});
     }
-    const std::vector<Ort::Value> fused = graphs[fusion].run(feeds, n);
+    values.give(host.text.ids, Array{{n, length}, std::move(ids)});
+    if (!host.image_index.empty()) {
+        values.give(host.image_index, Array{{n}, std::vector<int32_t>(count, 0)});
+    }
+    if (!host.categories) return;
 
-    const int grid = manifest.dense_grid, target = manifest.dense_target;
-    const float *maps = fused[index_of(fusing, "dense_prompt")].GetTensorData<float>();
-    std::vector<float> dense = resize_maps(maps, count * static_cast<size_t>(prompt_width_), grid,
-                                           grid, target, target, manifest.dense_interpolation);
-    const Ort::Value dense_prompt = tensor(dense, {n, prompt_width_, target, target});
-    const Session::Feeds prompts = {{"image_embeddings", &embeddings},
-                                    {"dense_prompt", &dense_prompt},
-                                    {"sparse_prompt", &fused[index_of(fusing, "sparse_prompt")]},
-                                    {"image_index", &index}};
-    const std::vector<Ort::Value> decoded = graphs[mask_decoder].run(prompts, n);
+    const auto width = static_cast<std::ptrdiff_t>(category_features_.width);
+    std::vector<float> features;
+    for (size_t i = start; i < start + count; ++i) {
+        const auto row = category_features_.values.begin() +
+                         static_cast<std::ptrdiff_t>(category_rows[i]) * width;
+        features.insert(features.end(), row, row + width);
+    }
+    values.give(host.categories->value, Array{{n, width}, std::move(features)});
+}
 
+void Model::answer(const Encoded &scene, const Question &question, size_t start, size_t count,
+                   const Values &values, Result &result) const {
+    const Manifest &manifest = bundle_.manifest;
     const size_t low = static_cast<size_t>(mask_size_) * static_cast<size_t>(mask_size_);
-    const size_t at = index_of(manifest.graphs[mask_decoder], "mask_logits");
-    const float *logits = decoded[at].GetTensorData<float>();
+    const float *logits = values.at(manifest.mask_logits).GetTensorData<float>();
+    const bool decides = !manifest.no_target_logits.empty();
+    const float *pair =
+        decides ? values.at(manifest.no_target_logits).GetTensorData<float>() : nullptr;
     for (size_t i = 0; i < count; ++i, logits += low) {
         Answer answer;
         answer.logits.assign(logits, logits + low);
         for (const std::string &note : question.expressions[start + i].notes) {
             answer.notes += (answer.notes.empty() ? "" : "\n") + note;
         }
-        if (manifest.no_target) {
+        if (decides) {
             // softmax over (target, no target)
-            const float *pair =
-                fused[index_of(fusing, "no_target_logits")].GetTensorData<float>() + 2 * i;
             answer.no_target =
                 1 / (1 + std::exp(static_cast<double>(pair[0]) - static_cast<double>(pair[1])));
+            pair += 2;
             answer.is_no_target = answer.no_target > question.no_target_threshold;
         }
         if (answer.is_no_target) {

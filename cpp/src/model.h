@@ -4,17 +4,18 @@
 #include "engine.h"
 #include "image.h"
 #include "tokenizer.h"
+#include "values.h"
 
 #include <atomic>
+#include <map>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
 namespace libris {
 
 struct Options {
-    std::array<Provider, kStages> providers{};
+    Providers providers;
     std::string engine_cache;
     int device_id = 0, threads = 0, max_expressions = 8;
     bool strict = false, verify = true;
@@ -42,11 +43,11 @@ struct Question {
     double no_target_threshold;
 };
 
-// What the two image encoders made of an image. It is in memory of its own: a process that was
-// forked frees nothing of its parent's sessions.
+// An image's values that questions take. They are in memory of their own: a process that was forked
+// frees nothing of its parent's sessions.
 struct Encoded {
     int width, height;
-    std::vector<float> image_embeddings, clip_tokens;
+    std::map<std::string, Array> values;
 };
 
 class Model {
@@ -61,10 +62,11 @@ public:
     bool is_closed() const { return is_closed_; }
 
     const std::string &info() const { return info_; }
-    int max_tokens() const { return bundle_.manifest.max_tokens; }
+    int max_tokens() const { return text().max_tokens; }
+    int32_t pad_id() const { return text().pad_id; }
     Tokens tokenize(std::string_view expression) const { return (*tokenizer_)(expression); }
 
-    // `row`: token ids, padded with 0 or not. Throws Error where the model has no such ids.
+    // `row`: token ids, padded or not. Throws Error where the model has no such ids.
     Tokens tokens_of(const int32_t *row, size_t length) const;
 
     Encoded encode_image(const Image &image) const;
@@ -86,15 +88,24 @@ private:
     // This process's graphs, opened now where it was forked since. Throws Error as the constructor.
     const std::vector<Session> &sessions() const;
 
-    // Some of a question's expressions, which go through the graphs at once.
-    void ask_part(const Encoded &scene, const Question &question, size_t start, size_t count,
-                  const std::vector<size_t> &category_rows, Result &result) const;
+    const Text &text() const { return bundle_.manifest.host.text; }
+
+    // Runs the stages of a question, or those of an image, and resizes what they give.
+    void run(bool of_questions, int64_t expressions, Values &values) const;
+
+    // What the host gives for some of a question's expressions, from `start` on.
+    void give_expressions(const Question &question, size_t start, size_t count,
+                          const std::vector<size_t> &category_rows, Values &values) const;
+
+    // Their answers.
+    void answer(const Encoded &scene, const Question &question, size_t start, size_t count,
+                const Values &values, Result &result) const;
     std::vector<size_t> category_rows(const Question &question) const;
 
     Bundle bundle_;
     bool verify_;
     EngineOptions engine_;
-    int mask_size_, prompt_width_;
+    int mask_size_;
     mutable std::atomic<const Graphs *> graphs_{nullptr};
     mutable std::atomic<bool> is_closed_{false};
     std::unique_ptr<Tokenizer> tokenizer_;

@@ -189,7 +189,6 @@ Options options_of(const ris_options *given) {
     Options options;
     if (found.providers != nullptr) options.providers = parse_providers(found.providers);
     if (found.engine_cache != nullptr) options.engine_cache = found.engine_cache;
-    check_engine_cache(options.engine_cache, options.providers);
     options.device_id = found.device_id;
     options.threads = found.threads;
     options.max_expressions = found.max_expressions;
@@ -275,7 +274,8 @@ ris_status ris_tokenize(const ris_model *model, const char *expression, int32_t 
                                                 ", the model reads " + std::to_string(length) +
                                                 " tokens");
         }
-        std::fill(std::copy(tokens.ids.begin(), tokens.ids.end(), ids), ids + length, 0);
+        std::fill(std::copy(tokens.ids.begin(), tokens.ids.end(), ids), ids + length,
+                  opened->pad_id());
     });
 }
 

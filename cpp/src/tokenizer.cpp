@@ -49,7 +49,8 @@ void append_utf8(std::string &text, char32_t c) {
 
 }  // namespace
 
-Tokenizer::Tokenizer(const TokenizerFile &file, const std::string &path, int max_tokens)
+Tokenizer::Tokenizer(const TokenizerFile &file, const std::string &path, int max_tokens,
+                     int32_t pad_id)
     : clean_text_(file.clean_text),
       handle_chinese_chars_(file.handle_chinese_chars),
       strip_accents_(file.strip_accents),
@@ -58,6 +59,7 @@ Tokenizer::Tokenizer(const TokenizerFile &file, const std::string &path, int max
       longest_token_(0),
       unknown_(-1),
       largest_id_(0),
+      pad_id_(pad_id),
       max_tokens_(max_tokens),
       prefix_(file.prefix),
       special_(file.special),
@@ -74,11 +76,15 @@ Tokenizer::Tokenizer(const TokenizerFile &file, const std::string &path, int max
         longest_token_ = std::max(longest_token_, token.size());
         largest_id_ = std::max<int32_t>(largest_id_, id);
         if (token == file.unknown) unknown_ = id;
+        if (id == pad_id) padding_ = token;
     }
 
     bool negative = unknown_ < 0;
     for (const auto &[token, id] : file.vocabulary) negative = negative || id < 0;
-    for (const auto &[token, id] : special_) negative = negative || id < 0 || token.empty();
+    for (const auto &[token, id] : special_) {
+        negative = negative || id < 0 || token.empty();
+        if (id == pad_id) padding_ = token;
+    }
     for (const int id : before_) negative = negative || id < 0;
     for (const int id : after_) negative = negative || id < 0;
     if (negative) {
@@ -171,9 +177,9 @@ Tokens Tokenizer::operator()(std::string_view expression) const {
     bool padding = false;
     for (const Token &token : tokens) {
         result.ids.push_back(token.id);
-        padding = padding || token.id == 0;
+        padding = padding || token.id == pad_id_;
     }
-    if (padding) result.notes.emplace_back("[PAD] is padding to the model: it does not read it");
+    if (padding) result.notes.push_back(padding_ + " is padding to the model: it does not read it");
     return result;
 }
 

@@ -19,7 +19,7 @@ struct Tokens {
 class Tokenizer {
 public:
     // Throws Error where the vocabulary lacks what the model needs.
-    Tokenizer(const TokenizerFile &file, const std::string &path, int max_tokens);
+    Tokenizer(const TokenizerFile &file, const std::string &path, int max_tokens, int32_t pad_id);
     Tokenizer(const Tokenizer &) = delete;
     Tokenizer &operator=(const Tokenizer &) = delete;
 
@@ -45,10 +45,10 @@ private:
 
     bool clean_text_, handle_chinese_chars_, strip_accents_, lowercase_;
     size_t longest_word_, longest_token_;
-    int32_t unknown_, largest_id_;
+    int32_t unknown_, largest_id_, pad_id_;
     int max_tokens_;
-    std::string prefix_;
-    std::string storage_;  // all tokens, one after the other, which the keys look into
+    std::string prefix_, padding_;  // padding_: the token of pad_id_
+    std::string storage_;           // all tokens, one after the other, which the keys look into
     std::unordered_map<std::string_view, int32_t> vocabulary_;
     std::vector<std::pair<std::string, int>> special_;
     std::vector<int> before_, after_;

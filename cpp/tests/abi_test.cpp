@@ -253,14 +253,14 @@ void damaged_bundles(const std::string &bundle, const fs::path &scratch) {
            "all damage is told at once");
 
     fresh();
-    replace_in(copy / "manifest.json", "\"format_version\": 1", "\"format_version\": 99");
+    replace_in(copy / "manifest.json", "\"format_version\": ", "\"format_version\": 9");
     refused("upgrade", "a newer format");
 
     fresh();
     replace_in(copy / "manifest.json", "\"size\": 256", "\"size\": \"x\"");
     replace_in(copy / "manifest.json", "\"threshold\"", "\"treshold\"");
-    const std::string fields = refused("preprocess.sam.size", "two fields damaged");
-    expect(fields.find("postprocess.threshold is missing") != std::string::npos,
+    const std::string fields = refused("sam_image.size", "two fields damaged");
+    expect(fields.find("answer.threshold is missing") != std::string::npos,
            "all fields are told at once: " + fields);
 
     fresh();
@@ -269,8 +269,8 @@ void damaged_bundles(const std::string &bundle, const fs::path &scratch) {
     refused("inside the bundle", "a file outside");
 
     fresh();
-    replace_in(copy / "manifest.json", "\"mask_logits\"", "\"mask_digits\"");
-    refused("mask_logits", "another output's name");
+    replace_in(copy / "manifest.json", "\"name\": \"mask_logits\"", "\"name\": \"mask_digits\"");
+    refused("'mask_logits', which no stage gives", "another output's name");
 
     fresh();
     std::ofstream(copy / "manifest.json", std::ios::binary) << std::string(1 << 22, '[');

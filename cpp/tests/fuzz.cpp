@@ -36,7 +36,7 @@ const char *const kTokenizer = R"({
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     using namespace libris;
-    static const Tokenizer fixed(parse_tokenizer(kTokenizer, "fixed"), "fixed", 35);
+    static const Tokenizer fixed(parse_tokenizer(kTokenizer, "fixed"), "fixed", 35, 0);
     if (size == 0) return 0;
     const std::string text(reinterpret_cast<const char *>(data + 1), size - 1);
     try {
@@ -63,7 +63,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                 break;
             }
             case 't': {
-                const Tokenizer made(parse_tokenizer(text, "tokenizer.json"), "tokenizer.json", 35);
+                const Tokenizer made(parse_tokenizer(text, "tokenizer.json"), "tokenizer.json", 35,
+                                     0);
                 made("left man \u00e9[MASK]");
                 break;
             }

@@ -33,12 +33,14 @@ EXPORT void test_resize_pillow(const uint8_t *rgb, int w, int h, size_t stride, 
     std::copy(resized.begin(), resized.end(), out);
 }
 
-EXPORT void test_prepare(const char *bundle, const uint8_t *rgb, int w, int h, size_t stride,
-                         float *sam, float *clip) {
-    const EncoderInputs inputs =
-        prepare_image({rgb, w, h, stride}, open_bundle(bundle, false).manifest.preprocess);
-    std::copy(inputs.sam.begin(), inputs.sam.end(), sam);
-    std::copy(inputs.clip.begin(), inputs.clip.end(), clip);
+// One of the host's images, by the manifest of a bundle.
+EXPORT void test_prepare(const char *bundle, const char *name, const uint8_t *rgb, int w, int h,
+                         size_t stride, float *out) {
+    const std::vector<HostImage> wanted = read_bundle(bundle).manifest.host.images;
+    const std::vector<std::vector<float>> images = prepare_images({rgb, w, h, stride}, wanted);
+    for (size_t i = 0; i < wanted.size(); ++i) {
+        if (wanted[i].name == name) std::copy(images[i].begin(), images[i].end(), out);
+    }
 }
 
 EXPORT void test_mask(const float *logits, int h, int w, int height, int width, float threshold,
@@ -67,9 +69,10 @@ EXPORT size_t test_widened(const char *path, uint8_t *out, size_t room) {
 // 'd' discards it.
 EXPORT int test_context(const char *folder, const char *graph_hash, const char *built_for,
                         char action, char *path) {
-    Graph graph;
-    graph.sha256["graphs/fusion.onnx"] = graph_hash;
-    const ContextModel context(folder, "fusion", graph, built_for);
+    Stage stage;
+    stage.name = "fusion";
+    stage.sha256["graphs/fusion.onnx"] = graph_hash;
+    const ContextModel context(folder, stage, built_for);
     if (action == 's') context.seal();
     if (action == 'd') context.discard();
     std::strcpy(path, context.path().c_str());
@@ -137,18 +140,20 @@ EXPORT void test_state_folders(char *lines, size_t room) {
     std::strncpy(lines, all.c_str(), room - 1);
 }
 
-// `count` texts, one after the other, text i ending at ends[i]; their ids, padded with 0. A text
+// `count` texts, one after the other, text i ending at ends[i]; their ids, padded. A text
 // that is refused gives -1s. notes: a line for each note, after its text's number; at most `room`
 // bytes.
-EXPORT void test_tokenize(const char *path, int max_tokens, const char *texts, const size_t *ends,
-                          size_t count, int32_t *ids, char *notes, size_t room) {
+EXPORT void test_tokenize(const char *path, int max_tokens, int pad_id, const char *texts,
+                          const size_t *ends, size_t count, int32_t *ids, char *notes,
+                          size_t room) {
     const TokenizerFile file = parse_tokenizer(read_file(path, "tokenizer"), path);
-    const Tokenizer tokenizer(file, path, max_tokens);
+    const Tokenizer tokenizer(file, path, max_tokens, pad_id);
     std::string lines;
     for (size_t i = 0, start = 0; i < count; start = ends[i], ++i, ids += max_tokens) {
         try {
             const Tokens tokens = tokenizer({texts + start, ends[i] - start});
-            std::fill(std::copy(tokens.ids.begin(), tokens.ids.end(), ids), ids + max_tokens, 0);
+            std::fill(std::copy(tokens.ids.begin(), tokens.ids.end(), ids), ids + max_tokens,
+                      pad_id);
             const std::string number = std::to_string(i);
             for (const std::string &note : tokens.notes) lines += number + " " + note + "\n";
         } catch (const Error &) {

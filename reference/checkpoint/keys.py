@@ -1,6 +1,7 @@
-"""Which keys the model needs, which have no effect, and what is wrong with those of a file.
+"""Which keys a model needs, which have no effect, and what is wrong with those of a file.
 
-docs/reference/checkpoints.md, Dead keys, has the lists in words.
+What is a family's own about that is a `KeyRules`. docs/reference/checkpoints.md, Dead keys, has the
+kinds in words.
 """
 
 from __future__ import annotations
@@ -9,49 +10,49 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 
 from ris.engines.text import echoed
 from ris.reference.checkpoint.entries import Entry
-from ris.reference.checkpoint.names import MODULES, OTHER, module_of
-from ris.reference.config import ModelConfig
-
-# In official checkpoints, but in no module of the reference model
-# (docs/reference/models/dfam.md 17)
-_NOT_LOADED = re.compile(
-    r"criterion\.|nt_weight$|empty_sparse_emb$|text_encoder\.(embeddings\.position_ids$|pooler\.)"
-    r"|clip_dense\.clip_model\.(?!visual\.)|clip_pixel_decoder\.(adapter|layer)_1\."
-)
-
-# In the reference model, without effect on any output of any variant
-_IDLE = re.compile(
-    r"sam\.prompt_encoder\.(?!pe_layer)|"
-    r"sam\.mask_decoder\.(iou_prediction_head|output_hypernetworks_mlps\.[123])\."
-    r"|clip_dense\.clip_model\.visual\.(ln_post\.|proj$)"
-    r"|decoder\.(to_logits\.|to_logits_bert\.|logit_scale$|logit_scale_condsim$)"
-)
-
-# Besides, in some variants
-_IDLE_WITHOUT_NO_TARGET = re.compile(r"decoder\.|backbone_sam\.")
-_IDLE_WITH_NO_TARGET = re.compile(
-    r"decoder\.(CA_layers2|SA_layers2|transformer_ffn_layers2)\.[01]\."
-)
-_IDLE_WITH_CLS = re.compile(r"clip_mlpl\.|text_embeddings$")
 
 _SHOWN = 3
 """How many keys of a module a message names."""
 
+_OTHER = "other"
+"""The module, in words, of a key that is in none of `KeyRules.modules`."""
 
-def is_idle(key: str, config: ModelConfig) -> bool:
-    """Whether a key of the reference model has no effect on the outputs of this variant."""
-    patterns = [_IDLE]
-    patterns.append(_IDLE_WITHOUT_NO_TARGET if config.no_target == "none" else _IDLE_WITH_NO_TARGET)
-    if config.query == "cls":
-        patterns.append(_IDLE_WITH_CLS)
-    return any(pattern.match(key) for pattern in patterns)
+
+@dataclass(frozen=True)
+class KeyRules:
+    """What the keys of a model mean, for one configuration of it."""
+
+    modules: tuple[tuple[str, str], ...]
+    """The modules in words and what their keys begin with; the first that fits is a key's."""
+
+    not_loaded: re.Pattern[str]
+    """Matches the beginning of keys of official checkpoints that are in no module of the model."""
+
+    idle: tuple[re.Pattern[str], ...]
+    """Each matches the beginning of keys of the model that have no effect on any output."""
+
+    def module_of(self, key: str) -> str:
+        """The module, in words, that a key belongs to."""
+        return next((name for name, prefix in self.modules if key.startswith(prefix)), _OTHER)
+
+    def names(self) -> list[str]:
+        """All that `module_of` may say, in the order of the model."""
+        return [*(name for name, _ in self.modules), _OTHER]
+
+    def is_dead(self, key: str) -> bool:
+        """Whether a key of a file is known and not loaded."""
+        return self.not_loaded.match(key) is not None
+
+    def is_idle(self, key: str) -> bool:
+        """Whether a key of the model has no effect on the outputs."""
+        return any(pattern.match(key) for pattern in self.idle)
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,11 @@ class KeyReport:
     misfits: tuple[Misfit, ...]
     """Tensors of another shape, or no floats."""
 
-    nearest: dict[str, str] = field(default_factory=dict)
+    nearest: dict[str, str]
     """For missing and unexpected keys that a message names, the most similar of the other kind."""
+
+    rules: KeyRules = field(repr=False)
+    """What the keys mean."""
 
     @property
     def fits(self) -> bool:
@@ -103,15 +107,17 @@ class KeyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON; the loaded keys as a number."""
-        return asdict(self) | {"loaded": len(self.loaded), "fits": self.fits}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rules"}
+        found["misfits"] = [asdict(misfit) for misfit in self.misfits]
+        return found | {"loaded": len(self.loaded), "fits": self.fits}
 
     def problems(self) -> list[str]:
         """What is wrong: a line for each module and kind, with counts and the first few keys."""
         lines = []
-        for module in [*(name for name, _ in MODULES), OTHER]:
-            missing = [key for key in self.missing if module_of(key) == module]
-            unexpected = [key for key in self.unexpected if module_of(key) == module]
-            misfits = [m for m in self.misfits if module_of(m.key) == module]
+        for module in self.rules.names():
+            missing = [key for key in self.missing if self.rules.module_of(key) == module]
+            unexpected = [key for key in self.unexpected if self.rules.module_of(key) == module]
+            misfits = [m for m in self.misfits if self.rules.module_of(m.key) == module]
             for what, texts in (
                 ("missing", [self._with_nearest(key) for key in missing]),
                 ("unexpected", [self._with_nearest(key) for key in unexpected]),
@@ -135,7 +141,7 @@ class KeyReport:
 
     def dead_by_module(self) -> dict[str, int]:
         """How many tensors of each module are in the files and not loaded."""
-        return dict(Counter(map(module_of, self.dead)))
+        return dict(Counter(map(self.rules.module_of, self.dead)))
 
     def _with_nearest(self, key: str) -> str:
         return f"{key} (nearest: {self.nearest[key]})" if key in self.nearest else key
@@ -147,19 +153,19 @@ def _shortened(texts: list[str]) -> str:
 
 
 def compare_keys(
-    entries: Mapping[str, Entry], wanted: Mapping[str, tuple[int, ...]], config: ModelConfig
+    entries: Mapping[str, Entry], wanted: Mapping[str, tuple[int, ...]], rules: KeyRules
 ) -> KeyReport:
     """The files' tensors against the shapes `wanted` that the model has."""
     loaded = [key for key in wanted if key in entries]
     lacking = [key for key in wanted if key not in entries]
     extra = [key for key in entries if key not in wanted]
-    missing = [key for key in lacking if not is_idle(key, config)]
-    unexpected = [key for key in extra if not _NOT_LOADED.match(key)]
+    missing = [key for key in lacking if not rules.is_idle(key)]
+    unexpected = [key for key in extra if not rules.is_dead(key)]
     return KeyReport(
         loaded=tuple(loaded),
-        idle=tuple(key for key in loaded if is_idle(key, config)),
-        absent=tuple(key for key in lacking if is_idle(key, config)),
-        dead=tuple(key for key in extra if _NOT_LOADED.match(key)),
+        idle=tuple(key for key in loaded if rules.is_idle(key)),
+        absent=tuple(key for key in lacking if rules.is_idle(key)),
+        dead=tuple(key for key in extra if rules.is_dead(key)),
         missing=tuple(missing),
         unexpected=tuple(unexpected),
         misfits=tuple(
@@ -168,10 +174,20 @@ def compare_keys(
             if entries[key].shape != wanted[key] or not entries[key].dtype.is_floating_point
         ),
         nearest={
-            **_nearest(unexpected, missing, entries, wanted),
-            **_nearest(missing, unexpected, entries, wanted),
+            **_nearest(_first_of_each(unexpected, rules), missing, entries, wanted),
+            **_nearest(_first_of_each(missing, rules), unexpected, entries, wanted),
         },
+        rules=rules,
     )
+
+
+def _first_of_each(keys: Iterable[str], rules: KeyRules) -> Iterable[str]:
+    """The first few keys of each module."""
+    seen: Counter[str] = Counter()
+    for key in keys:
+        seen[rules.module_of(key)] += 1
+        if seen[rules.module_of(key)] <= _SHOWN:
+            yield key
 
 
 def _nearest(
@@ -180,7 +196,7 @@ def _nearest(
     entries: Mapping[str, Entry],
     wanted: Mapping[str, tuple[int, ...]],
 ) -> dict[str, str]:
-    """For the first few keys of each module, the most similar of `others`.
+    """For each key the most similar of `others`.
 
     One of equal shape is preferred; entries and wanted have the shapes of both.
     """
@@ -189,11 +205,7 @@ def _nearest(
         return entries[key].shape if key in entries else wanted[key]
 
     found: dict[str, str] = {}
-    seen: Counter[str] = Counter()
     for key in keys:
-        seen[module_of(key)] += 1
-        if seen[module_of(key)] > _SHOWN:
-            continue
         alike = [other for other in others if shape(other) == shape(key)]
         for candidates in (alike, others):
             if close := difflib.get_close_matches(key, candidates, 1):

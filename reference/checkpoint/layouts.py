@@ -1,4 +1,4 @@
-"""The layouts of the component files, brought to the key names of the whole model.
+"""What a weight file is of, and component files under the key names of the whole model.
 
 docs/reference/checkpoints.md, Files, has the layouts.
 """
@@ -16,7 +16,8 @@ from ris.engines.errors import CheckpointError
 from ris.engines.text import echoed, quoted, reason_of
 from ris.reference.checkpoint.entries import Entry, stack
 from ris.reference.checkpoint.files import WeightFile, open_weights
-from ris.reference.checkpoint.names import BERT, CLIP
+from ris.reference.families import family_named, nearest, recognise
+from ris.reference.family import Family
 from ris.reference.tokenizer import find_tokenizer_file
 
 Component = Literal["checkpoint", "sam", "clip", "bert"]
@@ -24,6 +25,9 @@ Component = Literal["checkpoint", "sam", "clip", "bert"]
 
 Entries = dict[str, Entry]
 """Tensors by name."""
+
+
+_WHOLE = "a checkpoint of the whole model"
 
 
 class _Sign(NamedTuple):
@@ -39,20 +43,8 @@ class _Sign(NamedTuple):
     """It is of this kind if any of its keys begins with any of these."""
 
 
-# the first that fits
+# the first that fits, of what is no whole model
 _SIGNS = (
-    _Sign(
-        "a checkpoint of the whole model",
-        "checkpoint",
-        (
-            "adaptor_clip.",
-            "clip_pixel_decoder.",
-            "txt2txt.",
-            "lang_mlp.",
-            "clip_dense.",
-            "backbone_clip.",
-        ),
-    ),
     _Sign(
         "SAM's weights in Meta's layout",
         "sam",
@@ -77,14 +69,16 @@ _SIGNS = (
         ("embeddings.word_embeddings.", "bert.embeddings.word_embeddings."),
     ),
 )
-_OPTION = {
+OPTIONS: dict[Component, str] = {
     "checkpoint": "--checkpoint",
     "sam": "--sam-checkpoint",
     "clip": "--clip-checkpoint",
     "bert": "--bert",
 }
+"""The option that a weight file is given as."""
+
 _EXPECTED = {
-    "checkpoint": "a checkpoint of the whole model",
+    "checkpoint": _WHOLE,
     "sam": "SAM's weights in Meta's layout (sam_vit_b_01ec64.pth)",
     "clip": "CLIP's weights (OpenAI's, open_clip's or transformers' layout)",
     "bert": "BERT's weights (transformers' layout)",
@@ -116,6 +110,8 @@ class ComponentWeights:
 def looks_like(names: Iterable[str]) -> tuple[str, Component | None]:
     """(what a file with these keys is, the component it can serve as or None)."""
     found = list(names)
+    if recognise(found) is not None:
+        return _WHOLE, "checkpoint"
     for sign in _SIGNS:
         if any(name.startswith(sign.prefixes) for name in found):
             return sign.words, sign.component
@@ -123,38 +119,66 @@ def looks_like(names: Iterable[str]) -> tuple[str, Component | None]:
 
 
 def require(file: WeightFile, wanted: Component) -> None:
-    """Raises CheckpointError where a file is not what its option stands for.
+    """Raises CheckpointError where a file is not what its option stands for."""
+    if looks_like(file.entries)[1] != wanted:
+        raise _misplaced(file, wanted)
 
-    The message says what it is and which option takes it.
-    """
+
+def _misplaced(file: WeightFile, wanted: Component) -> CheckpointError:
+    """What a file is, and which option takes it."""
     words, component = looks_like(file.entries)
-    if component == wanted:
-        return
     if component is None:
         way_out = "it cannot be used here"
     else:
-        way_out = f"give {'its folder' if component == 'bert' else 'it'} as {_OPTION[component]}"
-    raise CheckpointError(
-        f"{file.path}, given as {_OPTION[wanted]}, is {words}; expected {_EXPECTED[wanted]};"
+        way_out = f"give {'its folder' if component == 'bert' else 'it'} as {OPTIONS[component]}"
+    return CheckpointError(
+        f"{file.path}, given as {OPTIONS[wanted]}, is {words}; expected {_EXPECTED[wanted]};"
         f" {way_out}"
     )
 
 
-def open_checkpoint(path: Path) -> WeightFile:
-    """A training checkpoint. Raises CheckpointError for anything else."""
+def open_checkpoint(path: Path, family: str | None = None) -> tuple[WeightFile, Family[Any, Any]]:
+    """A training checkpoint and the family that it is of.
+
+    Args:
+        path: The file.
+        family: The name of the family that it is to be taken for; None: what its keys say.
+
+    Raises:
+        CheckpointError: For a component's file, for one that fits no family, and for an unknown
+            name.
+    """
+    named = family_named(family) if family else None
     file = open_weights(path)
-    require(file, "checkpoint")
-    return file
+    component = looks_like(file.entries)[1]
+    if component not in ("checkpoint", None):
+        raise _misplaced(file, "checkpoint")
+    found = named or recognise(file.entries)
+    if found is None:
+        raise _unrecognised(file)
+    return file, found
 
 
-def open_sam(path: Path) -> ComponentWeights:
-    """SAM's weights in Meta's layout: `image_encoder.*`, `prompt_encoder.*`, `mask_decoder.*`.
+def _unrecognised(file: WeightFile) -> CheckpointError:
+    """For a checkpoint that bears the signs of no family: which it is nearest to."""
+    clause = nearest(file.entries)
+    if clause is None:
+        return _misplaced(file, "checkpoint")
+    return CheckpointError(
+        f"{file.path}, given as --checkpoint, is of no family of models that is known here; it is"
+        f" {clause}; --family takes it for one all the same"
+    )
 
-    Raises CheckpointError for anything else.
+
+def open_sam(path: Path, prefix: str) -> ComponentWeights:
+    """SAM's weights in Meta's layout, whose encoder's keys begin with `image_encoder.`.
+
+    prefix: what the keys of SAM in the whole model begin with. Raises CheckpointError for anything
+    else.
     """
     file = open_weights(path)
     require(file, "sam")
-    entries = {f"sam.{name}": entry for name, entry in file.entries.items()}
+    entries = {prefix + name: entry for name, entry in file.entries.items()}
     return ComponentWeights("sam", file, entries, {})
 
 
@@ -186,11 +210,12 @@ _TRANSPOSED = ("visual.proj", "text_projection")
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "logit_bias")
 
 
-def open_clip(path: Path) -> ComponentWeights:
+def open_clip(path: Path, prefix: str) -> ComponentWeights:
     """CLIP's weights: OpenAI's archive, open_clip's state dict, or transformers' CLIPModel.
 
-    The latter is a file or its folder. Raises CheckpointError for anything else, and for an
-    activation other than QuickGELU, where a config.json tells.
+    The latter is a file or its folder. prefix: what the keys of both towers in the whole model
+    begin with. Raises CheckpointError for anything else, and for an activation other than
+    QuickGELU, where a config.json tells.
     """
     config = _read_config(path) if path.is_dir() else {}
     file = open_weights(_weights_in(path, "--clip-checkpoint") if path.is_dir() else path)
@@ -202,7 +227,7 @@ def open_clip(path: Path) -> ComponentWeights:
         entries = _from_transformers_clip(entries)
     named = {
         # open_clip's CustomTextCLIP keeps the text tower one level down
-        CLIP + name.removeprefix("text."): entry
+        prefix + name.removeprefix("text."): entry
         for name, entry in entries.items()
         if name.rpartition(".")[2] not in _NOT_WEIGHTS
     }
@@ -268,11 +293,12 @@ _BERT_CONFIG: tuple[tuple[str, Any], ...] = (
 )
 
 
-def open_bert(path: Path) -> ComponentWeights:
+def open_bert(path: Path, prefix: str) -> ComponentWeights:
     """A folder with config.json, model.safetensors or pytorch_model.bin, and a vocabulary.
 
-    The vocabulary is vocab.txt or tokenizer.json; it may also be all that the folder has. Raises
-    CheckpointError for anything else, another architecture, or a cased vocabulary.
+    The vocabulary is vocab.txt or tokenizer.json; it may also be all that the folder has. prefix:
+    what BERT's keys in the whole model begin with. Raises CheckpointError for anything else,
+    another architecture, or a cased vocabulary.
     """
     if not path.is_dir():
         raise CheckpointError(
@@ -288,7 +314,8 @@ def open_bert(path: Path) -> ComponentWeights:
         return ComponentWeights("bert", None, {}, heads, vocabulary)
     file = open_weights(_weights_in(path, "--bert"))
     require(file, "bert")
-    return ComponentWeights("bert", file, _bert_entries(file.entries), heads, vocabulary)
+    entries = _bert_entries(file.entries, prefix)
+    return ComponentWeights("bert", file, entries, heads, vocabulary)
 
 
 def _check_bert(config: dict[str, Any], folder: Path) -> None:
@@ -304,7 +331,7 @@ def _check_bert(config: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _bert_entries(entries: Entries) -> Entries:
+def _bert_entries(entries: Entries, prefix: str) -> Entries:
     """BERT without pooler and heads, old names made new."""
     named: Entries = {}
     for name, entry in entries.items():
@@ -313,7 +340,7 @@ def _bert_entries(entries: Entries) -> Entries:
             continue
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
         name = name.replace("LayerNorm.beta", "LayerNorm.bias")
-        named[BERT + name] = entry
+        named[prefix + name] = entry
     return named
 
 
@@ -358,9 +385,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-OPENERS: dict[Component, Callable[[Path], ComponentWeights]] = {
+OPENERS: dict[Component, Callable[[Path, str], ComponentWeights]] = {
     "sam": open_sam,
     "clip": open_clip,
     "bert": open_bert,
 }
-"""What opens a component file."""
+"""What opens a component file, given what its keys in the whole model are to begin with."""

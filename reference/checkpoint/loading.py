@@ -7,34 +7,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ris.engines.errors import CheckpointError
 from ris.engines.text import echoed, reason_of
-from ris.reference.checkpoint.category_table import with_table
 from ris.reference.checkpoint.entries import Entry, shapes_of
 from ris.reference.checkpoint.files import WeightFile
 from ris.reference.checkpoint.finite import require_finite
 from ris.reference.checkpoint.keys import KeyReport, compare_keys
-from ris.reference.checkpoint.layouts import OPENERS, Component, ComponentWeights, open_checkpoint
+from ris.reference.checkpoint.layouts import (
+    OPENERS,
+    OPTIONS,
+    Component,
+    ComponentWeights,
+    open_checkpoint,
+)
 from ris.reference.checkpoint.merging import merge
-from ris.reference.checkpoint.names import module_of
-from ris.reference.checkpoint.sizes import check_given_config, derive_config, preset_name
-from ris.reference.config import PRESETS, ModelConfig
-from ris.reference.model import RISModel, empty_model
-
-# which option brings what a checkpoint may lack
-_BRINGS = {
-    "SAM image encoder": "--sam-checkpoint",
-    "SAM prompt encoder": "--sam-checkpoint",
-    "SAM mask decoder": "--sam-checkpoint (untrained for this task)",
-    "CLIP image tower": "--clip-checkpoint",
-    "BERT": "--bert (untrained for this task)",
-    "category table": "--clip-checkpoint with a text tower",
-}
+from ris.reference.families import DEFAULT, family_named
+from ris.reference.family import Family
 
 
 @dataclass(frozen=True)
@@ -72,8 +66,11 @@ class Part:
 class Inspection:
     """What a set of files makes, before the weights are read."""
 
-    config: ModelConfig
-    """The model's configuration."""
+    family: Family[Any, Any]
+    """The family that the model is of."""
+
+    config: Any
+    """The model's configuration, of the family's own kind."""
 
     entries: dict[str, Entry]
     """The tensors by the model's key names."""
@@ -130,32 +127,43 @@ class Inspection:
             return [
                 "component files alone make no model: give the training checkpoint as --checkpoint"
             ]
-        modules = {module_of(key) for key in self.keys.missing}
+        modules = {self.keys.rules.module_of(key) for key in self.keys.missing}
         return [
             f"{module}: {option} would bring it"
-            for module, option in _BRINGS.items()
+            for module, option in self.family.brings.items()
             if module in modules
         ]
 
 
-def inspect(files: WeightFiles, *, clip_text_tower: bool = False) -> Inspection:
+def inspect(
+    files: WeightFiles, family: str | None = None, only: str | None = None, **options: bool
+) -> Inspection:
     """Opens the files and says what they make; reads no weights but the small category table.
 
-    Missing, unexpected and mis-shaped keys are in the report. Raises CheckpointError for a file
-    that cannot be used, that is another component than its option says, or whose sizes contradict
-    the checkpoint's.
+    Args:
+        files: The files.
+        family: The name of the family that the checkpoint is to be taken for; None: what its keys
+            say.
+        only: The name of the one family that is of use; None: any is.
+        options: How the model is built, as of the family's `empty_model`.
+
+    Returns:
+        What was found. Missing, unexpected and mis-shaped keys are in its report.
+
+    Raises:
+        CheckpointError: For a file that cannot be used, that is of another family than `only` or
+            another component than its option says, or whose sizes contradict the checkpoint's.
     """
     if not files:
         raise CheckpointError(
             "no weight files were given; give a training checkpoint as --checkpoint"
         )
-    checkpoint, components = _open(files)
-    opened = [file for file in (checkpoint, *(c.file for c in components)) if file is not None]
-    entries, notes = merge(checkpoint, components)
-    heads = {name: number for component in components for name, number in component.heads.items()}
-    config = _config(checkpoint, entries, heads)
+    opened = _open(files, family, only)
+    entries, notes = _merged(opened)
+    config = _config(opened, entries)
+    names = _joined(file.path for file in opened.files)
     try:
-        model = empty_model(config, clip_text_tower=clip_text_tower)
+        model = opened.family.empty_model(config, **options)
     except (
         ValueError,
         TypeError,
@@ -164,63 +172,84 @@ def inspect(files: WeightFiles, *, clip_text_tower: bool = False) -> Inspection:
         LookupError,
         RuntimeError,
     ) as error:
-        names = _joined(file.path for file in opened)
         raise CheckpointError(f"{names}: its sizes make no model ({reason_of(error)})") from None
 
-    entries, table_notes = with_table(entries, config)
+    entries, more_notes = opened.family.complete(entries, config)
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    keys = compare_keys(entries, wanted, config)
+    keys = compare_keys(entries, wanted, opened.family.key_rules(config))
     weights: dict[Component, Path] = {"checkpoint": files.checkpoint} if files.checkpoint else {}
-    weights |= {c.component: c.file.path for c in components if c.file is not None}
+    weights |= {c.component: c.file.path for c in opened.components if c.file is not None}
     return Inspection(
+        family=opened.family,
         config=config,
         entries=entries,
         keys=keys,
-        formats={str(file.path): _format(file) for file in opened},
-        notes=(*notes, *table_notes),
+        formats={str(file.path): _format(file) for file in opened.files},
+        notes=(*notes, *more_notes),
         parts=_parts(entries, keys),
         weights=weights,
-        vocabulary=next((c.vocabulary for c in components if c.vocabulary), None),
-        carried_config=checkpoint is not None and checkpoint.config is not None,
+        vocabulary=next((c.vocabulary for c in opened.components if c.vocabulary), None),
+        carried_config=opened.checkpoint is not None and opened.checkpoint.config is not None,
     )
 
 
-def load_model(files: WeightFiles, *, clip_text_tower: bool = False) -> tuple[RISModel, Inspection]:
+def load_model(
+    files: WeightFiles, family: str | None = None, **options: bool
+) -> tuple[Any, Inspection]:
     """The reference model with the weights of the files: float32, eval mode, no gradients.
 
     Tensors that a file holds as float32 stay memory-mapped, the others are converted one at a time,
     so there is never more than one copy of the weights and the largest tensor. The files must stay
-    as they are while the model lives. `clip_text_tower` also loads CLIP's text tower. Raises
-    CheckpointError as `inspect` does, and for keys that are missing, unexpected or of another
-    shape, all at once.
+    as they are while the model lives.
+
+    Args:
+        files: The files.
+        family: As of `inspect`.
+        options: As of `inspect`.
+
+    Returns:
+        The family's model, and what was found.
+
+    Raises:
+        CheckpointError: As `inspect` does, and for keys that are missing, unexpected or of another
+            shape, all at once.
     """
-    inspection = inspect(files, clip_text_tower=clip_text_tower)
+    inspection = inspect(files, family, None, **options)
     inspection.require()
-    return build_model(inspection, clip_text_tower=clip_text_tower), inspection
+    return build_model(inspection, **options), inspection
 
 
 def partial_weights(
-    files: WeightFiles, config: ModelConfig
+    files: WeightFiles, config: Any, family: str
 ) -> tuple[dict[str, Entry], tuple[str, ...]]:
-    """(the tensors that the files have, by the model's key names, notes), a whole model or not.
+    """The tensors that the files have, a whole model or not, for training what starts without.
 
-    For training a model of `config`, which starts the rest at random; the category table is
-    computed where a text tower is there. Raises CheckpointError for a file that cannot be used.
+    Args:
+        files: The files.
+        config: The configuration of the model.
+        family: The name of its family.
+
+    Returns:
+        The tensors by the model's key names, computed ones among them, and notes.
+
+    Raises:
+        CheckpointError: For a file that cannot be used, and a checkpoint of another family.
     """
-    checkpoint, components = _open(files)
-    entries, notes = merge(checkpoint, components)
-    entries, table_notes = with_table(entries, config)
-    notes += table_notes
-    return entries, tuple(note for note in notes if checkpoint or "checkpoint has none" not in note)
+    opened = _open(files, only=family)
+    entries, notes = _merged(opened)
+    entries, more_notes = opened.family.complete(entries, config)
+    notes += more_notes
+    is_whole = opened.checkpoint is not None
+    return entries, tuple(note for note in notes if is_whole or "checkpoint has none" not in note)
 
 
-def build_model(inspection: Inspection, *, clip_text_tower: bool = False) -> RISModel:
+def build_model(inspection: Inspection, **options: bool) -> Any:
     """The model of an inspection whose keys fit; what the files may lack is zeros.
 
-    Raises CheckpointError as `Inspection.require_finite`.
+    options: as of `inspect`. Raises CheckpointError as `Inspection.require_finite`.
     """
     inspection.require_finite()
-    model = empty_model(inspection.config, clip_text_tower=clip_text_tower).requires_grad_(False)
+    model = inspection.family.empty_model(inspection.config, **options).requires_grad_(False)
     state = {}
     for key, value in model.state_dict().items():
         entry = inspection.entries.get(key)
@@ -229,34 +258,87 @@ def build_model(inspection: Inspection, *, clip_text_tower: bool = False) -> RIS
     return model
 
 
-def _open(files: WeightFiles) -> tuple[WeightFile | None, list[ComponentWeights]]:
-    checkpoint = open_checkpoint(files.checkpoint) if files.checkpoint else None
+@dataclass(frozen=True)
+class _Opened:
+    """The files, open, and the family that they are of."""
+
+    family: Family[Any, Any]
+    """The family."""
+
+    checkpoint: WeightFile | None
+    """The training checkpoint; None without one."""
+
+    components: tuple[ComponentWeights, ...]
+    """The component files."""
+
+    @property
+    def files(self) -> list[WeightFile]:
+        """All files that have weights."""
+        opened = (self.checkpoint, *(component.file for component in self.components))
+        return [file for file in opened if file is not None]
+
+
+def _open(files: WeightFiles, family: str | None = None, only: str | None = None) -> _Opened:
+    """The files, and the family that they are of: the first where no checkpoint says which.
+
+    Args:
+        files: The files.
+        family: As of `inspect`.
+        only: As of `inspect`.
+
+    Raises:
+        CheckpointError: For a file that cannot be used, and for a component that the family does
+            not have.
+    """
+    if files.checkpoint:
+        checkpoint, found = open_checkpoint(files.checkpoint, family)
+    else:
+        checkpoint, found = None, family_named(family or only or DEFAULT)
+    if only not in (None, found.name):
+        raise CheckpointError(
+            f"{files.checkpoint} is a checkpoint of the family {found.name}; expected one of {only}"
+        )
     given: dict[Component, Path | None] = {"sam": files.sam, "clip": files.clip, "bert": files.bert}
-    return checkpoint, [OPENERS[name](path) for name, path in given.items() if path is not None]
+    components = []
+    for name, path in given.items():
+        if path is None:
+            continue
+        if name not in found.components:
+            raise CheckpointError(
+                f"a model of the family {found.name} has no part that {OPTIONS[name]} could give;"
+                " leave it out"
+            )
+        components.append(OPENERS[name](path, found.components[name]))
+    return _Opened(found, checkpoint, tuple(components))
 
 
-def _config(
-    checkpoint: WeightFile | None, entries: dict[str, Entry], heads: dict[str, int]
-) -> ModelConfig:
+def _merged(opened: _Opened) -> tuple[dict[str, Entry], list[str]]:
+    """The tensors of all files by the model's key names, and notes on what was done."""
+    family = opened.family
+    # the modules' names do not depend on the configuration
+    rules = family.key_rules(next(iter(family.presets.values())))
+    return merge(opened.checkpoint, opened.components, family.shared_parts(), rules.module_of)
+
+
+def _config(opened: _Opened, entries: dict[str, Entry]) -> Any:
     """The configuration that the checkpoint carries, or the one read off the shapes."""
-    if checkpoint is None:
-        return derive_config(shapes_of(entries), heads)
-    if checkpoint.config is None:
-        try:
-            return derive_config(shapes_of(entries), heads)
-        except CheckpointError as error:
-            raise CheckpointError(f"{checkpoint.path}: {error}") from None
-    config = check_given_config(checkpoint.config, checkpoint.path)
-    name = preset_name(config)
-    keeps_its_name = name == "custom" and config.preset not in PRESETS
-    return config if keeps_its_name else replace(config, preset=name)
+    family, checkpoint = opened.family, opened.checkpoint
+    heads = {name: number for part in opened.components for name, number in part.heads.items()}
+    if checkpoint is not None and checkpoint.config is not None:
+        return family.carried_config(checkpoint.config, checkpoint.path)
+    try:
+        return family.derive_config(shapes_of(entries), heads)
+    except CheckpointError as error:
+        if checkpoint is None:
+            raise
+        raise CheckpointError(f"{checkpoint.path}: {error}") from None
 
 
 def _parts(entries: dict[str, Entry], keys: KeyReport) -> tuple[Part, ...]:
     """Per module, in the order of the model, how many tensors each file gives."""
     parts: dict[str, Counter[str]] = {}
     for key in keys.loaded:
-        parts.setdefault(module_of(key), Counter())[entries[key].file.name] += 1
+        parts.setdefault(keys.rules.module_of(key), Counter())[entries[key].file.name] += 1
     return tuple(Part(module, dict(files)) for module, files in parts.items())
 
 

@@ -1,14 +1,15 @@
 """The tensors of several files put together.
 
-The rule: a component file replaces what training leaves alone (SAM's image encoder, both towers of
-CLIP) and only fills in what training changes (SAM's mask and prompt encoder, BERT), because the
-training checkpoint has the trained ones. Every replacement and every gap that was filled is a note.
+The rule: a component file replaces what training leaves alone (an image encoder) and only fills in
+what training changes (BERT), because the training checkpoint has the trained ones. Which part is
+which the family says, by `SharedPart`. Every replacement and every gap that was filled is a note.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -16,42 +17,56 @@ from ris.engines.errors import CheckpointError
 from ris.reference.checkpoint.entries import shapes_of
 from ris.reference.checkpoint.files import WeightFile
 from ris.reference.checkpoint.layouts import ComponentWeights, Entries
-from ris.reference.checkpoint.names import (
-    BERT,
-    CLIP,
-    CLIP_VISUAL,
-    SAM_DECODER,
-    SAM_ENCODER,
-    SAM_PROMPTS,
-    module_of,
-)
-from ris.reference.checkpoint.sizes import describe_encoder
 
-# parts of component files, and whether training leaves them alone; the first that fits is a key's
-_PARTS: tuple[tuple[str, bool], ...] = (
-    (SAM_ENCODER, True),
-    (CLIP_VISUAL, True),
-    (CLIP, True),
-    (SAM_PROMPTS, False),
-    (SAM_DECODER, False),
-    (BERT, False),
-)
-# where the checkpoint shows how many channels an encoder gave: key and axis
-_TAKES = {
-    SAM_ENCODER: (("sam.mask_decoder.iou_token.weight", 1), ("lang_mlp.weight", 0)),
-    CLIP_VISUAL: (("adaptor_clip.fusion.vis_project.0.weight", 1),),
-}
-# where an encoder's own file shows it, on axis 0
-_GIVES = {SAM_ENCODER: f"{SAM_ENCODER}neck.0.weight", CLIP_VISUAL: f"{CLIP_VISUAL}class_embedding"}
-_POSITIONS = "sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+
+class Fingerprint(NamedTuple):
+    """A tensor that tells one training of a component from another."""
+
+    key: str
+    """Its key in the whole model."""
+
+    component: str
+    """The component in words."""
+
+    words: str
+    """The tensor in words."""
+
+
+@dataclass(frozen=True)
+class SharedPart:
+    """A part of the model that a component file may have, too."""
+
+    prefix: str
+    """What the part's keys begin with."""
+
+    frozen: bool
+    """Whether training leaves the part alone."""
+
+    describe: Callable[[Mapping[str, tuple[int, ...]]], str] | None = None
+    """The part's architecture in words, of its shapes; None where nothing is compared."""
+
+    gives: str = ""
+    """The key of the part whose axis 0 shows how many channels it gives; empty where none does."""
+
+    takes: tuple[tuple[str, int], ...] = ()
+    """Keys and axes of the rest of the model that show how many channels it takes from the part."""
+
+    decisive: bool = False
+    """Whether a model whose part was not trained for the task deserves a warning."""
+
+    fingerprint: Fingerprint | None = None
+    """A tensor of the part that has to be the component file's; None where there is none."""
 
 
 @dataclass(frozen=True)
 class _Offer:
     """What a component file has of one part of the model, beside what the checkpoint has."""
 
-    prefix: str
-    """What the part's keys begin with."""
+    part: SharedPart
+    """The part."""
+
+    module: str
+    """The part in words."""
 
     name: str
     """Name of the component file."""
@@ -62,52 +77,57 @@ class _Offer:
     ours: Entries
     """The checkpoint's tensors of the part, none perhaps."""
 
-    @property
-    def module(self) -> str:
-        """The part in words."""
-        return module_of(next(iter(self.theirs)))
-
-    @property
-    def is_encoder(self) -> bool:
-        """Whether the part is an image encoder, whose architecture its keys tell."""
-        return self.prefix in _TAKES
-
-    def describe(self, entries: Entries) -> str:
-        """The image encoder of these tensors in words."""
-        return describe_encoder(self.prefix, shapes_of(entries))
-
 
 def merge(
-    checkpoint: WeightFile | None, components: Sequence[ComponentWeights]
+    checkpoint: WeightFile | None,
+    components: Sequence[ComponentWeights],
+    parts: Sequence[SharedPart],
+    module_of: Callable[[str], str],
 ) -> tuple[Entries, list[str]]:
-    """(the tensors by the model's key names, notes on what was done), by the rule above.
+    """The tensors of all files, by the rule above.
 
-    Raises CheckpointError for an encoder that the checkpoint was not trained with.
+    Args:
+        checkpoint: The training checkpoint; None without one.
+        components: The component files.
+        parts: The family's shared parts; the first that fits is a key's.
+        module_of: A key's module in words.
+
+    Returns:
+        The tensors by the model's key names, and notes on what was done.
+
+    Raises:
+        CheckpointError: For an encoder that the checkpoint was not trained with.
     """
     entries = dict(checkpoint.entries) if checkpoint else {}
     notes: list[str] = []
     for component in components:
         left = dict(component.entries)
-        for prefix, frozen in _PARTS:
-            theirs = {key: left.pop(key) for key in list(left) if key.startswith(prefix)}
-            ours = {key: entry for key, entry in entries.items() if _part(key) == prefix}
+        for part in parts:
+            theirs = {key: left.pop(key) for key in list(left) if key.startswith(part.prefix)}
+            ours = {key: entry for key, entry in entries.items() if _part(key, parts) is part}
             if theirs and component.file is not None:
-                offer = _Offer(prefix, component.file.path.name, theirs, ours)
-                notes += _replace(offer, entries) if frozen else _fill(offer, entries)
+                module = module_of(next(iter(theirs)))
+                offer = _Offer(part, module, component.file.path.name, theirs, ours)
+                if part.frozen:
+                    notes += _replace(offer, entries, module_of)
+                else:
+                    notes += _fill(offer, entries)
 
         # of no part: reported as unexpected later
         entries |= {key: entry for key, entry in left.items() if key not in entries}
     return entries, notes
 
 
-def _part(key: str) -> str:
-    return next((prefix for prefix, _ in _PARTS if key.startswith(prefix)), "")
+def _part(key: str, parts: Sequence[SharedPart]) -> SharedPart | None:
+    return next((part for part in parts if key.startswith(part.prefix)), None)
 
 
-def _replace(offer: _Offer, entries: Entries) -> list[str]:
+def _replace(offer: _Offer, entries: Entries, module_of: Callable[[str], str]) -> list[str]:
     """A frozen part of a component file takes the place of the checkpoint's."""
-    if offer.is_encoder:
-        _check_encoder(offer, entries)
+    found = ""
+    if offer.part.describe is not None:
+        found = offer.part.describe(shapes_of(offer.theirs))
+        _check_encoder(offer, entries, found, module_of)
     for key in offer.ours:
         del entries[key]
     entries |= offer.theirs
@@ -115,15 +135,23 @@ def _replace(offer: _Offer, entries: Entries) -> list[str]:
     source = f"{offer.module}: from {offer.name}"
     if offer.ours:
         return [f"{source}, in place of the checkpoint's (training leaves it as it is)"]
-    words = f", {offer.describe(offer.theirs)}" if offer.is_encoder else ""
-    return [f"{source}{words}; the checkpoint has none"]
+    return [f"{source}{found and f', {found}'}; the checkpoint has none"]
 
 
-def _check_encoder(offer: _Offer, entries: Entries) -> None:
-    """The encoder must be of the architecture that the checkpoint was trained with."""
-    found = offer.describe(offer.theirs)
+def _check_encoder(
+    offer: _Offer, entries: Entries, found: str, module_of: Callable[[str], str]
+) -> None:
+    """The encoder must be of the architecture that the checkpoint was trained with.
+
+    Args:
+        offer: The component file's encoder.
+        entries: All tensors as they are without it.
+        found: Its architecture in words.
+        module_of: A key's module in words.
+    """
     if offer.ours:
-        expected = offer.describe(offer.ours)
+        assert offer.part.describe is not None
+        expected = offer.part.describe(shapes_of(offer.ours))
         if found != expected:
             raise CheckpointError(
                 f"{offer.name} is {found}, the checkpoint was trained with {expected}; give the"
@@ -132,8 +160,8 @@ def _check_encoder(offer: _Offer, entries: Entries) -> None:
         return
 
     # a checkpoint without the encoder still shows how many channels it gave
-    given = _size(offer.theirs, _GIVES[offer.prefix], 0)
-    for key, axis in _TAKES[offer.prefix]:
+    given = _size(offer.theirs, offer.part.gives, 0)
+    for key, axis in offer.part.takes:
         taken = _size(entries, key, axis)
         if taken and given and taken != given:
             raise CheckpointError(
@@ -153,10 +181,11 @@ def _fill(offer: _Offer, entries: Entries) -> list[str]:
     entries |= gaps
 
     notes = []
-    if not _same_positions(offer):
+    trained = offer.part.fingerprint
+    if trained is not None and not _same(trained.key, offer):
         notes.append(
-            f"WARNING: {offer.name} is not the SAM that the checkpoint was trained from: its"
-            " position matrix differs"
+            f"WARNING: {offer.name} is not the {trained.component} that the checkpoint was trained"
+            f" from: its {trained.words} differs"
         )
     if not gaps:
         notes.append(
@@ -167,7 +196,7 @@ def _fill(offer: _Offer, entries: Entries) -> list[str]:
             f"{offer.module}: {len(gaps)} of {len(offer.theirs)} tensors from {offer.name}, the"
             " rest from the checkpoint"
         )
-    elif offer.module in ("BERT", "SAM mask decoder"):
+    elif offer.part.decisive:
         notes.append(
             f"WARNING: {offer.module} is {offer.name}'s, untrained for this task: the checkpoint"
             " has none"
@@ -175,11 +204,11 @@ def _fill(offer: _Offer, entries: Entries) -> list[str]:
     return notes
 
 
-def _same_positions(offer: _Offer) -> bool:
-    """Whether SAM's position matrix, drawn anew for each training of SAM, is that of the file."""
-    if _POSITIONS not in offer.ours or _POSITIONS not in offer.theirs:
+def _same(key: str, offer: _Offer) -> bool:
+    """Whether a tensor is the same in the checkpoint and the file, as far as both have it."""
+    if key not in offer.ours or key not in offer.theirs:
         return True
-    trained, given = offer.ours[_POSITIONS].read(), offer.theirs[_POSITIONS].read()
+    trained, given = offer.ours[key].read(), offer.theirs[key].read()
     if trained.shape != given.shape:
         return False
     return torch.allclose(trained, given, rtol=1e-2, atol=1e-3)

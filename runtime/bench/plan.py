@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 IMAGES = (1, 2, 4, 8)
-"""How many images go through the image encoders together."""
+"""How many images go together through what runs once an image."""
 
 EXPRESSIONS = (1, 2, 4, 8, 16, 32, 64)
 """How many expressions are asked together."""

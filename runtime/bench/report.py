@@ -14,14 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ris.engines.errors import RisError
-from ris.runtime.bundle import STAGES
 from ris.runtime.manifest import Operations
 
 FORMAT_VERSION = 1
 """The version of the JSON file; files of other versions are refused."""
-
-PER_EXPRESSION = ("text_encoder", "fusion", "mask_decoder")
-"""The stages that run anew for each expression about an image."""
 
 
 @dataclass(frozen=True)
@@ -190,24 +186,37 @@ class BenchReport:
     """Why others, or "photo", could not be measured, by name."""
 
     photo: dict[str, Spread]
-    """Seconds from a JPEG of 12 megapixels to the encoders' inputs, by "exact" and "draft"."""
+    """Seconds from a JPEG of 12 megapixels to what the graphs take, by "exact" and "draft"."""
 
     anew: bool = False
     """Whether every round was in new processes."""
+
+    per_expression: tuple[str, ...] = ()
+    """The stages that run anew for each expression about an image; empty in old files."""
+
+    once_an_image: tuple[str, ...] = ()
+    """The stages that run once an image; empty in old files, and where there are none."""
 
     def rate(self, precision: str) -> float | None:
         """The median of the fastest library. None: nothing here multiplies in this precision."""
         found = self.rates.get(precision)
         return max(spread.median for spread in found.values()) if found else None
 
-    def floor(self, measured: Measured, stages: Sequence[str] = STAGES) -> float | None:
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """All stages."""
+        return self.once_an_image + self.per_expression
+
+    def floor(self, measured: Measured, stages: Sequence[str] | None = None) -> float | None:
         """Seconds that the operations of `stages` take at the rate of large matrix products.
 
         Each graph's rate is that of the precision it ran in. None where operations or a rate are
         unknown.
+
+        stages: None: all.
         """
         seconds = 0.0
-        for stage in stages:
+        for stage in self.stages if stages is None else stages:
             rate = self.rate(measured.precision.get(stage, ""))
             if rate is None or stage not in measured.operations:
                 return None
@@ -261,6 +270,8 @@ def _report(data: dict[str, Any]) -> BenchReport:
         failed=data["failed"],
         photo=_spreads(data["photo"]),
         anew=data.get("anew", False),
+        per_expression=tuple(data.get("per_expression", ())),
+        once_an_image=tuple(data.get("once_an_image", ())),
     )
 
 

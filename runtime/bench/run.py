@@ -56,7 +56,7 @@ def run_plan(
         run.start_cold()
         run.start_workers(bundle, stack)
         run.take_turns(stack)
-        run.measure_fastest()
+        run.measure_fastest(bundle)
     return make_report(bundle, alternatives, workload, plan, machine, run.found)
 
 
@@ -146,7 +146,7 @@ class _Run:
         if not self.found.starts[name]:  # else it is known from the cold starts
             self.found.memory[name] = turn["peak_memory"]
 
-    def measure_fastest(self) -> None:
+    def measure_fastest(self, bundle: Bundle) -> None:
         """A photo and, where the plan has them, batches; of the bundle with the fastest first mask.
 
         Nothing is measured where no bundle runs.
@@ -163,7 +163,8 @@ class _Run:
         self._report(f"{fastest}: a photo of 12 megapixels")
         self._measure_photo(self._workers[fastest])
         if self._plan.batches:
-            self._measure_batches(fastest, self._workers[fastest])
+            together = ["images"] if bundle.wiring.image_stages else []
+            self._measure_batches(fastest, self._workers[fastest], [*together, "expressions"])
 
     def _measure_photo(self, worker: Worker) -> None:
         with self._guarded("photo"):
@@ -172,15 +173,18 @@ class _Run:
                     if number and name != "peak_memory":  # the first one warms up
                         self.found.photo.setdefault(name, []).append(seconds)
 
-    def _measure_batches(self, name: str, worker: Worker) -> None:
-        """Several images, then several expressions together; each size warms up once."""
+    def _measure_batches(self, name: str, worker: Worker, kinds: Sequence[str]) -> None:
+        """Several images, then several expressions together; each size warms up once.
+
+        kinds: those of the two that are measured.
+        """
         found = self.found.batches[name] = {"images": {}, "expressions": {}}
         batches = [("images", size) for size in IMAGES]
         batches += [("expressions", size) for size in EXPRESSIONS]
         for number in range(self._plan.batches + 1):
             for what, size in batches:
                 self._report(f"{name}: {size} {what}")
-                if name in self.found.failed:
+                if name in self.found.failed or what not in kinds:
                     continue
                 with self._guarded(name):
                     answer = worker.ask(what, count=size)

@@ -9,9 +9,8 @@ from typing import Any
 
 from ris import pip_install
 from ris.engines.errors import RisError
-from ris.runtime.bench.report import PER_EXPRESSION, BenchReport, Measured, Spread
+from ris.runtime.bench.report import BenchReport, Measured, Spread
 from ris.runtime.bench.text import ratio, seconds, spread, table
-from ris.runtime.bundle import STAGES
 
 _BUSY = 0.5
 """The load average for each core from which on a machine is called busy."""
@@ -22,6 +21,11 @@ _UNSTEADY = 0.1
 _FLOOR = (
     "The floor of a graph is its matrix products and convolutions at the rate of the fastest"
     " library for large products, in the precision that most of the graph's ran in."
+)
+
+_WHOLE_NETWORK = (
+    "No graph of this model runs once an image: a next expression costs the whole network, and"
+    " there is nothing to measure of several images together."
 )
 
 
@@ -117,7 +121,7 @@ def _next_expressions(report: BenchReport) -> list[str]:
     against = baseline(report)
     rows = []
     for m in report.alternatives:
-        floor = report.floor(m, PER_EXPRESSION)
+        floor = report.floor(m, report.per_expression)
         rows.append(
             [
                 m.name,
@@ -136,7 +140,13 @@ def _next_expressions(report: BenchReport) -> list[str]:
         "floor",
         "measured / floor",
     ]
-    return table(headings, rows)
+    return [*table(headings, rows), *_every_question(report)]
+
+
+def _every_question(report: BenchReport) -> list[str]:
+    """What there is to know about a model without stages that run once an image."""
+    anew = report.per_expression and not report.once_an_image
+    return ["", _WHOLE_NETWORK] if anew else []
 
 
 def _starts(report: BenchReport) -> list[str]:
@@ -159,7 +169,7 @@ def _stages(report: BenchReport) -> list[str]:
     rows = []
     for m in report.alternatives:
         for stage, found in m.stages.items():
-            floor = report.floor(m, [stage]) if stage in STAGES else None
+            floor = report.floor(m, [stage]) if stage in report.stages else None
             operations = f"{m.operations[stage] / 1e9:.4g}" if stage in m.operations else ""
             rows.append(
                 [
@@ -210,7 +220,7 @@ def _batches(report: BenchReport) -> list[str]:
 
 
 def _photo(report: BenchReport) -> list[str]:
-    headings = ["12-megapixel JPEG to the encoders' inputs", "seconds"]
+    headings = ["12-megapixel JPEG to what the graphs take", "seconds"]
     return table(headings, [[name, spread(found)] for name, found in report.photo.items()])
 
 
@@ -228,10 +238,9 @@ def plot(report: BenchReport, path: Path) -> None:
     figure = Figure((10, 1.5 + 0.5 * len(alternatives)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
-    _draw(left, "first mask", report, STAGES, [m.first_mask for m in alternatives])
-    _draw(
-        right, "next expression", report, PER_EXPRESSION, [m.next_expression for m in alternatives]
-    )
+    _draw(left, "first mask", report, report.stages, [m.first_mask for m in alternatives])
+    following = [m.next_expression for m in alternatives]
+    _draw(right, "next expression", report, report.per_expression, following)
     left.invert_yaxis()
     right.legend(loc="lower right")
     figure.suptitle(f"{report.machine['cpu']}, {report.machine['cores']} cores")

@@ -53,7 +53,7 @@ class Measurements:
     """Operations a second of each round's matrix products, by precision and library."""
 
     photo: dict[str, list[float]] = field(default_factory=dict)
-    """Seconds from a photo to the encoders' inputs, by "exact" and "draft"."""
+    """Seconds from a photo to what the graphs take, by "exact" and "draft"."""
 
 
 def describe_machine() -> dict[str, Any]:
@@ -100,6 +100,8 @@ def make_report(
         machine=machine | {"load_after": _load_average()},
         rounds=plan.rounds,
         anew=plan.anew,
+        per_expression=bundle.wiring.question_stages,
+        once_an_image=bundle.wiring.image_stages,
         rates=_all_rates(found),
         alternatives=tuple(measured),
         failed=found.failed,

@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,17 @@ import numpy as np
 from ris.engines import EngineOptions, create
 from ris.engines.errors import CheckpointError, RisError
 from ris.runtime.bench.report import operations_of
-from ris.runtime.bundle import STAGES, open_bundle
-from ris.runtime.image import load_picture, prepare_image
+from ris.runtime.bundle import open_bundle
+from ris.runtime.host import HostSide, prepare_images
+from ris.runtime.image import load_picture
 from ris.runtime.loading import computes_by_stage, load
 from ris.runtime.reference import pytorch_reference
 
 Answer = dict[str, Any]
 """What a request is answered, as JSON."""
 
-ENCODERS = ("sam_image_encoder", "clip_image_encoder")
-"""The image encoders, in the order of `prepare_image`'s results."""
-
 MAX_BATCH = 8
-"""The most images that go through an encoder together."""
+"""The most images that go through a graph together."""
 
 _BATCH_OPTIONS = ("device", "threads", "low_memory", "throughput")
 
@@ -107,10 +106,11 @@ class BundleWorker:
         self._scene = scene
 
         stages = {name.removeprefix("image."): seconds for name, seconds in result.timings.items()}
-        inside = sum(seconds for name, seconds in stages.items() if name in STAGES)
+        graphs = self._model.bundle.stages
+        inside = sum(seconds for name, seconds in stages.items() if name in graphs)
         host = middle - start - inside
         if self._model.overlap:  # graphs side by side take longer in sum than on the clock
-            host = sum(seconds for name, seconds in stages.items() if name not in STAGES)
+            host = sum(seconds for name, seconds in stages.items() if name not in graphs)
         return {
             "first_mask": middle - start,
             "next_expression": end - middle,
@@ -119,23 +119,36 @@ class BundleWorker:
         }
 
     def images(self, count: int) -> Answer:
-        """Seconds for each of `count` images that go through each image encoder together."""
-        feeds = prepare_image(np.asarray(self._rgb), self._model.bundle.manifest.preprocess)
-        seconds = 0.0
-        for stage, image in zip(ENCODERS, feeds, strict=True):
-            batch = np.repeat(image, count, axis=0)
+        """Seconds for each of `count` images that go together through what runs once an image.
+
+        Not for models without such stages.
+        """
+        bundle, seconds = self._model.bundle, 0.0
+        images = self._host.images(np.asarray(self._rgb))
+        values: dict[str, Any] = {
+            name: np.repeat(image, count, axis=0) for name, image in images.items()
+        }
+        for stage in bundle.wiring.image_stages:
+            takes = bundle.manifest.graphs[stage].inputs
+            feeds = {spec.name: values[spec.value] for spec in takes}
             session = self._model.open_sessions[stage] if count == 1 else self._batched(stage)
             start = time.perf_counter()
-            session.run({"image": batch})
+            outputs = session.run(feeds)
             seconds += time.perf_counter() - start
+            values |= outputs | self._host.resized(stage, outputs)
         return {"each": seconds / count}
 
+    @cached_property
+    def _host(self) -> HostSide:
+        """The host's own work; reading its files is no part of a start."""
+        return HostSide(self._model.bundle)
+
     def _batched(self, stage: str) -> Any:
-        """An encoder that takes several images; the model's own may be compiled for one."""
+        """A graph that takes several images; the model's own may be compiled for one."""
         if stage not in self._several:
             options = self._spec["options"]
             kept = {name: options[name] for name in _BATCH_OPTIONS if name in options}
-            compute = computes_by_stage(options.get("compute"))[stage]
+            compute = computes_by_stage(options.get("compute"), self._model.bundle)[stage]
             wanted = EngineOptions(**kept, compute=compute, max_batch=MAX_BATCH)
             engine = create(options["engine"], wanted)
             graph = self._model.bundle.graph(stage)
@@ -154,12 +167,12 @@ class BundleWorker:
         return {"each": (time.perf_counter() - start) / count}
 
     def photo(self) -> Answer:
-        """Seconds from a 12-megapixel JPEG file to what the encoders take, exact and as a draft."""
-        preprocess = self._model.bundle.manifest.preprocess
+        """Seconds from a 12-megapixel JPEG file to what the graphs take, exact and as a draft."""
+        manifest = self._model.bundle.manifest
         found = {}
-        for name, draft in (("exact", None), ("draft", preprocess.sam.size)):
+        for name, draft in (("exact", None), ("draft", manifest.side)):
             start = time.perf_counter()
-            prepare_image(load_picture(self._spec["photo"], draft).pixels, preprocess)
+            prepare_images(load_picture(self._spec["photo"], draft).pixels, manifest.host.images)
             found[name] = time.perf_counter() - start
         return found
 

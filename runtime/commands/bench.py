@@ -301,7 +301,8 @@ def parse_engine(text: str, bundle: Path, device: str, threads: int | None) -> A
 def _require_one_model(path: Path, bundle: Bundle, alternatives: Sequence[Alternative]) -> None:
     """Raises RisError where an alternative's bundle is of another architecture than `bundle`."""
     for other in {a.bundle for a in alternatives} - {str(path)}:
-        if open_bundle(other).manifest.model != bundle.manifest.model:
+        manifest = open_bundle(other).manifest
+        if (manifest.family, manifest.model) != (bundle.manifest.family, bundle.manifest.model):
             raise RisError(
                 f"{other} is of another architecture than {path};"
                 " only bundles of one model are compared"

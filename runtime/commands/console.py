@@ -206,8 +206,8 @@ def find_bundle(given: str | None) -> Path:
 class StepProgress:
     """Named steps of one long job, with elapsed time. Use it in a `with` block."""
 
-    def __init__(self, title: str, steps: int) -> None:
-        """steps: how often it is called, once as each step begins."""
+    def __init__(self, title: str, steps: int | None = None) -> None:
+        """steps: how often it is called, once as each step begins; None: `expect` says it later."""
         self._console = Console(stderr=True)
         self._start = time.perf_counter()
         self._title = title
@@ -222,6 +222,11 @@ class StepProgress:
             self._bar = Progress(*columns, console=self._console, transient=True)
             # each call adds one as a step begins; when the first begins, none is complete
             self._task = self._bar.add_task(title, total=steps, completed=-1)
+
+    def expect(self, steps: int) -> None:
+        """Says how often it is called in all."""
+        if self._bar:
+            self._bar.update(self._task, total=steps)
 
     def __enter__(self) -> StepProgress:
         if self._bar:

@@ -114,6 +114,8 @@ def _bundle(bundle: dict[str, Any], verbose: bool) -> list[str]:
     lines.append(_model(bundle))
     for stage, graph in bundle["graphs"].items():
         lines += _graph(stage, graph, verbose)
+    if not bundle["once_an_image"]:
+        lines.append("  no graph runs once an image: each question costs the whole network")
     for name, text in (("recorded", "parity at the export"), ("checked", "parity here, now")):
         if parity := bundle[name]:
             lines.append(f"  {text}: {_parity(parity)}")
@@ -129,7 +131,9 @@ def _model(bundle: dict[str, Any]) -> str:
         made = f"checkpoint {source['checkpoint']}"
     head = "a no-target head" if bundle["no_target_head"] else "no no-target head"
     trained = "trained" if source["trained"] else "untrained"
-    return f"  model: {bundle['preset']}, {bundle['query']} query, {head}; {trained}, from {made}"
+    preset = f" {bundle['preset']}" if bundle["preset"] else ""
+    query = f"{bundle['query']} query, " if bundle["query"] else ""
+    return f"  model: {bundle['family']}{preset}, {query}{head}; {trained}, from {made}"
 
 
 def _graph(stage: str, graph: dict[str, Any], verbose: bool) -> list[str]:

@@ -81,7 +81,7 @@ from ris.runtime.segmentation import Segmentation
 @click.option(
     "--draft",
     is_flag=True,
-    help="Decode large JPEG files smaller: faster, and the encoders see slightly other values.",
+    help="Decode large JPEG files smaller: faster, and the model sees slightly other values.",
 )
 @click.option("--no-verify", is_flag=True, help="Do not check the bundle's hashes at load.")
 @click.option(
@@ -259,7 +259,7 @@ def _print(request: Request, result: Segmentation, verbose: bool) -> None:
 
 
 def _say_what_runs(model: Model) -> None:
-    """A line for each graph."""
+    """A line for each graph, and one where none of them runs once an image."""
     for stage, info in model.sessions.items():
         graph = model.bundle.manifest.graphs[stage]
         computes = f" in {info.precision}" if info.precision else ""
@@ -268,3 +268,5 @@ def _say_what_runs(model: Model) -> None:
             f" {info.device}{computes} ({info.where})",
             err=True,
         )
+    if not model.bundle.wiring.image_stages:
+        click.echo("no graph runs once an image: each expression costs the whole network", err=True)

@@ -128,7 +128,7 @@ class Against:
             golden = load_golden(model.bundle)
             rgb = golden["rgb"]
             expressions = tuple(map(str, golden["expressions"]))
-            categories = tuple(map(str, golden["categories"]))
+            categories = tuple(map(str, golden.get("categories", ())))
         return pytorch_reference().live_reference(
             model.bundle, rgb, expressions, categories or None, self.files
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 import click
 
 from ris.engines import COMPUTES, DEVICE_NAMES, ENGINE_NAMES
-from ris.runtime.bundle import STAGES
 from ris.runtime.commands.console import CompileProgress
 from ris.runtime.commands.options import Command, add_options
-from ris.runtime.loading import computes_by_stage, load
+from ris.runtime.loading import WHOLE, Compute, load
 from ris.runtime.model import Model
 
 
@@ -30,7 +28,7 @@ class Running:
     threads: int | None
     """CPU threads. None: all cores."""
 
-    compute: str | Mapping[str, str] | None
+    compute: Compute
     """What the engine computes in, for the model or by graph. None: the bundle's precision."""
 
     overlap: bool | None = None
@@ -56,7 +54,10 @@ class Running:
 
 
 class _Compute(click.ParamType):
-    """ "bf16" for a model as a whole, "fusion=bf16" for one of its graphs."""
+    """ "bf16" for a model as a whole, "GRAPH=bf16" for one of its graphs.
+
+    Which graphs there are, the bundle says when it is opened.
+    """
 
     name = "[GRAPH=]PRECISION"
 
@@ -65,10 +66,9 @@ class _Compute(click.ParamType):
     ) -> tuple[str | None, str]:
         """The graph, None for all, and its precision."""
         graph, equals, precision = str(value).rpartition("=")
-        if precision not in COMPUTES or (equals and graph not in STAGES):
+        if precision not in COMPUTES or bool(equals) != bool(graph):
             self.fail(
-                f"{value!r} is neither a precision ({', '.join(COMPUTES)}) nor GRAPH=PRECISION"
-                f" with one of the graphs {', '.join(STAGES)}",
+                f"{value!r} is neither a precision ({', '.join(COMPUTES)}) nor GRAPH=PRECISION",
                 param,
                 ctx,
             )
@@ -98,13 +98,14 @@ _RUNNING_OPTIONS = (
         type=_Compute(),
         multiple=True,
         help="What the engine computes in, where it can choose (openvino): fp32, bf16 or fp16 "
-        "(the image encoders and the fusion); fusion=bf16 and the like for one graph. "
-        "Default: the bundle's precision.",
+        "(the graphs that are worth it, as the bundle says); GRAPH=bf16 and the like for one "
+        "graph. Default: the bundle's precision.",
     ),
     click.option(
         "--overlap/--no-overlap",
         default=None,
-        help="Run the image encoders and the text encoder side by side. Default: on GPUs only.",
+        help="Run graphs that do not wait for each other, such as encoders of the image and of the "
+        "text, side by side. Default: on GPUs only.",
     ),
     click.option(
         "--low-memory",
@@ -130,11 +131,10 @@ def _take_running(given: dict[str, Any]) -> Running:
     return Running(**(taken | {"compute": _collect(taken["compute"])}))
 
 
-def _collect(given: tuple[tuple[str | None, str], ...]) -> str | Mapping[str, str] | None:
+def _collect(given: tuple[tuple[str | None, str], ...]) -> Compute:
     """The last precision of a whole model, and over it those of single graphs."""
     whole = next((precision for graph, precision in reversed(given) if graph is None), None)
     single = {graph: precision for graph, precision in given if graph is not None}
     if not single:
         return whole
-    by_stage = computes_by_stage(whole)
-    return {stage: precision for stage, precision in by_stage.items() if precision} | single
+    return single if whole is None else {WHOLE: whole, **single}

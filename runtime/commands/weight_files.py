@@ -28,6 +28,27 @@ def weight_file_options(only_with: str = "") -> Option:
     return decorate
 
 
+def family_option(only_with: str = "") -> Option:
+    """A decorator that adds `--family`; the command gets a name, or None, as `family`.
+
+    only_with: as of `weight_file_options`.
+    """
+    return click.option(
+        "--family",
+        metavar="NAME",
+        help=_help(
+            only_with,
+            "The family of models that --checkpoint is of. Default: what its keys say.",
+        ),
+    )
+
+
+def require_checkpoint(files: Mapping[str, Path | None], family: str | None) -> None:
+    """Raises CheckpointError where a family is named and there is no checkpoint to be of it."""
+    if family is not None and files["checkpoint"] is None:
+        raise CheckpointError("--family says what --checkpoint is of; give that too")
+
+
 def require_flag(files: Mapping[str, Path | None], flag: str, given: bool) -> None:
     """Raises CheckpointError where weight files are given without the flag that uses them."""
     if any(files.values()) and not given:

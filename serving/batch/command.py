@@ -15,6 +15,7 @@ from ris import pip_install
 from ris.engines.errors import RisError
 from ris.engines.processor import usable_cores
 from ris.engines.text import one_line, typed
+from ris.runtime import open_bundle
 from ris.runtime.commands.console import (
     LeftOut,
     RisCommand,
@@ -23,6 +24,7 @@ from ris.runtime.commands.console import (
     print_json,
 )
 from ris.runtime.commands.running import Running, running_options
+from ris.runtime.loading import computes_by_stage
 
 
 @click.command(cls=RisCommand)
@@ -137,6 +139,7 @@ def main(
     options = BatchOptions(workers, cpus, gpus, address, part_rows, no_target_threshold)
     given = Given(tuple(map(typed, expressions)), category)
     found = find_bundle(bundle)
+    computes_by_stage(running.compute, open_bundle(found, verify=False))  # or each worker says so
 
     with disk_errors(out):
         job, parts = plan_batch(out, found, sources, given, options, restart, LeftOut.note)

@@ -15,16 +15,16 @@ import numpy as np
 from PIL import Image
 
 from ris.data.samples import scene_images
-from ris.runtime.image import prepare_image
-from ris.runtime.manifest import Preprocess, SquareImage
+from ris.runtime.host import prepare_images
+from ris.runtime.manifest import PICTURE, HostImage
 from ris.runtime.masks import encode_rle, mask_from_logits
 from ris.serving.limits import Limits
 
 _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)  # the values do not change the work
-PREPROCESS = Preprocess(
-    SquareImage(1024, "pillow-bilinear-uint8", _MEAN, _STD),
-    SquareImage(336, "bicubic", _MEAN, _STD),
-)
+IMAGES = {
+    "large": HostImage(PICTURE, "square", 1024, "bilinear", True, 255, _MEAN, _STD),
+    "small": HostImage("large", "square", 336, "bicubic", False, 1, _MEAN, _STD),
+}
 """How an image is prepared for the paper's two image encoders."""
 
 
@@ -60,7 +60,7 @@ def host_cost(side: int) -> dict[str, float]:
     return {
         "file_bytes": len(data),
         "decode_ms": cpu_milliseconds(lambda: Limits().decode(data)),
-        "prepare_ms": cpu_milliseconds(lambda: prepare_image(rgb, PREPROCESS)),
+        "prepare_ms": cpu_milliseconds(lambda: prepare_images(rgb, IMAGES)),
         "mask_ms": cpu_milliseconds(lambda: mask_from_logits(logits, height, width)),
         "rle_ms": cpu_milliseconds(lambda: encode_rle(mask)),
         "rle_bytes": len(encode_rle(mask)["counts"]),

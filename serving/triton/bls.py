@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 from ris.engines import Session, SessionInfo, Value
 from ris.engines.base import DeviceValue
 from ris.engines.errors import EngineError
-from ris.runtime.bundle import STAGES, Bundle
+from ris.runtime.bundle import Bundle
 
 
 class TritonSession(Session):
@@ -47,4 +47,4 @@ class TritonSession(Session):
 def triton_sessions(bundle: Bundle, graphs: str) -> dict[str, Session]:
     """A session for each stage. The models may still be loading: the first request tells."""
     info = SessionInfo(engine=f"triton {graphs}", version="", device="server", providers=(graphs,))
-    return {stage: TritonSession(bundle.graph(stage), info) for stage in STAGES}
+    return {stage: TritonSession(bundle.graph(stage), info) for stage in bundle.stages}

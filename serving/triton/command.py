@@ -45,7 +45,7 @@ def main() -> None:
     "--graphs",
     type=click.Choice(["onnx", "tensorrt"]),
     help="A Triton model for each graph, run by the server's own ONNX Runtime or TensorRT backend, "
-    "which the official container has. Default: all five in one process, run by --engine.",
+    "which the official container has. Default: all in one process, run by --engine.",
 )
 @click.option(
     "--instances",

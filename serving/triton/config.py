@@ -9,16 +9,14 @@ from typing import Any, Literal
 from ris.engines import TensorSpec
 from ris.runtime.bundle import Bundle
 from ris.runtime.commands.running import Running
-from ris.runtime.manifest import Manifest
+from ris.runtime.manifest import GraphEntry, Manifest
+from ris.runtime.wiring import runs_once_an_image
 from ris.serving.limits import Limits
 
 Graphs = Literal["onnx", "tensorrt"]
 """What runs the graphs where each is a Triton model of its own."""
 
 _TYPES = {"float32": "TYPE_FP32", "int32": "TYPE_INT32"}
-
-# the graphs whose tensors all have one leading axis, the same for all
-_BATCHED = ("sam_image_encoder", "clip_image_encoder", "text_encoder")
 
 
 @dataclass(frozen=True)
@@ -150,12 +148,12 @@ def _settings(options: ServerOptions) -> dict[str, Any]:
 def graph_config(bundle: Bundle, stage: str, options: ServerOptions) -> str:
     """config.pbtxt of one graph.
 
-    The encoders take Triton's own batches. Fusion and decoder do not: the first axis counts images
-    in some of their tensors, and expressions in others.
+    Triton's own batches are for graphs whose first axis counts the same in all tensors. It may
+    count images in some, and expressions in others.
     """
     entry = bundle.manifest.graphs[stage]
-    batched = stage in _BATCHED
-    largest = _largest_batch(stage, options)
+    batched = _is_batched(entry)
+    largest = _largest_batch(entry, options) if batched else 0  # 0: tensors without a batch axis
 
     tensorrt = options.graphs == "tensorrt"
     backend = 'platform: "tensorrt_plan"' if tensorrt else 'backend: "onnxruntime"'
@@ -176,12 +174,17 @@ instance_group [ {{ count: {options.instances} kind: {kind} }} ]
 {batching}{threads}{_warmup(zeros, 1 if batched else 0)}"""
 
 
-def _largest_batch(stage: str, options: ServerOptions) -> int:
-    if stage not in _BATCHED:
-        return 0  # Triton's word for tensors without a batch axis
+def _is_batched(entry: GraphEntry) -> bool:
+    """Whether all tensors have one leading axis of variable length, and it is the same for all."""
+    tensors = (*entry.inputs, *entry.outputs)
+    axes = {spec.shape[0] if len(spec.shape) > 1 else None for spec in tensors}
+    inner = (axis for spec in tensors for axis in spec.shape[1:])
+    return axes in ({"images"}, {"expressions"}) and all(isinstance(axis, int) for axis in inner)
 
+
+def _largest_batch(entry: GraphEntry, options: ServerOptions) -> int:
     # a plan was compiled for a single image, as ris-compile does unless it is told otherwise
-    single = options.graphs == "tensorrt" and "image" in stage
+    single = options.graphs == "tensorrt" and runs_once_an_image(entry)
     return 1 if single else 8
 
 

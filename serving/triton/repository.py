@@ -22,9 +22,10 @@ from PIL import Image
 from ris.engines.entry import map_checked, read_sidecar
 from ris.engines.errors import BundleError, RisError
 from ris.engines.temporary import recover_folder, replace_folder, temporary_folder
-from ris.runtime.bundle import ENGINES, MANIFEST, STAGES, Bundle
+from ris.runtime.bundle import ENGINES, MANIFEST, Bundle
 from ris.runtime.bundle_folder import behind_links, require_movable
 from ris.runtime.categories import AUTO
+from ris.runtime.loading import computes_by_stage
 from ris.serving.triton.config import ServerOptions, front_config, graph_config
 
 MODEL_PY = '''"""Written by ris-serve. The model is ris.serving.triton.backend of ris-runtime."""
@@ -48,7 +49,9 @@ def write_repository(
     Raises:
         RisError: Where the folder exists and is not to be replaced, and where the disk refuses.
         BundleError: Where `graphs` asks for TensorRT plans that the bundle does not have.
+        EngineError: Where the options name a graph that the bundle does not have.
     """
+    computes_by_stage(options.running.compute, bundle)  # it says what is no graph
     target = behind_links(out)
     try:
         recover_folder(target, _keep_nothing)
@@ -58,7 +61,7 @@ def write_repository(
             names = ["ris"]
             _write_front(bundle, folder / "ris", options)
             if options.graphs:
-                for stage in STAGES:
+                for stage in bundle.stages:
                     names.append(f"ris_{stage}")
                     _write_graph(bundle, stage, folder / f"ris_{stage}", options)
             replace_folder(target, folder, _keep_nothing)

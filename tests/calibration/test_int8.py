@@ -16,6 +16,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from stages import STAGES
 
 from conftest import REPO
 from ris.calibration.command import main
@@ -26,7 +27,6 @@ from ris.calibration.samples import scene_set
 from ris.engines import EngineOptions, create
 from ris.engines.errors import BundleError, RisError
 from ris.runtime import open_bundle
-from ris.runtime.bundle import STAGES
 from ris.runtime.loading import open_model
 from ris.runtime.parity import check_model, load_golden
 
@@ -207,6 +207,32 @@ def test_every_graph_and_attention(tiny_bundle, tmp_path):
     # more is quantised, and more is lost, than with the encoders' weights alone
     layers = find_layers(open_bundle(tiny_bundle).graph(CLIP).path, attention=True)
     assert "blocks.0.attn.node_matmul" in {layer.name for layer in layers}
+
+
+def test_the_bundle_says_which_graphs(made_up_bundle, tmp_path):
+    """Those are quantised where none is named; the chain runs whatever stages there are."""
+    bundle = open_bundle(made_up_bundle)
+    options = Int8Options(calibrator="minmax", max_iou_drop=1.0)
+    if made_up_bundle.name == "whole":
+        with pytest.raises(RisError, match=r"does not say which graphs .* --graph: everything"):
+            quantise_bundle(bundle, scene_set(2), tmp_path / "int8", options)
+        options = replace(options, graphs=("everything",))
+    report = quantise_bundle(bundle, scene_set(2), tmp_path / "int8", options)
+    stage = "everything" if made_up_bundle.name == "whole" else "look"
+    assert report.quantised == {stage: 1}
+    assert report.options.graphs == (stage,)
+    written = open_bundle(tmp_path / "int8").manifest
+    assert [entry.name for entry in written.stages if entry.int8] == [stage]
+    assert report.score.iou > 0.9
+
+
+def test_a_graph_that_is_not_there(tiny_bundle, tmp_path):
+    for names in (["--graph", "decoder"], ["--graph", SAM, "--graph", "decoder"]):
+        out = tmp_path / "int8"
+        ran = CliRunner().invoke(main, ["int8", str(tiny_bundle), "--out", str(out), *names])
+        assert ran.exit_code == 2
+        assert f"{tiny_bundle} has no graph decoder; there are {SAM}, {CLIP}, " in ran.output
+        assert not list(tmp_path.iterdir())
 
 
 def test_true_masks_are_another_measure(tiny_bundle, tmp_path):

@@ -29,13 +29,16 @@ from ris.calibration.numerics.ranges import graph_ranges
 from ris.calibration.samples import scene_samples
 from ris.engines import EngineOptions, Graph, TensorSpec, create
 from ris.engines.errors import BundleError, EngineError, RisError
-from ris.export import fp16, graphs, precision
+from ris.export import fp16, precision
 from ris.export.command import main as export_command
-from ris.export.live_reference import reference_arrays
+from ris.export.families.dfam import DESIGN
+from ris.export.families.dfam.rules import ISLANDS
 from ris.export.onnx_writer import write_onnx
+from ris.export.reference_pass import Asked, reference_pass
 from ris.export.sample import CATEGORIES, EXPRESSIONS, sample_image
-from ris.reference.config import PRESETS
-from ris.reference.deterministic import deterministic_model
+from ris.reference.dfam.config import PRESETS
+from ris.reference.dfam.deterministic import deterministic_model
+from ris.reference.families import FAMILIES
 from ris.reference.tokenizer import tokenizer_from
 from ris.runtime import open_bundle
 from ris.runtime.loading import open_model
@@ -175,17 +178,14 @@ def overflowing(tmp_path_factory):
         layer.intermediate.dense.weight.mul_(3e5)
         layer.output.dense.weight.mul_(1e-2)
     folder = tmp_path_factory.mktemp("overflow")
-    signature = graphs.signature("text_encoder", config)
+    [stage] = [one for one in DESIGN.stages(config) if one.name == "text_encoder"]
     path = folder / "text_encoder.onnx"
-    scopes = write_onnx(graphs.build("text_encoder", model), signature, path)
-    specs = [
-        tuple(TensorSpec(a.name, a.dtype, a.shape) for a in s)
-        for s in (signature.inputs, signature.outputs)
-    ]
-    reference = reference_arrays(
-        model, tokenizer_from(None, config), [sample_image()], EXPRESSIONS, CATEGORIES, [0, 0, 0]
-    )
-    return Graph("text_encoder", path, *specs), scopes, reference
+    scopes = write_onnx(stage.build(model, "native"), stage, path)
+    asked = Asked([sample_image()], EXPRESSIONS, CATEGORIES, [0, 0, 0])
+    tokenizer, host = tokenizer_from(None, config), DESIGN.host(config)
+    reference = reference_pass(FAMILIES["dfam"], model, tokenizer, host, asked)
+    graph = Graph(stage.name, path, stage.inputs, stage.outputs)
+    return graph, scopes, reference.arrays
 
 
 def copy_of(graph, folder):
@@ -197,7 +197,9 @@ def copy_of(graph, folder):
 def test_the_check_catches_an_overflow_that_the_cpu_hides(overflowing, tmp_path):
     graph, scopes, reference = overflowing
     graph = copy_of(graph, tmp_path)
-    precision.convert_to_fp16(graph.path, graph.path, precision.islands(graph.path, scopes))
+    precision.convert_to_fp16(
+        graph.path, graph.path, precision.islands(graph.path, scopes, ISLANDS)
+    )
     engine = create("onnxruntime", EngineOptions("cpu"))
     with engine.open(graph, graph.path) as session:
         [hidden] = check_stage("text_encoder", session, reference).values()
@@ -209,7 +211,7 @@ def test_the_check_catches_an_overflow_that_the_cpu_hides(overflowing, tmp_path)
 def test_what_overflows_stays_fp32_and_the_reason_says_so(overflowing, tmp_path):
     graph, scopes, reference = overflowing
     graph = copy_of(graph, tmp_path)
-    kept, rows = fp16.make_fp16(graph, scopes, reference)
+    kept, rows = fp16.make_fp16(graph, scopes, ISLANDS, reference)
     assert rows["text_encoder.text_features"].relative < TOLERANCES["fp16"].stage
     assert fp16.check_half(graph, reference) == rows
     reasons = {reason for reason in kept.values() if "in calibration; FP16 ends at 65504" in reason}
@@ -222,7 +224,7 @@ def test_where_no_range_tells_the_error_does(overflowing, tmp_path, monkeypatch)
     graph = copy_of(graph, tmp_path)
     monkeypatch.setattr(precision, "out_of_range", lambda path, ranges: {})
     said = []
-    kept, rows = fp16.make_fp16(graph, scopes, reference, report=said.append)
+    kept, rows = fp16.make_fp16(graph, scopes, ISLANDS, reference, report=said.append)
     assert said == ["searching FP32 islands"]
     assert rows["text_encoder.text_features"].relative < TOLERANCES["fp16"].stage
     said_of_it = "without it the error in FP16 is inf, accepted 1e-02"
@@ -235,7 +237,7 @@ def test_known_ranges_count_where_they_are_larger(overflowing, tmp_path):
     calm = min(ranges, key=lambda name: ranges[name].largest)
     known = {calm: replace(ranges[calm], largest=5e4)}
     graph = copy_of(graph, tmp_path)
-    kept, _ = fp16.make_fp16(graph, scopes, reference, known)
+    kept, _ = fp16.make_fp16(graph, scopes, ISLANDS, reference, known)
     assert f"{calm} reaches 5e+04 in calibration" in kept[ranges[calm].node]
 
 
@@ -284,6 +286,14 @@ def test_ranges_of_a_bundle_survive_their_file(tiny_bundle, tmp_path):
         said = r"bad\.json is not a file that ris-calibrate ranges wrote"
         with pytest.raises(RisError, match=said):
             read_ranges(tmp_path / "bad.json")
+
+
+def test_ranges_of_other_families(made_up_bundle):
+    found = measure_ranges(open_bundle(made_up_bundle), scene_samples(2))
+    assert tuple(found.stages) == open_bundle(made_up_bundle).stages
+    done = command("ranges", made_up_bundle, "--samples", "2")
+    assert done.exit_code == 0, done.output
+    assert all(f" {stage} " in done.output for stage in found.stages)
 
 
 def command(*arguments):

@@ -11,6 +11,7 @@ import pytest
 from linked_folders import hub
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.calibrate import HistogramCollector
+from stages import STAGES
 
 from ris.calibration.int8 import statistics
 from ris.calibration.int8.chain import Chain
@@ -26,8 +27,6 @@ from ris.calibration.samples import scene_set
 from ris.engines import EngineOptions, create
 from ris.engines.errors import ParityError, RisError
 from ris.runtime import open_bundle
-from ris.runtime.bundle import STAGES
-from ris.runtime.image import prepare_image
 from ris.runtime.parity import compare, graph_feeds, load_golden
 
 SAM, CLIP = "sam_image_encoder", "clip_image_encoder"
@@ -245,8 +244,7 @@ def test_smoothing_changes_nothing_in_fp32(tiny_bundle, tmp_path, stage):
     done = smooth(graph.path, tmp_path / graph.path.name, channels, 0.5)
     assert len(done) == len(folds)
     engine = create("onnxruntime", EngineOptions("cpu"))
-    image, _ = prepare_image(golden["rgb"], bundle.manifest.preprocess)
-    feeds = graph_feeds(graph, golden | {"image": image})
+    feeds = graph_feeds(graph, golden)
     smoothed = tmp_path / graph.path.name
     with engine.open(graph, graph.path) as before, engine.open(graph, smoothed) as after:
         wanted, got = before.run(feeds), after.run(feeds)

@@ -33,7 +33,8 @@ def demo_with_fusion(folder, content):
     path = bundle / "graphs" / "fusion.onnx"
     path.write_bytes(content)
     manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["graphs"]["fusion"]["sha256"]["graphs/fusion.onnx"] = sha256_of(path)
+    [fusion] = [stage for stage in manifest["stages"] if stage["name"] == "fusion"]
+    fusion["sha256"]["graphs/fusion.onnx"] = sha256_of(path)
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     return bundle
 

@@ -30,6 +30,7 @@ BUNDLES = [
     "tiny_bf16_bundle",
     "tiny_category_bundle",
     "tiny_supplement_bundle",
+    "format_1_bundle",
 ]
 
 
@@ -122,6 +123,7 @@ def test_info(libris, tiny_category_bundle):
     assert info["trained"] is False
     assert "person" in info["categories"]
     assert {graph["provider"] for graph in info["graphs"].values()} == {"cpu"}
+    assert info["family"] == "dfam"
     libris.check(libris.abi.ris_close(model))
 
 

@@ -16,10 +16,10 @@ from PIL import Image
 from libris_helper import pointer
 from ris.engines.errors import ExpressionError
 from ris.engines.onnx_widen import widened
-from ris.reference.config import PRESETS
+from ris.reference.dfam.config import PRESETS
 from ris.reference.tokenizer import build_tokenizer, read_vocabulary
 from ris.runtime.bundle import open_bundle
-from ris.runtime.image import prepare_image
+from ris.runtime.host import prepare_images
 from ris.runtime.interpolate import MODES, resize_maps
 from ris.runtime.masks import mask_from_logits
 from ris.runtime.text import ExpressionTokenizer
@@ -95,24 +95,25 @@ def test_resampling_is_pillows(internals, size):
         np.testing.assert_array_equal(out, want)
 
 
-def test_encoder_inputs(internals, tiny_bundle):
-    preprocess = open_bundle(tiny_bundle, verify=False).manifest.preprocess
+def test_images_of_the_host(internals, tiny_bundle):
+    wanted = open_bundle(tiny_bundle, verify=False).manifest.host.images
+    assert {image.of for image in wanted.values()} == {"picture", "sam_image"}
     for size in SIZES:
         rgb = picture(np.random.default_rng(1), *size)
-        sam, clip = prepare_image(rgb, preprocess)
-        got_sam, got_clip = np.empty_like(sam), np.empty_like(clip)
         stride = ctypes.c_size_t(rgb.strides[0])
-        internals.test_prepare(
-            str(tiny_bundle).encode(),
-            pointer(rgb),
-            size[1],
-            size[0],
-            stride,
-            pointer(got_sam),
-            pointer(got_clip),
-        )
-        np.testing.assert_array_equal(got_sam, sam)
-        np.testing.assert_allclose(got_clip, clip, rtol=0, atol=1e-5)
+        for name, image in prepare_images(rgb, wanted).items():
+            got = np.empty_like(image)
+            internals.test_prepare(
+                str(tiny_bundle).encode(),
+                name.encode(),
+                pointer(rgb),
+                size[1],
+                size[0],
+                stride,
+                pointer(got),
+            )
+            exact = wanted[name].of == "picture"
+            np.testing.assert_allclose(got, image, rtol=0, atol=0 if exact else 1e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -157,7 +158,7 @@ def tokenizer_file(tmp_path_factory):
     return path
 
 
-def tokenize(internals, path, texts):
+def tokenize(internals, path, texts, pad_id=0):
     """ids [N, T], -1 for what is refused, and the notes of each."""
     encoded = [text.encode() for text in texts]
     ends = np.cumsum([len(e) for e in encoded]).astype(np.uint64)
@@ -168,6 +169,7 @@ def tokenize(internals, path, texts):
     internals.test_tokenize(
         str(path).encode(),
         MAX_TOKENS,
+        pad_id,
         b"".join(encoded),
         pointer(ends),
         count,
@@ -221,13 +223,20 @@ def test_several_thousand_expressions(internals, tokenizer_file, tiny_bundle):
         assert not wrong.any(), [texts[i] for i in np.flatnonzero(wrong)[:5]]
 
 
-def test_notes(internals, tiny_bundle):
-    python = ExpressionTokenizer(tiny_bundle / "tokenizer.json", MAX_TOKENS)
-    texts = ["left ☃ man ☂", "the [PAD] man", "left " * 40 + "end", "[UNK] man", "Ünknown☃"]
-    lines = tokenize(internals, tiny_bundle / "tokenizer.json", texts)[1].splitlines()
-    assert lines == [
+@pytest.mark.parametrize("padding", ["[PAD]", "man", "[SEP]"])
+def test_notes(internals, tiny_bundle, padding):
+    from tokenizers import Tokenizer
+
+    path = tiny_bundle / "tokenizer.json"
+    pad_id = Tokenizer.from_file(str(path)).token_to_id(padding)
+    python = ExpressionTokenizer(path, MAX_TOKENS, pad_id)
+    texts = ["left ☃ man ☂", "the [PAD] Man", "left " * 40 + "end", "[UNK] man", "Ünknown☃"]
+    ids, lines = tokenize(internals, path, texts, pad_id)
+    np.testing.assert_array_equal(ids, python(texts).ids)
+    assert lines.splitlines() == [
         f"{i} {note}" for i, text in enumerate(texts) for note in python([text]).notes[0]
     ]
+    assert f"{padding} is padding to the model" in lines
 
 
 def test_fp16_graphs_are_widened_as_in_python(internals, tiny_fp16_bundle, tmp_path):

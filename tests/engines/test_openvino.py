@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from stages import BF16_STAGES, STAGES
 
 from ris.engines import EngineOptions, Graph, TensorSpec, create, select
 from ris.engines.errors import EngineError
 from ris.runtime import load, open_bundle
-from ris.runtime.bundle import BF16_STAGES, STAGES
 from ris.runtime.parity import TOLERANCES, check_model, graph_feeds, load_golden
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")

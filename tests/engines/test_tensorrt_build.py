@@ -15,6 +15,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import helper
+from stages import STAGES
 
 from ris.engines import EngineOptions, Graph, TensorSpec, create, select
 from ris.engines.cuda import driver_problem
@@ -29,7 +30,6 @@ from ris.engines.tensorrt_precision import (
 )
 from ris.engines.tensorrt_progress import PhaseTree
 from ris.runtime import load, open_bundle
-from ris.runtime.bundle import STAGES
 from ris.runtime.commands.compile import main as compile_command
 from ris.runtime.compile import compile_bundle
 

@@ -82,8 +82,8 @@ def run(*arguments):
 
 def test_a_bundle_scores_what_its_reference_scores(tmp_path, tiny_bundle):
     """The same made-up weights through the runtime and through PyTorch: the same figures."""
-    from ris.reference.config import PRESETS
-    from ris.reference.deterministic import deterministic_model
+    from ris.reference.dfam.config import PRESETS
+    from ris.reference.dfam.deterministic import deterministic_model
 
     weights = tmp_path / "tiny.pth"
     model = deterministic_model(PRESETS["tiny"])
@@ -121,6 +121,8 @@ def test_bad_input_is_a_sentence(tmp_path, tiny_bundle):
     for arguments, words in (
         ((tiny_bundle, "--pytorch"), "not both"),
         ((tiny_bundle, "--checkpoint", "x.pth"), "need --pytorch"),
+        ((tiny_bundle, "--family", "dfam"), "--family says what --checkpoint is of"),
+        ((*pytorch, "--family", "rala"), "there is no family of models 'rala'; known are dfam"),
         ((tiny_bundle, "--data", "refcoco"), "needs --root"),
         ((tiny_bundle, "--root", tmp_path), "brings its own images"),
         ((tiny_bundle, "--data", "flickr"), "known are scenes, refcoco"),
@@ -263,6 +265,28 @@ def test_features_are_encoded_once(tmp_path, tiny_bundle, monkeypatch):
         assert (again.hits, again.misses) == (1, 0)
         FeatureCache(tmp_path / "none", 10).encode(model, shots[0])
         assert list((tmp_path / "none").iterdir()) == []
+
+
+def test_features_of_other_families(made_up_bundle, tmp_path, monkeypatch):
+    """Kept is what stages that run once an image gave; without such stages there is nothing."""
+    rgb = next(scene_images("heldout", 1)).rgb
+    whole = made_up_bundle.name == "whole"
+    with load(made_up_bundle, engine="onnxruntime") as model:
+        cache = FeatureCache(tmp_path / "f", 10**9)
+        first = cache.encode(model, rgb)
+        files = list((tmp_path / "f").iterdir())
+        assert len(files) == (0 if whole else 1)
+        if not whole:
+            assert set(np.load(files[0])) == {"seen", "pooled"}  # not the host's own image
+            monkeypatch.setattr(Model, "encode_image", None)
+        again = cache.encode(model, rgb)
+        assert (cache.hits, cache.misses) == ((0, 0) if whole else (1, 1))
+        assert again.values.keys() == first.values.keys()
+        answers = [scene.segment("left man").logits for scene in (first, again)]
+        np.testing.assert_array_equal(*answers)
+    _, _, err = run(made_up_bundle, "--samples", 4, "--features", tmp_path / "f")
+    said = "--features keeps nothing: no stage of this model runs once an image"
+    assert (said in err) == whole
 
 
 def test_two_processes_share_a_folder_of_features(tmp_path, tiny_bundle):

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from checkpoint_files import TINY, Payload, below, save_training_checkpoint, tiny_state, without
 from ris.export.command import main
+from ris.reference.families import FAMILIES
 from ris.runtime import load, open_bundle
 from ris.runtime.bundle import sha256_of
 from ris.runtime.commands.bench import main as bench
@@ -122,6 +123,7 @@ def test_a_dry_run_says_everything_and_writes_nothing(files, tmp_path, monkeypat
     for text in (
         "model_final.pth: torch.save, 483 tensors; ",
         "beside the weights, not read: optimizer, scheduler, iteration",
+        "\nFamily: dfam\nModel: tiny, cls",
         "Model: tiny, cls variant with a no-target head, as the released code has it",
         "(read off the keys and shapes)",
         "  SAM 256 px, 48 wide, 3 blocks; CLIP 84 px, 64 wide, 3 blocks; BERT 48 wide, 2 layers, ",
@@ -146,6 +148,7 @@ def test_the_plan_is_what_is_written(files, bundle):
     report = json.loads(done.stdout)
     manifest = open_bundle(bundle).manifest
     assert report["model"] == manifest.model
+    assert report["family"] == manifest.family == "dfam"
     assert report["plan"]["works"]
     assert report["files"]["keys"]["fits"]
     assert report["files"]["parts"]["SAM image encoder"] == {"sam.pth": 51}
@@ -188,6 +191,23 @@ def test_a_dry_run_of_files_that_do_not_work(files, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.pth", "taken"]
 
 
+def test_a_checkpoint_is_taken_for_the_family_that_is_named(files, tmp_path):
+    """A file without a sign of its family is refused, and with --family said to lack them."""
+    signs = FAMILIES["dfam"].signs
+    part = save_training_checkpoint(tmp_path / "part.pth", without(tiny_state(), *signs))
+    done = run(main, "--checkpoint", part, "--dry-run")
+    assert done.exit_code == 2
+    assert "is of no family of models that is known here; it is nearest to dfam: " in done.output
+    done = run(main, "--checkpoint", part, "--family", "dfam", "--dry-run")
+    assert done.exit_code == 2
+    assert "Family: dfam\nModel: tiny, cls variant" in done.output
+    assert "PWAM: 12 missing: adaptor_clip.fusion." in done.output
+
+    done = run(main, "--family", "dfam", "--dry-run")
+    assert done.exit_code == 2
+    assert "--family says what --checkpoint is of; give that too" in done.output
+
+
 @pytest.mark.parametrize("arguments", [["--preset", "tiny"], ["--random-weights", "0"]])
 def test_dry_runs_without_a_checkpoint(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -214,6 +234,7 @@ def test_dry_runs_without_a_checkpoint(arguments, tmp_path, monkeypatch):
             ["--sam-checkpoint", "other.pth"],
             "is a checkpoint of the whole model; expected SAM's weights",
         ),
+        (["--family", "rala"], "there is no family of models 'rala'; known are dfam"),
         (["--checkpoint", "evil.pth"], "needs posix.system, which is more than weights"),
     ],
 )

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from stages import STAGES
 
 from conftest import GOLDEN, REPO
 from golden import inputs
 from ris.export.command import main
 from ris.reference.checkpoint import WeightFiles, load_model
-from ris.reference.preprocess import prepare_image
+from ris.reference.dfam.preprocess import prepare_image
 from ris.runtime import load
-from ris.runtime.bundle import STAGES
 from ris.runtime.masks import mask_from_logits
 from ris.runtime.parity import mask_iou
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 
 import pytest
 from click.testing import CliRunner
 
 from ris.engines import select
 from ris.export.command import main
-from ris.runtime.bundle import ENGINES, MANIFEST
+from ris.runtime.bundle import ENGINES, MANIFEST, open_bundle
 from ris.runtime.bundle_folder import building
 
 
@@ -55,7 +54,7 @@ def test_an_export_compiles_for_the_engine_with_gathers(tmp_path, monkeypatch):
     done = export("--preset", "tiny", "--precision", "fp16", *engine, "--out", out)
     assert done.exit_code == 0, done.output
     assert "5 of 5 graphs compiled" in done.output
-    assert json.loads((out / MANIFEST).read_text())["graphs"]["fusion"]["sampling"] == "gather"
+    assert open_bundle(out).manifest.graphs["fusion"].sampling == "gather"
     assert len(list((out / ENGINES).glob("*/*.plan"))) == 5
 
 

@@ -1,4 +1,4 @@
-"""What is in the exported graphs, and what is not (docs/reference/design.md, The five graphs)."""
+"""What is in the exported graphs, and what is not (docs/reference/models/dfam.md)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
+from stages import STAGES
 
 from ris.engines import create
-from ris.export.graphs import STAGES, signature
-from ris.reference.config import PRESETS
+from ris.reference.dfam.config import PRESETS
 from ris.runtime import open_bundle
 
 BUNDLES = ["tiny_bundle", "tiny_fp16_bundle", "tiny_category_bundle", "tiny_supplement_bundle"]
@@ -156,8 +156,3 @@ def last_alone(graph, feeds):
                 last[spec.name] = feeds[spec.name][image : image + 1]
         last["image_index"] = np.zeros(1, np.int32)
     return last
-
-
-def test_an_unknown_stage():
-    with pytest.raises(ValueError, match="no stage called 'decoder'; there are sam_image_encoder"):
-        signature("decoder", PRESETS["tiny"])

@@ -10,17 +10,17 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from stages import BF16_STAGES, STAGES
 from torch.utils.flop_counter import FlopCounterMode
 
 from ris.engines import create
 from ris.export.bf16 import MULTIPLY, convert_to_bf16
-from ris.export.graphs import STAGES, build, signature
+from ris.export.families import DESIGNS
 from ris.export.onnx_writer import trace_inputs
 from ris.export.operations import count_operations
-from ris.reference.config import PRESETS
-from ris.reference.deterministic import deterministic_model
+from ris.reference.dfam.config import PRESETS
+from ris.reference.dfam.deterministic import deterministic_model
 from ris.runtime import open_bundle
-from ris.runtime.bundle import BF16_STAGES
 from ris.runtime.manifest import Operations
 from ris.runtime.parity import compare, graph_feeds, load_golden
 
@@ -32,8 +32,9 @@ def reference():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_count_is_torchs(tiny_bundle, reference, stage):
-    inputs = trace_inputs(signature(stage, reference.config))  # two images, three expressions
-    module = build(stage, reference)
+    [design] = [one for one in DESIGNS["dfam"].stages(reference.config) if one.name == stage]
+    inputs = trace_inputs(design)  # two images, three expressions
+    module = design.build(reference, "native")
     with FlopCounterMode(display=False) as counted, torch.no_grad():
         module(**inputs)
     operations = open_bundle(tiny_bundle).manifest.graphs[stage].operations

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import format_1
 import numpy as np
 
 from fuzz.json_tree import mutated_json
@@ -24,8 +25,8 @@ from ris.engines.cache import obtain
 from ris.engines.entry import read_checked
 from ris.engines.errors import ExpressionError
 from ris.engines.recipe import Recipe
-from ris.reference.categories import category_entries
-from ris.runtime.bundle import BUILT_IN, MANIFEST, STAGES, Bundle, open_bundle
+from ris.reference.dfam.categories import category_entries
+from ris.runtime.bundle import BUILT_IN, MANIFEST, Bundle, open_bundle
 from ris.runtime.categories import read_table
 from ris.runtime.parity import load_golden
 from ris.runtime.text import ExpressionTokenizer
@@ -33,46 +34,61 @@ from ris.runtime.text import ExpressionTokenizer
 MAX_TOKENS = 35
 
 
-def large_files() -> dict[str, Path]:
-    """Links to the demo bundle's files, by name, without its manifest."""
-    files = (p for p in BUILT_IN.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {str(p.relative_to(BUILT_IN)): p for p in files if "engines" not in p.parts}
+def large_files(version: int) -> dict[str, Path]:
+    """The files of the demo's bundle in format 1 or 2, by name, without its manifest."""
+    if version == 1:
+        files = format_1.files()
+    else:
+        found = (p for p in BUILT_IN.rglob("*") if p.is_file() and "engines" not in p.parts)
+        files = {str(p.relative_to(BUILT_IN)): p for p in found}
+    return {name: path for name, path in files.items() if name != MANIFEST}
 
 
 @functools.cache
-def _manifest() -> Any:
-    """The demo's manifest with three nodes of each graph: a mutation hits other fields as often."""
-    data = json.loads((BUILT_IN / MANIFEST).read_text(encoding="utf-8"))
-    for graph in data["graphs"].values():
-        graph["fp32_islands"] = dict(list(graph["fp32_islands"].items())[:3])
+def manifest(version: int, nodes: int) -> Any:
+    """The demo's manifest of a format, 1 or 2.
+
+    nodes: that it has of each graph, so that a mutation hits other fields as often.
+    """
+    if version == 1:
+        data = format_1.manifest()
+        graphs = data["graphs"].values()
+    else:
+        data = json.loads((BUILT_IN / MANIFEST).read_text(encoding="utf-8"))
+        graphs = data["stages"]
+    for graph in graphs:
+        graph["fp32_islands"] = dict(list(graph["fp32_islands"].items())[:nodes])
     return data
 
 
 def _make_manifest(rng: random.Random, control: bool) -> Input:
-    data = json.dumps(_manifest()).encode() if control else mutated_json(_manifest(), rng)
-    return Input({MANIFEST: data}, large_files(), True if control else None)
+    version = rng.choice((1, 2))
+    data = manifest(version, nodes=3)
+    text = json.dumps(data).encode() if control else mutated_json(data, rng)
+    return Input({MANIFEST: text}, large_files(version), True if control else None)
 
 
 def _open(folder: Path, expected: Any) -> list[str]:
     bundle = open_bundle(folder, verify=False)
     known = bundle.hashes()
-    manifest = bundle.manifest
-    named = [manifest.text.tokenizer, manifest.golden]
-    if manifest.categories is not None:
-        named += [manifest.categories.names, manifest.categories.features]
-    for stage in STAGES:
+    manifest, host = bundle.manifest, bundle.manifest.host
+    named = [host.text.tokenizer, manifest.golden]
+    if host.categories is not None:
+        named += [host.categories.names, host.categories.features]
+    for stage in bundle.stages:
         graph = bundle.graph(stage)
         named.append(str(graph.path.relative_to(folder)))
         require(all(name in known for name in graph.sha256), "a graph's file without a hash")
     for name in named:
         require(name in known, f"{name!r} was not hashed")
-    require(math.isfinite(manifest.postprocess.threshold), "a threshold that is no number")
-    for square in (manifest.preprocess.sam, manifest.preprocess.clip):
+    require(math.isfinite(manifest.answer.threshold), "a threshold that is no number")
+    require(manifest.side > 0, "no square of the picture")
+    for square in host.images.values():
         require(square.size > 0, "a square without pixels")
         require(all(map(math.isfinite, (*square.mean, *square.std))), "no numbers")
         require(len(square.mean) == len(square.std) == 3, "not three channels")
         require(all(square.std), "a division by zero")
-    require(manifest.text.max_tokens > 0, "no tokens")
+    require(host.text.max_tokens > 0, "no tokens")
     open_bundle(folder, verify=True)
     return []
 

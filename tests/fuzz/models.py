@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import random
 from pathlib import Path
 from typing import Any
 
-from fuzz.bundles import large_files
+from fuzz.bundles import large_files, manifest
 from fuzz.json_tree import mutated_tree, write
 from fuzz.kinds import Input, Kind, require
 from fuzz.picture_files import HEIGHT, RGB, WIDTH
 from ris.runtime import load
-from ris.runtime.bundle import BUILT_IN, MANIFEST
+from ris.runtime.bundle import MANIFEST
 
-
-@functools.cache
-def _manifest() -> Any:
-    data = json.loads((BUILT_IN / MANIFEST).read_text(encoding="utf-8"))
-    for graph in data["graphs"].values():
-        graph["fp32_islands"] = {}
-    return data
-
-
-_USED = ("preprocess", "text", "dense_prompt", "postprocess", "graphs")
+_USED = {
+    1: ("preprocess", "text", "dense_prompt", "postprocess", "graphs"),
+    2: ("host", "answer", "stages"),
+}
+"""The parts of a manifest that the runtime uses, by format."""
 
 
 def _make(rng: random.Random, control: bool) -> Input:
-    data = dict(_manifest())
+    version = rng.choice((1, 2))
+    data = dict(manifest(version, nodes=0))
     if not control:
-        part = rng.choice(_USED)
+        part = rng.choice(_USED[version])
         data[part] = mutated_tree(data[part], rng)
-    return Input({MANIFEST: write(data)}, large_files(), (HEIGHT, WIDTH) if control else None)
+    expected = (HEIGHT, WIDTH) if control else None
+    return Input({MANIFEST: write(data)}, large_files(version), expected)
 
 
 def _door(folder: Path, expected: Any) -> list[str]:

@@ -22,8 +22,8 @@ from fuzz.mutate import mutate
 from ris.reference.checkpoint import WeightFiles
 from ris.reference.checkpoint.files import open_weights
 from ris.reference.checkpoint.loading import inspect
-from ris.reference.config import PRESETS
-from ris.reference.deterministic import deterministic_model
+from ris.reference.dfam.config import PRESETS
+from ris.reference.dfam.deterministic import deterministic_model
 
 SHAPES = {"layer.weight": [3, 4], "layer.bias": [3], "scale": [], "table": [2, 5, 2]}
 

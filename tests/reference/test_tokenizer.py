@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers
 from transformers import BertTokenizer, BertTokenizerFast
 
 from ris.engines.errors import CheckpointError
-from ris.reference.config import PRESETS
+from ris.reference.dfam.config import PRESETS
 from ris.reference.tokenizer import build_tokenizer, read_vocabulary, tokenizer_from
 from ris.runtime.text import MAX_CHARACTERS, ExpressionTokenizer
 

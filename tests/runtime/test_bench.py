@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from stages import STAGES
 
 from ris.engines.errors import RisError
 from ris.export import torch_rates
@@ -15,7 +16,6 @@ from ris.runtime.bench.compare import compare
 from ris.runtime.bench.plan import IMAGES, Alternative
 from ris.runtime.bench.process import Worker, WorkerError
 from ris.runtime.bench.report import (
-    PER_EXPRESSION,
     BenchReport,
     Inputs,
     Measured,
@@ -23,7 +23,6 @@ from ris.runtime.bench.report import (
     read_report,
 )
 from ris.runtime.bench.show import markdown, warnings
-from ris.runtime.bundle import STAGES
 from ris.runtime.commands.bench import main, parse_engine
 
 
@@ -59,14 +58,15 @@ def test_the_report(done, folder, tiny_bundle):
         assert in_order == sorted(in_order)
         assert found.smallest > 0
     assert own.next_expression.median < own.first_mask.median
-    assert set(own.stages) >= {*STAGES, "dense_prompt", "prepare", "mask"}
+    assert set(own.stages) >= {*STAGES, "dense_embedding", "prepare", "mask"}
     assert own.precision == dict.fromkeys(STAGES, "fp32")
     assert own.cold_start.median > own.imports.median + own.load.median
     assert own.peak_memory > 50e6
     assert list(own.images) == list(IMAGES)
     assert own.expressions[64].median > 0
     assert set(report.photo) == {"exact", "draft"}
-    assert 0 < report.floor(own, PER_EXPRESSION) < report.floor(own)
+    assert report.once_an_image + report.per_expression == report.stages == STAGES
+    assert 0 < report.floor(own, report.per_expression) < report.floor(own)
     assert report.rates["fp32"]["numpy"].median > 1e8
 
 
@@ -94,6 +94,23 @@ def test_every_round_in_new_processes(tiny_bundle, folder, monkeypatch):
     assert kinds.count("bundle") == 2 * (1 + 1 + 2)
     assert all(worker._process.poll() is not None for _, worker in started)
     assert "each round in new processes" in (folder / "anew.md").read_text()
+
+
+def test_other_families(made_up_bundle, folder):
+    """Images together go through stages of which one takes what another gives, or through none."""
+    amount = ["--runs", 1, "--cold", 0, "--batches", 1, "--threads", 1]
+    out = folder / made_up_bundle.name
+    done = run(made_up_bundle, *amount, "--engine", "onnxruntime", "--json", "--out", out)
+    assert done.exit_code == 0, done.output
+    report = read_report(out.with_suffix(".json"))
+    [own] = report.alternatives
+    assert not report.failed
+    assert own.expressions[64].median > 0
+    whole = made_up_bundle.name == "whole"
+    assert list(own.images) == ([] if whole else list(IMAGES))
+    said = "No graph of this model runs once an image: a next expression costs the whole network"
+    assert (said in out.with_suffix(".md").read_text()) == whole
+    assert report.once_an_image == (() if whole else ("look", "pool"))
 
 
 @pytest.mark.parametrize("vnni", [True, False])
@@ -168,6 +185,8 @@ def report():
         alternatives=(slow, fast),
         failed={},
         photo={},
+        once_an_image=STAGES[:2],
+        per_expression=STAGES[2:],
     )
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
 import jsonschema
+import numpy as np
 import pytest
+from stages import BF16_STAGES, STAGES
 
 from conftest import REPO
-from ris.runtime import BundleError, load, open_bundle
-from ris.runtime.manifest import FORMAT_VERSION, manifest_from_dict
+from ris.engines import TensorSpec
+from ris.runtime import BUILT_IN, BundleError, load, manifest, open_bundle
+from ris.runtime.manifest import FORMAT_VERSION, Resize, manifest_from_dict
+from ris.runtime.manifest_kinds import Taken
+from ris.runtime.parity import check_model, load_golden
+
+SCHEMA = json.loads((REPO / "runtime" / "manifest.schema.json").read_text())
 
 
 def edit(bundle, change):
@@ -31,11 +39,60 @@ def edit(bundle, change):
     ],
 )
 def test_manifests_follow_the_schema(name, request):
-    schema = json.loads((REPO / "runtime" / "manifest.schema.json").read_text())
     text = (request.getfixturevalue(name) / "manifest.json").read_text()
-    jsonschema.validate(json.loads(text), schema)
-    manifest = manifest_from_dict(json.loads(text))
-    assert manifest.to_json() == text  # nothing is lost on the way, and keys are sorted
+    jsonschema.validate(json.loads(text), SCHEMA)
+    # nothing is lost on the way, and keys are sorted
+    assert manifest_from_dict(json.loads(text)).to_json() == text
+
+
+def test_the_schema_and_the_reader_know_the_same_fields():
+    """And the same of them may be absent."""
+    definitions = SCHEMA["$defs"]
+    host = SCHEMA["properties"]["host"]["properties"]
+    kinds = {
+        manifest.Manifest: SCHEMA,
+        manifest.Host: SCHEMA["properties"]["host"],
+        manifest.Text: host["text"],
+        manifest.Categories: host["categories"]["anyOf"][1],
+        manifest.Resize: host["resizes"]["additionalProperties"],
+        manifest.HostImage: definitions["image"],
+        manifest.GraphEntry: definitions["stage"],
+        manifest.Answer: SCHEMA["properties"]["answer"],
+        manifest.Source: SCHEMA["properties"]["source"],
+        Taken: definitions["input"],
+        TensorSpec: definitions["output"],
+    }
+    for kind, schema in kinds.items():
+        fields = dataclasses.fields(kind)
+        assert {field.name for field in fields} == set(schema["properties"]), kind
+        required = {field.name for field in fields if field.default is dataclasses.MISSING}
+        assert required == set(schema["required"]), kind
+
+
+def test_a_manifest_of_format_1_is_one_of_format_2(format_1_bundle):
+    """Written again it follows the schema, and says the same."""
+    read = open_bundle(format_1_bundle).manifest
+    text = read.to_json()
+    jsonschema.validate(json.loads(text), SCHEMA)
+    assert manifest_from_dict(json.loads(text)) == read
+    assert read.format_version == FORMAT_VERSION
+    assert read.family == "dfam"
+    assert tuple(read.graphs) == STAGES
+    assert tuple(s.name for s in read.stages if s.bfloat16) == BF16_STAGES
+    assert read.host.images["sam_image"].mean == pytest.approx((123.675, 116.28, 103.53))
+
+
+def test_a_bundle_of_format_1_answers_as_the_built_in_one(format_1_bundle, picture):
+    """To the bit, and it carries its own reference."""
+    expressions = ["left man", "the red ball", "[PAD] tree"]
+    answers = []
+    for path in (format_1_bundle, BUILT_IN):
+        with load(path, engine="onnxruntime") as model:
+            assert not check_model(model, load_golden(model.bundle)).failures
+            answers.append(model.encode_image(picture).segment_many(expressions))
+    for old, new in zip(*answers, strict=True):
+        np.testing.assert_array_equal(old.logits, new.logits)
+        assert (old.no_target, old.notes) == (new.no_target, new.notes)
 
 
 def test_a_bundle_says_everything_a_reader_needs(tiny_bundle):
@@ -43,9 +100,9 @@ def test_a_bundle_says_everything_a_reader_needs(tiny_bundle):
     assert manifest.format_version == FORMAT_VERSION
     assert not manifest.source.trained
     assert manifest.source.seed == 0
-    assert manifest.dense_prompt.grid == 12
-    assert manifest.dense_prompt.target == 16
-    assert manifest.dense_prompt.interpolation == "bicubic"
+    assert manifest.family == "dfam"
+    assert manifest.host.resizes == {"dense_embedding": Resize("dense_prompt", 16, "bicubic")}
+    assert manifest.graphs["fusion"].outputs[0].shape[2:] == (12, 12)
     assert manifest.graphs["text_encoder"].inputs[0].dtype == "int32"
     assert manifest.graphs["mask_decoder"].outputs[0].shape == ("expressions", 1, 64, 64)
     assert manifest.mask_iou >= 0.9999
@@ -98,22 +155,28 @@ def test_a_newer_format_says_what_to_do(bundle_copy):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.pop("text"), "text is missing"),
-        (lambda m: m["graphs"].pop("fusion"), "no graph fusion"),
+        (lambda m: m["host"].pop("text"), "host.text is missing"),
+        (
+            lambda m: m["stages"].pop(3),
+            "the stage 'mask_decoder' takes the value 'sparse_prompt', which nothing gives",
+        ),
         (
             lambda m: m.update(precision="fp8"),
             "precision should be 'fp32' or 'bf16' or 'fp16' or 'int8', found 'fp8'",
         ),
-        (lambda m: m["dense_prompt"].update(grid="12"), "dense_prompt.grid should be a whole"),
-        (lambda m: m["dense_prompt"].update(interpolation="nearest"), "'bilinear' or 'bicubic'"),
         (
-            lambda m: m["preprocess"]["sam"].update(size=True),
-            "preprocess.sam.size should be a whole number",
+            lambda m: m["host"]["resizes"]["dense_embedding"].update(size="16"),
+            "host.resizes.dense_embedding.size should be a whole",
         ),
         (
-            lambda m: m["graphs"]["fusion"].update(inputs={}),
-            "graphs.fusion.inputs should be a list",
+            lambda m: m["host"]["resizes"]["dense_embedding"].update(interpolation="nearest"),
+            "'bilinear' or 'bicubic'",
         ),
+        (
+            lambda m: m["host"]["images"]["sam_image"].update(size=True),
+            "host.images.sam_image.size should be a whole number",
+        ),
+        (lambda m: m["stages"][3].update(inputs={}), "stages.3.inputs should be a list"),
         (lambda m: m["files"].update({"../outside": "0" * 64}), "the name of a file inside"),
     ],
 )

@@ -14,7 +14,8 @@ import bad_manifests
 from conftest import REPO
 from ris.runtime import BundleError, open_bundle
 from ris.runtime.bundle import sha256_of
-from ris.runtime.onnx_weights import data_files
+from ris.runtime.dfam.format_1 import as_format_2
+from ris.runtime.onnx_weights import data_files, inputs_and_outputs
 
 
 @pytest.mark.parametrize("verify", [True, False])
@@ -43,6 +44,7 @@ def test_the_schema_knows_the_same_names_of_files(tmp_path, name):
     schema = json.loads((REPO / "runtime" / "manifest.schema.json").read_text())
     case = bad_manifests.CASES[name]
     manifest = json.loads((bad_manifests.write(case, tmp_path) / "manifest.json").read_text())
+    manifest = as_format_2(manifest)  # the schema is of this format alone
     assert jsonschema.Draft202012Validator(schema).is_valid(manifest) == (not case["expect"])
 
 
@@ -79,7 +81,8 @@ def test_a_graph_opens_only_data_files_that_were_hashed(demo_copy, place, locati
     keeps_a_tensor_in(model, location, place)
     path.write_bytes(model.SerializeToString())
     manifest = json.loads((demo_copy / "manifest.json").read_text())
-    manifest["graphs"]["fusion"]["sha256"]["graphs/fusion.onnx"] = sha256_of(path)
+    entry = next(stage for stage in manifest["stages"] if stage["name"] == "fusion")
+    entry["sha256"]["graphs/fusion.onnx"] = sha256_of(path)
     (demo_copy / "manifest.json").write_text(json.dumps(manifest))
     sentence = f"graphs/fusion.onnx keeps weights in {location!r}, which has no sha256"
     for verify in (True, False):
@@ -98,6 +101,16 @@ def test_the_data_files_of_a_graph(tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"\xba\x80\x80\x80\x10\x02\x08\x01")
     with pytest.raises(BundleError, match="not an ONNX file"):
         data_files(tmp_path / "a.onnx")
+
+
+def test_the_inputs_and_outputs_of_a_graph(tmp_path):
+    for path in (bad_manifests.DEMO / "graphs").glob("*.onnx"):
+        graph = onnx.load(path, load_external_data=False).graph
+        names = sorted(value.name for value in (*graph.input, *graph.output))
+        assert inputs_and_outputs(path) == names
+    (tmp_path / "a.onnx").write_bytes(b"<net name='x'/>")
+    with pytest.raises(BundleError, match="not an ONNX file"):
+        inputs_and_outputs(tmp_path / "a.onnx")
 
 
 def test_a_bundle_of_links_opens(tmp_path):

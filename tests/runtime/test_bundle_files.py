@@ -168,7 +168,7 @@ def test_features_of_the_table(tmp_path):
 
 
 GOLDEN = {
-    "an array missing": (lambda arrays: arrays.pop("square"), "has no array square"),
+    "an array missing": (lambda arrays: arrays.pop("sam_image"), "has no array sam_image"),
     "another kind": (lambda a: a.update(rgb=a["rgb"].astype(float)), "has rgb as float64"),
     "fewer axes": (lambda a: a.update(rgb=a["rgb"][0]), "has rgb as uint8"),
     "other counts": (

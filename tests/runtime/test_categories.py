@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from ris.reference.categories import COCO_PANOPTIC, COCO_THINGS, SYNONYMS, category_entries
+from ris.reference.dfam.categories import COCO_PANOPTIC, COCO_THINGS, SYNONYMS, category_entries
 from ris.runtime import BundleError, ExpressionError, load
 from ris.runtime.categories import Category, CategoryTable
 from ris.runtime.commands.infer import main

@@ -12,11 +12,11 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
+from stages import STAGES
 
 from ris.engines.probe import Probe
 from ris.engines.table import TABLE, EngineSpec, select
 from ris.runtime import BundleError, doctor, open_bundle, system
-from ris.runtime.bundle import STAGES
 from ris.runtime.commands.doctor import main
 from ris.runtime.onnx_weights import count_weights
 
@@ -66,8 +66,8 @@ def test_a_bundle_is_found_as_ris_infer_finds_it(run, here, tiny_bundle, monkeyp
 def test_a_healthy_bundle_with_its_parity(run, tiny_bundle):
     done = run(tiny_bundle, "--check", "-v")
     assert done.exit_code == 0, done.output
-    assert "every file has the hash of the export; format 1" in done.stdout
-    model = "tiny, cls query, a no-target head; untrained, from made-up weights, seed 0"
+    assert "every file has the hash of the export; format 2" in done.stdout
+    model = "dfam tiny, cls query, a no-target head; untrained, from made-up weights, seed 0"
     assert f"model: {model}" in done.stdout
     for stage in STAGES:
         assert f"  {stage}: fp32; " in done.stdout
@@ -98,6 +98,21 @@ def test_an_fp16_bundle_says_what_is_fp16(run, tiny_fp16_bundle):
 
 def test_the_category_variant(run, tiny_category_bundle):
     assert "category query, no no-target head" in run(tiny_category_bundle).stdout
+
+
+def test_a_bundle_of_format_1(run, format_1_bundle):
+    assert "every file has the hash of the export; format 1" in run(format_1_bundle).stdout
+
+
+def test_other_families(run, made_up_bundle):
+    done = run(made_up_bundle, "--check")
+    assert done.exit_code == 0, done.output
+    whole = "no graph runs once an image: each question costs the whole network"
+    stages = ["everything"] if made_up_bundle.name == "whole" else ["look", "pool", "read", "draw"]
+    assert f"model: made_up_{made_up_bundle.name}, no no-target head; untrained" in done.stdout
+    assert (whole in done.stdout) == (made_up_bundle.name == "whole")
+    assert all(f"  {stage}: fp32; " in done.stdout for stage in stages)
+    assert "parity holds here" in done.stdout
 
 
 def test_the_json_has_the_documented_keys(run, tiny_bundle):
@@ -138,7 +153,7 @@ def test_only_a_changed_hash(run, bundle_copy):
     (bundle_copy / "tokenizer.json").write_text("{}")
     done = run(bundle_copy)
     assert done.exit_code == 2
-    assert "files: damaged; format 1" in done.stdout
+    assert "files: damaged; format 2" in done.stdout
     assert "fusion: fp32; " in done.stdout
     assert "; not opened" in done.stdout
 

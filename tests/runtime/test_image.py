@@ -7,11 +7,7 @@ import pytest
 from PIL import Image
 
 from ris.engines.errors import ImageError
-from ris.reference.config import PRESETS
-from ris.reference.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD
-from ris.reference.preprocess import prepare_image as reference_prepare
-from ris.runtime.image import MAX_PIXELS, load_picture, load_rgb, prepare_image
-from ris.runtime.manifest import Preprocess, SquareImage
+from ris.runtime.image import MAX_PIXELS, load_picture, load_rgb
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -94,20 +90,6 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
         8: np.rot90(RGB, 1),
     }
     np.testing.assert_array_equal(load_rgb(tmp_path / "a.png"), turned[orientation])
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (1024, 1024), (256, 256), (3, 2)])
-def test_any_size_is_prepared_as_the_reference_does(size):
-    config = PRESETS["tiny"]
-    preprocess = Preprocess(
-        SquareImage(256, "pillow-bilinear-uint8", SAM_MEAN, SAM_STD),
-        SquareImage(84, "bicubic", CLIP_MEAN, CLIP_STD),
-    )
-    rgb = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
-    image, clip_image = prepare_image(rgb, preprocess)
-    want, want_clip = reference_prepare(rgb, config)
-    np.testing.assert_array_equal(image, want.numpy())
-    np.testing.assert_allclose(clip_image, want_clip.numpy(), atol=2e-5)
 
 
 def test_a_hundred_megapixels_are_read(tmp_path):

@@ -82,6 +82,25 @@ def test_verbose_says_what_runs_where(infer):
     done = infer("park.png", "man", "-v")
     assert f"fusion: fp32 graph on {select().name}" in done.output
     assert "milliseconds: image.load" in done.output
+    assert "no graph runs once an image" not in done.output
+
+
+def test_verbose_says_where_each_expression_costs_the_whole_network(infer, made_up_bundle):
+    done = infer("park.png", "man", "tree", "-v", bundle=made_up_bundle)
+    assert done.exit_code == 0, done.output
+    whole = "no graph runs once an image: each expression costs the whole network"
+    assert (whole in done.output) == (made_up_bundle.name == "whole")
+
+
+def test_compute_is_for_graphs_that_the_bundle_has(infer):
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    options = ["--engine", "openvino", "--compute", "bf16", "--compute", "decoder=fp32"]
+    refused = infer("park.png", "man", *options)
+    assert refused.exit_code == 2
+    assert "there is no graph decoder; there are sam_image_encoder, " in refused.output
+    for text in ("decoder=fp8", "=fp32", "decoder="):
+        refused = infer("park.png", "man", "--compute", text)
+        assert f"'{text}' is neither a precision (fp32, bf16, fp16) nor" in refused.output
 
 
 def test_folders_and_several_images(infer, here):

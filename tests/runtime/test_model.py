@@ -13,7 +13,7 @@ from ris.engines import TABLE
 from ris.runtime import EngineError, ExpressionError, RisError, load
 from ris.runtime.bundle import Bundle, open_bundle
 from ris.runtime.compile import expressions_together
-from ris.runtime.loading import computes_by_stage, open_model
+from ris.runtime.loading import WHOLE, computes_by_stage, open_model
 from ris.runtime.manifest import Operations
 from ris.runtime.masks import decode_rle
 
@@ -96,9 +96,10 @@ FULL_SIZE = Operations(fixed=0, image=8 * 10**9, expression=69 * 10**9)
 
 
 def with_operations(bundle, operations):
-    graphs = dict(bundle.manifest.graphs)
-    graphs["fusion"] = replace(graphs["fusion"], operations=operations)
-    return Bundle(bundle.path, replace(bundle.manifest, graphs=graphs))
+    graphs = bundle.manifest.graphs | {
+        "fusion": replace(bundle.manifest.graphs["fusion"], operations=operations)
+    }
+    return Bundle(bundle.path, bundle.manifest.with_graphs(graphs.values()))
 
 
 def test_large_models_are_asked_one_expression_at_a_time_where_that_is_faster(tiny_bundle):
@@ -158,7 +159,7 @@ def test_the_no_target_probability_is_the_softmax_of_the_logits(tiny_bundle, mod
 
 def test_timings_name_every_stage(model, picture):
     scene = model.encode_image(picture)
-    stages = ["tokenize", "text_encoder", "fusion", "dense_prompt", "mask_decoder", "mask"]
+    stages = ["tokenize", "text_encoder", "fusion", "dense_embedding", "mask_decoder", "mask"]
     images = ["image.load", "image.prepare", "image.sam_image_encoder", "image.clip_image_encoder"]
     assert list(scene.segment("man").timings) == images + stages
 
@@ -255,8 +256,9 @@ def test_on_a_gpu_the_image_encoders_run_side_by_side(model, picture, monkeypatc
         monkeypatch.setattr(session, "info", replace(session.info, device="cuda"))
         monkeypatch.setattr(session, "_run", after(both, session._run))
     scene = model.encode_image(picture)
-    np.testing.assert_array_equal(scene.image_embeddings, alone.image_embeddings)
-    np.testing.assert_array_equal(scene.clip_tokens, alone.clip_tokens)
+    assert set(scene.values) == {"image_embeddings", "clip_tokens"}
+    for name, value in scene.values.items():
+        np.testing.assert_array_equal(value, alone.values[name])
     assert {"image.sam_image_encoder", "image.clip_image_encoder"} <= set(scene.timings)
 
 
@@ -287,13 +289,47 @@ def test_low_memory_is_the_same(tiny_bundle, picture):
             np.testing.assert_array_equal(low.segment(picture, "man").logits, want)
 
 
-def test_a_precision_for_every_graph():
+def test_a_precision_for_every_graph(tiny_bundle):
+    bundle = open_bundle(tiny_bundle, verify=False)
     for precision in ("bf16", "fp16"):
-        narrow = [stage for stage, name in computes_by_stage(precision).items() if name]
+        narrow = [stage for stage, name in computes_by_stage(precision, bundle).items() if name]
         assert narrow == ["sam_image_encoder", "clip_image_encoder", "fusion"]
-    assert computes_by_stage({"fusion": "fp16"})["fusion"] == "fp16"
-    assert set(computes_by_stage("fp32").values()) == {"fp32"}
-    assert set(computes_by_stage(None).values()) == {None}
+    assert computes_by_stage({"fusion": "fp16"}, bundle)["fusion"] == "fp16"
+    assert set(computes_by_stage("fp32", bundle).values()) == {"fp32"}
+    assert set(computes_by_stage(None, bundle).values()) == {None}
+    over = computes_by_stage({WHOLE: "bf16", "fusion": "fp32", "text_encoder": "fp32"}, bundle)
+    assert list(over.values()) == ["bf16", "bf16", "fp32", "fp32", None]
     message = "there is no graph decoder; there are sam_image_encoder, "
     with pytest.raises(EngineError, match=message):
-        computes_by_stage({"decoder": "bf16"})
+        computes_by_stage({"decoder": "bf16"}, bundle)
+
+
+def test_a_narrow_precision_that_no_graph_is_for(made_up_bundle):
+    bundle = open_bundle(made_up_bundle, verify=False)
+    if made_up_bundle.name == "chained":
+        asked = computes_by_stage("bf16", bundle)
+        assert [stage for stage, name in asked.items() if name] == ["look"]
+        return
+    refused = r"none of the graphs .* in bf16; name those .*everything"
+    with pytest.raises(EngineError, match=refused):
+        computes_by_stage("bf16", bundle)
+    assert computes_by_stage({"everything": "bf16"}, bundle) == {"everything": "bf16"}
+
+
+def test_other_families(made_up_bundle, picture):
+    """What runs once an image is what sees no words, and it is not run again for a question."""
+    whole = made_up_bundle.name == "whole"
+    with load(made_up_bundle, engine="onnxruntime") as model:
+        scene = model.encode_image(picture)
+        first, *others = scene.segment_many(EXPRESSIONS)
+        assert set(scene.values) == ({"image"} if whole else {"seen", "pooled", "icon"})
+        once = [name for name in scene.timings if name not in ("image.load", "image.prepare")]
+        assert once == ([] if whole else ["image.look", "image.pool"])
+        asked = ["everything"] if whole else ["read", "find", "fine", "draw"]
+        assert list(first.timings)[2 + len(once) :] == ["tokenize", *asked, "mask"]
+        assert first.no_target is None
+        assert any(not np.array_equal(first.logits, other.logits) for other in others)
+        assert not model.overlap
+    with load(made_up_bundle, engine="onnxruntime", overlap=True, max_expressions=1) as model:
+        again = model.segment(picture, EXPRESSIONS[0])
+    np.testing.assert_allclose(again.logits, first.logits, atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 
 from golden import inputs
 from ris.engines.errors import BundleError, ExpressionError
-from ris.reference.config import PRESETS
+from ris.reference.dfam.config import PRESETS
 from ris.reference.tokenizer import build_tokenizer, read_vocabulary
 from ris.runtime.text import MAX_CHARACTERS, ExpressionTokenizer
 

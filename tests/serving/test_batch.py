@@ -44,6 +44,12 @@ def test_another_question_is_not_mixed_into_a_batch(served_bundle, tmp_path):
     assert engine.returncode == 2
     assert "engine 'tensorrt' cannot run here" in engine.stderr
 
+    nowhere = [*bundle, "--out", tmp_path / "out4"]
+    graph = ris_batch(source, *nowhere, "--compute", "decoder=bf16", "-e", "left man")
+    assert graph.returncode == 2
+    assert "there is no graph decoder; there are sam_image_encoder, " in graph.stderr
+    assert not (tmp_path / "out4").exists()
+
     empty = ris_batch(tmp_path / "absent", *bundle, "--out", tmp_path / "out2")
     assert empty.returncode == 2
     assert "no such file or folder" in empty.stderr

@@ -317,10 +317,34 @@ def test_the_configuration_follows_the_manifest(served_category_bundle, served_b
     assert "max_batch_size: 0" in fusion
     for spec in bundle.manifest.graphs["fusion"].inputs:
         assert f'name: "{spec.name}"' in fusion
+    graphs = {stage: graph_config(bundle, stage, options(graphs="onnx")) for stage in bundle.stages}
+    batched = [stage for stage, text in graphs.items() if "max_batch_size: 8" in text]
+    assert batched == ["sam_image_encoder", "clip_image_encoder", "text_encoder"]
+    assert all(("dynamic_batching" in text) == (stage in batched) for stage, text in graphs.items())
+    plans = {stage: graph_config(bundle, stage, options(graphs="tensorrt")) for stage in batched}
+    assert "max_batch_size: 8" in plans.pop("text_encoder")
+    assert all("max_batch_size: 1" in text for text in plans.values())
     text = front_config(open_bundle(served_category_bundle), options())
     assert 'name: "category" data_type: TYPE_STRING' in text
     assert 'name: "category_asked"' in text
     assert 'name: "no_target" ' not in text
+
+
+def test_batches_of_other_families(made_up_bundle):
+    """Triton's batches are for graphs all of whose tensors have the one axis."""
+    bundle = open_bundle(made_up_bundle)
+    texts = {stage: graph_config(bundle, stage, options(graphs="onnx")) for stage in bundle.stages}
+    batched = [stage for stage, text in texts.items() if "max_batch_size: 8" in text]
+    whole = made_up_bundle.name == "whole"
+    assert batched == ([] if whole else ["look", "pool", "read"])
+    assert 'name: "no_target" ' not in front_config(bundle, options())
+
+
+def test_a_repository_is_for_graphs_that_the_bundle_has(served_bundle, tmp_path):
+    running = Running(engine="openvino", device="cpu", threads=None, compute={"decoder": "bf16"})
+    with pytest.raises(EngineError, match="there is no graph decoder; there are sam_image_enc"):
+        write_repository(open_bundle(served_bundle), tmp_path / "m", ServerOptions(running))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_repository_is_whole_or_not_there(served_bundle, tmp_path, monkeypatch):
@@ -355,7 +379,7 @@ def test_of_what_is_around_the_graphs_only_hashed_files_are_opened(served_bundle
     write_repository(bundle, tmp_path / "models", options(graphs="onnx"))
     around = tmp_path / "models" / "ris" / "1" / "bundle"
     assert open_bundle(around, graphs=False).manifest == bundle.manifest
-    tokenizer = around / bundle.manifest.text.tokenizer
+    tokenizer = around / bundle.manifest.host.text.tokenizer
     tokenizer.write_bytes(tokenizer.read_bytes() + b" ")
     with pytest.raises(BundleError, match="is not the file that was exported"):
         open_bundle(around, graphs=False)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ris.reference.config import PRESETS
+from ris.reference.dfam.config import PRESETS
 from ris.training.demo_losses import dense_loss, mask_loss, match, relevance_loss
 from ris.training.initialise import fresh_model
 from ris.training.pretext import (

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ris.data.datasets import read_lines
 from ris.engines.errors import RisError
-from ris.reference.config import PRESETS
+from ris.reference.dfam.config import PRESETS
 from ris.reference.tokenizer import tokenizer_from
 from ris.training import features as module
 from ris.training.data import batches

@@ -13,8 +13,8 @@ from torch import nn
 
 from conftest import GOLDEN
 from ris.data.datasets.squares import scaled_mask
-from ris.reference.config import PRESETS
-from ris.reference.model import RISModel
+from ris.reference.dfam.config import PRESETS
+from ris.reference.dfam.model import RISModel
 from ris.training.initialise import fresh_model
 from ris.training.optimisers import make_optimisers, set_trained
 from ris.training.recipe import RECIPES

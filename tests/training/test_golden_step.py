@@ -12,10 +12,10 @@ from conftest import GOLDEN
 from golden import inputs
 from golden.training import losses_inputs as made
 from golden.training.cases import OUTPUTS, UNWEIGHTED, GivenPoints, targets_of
-from ris.reference.categories import COCO_PANOPTIC
-from ris.reference.config import PRESETS
-from ris.reference.deterministic import make_tensor
-from ris.reference.model import empty_model
+from ris.reference.dfam.categories import COCO_PANOPTIC
+from ris.reference.dfam.config import PRESETS
+from ris.reference.dfam.deterministic import make_tensor
+from ris.reference.dfam.model import empty_model
 from ris.training.forward import ask
 from ris.training.losses import dfam_losses, dfam_outputs, main_losses, total_loss
 from ris.training.matching import match

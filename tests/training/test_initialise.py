@@ -10,8 +10,8 @@ import torch
 
 from checkpoint_files import CLIP_TEXT, CLOSE, TINY, tiny_state, trained, without
 from ris.engines.errors import CheckpointError
-from ris.reference.backbones import build_clip
 from ris.reference.checkpoint import WeightFiles
+from ris.reference.layers.encoders import build_clip
 from ris.training.initialise import fresh_model, starting_model
 from ris.training.recipe import RECIPES
 from ris.training.sentence_start import sentence_start

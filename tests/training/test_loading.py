@@ -14,7 +14,7 @@ import torch
 
 from ris.data.scenes.as_refer import write_as_refer
 from ris.engines.errors import RisError
-from ris.reference.config import PRESETS
+from ris.reference.dfam.config import PRESETS
 from ris.reference.tokenizer import tokenizer_from
 from ris.training.data import batches, packed
 from ris.training.loading import Loading

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ris.reference.config import PRESETS
+from ris.reference.dfam.config import PRESETS
 from ris.training.forward import ask
 from ris.training.initialise import fresh_model
 from ris.training.losses import total_loss

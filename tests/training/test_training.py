@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from ris.engines.errors import CheckpointError, RisError
 from ris.reference.checkpoint import WeightFiles, load_model
-from ris.reference.config import PRESETS
+from ris.reference.dfam.config import PRESETS
 from ris.reference.preprocess import token_ids
 from ris.reference.tokenizer import tokenizer_from
 from ris.training import devices

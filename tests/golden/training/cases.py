@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from golden.training import losses_inputs as made
-from ris.reference.categories import COCO_PANOPTIC
+from ris.reference.dfam.categories import COCO_PANOPTIC
 from ris.training.targets import Targets
 
 OUTPUTS = ("0", "1", "2", "final")

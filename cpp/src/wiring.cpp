@@ -1,0 +1,233 @@
+#include "wiring.h"
+
+#include "error.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <utility>
+
+namespace libris {
+namespace {
+
+constexpr int kAny = 0;  // an axis of any size
+constexpr int kEach = TensorSpec::expressions;
+
+// A value, and what gives it. by: a stage's name, "" for the host; place: the same in words.
+struct Given : TensorSpec {
+    std::string by, place;
+};
+
+// The dtype and shape for people.
+std::string words(const TensorSpec &spec, const char *any = "any") {
+    std::string sizes;
+    for (const int size : spec.shape) {
+        sizes += sizes.empty() ? "" : ", ";
+        sizes += size == kAny                      ? any
+                 : size == TensorSpec::images      ? "images"
+                 : size == TensorSpec::expressions ? "expressions"
+                                                   : std::to_string(size);
+    }
+    return (spec.is_int32 ? "int32 [" : "float32 [") + sizes + "]";
+}
+
+// Whether a tensor is of the kind and shape that another says.
+bool fits(const TensorSpec &spec, const TensorSpec &wanted) {
+    const auto equal = [](int size, int wants) { return wants == kAny || size == wants; };
+    return spec.is_int32 == wanted.is_int32 && spec.shape.size() == wanted.shape.size() &&
+           std::equal(spec.shape.begin(), spec.shape.end(), wanted.shape.begin(), equal);
+}
+
+class Reader {
+public:
+    explicit Reader(const Manifest &manifest) : manifest_(manifest) {}
+
+    std::vector<std::string> read() {
+        find_unhashed();
+        const size_t before = found_.size();
+        find_twice();
+        find_images();
+        if (found_.size() > before) return found_;  // what follows would say it again
+        find_resizes();
+        std::set<std::string> ran{""};  // the host
+        for (const Stage &stage : manifest_.stages) find_stage(stage, ran);
+        find_answer("mask_logits", manifest_.mask_logits, {kEach, 1, kAny, kAny});
+        if (!manifest_.no_target_logits.empty()) {
+            find_answer("no_target_logits", manifest_.no_target_logits, {kEach, 2});
+        }
+        return found_;
+    }
+
+private:
+    void find_unhashed() {
+        const Host &host = manifest_.host;
+        find_hash("host.text.tokenizer", host.text.tokenizer, manifest_.files);
+        find_hash("golden", manifest_.golden, manifest_.files);
+        if (host.categories) {
+            find_hash("host.categories.names", host.categories->names, manifest_.files);
+            find_hash("host.categories.features", host.categories->features, manifest_.files);
+        }
+        for (size_t i = 0; i < manifest_.stages.size(); ++i) {
+            const Stage &stage = manifest_.stages[i];
+            find_hash("stages." + std::to_string(i) + ".file", stage.file, stage.sha256);
+        }
+    }
+
+    void find_hash(const std::string &field, const std::string &name,
+                   const std::map<std::string, std::string> &hashes) {
+        if (hashes.count(name) != 0) return;
+        tell(field + " is " + quoted(name) + ", which has no sha256 in the manifest");
+    }
+
+    // Collects all values; stages and values that are there twice.
+    void find_twice() {
+        std::set<std::string> seen;
+        for (const Stage &stage : manifest_.stages) {
+            if (seen.insert(stage.name).second) continue;
+            tell("two stages are called " + quoted(stage.name));
+        }
+        const Host &host = manifest_.host;
+        for (const HostImage &image : host.images) {
+            give(image.name, "host.images." + image.name, false,
+                 {TensorSpec::images, 3, image.size, image.size});
+        }
+        const std::vector<int> row{kEach, host.text.max_tokens};
+        give(host.text.ids, "host.text.ids", true, row);
+        if (!host.text.mask.empty()) give(host.text.mask, "host.text.mask", false, row);
+        if (!host.image_index.empty()) give(host.image_index, "host.image_index", true, {kEach});
+        if (host.categories) {
+            give(host.categories->value, "host.categories", false, {kEach, kAny});
+        }
+        for (const Stage &stage : manifest_.stages) {
+            for (const TensorSpec &spec : stage.outputs) {
+                give(spec.name, "the stage " + quoted(stage.name), spec.is_int32, spec.shape,
+                     stage.name);
+                outputs_[spec.name] = &given_[spec.name];
+            }
+        }
+        for (const Resize &resize : host.resizes) {
+            const Given *const of = output(resize.of);
+            std::vector<int> shape = of == nullptr ? std::vector<int>() : of->shape;
+            shape.resize(std::min<size_t>(shape.size(), 2));
+            if (of != nullptr) shape.insert(shape.end(), 2, resize.size);
+            give(resize.name, "host.resizes." + resize.name, false, std::move(shape),
+                 of == nullptr ? "" : of->by);
+        }
+    }
+
+    void give(const std::string &name, const std::string &place, bool is_int32,
+              std::vector<int> shape, const std::string &by = "") {
+        const auto [first, is_new] =
+            given_.insert({name, {{name, name, is_int32, std::move(shape)}, by, place}});
+        if (is_new) return;
+        tell("the value " + quoted(name) + " is given twice, by " + first->second.place +
+             " and by " + place);
+    }
+
+    void find_images() {
+        const std::vector<HostImage> &images = manifest_.host.images;
+        const auto is_of_picture = [](const HostImage &image) { return image.is_of_picture(); };
+        if (std::none_of(images.begin(), images.end(), is_of_picture)) {
+            tell("host.images has no image of the picture");
+        }
+        for (const HostImage &image : images) {
+            const std::string place = "host.images." + image.name + " is made ";
+            const HostImage *const of = named(images, image.of);
+            const bool is_first = image.is_of_picture();
+            const bool is_cubic = image.filter == Interpolation::bicubic;
+            if (!is_first && of == nullptr) {
+                tell(place + "of " + quoted(image.of) + ", which is no image of the host");
+            } else if (!is_first && !of->is_of_picture()) {
+                tell(place + "of " + quoted(image.of) + ", which is not made of the picture");
+            } else if (image.fit != "square" || image.antialias != is_first ||
+                       (is_first && is_cubic)) {
+                tell(place + "in a way that this version does not have: of " + quoted(image.of) +
+                     ", fit " + image.fit + (is_cubic ? ", bicubic, " : ", bilinear, ") +
+                     (image.antialias ? "with" : "without") + " antialias");
+            }
+        }
+    }
+
+    void find_resizes() {
+        std::set<std::string> taken{manifest_.mask_logits, manifest_.no_target_logits};
+        for (const Stage &stage : manifest_.stages) {
+            for (const TensorSpec &spec : stage.inputs) taken.insert(spec.value);
+        }
+        for (const Resize &resize : manifest_.host.resizes) {
+            const std::string place =
+                "host.resizes." + resize.name + " is of the value " + quoted(resize.of) + ", which";
+            const Given *const of = output(resize.of);
+            if (of == nullptr) {
+                tell(place + " no stage gives");
+            } else if (of->is_int32 || of->shape.size() != 4 || of->shape[3] < 0) {
+                tell(place + " is " + words(*of) +
+                     ", no maps [N, channels, height, width] of float32");
+            } else if (!taken.insert(resize.of).second) {
+                tell(place + " is also taken as it is, or resized twice");
+            }
+        }
+    }
+
+    void find_stage(const Stage &stage, std::set<std::string> &ran) {
+        const std::string place = "the stage " + quoted(stage.name);
+        for (const TensorSpec &spec : stage.inputs) {
+            const std::string takes = place + " takes the value " + quoted(spec.value);
+            const auto value = given_.find(spec.value);
+            if (value == given_.end()) {
+                tell(takes + ", which nothing gives");
+            } else if (ran.count(value->second.by) == 0) {
+                tell(takes + ", which the stage " + quoted(value->second.by) +
+                     " gives, and that runs no earlier");
+            } else if (!fits(spec, value->second)) {
+                tell(takes + " as " + words(spec) + "; it is " + words(value->second));
+            }
+        }
+        const bool asks = stage.is_of_questions();
+        const auto varies = [](int size) { return size < 0; };
+        for (const TensorSpec &spec : stage.outputs) {
+            const std::vector<int> &shape = spec.shape;
+            if (!shape.empty() && shape[0] == (asks ? kEach : TensorSpec::images) &&
+                std::none_of(shape.begin() + 1, shape.end(), varies)) {
+                continue;
+            }
+            tell(place + " gives the value " + quoted(spec.name) + " as " + words(spec) +
+                 "; its inputs say that the first axis is " + (asks ? "expressions" : "images") +
+                 ", and the only one that varies");
+        }
+        ran.insert(stage.name);
+    }
+
+    void find_answer(const char *field, const std::string &name, const std::vector<int> &shape) {
+        const TensorSpec wanted{name, name, false, shape};
+        const std::string place =
+            std::string("answer.") + field + " is the value " + quoted(name) + ", which";
+        const Given *const value = output(name);
+        if (value == nullptr) {
+            tell(place + " no stage gives");
+        } else if (!fits(*value, wanted) ||
+                   (shape.size() == 4 && value->shape[2] != value->shape[3])) {
+            tell(place + " is " + words(*value) + ", not " + words(wanted, "side"));
+        }
+    }
+
+    // What a stage gives; null where none does.
+    const Given *output(const std::string &name) const {
+        const auto found = outputs_.find(name);
+        return found == outputs_.end() ? nullptr : found->second;
+    }
+
+    void tell(std::string sentence) { found_.push_back(std::move(sentence)); }
+
+    const Manifest &manifest_;
+    std::map<std::string, Given> given_;
+    std::map<std::string, const Given *> outputs_;
+    std::vector<std::string> found_;
+};
+
+}  // namespace
+
+std::vector<std::string> contradictions(const Manifest &manifest) {
+    return Reader(manifest).read();
+}
+
+}  // namespace libris

@@ -1,0 +1,9 @@
+"""The families that can be exported: a module each, and the table of them."""
+
+from __future__ import annotations
+
+from ris.export.families import dfam
+from ris.export.families.design import FamilyDesign
+
+DESIGNS: dict[str, FamilyDesign] = {"dfam": dfam.DESIGN}
+"""What each family of `ris.reference.families` tells the exporter, by its name."""

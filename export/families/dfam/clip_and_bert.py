@@ -1,0 +1,101 @@
+"""CLIP's image encoder and BERT, in the form that exports well."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ris.reference.dfam.model import RISModel
+
+
+class _ClipBlock(nn.Module):
+    """One residual block of CLIP.
+
+    The first `skip` tokens are keys and values only: in the last block, nothing reads what comes
+    out at the class token.
+    """
+
+    def __init__(self, block: Any, skip: int) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = block.ln_1, block.ln_2
+        self.c_fc, self.c_proj = block.mlp.c_fc, block.mlp.c_proj
+        self.attn: Any = block.attn
+        self.skip = skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads, width = self.attn.num_heads, self.attn.embed_dim
+        depth = width // heads
+        normed = self.ln_1(x)
+        qkv = F.linear(normed, self.attn.in_proj_weight, self.attn.in_proj_bias)
+        q, k, v = qkv.unflatten(2, (3, heads, depth)).permute(2, 0, 3, 1, 4)
+        if self.skip:
+            q, x = q[:, :, self.skip :], x[:, self.skip :]
+        weights = ((q * depth**-0.5) @ k.transpose(2, 3)).softmax(-1)
+        x = x + self.attn.out_proj((weights @ v).transpose(1, 2).flatten(2))
+        hidden = self.c_fc(self.ln_2(x))
+        return x + self.c_proj(hidden * torch.sigmoid(1.702 * hidden))
+
+
+class ClipImageEncoder(nn.Module):
+    """`image` [B, 3, c, c] -> `clip_tokens` [B, g*g, width] (docs/reference/models/dfam.md 4)."""
+
+    def __init__(self, model: RISModel) -> None:
+        super().__init__()
+        visual: Any = model.clip_dense.clip_model.visual
+        self.conv1, self.ln_pre = visual.conv1, visual.ln_pre
+        class_token = visual.class_embedding + visual.positional_embedding[0]
+        self.class_token = nn.Buffer(class_token[None, None])
+        self.positions = nn.Buffer(visual.positional_embedding[1:].clone())
+        blocks = list(visual.transformer.resblocks)
+        self.blocks = nn.ModuleList(_ClipBlock(b, skip=1 if b is blocks[-1] else 0) for b in blocks)
+
+    def forward(self, image: Tensor) -> Tensor:
+        patches = self.conv1(image).flatten(2).transpose(1, 2) + self.positions
+        x = self.ln_pre(torch.cat([self.class_token.expand(patches.shape[0], -1, -1), patches], 1))
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class TextEncoder(nn.Module):
+    """`input_ids` [N, T] -> `text_features` [N, T, C] (docs/reference/models/dfam.md 5).
+
+    The identifiers are int32; 0 is padding. The logits of padding get -1e4, which FP16 can hold,
+    and whose exponential is zero as that of minus infinity is.
+    """
+
+    def __init__(self, model: RISModel) -> None:
+        super().__init__()
+        bert, tokens = model.text_encoder, model.config.max_tokens
+        embeddings = bert.embeddings
+        self.words, self.norm = embeddings.word_embeddings, embeddings.LayerNorm
+        positions = embeddings.position_embeddings.weight[:tokens]
+        kind = embeddings.token_type_embeddings.weight[0]  # all words are of the first kind
+        self.positions = nn.Buffer((positions + kind).clone())
+        self.layers = bert.encoder.layer
+        self.heads = model.config.bert.heads
+        self.lang_mlp = model.lang_mlp
+
+    def _attend(self, layer: Any, x: Tensor, bias: Tensor) -> Tensor:
+        own = layer.attention.self
+        depth = x.shape[-1] // self.heads
+        q, k, v = (
+            f(x).unflatten(2, (self.heads, depth)).transpose(1, 2)
+            for f in (own.query, own.key, own.value)
+        )
+        weights = ((q * depth**-0.5) @ k.transpose(2, 3) + bias).softmax(-1)
+        return (weights @ v).transpose(1, 2).flatten(2)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        ids = input_ids.long()
+        bias = torch.where(ids != 0, 0.0, -1e4)[:, None, None]
+        x = self.norm(self.words(ids) + self.positions)
+        for layer in self.layers:
+            attended = layer.attention.output.dense(self._attend(layer, x, bias))
+            x = layer.attention.output.LayerNorm(x + attended)
+            hidden = F.gelu(layer.intermediate.dense(x))
+            x = layer.output.LayerNorm(x + layer.output.dense(hidden))
+        return self.lang_mlp(x)

@@ -1,0 +1,177 @@
+"""The five graphs of `dfam`, and what the host does between them.
+
+Axes: `images` B and `expressions` N are independent. `image_index` int32 [N] says which image an
+expression belongs to. So one call serves any pairing, and what depends on the image alone is
+computed B times, not N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ris.engines import TensorSpec
+from ris.export.families.design import Build, StageDesign
+from ris.export.families.dfam.clip_and_bert import ClipImageEncoder, TextEncoder
+from ris.export.families.dfam.prompts_and_masks import Fusion, MaskDecoder
+from ris.export.families.dfam.rules import FUSED, ISLANDS, WHOLE_MASK_DECODER, WHOLE_TEXT_ENCODER
+from ris.export.families.dfam.sam_encoder import SamImageEncoder
+from ris.reference.dfam.config import ModelConfig
+from ris.reference.dfam.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD
+from ris.runtime.manifest import PICTURE, Answer, Categories, Host, HostImage, Resize, Text
+from ris.runtime.manifest_kinds import Taken
+
+
+def stages(config: ModelConfig) -> tuple[StageDesign, ...]:
+    """The graphs in the order in which they run (docs/reference/models/dfam.md)."""
+    return (
+        _sam_image_encoder(config),
+        _clip_image_encoder(config),
+        _text_encoder(config),
+        _fusion(config),
+        _mask_decoder(config),
+    )
+
+
+def host(config: ModelConfig) -> Host:
+    """The squares of the picture, the text, and the resize between fusion and mask decoder."""
+    sam, clip = config.sam.image_size, config.clip.image_size
+    by_category = config.query == "category"
+    return Host(
+        images={
+            "sam_image": HostImage(
+                PICTURE, "square", sam, "bilinear", True, 255, SAM_MEAN, SAM_STD
+            ),
+            "clip_image": HostImage(
+                "sam_image", "square", clip, "bicubic", False, 1, CLIP_MEAN, CLIP_STD
+            ),
+        },
+        text=Text("tokenizer.json", config.max_tokens, 0, "input_ids", "text_mask"),
+        image_index="image_index",
+        categories=(
+            Categories("categories.json", "categories.npy", "category_feature")
+            if by_category
+            else None
+        ),
+        resizes={
+            "dense_embedding": Resize("dense_prompt", config.sam.grid, config.dense_interpolation)
+        },
+    )
+
+
+def answer(config: ModelConfig) -> Answer:
+    """The mask, and the no-target decision where the model has a head for it."""
+    head = None if config.no_target == "none" else "no_target_logits"
+    return Answer("mask_logits", head, "bilinear", 0.0)
+
+
+def _sam_image_encoder(config: ModelConfig) -> StageDesign:
+    size = config.sam.image_size
+    return StageDesign(
+        name="sam_image_encoder",
+        inputs=(_taken(_of_image("image", 3, size, size), "sam_image"),),
+        outputs=(_embeddings(config),),
+        build=_plain(SamImageEncoder),
+        islands=ISLANDS,
+        int8_by_default=True,
+    )
+
+
+def _clip_image_encoder(config: ModelConfig) -> StageDesign:
+    size = config.clip.image_size
+    return StageDesign(
+        name="clip_image_encoder",
+        inputs=(_taken(_of_image("image", 3, size, size), "clip_image"),),
+        outputs=(_tokens(config),),
+        build=_plain(ClipImageEncoder),
+        islands=ISLANDS,
+        int8_by_default=True,
+    )
+
+
+def _text_encoder(config: ModelConfig) -> StageDesign:
+    return StageDesign(
+        name="text_encoder",
+        inputs=(_taken(TensorSpec("input_ids", "int32", ("expressions", config.max_tokens))),),
+        outputs=(_words(config),),
+        build=_plain(TextEncoder),
+        whole=WHOLE_TEXT_ENCODER,
+    )
+
+
+def _fusion(config: ModelConfig) -> StageDesign:
+    width, grid = config.prompt_width, config.dense_prompt_grid
+    text_mask = _of_expression("text_mask", config.max_tokens)
+    inputs = [_tokens(config), _words(config), text_mask, _IMAGE_INDEX]
+    outputs = [_of_expression("dense_prompt", width, grid, grid), _sparse(config)]
+    if config.no_target != "none":
+        inputs.append(_embeddings(config))
+        outputs.append(_of_expression("no_target_logits", 2))
+    if config.query == "category":
+        inputs.append(_of_expression("category_feature", config.clip.embed_dim))
+    return StageDesign(
+        name="fusion",
+        inputs=tuple(map(_taken, inputs)),
+        outputs=tuple(outputs),
+        build=lambda model, sampling: Fusion(model, sampling).eval(),
+        samples=True,
+        narrow_from=FUSED,
+        islands=ISLANDS,
+    )
+
+
+def _mask_decoder(config: ModelConfig) -> StageDesign:
+    grid, size = config.sam.grid, config.mask_size
+    dense_prompt = _of_expression("dense_prompt", config.prompt_width, grid, grid)
+    return StageDesign(
+        name="mask_decoder",
+        inputs=(
+            _taken(_embeddings(config)),
+            _taken(dense_prompt, "dense_embedding"),
+            _taken(_sparse(config)),
+            _taken(_IMAGE_INDEX),
+        ),
+        outputs=(_of_expression("mask_logits", 1, size, size),),
+        build=_plain(MaskDecoder),
+        whole=WHOLE_MASK_DECODER,
+    )
+
+
+_IMAGE_INDEX = TensorSpec("image_index", "int32", ("expressions",))
+
+
+def _embeddings(config: ModelConfig) -> TensorSpec:
+    grid = config.sam.grid
+    return _of_image("image_embeddings", config.prompt_width, grid, grid)
+
+
+def _tokens(config: ModelConfig) -> TensorSpec:
+    return _of_image("clip_tokens", config.clip.grid**2, config.clip.width)
+
+
+def _words(config: ModelConfig) -> TensorSpec:
+    return _of_expression("text_features", config.max_tokens, config.prompt_width)
+
+
+def _sparse(config: ModelConfig) -> TensorSpec:
+    return _of_expression("sparse_prompt", 1, config.prompt_width)
+
+
+def _of_image(name: str, *shape: int) -> TensorSpec:
+    return TensorSpec(name, "float32", ("images", *shape))
+
+
+def _of_expression(name: str, *shape: int) -> TensorSpec:
+    return TensorSpec(name, "float32", ("expressions", *shape))
+
+
+def _taken(spec: TensorSpec, value: str | None = None) -> Taken:
+    """An input; without a value, it takes the one of its own name."""
+    return Taken(spec.name, spec.dtype, spec.shape, value or spec.name)
+
+
+def _plain(kind: Callable[[Any], nn.Module]) -> Build:
+    """Makes a module that does not sample."""
+    return lambda model, sampling: kind(model).eval()

@@ -1,0 +1,79 @@
+"""The configuration that a checkpoint or a manifest carries: JSON data, checked field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from typing import Any, Literal, Protocol, Self, TypeVar, get_args, get_origin, get_type_hints
+
+from ris.engines.errors import CheckpointError
+from ris.engines.text import quoted, reason_of
+from ris.reference.checkpoint.encoders import MOST_BLOCKS
+
+_LARGEST_SIZE = 1 << 20
+_COUNTS_OF_BLOCKS = ("depth", "layers", "blocks")  # how the names of such fields end
+
+
+class _FromDict(Protocol):
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self: ...
+
+
+T = TypeVar("T", bound=_FromDict)
+"""A dataclass, of dataclasses perhaps, that is made of JSON data."""
+
+
+def read_carried(kind: type[T], data: Any, source: object) -> T:
+    """The configuration that JSON data is of: every choice a known one, every size a possible one.
+
+    Args:
+        kind: The configuration's class.
+        data: The data.
+        source: The file that carries it, for messages.
+
+    Raises:
+        CheckpointError: Where it is none.
+    """
+    try:
+        if not isinstance(data, dict):
+            raise TypeError(f"a {type(data).__name__}, not an object")
+        config = kind.from_dict(data)
+        for part in _parts(config):
+            _check_choices(part)
+            _check_sizes(part)
+        return config
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{source}: its ris_config is not a model configuration ({reason_of(error)}); write the"
+            " checkpoint again with this version, or leave ris_config out"
+        ) from None
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    """A configuration, then the configurations in it."""
+    yield config
+    for name, kind in get_type_hints(type(config)).items():
+        if is_dataclass(kind):
+            yield from _parts(getattr(config, name))
+
+
+def _check_choices(part: Any) -> None:
+    """Raises ValueError for a choice that there is not."""
+    for name, kind in get_type_hints(type(part)).items():
+        if get_origin(kind) is Literal and getattr(part, name) not in get_args(kind):
+            choices = ", ".join(get_args(kind))
+            raise ValueError(f"{name} is {quoted(getattr(part, name))}, not one of {choices}")
+
+
+def _check_sizes(part: Any) -> None:
+    """Raises TypeError for a size of another kind, ValueError for one that no model has."""
+    for name, kind in get_type_hints(type(part)).items():
+        value = getattr(part, name)
+        if kind is str and not isinstance(value, str):
+            raise TypeError(f"{name} is {quoted(value)}, not text")
+        sizes = (value,) if kind is int else value if kind == tuple[int, ...] else ()
+        if not isinstance(sizes, tuple) or any(type(size) is not int for size in sizes):
+            raise TypeError(f"{name} is {quoted(value)}, not a whole number")
+        most = MOST_BLOCKS if name.endswith(_COUNTS_OF_BLOCKS) else _LARGEST_SIZE
+        if not all(0 <= size <= most for size in sizes):
+            raise ValueError(f"{name} is {quoted(value)}, not from 0 to {most}")

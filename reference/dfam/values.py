@@ -1,0 +1,69 @@
+"""The model's forward by the names of a bundle's values, as `Dfam` in the table offers it.
+
+B images, N expressions, T tokens; the other letters are those of `ReferenceOutputs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ris.reference.dfam.categories import COCO_PANOPTIC
+from ris.reference.dfam.model import RISModel
+from ris.reference.dfam.preprocess import prepare_image
+
+_NO_CATEGORY = "background"  # what an expression without a category is asked as, as in training
+
+
+def prepare(model: RISModel, rgb: np.ndarray) -> dict[str, Tensor]:
+    """A picture, uint8 RGB [H, W, 3] -> `sam_image` [1, 3, S, S], `clip_image` [1, 3, c, c]."""
+    sam_image, clip_image = prepare_image(rgb, model.config)
+    return {"sam_image": sam_image, "clip_image": clip_image}
+
+
+def category_features(model: RISModel, categories: Sequence[str | None]) -> Tensor:
+    """The rows of the category table, [N, embed_dim]; None is asked as "background"."""
+    rows = [COCO_PANOPTIC.index(name or _NO_CATEGORY) for name in categories]
+    return model.text_embeddings[torch.tensor(rows, device=model.text_embeddings.device)]
+
+
+def encode(model: RISModel, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`sam_image` and `clip_image` of B images -> `image_embeddings` and `clip_tokens`."""
+    return {
+        "image_embeddings": model.encode_sam(images["sam_image"]),
+        "clip_tokens": model.encode_clip(images["clip_image"]),
+    }
+
+
+def ask(model: RISModel, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What depends on N expressions.
+
+    Args:
+        model: The reference model.
+        values: Those of `encode`, a row for each expression; `input_ids` [N, T] and `text_mask` [N,
+            T], 1 for real tokens; `category_feature` [N, embed_dim], in the category variant.
+
+    Returns:
+        float32: `text_features`, `dense_prompt`, `dense_embedding`, `sparse_prompt`, `mask_logits`
+        and, where the model has the head, `no_target_logits`.
+    """
+    out = model.ask(
+        values["image_embeddings"],
+        values["clip_tokens"],
+        values["input_ids"].long(),
+        values.get("category_feature"),
+        values["text_mask"],
+    )
+    found = {
+        "text_features": out.text_features,
+        "dense_prompt": out.dense_prompt,
+        "dense_embedding": out.dense_embedding,
+        "sparse_prompt": out.sparse_prompt,
+        "mask_logits": out.mask_logits,
+    }
+    if out.no_target_logits is not None:
+        found["no_target_logits"] = out.no_target_logits
+    return found

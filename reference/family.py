@@ -1,0 +1,136 @@
+"""What a family of models tells the code that works for all of them.
+
+A family is an architecture with its own checkpoints. `ris.reference.families` has the table of
+them. This module is imported where PyTorch is missing, so it imports none of it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from tokenizers import Tokenizer
+    from torch import Tensor
+
+    from ris.reference.checkpoint.entries import Entry
+    from ris.reference.checkpoint.keys import KeyRules
+    from ris.reference.checkpoint.merging import SharedPart
+
+
+class Config(Protocol):
+    """What the configurations of all families have."""
+
+    @property
+    def preset(self) -> str:
+        """Name of the preset with these sizes; "custom" or a name of its own where none has."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, for JSON."""
+
+
+C = TypeVar("C", bound=Config)
+"""The family's kind of configuration."""
+
+M = TypeVar("M")
+"""The family's model, a torch.nn.Module."""
+
+
+class Family(ABC, Generic[C, M]):
+    """An architecture with its own checkpoints, as a row of the table.
+
+    What needs PyTorch is imported by the methods.
+    """
+
+    name: str
+    """Its name in manifests and on the command line."""
+
+    signs: tuple[str, ...]
+    """Beginnings of keys that a checkpoint of this family has, and no other file."""
+
+    presets: Mapping[str, C]
+    """The usual configurations by name; the first is the one that is published."""
+
+    components: Mapping[str, str]
+    """The weight files that a part of the model may come from: "sam", "clip", "bert".
+
+    Each with what the part's keys in the whole model begin with.
+    """
+
+    brings: Mapping[str, str]
+    """The option whose file brings a module that a checkpoint may lack, by the module in words."""
+
+    @abstractmethod
+    def derive_config(self, shapes: Mapping[str, tuple[int, ...]], heads: Mapping[str, int]) -> C:
+        """The configuration of weights with these shapes, by the model's key names.
+
+        heads: attention heads that the components' config.json files tell. Raises CheckpointError
+        where the shapes do not say enough.
+        """
+
+    @abstractmethod
+    def carried_config(self, data: Any, source: object) -> C:
+        """The configuration that a checkpoint or a manifest carries as JSON data.
+
+        Raises CheckpointError, naming the source, where it is none.
+        """
+
+    @abstractmethod
+    def empty_model(self, config: C, **options: bool) -> M:
+        """The model without weights, on the meta device, in eval mode.
+
+        It is filled with `load_state_dict(assign=True)`. options: the family's own.
+        """
+
+    @abstractmethod
+    def made_up_model(self, config: C, seed: int) -> M:
+        """The model with made-up weights that are the same everywhere, float32, eval mode."""
+
+    @abstractmethod
+    def key_rules(self, config: C) -> KeyRules:
+        """Which keys of a checkpoint matter to a model of this configuration."""
+
+    @abstractmethod
+    def shared_parts(self) -> tuple[SharedPart, ...]:
+        """The parts that component files may have too; the first that fits is a key's."""
+
+    def complete(self, entries: dict[str, Entry], config: C) -> tuple[dict[str, Entry], list[str]]:
+        """The entries with what can be computed from them, and notes on that."""
+        return entries, []
+
+    @abstractmethod
+    def tokenizer(self, vocabulary: Path | None, config: C) -> Tokenizer:
+        """The tokenizer that goes into a bundle.
+
+        vocabulary: a vocab.txt or tokenizer.json; None for the preset's own. Raises CheckpointError
+        where it does not fit the model.
+        """
+
+    @abstractmethod
+    def prepare(self, model: M, rgb: np.ndarray) -> dict[str, Tensor]:
+        """A picture, uint8 RGB [H, W, 3], as the host's images by value, [1, 3, S, S] each."""
+
+    def category_features(self, model: M, categories: Sequence[str | None]) -> Tensor:
+        """The rows of N categories, [N, E]; for a family that asks by category."""
+        raise NotImplementedError(f"{self.name} does not ask by category")
+
+    @abstractmethod
+    def encode(self, model: M, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What depends on B images alone, by value.
+
+        images: those of `prepare`, of B rows. Returns what the stages give that run once an image,
+        and what is resized of it, float32; empty where there is no such stage.
+        """
+
+    @abstractmethod
+    def ask(self, model: M, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What depends on N expressions, by value.
+
+        values: those of `prepare` and `encode`, a row for each expression, and the host's values of
+        the text: ids int64 [N, T], their mask, the categories' rows. Returns what the other stages
+        give, and what is resized of it, float32.
+        """

@@ -1,0 +1,70 @@
+"""PWAM, the pixel-word attention that mixes CLIP patches with words.
+
+Section 6 of docs/reference/models/dfam.md.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ris.reference.layers.basic import InstanceNorm, PointwiseConv1d
+
+
+class _ImageLanguageAttention(nn.Module):
+    """What the words say at each position: query [N, P, C], text [N, T, C] -> [N, P, C].
+
+    mask [N, T] is 1 for real tokens, 0 for padding. The query is `f_query` of the image, which
+    `PWAM.project_image` computes once an image.
+    """
+
+    def __init__(self, image_width: int, width: int) -> None:
+        super().__init__()
+        self.f_query = nn.Sequential(PointwiseConv1d(image_width, width), InstanceNorm())
+        self.f_key = nn.Sequential(PointwiseConv1d(width, width))
+        self.f_value = nn.Sequential(PointwiseConv1d(width, width))
+        self.W = nn.Sequential(PointwiseConv1d(width, width), InstanceNorm())
+
+    def forward(self, query: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        mask = mask[..., None]
+        key = self.f_key(text) * mask
+        value = self.f_value(text) * mask
+        products = query @ key.transpose(1, 2) * key.shape[-1] ** -0.5
+        logits = products + 10000.0 * (mask.transpose(1, 2) - 1.0)
+        return self.W(logits.softmax(-1) @ value)
+
+
+class PWAM(nn.Module):
+    """One head of attention from image positions to words.
+
+    `project_image` depends on the image alone, `fuse` on an image and an expression; `forward` is
+    both.
+    """
+
+    def __init__(self, image_width: int, width: int) -> None:
+        super().__init__()
+        self.vis_project = nn.Sequential(PointwiseConv1d(image_width, width), nn.GELU())
+        self.image_lang_att = _ImageLanguageAttention(image_width, width)
+        self.project_mm = nn.Sequential(PointwiseConv1d(width, width), nn.GELU())
+
+    def project_image(self, clip_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """clip_tokens [B, P, image_width] -> (values, queries), both [B, P, width]."""
+        return self.vis_project(clip_tokens), self.image_lang_att.f_query(clip_tokens)
+
+    def fuse(self, values: Tensor, queries: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """Mixes projected image positions with the words of an expression each.
+
+        Args:
+            values: [N, P, C], of `project_image`; P is g*g.
+            queries: [N, P, C], of `project_image`.
+            text: The words, [N, T, C].
+            mask: [N, T], 1 for real tokens, 0 for padding.
+
+        Returns:
+            The fused map, [N, C, g, g].
+        """
+        fused = self.project_mm(values * self.image_lang_att(queries, text, mask))
+        grid = int(fused.shape[1] ** 0.5)
+        return fused.transpose(1, 2).unflatten(2, (grid, grid))
+
+    def forward(self, clip_tokens: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        return self.fuse(*self.project_image(clip_tokens), text, mask)

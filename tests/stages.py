@@ -1,0 +1,6 @@
+"""The stages of the tests' bundles, which are of the family `dfam`, in their order."""
+
+STAGES = ("sam_image_encoder", "clip_image_encoder", "text_encoder", "fusion", "mask_decoder")
+
+BF16_STAGES = ("sam_image_encoder", "clip_image_encoder", "fusion")
+"""Those for which bfloat16 is precise enough."""
