@@ -37,10 +37,10 @@ from ris.data.scenes import make_scene
 from ris.data.scenes.as_refer import write_as_refer
 from ris.data.scenes.words import COCO
 from ris.export.sources import DEMO_WEIGHTS
-from ris.reference.categories import COCO_PANOPTIC
-from ris.reference.config import PRESETS
-from ris.reference.model import RISModel
-from ris.reference.preprocess import prepare_squares
+from ris.reference.dfam.categories import COCO_PANOPTIC
+from ris.reference.dfam.config import PRESETS
+from ris.reference.dfam.model import RISModel
+from ris.reference.dfam.preprocess import prepare_squares
 from ris.training import command
 from ris.training.initialise import fresh_model
 from ris.training.matching import match

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from ris.data.scenes.as_refer import write_as_refer
 from ris.engines.errors import CheckpointError
-from ris.reference.categories import COCO_PANOPTIC
+from ris.reference.dfam.categories import COCO_PANOPTIC
 from ris.training.command import main
 from ris.training.forward import ask, encode
 from ris.training.initialise import fresh_model
