@@ -169,7 +169,8 @@ test-serving: $(VENV)/installed $(SERVING)/installed
 	$(BIN)/ris-export --preset tiny --variant category --out build/served-category-bundle --force
 	RIS_TEST_BUNDLE=build/served-bundle RIS_TEST_CATEGORY_BUNDLE=build/served-category-bundle \
 	    $(SERVING)/bin/python -m pytest tests/serving \
-	    --ignore=tests/serving/test_batch.py --ignore=tests/serving/test_batch_inputs.py \
+	    --ignore=tests/serving/test_triton_config.py --ignore=tests/serving/test_batch.py \
+	    --ignore=tests/serving/test_batch_inputs.py \
 	    --ignore=tests/serving/test_batch_bad_items.py
 
 # The documents as a site, in build/site, by an environment of their own; a broken link fails

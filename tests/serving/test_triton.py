@@ -330,16 +330,6 @@ def test_the_configuration_follows_the_manifest(served_category_bundle, served_b
     assert 'name: "no_target" ' not in text
 
 
-def test_batches_of_other_families(made_up_bundle):
-    """Triton's batches are for graphs all of whose tensors have the one axis."""
-    bundle = open_bundle(made_up_bundle)
-    texts = {stage: graph_config(bundle, stage, options(graphs="onnx")) for stage in bundle.stages}
-    batched = [stage for stage, text in texts.items() if "max_batch_size: 8" in text]
-    whole = made_up_bundle.name == "whole"
-    assert batched == ([] if whole else ["look", "pool", "read"])
-    assert 'name: "no_target" ' not in front_config(bundle, options())
-
-
 def test_a_repository_is_for_graphs_that_the_bundle_has(served_bundle, tmp_path):
     running = Running(engine="openvino", device="cpu", threads=None, compute={"decoder": "bf16"})
     with pytest.raises(EngineError, match="there is no graph decoder; there are sam_image_enc"):
