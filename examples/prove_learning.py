@@ -39,6 +39,7 @@ from ris.data.scenes.words import COCO
 from ris.export.sources import DEMO_WEIGHTS
 from ris.reference.dfam.categories import COCO_PANOPTIC
 from ris.reference.dfam.config import PRESETS
+from ris.reference.dfam.keys import BERT
 from ris.reference.dfam.model import RISModel
 from ris.reference.dfam.preprocess import prepare_squares
 from ris.training import command
@@ -53,7 +54,7 @@ DATA = {"category": "refcoco", "cls": "grefcoco"}
 RECIPE = "supplement"
 """Without a class term: the demo's CLIP has no text tower."""
 
-KNOWN = ("sam.image_encoder.", "sam.prompt_encoder.", "clip_dense.", "text_encoder.")
+KNOWN = ("sam.image_encoder.", "sam.prompt_encoder.", "clip_dense.", BERT)
 """What begins trained."""
 
 TABLE_SCENES, TABLE_FIRST = 200, 9 * 10**6
