@@ -23,7 +23,7 @@ Values = Mapping[str, Value]
 
 @dataclass(frozen=True)
 class EncodedText:
-    """N expressions, and what depends on them alone."""
+    """N expressions, and what depends on their words alone."""
 
     expressions: tuple[str, ...]
     """What was encoded."""
@@ -32,7 +32,7 @@ class EncodedText:
     """Their ids."""
 
     values: Values
-    """What the host and the stages that depend on no image made of them."""
+    """What the host and the stages that depend on the words alone made of them."""
 
     timings: Timings
     """Seconds by stage."""
@@ -103,7 +103,7 @@ class Graphs:
         return {name: values[name] for name in self._wiring.kept}
 
     def encode_text(self, expressions: Sequence[str]) -> EncodedText:
-        """Runs the tokenizer and the stages that depend on no image."""
+        """Runs the tokenizer and the stages that depend on the words alone."""
         timings: Timings = {}
         with timed(timings, "tokenize"):
             tokens = self.host.tokenize(expressions)

@@ -49,7 +49,7 @@ class Wiring:
     """The stages that run for each question, in order."""
 
     text_stages: tuple[str, ...]
-    """Those of them that depend on no image."""
+    """Those of them that depend on the words alone: on no image and on no category."""
 
     kept: tuple[str, ...]
     """The values that questions take of an image: of its stages, and of the host's images."""
@@ -70,7 +70,7 @@ class Wiring:
         taken = dict.fromkeys(spec.value for stage in questions for spec in stage.inputs)
         self.kept = tuple(name for name in taken if name in of_image)
 
-        behind = set(self.kept)
+        behind = {*self.kept, *([host.categories.value] if host.categories else [])}
         for stage in questions:
             if behind.intersection(spec.value for spec in stage.inputs):
                 behind.update(_values_of(stage, host.resizes))
