@@ -11,9 +11,10 @@ from typing import Any
 from ris.engines.errors import CheckpointError
 from ris.engines.text import quoted
 from ris.reference.dfam.family import Dfam
-from ris.reference.family import Family
+from ris.reference.family import Choice, Family
+from ris.reference.rela.family import RelaFamily
 
-FAMILIES: dict[str, Family[Any, Any]] = {family.name: family for family in (Dfam(),)}
+FAMILIES: dict[str, Family[Any, Any]] = {family.name: family for family in (Dfam(), RelaFamily())}
 """Every family by its name. The first is taken where nothing says which."""
 
 DEFAULT = next(iter(FAMILIES))
@@ -40,6 +41,18 @@ def recognise(keys: Iterable[str]) -> Family[Any, Any] | None:
     }
     best = max(counts, key=lambda name: counts[name])
     return FAMILIES[best] if counts[best] else None
+
+
+def relative_of(keys: Iterable[str]) -> str | None:
+    """What a checkpoint with these keys is, where it is one that a family refuses by name."""
+    every = [relative for family in FAMILIES.values() for relative in family.relatives]
+    return next((r.words for key in keys for r in every if r.pattern.search(key)), None)
+
+
+def all_choices() -> tuple[Choice, ...]:
+    """What a person may choose of any family, each field once."""
+    found = {choice.field: choice for one in FAMILIES.values() for choice in one.choices}
+    return tuple(found.values())
 
 
 def nearest(keys: Collection[str]) -> str | None:

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+
+from ris.engines.errors import CheckpointError
+from ris.engines.text import quoted
 
 if TYPE_CHECKING:
+    import re
     from pathlib import Path
 
     import numpy as np
@@ -40,6 +45,34 @@ M = TypeVar("M")
 """The family's model, a torch.nn.Module."""
 
 
+class Choice(NamedTuple):
+    """What weights do not say and a person may choose: a field of the configuration."""
+
+    field: str
+    """The field's name; on the command line with hyphens, `--lang-weight`."""
+
+    values: tuple[str, ...]
+    """What it may be; the first is the default."""
+
+    words: str
+    """What it chooses, for the help text."""
+
+    @property
+    def option(self) -> str:
+        """Its name on the command line."""
+        return f"--{self.field.replace('_', '-')}"
+
+
+class Relative(NamedTuple):
+    """Checkpoints of a near relation of a family, which no family here can load."""
+
+    pattern: re.Pattern[str]
+    """Found in a key of theirs, and in no key of any family."""
+
+    words: str
+    """What they are and what to give instead, to follow "it is"."""
+
+
 class Family(ABC, Generic[C, M]):
     """An architecture with its own checkpoints, as a row of the table.
 
@@ -63,6 +96,36 @@ class Family(ABC, Generic[C, M]):
 
     brings: Mapping[str, str]
     """The option whose file brings a module that a checkpoint may lack, by the module in words."""
+
+    relatives: tuple[Relative, ...] = ()
+    """Checkpoints that may be taken for this family's and are refused by name."""
+
+    choices: tuple[Choice, ...] = ()
+    """What a person may choose, beside what the weights say."""
+
+    def choose(self, config: C, chosen: Mapping[str, str]) -> C:
+        """The configuration with what was chosen, values by the fields of `choices`.
+
+        Raises CheckpointError for a choice that this family does not have.
+        """
+        known = {choice.field: choice for choice in self.choices}
+        for name, value in chosen.items():
+            if name not in known:
+                option = Choice(name, (), "").option
+                raise CheckpointError(
+                    f"{option} is of no use to the family {self.name}; leave it out"
+                )
+            if value not in known[name].values:
+                raise CheckpointError(
+                    f"{known[name].option} is {quoted(value)}; it takes"
+                    f" {' or '.join(known[name].values)}"
+                )
+        changed: Any = replace(config, **chosen) if chosen else config  # type: ignore[type-var]
+        return changed  # type: ignore[no-any-return]
+
+    def chosen(self, config: C) -> dict[str, str]:
+        """What was chosen of `choices` in a configuration, by field."""
+        return {choice.field: getattr(config, choice.field) for choice in self.choices}
 
     @abstractmethod
     def derive_config(self, shapes: Mapping[str, tuple[int, ...]], heads: Mapping[str, int]) -> C:

@@ -14,6 +14,12 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+"""Mean of ImageNet's images: R, G, B in 0 to 255."""
+
+IMAGENET_STD = (58.395, 57.12, 57.375)
+"""Their standard deviation."""
+
 
 def resize_to_square(image: np.ndarray, size: int) -> np.ndarray:
     """The image at size x size pixels by Pillow's bilinear filter; the aspect ratio is not kept.

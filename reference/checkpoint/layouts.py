@@ -16,7 +16,7 @@ from ris.engines.errors import CheckpointError
 from ris.engines.text import echoed, quoted, reason_of
 from ris.reference.checkpoint.entries import Entry, stack
 from ris.reference.checkpoint.files import WeightFile, open_weights
-from ris.reference.families import family_named, nearest, recognise
+from ris.reference.families import family_named, nearest, recognise, relative_of
 from ris.reference.family import Family
 from ris.reference.tokenizer import find_tokenizer_file
 
@@ -145,11 +145,13 @@ def open_checkpoint(path: Path, family: str | None = None) -> tuple[WeightFile, 
         family: The name of the family that it is to be taken for; None: what its keys say.
 
     Raises:
-        CheckpointError: For a component's file, for one that fits no family, and for an unknown
-            name.
+        CheckpointError: For a component's file, for one that fits no family or that a family
+            refuses by name, and for an unknown family.
     """
     named = family_named(family) if family else None
     file = open_weights(path)
+    if words := relative_of(file.entries):
+        raise CheckpointError(f"{path}, given as --checkpoint, is {words}")
     component = looks_like(file.entries)[1]
     if component not in ("checkpoint", None):
         raise _misplaced(file, "checkpoint")

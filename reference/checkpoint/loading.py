@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,11 @@ class Inspection:
 
 
 def inspect(
-    files: WeightFiles, family: str | None = None, only: str | None = None, **options: bool
+    files: WeightFiles,
+    family: str | None = None,
+    only: str | None = None,
+    chosen: Mapping[str, str] | None = None,
+    **options: bool,
 ) -> Inspection:
     """Opens the files and says what they make; reads no weights but the small category table.
 
@@ -145,6 +149,7 @@ def inspect(
         family: The name of the family that the checkpoint is to be taken for; None: what its keys
             say.
         only: The name of the one family that is of use; None: any is.
+        chosen: What a person chose of the family's `choices`, by field; None for nothing.
         options: How the model is built, as of the family's `empty_model`.
 
     Returns:
@@ -152,7 +157,8 @@ def inspect(
 
     Raises:
         CheckpointError: For a file that cannot be used, that is of another family than `only` or
-            another component than its option says, or whose sizes contradict the checkpoint's.
+            another component than its option says, or whose sizes contradict the checkpoint's;
+            for a choice that the family does not have.
     """
     if not files:
         raise CheckpointError(
@@ -160,7 +166,7 @@ def inspect(
         )
     opened = _open(files, family, only)
     entries, notes = _merged(opened)
-    config = _config(opened, entries)
+    config = opened.family.choose(_config(opened, entries), chosen or {})
     names = _joined(file.path for file in opened.files)
     try:
         model = opened.family.empty_model(config, **options)
@@ -194,7 +200,10 @@ def inspect(
 
 
 def load_model(
-    files: WeightFiles, family: str | None = None, **options: bool
+    files: WeightFiles,
+    family: str | None = None,
+    chosen: Mapping[str, str] | None = None,
+    **options: bool,
 ) -> tuple[Any, Inspection]:
     """The reference model with the weights of the files: float32, eval mode, no gradients.
 
@@ -205,6 +214,7 @@ def load_model(
     Args:
         files: The files.
         family: As of `inspect`.
+        chosen: As of `inspect`.
         options: As of `inspect`.
 
     Returns:
@@ -214,7 +224,7 @@ def load_model(
         CheckpointError: As `inspect` does, and for keys that are missing, unexpected or of another
             shape, all at once.
     """
-    inspection = inspect(files, family, None, **options)
+    inspection = inspect(files, family, chosen=chosen, **options)
     inspection.require()
     return build_model(inspection, **options), inspection
 

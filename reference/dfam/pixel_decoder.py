@@ -5,10 +5,9 @@ Section numbers are those of docs/reference/models/dfam.md; the decoder's is 8.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ris.reference.layers.basic import ConvNorm
+from ris.reference.layers.basic import ConvNorm, fpn_step
 from ris.reference.layers.deformable import PixelEncoder
 
 
@@ -63,11 +62,8 @@ class PixelDecoder(PixelEncoder):
         maps = []
         feature = finest
         for step, skip in steps:
-            resized = F.interpolate(
-                feature, size=skip.shape[-2:], mode="bilinear", align_corners=False
-            )
-            adapted = getattr(self, f"adapter_{step}")(skip)
-            feature = F.relu(getattr(self, f"layer_{step}")(adapted + resized))
+            adapter, layer = getattr(self, f"adapter_{step}"), getattr(self, f"layer_{step}")
+            feature = fpn_step(feature, skip, adapter, layer)
             maps.append(feature)
         return maps
 

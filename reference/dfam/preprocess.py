@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ris.reference.dfam.config import ModelConfig
-from ris.reference.preprocess import normalise, resize_to_square
+from ris.reference.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise, resize_to_square
 
-SAM_MEAN = (123.675, 116.28, 103.53)
+SAM_MEAN = IMAGENET_MEAN
 """Mean of SAM's training images: R, G, B in 0 to 255."""
 
-SAM_STD = (58.395, 57.12, 57.375)
+SAM_STD = IMAGENET_STD
 """Their standard deviation."""
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

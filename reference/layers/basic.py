@@ -39,6 +39,22 @@ class ConvNorm(nn.Conv2d):
         return self.norm(super().forward(input))
 
 
+def fpn_step(coarse: Tensor, skip: Tensor, adapter: nn.Module, layer: nn.Module) -> Tensor:
+    """One step of a feature pyramid network.
+
+    Args:
+        coarse: The map so far, [B, C, h, w].
+        skip: The map whose size the result has, [B, inputs, H, W].
+        adapter: Brings `skip` to C channels.
+        layer: A convolution of the sum, C to C channels.
+
+    Returns:
+        [B, C, H, W].
+    """
+    resized = F.interpolate(coarse, size=skip.shape[-2:], mode="bilinear", align_corners=False)
+    return F.relu(layer(adapter(skip) + resized))
+
+
 class PointwiseConv1d(nn.Conv1d):
     """A linear layer on [B, N, C] whose weight is stored as a kernel-1 Conv1d's, [out, in, 1]."""
 

@@ -1,4 +1,4 @@
-"""PWAM, the pixel-word attention that mixes CLIP patches with words.
+"""PWAM, the pixel-word attention that mixes image positions with words.
 
 Section 6 of docs/reference/models/dfam.md.
 """
@@ -11,17 +11,17 @@ from ris.reference.layers.basic import InstanceNorm, PointwiseConv1d
 
 
 class _ImageLanguageAttention(nn.Module):
-    """What the words say at each position: query [N, P, C], text [N, T, C] -> [N, P, C].
+    """What the words say at each position: query [N, P, C], text [N, T, text_width] -> [N, P, C].
 
     mask [N, T] is 1 for real tokens, 0 for padding. The query is `f_query` of the image, which
     `PWAM.project_image` computes once an image.
     """
 
-    def __init__(self, image_width: int, width: int) -> None:
+    def __init__(self, image_width: int, width: int, text_width: int) -> None:
         super().__init__()
         self.f_query = nn.Sequential(PointwiseConv1d(image_width, width), InstanceNorm())
-        self.f_key = nn.Sequential(PointwiseConv1d(width, width))
-        self.f_value = nn.Sequential(PointwiseConv1d(width, width))
+        self.f_key = nn.Sequential(PointwiseConv1d(text_width, width))
+        self.f_value = nn.Sequential(PointwiseConv1d(text_width, width))
         self.W = nn.Sequential(PointwiseConv1d(width, width), InstanceNorm())
 
     def forward(self, query: Tensor, text: Tensor, mask: Tensor) -> Tensor:
@@ -36,35 +36,54 @@ class _ImageLanguageAttention(nn.Module):
 class PWAM(nn.Module):
     """One head of attention from image positions to words.
 
-    `project_image` depends on the image alone, `fuse` on an image and an expression; `forward` is
-    both.
+    `project_image` depends on the image alone, `mix` and `fuse` on an image and an expression;
+    `forward` is both.
     """
 
-    def __init__(self, image_width: int, width: int) -> None:
+    def __init__(self, image_width: int, width: int, text_width: int | None = None) -> None:
+        """Builds the modules, with random weights.
+
+        image_width: channels of the image. width: channels C of the result. text_width: channels of
+        the words; None for C.
+        """
         super().__init__()
         self.vis_project = nn.Sequential(PointwiseConv1d(image_width, width), nn.GELU())
-        self.image_lang_att = _ImageLanguageAttention(image_width, width)
+        self.image_lang_att = _ImageLanguageAttention(image_width, width, text_width or width)
         self.project_mm = nn.Sequential(PointwiseConv1d(width, width), nn.GELU())
 
-    def project_image(self, clip_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """clip_tokens [B, P, image_width] -> (values, queries), both [B, P, width]."""
-        return self.vis_project(clip_tokens), self.image_lang_att.f_query(clip_tokens)
+    def project_image(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens [B, P, image_width] -> (values, queries), both [B, P, width]."""
+        return self.vis_project(tokens), self.image_lang_att.f_query(tokens)
 
-    def fuse(self, values: Tensor, queries: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+    def mix(self, values: Tensor, queries: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """Mixes projected image positions with the words of an expression each.
 
         Args:
-            values: [N, P, C], of `project_image`; P is g*g.
+            values: [N, P, C], of `project_image`.
             queries: [N, P, C], of `project_image`.
-            text: The words, [N, T, C].
+            text: The words, [N, T, text_width].
             mask: [N, T], 1 for real tokens, 0 for padding.
+
+        Returns:
+            The fused tokens, [N, P, C].
+        """
+        return self.project_mm(values * self.image_lang_att(queries, text, mask))
+
+    def fuse(self, values: Tensor, queries: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """`mix` of a square grid of g*g positions, as a map.
+
+        Args:
+            values: As of `mix`; P is g*g.
+            queries: As of `mix`.
+            text: As of `mix`.
+            mask: As of `mix`.
 
         Returns:
             The fused map, [N, C, g, g].
         """
-        fused = self.project_mm(values * self.image_lang_att(queries, text, mask))
+        fused = self.mix(values, queries, text, mask)
         grid = int(fused.shape[1] ** 0.5)
         return fused.transpose(1, 2).unflatten(2, (grid, grid))
 
-    def forward(self, clip_tokens: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        return self.fuse(*self.project_image(clip_tokens), text, mask)
+    def forward(self, tokens: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        return self.fuse(*self.project_image(tokens), text, mask)

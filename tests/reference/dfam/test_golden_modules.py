@@ -8,6 +8,8 @@ import torch
 
 from conftest import GOLDEN
 from golden import inputs
+from golden_files import GoldenFile, tensor
+from golden_files import filled as filled_by
 from ris.reference.dfam.category_table import category_rows
 from ris.reference.dfam.config import PRESETS
 from ris.reference.dfam.deterministic import make_tensor
@@ -23,42 +25,23 @@ from ris.reference.preprocess import resize_logits
 CONFIG = PRESETS["vitb-vitl336"]
 
 
-def tensor(name: str, shape: tuple[int, ...], scale: float = 1.0) -> torch.Tensor:
-    return torch.from_numpy(inputs.tensor(name, shape, scale=scale))
-
-
 def filled(module: torch.nn.Module, prefix: str) -> torch.nn.Module:
     """The module with the golden weights of the keys below `prefix`."""
-    state = {
-        k: torch.from_numpy(np.array(make_tensor(prefix + k, v.shape)))
-        for k, v in module.state_dict().items()
-    }
-    module.load_state_dict(state)
-    return module.eval().requires_grad_(False)
+    return filled_by(module, prefix, make_tensor)
 
 
-class Golden:
-    """A golden file that remembers which of its arrays were compared."""
-
-    def __init__(self, name: str) -> None:
-        self.arrays = np.load(GOLDEN / f"{name}.npz")
-        self.left = set(inputs.names(self.arrays))
+class Golden(GoldenFile):
+    """A golden file of one module."""
 
     def check(self, name: str, got: torch.Tensor, accept: float = 1e-4, p99: bool = False) -> None:
-        self.left.discard(name)
-        result = inputs.compare(self.arrays, name, got.numpy())
-        assert result["p99" if p99 else "max"] <= accept, f"{name}: {result}"
-
-    def equal(self, name: str, got: torch.Tensor) -> None:
-        self.left.discard(name)
-        np.testing.assert_array_equal(self.arrays[name], got.numpy(), err_msg=name)
+        self.compare(name, got, *((np.inf, accept) if p99 else (accept,)))
 
 
 @pytest.fixture
 def golden(request):
-    file = Golden(request.param)
+    file = Golden(GOLDEN / f"{request.param}.npz")
     yield file
-    assert not file.left, f"arrays of {request.param} that no assertion looked at: {file.left}"
+    file.finish()
 
 
 def golden_file(name: str):
