@@ -15,10 +15,11 @@ import click
 from ris import pip_install
 from ris.engines import ENGINE_NAMES, EngineSpec, create, select
 from ris.engines.errors import CheckpointError, EngineError, RisError
-from ris.reference.families import FAMILIES
+from ris.reference.families import FAMILIES, all_choices
 from ris.runtime.bundle import Bundle
 from ris.runtime.commands.compile import Compiling, build_options, compile_and_show
 from ris.runtime.commands.console import RisCommand, StepProgress, print_json, size
+from ris.runtime.commands.options import Command, add_options
 from ris.runtime.commands.weight_files import (
     family_option,
     require_checkpoint,
@@ -37,6 +38,25 @@ PRESET_NAMES = tuple(name for family in FAMILIES.values() for name in family.pre
 """The presets of all families."""
 
 _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "onnxruntime")
+
+
+def choice_options(command: Command) -> Command:
+    """Adds an option for each choice of any family; the command gets them as `chosen`."""
+    choices = all_choices()
+    options = [
+        click.option(
+            choice.option,
+            type=click.Choice(choice.values),
+            help=f"{choice.words[0].upper()}{choice.words[1:]}. Default: {choice.values[0]}.",
+        )
+        for choice in choices
+    ]
+
+    def take(given: dict[str, Any]) -> dict[str, str]:
+        found = {choice.field: given.pop(choice.field) for choice in choices}
+        return {field: value for field, value in found.items() if value is not None}
+
+    return add_options(command, options, "chosen", take)
 
 
 @click.command(cls=RisCommand)
@@ -81,6 +101,7 @@ _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "on
     is_flag=True,
     help="The architecture as the paper's supplement words it, where the released code differs.",
 )
+@choice_options
 @click.option(
     "--grid-sample",
     type=click.Choice(["native", "gather"]),
@@ -211,6 +232,9 @@ class Request:
     supplement: bool
     """Whether the architecture is to be as the paper's supplement words it."""
 
+    chosen: dict[str, str]
+    """What was chosen of the families' `choices`, by field."""
+
     grid_sample: Sampling | None
     """The form of the bilinear sampling; None for what the engine needs."""
 
@@ -290,11 +314,11 @@ class Request:
         if self.files:
             files = WeightFiles(**self.files)
             asked = self.preset, self.variant, self.supplement
-            return sources.from_files(files, *asked, family=self.family)
+            return sources.from_files(files, *asked, family=self.family, chosen=self.chosen)
         if self.is_demo:
-            return sources.demo(self.variant, self.supplement)
+            return sources.demo(self.variant, self.supplement, self.chosen)
         preset, seed = self.preset or "vitb-vitl336", self.random_weights or 0
-        return sources.made_up(preset, seed, self.variant, self.supplement)
+        return sources.made_up(preset, seed, self.variant, self.supplement, self.chosen)
 
 
 def _export(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -66,7 +66,11 @@ class ModelSource:
 
 
 def made_up(
-    preset: str, seed: int, variant: str | None = None, supplement: bool = False
+    preset: str,
+    seed: int,
+    variant: str | None = None,
+    supplement: bool = False,
+    chosen: Mapping[str, str] | None = None,
 ) -> ModelSource:
     """An untrained model.
 
@@ -75,9 +79,11 @@ def made_up(
         seed: The seed of the weights.
         variant: "cls" or "category"; None for "cls".
         supplement: The architecture as the paper's supplement words it.
+        chosen: What was chosen of the family's `choices`, by field; None for nothing.
 
     Raises:
-        CheckpointError: Where the preset's family has no variants and one was asked for.
+        CheckpointError: Where the preset's family has no variants and one was asked for, or has no
+            such choice.
     """
     family = next(one for one in FAMILIES.values() if preset in one.presets)
     config, variants = family.presets[preset], DESIGNS[family.name].variants
@@ -85,6 +91,7 @@ def made_up(
         config = variants.choose(config, variant, supplement)
     elif variant is not None or supplement:
         raise _no_variants(family.name, preset)
+    config = family.choose(config, chosen or {})
     source = Source(
         kind="deterministic", trained=False, seed=seed, checkpoint=None, checkpoint_sha256=None
     )
@@ -97,12 +104,17 @@ def made_up(
     )
 
 
-def demo(variant: str | None = None, supplement: bool = False) -> ModelSource:
-    """The built-in demo.
+def demo(
+    variant: str | None = None,
+    supplement: bool = False,
+    chosen: Mapping[str, str] | None = None,
+) -> ModelSource:
+    """The built-in demo; the arguments are those of `made_up`.
 
-    Raises CheckpointError where `variant` or `supplement` contradicts it.
+    Raises CheckpointError where one of them contradicts it.
     """
-    return from_files(WeightFiles(checkpoint=DEMO_WEIGHTS), "demo", variant, supplement)
+    files = WeightFiles(checkpoint=DEMO_WEIGHTS)
+    return from_files(files, "demo", variant, supplement, chosen=chosen)
 
 
 def from_files(
@@ -111,6 +123,7 @@ def from_files(
     variant: str | None = None,
     supplement: bool = False,
     family: str | None = None,
+    chosen: Mapping[str, str] | None = None,
 ) -> ModelSource:
     """The model of a training checkpoint and component files. Reads no weights yet.
 
@@ -122,12 +135,13 @@ def from_files(
         variant: The variant that was asked for; None for what the files say.
         supplement: Whether the supplement's architecture was asked for.
         family: The name of the family that was asked for; None for what the keys say.
+        chosen: What was chosen of the family's `choices`, by field; None for nothing.
 
     Raises:
         CheckpointError: As `reference.checkpoint.inspect` does, and where preset, variant or
             supplement contradicts the files.
     """
-    inspection = inspect(files, family)
+    inspection = inspect(files, family, chosen=chosen)
     config = inspection.config
     name = files.checkpoint or next(iter(inspection.weights.values()), "the given files")
     if preset is not None and preset != config.preset:
@@ -195,7 +209,7 @@ def rebuild_model(bundle: Bundle, files: WeightFiles | None = None) -> Any:
     Raises CheckpointError where a file of the export is not given, is not the same (sha256), or was
     not part of it.
     """
-    source = bundle.manifest.source
+    source, family = bundle.manifest.source, family_named(bundle.manifest.family)
     if not files and source.checkpoint_sha256 == sha256_of(DEMO_WEIGHTS):
         files = WeightFiles(checkpoint=DEMO_WEIGHTS)
     files = files or WeightFiles()
@@ -205,13 +219,13 @@ def rebuild_model(bundle: Bundle, files: WeightFiles | None = None) -> Any:
                 f"{bundle.path} was made with made-up weights; leave --checkpoint and the others "
                 "out"
             )
-        family = family_named(bundle.manifest.family)
         config = family.carried_config(bundle.manifest.model, bundle.path)
         return family.made_up_model(config, source.seed)
 
     wanted = _wanted(source)
     _require_given(bundle, wanted, files)
-    inspection = inspect(files, bundle.manifest.family)
+    chosen = family.chosen(bundle.manifest.model)
+    inspection = inspect(files, family.name, chosen=chosen)
     _require_same(bundle, wanted, files, inspection)
     inspection.require()
     return build_model(inspection)

@@ -120,12 +120,13 @@ class Family(ABC, Generic[C, M]):
                     f"{known[name].option} is {quoted(value)}; it takes"
                     f" {' or '.join(known[name].values)}"
                 )
-        changed: Any = replace(config, **chosen) if chosen else config  # type: ignore[type-var]
-        return changed  # type: ignore[no-any-return]
+        given: Any = config  # a dataclass, as all configurations are
+        changed: C = replace(given, **chosen) if chosen else config
+        return changed
 
-    def chosen(self, config: C) -> dict[str, str]:
-        """What was chosen of `choices` in a configuration, by field."""
-        return {choice.field: getattr(config, choice.field) for choice in self.choices}
+    def chosen(self, model: Mapping[str, Any]) -> dict[str, str]:
+        """What was chosen of `choices`, by field, in a configuration as `Config.to_dict` has it."""
+        return {one.field: model[one.field] for one in self.choices if one.field in model}
 
     @abstractmethod
     def derive_config(self, shapes: Mapping[str, tuple[int, ...]], heads: Mapping[str, int]) -> C:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ris.engines.errors import CheckpointError
 from ris.engines.text import echoed, one_line
+from ris.reference.checkpoint.arrays import STAND_INS, as_tensors, has_arrays
 from ris.reference.checkpoint.entries import Entry
 from ris.reference.checkpoint.torchscript import read_torchscript
 from ris.reference.checkpoint.unwrapping import find_state_dict, unwrapped
@@ -191,14 +192,20 @@ def _open_zip(path: Path) -> WeightFile:
 
 def _open_torch(path: Path, *, zipped: bool) -> WeightFile:
     try:
-        with warnings.catch_warnings(action="ignore"):  # about pickle protocols
+        with (
+            warnings.catch_warnings(action="ignore"),  # about pickle protocols
+            torch.serialization.safe_globals(STAND_INS),
+        ):
             data = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
     except Exception as error:  # whatever a damaged or hostile pickle raises; nothing of it has run
         raise CheckpointError(_why_refused(path, error)) from None
 
+    mapped = zipped
+    if has_arrays(data):
+        data, mapped = as_tensors(data), False
     state, config, beside = _unwrap(path, data)
     name = "torch.save" if zipped else "torch.save (the format before 1.6)"
-    return WeightFile(path, name, _entries(state, path, mapped=zipped), config, beside)
+    return WeightFile(path, name, _entries(state, path, mapped=mapped), config, beside)
 
 
 def _entries(state: Mapping[str, Tensor], path: Path, *, mapped: bool) -> dict[str, Entry]:

@@ -224,7 +224,7 @@ def load_model(
         CheckpointError: As `inspect` does, and for keys that are missing, unexpected or of another
             shape, all at once.
     """
-    inspection = inspect(files, family, chosen=chosen, **options)
+    inspection = inspect(files, family, None, chosen, **options)
     inspection.require()
     return build_model(inspection, **options), inspection
 

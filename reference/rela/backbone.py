@@ -7,6 +7,7 @@ that only the first stage's blocks are free of the words.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -85,9 +86,13 @@ class Backbone(nn.Module):
         for index, width in enumerate(swin.widths()):
             setattr(self, f"norm{index}", nn.LayerNorm(width))
 
+    def stages(self) -> list[Stage]:
+        """The stages, fine to coarse."""
+        return cast("list[Stage]", list(self.layers))
+
     def stem(self, image: Tensor) -> Stem:
         """image [B, 3, S, S], normalised -> what depends on it alone."""
-        first = self.layers[0]
+        first = self.stages()[0]
         tokens = first.run_blocks(self.patch_embed(image))
         return Stem(tokens, *first.fusion.project_image(tokens))
 
@@ -104,7 +109,7 @@ class Backbone(nn.Module):
         """
         maps = []
         tokens, values, queries = stem.tokens, stem.values, stem.queries
-        for index, stage in enumerate(self.layers):
+        for index, stage in enumerate(self.stages()):
             if index:
                 tokens = stage.run_blocks(tokens)
                 values, queries = stage.fusion.project_image(tokens)

@@ -74,10 +74,8 @@ def _swin(read: ShapeReader, base: SwinConfig) -> SwinConfig:
 
 def preset_name(config: RelaConfig) -> str:
     """The preset with these sizes, or "custom"."""
-    own = {"preset": "", "lang_weight": "zero"}
-    alike = (
-        name for name, preset in PRESETS.items() if replace(preset, **own) == replace(config, **own)
-    )
+    sizes = replace(config, preset="", lang_weight="zero")
+    alike = (name for name, preset in PRESETS.items() if replace(preset, preset="") == sizes)
     return next(alike, "custom")
 
 

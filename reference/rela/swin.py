@@ -61,8 +61,8 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
         found = window_places(side, window, shift)
-        self.windows = found.count
-        self.has_padding = found.count * self.places > side * side
+        self.windows = found.number
+        self.has_padding = found.number * self.places > side * side
         # not from the checkpoint: every file's are these
         constants = {
             "gather": found.gather,

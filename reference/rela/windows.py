@@ -22,11 +22,11 @@ FP16 can hold it, and the softmax gives it no weight.
 class WindowPlaces(NamedTuple):
     """How the places of a grid and of its windows belong together."""
 
-    count: int
+    number: int
     """Number of windows."""
 
     gather: np.ndarray
-    """int64 [count*w*w]: the place of the grid at each place of the windows, row by row.
+    """int64 [number*w*w]: the place of the grid at each place of the windows, row by row.
 
     The number of the grid's places stands for padding.
     """
@@ -35,7 +35,7 @@ class WindowPlaces(NamedTuple):
     """int64 [side*side]: the place of the windows where each place of the grid is."""
 
     mask: np.ndarray | None
-    """float32 [count, 1, w*w, w*w]: 0, or `OTHER_AREA` for keys of another area than the query's.
+    """float32 [number, 1, w*w, w*w]: 0, or `OTHER_AREA` for keys of another area than the query's.
 
     None without a shift.
     """

@@ -234,7 +234,7 @@ def test_dry_runs_without_a_checkpoint(arguments, tmp_path, monkeypatch):
             ["--sam-checkpoint", "other.pth"],
             "is a checkpoint of the whole model; expected SAM's weights",
         ),
-        (["--family", "rala"], "there is no family of models 'rala'; known are dfam"),
+        (["--family", "rala"], "there is no family of models 'rala'; known are dfam, rela"),
         (["--checkpoint", "evil.pth"], "needs posix.system, which is more than weights"),
     ],
 )
