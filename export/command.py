@@ -88,7 +88,7 @@ def choice_options(command: Command) -> Command:
     "--preset",
     type=click.Choice(PRESET_NAMES),
     help="The architecture. Default: what the checkpoint says; with --random-weights "
-    "vitb-vitl336, the paper's. tiny without weights has made-up ones.",
+    "vitb-vitl336, the paper's. The tiny ones have made-up weights where none are given.",
 )
 @click.option(
     "--variant",
@@ -269,9 +269,10 @@ class Request:
                 "--random-weights and weight files contradict each other; give one of them"
             )
         has_weights = bool(self.files) or self.random_weights is not None
-        if self.preset == "vitb-vitl336" and not has_weights:
+        is_full_size = not (self.preset or "demo").startswith(("demo", "tiny"))
+        if is_full_size and not has_weights:
             raise CheckpointError(
-                "there are no weights for vitb-vitl336; --random-weights 0 exports it untrained, "
+                f"there are no weights for {self.preset}; --random-weights 0 exports it untrained, "
                 "for benchmarks, and --checkpoint with trained ones"
             )
 

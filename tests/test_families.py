@@ -22,6 +22,7 @@ from ris.calibration.samples import scene_set
 from ris.engines.errors import CheckpointError
 from ris.evaluation.features import FeatureCache
 from ris.export import sources
+from ris.export.bundle_writer import ExportOptions, export_bundle
 from ris.export.live_reference import ReferenceSegmenter, live_reference, timed_reference
 from ris.export.plan import lines, make_plan
 from ris.reference.checkpoint import WeightFiles
@@ -165,6 +166,38 @@ def test_its_checkpoint_is_told_and_exported(toy_bundle, tmp_path, picture):
         np.testing.assert_allclose(answer.logits, result.logits, atol=1e-4)
 
 
+def test_a_choice_goes_all_the_way(toy_bundle, tmp_path):
+    """From the option to the weights and the manifest, and from there to the reference."""
+    torch.save(
+        toy_family.Toy().made_up_model(toy_family.ToyConfig(), 0).state_dict(), tmp_path / "toy.pth"
+    )
+    files = WeightFiles(checkpoint=tmp_path / "toy.pth")
+    source = sources.from_files(files, chosen={"bias": "dropped"})
+    model = source.make()
+    assert not model.project.bias.any()
+    assert source.inspection.notes == ("project.bias: dropped",)
+    out = tmp_path / "bundle"
+    export_bundle(
+        lambda: model,
+        source.config,
+        out,
+        family="toy",
+        source=source.describe(),
+        options=ExportOptions(precision="fp32"),
+    )
+    bundle = open_bundle(out)
+    assert bundle.manifest.model["bias"] == "dropped"
+    assert not sources.rebuild_model(bundle, files).project.bias.any()
+
+    assert open_bundle(toy_bundle).manifest.model["bias"] == "kept"
+    assert sources.from_files(files).make().project.bias.any()
+    made_up = sources.made_up("toy", 0, chosen={"bias": "dropped"})
+    assert made_up.config.bias == "dropped"
+    with pytest.raises(CheckpointError) as caught:
+        sources.demo(chosen={"bias": "dropped"})
+    assert str(caught.value) == "--bias is of no use to the family dfam; leave it out"
+
+
 @pytest.mark.parametrize("asked", [None, ("look", "point")])
 def test_int8(toy_bundle, tmp_path, asked):
     """The graphs that were asked for, or the family's own; the masks stay about what they were."""
@@ -221,7 +254,7 @@ ROOMS = (
     *("runtime", "serving", "training"),
 )
 OF_THE_FAMILY = re.compile(
-    r"(^|/)dfam/|^cpp/tests/|^runtime/demo-bundle/|^reference/data/|^data/scenes/data/"
+    r"(^|/)(dfam|rela)/|^cpp/tests/|^runtime/demo-bundle/|^reference/data/|^data/scenes/data/"
 )
 
 

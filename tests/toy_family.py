@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ris.export.families.design import FamilyDesign, IslandRules, Questions, Sta
 from ris.export.sample import EXPRESSIONS, sample_image
 from ris.reference.checkpoint.keys import KeyRules
 from ris.reference.families import FAMILIES
-from ris.reference.family import Family
+from ris.reference.family import Choice, Family
 from ris.reference.preprocess import normalise, resize_to_square
 from ris.reference.tokenizer import SPECIAL, build_tokenizer
 from ris.runtime.manifest import PICTURE, Answer, Host, HostImage, Resize, Source, Text
@@ -46,6 +46,7 @@ class ToyConfig:
     width: int = 16
     tokens: int = 9
     mask: int = 16
+    bias: str = "kept"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -81,6 +82,7 @@ class Toy(Family[ToyConfig, ToyModel]):
     presets: Mapping[str, ToyConfig] = {"toy": ToyConfig()}
     components: Mapping[str, str] = {}
     brings: Mapping[str, str] = {}
+    choices = (Choice("bias", ("kept", "dropped"), "what becomes of the projection's bias"),)
 
     def derive_config(self, shapes: Any, heads: Any) -> ToyConfig:
         return ToyConfig()
@@ -105,6 +107,14 @@ class Toy(Family[ToyConfig, ToyModel]):
 
     def shared_parts(self) -> Any:
         return ()
+
+    def complete(self, entries: Any, config: ToyConfig) -> Any:
+        key = "project.bias"
+        if config.bias == "dropped":
+            zeros = torch.zeros(config.width)
+            changed = replace(entries[key], pieces=(lambda: zeros,), mapped=False)
+            return entries | {key: changed}, [f"{key}: dropped"]
+        return entries, []
 
     def tokenizer(self, vocabulary: Path | None, config: ToyConfig) -> Any:
         return build_tokenizer(VOCABULARY)

@@ -67,7 +67,10 @@ def test_the_whole_command(from_the_shell):
     [
         (["--precision", "fp12"], "'fp12' is not one of 'fp32', 'bf16', 'fp16'"),
         (["--preset", "vitb-vitl336"], "no weights for vitb-vitl336; --random-weights 0"),
+        (["--preset", "rela-swin-tiny"], "no weights for rela-swin-tiny; --random-weights 0"),
         (["--preset", "huge"], "'huge' is not one of"),
+        (["--lang-weight", "stored"], "--lang-weight is of no use to the family dfam"),
+        (["--lang-weight", "half"], "'half' is not one of 'zero', 'stored'"),
         (["--vocabulary", "nosuch.txt"], "'nosuch.txt' does not exist"),
         (["--vocabulary", "short.txt"], "must begin with [PAD]"),
         (["--vocabulary", "long.txt"], "the vocabulary has 400 tokens, the model's BERT has 320"),
