@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ris.export.families.bert import BertEncoder
 from ris.reference.dfam.model import RISModel
 
 
@@ -60,42 +61,12 @@ class ClipImageEncoder(nn.Module):
         return x
 
 
-class TextEncoder(nn.Module):
-    """`input_ids` [N, T] -> `text_features` [N, T, C] (docs/reference/models/dfam.md 5).
-
-    The identifiers are int32; 0 is padding. The logits of padding get -1e4, which FP16 can hold,
-    and whose exponential is zero as that of minus infinity is.
-    """
+class TextEncoder(BertEncoder):
+    """`input_ids` [N, T] -> `text_features` [N, T, C] (docs/reference/models/dfam.md 5)."""
 
     def __init__(self, model: RISModel) -> None:
-        super().__init__()
-        bert, tokens = model.text_encoder, model.config.max_tokens
-        embeddings = bert.embeddings
-        self.words, self.norm = embeddings.word_embeddings, embeddings.LayerNorm
-        positions = embeddings.position_embeddings.weight[:tokens]
-        kind = embeddings.token_type_embeddings.weight[0]  # all words are of the first kind
-        self.positions = nn.Buffer((positions + kind).clone())
-        self.layers = bert.encoder.layer
-        self.heads = model.config.bert.heads
+        super().__init__(model.text_encoder, model.config.max_tokens)
         self.lang_mlp = model.lang_mlp
 
-    def _attend(self, layer: Any, x: Tensor, bias: Tensor) -> Tensor:
-        own = layer.attention.self
-        depth = x.shape[-1] // self.heads
-        q, k, v = (
-            f(x).unflatten(2, (self.heads, depth)).transpose(1, 2)
-            for f in (own.query, own.key, own.value)
-        )
-        weights = ((q * depth**-0.5) @ k.transpose(2, 3) + bias).softmax(-1)
-        return (weights @ v).transpose(1, 2).flatten(2)
-
     def forward(self, input_ids: Tensor) -> Tensor:
-        ids = input_ids.long()
-        bias = torch.where(ids != 0, 0.0, -1e4)[:, None, None]
-        x = self.norm(self.words(ids) + self.positions)
-        for layer in self.layers:
-            attended = layer.attention.output.dense(self._attend(layer, x, bias))
-            x = layer.attention.output.LayerNorm(x + attended)
-            hidden = F.gelu(layer.intermediate.dense(x))
-            x = layer.output.LayerNorm(x + layer.output.dense(hidden))
-        return self.lang_mlp(x)
+        return self.lang_mlp(super().forward(input_ids))

@@ -1,0 +1,28 @@
+"""What stays FP32 in the graphs of `rela`, and why (docs/reference/models/rela.md)."""
+
+from __future__ import annotations
+
+from ris.export.families.design import IslandRules
+from ris.runtime.manifest import Precision
+
+PWAM = (
+    "PWAM: its instance norms subtract means that are large beside the rest, which FP16 has rounded"
+    " away by then"
+)
+
+BACKBONE = IslandRules(modules={"fusion": PWAM}, attention=("attn", "image_lang_att"))
+"""What stays FP32 in the FP16 graphs of the backbone."""
+
+SEGMENTER = IslandRules(
+    modules={
+        "self_attn.grid": "where deformable attention samples: FP16 is 0.03 pixels off at pixel 48",
+        "self_attn.neighbours": "which pixels those are: FP16 counts to 2048",
+        "region_masks": "compared with 0: a logit near it falls on the other side in FP16",
+        "mask_embed": "what the compared logits are made of",
+    },
+    attention=("multihead_attn", "self_attn"),
+)
+"""The same for pixel decoder and region decoder."""
+
+WHOLE_TEXT_ENCODER: dict[Precision, str] = {}
+"""Why the text encoder stays FP32 as a whole, by the bundle's precision."""
