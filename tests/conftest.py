@@ -15,6 +15,7 @@ REPO = Path(__file__).parent.parent
 FULL_SIZE = (
     "export/test_full_size.py",
     "export/test_checkpoint_full_size.py",
+    "export/test_rela_full_size.py",
     "reference/dfam/test_golden_modules.py",
     "reference/dfam/test_golden_end_to_end.py",
     "reference/dfam/test_weights_and_sizes.py",
@@ -37,6 +38,7 @@ MARKED = {
         "export/test_checkpoint_export.py",
         "export/test_export_command.py",
         "export/test_export_engine.py",
+        "export/test_rela.py",
         "runtime/test_bench.py",
         "runtime/test_processes.py",
         "test_demo.py",
@@ -109,9 +111,9 @@ def full_size_model():
     return deterministic_model(PRESETS["vitb-vitl336"])
 
 
-def _export(folder, config, precision="fp32", sampling="native"):
+def _export(folder, config, precision="fp32", sampling="native", family="dfam"):
     from ris.export.bundle_writer import ExportOptions, export_bundle
-    from ris.reference.dfam.deterministic import deterministic_model
+    from ris.reference.families import FAMILIES
     from ris.runtime.manifest import Source
     from traced import share_traces
 
@@ -121,10 +123,10 @@ def _export(folder, config, precision="fp32", sampling="native"):
     )
     out = folder / "ris-bundle"
     export_bundle(
-        lambda: deterministic_model(config),
+        lambda: FAMILIES[family].made_up_model(config, 0),
         config,
         out,
-        family="dfam",
+        family=family,
         source=source,
         options=ExportOptions(precision=precision, sampling=sampling),
     )
@@ -180,6 +182,34 @@ def tiny_gather_bundle(tmp_path_factory):
     return _export(
         tmp_path_factory.mktemp("tiny-gather"), PRESETS["tiny"], precision="fp16", sampling="gather"
     )
+
+
+def _export_rela(folder, precision="fp32", sampling="native"):
+    from ris.reference.rela.config import PRESETS
+
+    return _export(folder, PRESETS["tiny-rela"], precision, sampling, family="rela")
+
+
+@pytest.fixture(scope="session")
+def rela_bundle(tmp_path_factory):
+    """ReLA's, FP32: what `ris-export --preset tiny-rela --random-weights 0` writes."""
+    return _export_rela(tmp_path_factory.mktemp("rela"))
+
+
+@pytest.fixture(scope="session")
+def rela_half_bundle(tmp_path_factory):
+    return _export_rela(tmp_path_factory.mktemp("rela-fp16"), "fp16")
+
+
+@pytest.fixture(scope="session")
+def rela_gather_bundle(tmp_path_factory):
+    """FP32, with the sampling written as gathers."""
+    return _export_rela(tmp_path_factory.mktemp("rela-gather"), sampling="gather")
+
+
+@pytest.fixture(scope="session")
+def rela_bf16_bundle(tmp_path_factory):
+    return _export_rela(tmp_path_factory.mktemp("rela-bf16"), "bf16")
 
 
 @pytest.fixture(scope="session")

@@ -241,3 +241,14 @@ def test_published_figures_are_whole():
         assert metric in ("oIoU", "cIoU", "gIoU")
         assert 30 < published.value < 100
         assert published.source
+
+
+def test_relas_published_figures_stand_beside_a_bundle(tmp_path):
+    code, _, _ = run(REPO / "examples" / "rela.toml", "--out", tmp_path)
+    assert code == 2  # there is neither data nor a bundle
+    [table] = json.loads((tmp_path / "tables.json").read_text())["tables"]
+    stated = [
+        [cell["published"]["value"] for cell in row["cells"] if cell["published"]]
+        for row in table["rows"]
+    ]
+    assert stated == [[62.42, 63.60], [57.73, 56.86]]

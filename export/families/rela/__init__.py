@@ -14,7 +14,7 @@ from ris.reference.rela.model import RelaModel
 
 
 def _words(config: RelaConfig) -> str:
-    """The configuration in three lines: the factor on the words, sizes of both encoders, decoder."""
+    """The configuration in three lines: the factor on the words, both encoders, the decoder."""
     factor = {
         "zero": "as the authors' evaluation runs it (lang_weight 0)",
         "stored": "with the checkpoint's lang_weight",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from typing import TypeVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ris.export.families.bert import BertEncoder
@@ -23,7 +25,7 @@ class ImageStem(nn.Module):
         super().__init__()
         first = model.backbone.stages()[0]
         self.patch_embed, self.blocks = model.backbone.patch_embed, first.blocks
-        self.fusion = _without(first.fusion, *_OF_THE_WORDS)
+        self.fusion = _changed(first.fusion, dict.fromkeys(_OF_THE_WORDS))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         tokens = self.patch_embed(image)
@@ -44,12 +46,16 @@ class WordsInImage(nn.Module):
 
     def __init__(self, model: RelaModel) -> None:
         super().__init__()
-        of_stem = ("vis_project", "image_lang_att.f_query")
-        self.backbone = _without(
-            model.backbone,
-            *("patch_embed", "layers.0.blocks"),
-            *(f"layers.0.fusion.{part}" for part in of_stem),
+        mixtures = {
+            f"layers.{i}.fusion.image_lang_att": CentredAttention(stage.fusion.image_lang_att)
+            for i, stage in enumerate(model.backbone.stages())
+        }
+        first = "layers.0"
+        of_stem = (
+            "patch_embed",
+            *(f"{first}.{p}" for p in ("blocks", "fusion.vis_project", _QUERY)),
         )
+        self.backbone = _changed(model.backbone, mixtures | dict.fromkeys(of_stem))
 
     def forward(
         self,
@@ -106,6 +112,34 @@ class Segmenter(nn.Module):
         return found.mask_logits, found.no_target_logits
 
 
+class CentredAttention(nn.Module):
+    """PWAM's attention with the mean over the places taken away before the products.
+
+    The instance norm at its end takes it away in any case, the biases with it. It is up to 80 times
+    as large as what it leaves; an engine that sums 14,400 places one by one then rounds a part of
+    that away, even in FP32.
+    """
+
+    f_key: nn.Module
+    f_value: nn.Module
+    W: nn.Sequential
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        for name, part in attention.named_children():
+            setattr(self, name, part)
+
+    def forward(self, query: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """query [N, P, C], text [N, T, text width], mask [N, T] -> [N, P, C]."""
+        key, value = (project(text) * mask[..., None] for project in (self.f_key, self.f_value))
+        products = (query * query.shape[-1] ** -0.5) @ key.transpose(1, 2)
+        weights = (products + 10000.0 * (mask[:, None] - 1.0)).softmax(-1)
+        weights = weights - weights.mean(1, keepdim=True)
+        project, norm = self.W
+        return norm(F.linear(weights @ value, project.weight[..., 0]))
+
+
+_QUERY = "fusion.image_lang_att.f_query"
 _OF_THE_WORDS = (
     "project_mm",
     "image_lang_att.f_key",
@@ -113,20 +147,21 @@ _OF_THE_WORDS = (
     "image_lang_att.W",
 )
 
-
 Part = TypeVar("Part", bound=nn.Module)
 
 
-def _without(module: Part, *paths: str) -> Part:
-    """The same module without some of its parts, so that a graph has no others to count."""
-    part = copy(module)
-    part._modules = dict(module._modules)
-    for path in paths:
+def _changed(module: Part, parts: Mapping[str, nn.Module | None]) -> Part:
+    """The same module with other parts, by path. None: without it, so that a graph has none."""
+    changed = copy(module)
+    changed._modules = dict(module._modules)
+    for path, part in parts.items():
         name, _, rest = path.partition(".")
-        inner = part._modules[name]
-        assert inner is not None
+        inner = changed._modules[name]
         if rest:
-            part._modules[name] = _without(inner, rest)
+            assert inner is not None
+            changed._modules[name] = _changed(inner, {rest: part})
+        elif part is None:
+            del changed._modules[name]
         else:
-            del part._modules[name]
-    return part
+            changed._modules[name] = part
+    return changed

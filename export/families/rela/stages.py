@@ -9,7 +9,12 @@ from __future__ import annotations
 from ris.engines import TensorSpec
 from ris.export.families.design import StageDesign
 from ris.export.families.rela.modules import ImageStem, Segmenter, TextEncoder, WordsInImage
-from ris.export.families.rela.rules import BACKBONE, SEGMENTER, WHOLE_TEXT_ENCODER
+from ris.export.families.rela.rules import (
+    BACKBONE,
+    SEGMENTER,
+    WHOLE_BACKBONE,
+    WHOLE_TEXT_ENCODER,
+)
 from ris.export.families.signatures import IMAGE_INDEX, of_expression, of_image, plain, taken
 from ris.reference.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from ris.reference.rela.config import RelaConfig
@@ -74,6 +79,7 @@ def _backbone(config: RelaConfig) -> StageDesign:
         outputs=_maps(config),
         build=plain(WordsInImage),
         islands=BACKBONE,
+        whole=WHOLE_BACKBONE,
         int8_by_default=True,
     )
 
