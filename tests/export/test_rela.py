@@ -131,9 +131,17 @@ def test_an_answer_does_not_depend_on_its_neighbours(rela_bundle, picture):
 
 def test_what_stays_fp32_says_why(rela_half_bundle):
     graphs = open_bundle(rela_half_bundle).manifest.graphs
+    assert "more mask IoU" in graphs["text_encoder"].fp32_islands["*"]
     for stage, word in (("backbone", "PWAM"), ("image_stem", "PWAM"), ("segmenter", "compared")):
         assert graphs[stage].precision == "fp16"
         assert any(word in reason for reason in graphs[stage].fp32_islands.values())
+
+
+def test_no_graph_is_bfloat16(rela_bf16_bundle):
+    """It is not precise enough for one of them, and the bundle says so."""
+    for entry in open_bundle(rela_bf16_bundle).manifest.stages:
+        assert (entry.precision, entry.bfloat16) == ("fp32", False)
+        assert "bfloat16" in entry.fp32_islands["*"]
 
 
 def test_int8(rela_bundle, tmp_path):

@@ -12,7 +12,7 @@ from ris.export.families.rela.modules import ImageStem, Segmenter, TextEncoder, 
 from ris.export.families.rela.rules import (
     BACKBONE,
     SEGMENTER,
-    WHOLE_BACKBONE,
+    WHOLE,
     WHOLE_TEXT_ENCODER,
 )
 from ris.export.families.signatures import IMAGE_INDEX, of_expression, of_image, plain, taken
@@ -57,6 +57,7 @@ def _image_stem(config: RelaConfig) -> StageDesign:
         outputs=_stem(config),
         build=plain(ImageStem),
         islands=BACKBONE,
+        whole=WHOLE,
         int8_by_default=True,
     )
 
@@ -79,7 +80,7 @@ def _backbone(config: RelaConfig) -> StageDesign:
         outputs=_maps(config),
         build=plain(WordsInImage),
         islands=BACKBONE,
-        whole=WHOLE_BACKBONE,
+        whole=WHOLE,
         int8_by_default=True,
     )
 
@@ -93,6 +94,7 @@ def _segmenter(config: RelaConfig) -> StageDesign:
         build=lambda model, sampling: Segmenter(model, sampling).eval(),
         samples=True,
         islands=SEGMENTER,
+        whole=WHOLE,
     )
 
 
