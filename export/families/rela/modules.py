@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -135,8 +135,8 @@ class CentredAttention(nn.Module):
         products = (query * query.shape[-1] ** -0.5) @ key.transpose(1, 2)
         weights = (products + 10000.0 * (mask[:, None] - 1.0)).softmax(-1)
         weights = weights - weights.mean(1, keepdim=True)
-        project, norm = self.W
-        return norm(F.linear(weights @ value, project.weight[..., 0]))
+        weight: Any = self.W[0].weight
+        return self.W[1](F.linear(weights @ value, weight[..., 0]))
 
 
 _QUERY = "fusion.image_lang_att.f_query"
