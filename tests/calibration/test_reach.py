@@ -18,7 +18,7 @@ SAM, CLIP, FEATURES, TEXT, FUSION, DECODER = STAGES
 
 
 def test_the_masks_need_no_fusion_for_another_sam():
-    """What the fusion takes of SAM's encoder, by way of another stage, decides "no target" alone."""
+    """What the fusion takes of SAM's encoder, through a stage, decides "no target" alone."""
     reach = Reach(open_bundle(BUILT_IN, verify=False))
     assert reach.touched([SAM]) == [SAM, DECODER]
     assert reach.touched([CLIP]) == [CLIP, FEATURES, FUSION, DECODER]

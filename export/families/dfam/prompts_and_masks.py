@@ -113,7 +113,8 @@ class Fusion(nn.Module):
             query = text_features[:, :1]
         outputs = [dense_prompt, self.sparse(query, text_features)]
         if self.has_no_target:
-            assert object_queries is not None and object_masks is not None
+            assert object_queries is not None
+            assert object_masks is not None
             objects, masks = (x.index_select(0, index) for x in (object_queries, object_masks))
             outputs.append(self.dfam.decide(objects, maps[-1], masks))
         return tuple(outputs)

@@ -106,6 +106,7 @@ def _image_features(config: ModelConfig) -> StageDesign:
         name="image_features",
         inputs=tuple(map(_taken, inputs)),
         outputs=(*_pixels(config), *_objects(config)),
+        thresholded=tuple(spec.name for spec in _objects(config)),
         build=_plain(ImageFeatures),
         islands=ISLANDS,
         whole=WHOLE_IMAGE_FEATURES,
@@ -138,6 +139,7 @@ def _fusion(config: ModelConfig) -> StageDesign:
         build=lambda model, sampling: Fusion(model, sampling).eval(),
         samples=True,
         narrow_from=FUSED,
+        thresholded=() if config.no_target == "none" else ("no_target_logits",),
         islands=ISLANDS,
     )
 

@@ -1,12 +1,12 @@
-"""Integers that a model keeps beside its weights: a file's are read as integers, never as weights."""
+"""Integers that a model keeps beside its weights: read as integers, never as weights."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-import toy_family
 import torch
+import toy_family
 from torch import nn
 
 from ris.engines.errors import CheckpointError
