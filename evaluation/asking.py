@@ -205,7 +205,7 @@ def open_bundle_to_ask(
 def open_reference(
     files: dict[str, Path | None], family: str | None, threads: int | None, device: str
 ) -> Iterator[Opened]:
-    """The PyTorch model of weight files; its answers depend on the files and the device.
+    """The PyTorch model of weight files; answers depend on the files, the family and the device.
 
     Args:
         files: The weight files by their options' names.
@@ -221,10 +221,11 @@ def open_reference(
     segmenter = pytorch_reference().ReferenceSegmenter(files, threads, device, family)
     given = {name: path for name, path in files.items() if path is not None}
     stamps = {name: [str(path.resolve()), path.stat().st_mtime] for name, path in given.items()}
+    about = {"model": stamps, "family": segmenter.family}
     where = f" on {segmenter.device}"
     yield Opened(
         name=f"{', '.join(path.name for path in given.values())}, PyTorch FP32{where}",
-        about={"model": stamps, "engine": f"PyTorch{where}"},
+        about={**about, "engine": f"PyTorch{where}"},
         segmenter=segmenter,
     )
 

@@ -1,10 +1,10 @@
 """Encoded images on disk, so that another evaluation need not encode them again.
 
-Entries are found by content: the pixels, the files of the stages that run once an image, and what
-ran them. They are written whole or not at all, and any number of processes may share a folder. When
-it is full, the entries that were used longest ago go. Each process counts only what it writes
-itself and looks at the whole folder when that fills it, so several at once may pass the limit by
-what the others write.
+Entries are found by content: the pixels, the files of the stages that run once an image, what ran
+them, what the host does beside them, and which values questions take. They are written whole or not
+at all, and any number of processes may share a folder. When it is full, the entries that were used
+longest ago go. Each process counts only what it writes itself and looks at the whole folder when
+that fills it, so several at once may pass the limit by what the others write.
 """
 
 from __future__ import annotations
@@ -83,13 +83,19 @@ class FeatureCache:
 
     def _key(self, model: Model, rgb: NDArray[np.uint8]) -> str:
         """A hash of all that an entry depends on."""
-        manifest, stages = model.bundle.manifest, model.bundle.wiring.image_stages
+        manifest, wiring = model.bundle.manifest, model.bundle.wiring
+        stages = wiring.image_stages
         files = [manifest.graphs[stage].sha256 for stage in stages]
         # another engine, version or precision rounds differently
         ran = [model.sessions[stage] for stage in stages]
         engines = [[info.engine, info.version, info.device, info.providers] for info in ran]
         images = {name: asdict(image) for name, image in manifest.host.images.items()}
-        about = json.dumps([files, engines, images, rgb.shape], sort_keys=True)
+        resizes = [
+            {name: asdict(resize) for name, resize in wiring.resizes[stage].items()}
+            for stage in stages
+        ]
+        host = [images, resizes, _kept_of_stages(model)]
+        about = json.dumps([files, engines, host, rgb.shape], sort_keys=True)
         return hashlib.sha256(about.encode() + np.ascontiguousarray(rgb).tobytes()).hexdigest()
 
     def _write(self, path: Path, values: dict[str, NDArray[Any]]) -> None:

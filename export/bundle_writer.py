@@ -47,8 +47,18 @@ from ris.runtime.manifest import (
     Precision,
     Source,
     StageParity,
+    joined,
 )
-from ris.runtime.parity import TOLERANCES, ParityReport, check_model, check_stage, failed_rows
+from ris.runtime.parity import (
+    TOLERANCES,
+    ParityReport,
+    check_model,
+    check_stage,
+    failed_rows,
+    no_target_row,
+    thresholded_rows,
+)
+from ris.runtime.wiring import problems
 
 Report = Callable[[str], None]
 """Called with the name of each step as it begins."""
@@ -123,12 +133,14 @@ def export_bundle(
         report: Called with the name of each step as it begins.
 
     Raises:
-        BundleError: Where `out` is in the way or the disk is full.
+        BundleError: Where the family's design contradicts itself, `out` is in the way or the disk
+            is full.
         CheckpointError: For a vocabulary that does not fit the model.
         ParityError: Where a graph does not agree with the reference.
     """
     design = DESIGNS[family]
-    host = design.host(config)
+    planned = _planned(family, config, source, options)
+    host = planned.host
     with building(out, options.overwrite) as folder:
         tokenizer = FAMILIES[family].tokenizer(options.vocabulary, config)
         report("weights")
@@ -140,7 +152,7 @@ def export_bundle(
         asked = _asked(questions, host)
         passed = reference_pass(FAMILIES[family], model, tokenizer, host, asked)
         stages, parity = _export_stages(
-            design.stages(config), model, passed, folder, options, report
+            design.stages(config), planned, model, passed, folder, options, report
         )
         if host.categories is not None and design.categories is not None:
             _write_categories(folder, host.categories, *design.categories(model))
@@ -149,21 +161,7 @@ def export_bundle(
         report("end to end")
         passed = passed.first_image()
         files = _write_files(folder, tokenizer, passed)
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            family=family,
-            writer=_writer(),
-            source=source,
-            model=json.loads(json.dumps(config.to_dict())),  # tuples become lists, as in the file
-            precision=options.precision,
-            host=host,
-            stages=stages,
-            answer=design.answer(config),
-            golden=_GOLDEN,
-            files=files,
-            parity=parity,
-            mask_iou=0.0,
-        )
+        manifest = dataclasses.replace(planned, stages=stages, files=files, parity=parity)
         checked = _check_end_to_end(Bundle(folder, manifest), passed.arrays)
 
         report("bundle")
@@ -172,6 +170,51 @@ def export_bundle(
         )
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return ExportResult(out, manifest, checked)
+
+
+def _planned(family: str, config: Config, source: Source, options: ExportOptions) -> Manifest:
+    """The manifest as the family's design has it, without what is known once files are written.
+
+    Raises BundleError where the design contradicts itself.
+    """
+    design = DESIGNS[family]
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        family=family,
+        writer=_writer(),
+        source=source,
+        model=json.loads(json.dumps(config.to_dict())),  # tuples become lists, as in the file
+        precision=options.precision,
+        host=design.host(config),
+        stages=tuple(_planned_entry(stage, options) for stage in design.stages(config)),
+        answer=design.answer(config),
+        golden=_GOLDEN,
+        files={},
+        parity={},
+        mask_iou=0.0,
+    )
+    if found := problems(manifest):
+        raise BundleError(f"the design of the family {family} contradicts itself: {joined(found)}")
+    return manifest
+
+
+def _planned_entry(stage: StageDesign, options: ExportOptions) -> GraphEntry:
+    """A stage's entry, without what is known once its graph is written."""
+    return GraphEntry(
+        name=stage.name,
+        file=f"graphs/{stage.name}.onnx",
+        sha256={},
+        precision="fp32",
+        fp32_islands={},
+        inputs=stage.inputs,
+        outputs=stage.outputs,
+        parameters=0,
+        sampling=options.sampling if stage.samples else None,
+        bfloat16=stage.bfloat16,
+        bfloat16_from=stage.narrow_from.value if stage.narrow_from else None,
+        int8_by_default=stage.int8_by_default,
+        thresholded=stage.thresholded,
+    )
 
 
 def _asked(questions: Questions, host: Host) -> Asked:
@@ -185,6 +228,7 @@ def _asked(questions: Questions, host: Host) -> Asked:
 
 def _export_stages(
     stages: Sequence[StageDesign],
+    planned: Manifest,
     model: Any,
     reference: ReferencePass,
     folder: Path,
@@ -193,14 +237,24 @@ def _export_stages(
 ) -> tuple[tuple[GraphEntry, ...], dict[str, StageParity]]:
     """Writes and checks every graph.
 
-    Returns the manifest's entries, and the parity of the graphs' outputs.
+    Args:
+        stages: What to write.
+        planned: The manifest as far as it is known.
+        model: The reference model.
+        reference: The reference pass.
+        folder: The bundle's folder.
+        options: The options of the export.
+        report: Called with the name of each stage, and with what takes long.
+
+    Returns:
+        The manifest's entries, and the parity of the graphs' outputs.
     """
     (folder / "graphs").mkdir()
     entries: list[GraphEntry] = []
     parity: dict[str, StageParity] = {}
     for stage in stages:
         report(stage.name)
-        entry, rows = _export_stage(stage, model, reference, folder, options, report)
+        entry, rows = _export_stage(stage, planned, model, reference, folder, options, report)
         entries.append(entry)
         parity |= rows
     return tuple(entries), parity
@@ -208,6 +262,7 @@ def _export_stages(
 
 def _export_stage(
     stage: StageDesign,
+    planned: Manifest,
     model: Any,
     reference: ReferencePass,
     folder: Path,
@@ -218,6 +273,7 @@ def _export_stage(
 
     Args:
         stage: What to write.
+        planned: The manifest as far as it is known.
         model: The reference model.
         reference: The reference pass.
         folder: The bundle's folder.
@@ -227,33 +283,29 @@ def _export_stage(
     Returns:
         The manifest's entry, and the parity of the graph's outputs.
     """
-    file = f"graphs/{stage.name}.onnx"
+    entry, host = planned.graphs[stage.name], planned.host
+    file, no_target = entry.file, no_target_row(planned)
     graph = Graph(stage.name, folder / file, stage.inputs, stage.outputs)
-    scopes = write_onnx(stage.build(model, options.sampling), stage, graph.path)
+    module = stage.build(model, options.sampling)
+    scopes = write_onnx(module, stage, graph.path, one_image=host.image_index is None)
     if (narrow := stage.narrow_from) is not None:
         name_input(graph.path, scopes, narrow.module, narrow.value)
     # before the precision changes: the shapes and the measured graph are those of FP32
     operations = count_operations(graph.path)
     _require_own_ranges(options.ranges, stage.name, hash_files(folder, _files(folder, file)))
 
-    converted = _convert(stage, graph, scopes, reference.first_image().arrays, options, report)
-    entry = GraphEntry(
-        name=stage.name,
-        file=file,
+    golden = reference.first_image().arrays
+    converted = _convert(stage, graph, scopes, golden, options, no_target, report)
+    written = dataclasses.replace(
+        entry,
         sha256=hash_files(folder, _files(folder, file)),
         precision=converted.precision,
         fp32_islands=converted.kept,
-        inputs=stage.inputs,
-        outputs=stage.outputs,
         parameters=precision.count_parameters(graph.path),
-        sampling=options.sampling if stage.samples else None,
         operations=operations,
-        bfloat16=stage.bfloat16,
-        bfloat16_from=narrow.value if narrow else None,
-        int8_by_default=stage.int8_by_default,
     )
-    rows = _check_graph(graph, converted.precision, reference)
-    return entry, converted.rounded or rows
+    rows = _check_graph(graph, converted.precision, reference, planned)
+    return written, converted.rounded or rows
 
 
 class _Converted(NamedTuple):
@@ -275,9 +327,20 @@ def _convert(
     scopes: dict[str, list[str]],
     reference: Arrays,
     options: ExportOptions,
+    no_target: str | None,
     report: Report,
 ) -> _Converted:
-    """Rewrites the FP32 graph's file in the precision that the options ask for."""
+    """Rewrites the FP32 graph's file in the precision that the options ask for.
+
+    Args:
+        stage: The graph's stage.
+        graph: The graph.
+        scopes: For every node the paths of the modules it came from.
+        reference: The arrays of one image.
+        options: The options of the export.
+        no_target: The row of the no-target logits.
+        report: Called with what takes long.
+    """
     if (reason := stage.whole.get(options.precision)) is not None:
         return _Converted("fp32", {"*": reason}, {})
     if options.precision == "fp16":
@@ -288,6 +351,7 @@ def _convert(
             stage.islands,
             reference,
             known,
+            no_target,
             lambda what: report(f"{stage.name}: {what}"),
         )
         return _Converted("fp16", kept, rounded)
@@ -306,10 +370,11 @@ def _require_own_ranges(ranges: Ranges | None, stage: str, sha256: dict[str, str
 
 
 def _check_graph(
-    graph: Graph, graph_precision: Precision, reference: ReferencePass
+    graph: Graph, graph_precision: Precision, reference: ReferencePass, planned: Manifest
 ) -> dict[str, StageParity]:
     """The graph's parity over the whole reference pass.
 
+    planned: the manifest as far as it is known, which says what is judged how.
     Raises ParityError where it does not agree there, or on a single expression.
     """
     engine = create("onnxruntime", EngineOptions())
@@ -318,8 +383,9 @@ def _check_graph(
         single = check_stage(graph.stage, session, reference.first_image(expressions=1).arrays)
 
     tolerance = TOLERANCES[graph_precision]
-    _require(failed_rows(rows, tolerance), graph.stage)
-    _require(failed_rows(single, tolerance), f"{graph.stage} with batch 1")
+    special = no_target_row(planned), thresholded_rows(planned)
+    _require(failed_rows(rows, tolerance, *special), graph.stage)
+    _require(failed_rows(single, tolerance, *special), f"{graph.stage} with batch 1")
     return rows
 
 
@@ -352,6 +418,8 @@ def _write_categories(
     folder: Path, files: Categories, names: Sequence[Any], features: NDArray[np.float32]
 ) -> None:
     """Writes the names and features of the categories, each row of the JSON on its own line."""
+    for name in (files.names, files.features):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
     rows = ",\n".join(json.dumps(entry) for entry in names)
     (folder / files.names).write_text(f"[\n{rows}\n]\n", encoding="utf-8")
     np.save(folder / files.features, features)
@@ -363,6 +431,7 @@ def _write_files(folder: Path, tokenizer: Tokenizer, reference: ReferencePass) -
     Returns the sha256 of everything that is not a graph, by name.
     """
     text, table = reference.host.text, reference.host.categories
+    (folder / text.tokenizer).parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / text.tokenizer))
     np.savez_compressed(folder / _GOLDEN, **reference.golden())  # type: ignore[arg-type]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import resource
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from ris.engines import ENGINE_NAMES, EngineSpec, create, select
 from ris.engines.errors import CheckpointError, EngineError, RisError
 from ris.reference.families import FAMILIES, all_choices
 from ris.runtime.bundle import Bundle
+from ris.runtime.categories import CategoryTable
 from ris.runtime.commands.compile import Compiling, build_options, compile_and_show
 from ris.runtime.commands.console import RisCommand, StepProgress, print_json, size
 from ris.runtime.commands.options import Command, add_options
@@ -468,7 +470,10 @@ def _print_next(result: ExportResult, row: EngineSpec | None) -> None:
     """The commands to go on with; an engine that cannot run here is not in them."""
     out = result.path
     flag = "" if str(out) == "ris-bundle" else f" --bundle {out}"
-    category = " --category person" if result.manifest.categories else ""
+    category = ""
+    if (table := result.manifest.categories) is not None:
+        name = CategoryTable.read(out / table.names).names[0]
+        category = f" --category {shlex.quote(name)}"
     engine = f" --engine {row.name}" if row is not None and row.name != "onnxruntime" else ""
     if row is not None and (reason := row.unusable()):
         click.echo(f"{row.name} cannot run here: {reason}. The next commands use what can.")

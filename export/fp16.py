@@ -7,9 +7,11 @@ Runtime on a CPU, which computes most of an FP16 graph in FP32.
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from ris.calibration.numerics.half import emulate_half
 from ris.calibration.numerics.ranges import TensorRange, copy_data, graph_ranges
@@ -26,12 +28,23 @@ Parity = dict[str, StageParity]
 """The errors of a graph's outputs, by "stage.output"."""
 
 
+class _Attempt(NamedTuple):
+    """What some islands gave."""
+
+    rows: Parity
+    """The errors in true FP16 arithmetic."""
+
+    error: float
+    """The largest relative one that is judged."""
+
+
 def make_fp16(
     graph: Graph,
     scopes: Mapping[str, list[str]],
     rules: IslandRules,
     reference: Arrays,
     known: Mapping[str, TensorRange] | None = None,
+    no_target: str | None = None,
     report: Callable[[str], None] = lambda what: None,
 ) -> tuple[dict[str, str], Parity]:
     """Rewrites the FP32 graph's file in FP16, with FP32 islands.
@@ -44,6 +57,7 @@ def make_fp16(
         rules: What the family keeps in FP32.
         reference: The arrays that the graph is measured on.
         known: Ranges of the graph's values over more samples. None: there are none.
+        no_target: The row of the no-target logits, whose error has no bound.
         report: Called with the name of a step that takes long.
 
     Returns:
@@ -57,17 +71,18 @@ def make_fp16(
     with tempfile.TemporaryDirectory(prefix=f"{graph.path.name}.fp16-", dir=beside) as folder:
         half = dataclasses.replace(graph, path=Path(folder) / graph.path.name)
 
-        def attempt(islands: Mapping[str, str]) -> Parity:
+        def attempt(islands: Mapping[str, str]) -> _Attempt:
             precision.convert_to_fp16(graph.path, half.path, islands)
-            return check_half(half, reference)
+            rows = check_half(half, reference)
+            return _Attempt(rows, _error(rows, no_target))
 
-        rows = attempt(islands)
-        if _error(rows) > ACCEPTED:
+        tried = attempt(islands)
+        if tried.error > ACCEPTED:
             report("searching FP32 islands")
-            islands, rows = _search(attempt, islands, _error(rows), scopes)
+            islands, tried = _search(attempt, islands, tried, scopes)
         for file in Path(folder).iterdir():
             file.replace(graph.path.with_name(file.name))
-    return islands, rows
+    return islands, tried.rows
 
 
 def _widest(
@@ -82,9 +97,17 @@ def _widest(
     return ranges
 
 
-def _error(rows: Parity) -> float:
-    """The largest relative error of a graph's outputs; infinite where one is not finite."""
-    return max(row.relative for row in rows.values())
+def _error(rows: Parity, no_target: str | None) -> float:
+    """The largest relative error of a graph's outputs; infinite where one is not finite.
+
+    The size of the no-target logits' error does not count (`Tolerance.no_target_logits`).
+    """
+    judged = (
+        row.relative
+        for name, row in rows.items()
+        if name != no_target or not math.isfinite(row.relative)
+    )
+    return max(judged, default=0.0)
 
 
 def check_half(graph: Graph, reference: Arrays) -> Parity:
@@ -99,11 +122,11 @@ def check_half(graph: Graph, reference: Arrays) -> Parity:
 
 
 def _search(
-    attempt: Callable[[Mapping[str, str]], Parity],
+    attempt: Callable[[Mapping[str, str]], _Attempt],
     islands: Mapping[str, str],
-    error: float,
+    tried: _Attempt,
     scopes: Mapping[str, list[str]],
-) -> tuple[dict[str, str], Parity]:
+) -> tuple[dict[str, str], _Attempt]:
     """Adds modules to the islands until the error is accepted, those that help most first.
 
     Where even all modules do not help, the caller's own check of the graph fails.
@@ -111,28 +134,26 @@ def _search(
     Args:
         attempt: Converts the graph with these islands, and measures it.
         islands: What stays FP32 so far.
-        error: The error with these islands.
+        tried: What these islands gave.
         scopes: For every node the paths of the modules it came from, outermost first.
     """
     groups = _modules(scopes)
     alone = {
-        name: _error(attempt({**islands, **dict.fromkeys(nodes, "")}))
+        name: attempt({**islands, **dict.fromkeys(nodes, "")}).error
         for name, nodes in groups.items()
     }
 
     chosen = dict(islands)
-    rows: Parity = {}
     for name in sorted(groups, key=lambda group: alone[group]):
         reason = (
-            f"{name or 'the graph itself'}: without it the error in FP16 is {error:.1e}, "
+            f"{name or 'the graph itself'}: without it the error in FP16 is {tried.error:.1e}, "
             f"accepted {ACCEPTED:.0e}"
         )
         chosen |= dict.fromkeys(groups[name] - chosen.keys(), reason)
-        rows = attempt(chosen)
-        error = _error(rows)
-        if error <= ACCEPTED:
+        tried = attempt(chosen)
+        if tried.error <= ACCEPTED:
             break
-    return chosen, rows
+    return chosen, tried
 
 
 def _modules(scopes: Mapping[str, list[str]]) -> dict[str, set[str]]:

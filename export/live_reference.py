@@ -137,6 +137,9 @@ class ReferenceSegmenter:
     device: torch.device
     """Where the model computes."""
 
+    family: str
+    """The name of the model's family."""
+
     def __init__(
         self,
         files: Mapping[str, Path | None],
@@ -148,8 +151,8 @@ class ReferenceSegmenter:
             torch.set_num_threads(threads)
         self.device = _torch_device(device)
         model, inspection = load_model(WeightFiles(**files), family)
-        self._family = inspection.family
-        design, config = DESIGNS[self._family.name], inspection.config
+        self._family, self.family = inspection.family, inspection.family.name
+        design, config = DESIGNS[self.family], inspection.config
         self._model = model.to(self.device)
         self._tokenizer = self._family.tokenizer(inspection.vocabulary, config)
         self._host, self._answer = design.host(config), design.answer(config)

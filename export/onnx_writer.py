@@ -6,13 +6,15 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
 import torch
 from torch import Tensor, nn
 
+from ris.engines.errors import ParityError
 from ris.export.families.design import StageDesign
 
 OPSET = 20
@@ -23,33 +25,54 @@ _TRACE_SIZES = {"images": 2, "expressions": 3}
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def trace_inputs(stage: StageDesign) -> dict[str, Tensor]:
-    """Inputs to trace with, by name: right dtypes and shapes, valid indices, otherwise zeros."""
+def trace_inputs(
+    stage: StageDesign, sizes: Mapping[str, int] = MappingProxyType(_TRACE_SIZES)
+) -> dict[str, Tensor]:
+    """Inputs to trace with, by name: right dtypes and shapes, valid indices, otherwise zeros.
+
+    sizes: the lengths of the axes that have a name.
+    """
     tensors = {}
     for spec in stage.inputs:
-        shape = [_TRACE_SIZES[d] if isinstance(d, str) else d for d in spec.shape]
+        shape = [sizes[d] if isinstance(d, str) else d for d in spec.shape]
         dtype = torch.int32 if spec.dtype == "int32" else torch.float32
         tensors[spec.name] = torch.zeros(shape, dtype=dtype)
     return tensors
 
 
-def write_onnx(module: nn.Module, stage: StageDesign, path: Path) -> dict[str, list[str]]:
+def write_onnx(
+    module: nn.Module, stage: StageDesign, path: Path, *, one_image: bool = False
+) -> dict[str, list[str]]:
     """Traces `module` and writes `path` and `path.data`, without the names of source files.
 
     The names of the module's arguments are those of the graph's inputs.
 
-    Returns for every node the paths of the modules it came from, outermost first, its own name
-    last. FP32 islands are chosen by these.
+    Args:
+        module: What to trace.
+        stage: Its inputs and outputs.
+        path: The file to write.
+        one_image: Whether all expressions of a call are about one image, as nothing says which: a
+            graph that takes images and expressions then has one image for good.
+
+    Returns:
+        For every node the paths of the modules it came from, outermost first, its own name last.
+        FP32 islands are chosen by these.
+
+    Raises:
+        ParityError: Where an input or output has other axes than the stage says.
     """
-    axes = {name: torch.export.Dim(name, min=1, max=1024) for name in _TRACE_SIZES}
+    sizes = _TRACE_SIZES | ({"images": 1} if one_image and _takes_both(stage) else {})
+    axes = {
+        name: torch.export.Dim(name, min=1, max=1024) for name, size in sizes.items() if size > 1
+    }
     shapes = {
-        spec.name: {i: axes[d] for i, d in enumerate(spec.shape) if isinstance(d, str)}
+        spec.name: {i: axes[d] for i, d in enumerate(spec.shape) if d in axes}
         for spec in stage.inputs
     }
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module,
-            kwargs=trace_inputs(stage),
+            kwargs=trace_inputs(stage, sizes),
             dynamo=True,
             opset_version=OPSET,
             dynamic_shapes=shapes,
@@ -59,7 +82,44 @@ def write_onnx(module: nn.Module, stage: StageDesign, path: Path) -> dict[str, l
         )
         assert program is not None
         program.save(path, external_data=True)
+    _require_axes(path, stage, {name: 1 for name in sizes if name not in axes})
     return _strip(path)
+
+
+def _takes_both(stage: StageDesign) -> bool:
+    """Whether the stage takes values of images and of expressions."""
+    axes = {axis for spec in stage.inputs for axis in spec.shape}
+    return axes >= _TRACE_SIZES.keys()
+
+
+def _require_axes(path: Path, stage: StageDesign, fixed: Mapping[str, int]) -> None:
+    """Raises ParityError where an input or output has other axes than the stage says.
+
+    A module that writes a number for the length of an axis fixes it.
+
+    Args:
+        path: The graph.
+        stage: Its stage.
+        fixed: The lengths of the axes that have a name in the stage and none in the graph.
+    """
+    graph = onnx.load(path, load_external_data=False).graph
+    found = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    wrong = []
+    for kind, specs in (("input", stage.inputs), ("output", stage.outputs)):
+        for spec in specs:
+            wanted = [fixed.get(d, d) if isinstance(d, str) else d for d in spec.shape]
+            if found.get(spec.name) != wanted:
+                has = f"is {_words(found[spec.name])}" if spec.name in found else "is missing"
+                wrong.append(f"the {kind} {spec.name!r} {has}, not {_words(wanted)}")
+    if wrong:
+        raise ParityError(f"{stage.name} was not traced as its stage says: {'; '.join(wrong)}")
+
+
+def _words(axes: Sequence[object]) -> str:
+    return f"[{', '.join(map(str, axes))}]"
 
 
 def _strip(path: Path) -> dict[str, list[str]]:
@@ -97,10 +157,15 @@ def name_input(path: Path, scopes: Mapping[str, list[str]], module: str, name: s
         name: The value's new name.
 
     Raises:
-        ValueError: Where the module does not read exactly one computed value.
+        ValueError: Where the module does not read exactly one computed value, or that is an input
+            or output of the graph, whose name is the stage's.
     """
     model = onnx.load(path, load_external_data=False)
     old = _only_input(path, model.graph, scopes, module)
+    if any(value.name == old for value in (*model.graph.input, *model.graph.output)):
+        raise ValueError(
+            f"{path}: {module} reads {old}, an input or output of the graph, which keeps its name"
+        )
     for node in model.graph.node:
         for values in (node.input, node.output):
             for i, value in enumerate(values):

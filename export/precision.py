@@ -32,12 +32,12 @@ ISLAND_OPERATORS = {
     "LayerNormalization": "as in torch.autocast",
     "GridSample": "where it samples: FP16 is 0.03 pixels off at pixel 48",
     "InstanceNormalization": (
-        "group norm in the pixel decoder: FP16 InstanceNormalization is wrong in places"
+        "instance or group norm: FP16 InstanceNormalization is wrong in places"
     ),
 }
 """ONNX operators that stay FP32 in every FP16 graph, with the reason."""
 
-QUICK_GELU = "CLIP's QuickGELU: three operators, which FP16 would round three times"
+SIGMOID = "a sigmoid and the products beside it, as in QuickGELU: FP16 would round each of them"
 """Why a sigmoid stays FP32, and the products before and after it."""
 
 RESIDUAL = (
@@ -74,8 +74,8 @@ def islands(path: Path, scopes: Mapping[str, list[str]], rules: IslandRules) -> 
     for node in graph.node:
         modules = scopes.get(node.name, [])
         reason = _by_module(modules, rules) or ISLAND_OPERATORS.get(node.op_type)
-        if reason is None and _in_quick_gelu(node, beside_sigmoid):
-            reason = QUICK_GELU
+        if reason is None and _is_beside_sigmoid(node, beside_sigmoid):
+            reason = SIGMOID
         is_attention = any(module.endswith(rules.attention) for module in modules)
         if reason is None and not is_attention and _is_sum(node, constants):
             reason = RESIDUAL
@@ -92,7 +92,7 @@ def _by_module(modules: list[str], rules: IslandRules) -> str | None:
     return None
 
 
-def _in_quick_gelu(node: onnx.NodeProto, beside_sigmoid: set[str]) -> bool:
+def _is_beside_sigmoid(node: onnx.NodeProto, beside_sigmoid: set[str]) -> bool:
     """Whether it is a sigmoid, or a product that reads or writes a value beside one."""
     values = (*node.input, *node.output)
     return node.op_type in ("Mul", "Sigmoid") and not beside_sigmoid.isdisjoint(values)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ris import reference
-from ris.engines.errors import CheckpointError
+from ris.engines.errors import CheckpointError, RisError
 from ris.export.families import DESIGNS
 from ris.reference.checkpoint import Inspection, WeightFiles, build_model, inspect
 from ris.reference.families import FAMILIES, family_named
@@ -245,6 +245,11 @@ def _wanted(source: Source) -> dict[str, _Wanted]:
     """The files that a bundle was made from, by option."""
     wanted = {"--checkpoint": _Wanted(source.checkpoint, source.checkpoint_sha256)}
     for part in source.components:
+        if part.component not in _OPTIONS:
+            raise RisError(
+                f"the bundle was made from {part.file}, a file of its {part.component}, for which"
+                " there is no option"
+            )
         wanted[_OPTIONS[part.component]] = _Wanted(part.file, part.sha256)
     return wanted
 

@@ -17,7 +17,7 @@ from ris.runtime.onnx_weights import data_files, inputs_and_outputs
 
 def problems(manifest: Manifest) -> list[str]:
     """What is wrong with a manifest whose values are of the right kinds, in sentences."""
-    return [*_unhashed(manifest), *wiring.problems(manifest)]
+    return [*_unhashed(manifest), *_two_hashes(manifest), *wiring.problems(manifest)]
 
 
 def graph_problems(entry: GraphEntry, path: Path) -> list[str]:
@@ -49,3 +49,12 @@ def _unhashed(manifest: Manifest) -> Iterator[str]:
     for field, (name, hashes) in places.items():
         if name not in hashes:
             yield f"{field} is {name!r}, which has no sha256 in the manifest"
+
+
+def _two_hashes(manifest: Manifest) -> Iterator[str]:
+    """A sentence for each file whose hash in one place is another one elsewhere."""
+    first = dict(manifest.files)
+    for entry in manifest.stages:
+        for name, sha256 in sorted(entry.sha256.items()):
+            if first.setdefault(name, sha256) != sha256:
+                yield f"{name!r} has two different sha256 in the manifest"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ris.engines import HostStep, Value
+from ris.engines.errors import BundleError
 from ris.runtime.bundle import Bundle
 from ris.runtime.categories import CategoryTable, read_table
 from ris.runtime.interpolate import Float, resize_maps, resize_rows
@@ -84,7 +85,8 @@ def _smaller(square: Levels, wanted: HostImage) -> Float:
 class HostSide:
     """The host's part of a bundle: its tokenizer, its table of categories, its resizes.
 
-    The constructor raises BundleError where the tokenizer or the table cannot be read.
+    The constructor raises BundleError where the tokenizer or the table cannot be read, and where a
+    stage takes rows of another width.
     """
 
     tokenize: ExpressionTokenizer
@@ -106,6 +108,14 @@ class HostSide:
             self.categories, self._features = read_table(
                 bundle.file(files.names), bundle.file(files.features)
             )
+            width = self._features.shape[1]
+            for stage in bundle.manifest.stages:
+                for spec in stage.inputs:
+                    if spec.value == files.value and spec.shape[1] != width:
+                        raise BundleError(
+                            f"{bundle.file(files.features)} has rows of {width} numbers, the stage"
+                            f" {stage.name!r} takes {spec.shape[1]}; export the bundle again"
+                        )
 
     def images(self, rgb: Pixels) -> dict[str, Float]:
         """The picture as the host's images, by value."""

@@ -151,6 +151,13 @@ class GraphEntry:
     int8_by_default: bool = False
     """Whether the graph is quantised where the user names none. May be absent."""
 
+    thresholded: tuple[Name, ...] = ()
+    """The outputs that lie behind a threshold, as of an attention mask. May be absent.
+
+    A number that rounding carries over the threshold is a step in them, so that parity accepts more
+    of their error.
+    """
+
     @property
     def shown(self) -> str:
         """The precision for people."""
@@ -285,8 +292,8 @@ class Answer:
 class ComponentFile:
     """A weight file that was given beside the checkpoint."""
 
-    component: Literal["sam", "clip", "bert"]
-    """The part of the model that it has weights for."""
+    component: Name
+    """The part of the model that it has weights for, as its family names it."""
 
     file: str
     """Its name, without a folder."""
@@ -340,7 +347,7 @@ class Manifest:
     """Everything that a program needs to know about a bundle."""
 
     format_version: Annotated[int, within(1, FORMAT_VERSION)]
-    """`FORMAT_VERSION` of what wrote it."""
+    """`FORMAT_VERSION`, also where the file has an earlier format."""
 
     family: Name
     """The architecture: a name of `ris.reference.families`."""
@@ -352,7 +359,7 @@ class Manifest:
     """What the bundle was made from."""
 
     model: dict[str, Any]
-    """The model's configuration, as `ris.reference.dfam.config.ModelConfig`."""
+    """The model's configuration, as its family writes it."""
 
     precision: BundlePrecision
     """What the bundle was exported or quantised to; single graphs may differ."""

@@ -8,7 +8,7 @@ uint8 [H, W, 3]; and what was asked, `expressions` and, by category, `categories
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -47,8 +47,8 @@ class Tolerance:
     no_target_logits: float | None
     """The error of the no-target logits. None: any that is finite; `no_target_margin` judges.
 
-    They are the largest over DFAM's queries, behind attention masks with a threshold. What narrow
-    arithmetic costs them comes in steps, and has no bound (docs/reference/precision.md).
+    A head may take the largest over queries, behind attention masks with a threshold. What narrow
+    arithmetic costs it then comes in steps, and has no bound (docs/reference/precision.md).
     """
 
     no_target_margin: float
@@ -104,6 +104,12 @@ TOLERANCES: dict[Precision, Tolerance] = {
 }
 """What is accepted of each precision, the narrowest last."""
 
+THRESHOLDED = 1e-3
+"""The least error that is accepted of a value behind a threshold (`GraphEntry.thresholded`).
+
+An attention mask that blocks one key more or less changes one query by up to a hundredth.
+"""
+
 MADE_UP_FP16_IOU = 0.995
 """The mask IoU that is accepted of made-up weights in FP16.
 
@@ -141,6 +147,13 @@ def no_target_row(manifest: Manifest) -> str | None:
     value = manifest.answer.no_target_logits
     makers = (stage.name for stage in manifest.stages for out in stage.outputs if out.name == value)
     return next((f"{stage}.{value}" for stage in makers), None)
+
+
+def thresholded_rows(manifest: Manifest) -> set[str]:
+    """The rows of the values that lie behind a threshold."""
+    named = {f"{stage.name}.{value}" for stage in manifest.stages for value in stage.thresholded}
+    masks = any(manifest.answer.mask_logits in stage.thresholded for stage in manifest.stages)
+    return named | {END_TO_END} if masks else named
 
 
 def _int8_tolerance(manifest: Manifest) -> Tolerance:
@@ -271,8 +284,9 @@ def load_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
     except Exception as error:  # whatever zipfile and numpy raise for a damaged file
         reason = one_line(str(error))[:200]
         raise BundleError(f"{path} cannot be read ({reason}); export the bundle again") from None
+    images = bundle.manifest.host.images
     for old, name in GOLDEN_NAMES.items():
-        if old in found and name not in found:
+        if name in images and old not in images and old in found and name not in found:
             found[name] = found.pop(old)
     if problem := _golden_problem(found, bundle.manifest):
         raise BundleError(f"{path} {problem}; export the bundle again")
@@ -361,7 +375,7 @@ def check_model(
         )
         decided.append(float((differs & (surely == perhaps)).mean()))
 
-    failures = failed_rows(rows, tolerance, no_target_row(manifest))
+    failures = failed_rows(rows, tolerance, no_target_row(manifest), thresholded_rows(manifest))
     no_target = None
     if (name := manifest.answer.no_target_logits) is not None:
         probabilities = no_target_probabilities(reference[name])
@@ -419,11 +433,18 @@ def _answers(model: Model, reference: Arrays) -> list[Segmentation]:
 
 
 def failed_rows(
-    rows: Mapping[str, StageParity], tolerance: Tolerance, no_target: str | None = None
+    rows: Mapping[str, StageParity],
+    tolerance: Tolerance,
+    no_target: str | None = None,
+    thresholded: Collection[str] = (),
 ) -> list[str]:
     """A sentence for every row that is out of tolerance.
 
-    no_target: the row of the no-target logits (`no_target_row`).
+    Args:
+        rows: What was compared, by name.
+        tolerance: What is accepted.
+        no_target: The row of the no-target logits (`no_target_row`).
+        thresholded: The rows behind a threshold (`thresholded_rows`).
     """
     failures = []
     own: dict[str | None, float | None] = {
@@ -435,7 +456,10 @@ def failed_rows(
         if accepted is None:
             if not math.isfinite(row.relative):
                 failures.append(f"{name}: values that are not finite")
-        elif not row.relative <= accepted:  # NaN is out of tolerance too
+            continue
+        if name in thresholded:
+            accepted = max(accepted, THRESHOLDED)
+        if not row.relative <= accepted:  # NaN is out of tolerance too
             failures.append(
                 f"{name}: relative error {row.relative:.2e} (largest {row.max_abs:.2e}), accepted"
                 f" {accepted:.0e}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,7 @@ class ExpressionTokenizer:
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
             self._added = self._tokenizer.num_special_tokens_to_add(False)
+            self._unknown = _unknown_id(self._tokenizer.model)
         self._ids_of(_PROBE)
 
     def __call__(self, expressions: Sequence[str]) -> Tokens:
@@ -141,8 +142,8 @@ class ExpressionTokenizer:
             )
         unknown = [
             expression[start:end]
-            for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True)
-            if token == "[UNK]"
+            for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            if token == self._unknown
         ]
         if unknown:
             notes.append(f"words the model does not know: {', '.join(unknown)}")
@@ -151,3 +152,9 @@ class ExpressionTokenizer:
             word = encoding.tokens[read.index(self._pad)]
             notes.append(f"{word} is padding to the model: it does not read it")
         return tuple(notes)
+
+
+def _unknown_id(model: Any) -> int | None:
+    """The id of the token that stands for unknown words; None where the tokenizer has none."""
+    name = getattr(model, "unk_token", None)
+    return None if name is None else model.token_to_id(name)

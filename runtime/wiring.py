@@ -9,6 +9,7 @@ when.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from ris.engines import TensorSpec
@@ -16,6 +17,12 @@ from ris.runtime.manifest import PICTURE, GraphEntry, HostImage, Manifest, Resiz
 
 Shape = tuple[int | str | None, ...]
 """Sizes of axes; "images" or "expressions" for as many as there are; None for any size."""
+
+_KEPT_NAMES = frozenset({PICTURE, "rgb", "expressions", "categories", "file", "allow_pickle"})
+"""Of no value: what golden.npz has beside values, and what `numpy.savez` takes."""
+
+_HOST_STEPS = frozenset({"load", "prepare", "tokenize", "mask"})
+"""Of no stage and no resize: the host's own steps in `Segmentation.timings`."""
 
 
 class Given(NamedTuple):
@@ -95,7 +102,10 @@ def _values_of(stage: GraphEntry, resizes: dict[str, Resize]) -> list[str]:
 
 def problems(manifest: Manifest) -> list[str]:
     """What in a manifest contradicts itself, a sentence for each; libris says the same."""
-    found = [*_twice(manifest), *_images(manifest)]
+    host = manifest.host  # in the order of names, as libris has them
+    images, resizes = dict(sorted(host.images.items())), dict(sorted(host.resizes.items()))
+    manifest = replace(manifest, host=replace(host, images=images, resizes=resizes))
+    found = [*_names(manifest), *_images(manifest)]
     if found:  # what follows would say it again
         return found
     given = _given(manifest)
@@ -136,16 +146,24 @@ def _all_given(manifest: Manifest) -> Iterator[tuple[str, Given]]:
         yield name, Given(makers.get(resize.of, ""), f"host.resizes.{name}", "float32", maps)
 
 
-def _twice(manifest: Manifest) -> Iterator[str]:
-    """A sentence for each name that two stages or two values have."""
+def _names(manifest: Manifest) -> Iterator[str]:
+    """A sentence for each name that two stages or two values have, or one may not have."""
     seen: set[str] = set()
     for stage in manifest.stages:
         if stage.name in seen:
             yield f"two stages are called {stage.name!r}"
         seen.add(stage.name)
+    clocks = [(f"the stage {stage.name!r}", stage.name, _HOST_STEPS) for stage in manifest.stages]
+    for name in manifest.host.resizes:
+        clocks.append((f"host.resizes.{name}", name, _HOST_STEPS | seen))
+    for place, name, taken in clocks:
+        if name in taken:
+            yield f"{place} has the name of another step, and steps are timed by their names"
     first: dict[str, str] = {}
     for name, given in _all_given(manifest):
-        if name in first:
+        if name in _KEPT_NAMES:
+            yield f"the value {name!r} has a name that is kept for something else"
+        elif name in first:
             yield f"the value {name!r} is given twice, by {first[name]} and by {given.place}"
         first.setdefault(name, given.place)
 
@@ -205,7 +223,7 @@ def _stages(manifest: Manifest, given: dict[str, Given]) -> Iterator[str]:
                 yield f"{takes}, which nothing gives"
             elif value.by and value.by not in ran:
                 yield f"{takes}, which the stage {value.by!r} gives, and that runs no earlier"
-            elif not _fits(spec, value):
+            elif not _fits(spec, value.dtype, value.shape):
                 yield f"{takes} as {_words(spec)}; it is {_words(value)}"
         axis = "images" if runs_once_an_image(stage) else "expressions"
         for out in stage.outputs:
@@ -217,12 +235,14 @@ def _stages(manifest: Manifest, given: dict[str, Given]) -> Iterator[str]:
         ran.add(stage.name)
 
 
-def _fits(spec: TensorSpec, value: Given) -> bool:
+def _fits(tensor: TensorSpec | Given, dtype: str, shape: Shape) -> bool:
+    """Whether a tensor is of that kind; None in the shape is any number."""
     return (
-        spec.dtype == value.dtype
-        and len(spec.shape) == len(value.shape)
+        tensor.dtype == dtype
+        and len(tensor.shape) == len(shape)
         and all(
-            has is None or takes == has for takes, has in zip(spec.shape, value.shape, strict=True)
+            has == wanted or (wanted is None and isinstance(has, int))
+            for has, wanted in zip(tensor.shape, shape, strict=True)
         )
     )
 
@@ -243,10 +263,7 @@ def _answer(manifest: Manifest, given: dict[str, Given]) -> Iterator[str]:
             yield f"{place} no stage gives"
             continue
         value = given[name]
-        fits = len(value.shape) == len(shape) and all(
-            wants is None or wants == has for wants, has in zip(shape, value.shape, strict=True)
-        )
-        if value.dtype != "float32" or not fits or value.shape[2:3] != value.shape[3:4]:
+        if not _fits(value, "float32", shape) or value.shape[2:3] != value.shape[3:4]:
             sides = ", ".join("side" if n is None else str(n) for n in shape)
             yield f"{place} is {_words(value)}, not float32 [{sides}]"
 

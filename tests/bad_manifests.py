@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import format_1
+import numpy as np
 
 from conftest import GOLDEN, REPO
+from ris.runtime.bundle import hash_files
 
 DEMO = REPO / "runtime" / "demo-bundle"
 
@@ -54,19 +56,35 @@ def write(case: dict[str, Any], folder: Path) -> Path:
     return bundle
 
 
+def with_table(folder: Path, width: int, taken: int) -> Path:
+    """The demo's bundle with a category of `width` numbers, and a stage that takes `taken`."""
+    files = {"names": "categories.json", "features": "categories.npy"}
+    bundle = write({"format": 2, "changes": []}, folder)
+    (bundle / files["names"]).write_text('[{"name": "dog", "thing": true, "synonyms": []}]')
+    np.save(bundle / files["features"], np.ones((1, width), np.float32))
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    manifest["host"]["categories"] = files | {"value": "category_feature"}
+    manifest["files"] |= hash_files(bundle, files.values())
+    about = {"value": "category_feature", "dtype": "float32", "shape": ["expressions", taken]}
+    _at(manifest, ["stages", "text_encoder", "inputs"]).append({"name": "category"} | about)
+    (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return bundle
+
+
 def _changed(whole: bytes, changes: list[dict[str, Any]]) -> str:
     """A manifest with the changes, as text."""
     data = json.loads(whole)
     texts = []
     for change in changes:
         *way, last = change["at"]
-        parent = data
-        for step in way:
-            parent = parent[step]
+        parent = _at(data, way)
+        last = _key(parent, last)
         if change.get("remove"):
             del parent[last]
         elif "value" in change:
             parent[last] = change["value"]
+        elif "as_at" in change:
+            parent[last] = _at(data, change["as_at"])
         else:
             parent[last] = json.loads(_PLACE)
             deep = change.get("nested", 0)
@@ -74,3 +92,17 @@ def _changed(whole: bytes, changes: list[dict[str, Any]]) -> str:
             texts[-1] = texts[-1] or "[" * deep + "]" * deep
     before, *after = json.dumps(data, ensure_ascii=False).split(_PLACE)
     return before + "".join(text + rest for text, rest in zip(texts, after, strict=True))
+
+
+def _at(data: Any, way: list[str | int]) -> Any:
+    """The value at the end of a way."""
+    for step in way:
+        data = data[_key(data, step)]
+    return data
+
+
+def _key(parent: Any, step: str | int) -> str | int:
+    """Where a step leads: the name of a stage is its place among the stages."""
+    if isinstance(parent, list) and isinstance(step, str):
+        return [each["name"] for each in parent].index(step)
+    return step

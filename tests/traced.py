@@ -41,11 +41,14 @@ def shared(trace: Any) -> Any:
     """`trace` behind the cache; `.traces` is the function itself."""
 
     @functools.wraps(trace)
-    def write_onnx(module: Any, stage: Any, path: Path) -> dict[str, list[str]]:
+    def write_onnx(
+        module: Any, stage: Any, path: Path, *, one_image: bool = False
+    ) -> dict[str, list[str]]:
         if sum(tensor.numel() for tensor in module.state_dict().values()) > _LARGEST:
-            return trace(module, stage, path)  # full size: gigabytes, and traced once anyway
+            # full size: gigabytes, and traced once anyway
+            return trace(module, stage, path, one_image=one_image)
         FOLDER.mkdir(parents=True, exist_ok=True)
-        key = _key(module, stage, path)
+        key = _key(module, stage, path, one_image)
         entry = FOLDER / key
         with (FOLDER / f".{key}.lock").open("w") as lock:
             # two processes that need the same graph: the second waits for the first one's
@@ -54,7 +57,7 @@ def shared(trace: Any) -> Any:
                 _forget_old()
                 shutil.rmtree(entry, ignore_errors=True)
                 entry.mkdir()
-                scopes = trace(module, stage, path)
+                scopes = trace(module, stage, path, one_image=one_image)
                 for file in path.parent.glob(f"{path.name}*"):
                     shutil.copyfile(file, entry / file.name)
                 (entry / "partial.json").write_text(json.dumps(scopes))
@@ -68,10 +71,10 @@ def shared(trace: Any) -> Any:
     return write_onnx
 
 
-def _key(module: Any, stage: Any, path: Path) -> str:
+def _key(module: Any, stage: Any, path: Path, one_image: bool) -> str:
     """A hash of everything that a trace depends on."""
     told = hashlib.sha256(_code().encode())
-    signature = (path.name, stage.inputs, stage.outputs, type(module).__qualname__)
+    signature = (path.name, stage.inputs, stage.outputs, type(module).__qualname__, one_image)
     told.update(repr(signature).encode())
 
     for name, part in module.named_modules():

@@ -116,10 +116,14 @@ def _setup(bundle: Bundle, samples: SampleSet, options: Int8Options) -> dict[str
     asked = asdict(options)
     for name in _RESULTS_SERVE_ANY:
         del asked[name]
+    manifest = bundle.manifest
     return {
         "options": asked,
         "samples": samples.fingerprint,
-        "graphs": {stage: entry.sha256 for stage, entry in bundle.manifest.graphs.items()},
+        "graphs": {stage: asdict(entry) for stage, entry in manifest.graphs.items()},
+        "host": asdict(manifest.host),
+        "answer": asdict(manifest.answer),
+        "files": manifest.files,  # such as the tokenizer
         "version": __version__,
     }
 

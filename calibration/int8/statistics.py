@@ -21,7 +21,7 @@ from ris.calibration.numerics.qdq import Layer, find_layers
 from ris.calibration.numerics.smoothing import find_folds, smooth
 from ris.engines import Graph
 from ris.engines.errors import ParityError
-from ris.runtime.parity import TOLERANCES, compare
+from ris.runtime.parity import THRESHOLDED, TOLERANCES, compare
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,14 @@ def measure(
 
 def _check_same(chain: Chain, graph: Graph) -> None:
     """Compares the outputs for the first sample with the recorded ones."""
-    stage, accepted = graph.stage, TOLERANCES["fp32"].stage
+    stage, tolerance = graph.stage, TOLERANCES["fp32"]
+    thresholded = chain.bundle.manifest.graphs[stage].thresholded
     wanted = chain.recorded(0, stage)
     feeds = chain.feeds(stage, 0, chain.samples[0], {})
     with chain.open(stage, graph.path) as session:
         for name, got in session.run(feeds).items():
             error = compare(got, wanted[name]).relative
+            accepted = THRESHOLDED if name in thresholded else tolerance.stage
             if not error <= accepted:
                 raise ParityError(
                     f"smoothing changed {stage}: {name} is off by {error:.1e}, accepted"

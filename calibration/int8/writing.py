@@ -44,7 +44,8 @@ def write_bundle(
     bundle = quantiser.chain.bundle
     manifest = bundle.manifest
     with building(out, overwrite) as folder:
-        (folder / "graphs").mkdir()
+        for name in bundle.hashes():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
         for name in manifest.files:
             shutil.copyfile(bundle.file(name), folder / name)
 

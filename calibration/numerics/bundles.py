@@ -47,7 +47,8 @@ def _check(bundle: Bundle, out: Path) -> None:
 def _write(bundle: Bundle, folder: Path) -> None:
     """Writes the emulated bundle's files to the empty `folder`."""
     manifest = bundle.manifest
-    (folder / "graphs").mkdir()
+    for name in bundle.hashes():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
     for name in manifest.files:
         shutil.copyfile(bundle.file(name), folder / name)
 

@@ -59,7 +59,7 @@ Stage stage(const Fields &fields) {
     if (!stage.file.empty() && std::filesystem::path(stage.file).extension() != ".onnx") {
         fields.wrong("file", "a file *.onnx", stage.file);
     }
-    stage.precision = fields.text("precision");
+    stage.precision = fields.word("precision", {"fp32", "bf16", "fp16"});
     const json &sampling = fields.get("sampling");
     stage.sampling = sampling.is_null() ? "" : fields.word("sampling", {"native", "gather"});
     stage.sha256 = fields.hashes("sha256");
@@ -122,7 +122,7 @@ Manifest manifest(const Fields &fields, std::vector<std::string> &problems) {
     if (model.is_object() && preset != model.end() && preset->is_string()) {
         manifest.preset = preset->get<std::string>();
     }
-    manifest.precision = fields.text("precision");
+    manifest.precision = fields.word("precision", {"fp32", "bf16", "fp16", "int8"});
 
     manifest.host = host(fields.object("host"), problems);
     for (const auto &[number, entry] : fields.objects("stages", false)) {

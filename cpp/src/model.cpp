@@ -76,6 +76,18 @@ Model::Model(const std::string &path, const Options &options)
                                               " categories, the features have " + rows +
                                               " rows; export the bundle again");
         }
+        for (const Stage &stage : manifest.stages) {
+            for (const TensorSpec &spec : stage.inputs) {
+                const size_t width = category_features_.width;
+                if (spec.value != table.value || static_cast<size_t>(spec.shape[1]) == width) {
+                    continue;
+                }
+                throw Error(RIS_ERROR_BUNDLE, features + " has rows of " + std::to_string(width) +
+                                                  " numbers, the stage " + quoted(stage.name) +
+                                                  " takes " + std::to_string(spec.shape[1]) +
+                                                  "; export the bundle again");
+            }
+        }
     }
 
     auto graphs = std::make_unique<const Graphs>(bundle_, engine_);
@@ -202,7 +214,7 @@ std::vector<size_t> Model::category_rows(const Question &question) const {
         return {};
     }
     if (question.categories.empty()) {
-        throw Error(RIS_ERROR_EXPRESSION, "this model asks by category: name each object's COCO "
+        throw Error(RIS_ERROR_EXPRESSION, "this model asks by category: name each object's "
                                           "category in options.categories");
     }
     std::vector<size_t> rows;

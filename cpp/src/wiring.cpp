@@ -13,6 +13,12 @@ namespace {
 constexpr int kAny = 0;  // an axis of any size
 constexpr int kEach = TensorSpec::expressions;
 
+// Names of no value: what Python's golden.npz has beside values, and what writes it takes.
+const std::set<std::string> kKeptNames{"picture",    "rgb",  "expressions",
+                                       "categories", "file", "allow_pickle"};
+// Names of no stage and no resize: the host's own steps in Python's timings.
+const std::set<std::string> kHostSteps{"load", "prepare", "tokenize", "mask"};
+
 // A value, and what gives it. by: a stage's name, "" for the host; place: the same in words.
 struct Given : TensorSpec {
     std::string by, place;
@@ -33,7 +39,7 @@ std::string words(const TensorSpec &spec, const char *any = "any") {
 
 // Whether a tensor is of the kind and shape that another says.
 bool fits(const TensorSpec &spec, const TensorSpec &wanted) {
-    const auto equal = [](int size, int wants) { return wants == kAny || size == wants; };
+    const auto equal = [](int size, int wants) { return wants == kAny ? size > 0 : size == wants; };
     return spec.is_int32 == wanted.is_int32 && spec.shape.size() == wanted.shape.size() &&
            std::equal(spec.shape.begin(), spec.shape.end(), wanted.shape.begin(), equal);
 }
@@ -44,8 +50,9 @@ public:
 
     std::vector<std::string> read() {
         find_unhashed();
+        find_two_hashes();
         const size_t before = found_.size();
-        find_twice();
+        find_names();
         find_images();
         if (found_.size() > before) return found_;  // what follows would say it again
         find_resizes();
@@ -79,14 +86,34 @@ private:
         tell(field + " is " + quoted(name) + ", which has no sha256 in the manifest");
     }
 
-    // Collects all values; stages and values that are there twice.
-    void find_twice() {
+    void find_two_hashes() {
+        std::map<std::string, std::string> first = manifest_.files;
+        for (const Stage &stage : manifest_.stages) {
+            for (const auto &[name, sha256] : stage.sha256) {
+                if (first.insert({name, sha256}).first->second == sha256) continue;
+                tell(quoted(name) + " has two different sha256 in the manifest");
+            }
+        }
+    }
+
+    // Collects all values; stages and values that are there twice, or have a name that is kept.
+    void find_names() {
         std::set<std::string> seen;
         for (const Stage &stage : manifest_.stages) {
             if (seen.insert(stage.name).second) continue;
             tell("two stages are called " + quoted(stage.name));
         }
         const Host &host = manifest_.host;
+        const char *const shares =
+            " has the name of another step, and steps are timed by their names";
+        for (const Stage &stage : manifest_.stages) {
+            if (kHostSteps.count(stage.name) == 0) continue;
+            tell("the stage " + quoted(stage.name) + shares);
+        }
+        for (const Resize &resize : host.resizes) {
+            if (kHostSteps.count(resize.name) + seen.count(resize.name) == 0) continue;
+            tell("host.resizes." + resize.name + shares);
+        }
         for (const HostImage &image : host.images) {
             give(image.name, "host.images." + image.name, false,
                  {TensorSpec::images, 3, image.size, image.size});
@@ -119,6 +146,10 @@ private:
               std::vector<int> shape, const std::string &by = "") {
         const auto [first, is_new] =
             given_.insert({name, {{name, name, is_int32, std::move(shape)}, by, place}});
+        if (kKeptNames.count(name) != 0) {
+            tell("the value " + quoted(name) + " has a name that is kept for something else");
+            return;
+        }
         if (is_new) return;
         tell("the value " + quoted(name) + " is given twice, by " + first->second.place +
              " and by " + place);

@@ -73,6 +73,9 @@ class StageDesign:
     int8_by_default: bool = False
     """Whether it is quantised where the user names no graph."""
 
+    thresholded: tuple[str, ...] = ()
+    """The outputs that lie behind a threshold, as of an attention mask."""
+
     islands: IslandRules = IslandRules()
     """What stays FP32 in the FP16 graph."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import Any, Literal, Protocol, Self, TypeVar, get_args, get_origin, get_type_hints
@@ -11,7 +12,7 @@ from ris.engines.text import quoted, reason_of
 from ris.reference.checkpoint.encoders import MOST_BLOCKS
 
 _LARGEST_SIZE = 1 << 20
-_COUNTS_OF_BLOCKS = ("depth", "layers", "blocks")  # how the names of such fields end
+_COUNTS_OF_BLOCKS = ("depth", "depths", "layers", "blocks")  # how the names of such fields end
 
 
 class _FromDict(Protocol):
@@ -41,6 +42,7 @@ def read_carried(kind: type[T], data: Any, source: object) -> T:
         for part in _parts(config):
             _check_choices(part)
             _check_sizes(part)
+            _check_others(part)
         return config
     except (TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
@@ -69,11 +71,22 @@ def _check_sizes(part: Any) -> None:
     """Raises TypeError for a size of another kind, ValueError for one that no model has."""
     for name, kind in get_type_hints(type(part)).items():
         value = getattr(part, name)
-        if kind is str and not isinstance(value, str):
-            raise TypeError(f"{name} is {quoted(value)}, not text")
         sizes = (value,) if kind is int else value if kind == tuple[int, ...] else ()
         if not isinstance(sizes, tuple) or any(type(size) is not int for size in sizes):
             raise TypeError(f"{name} is {quoted(value)}, not a whole number")
         most = MOST_BLOCKS if name.endswith(_COUNTS_OF_BLOCKS) else _LARGEST_SIZE
         if not all(0 <= size <= most for size in sizes):
             raise ValueError(f"{name} is {quoted(value)}, not from 0 to {most}")
+
+
+def _check_others(part: Any) -> None:
+    """Raises TypeError for a text, a number or a yes or no of another kind."""
+    for name, kind in get_type_hints(type(part)).items():
+        value = getattr(part, name)
+        if kind is str and not isinstance(value, str):
+            raise TypeError(f"{name} is {quoted(value)}, not text")
+        if kind is bool and not isinstance(value, bool):
+            raise TypeError(f"{name} is {quoted(value)}, not true or false")
+        # JSON writes 1.0 as 1, perhaps; Python's has NaN
+        if kind is float and not (type(value) in (int, float) and math.isfinite(value)):
+            raise TypeError(f"{name} is {quoted(value)}, not a finite number")

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class Misfit:
     """Shape and dtype of the file's tensor, in words."""
 
     expected: str
-    """Shape of the model's tensor, in words."""
+    """Shape of the model's tensor, and its dtype where that is of another kind, in words."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class KeyReport:
     """Keys of the files that no checkpoint should have."""
 
     misfits: tuple[Misfit, ...]
-    """Tensors of another shape, or no floats."""
+    """Tensors of another shape, or of another kind of number."""
 
     nearest: dict[str, str]
     """For missing and unexpected keys that a message names, the most similar of the other kind."""
@@ -153,9 +154,20 @@ def _shortened(texts: list[str]) -> str:
 
 
 def compare_keys(
-    entries: Mapping[str, Entry], wanted: Mapping[str, tuple[int, ...]], rules: KeyRules
+    entries: Mapping[str, Entry],
+    wanted: Mapping[str, tuple[int, ...]],
+    rules: KeyRules,
+    dtypes: Mapping[str, torch.dtype] = MappingProxyType({}),
 ) -> KeyReport:
-    """The files' tensors against the shapes `wanted` that the model has."""
+    """The files' tensors against those of the model.
+
+    Args:
+        entries: The files' tensors.
+        wanted: The shapes of the model's.
+        rules: What the keys mean.
+        dtypes: The dtypes of the model's; float32 where a key is not in it.
+    """
+    own = {key: dtypes.get(key, torch.float32) for key in wanted}
     loaded = [key for key in wanted if key in entries]
     lacking = [key for key in wanted if key not in entries]
     extra = [key for key in entries if key not in wanted]
@@ -169,9 +181,9 @@ def compare_keys(
         missing=tuple(missing),
         unexpected=tuple(unexpected),
         misfits=tuple(
-            Misfit(key, _words(entries[key]), _shape(wanted[key]))
+            Misfit(key, _words(entries[key]), _expected(entries[key], wanted[key], own[key]))
             for key in loaded
-            if entries[key].shape != wanted[key] or not entries[key].dtype.is_floating_point
+            if entries[key].shape != wanted[key] or _kind(entries[key].dtype) != _kind(own[key])
         ),
         nearest={
             **_nearest(_first_of_each(unexpected, rules), missing, entries, wanted),
@@ -215,8 +227,26 @@ def _nearest(
 
 
 def _words(entry: Entry) -> str:
-    kind = "" if entry.dtype == torch.float32 else f" {str(entry.dtype).removeprefix('torch.')}"
+    kind = "" if entry.dtype == torch.float32 else f" {_name(entry.dtype)}"
     return _shape(entry.shape) + kind
+
+
+def _expected(entry: Entry, shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    """The model's tensor in words, where the file has `entry`."""
+    return _shape(shape) + ("" if _kind(entry.dtype) == _kind(dtype) else f" {_name(dtype)}")
+
+
+def _kind(dtype: torch.dtype) -> str:
+    """The kind of number; those of one kind are read as each other."""
+    if dtype.is_floating_point:
+        return "float"
+    if dtype == torch.bool or dtype.is_complex:
+        return _name(dtype)
+    return "integer"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -181,8 +181,13 @@ def inspect(
         raise CheckpointError(f"{names}: its sizes make no model ({reason_of(error)})") from None
 
     entries, more_notes = opened.family.complete(entries, config)
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    keys = compare_keys(entries, wanted, opened.family.key_rules(config))
+    state = model.state_dict()
+    keys = compare_keys(
+        entries,
+        {key: tuple(value.shape) for key, value in state.items()},
+        opened.family.key_rules(config),
+        {key: value.dtype for key, value in state.items()},
+    )
     weights: dict[Component, Path] = {"checkpoint": files.checkpoint} if files.checkpoint else {}
     weights |= {c.component: c.file.path for c in opened.components if c.file is not None}
     return Inspection(
@@ -263,7 +268,8 @@ def build_model(inspection: Inspection, **options: bool) -> Any:
     state = {}
     for key, value in model.state_dict().items():
         entry = inspection.entries.get(key)
-        state[key] = torch.zeros(value.shape) if entry is None else entry.read()
+        found = torch.zeros(value.shape) if entry is None else entry.read()
+        state[key] = found.to(value.dtype)  # itself, but for integers of another size
     model.load_state_dict(state, assign=True)
     return model
 

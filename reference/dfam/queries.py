@@ -202,22 +202,31 @@ class DFAM(nn.Module):
             out.no_target_per_query, out.no_target_logits = self.no_target(out.object_embedding)
         return out
 
-    def decide(
-        self, sam_levels: Sequence[Tensor], finest_clip_level: Tensor, sam: Tensor
-    ) -> Tensor:
-        """The no-target logits [B, 2] alone, without the parts of `forward` that do not reach them.
+    def read_sam(self, sam_levels: Sequence[Tensor], sam: Tensor) -> tuple[Tensor, Tensor]:
+        """The SAM path alone, which depends on no word.
 
-        The arguments are those of `forward`, but for CLIP's levels, of which the finest is enough.
+        The arguments are those of `forward`.
+
+        Returns:
+            The queries behind the last layer [B, Q, C], and the masks that it read [B, Q, s, s].
         """
         queries = self.start(sam)
         mask_logits = self.masks(queries, sam)
         for layer in range(self.layers - 1):
             queries = self.sam_step(layer, queries, sam_levels[layer], mask_logits)
             mask_logits = self.masks(queries, sam)
-
         last = self.layers - 1
-        queries = self.sam_step(last, queries, sam_levels[last], mask_logits)
-        read = self.clip_step(last, queries, finest_clip_level, mask_logits)
+        return self.sam_step(last, queries, sam_levels[last], mask_logits), mask_logits
+
+    def decide(self, queries: Tensor, finest_clip_level: Tensor, mask_logits: Tensor) -> Tensor:
+        """The no-target logits [B, 2] alone, without the parts of `forward` that do not reach them.
+
+        Args:
+            queries: Of `read_sam`, [B, Q, C].
+            finest_clip_level: CLIP's finest level, [B, C, h, h].
+            mask_logits: Of `read_sam`, [B, Q, s, s].
+        """
+        read = self.clip_step(self.layers - 1, queries, finest_clip_level, mask_logits)
         return self.no_target(self.objects(read))[1]
 
     def training_logits(

@@ -31,11 +31,29 @@ def category_features(model: RISModel, categories: Sequence[str | None]) -> Tens
 
 
 def encode(model: RISModel, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`sam_image` and `clip_image` of B images -> `image_embeddings` and `clip_tokens`."""
-    return {
-        "image_embeddings": model.encode_sam(images["sam_image"]),
-        "clip_tokens": model.encode_clip(images["clip_image"]),
+    """What depends on B images alone.
+
+    Args:
+        model: The reference model.
+        images: `sam_image` and `clip_image`.
+
+    Returns:
+        float32: `image_embeddings`, `clip_tokens`, `pixel_values`, `pixel_queries` and, where the
+        model has a no-target head, `object_queries` and `object_masks`.
+    """
+    embeddings = model.encode_sam(images["sam_image"])
+    tokens = model.encode_clip(images["clip_image"])
+    values, queries = model.pwam.project_image(tokens)
+    found = {
+        "image_embeddings": embeddings,
+        "clip_tokens": tokens,
+        "pixel_values": values,
+        "pixel_queries": queries,
     }
+    if model.config.no_target != "none":
+        levels = model.backbone_sam(embeddings)[::-1]
+        found["object_queries"], found["object_masks"] = model.decoder.read_sam(levels, embeddings)
+    return found
 
 
 def ask(model: RISModel, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

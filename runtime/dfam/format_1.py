@@ -12,7 +12,10 @@ FAMILY = "dfam"
 """The family of every bundle of format 1."""
 
 GOLDEN_NAMES = {"square": "sam_image"}
-"""Arrays of a golden.npz of format 1 whose value has another name."""
+"""Images in a golden.npz of format 1 whose value has another name.
+
+Calibration copies the file, so it may also lie beside a manifest of format 2.
+"""
 
 # for each stage what it takes (name in the graph -> value, where that differs), and what a
 # precision may do to it

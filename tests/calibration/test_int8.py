@@ -20,7 +20,7 @@ from stages import STAGES
 
 from conftest import REPO
 from ris.calibration.command import main
-from ris.calibration.int8.quantise import Int8Options, quantise_bundle, work_folder
+from ris.calibration.int8.quantise import Int8Options, _setup, quantise_bundle, work_folder
 from ris.calibration.int8.work import Work
 from ris.calibration.numerics.qdq import find_layers
 from ris.calibration.samples import scene_set
@@ -194,8 +194,29 @@ def test_other_options_begin_again(tmp_path):
     assert (tmp_path / "foreign" / "thesis.txt").exists()
 
 
+def test_another_host_begins_again(made_up_bundle, tmp_path):
+    """What was found depends on all that the host does, on the answer and on the tokenizer."""
+    bundle, options = open_bundle(made_up_bundle), Int8Options()
+    manifest = bundle.manifest
+    host = replace(manifest.host, text=replace(manifest.host.text, max_tokens=5))
+    answer = replace(manifest.answer, threshold=0.25)
+    setups = [
+        _setup(replace(bundle, manifest=changed), scene_set(2), options)
+        for changed in (
+            manifest,
+            replace(manifest, host=host),
+            replace(manifest, answer=answer),
+            replace(manifest, files=manifest.files | {"tokenizer.json": "0" * 64}),
+        )
+    ]
+    assert not Work(tmp_path / "w", setups[0]).restarted
+    assert not Work(tmp_path / "w", setups[0]).restarted
+    for setup in setups[1:]:
+        assert Work(tmp_path / "w", setup).restarted
+
+
 def test_every_graph_and_attention(tiny_bundle, tmp_path):
-    """All five graphs, with attention's own products: it runs, and each graph has some."""
+    """All graphs, with attention's own products: it runs, and each graph has some."""
     options = Int8Options(
         graphs=STAGES, calibrator="minmax", attention=True, max_iou_drop=1.0, sensitivity=False
     )

@@ -14,17 +14,17 @@ from ris.calibration.numerics.reach import Reach, inputs_behind
 from ris.calibration.samples import scene_set
 from ris.runtime import BUILT_IN, open_bundle
 
-SAM, CLIP, TEXT, FUSION, DECODER = STAGES
+SAM, CLIP, FEATURES, TEXT, FUSION, DECODER = STAGES
 
 
 def test_the_masks_need_no_fusion_for_another_sam():
-    """What the fusion takes of SAM's encoder decides "no target" alone."""
+    """What the fusion takes of SAM's encoder, through a stage, decides "no target" alone."""
     reach = Reach(open_bundle(BUILT_IN, verify=False))
     assert reach.touched([SAM]) == [SAM, DECODER]
-    assert reach.touched([CLIP]) == [CLIP, FUSION, DECODER]
+    assert reach.touched([CLIP]) == [CLIP, FEATURES, FUSION, DECODER]
     assert reach.touched([TEXT]) == [TEXT, FUSION, DECODER]
     assert reach.touched([DECODER]) == [DECODER]
-    assert reach.touched([DECODER, SAM, CLIP]) == [SAM, CLIP, FUSION, DECODER]
+    assert reach.touched([DECODER, SAM, CLIP]) == [SAM, CLIP, FEATURES, FUSION, DECODER]
     assert reach.touched([]) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import onnx
@@ -10,9 +11,11 @@ import pytest
 from onnx import TensorProto, helper
 
 import bad_manifests
+from ris.runtime import BundleError, open_bundle
 from ris.runtime.bundle import sha256_of
 
 CASES = [case for case in bad_manifests.CASES.values() if not case.get("python_only")]
+OWN_FORM = [case for case in CASES if case.get("format") == 2 and case["expect"]]
 
 
 @pytest.mark.parametrize("verify", [True, False])
@@ -25,6 +28,27 @@ def test_bad_manifests_are_refused_as_in_python(libris, tmp_path, case, verify):
         assert "\n" not in sentence
     else:
         assert sentence == ""
+
+
+def said(message):
+    """What is wrong with a manifest, less what each language quotes in its own way."""
+    [damage] = re.fullmatch(r".* is damaged: (.*); export the bundle again", message).groups()
+    return [sentence.split(", found ")[0] for sentence in damage.split("; ")]
+
+
+@pytest.mark.parametrize("case", OWN_FORM, ids=lambda case: case["name"])
+def test_the_sentences_are_pythons(libris, tmp_path, case):
+    bundle = bad_manifests.write(case, tmp_path)
+    with pytest.raises(BundleError) as caught:
+        open_bundle(bundle)
+    assert said(libris.refusal(bundle)) == said(str(caught.value))
+
+
+def test_a_table_of_another_width_than_is_taken(libris, tmp_path):
+    bundle = bad_manifests.with_table(tmp_path, width=3, taken=4)
+    path = bundle / "categories.npy"
+    wanted = f"{path} has rows of 3 numbers, the stage 'text_encoder' takes 4; export the bundle"
+    assert wanted in libris.refusal(bundle)
 
 
 def demo_with_fusion(folder, content):

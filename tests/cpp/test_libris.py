@@ -127,6 +127,16 @@ def test_info(libris, tiny_category_bundle):
     libris.check(libris.abi.ris_close(model))
 
 
+def test_a_question_without_its_category(libris, tiny_category_bundle, picture):
+    model = libris.open(tiny_category_bundle)
+    scene = libris.encode_image(model, picture)
+    wanted = "asks by category: name each object's category in options.categories"
+    with pytest.raises(AssertionError, match=wanted):
+        libris.ask(scene, ["left man"])
+    libris.check(libris.abi.ris_free_scene(scene))
+    libris.check(libris.abi.ris_close(model))
+
+
 def test_a_hostile_and_a_busy_caller(cpp_build, tiny_bundle, tmp_path):
     assert "all passed" in run(cpp_build / "tests" / "ris-test", tiny_bundle, tmp_path)
 

@@ -181,7 +181,7 @@ def test_threads_share_a_session(tiny_bundle, compute):
             for name, value in graph_feeds(session.graph, golden).items()
         }
         feeds = [
-            fed | {"clip_tokens": fed["clip_tokens"] * scale}
+            fed | {"pixel_values": fed["pixel_values"] * scale}
             for scale in np.linspace(0.5, 1.5, 8, dtype=np.float32)
         ]
         alone = [session.run(one) for one in feeds]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,14 @@ from click.testing import CliRunner
 from refer_files import write_refer
 from ris.data.datasets import read_refer
 from ris.data.samples import AnnotatedImage, Truth, refer_images, scene_images
+from ris.evaluation.asking import open_reference
 from ris.evaluation.command import main
 from ris.evaluation.features import FeatureCache
 from ris.evaluation.results import ResultsFolder, read_results
 from ris.evaluation.run import Answer, ask_image, evaluate
-from ris.runtime import Model, load
+from ris.reference.families import FAMILIES
+from ris.runtime import Model, load, open_bundle
+from ris.runtime.loading import open_model
 from ris.runtime.masks import Rle, decode_rle
 
 
@@ -115,6 +119,18 @@ def test_the_table_says_what_its_columns_mean(tiny_bundle):
     assert "miou: mean IoU of the targeted expressions" in result.output
 
 
+def test_a_reference_says_its_family(tmp_path):
+    """Answers of the same files as another family are other answers."""
+    from ris.reference.dfam.config import PRESETS
+    from ris.reference.dfam.deterministic import deterministic_model
+
+    weights = tmp_path / "model.pth"
+    torch.save(deterministic_model(PRESETS["tiny"]).state_dict(), weights)
+    for family in (None, "dfam"):
+        with open_reference({"checkpoint": weights}, family, 1, "cpu") as opened:
+            assert opened.about["family"] == "dfam"
+
+
 def test_bad_input_is_a_sentence(tmp_path, tiny_bundle):
     pytorch = ("--pytorch", "--checkpoint", "x.pth")
     no_folder = tiny_bundle / "manifest.json" / "x"
@@ -122,7 +138,7 @@ def test_bad_input_is_a_sentence(tmp_path, tiny_bundle):
         ((tiny_bundle, "--pytorch"), "not both"),
         ((tiny_bundle, "--checkpoint", "x.pth"), "need --pytorch"),
         ((tiny_bundle, "--family", "dfam"), "--family says what --checkpoint is of"),
-        ((*pytorch, "--family", "rala"), "there is no family of models 'rala'; known are dfam"),
+        ((*pytorch, "--family", "rala"), f"'rala'; known are {', '.join(FAMILIES)}"),
         ((tiny_bundle, "--data", "refcoco"), "needs --root"),
         ((tiny_bundle, "--root", tmp_path), "brings its own images"),
         ((tiny_bundle, "--data", "flickr"), "known are scenes, refcoco"),
@@ -287,6 +303,28 @@ def test_features_of_other_families(made_up_bundle, tmp_path, monkeypatch):
     _, _, err = run(made_up_bundle, "--samples", 4, "--features", tmp_path / "f")
     said = "--features keeps nothing: no stage of this model runs once an image"
     assert (said in err) == whole
+
+
+def test_features_of_another_host(toy_bundle, tmp_path, monkeypatch):
+    """An entry holds resized maps, and what questions take; another resize is another entry."""
+    rgb = next(scene_images("heldout", 1)).rgb
+    bundle = open_bundle(toy_bundle)
+    resizes = {"wide_features": replace(bundle.manifest.host.resizes["wide_features"], size=24)}
+    host = replace(bundle.manifest.host, resizes=resizes)
+    other = replace(bundle, manifest=replace(bundle.manifest, host=host))
+    cache = FeatureCache(tmp_path / "f", 10**9)
+    sizes = []
+    for one in (bundle, other, bundle):
+        with open_model(one, engine="onnxruntime") as model:
+            sizes.append(cache.encode(model, rgb).values["wide_features"].shape[-1])
+    assert sizes == [16, 24, 16]
+    assert (cache.hits, cache.misses) == (1, 2)
+
+    monkeypatch.setattr(bundle.wiring, "kept", ())
+    with open_model(bundle, engine="onnxruntime") as model:
+        assert not cache.encode(model, rgb).values
+    assert (cache.hits, cache.misses) == (1, 3)
+    assert len(list((tmp_path / "f").iterdir())) == 3
 
 
 def test_two_processes_share_a_folder_of_features(tmp_path, tiny_bundle):

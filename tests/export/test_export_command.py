@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from stages import STAGES
 
 from ris.engines.temporary import temporary_folder, temporary_sibling
 from ris.export import bundle_writer
@@ -56,7 +57,7 @@ def test_the_whole_command(from_the_shell):
     for stage in ("reference pass", "sam_image_encoder", "fusion", "end to end"):
         assert f"Export: {stage}" in done.stderr
     assert "Wrote ris-bundle: fp32" in done.stdout
-    assert done.stdout.count("relative error") == 5
+    assert done.stdout.count("relative error") == len(STAGES)
     assert 'Next:\n  ris-infer image.jpg "left man"\n  ris-parity ris-bundle' in done.stdout
     open_bundle(folder / "ris-bundle")
     assert names(folder) == ["ris-bundle"]
@@ -195,6 +196,6 @@ def test_the_same_model_gives_the_same_files(from_the_shell, tiny_bundle):
         json.loads((bundle / "manifest.json").read_text())["stages"]
         for bundle in (tiny_bundle, folder / "ris-bundle")
     )
-    assert len(first) == len(second) == 5
+    assert len(first) == len(second) == len(STAGES)
     for one, other in zip(first, second, strict=True):
         assert one["sha256"] == other["sha256"], one["name"]

@@ -42,7 +42,7 @@ def test_tensorrt_rtx_compiles_all_five(bundle):
     done = CliRunner().invoke(compile_main, [str(bundle), "--engine", "tensorrt-rtx", "--json"])
     assert done.exit_code == 0, done.output
     plans = json.loads(done.stdout)["graphs"]
-    assert len(plans) == 5
+    assert len(plans) == 6
     for stage, plan in plans.items():
         cost = f"{plan['bytes'] / 1e6:.0f} MB {plan['seconds']:.1f} s"
         print(stage, plan["asked"], plan["layers"], cost)

@@ -11,7 +11,7 @@ from onnx import TensorProto
 from stages import BF16_STAGES
 
 from ris.calibration.numerics.half import value_types
-from ris.export.precision import BETWEEN, QUICK_GELU, RESIDUAL
+from ris.export.precision import BETWEEN, ISLAND_OPERATORS, RESIDUAL, SIGMOID
 from ris.reference.dfam.config import PRESETS
 from ris.runtime import load, open_bundle
 from ris.runtime.parity import load_golden, mask_iou
@@ -27,7 +27,7 @@ def types(model):
     return found | {t.name: t.data_type for t in model.graph.initializer}
 
 
-HALF = BF16_STAGES  # the same ones are precise enough in FP16
+HALF = (*BF16_STAGES, "image_features")  # precise enough in FP16
 
 
 def test_small_sensitive_graphs_stay_fp32_and_say_why(half):
@@ -35,7 +35,7 @@ def test_small_sensitive_graphs_stay_fp32_and_say_why(half):
     assert graphs["mask_decoder"].precision == graphs["text_encoder"].precision == "fp32"
     assert "4.6 M weights" in graphs["mask_decoder"].fp32_islands["*"]
     assert "more mask IoU" in graphs["text_encoder"].fp32_islands["*"]
-    assert [graphs[s].precision for s in HALF] == ["fp16"] * 3
+    assert [graphs[s].precision for s in HALF] == ["fp16"] * 4
 
 
 @pytest.mark.parametrize("stage", HALF)
@@ -58,11 +58,13 @@ def test_islands_are_named_with_their_reason(half):
     entries = half.manifest.graphs
     assert any("instance norm" in reason for reason in entries["fusion"].fp32_islands.values())
     assert any("group norm" in reason for reason in entries["fusion"].fp32_islands.values())
+    for reason in (SIGMOID, *ISLAND_OPERATORS.values()):  # they are in the graphs of any family
+        assert not [word for word in ("CLIP", "SAM", "BERT", "pixel decoder") if word in reason]
     counts = {stage: Counter(entries[stage].fp32_islands.values()) for stage in HALF}
     # two residual sums a block, three operators of a QuickGELU
     assert counts["sam_image_encoder"][RESIDUAL] == 2 * PRESETS["tiny"].sam.depth
     assert counts["clip_image_encoder"][RESIDUAL] == 2 * 3
-    assert counts["clip_image_encoder"][QUICK_GELU] == 3 * 3
+    assert counts["clip_image_encoder"][SIGMOID] == 3 * 3
 
 
 def test_islands_are_not_half(half):
@@ -83,7 +85,9 @@ def test_what_lies_at_the_graphs_ends_is_never_half(half):
         ("sam_image_encoder", "image", "blocks.0.norm1.weight"),
         ("sam_image_encoder", "neck.0.weight", "image_embeddings"),
         ("clip_image_encoder", "image", "ln_pre.weight"),
-        ("fusion", "clip_tokens", "pwam.project_mm.0.bias"),
+        ("image_features", "clip_tokens", "pixel_values"),
+        ("image_features", "clip_tokens", "pixel_queries"),
+        ("fusion", "pixel_values", "pwam.project_mm.0.bias"),
         ("fusion", "sparse.ca.norm.weight", "sparse_prompt"),
     ):
         stage, first, last = ends

@@ -158,14 +158,25 @@ def test_values_are_those_of_the_whole_model(query):
         rows = torch.tensor([COCO_PANOPTIC.index(name or "background") for name in categories])
         whole = model(images["sam_image"][index], images["clip_image"][index], ids, rows)
 
-    assert set(encoded) == {"image_embeddings", "clip_tokens"}
+    with torch.no_grad():
+        pixels = model.pwam.project_image(whole.clip_tokens)
+    of_images = {
+        "image_embeddings": whole.image_embeddings,
+        "clip_tokens": whole.clip_tokens,
+        "pixel_values": pixels[0],
+        "pixel_queries": pixels[1],
+    }
+    if query == "cls":
+        of_images["object_queries"] = whole.dfam.queries_sam[-1]
+        of_images["object_masks"] = whole.dfam.mask_logits[-2]
+    assert set(encoded) == set(of_images)
     head = {"no_target_logits"} if query == "cls" else set()
     prompts = {"dense_prompt", "dense_embedding", "sparse_prompt"}
     assert set(values) == {"text_features", "mask_logits"} | prompts | head
     for name, value in values.items():
         torch.testing.assert_close(value, getattr(whole, name), rtol=1e-4, atol=1e-4, msg=name)
     for name, value in encoded.items():
-        found = getattr(whole, name)
+        found = of_images[name]
         torch.testing.assert_close(value[index], found, rtol=1e-4, atol=1e-4, msg=name)
 
 

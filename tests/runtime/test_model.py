@@ -160,8 +160,9 @@ def test_the_no_target_probability_is_the_softmax_of_the_logits(tiny_bundle, mod
 def test_timings_name_every_stage(model, picture):
     scene = model.encode_image(picture)
     stages = ["tokenize", "text_encoder", "fusion", "dense_embedding", "mask_decoder", "mask"]
-    images = ["image.load", "image.prepare", "image.sam_image_encoder", "image.clip_image_encoder"]
-    assert list(scene.segment("man").timings) == images + stages
+    images = ["load", "prepare", "sam_image_encoder", "clip_image_encoder", "image_features"]
+    names = [f"image.{name}" for name in images]
+    assert list(scene.segment("man").timings) == names + stages
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -253,10 +254,12 @@ def test_on_a_gpu_the_image_encoders_run_side_by_side(model, picture, monkeypatc
     both = threading.Barrier(2, timeout=30)
     for stage in ("sam_image_encoder", "clip_image_encoder"):
         session = model.open_sessions[stage]
-        monkeypatch.setattr(session, "info", replace(session.info, device="cuda"))
         monkeypatch.setattr(session, "_run", after(both, session._run))
+    for session in model.open_sessions.values():
+        monkeypatch.setattr(session, "info", replace(session.info, device="cuda"))
     scene = model.encode_image(picture)
-    assert set(scene.values) == {"image_embeddings", "clip_tokens"}
+    objects = {"object_queries", "object_masks"}
+    assert set(scene.values) == {"image_embeddings", "pixel_values", "pixel_queries", *objects}
     for name, value in scene.values.items():
         np.testing.assert_array_equal(value, alone.values[name])
     assert {"image.sam_image_encoder", "image.clip_image_encoder"} <= set(scene.timings)
@@ -298,7 +301,7 @@ def test_a_precision_for_every_graph(tiny_bundle):
     assert set(computes_by_stage("fp32", bundle).values()) == {"fp32"}
     assert set(computes_by_stage(None, bundle).values()) == {None}
     over = computes_by_stage({WHOLE: "bf16", "fusion": "fp32", "text_encoder": "fp32"}, bundle)
-    assert list(over.values()) == ["bf16", "bf16", "fp32", "fp32", None]
+    assert list(over.values()) == ["bf16", "bf16", None, "fp32", "fp32", None]
     message = "there is no graph decoder; there are sam_image_encoder, "
     with pytest.raises(EngineError, match=message):
         computes_by_stage({"decoder": "bf16"}, bundle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 from PIL import Image
 
-from ris.runtime import load
+from ris.runtime import BUILT_IN, load, open_bundle
 from ris.runtime.bundle import sha256_of
 from ris.runtime.commands.parity import main
 from ris.runtime.parity import (
@@ -23,6 +24,7 @@ from ris.runtime.parity import (
     load_golden,
     mask_iou,
     no_target_row,
+    thresholded_rows,
     tolerance_of,
 )
 
@@ -95,6 +97,24 @@ def test_a_wrong_weight_is_found(bundle_copy):
     assert "mask IoU" in done.output
 
 
+def test_a_square_is_renamed_for_format_1_alone(tmp_path, format_1_bundle):
+    """Calibration copies its golden.npz beside a manifest of this format."""
+    bundle = shutil.copytree(format_1_bundle, tmp_path / "bundle")
+    (bundle / "manifest.json").unlink()
+    (bundle / "manifest.json").write_text(open_bundle(format_1_bundle).manifest.to_json())
+    opened = open_bundle(bundle)
+    golden = load_golden(opened)
+    assert golden["sam_image"].shape == (1, 3, 256, 256)
+    assert "square" not in golden
+
+    manifest = opened.manifest  # of a family whose image has that name
+    images = {"square": manifest.host.images["sam_image"]}
+    other = replace(manifest, host=replace(manifest.host, images=images))
+    golden = load_golden(replace(opened, manifest=other))
+    assert golden["square"].shape == (1, 3, 256, 256)
+    assert "sam_image" not in golden
+
+
 def test_one_flipped_pixel_of_a_small_mask_is_no_failure(tiny_bundle):
     """IoU says little about a mask of a few pixels; then the share of flipped pixels decides."""
     tolerance = replace(TOLERANCES["fp32"], stage=1, mask_logits=1)
@@ -154,6 +174,22 @@ def test_no_target_logits_are_finite_and_in_fp32_exact():
     nan = compare(np.full(2, np.nan), np.ones(2))
     [failure] = failed_rows({NO_TARGET: nan}, TOLERANCES["bf16"], NO_TARGET)
     assert failure == f"{NO_TARGET}: values that are not finite"
+
+
+def test_more_is_accepted_of_what_lies_behind_a_threshold():
+    """One blocked key more or less is a step in it, in FP32 too; a wrong value is not accepted."""
+    manifest = open_bundle(BUILT_IN).manifest
+    rows = thresholded_rows(manifest)
+    assert rows == {"image_features.object_queries", "image_features.object_masks", NO_TARGET}
+    values = np.random.default_rng(0).normal(size=(100, 64))
+    step, wrong = values.copy(), values.copy()
+    step[7] *= 1 + 5e-3
+    wrong[:10] = 0
+    errors = {"object_queries": compare(step, values), "object_masks": compare(wrong, values)}
+    found = {f"image_features.{name}": error for name, error in errors.items()}
+    [failure] = failed_rows(found, TOLERANCES["fp32"], NO_TARGET, rows)
+    assert failure.startswith("image_features.object_masks")
+    assert len(failed_rows(found, TOLERANCES["fp32"], NO_TARGET)) == 2
 
 
 def test_the_head_says_nothing_about_what_int8_costs_elsewhere(tiny_bundle):

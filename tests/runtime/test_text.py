@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from golden import inputs
 from ris.engines.errors import BundleError, ExpressionError
@@ -89,6 +90,18 @@ def test_a_long_sentence_loses_its_end_and_says_so(full_vocabulary):
 def test_unknown_words_are_named(full_vocabulary):
     notes = ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35)(["left 🐶 man"]).notes[0]
     assert notes == ("words the model does not know: 🐶",)
+
+
+def test_the_unknown_token_has_any_name(tmp_path):
+    words = {"left": 0, "man": 1, "<huh>": 2}
+    named = Tokenizer(models.WordLevel(words, unk_token="<huh>"))
+    nameless = Tokenizer(models.BPE({"m": 0, "an": 1, "a": 2, "n": 3, "[UNK]": 4}, [("a", "n")]))
+    noted = []
+    for i, tokenizer in enumerate((named, nameless)):
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.save(str(tmp_path / f"{i}.json"))
+        noted.append(ExpressionTokenizer(tmp_path / f"{i}.json", 9, pad_id=7)(["man 🐶"]).notes[0])
+    assert noted == [("words the model does not know: 🐶",), ()]
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,20 @@ MANIFEST = open_bundle(BUILT_IN).manifest
 
 def test_the_demos_stages():
     wiring = Wiring(MANIFEST)
-    assert wiring.image_stages == ("sam_image_encoder", "clip_image_encoder")
+    assert wiring.image_stages == (
+        "sam_image_encoder",
+        "clip_image_encoder",
+        "image_features",
+    )
     assert wiring.question_stages == ("text_encoder", "fusion", "mask_decoder")
     assert wiring.text_stages == ("text_encoder",)
-    assert sorted(wiring.kept) == ["clip_tokens", "image_embeddings"]
+    assert sorted(wiring.kept) == [
+        "image_embeddings",
+        "object_masks",
+        "object_queries",
+        "pixel_queries",
+        "pixel_values",
+    ]
     assert list(wiring.resizes["fusion"]) == ["dense_embedding"]
 
 

@@ -2,18 +2,65 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor, nn
 
 from ris.export.families.dfam.sam_encoder import channels_last
 from ris.reference.dfam.model import RISModel
+from ris.reference.dfam.queries import DFAM
 from ris.reference.layers.deformable import Sampling
 
 
-class Fusion(nn.Module):
-    """CLIP tokens and words -> dense prompt, sparse prompt, no-target logits.
+def _path(dfam: DFAM, *, clip: bool) -> DFAM:
+    """The same DFAM with the layers of one path alone, so that a graph has no others to count."""
+    layers = ("CA_layers", "SA_layers", "transformer_ffn_layers")
+    other = {name if clip else f"{name}2" for name in layers}
+    part = copy(dfam)
+    part._modules = {name: each for name, each in dfam._modules.items() if name not in other}
+    return part
 
-    See docs/reference/models/dfam.md 6-9, 13 and 14.
+
+class ImageFeatures(nn.Module):
+    """What the fusion reads of an image: all of PWAM and of DFAM that depends on no word.
+
+    See docs/reference/models/dfam.md 6, 13 and 14.
+    """
+
+    def __init__(self, model: RISModel) -> None:
+        super().__init__()
+        self.pwam = model.adaptor_clip.fusion
+        self.has_no_target = model.config.no_target != "none"
+        if self.has_no_target:
+            self.sam_pyramid = model.backbone_sam
+            self.dfam = _path(model.decoder, clip=False)
+
+    def forward(
+        self, clip_tokens: Tensor, image_embeddings: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """The features of B images.
+
+        Args:
+            clip_tokens: CLIP's tokens [B, g*g, width].
+            image_embeddings: SAM's embeddings [B, C, s, s]. None: the model has no no-target head.
+
+        Returns:
+            `pixel_values` and `pixel_queries` [B, g*g, C] and, where the model has a no-target
+            head, `object_queries` [B, Q, C] and `object_masks` [B, Q, s, s].
+        """
+        outputs = self.pwam.project_image(clip_tokens)
+        if not self.has_no_target:
+            return outputs
+        assert image_embeddings is not None
+        levels = self.sam_pyramid(image_embeddings)[::-1]
+        return (*outputs, *self.dfam.read_sam(levels, image_embeddings))
+
+
+class Fusion(nn.Module):
+    """An image's features and words -> dense prompt, sparse prompt, no-target logits.
+
+    See docs/reference/models/dfam.md 6-9 and 14.
     """
 
     def __init__(self, model: RISModel, sampling: Sampling) -> None:
@@ -27,26 +74,29 @@ class Fusion(nn.Module):
         self.project_category = model.clip_mlpl if self.by_category else None
         self.has_no_target = model.config.no_target != "none"
         if self.has_no_target:
-            self.sam_pyramid = model.backbone_sam
-            self.dfam = model.decoder
+            self.dfam = _path(model.decoder, clip=True)
 
     def forward(
         self,
-        clip_tokens: Tensor,
+        pixel_values: Tensor,
+        pixel_queries: Tensor,
         text_features: Tensor,
         text_mask: Tensor,
         image_index: Tensor,
-        image_embeddings: Tensor | None = None,
+        object_queries: Tensor | None = None,
+        object_masks: Tensor | None = None,
         category_feature: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """The prompts of N expressions about B images.
 
         Args:
-            clip_tokens: CLIP's tokens [B, g*g, width].
+            pixel_values: Of `ImageFeatures` [B, g*g, C].
+            pixel_queries: Of `ImageFeatures` [B, g*g, C].
             text_features: The words [N, T, C].
             text_mask: 1 for a word, 0 for padding [N, T].
             image_index: The image of each expression, int32 [N].
-            image_embeddings: SAM's embeddings [B, C, s, s]. None: the model has no no-target head.
+            object_queries: Of `ImageFeatures` [B, Q, C]. None: the model has no no-target head.
+            object_masks: Of `ImageFeatures` [B, Q, s, s]. None: the same.
             category_feature: CLIP's feature of a category [N, E]. None: the model asks with [CLS].
 
         Returns:
@@ -54,7 +104,7 @@ class Fusion(nn.Module):
             where the model has them.
         """
         index = image_index.long()
-        values, queries = (x.index_select(0, index) for x in self.pwam.project_image(clip_tokens))
+        values, queries = (x.index_select(0, index) for x in (pixel_values, pixel_queries))
         fused = self.pwam.fuse(values, queries, text_features, text_mask)
         dense_prompt, maps = self.pixel_decoder(*self.pyramid(fused), finest_only=True)
         if self.project_category is not None:
@@ -63,11 +113,10 @@ class Fusion(nn.Module):
             query = text_features[:, :1]
         outputs = [dense_prompt, self.sparse(query, text_features)]
         if self.has_no_target:
-            assert image_embeddings is not None
-            pyramid = self.sam_pyramid(image_embeddings)[::-1]
-            levels = [level.index_select(0, index) for level in pyramid]
-            own_image = image_embeddings.index_select(0, index)
-            outputs.append(self.dfam.decide(levels, maps[-1], own_image))
+            assert object_queries is not None
+            assert object_masks is not None
+            objects, masks = (x.index_select(0, index) for x in (object_queries, object_masks))
+            outputs.append(self.dfam.decide(objects, maps[-1], masks))
         return tuple(outputs)
 
 

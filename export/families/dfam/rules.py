@@ -28,6 +28,14 @@ WHOLE_MASK_DECODER: dict[Precision, str] = {
 }
 """The same for the mask decoder."""
 
+WHOLE_IMAGE_FEATURES: dict[Precision, str] = {
+    "bf16": (
+        "PWAM's instance norms take away what is large beside what they leave, and the object "
+        "masks are compared with 0"
+    )
+}
+"""The same for what the fusion reads of an image."""
+
 FUSED = NarrowFrom(
     value="fused",
     module="pyramid",

@@ -1,4 +1,4 @@
-"""The five graphs of `dfam`, and what the host does between them.
+"""The graphs of `dfam`, and what the host does between them.
 
 Axes: `images` B and `expressions` N are independent. `image_index` int32 [N] says which image an
 expression belongs to. So one call serves any pairing, and what depends on the image alone is
@@ -15,8 +15,14 @@ from torch import nn
 from ris.engines import TensorSpec
 from ris.export.families.design import Build, StageDesign
 from ris.export.families.dfam.clip_and_bert import ClipImageEncoder, TextEncoder
-from ris.export.families.dfam.prompts_and_masks import Fusion, MaskDecoder
-from ris.export.families.dfam.rules import FUSED, ISLANDS, WHOLE_MASK_DECODER, WHOLE_TEXT_ENCODER
+from ris.export.families.dfam.prompts_and_masks import Fusion, ImageFeatures, MaskDecoder
+from ris.export.families.dfam.rules import (
+    FUSED,
+    ISLANDS,
+    WHOLE_IMAGE_FEATURES,
+    WHOLE_MASK_DECODER,
+    WHOLE_TEXT_ENCODER,
+)
 from ris.export.families.dfam.sam_encoder import SamImageEncoder
 from ris.reference.dfam.config import ModelConfig
 from ris.reference.dfam.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD
@@ -29,6 +35,7 @@ def stages(config: ModelConfig) -> tuple[StageDesign, ...]:
     return (
         _sam_image_encoder(config),
         _clip_image_encoder(config),
+        _image_features(config),
         _text_encoder(config),
         _fusion(config),
         _mask_decoder(config),
@@ -91,6 +98,21 @@ def _clip_image_encoder(config: ModelConfig) -> StageDesign:
     )
 
 
+def _image_features(config: ModelConfig) -> StageDesign:
+    inputs = [_tokens(config)]
+    if config.no_target != "none":
+        inputs.append(_embeddings(config))
+    return StageDesign(
+        name="image_features",
+        inputs=tuple(map(_taken, inputs)),
+        outputs=(*_pixels(config), *_objects(config)),
+        thresholded=tuple(spec.name for spec in _objects(config)),
+        build=_plain(ImageFeatures),
+        islands=ISLANDS,
+        whole=WHOLE_IMAGE_FEATURES,
+    )
+
+
 def _text_encoder(config: ModelConfig) -> StageDesign:
     return StageDesign(
         name="text_encoder",
@@ -104,10 +126,9 @@ def _text_encoder(config: ModelConfig) -> StageDesign:
 def _fusion(config: ModelConfig) -> StageDesign:
     width, grid = config.prompt_width, config.dense_prompt_grid
     text_mask = _of_expression("text_mask", config.max_tokens)
-    inputs = [_tokens(config), _words(config), text_mask, _IMAGE_INDEX]
+    inputs = [*_pixels(config), _words(config), text_mask, _IMAGE_INDEX, *_objects(config)]
     outputs = [_of_expression("dense_prompt", width, grid, grid), _sparse(config)]
     if config.no_target != "none":
-        inputs.append(_embeddings(config))
         outputs.append(_of_expression("no_target_logits", 2))
     if config.query == "category":
         inputs.append(_of_expression("category_feature", config.clip.embed_dim))
@@ -118,6 +139,7 @@ def _fusion(config: ModelConfig) -> StageDesign:
         build=lambda model, sampling: Fusion(model, sampling).eval(),
         samples=True,
         narrow_from=FUSED,
+        thresholded=() if config.no_target == "none" else ("no_target_logits",),
         islands=ISLANDS,
     )
 
@@ -149,6 +171,23 @@ def _embeddings(config: ModelConfig) -> TensorSpec:
 
 def _tokens(config: ModelConfig) -> TensorSpec:
     return _of_image("clip_tokens", config.clip.grid**2, config.clip.width)
+
+
+def _pixels(config: ModelConfig) -> tuple[TensorSpec, TensorSpec]:
+    """PWAM's two projections of an image."""
+    shape = (config.clip.grid**2, config.prompt_width)
+    return _of_image("pixel_values", *shape), _of_image("pixel_queries", *shape)
+
+
+def _objects(config: ModelConfig) -> tuple[TensorSpec, ...]:
+    """DFAM's queries behind its SAM path, and their masks; none without a no-target head."""
+    if config.no_target == "none":
+        return ()
+    queries, grid = config.dfam_queries, config.sam.grid
+    return (
+        _of_image("object_queries", queries, config.prompt_width),
+        _of_image("object_masks", queries, grid, grid),
+    )
 
 
 def _words(config: ModelConfig) -> TensorSpec:

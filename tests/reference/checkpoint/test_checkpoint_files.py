@@ -7,7 +7,7 @@ import pickle
 import resource
 import zipfile
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from checkpoint_files import TINY, Payload, save_half, save_training_checkpoint, tiny_state
 from ris.engines.errors import CheckpointError
 from ris.reference.checkpoint import WeightFiles, load_model
+from ris.reference.checkpoint.carried import read_carried
 from ris.reference.checkpoint.files import open_weights
 
 
@@ -365,6 +366,36 @@ def test_a_carried_configuration_is_checked_against_the_shapes(tmp_path, state):
         load_model(WeightFiles(tmp_path / "a.pth"))
     assert "linear1.weight is [128, 64], expected [64, 64]" in str(caught.value)
     assert "DFAM: 4 unexpected: decoder.nt_embed.layers.0.weight" in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A configuration with a field of each kind."""
+
+    depths: tuple[int, ...] = (2, 2)
+    rate: float = 0.5
+    biased: bool = True
+
+    @classmethod
+    def from_dict(cls, data):
+        return cls(**data)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"depths": (2, 10**6)}, "depths is (2, 1000000), not from 0 to 256"),
+        ({"rate": "0.5"}, "rate is '0.5', not a finite number"),
+        ({"rate": True}, "rate is True, not a finite number"),
+        ({"rate": float("nan")}, "rate is nan, not a finite number"),
+        ({"biased": 1}, "biased is 1, not true or false"),
+    ],
+)
+def test_each_field_of_a_carried_configuration_is_of_its_kind(data, words):
+    with pytest.raises(CheckpointError) as caught:
+        read_carried(Sizes, data, "a.pth")
+    assert words in str(caught.value)
+    assert read_carried(Sizes, {"rate": 1, "biased": False}, "a.pth").rate == 1
 
 
 def test_impossible_sizes_are_a_sentence(tmp_path, state):

@@ -153,7 +153,7 @@ def test_everything_wrong_is_said_at_once(tmp_path):
     assert "  SAM mask decoder: 1 missing: sam.mask_decoder.iou_token.weight" in lines
     cut = "lang_mlp.weight is [3, 48], expected [64, 48]"
     assert f"  text projection: 1 of another shape: {cut}" in lines
-    whole_numbers = "clip_mlpl.bias is [64] int32, expected [64]"
+    whole_numbers = "clip_mlpl.bias is [64] int32, expected [64] float32"
     assert f"  category projection: 1 of another shape: {whole_numbers}" in lines
     [bert] = [line for line in lines if line.startswith("  BERT: 16 missing")]
     assert bert.endswith(", and 13 more")

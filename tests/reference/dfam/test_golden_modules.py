@@ -144,7 +144,9 @@ def test_dfam(golden):
     )
     golden.check("pred_logits_train", text_logits, p99=True)
     golden.check("pred_logits_bertcls_train", bert_logits, p99=True)
-    torch.testing.assert_close(dfam.decide(sam_levels, clip_levels[-1], sam), out.no_target_logits)
+    queries, masks = dfam.read_sam(sam_levels, sam)
+    decided = dfam.decide(queries, clip_levels[-1], masks)
+    torch.testing.assert_close(decided, out.no_target_logits)
 
 
 @golden_file("module_text_projection")
