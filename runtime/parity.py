@@ -66,13 +66,6 @@ class Tolerance:
     In a mask of a few pixels, one of them is a large part of the IoU.
     """
 
-    undecided: float = 0.0
-    """Pixels do not count for `flipped` where the reference's logit is so near the threshold.
-
-    In units of the root mean square of its logits. Attention masks with a threshold make a step of
-    what rounding moves: all logits then move by up to `mask_logits`.
-    """
-
 
 TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(
@@ -82,7 +75,6 @@ TOLERANCES: dict[Precision, Tolerance] = {
         mask_logits=1e-3,
         mask_iou=0.9999,
         flipped=1e-5,
-        undecided=1e-3,
     ),
     "fp16": Tolerance(
         stage=1e-2,
@@ -362,8 +354,10 @@ def check_model(
     rows[END_TO_END] = compare(logits, wanted_logits)
 
     ious, flips, decided = [], [], []
-    threshold = manifest.answer.threshold
-    near = tolerance.undecided * float(np.sqrt(np.square(wanted_logits).mean()))
+    threshold, thresholded = manifest.answer.threshold, thresholded_rows(manifest)
+    # where a step is accepted of the logits, it may flip the pixels that it reaches
+    step = THRESHOLDED if END_TO_END in thresholded else 0.0
+    near = step * float(np.sqrt(np.square(wanted_logits).mean()))
     for result, want in zip(results, wanted_logits, strict=True):
         height, width = result.mask.shape
         wanted = mask_from_logits(want[0], height, width, threshold)
@@ -375,7 +369,7 @@ def check_model(
         )
         decided.append(float((differs & (surely == perhaps)).mean()))
 
-    failures = failed_rows(rows, tolerance, no_target_row(manifest), thresholded_rows(manifest))
+    failures = failed_rows(rows, tolerance, no_target_row(manifest), thresholded)
     no_target = None
     if (name := manifest.answer.no_target_logits) is not None:
         probabilities = no_target_probabilities(reference[name])

@@ -7,13 +7,8 @@ computed B times, not N.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from torch import nn
-
 from ris.engines import TensorSpec
-from ris.export.families.design import Build, StageDesign
+from ris.export.families.design import StageDesign
 from ris.export.families.dfam.clip_and_bert import ClipImageEncoder, TextEncoder
 from ris.export.families.dfam.prompts_and_masks import Fusion, ImageFeatures, MaskDecoder
 from ris.export.families.dfam.rules import (
@@ -24,10 +19,10 @@ from ris.export.families.dfam.rules import (
     WHOLE_TEXT_ENCODER,
 )
 from ris.export.families.dfam.sam_encoder import SamImageEncoder
+from ris.export.families.signatures import IMAGE_INDEX, of_expression, of_image, plain, taken
 from ris.reference.dfam.config import ModelConfig
 from ris.reference.dfam.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD
 from ris.runtime.manifest import PICTURE, Answer, Categories, Host, HostImage, Resize, Text
-from ris.runtime.manifest_kinds import Taken
 
 
 def stages(config: ModelConfig) -> tuple[StageDesign, ...]:
@@ -78,9 +73,9 @@ def _sam_image_encoder(config: ModelConfig) -> StageDesign:
     size = config.sam.image_size
     return StageDesign(
         name="sam_image_encoder",
-        inputs=(_taken(_of_image("image", 3, size, size), "sam_image"),),
+        inputs=(taken(of_image("image", 3, size, size), "sam_image"),),
         outputs=(_embeddings(config),),
-        build=_plain(SamImageEncoder),
+        build=plain(SamImageEncoder),
         islands=ISLANDS,
         int8_by_default=True,
     )
@@ -90,9 +85,9 @@ def _clip_image_encoder(config: ModelConfig) -> StageDesign:
     size = config.clip.image_size
     return StageDesign(
         name="clip_image_encoder",
-        inputs=(_taken(_of_image("image", 3, size, size), "clip_image"),),
+        inputs=(taken(of_image("image", 3, size, size), "clip_image"),),
         outputs=(_tokens(config),),
-        build=_plain(ClipImageEncoder),
+        build=plain(ClipImageEncoder),
         islands=ISLANDS,
         int8_by_default=True,
     )
@@ -104,10 +99,10 @@ def _image_features(config: ModelConfig) -> StageDesign:
         inputs.append(_embeddings(config))
     return StageDesign(
         name="image_features",
-        inputs=tuple(map(_taken, inputs)),
+        inputs=tuple(map(taken, inputs)),
         outputs=(*_pixels(config), *_objects(config)),
         thresholded=tuple(spec.name for spec in _objects(config)),
-        build=_plain(ImageFeatures),
+        build=plain(ImageFeatures),
         islands=ISLANDS,
         whole=WHOLE_IMAGE_FEATURES,
     )
@@ -116,25 +111,25 @@ def _image_features(config: ModelConfig) -> StageDesign:
 def _text_encoder(config: ModelConfig) -> StageDesign:
     return StageDesign(
         name="text_encoder",
-        inputs=(_taken(TensorSpec("input_ids", "int32", ("expressions", config.max_tokens))),),
+        inputs=(taken(TensorSpec("input_ids", "int32", ("expressions", config.max_tokens))),),
         outputs=(_words(config),),
-        build=_plain(TextEncoder),
+        build=plain(TextEncoder),
         whole=WHOLE_TEXT_ENCODER,
     )
 
 
 def _fusion(config: ModelConfig) -> StageDesign:
     width, grid = config.prompt_width, config.dense_prompt_grid
-    text_mask = _of_expression("text_mask", config.max_tokens)
-    inputs = [*_pixels(config), _words(config), text_mask, _IMAGE_INDEX, *_objects(config)]
-    outputs = [_of_expression("dense_prompt", width, grid, grid), _sparse(config)]
+    text_mask = of_expression("text_mask", config.max_tokens)
+    inputs = [*_pixels(config), _words(config), text_mask, IMAGE_INDEX, *_objects(config)]
+    outputs = [of_expression("dense_prompt", width, grid, grid), _sparse(config)]
     if config.no_target != "none":
-        outputs.append(_of_expression("no_target_logits", 2))
+        outputs.append(of_expression("no_target_logits", 2))
     if config.query == "category":
-        inputs.append(_of_expression("category_feature", config.clip.embed_dim))
+        inputs.append(of_expression("category_feature", config.clip.embed_dim))
     return StageDesign(
         name="fusion",
-        inputs=tuple(map(_taken, inputs)),
+        inputs=tuple(map(taken, inputs)),
         outputs=tuple(outputs),
         build=lambda model, sampling: Fusion(model, sampling).eval(),
         samples=True,
@@ -146,37 +141,34 @@ def _fusion(config: ModelConfig) -> StageDesign:
 
 def _mask_decoder(config: ModelConfig) -> StageDesign:
     grid, size = config.sam.grid, config.mask_size
-    dense_prompt = _of_expression("dense_prompt", config.prompt_width, grid, grid)
+    dense_prompt = of_expression("dense_prompt", config.prompt_width, grid, grid)
     return StageDesign(
         name="mask_decoder",
         inputs=(
-            _taken(_embeddings(config)),
-            _taken(dense_prompt, "dense_embedding"),
-            _taken(_sparse(config)),
-            _taken(_IMAGE_INDEX),
+            taken(_embeddings(config)),
+            taken(dense_prompt, "dense_embedding"),
+            taken(_sparse(config)),
+            taken(IMAGE_INDEX),
         ),
-        outputs=(_of_expression("mask_logits", 1, size, size),),
-        build=_plain(MaskDecoder),
+        outputs=(of_expression("mask_logits", 1, size, size),),
+        build=plain(MaskDecoder),
         whole=WHOLE_MASK_DECODER,
     )
 
 
-_IMAGE_INDEX = TensorSpec("image_index", "int32", ("expressions",))
-
-
 def _embeddings(config: ModelConfig) -> TensorSpec:
     grid = config.sam.grid
-    return _of_image("image_embeddings", config.prompt_width, grid, grid)
+    return of_image("image_embeddings", config.prompt_width, grid, grid)
 
 
 def _tokens(config: ModelConfig) -> TensorSpec:
-    return _of_image("clip_tokens", config.clip.grid**2, config.clip.width)
+    return of_image("clip_tokens", config.clip.grid**2, config.clip.width)
 
 
 def _pixels(config: ModelConfig) -> tuple[TensorSpec, TensorSpec]:
     """PWAM's two projections of an image."""
     shape = (config.clip.grid**2, config.prompt_width)
-    return _of_image("pixel_values", *shape), _of_image("pixel_queries", *shape)
+    return of_image("pixel_values", *shape), of_image("pixel_queries", *shape)
 
 
 def _objects(config: ModelConfig) -> tuple[TensorSpec, ...]:
@@ -185,32 +177,14 @@ def _objects(config: ModelConfig) -> tuple[TensorSpec, ...]:
         return ()
     queries, grid = config.dfam_queries, config.sam.grid
     return (
-        _of_image("object_queries", queries, config.prompt_width),
-        _of_image("object_masks", queries, grid, grid),
+        of_image("object_queries", queries, config.prompt_width),
+        of_image("object_masks", queries, grid, grid),
     )
 
 
 def _words(config: ModelConfig) -> TensorSpec:
-    return _of_expression("text_features", config.max_tokens, config.prompt_width)
+    return of_expression("text_features", config.max_tokens, config.prompt_width)
 
 
 def _sparse(config: ModelConfig) -> TensorSpec:
-    return _of_expression("sparse_prompt", 1, config.prompt_width)
-
-
-def _of_image(name: str, *shape: int) -> TensorSpec:
-    return TensorSpec(name, "float32", ("images", *shape))
-
-
-def _of_expression(name: str, *shape: int) -> TensorSpec:
-    return TensorSpec(name, "float32", ("expressions", *shape))
-
-
-def _taken(spec: TensorSpec, value: str | None = None) -> Taken:
-    """An input; without a value, it takes the one of its own name."""
-    return Taken(spec.name, spec.dtype, spec.shape, value or spec.name)
-
-
-def _plain(kind: Callable[[Any], nn.Module]) -> Build:
-    """Makes a module that does not sample."""
-    return lambda model, sampling: kind(model).eval()
+    return of_expression("sparse_prompt", 1, config.prompt_width)

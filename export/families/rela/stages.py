@@ -93,6 +93,7 @@ def _segmenter(config: RelaConfig) -> StageDesign:
         outputs=(of_expression("mask_logits", 1, side, side), of_expression("no_target_logits", 2)),
         build=lambda model, sampling: Segmenter(model, sampling).eval(),
         samples=True,
+        thresholded=("mask_logits", "no_target_logits"),
         islands=SEGMENTER,
         whole=WHOLE,
     )
