@@ -99,7 +99,7 @@ TOLERANCES: dict[Precision, Tolerance] = {
 THRESHOLDED = 1e-3
 """The least error that is accepted of a value behind a threshold (`GraphEntry.thresholded`).
 
-An attention mask that blocks one key more or less changes one query by up to a hundredth.
+A key that rounding blocks or frees is a step. 1.8e-4 was seen with the tiny preset.
 """
 
 MADE_UP_FP16_IOU = 0.995

@@ -255,7 +255,6 @@ class RISModel(nn.Module):
         clip_tokens: Tensor,
         input_ids: Tensor,
         category: Tensor | None = None,
-        text_mask: Tensor | None = None,
     ) -> ReferenceOutputs:
         """What `forward` does once the image is encoded.
 
@@ -270,8 +269,7 @@ class RISModel(nn.Module):
             ValueError: Where the category variant gets no category.
         """
         bert_states, text_features = self.encode_words(input_ids)
-        mask = (input_ids != 0).to(text_features) if text_mask is None else text_mask
-        fused = self.pwam(clip_tokens, text_features, mask)
+        fused = self.pwam(clip_tokens, text_features, (input_ids != 0).to(text_features))
         pyramid = self.backbone_clip(fused)
         dense_prompt, pixel_maps = self.clip_pixel_decoder(*pyramid)
         dense_embedding = self.dense_embedding(dense_prompt)

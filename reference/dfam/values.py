@@ -68,20 +68,22 @@ def ask(model: RISModel, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         float32: `text_features`, `dense_prompt`, `dense_embedding`, `sparse_prompt`, `mask_logits`
         and, where the model has the head, `no_target_logits`.
     """
-    out = model.ask(
-        values["image_embeddings"],
-        values["clip_tokens"],
-        values["input_ids"].long(),
-        values.get("category_feature"),
-        values["text_mask"],
-    )
+    text_features = model.encode_words(values["input_ids"].long())[1]
+    pixels = values["pixel_values"], values["pixel_queries"]
+    fused = model.pwam.fuse(*pixels, text_features, values["text_mask"])
+    dense_prompt, maps = model.clip_pixel_decoder(*model.backbone_clip(fused), finest_only=True)
+    dense_embedding = model.dense_embedding(dense_prompt)
+    query = model.sparse_query(text_features, values.get("category_feature"))
+    sparse_prompt = model.txt2txt(query, text_features)
+    embeddings = values["image_embeddings"]
     found = {
-        "text_features": out.text_features,
-        "dense_prompt": out.dense_prompt,
-        "dense_embedding": out.dense_embedding,
-        "sparse_prompt": out.sparse_prompt,
-        "mask_logits": out.mask_logits,
+        "text_features": text_features,
+        "dense_prompt": dense_prompt,
+        "dense_embedding": dense_embedding,
+        "sparse_prompt": sparse_prompt,
+        "mask_logits": model.decode_masks(embeddings, dense_embedding, sparse_prompt),
     }
-    if out.no_target_logits is not None:
-        found["no_target_logits"] = out.no_target_logits
+    if model.config.no_target != "none":
+        objects, masks = values["object_queries"], values["object_masks"]
+        found["no_target_logits"] = model.decoder.decide(objects, maps[-1], masks)
     return found

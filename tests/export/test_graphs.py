@@ -11,7 +11,9 @@ from onnx import TensorProto
 from stages import STAGES
 
 from ris.engines import create
+from ris.export.families import DESIGNS
 from ris.reference.dfam.config import PRESETS
+from ris.reference.families import FAMILIES
 from ris.runtime import open_bundle
 
 BUNDLES = ["tiny_bundle", "tiny_fp16_bundle", "tiny_category_bundle", "tiny_supplement_bundle"]
@@ -159,3 +161,11 @@ def last_alone(graph, feeds):
                 last[spec.name] = feeds[spec.name][image : image + 1]
         last["image_index"] = np.zeros(1, np.int32)
     return last
+
+
+@pytest.mark.parametrize("family", DESIGNS)
+def test_what_lies_behind_a_threshold_is_given(family):
+    """Parity would look for a value that is misspelt in vain."""
+    for config in FAMILIES[family].presets.values():
+        for stage in DESIGNS[family].stages(config):
+            assert set(stage.thresholded) <= {out.name for out in stage.outputs}

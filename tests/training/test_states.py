@@ -242,7 +242,7 @@ def test_a_signal_saves_before_the_run_leaves(tmp_path, number, during):
     def signalled(*arguments):
         done = whole(*arguments)
         if run.step == 2:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)  # to this thread, at once
         return done
 
     setattr(owner, during, signalled)
