@@ -118,7 +118,7 @@ def test_two_expressions_get_coloured_masks_times_and_what_runs(visit, served_mo
     page.get_by_text("What runs here").click()
     running = page.locator("#ris-running tbody tr")
     running.first.wait_for(state="visible")
-    assert running.count() == 5
+    assert running.count() == len(served_model.bundle.stages) == 6
     assert "onnxruntime" in running.first.inner_text()
     assert served_model.bundle.manifest.graphs["fusion"].precision in running.first.inner_text()
     picture(page, "two-expressions")

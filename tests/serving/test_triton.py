@@ -319,7 +319,12 @@ def test_the_configuration_follows_the_manifest(served_category_bundle, served_b
         assert f'name: "{spec.name}"' in fusion
     graphs = {stage: graph_config(bundle, stage, options(graphs="onnx")) for stage in bundle.stages}
     batched = [stage for stage, text in graphs.items() if "max_batch_size: 8" in text]
-    assert batched == ["sam_image_encoder", "clip_image_encoder", "text_encoder"]
+    assert batched == [
+        "sam_image_encoder",
+        "clip_image_encoder",
+        "image_features",
+        "text_encoder",
+    ]
     assert all(("dynamic_batching" in text) == (stage in batched) for stage, text in graphs.items())
     plans = {stage: graph_config(bundle, stage, options(graphs="tensorrt")) for stage in batched}
     assert "max_batch_size: 8" in plans.pop("text_encoder")
