@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ from ris.reference.rela.config import PRESETS
 from ris.reference.rela.deterministic import deterministic_model
 from ris.runtime import load, open_bundle
 from ris.runtime.commands.running import Running
-from ris.runtime.parity import check_model, load_golden
+from ris.runtime.parity import THRESHOLDED, TOLERANCES, check_model, load_golden
 from ris.serving.triton.config import ServerOptions, graph_config
 from ris.serving.triton.repository import write_repository
 
@@ -114,6 +115,29 @@ def test_masks_are_the_references(
         assert not report.failures
         assert report.no_target is not None
         assert len(golden["input_ids"][0]) == 20
+
+
+def test_a_step_flips_only_what_it_reaches(rela_bundle):
+    """Masks behind a threshold may differ where the step that is accepted of the logits reaches."""
+    tolerance = replace(TOLERANCES["fp32"], stage=1, mask_logits=1, mask_iou=1, flipped=0)
+    with load(rela_bundle, engine="onnxruntime") as runtime:
+        golden = load_golden(runtime.bundle)
+        found = [runtime.segment(golden["rgb"], str(e)).logits for e in golden["expressions"]]
+        own = golden | {"mask_logits": np.stack(found)[:, None]}
+        level = np.sqrt(np.square(own["mask_logits"]).mean())
+
+        def moved(by):
+            other = own | {"mask_logits": own["mask_logits"] + np.float32(by * level)}
+            return check_model(runtime, other, tolerance)
+
+        near = moved(0.9 * THRESHOLDED)
+        assert near.flipped > 0
+        assert not near.failures
+        assert any("mask IoU" in failure for failure in moved(3 * THRESHOLDED).failures)
+        manifest = runtime.bundle.manifest
+        stages = tuple(replace(stage, thresholded=()) for stage in manifest.stages)
+        runtime.bundle = replace(runtime.bundle, manifest=replace(manifest, stages=stages))
+        assert any("mask IoU" in failure for failure in moved(0.9 * THRESHOLDED).failures)
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(rela_bundle, picture):
