@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ris.evaluation.run import Answer, Segmenter
 from ris.evaluation.scoring import protocols_of
 from ris.runtime.asking import ask_each
 from ris.runtime.json_lines import read_json_lines
-from ris.runtime.masks import encode_rle
+from ris.runtime.masks import MaskRule, encode_rle, logits_of_picture
 from ris.runtime.orientation import turned, turned_size
 from ris.runtime.picture_files import Picture, load_picture
 
@@ -200,7 +200,11 @@ def _rows(
                 f' "{echoed(question.text)}": {answer}'
             )
             continue
-        yield _row(question, answer, frame, segmenter.threshold, sides_of(files.name))
+        rule, shown = segmenter.rule, (picture.height, picture.width)
+        logits = logits_of_picture(answer.logits, rule, shown)
+        answer = replace(answer, logits=stored_logits(logits, frame.orientation))
+        rule = replace(rule, letterbox=None)
+        yield _row(question, answer, frame.size, rule, sides_of(files.name))
 
 
 def frame_of(picture: Picture, stated: tuple[int, int], name: str) -> int:
@@ -221,23 +225,22 @@ def frame_of(picture: Picture, stated: tuple[int, int], name: str) -> int:
 def _row(
     question: Question,
     answer: Answer,
-    frame: _Frame,
-    threshold: float,
+    size: tuple[int, int],
+    rule: MaskRule,
     sides: Sequence[int | None],
 ) -> dict[str, Any]:
     """The line of an answer.
 
     Args:
         question: What was asked.
-        answer: What the model said, of the picture as it is shown.
-        frame: In which the data set's outlines are.
-        threshold: The logit above which a pixel belongs to the mask.
+        answer: What the model said, of the picture as it is stored.
+        size: The picture's (height, width) as it is stored.
+        rule: The way from logits to a mask.
         sides: The sizes of the masks; None is the image's own.
     """
-    logits = stored_logits(answer.logits, frame.orientation)
     masks = {
         "image" if side is None else str(side): dict(
-            encode_rle(from_logits(logits, side, frame.size, threshold))
+            encode_rle(from_logits(answer.logits, side, size, rule))
         )
         for side in sides
     }
@@ -254,7 +257,7 @@ def _row(
 
 
 def stored_logits(logits: NDArray[np.float32], orientation: int) -> NDArray[np.float32]:
-    """Square logits of the picture that is shown, as ones of the stored pixels."""
+    """Logits of the picture that is shown, as ones of the stored pixels."""
     if orientation == 1:
         return logits
     back = _BACK.get(orientation, orientation)

@@ -19,7 +19,7 @@ from ris.evaluation.metrics import SCENES, Figures, Mask
 from ris.evaluation.results import Answered, ImageResult, ResultsFolder, Swapped, figures_of
 from ris.runtime import Model
 from ris.runtime.asking import ask_each
-from ris.runtime.masks import encode_rle, mask_from_logits
+from ris.runtime.masks import MaskRule, encode_rle, mask_from_logits
 
 AT = ("image", "model", "480")
 """Where the masks of scenes and of people's own pictures are compared: at the image's own size, at
@@ -46,8 +46,8 @@ class Segmenter(Protocol):
     square: int
     """The side of the model's largest square image, pixels."""
 
-    threshold: float
-    """The logits above which a pixel belongs to the mask."""
+    rule: MaskRule
+    """The way from its logits to a mask."""
 
     def answer(
         self, rgb: NDArray[np.uint8], expressions: Sequence[str], categories: Sequence[str | None]
@@ -66,7 +66,7 @@ class BundleSegmenter:
         self._model, self._cache = model, cache
         manifest = model.bundle.manifest
         self.square = manifest.side
-        self.threshold = manifest.answer.threshold
+        self.rule = manifest.mask_rule
 
     def answer(
         self, rgb: NDArray[np.uint8], expressions: Sequence[str], categories: Sequence[str | None]
@@ -135,13 +135,14 @@ def _answered(
 ) -> Answered:
     """One answer against its truth; `other` is the answer to the swapped expression, or None."""
     height, width = size = _size(at, segmenter.square, truth.mask)
-    mask = mask_from_logits(answer.logits, height, width, segmenter.threshold)
+    rule, picture = segmenter.rule, truth.mask.shape
+    mask = mask_from_logits(answer.logits, height, width, rule, picture)
     right = _resized(truth.mask, size)
 
     swapped = None
     if truth.mirrored is not None and other is not None:
         text, meant = truth.mirrored
-        theirs = mask_from_logits(other.logits, height, width, segmenter.threshold)
+        theirs = mask_from_logits(other.logits, height, width, rule, picture)
         swapped = _swapped(text, theirs, _resized(meant, size), mask)
 
     return Answered(

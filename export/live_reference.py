@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -21,9 +22,10 @@ from ris.export.reference_pass import Arrays, Asked, Image, reference_pass, text
 from ris.export.sources import rebuild_model
 from ris.reference.checkpoint import WeightFiles, load_model
 from ris.reference.families import family_named
-from ris.reference.preprocess import resize_logits
 from ris.runtime.bundle import Bundle
-from ris.runtime.manifest import PICTURE
+from ris.runtime.letterbox import letterbox_size
+from ris.runtime.manifest import PICTURE, mask_rule
+from ris.runtime.masks import MaskRule
 
 
 def live_reference(
@@ -93,7 +95,7 @@ def timed_reference(
     def ask(encoded: Mapping[str, Tensor], expression: str) -> None:
         texts = text_values(family, model, tokenizer, manifest.host, [expression], [None])
         logits = family.ask(model, {**encoded, **texts})[manifest.answer.mask_logits]
-        (resize_logits(logits, *size) > manifest.answer.threshold).numpy()
+        _mask(logits, size, manifest.mask_rule).numpy()
 
     def run() -> tuple[float, float]:
         with torch.no_grad():
@@ -131,8 +133,8 @@ class ReferenceSegmenter:
     square: int
     """The side in pixels of the largest square that the model sees."""
 
-    threshold: float
-    """Logits above it are in the mask."""
+    rule: MaskRule
+    """The way from its logits to a mask."""
 
     device: torch.device
     """Where the model computes."""
@@ -157,7 +159,7 @@ class ReferenceSegmenter:
         self._tokenizer = self._family.tokenizer(inspection.vocabulary, config)
         self._host, self._answer = design.host(config), design.answer(config)
         sizes = [image.size for image in self._host.images.values() if image.of == PICTURE]
-        self.square, self.threshold = max(sizes), self._answer.threshold
+        self.square, self.rule = max(sizes), mask_rule(self._host, self._answer)
 
     @torch.no_grad()
     def answer(
@@ -184,6 +186,20 @@ class ReferenceSegmenter:
     def _here(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The values on the model's device."""
         return {name: value.to(self.device) for name, value in values.items()}
+
+
+def _mask(logits: Tensor, size: tuple[int, int], rule: MaskRule) -> Tensor:
+    """The masks, bool [N, 1, *size], of logits [N, 1, m, m], as a runtime makes them."""
+
+    def resized(values: Tensor, size: tuple[int, int]) -> Tensor:
+        corners = rule.align_corners
+        return F.interpolate(values, size, mode=rule.interpolation, align_corners=corners)
+
+    if rule.letterbox is not None:
+        height, width = letterbox_size(*size, rule.letterbox)
+        logits = resized(logits, (rule.letterbox,) * 2)[..., :height, :width]
+    values = logits.sigmoid() if rule.of == "probabilities" else logits
+    return resized(values, size) > rule.threshold
 
 
 def _torch_device(name: str) -> torch.device:

@@ -16,7 +16,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ris.reference.families import Family
-from ris.reference.preprocess import resize_to_square, token_ids
+from ris.reference.preprocess import token_ids
+from ris.runtime.drawn import draw, for_each
+from ris.runtime.host import fitted_size, resize_picture
 from ris.runtime.manifest import PICTURE, Host
 
 Arrays = dict[str, NDArray[Any]]
@@ -86,15 +88,15 @@ class ReferencePass:
     def golden(self) -> Arrays:
         """What golden.npz holds, of a pass over one image.
 
-        Images of the picture are there as 8-bit squares. What a reader makes of them, of the ids
-        and of the number of expressions is left out.
+        Images of the picture are there as 8-bit levels, a letterbox without its zeros. What a
+        reader makes of them, of the ids, of the number of expressions and of seeds is left out.
         """
         found = self.arrays
-        for name in (self.host.text.mask, self.host.image_index):
+        for name in (self.host.text.mask, self.host.image_index, *self.host.drawn):
             found.pop(name or "", None)
         for name, image in self.host.images.items():
             if image.of == PICTURE:
-                found[name] = resize_to_square(self.rgb, image.size)
+                found[name] = resize_picture(self.rgb, fitted_size(image, self.rgb.shape[:2]))
         return found
 
 
@@ -141,7 +143,7 @@ def text_values(
     expressions: Sequence[str],
     categories: Sequence[str | None],
 ) -> dict[str, Tensor]:
-    """The host's values of N expressions: ids, their mask and their categories' rows.
+    """The host's values of N expressions: ids, mask, rows of categories, random numbers.
 
     Args:
         family: The model's family.
@@ -158,7 +160,8 @@ def text_values(
         values[text.mask] = (ids != text.pad_id).float()
     if host.categories is not None:
         values[host.categories.value] = family.category_features(model, categories)
-    return values
+    drawn = for_each(draw(host.drawn), len(expressions))
+    return values | {name: torch.from_numpy(rows) for name, rows in drawn.items()}
 
 
 def _numpy(values: Mapping[str, Tensor]) -> Arrays:

@@ -35,6 +35,15 @@ def normalise(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) ->
     return (image - middle) / spread
 
 
+def imagenet_square(rgb: np.ndarray, size: int) -> Tensor:
+    """The picture as one normalised square; the aspect ratio is not kept.
+
+    uint8 RGB [H, W, 3] -> float32 [1, 3, size, size].
+    """
+    pixels = torch.tensor(resize_to_square(rgb, size)).permute(2, 0, 1)[None].float()
+    return normalise(pixels, IMAGENET_MEAN, IMAGENET_STD)
+
+
 def token_ids(
     tokenizer: Tokenizer, expressions: Sequence[str], length: int, pad_id: int = 0
 ) -> Tensor:
@@ -54,6 +63,16 @@ def token_ids(
         found = encoded.ids[:length]
         row[: len(found)] = torch.tensor(found)
     return ids
+
+
+def resize_probability(mask_logits: Tensor, height: int, width: int) -> Tensor:
+    """The probability of the foreground at the image's size, bicubic, corners on corners.
+
+    [B, 1, m, m] -> [B, 1, height, width]. It leaves 0 to 1 by a little beside sharp edges.
+    """
+    return F.interpolate(
+        mask_logits.sigmoid(), size=(height, width), mode="bicubic", align_corners=True
+    )
 
 
 def resize_logits(mask_logits: Tensor, height: int, width: int) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from ris.engines.errors import ExpressionError
+from ris.runtime.drawn import ONE_DRAW, Draws
 from ris.runtime.model import Scene
 from ris.runtime.segmentation import Segmentation
 
@@ -38,6 +39,7 @@ def segment_each(
     no_target_threshold: float | None,
     step: int,
     check: Callable[[], None] = lambda: None,
+    draws: Draws = ONE_DRAW,
 ) -> list[Segmentation | ExpressionError]:
     """`Scene.segment_many`, with an error in the place of each answer that cannot be given.
 
@@ -48,6 +50,10 @@ def segment_each(
         no_target_threshold: As for `Scene.segment_many`.
         step: How many expressions are asked together, `Model.max_expressions`.
         check: Called before the model is asked; what it raises ends the asking.
+        draws: The random numbers, for a model that draws any.
+
+    Raises:
+        RisError: Where the model draws nothing, and a seed or a number of draws is given.
     """
 
     def ask(numbers: Sequence[int]) -> list[Segmentation]:
@@ -56,6 +62,8 @@ def segment_each(
             [expressions[i] for i in numbers],
             categories=None if categories is None else [categories[i] for i in numbers],
             no_target_threshold=no_target_threshold,
+            seed=draws.seed,
+            draws=draws.count,
         )
 
     answers: list[Segmentation | ExpressionError] = []

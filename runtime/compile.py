@@ -19,6 +19,7 @@ Others remove a cast to FP16 and back.
 """
 
 _FILLS_A_CPU = 20e9  # operations of an expression from which on it keeps all cores busy alone
+_FILLS_ANYTHING = 1e12  # and a GPU as well
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,14 @@ def expressions_together(bundle: Bundle, row: EngineSpec, device: str = "auto") 
 
     Asked together, expressions share what depends on the image alone, and fill idle cores. This
     saves a quarter of each one's time for the demo, but 2 % at full size. There a graph for a
-    single expression saves 10 % on engines with `fixed_shapes`.
+    single expression saves 10 % on engines with `fixed_shapes`. Of a model that computes far more
+    than that, several would need gigabytes each at once, and nothing is gained on any device.
     """
     counted = [bundle.manifest.graphs[s].operations for s in bundle.wiring.question_stages]
-    alone = sum(each.of(1, 1) for each in counted if each is not None) >= _FILLS_A_CPU
+    needed = sum(each.of(1, 1) for each in counted if each is not None)
     on = row.devices[0] if device == "auto" else device
-    return 1 if alone and on in row.fixed_shapes else EngineOptions().max_expressions
+    is_faster = needed >= _FILLS_A_CPU and on in row.fixed_shapes
+    return 1 if is_faster or needed >= _FILLS_ANYTHING else EngineOptions().max_expressions
 
 
 def compile_bundle(

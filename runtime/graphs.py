@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ris.engines import Session, Value
 from ris.engines.errors import ExpressionError, RisError
 from ris.runtime.bundle import Bundle
+from ris.runtime.drawn import ONE_DRAW, Draws
 from ris.runtime.host import HostSide
 from ris.runtime.interpolate import Float
 from ris.runtime.segmentation import Timings, timed
@@ -119,7 +120,12 @@ class Graphs:
             return None
 
     def ask(
-        self, image: Values, text: EncodedText, categories: Sequence[int], timings: Timings
+        self,
+        image: Values,
+        text: EncodedText,
+        categories: Sequence[int],
+        timings: Timings,
+        draws: Draws = ONE_DRAW,
     ) -> tuple[Float, list[float | None]]:
         """Runs what is left to run for N expressions about one image.
 
@@ -128,21 +134,33 @@ class Graphs:
             text: The expressions.
             categories: The row of each expression's category in the table; empty for models that
                 ask by none.
-            timings: Gets the seconds of each stage and of each resize.
+            timings: Gets the seconds of each stage and of each resize, of all draws together.
+            draws: The random numbers, for models that draw any.
 
         Returns:
             The mask logits, float32 [N, m, m], and for each expression the probability that it
-            names nothing in the image, None for models that do not decide that.
+            names nothing in the image, None for models that do not decide that. Of several draws
+            both are those of the mean logits.
         """
+        count = len(text.expressions)
         values = {**image, **text.values, **self.host.asked(categories)}
-        done = self._wiring.text_stages
-        self._run_all((s for s in self._wiring.question_stages if s not in done), values, timings)
+        wiring, answer = self._wiring, self._manifest.answer
+        later = {*wiring.text_stages, *wiring.drawn_stages}
+        self._run_all((s for s in wiring.question_stages if s not in later), values, timings)
 
-        answer = self._manifest.answer
-        logits = _array(values[answer.mask_logits])[:, 0]
+        names = [name for name in (answer.mask_logits, answer.no_target_logits) if name]
+        found: list[list[NDArray[np.float32]]] = []
+        for number in range(draws.count or 1):
+            own = {**values, **self.host.drawn(count, draws.seed, number)}
+            self._run_all(wiring.drawn_stages, own, timings)
+            found.append([_array(own[name]) for name in names])
+            if len(found) > 1:
+                found = [[a + b for a, b in zip(*found, strict=True)]]
+        # one draw is handed on as it is, to the bit
+        means = [total / np.float32(draws.count) if draws.count else total for total in found[0]]
         if answer.no_target_logits is None:
-            return logits, [None] * len(text.expressions)
-        return logits, [*no_target_probabilities(_array(values[answer.no_target_logits]))]
+            return means[0][:, 0], [None] * count
+        return means[0][:, 0], [*no_target_probabilities(means[1])]
 
     def _run_all(self, stages: Iterable[str], values: dict[str, Value], timings: Timings) -> None:
         """Runs stages in order, which take from `values` and add to them."""
@@ -164,9 +182,11 @@ class Graphs:
         own: Timings = {}
         with timed(own, clock):
             outputs = session.run_and_keep(feeds, steps) if steps else session.run_and_keep(feeds)
-        timings[clock] = own[clock] - sum(resizes.values())
         prefix = clock.removesuffix(stage)
-        timings |= {f"{prefix}{name}": seconds for name, seconds in resizes.items()}
+        spent = {f"{prefix}{name}": seconds for name, seconds in resizes.items()}
+        spent[clock] = own[clock] - sum(resizes.values())
+        for name, seconds in spent.items():
+            timings[name] = timings.get(name, 0.0) + seconds
         return self.host.renamed(stage, outputs) if steps else outputs
 
 

@@ -15,8 +15,11 @@ from ris.engines import HostStep, Value
 from ris.engines.errors import BundleError
 from ris.runtime.bundle import Bundle
 from ris.runtime.categories import CategoryTable, read_table
+from ris.runtime.drawn import draw, for_each
 from ris.runtime.interpolate import Float, resize_maps, resize_rows
+from ris.runtime.letterbox import letterbox_size
 from ris.runtime.manifest import PICTURE, HostImage, Resize
+from ris.runtime.masks import Size
 from ris.runtime.picture_files import Pixels
 from ris.runtime.segmentation import Timings, timed
 from ris.runtime.text import ExpressionTokenizer, Tokens
@@ -25,42 +28,70 @@ Levels = NDArray[np.uint8]
 """RGB of 8 bits, [H, W, 3]."""
 
 
-def prepare_images(rgb: Pixels, images: Mapping[str, HostImage]) -> dict[str, Float]:
+def prepare_images(
+    rgb: Pixels, images: Mapping[str, HostImage], size: Size | None = None
+) -> dict[str, Float]:
     """A picture as the images that the host makes of it, normalised, float32 [1, 3, S, S].
 
     Args:
         rgb: The picture.
         images: How each is made (`Host.images`).
+        size: The picture's own (height, width), where it was decoded smaller. None: as `rgb` has
+            them.
 
     Returns:
         The images by the names of their values.
     """
-    squares: dict[int, Levels] = {}
-    for image in images.values():
-        if image.of == PICTURE and image.size not in squares:
-            squares[image.size] = resize_picture(rgb, image.size)
-    return {
-        name: normalise(squares[image.size], image)
-        if image.of == PICTURE
-        else _smaller(squares[images[image.of].size], image)
-        for name, image in images.items()
-    }
+    own = size or _size(rgb)
+    fitted: dict[Size, Levels] = {}
+
+    def levels(image: HostImage) -> Levels:
+        """Those of an image of the picture."""
+        wanted = fitted_size(image, own)
+        if wanted not in fitted:
+            fitted[wanted] = resize_picture(rgb, wanted)
+        return fitted[wanted]
+
+    def made(image: HostImage) -> Float:
+        if image.antialias:
+            return normalise(levels(image), image)
+        return _sampled(np.asarray(rgb) if image.of == PICTURE else levels(images[image.of]), image)
+
+    return {name: made(image) for name, image in images.items()}
 
 
-def resize_picture(rgb: Pixels, size: int) -> Levels:
-    """A square of 8-bit levels [size, size, 3], by Pillow's bilinear filter."""
-    if isinstance(rgb, np.ndarray) and rgb.shape[:2] != (size, size):
+def fitted_size(image: HostImage, picture: Size) -> Size:
+    """The (height, width) that a picture has inside one of the host's images."""
+    if image.fit == "letterbox":
+        return letterbox_size(*picture, image.size)
+    return image.size, image.size
+
+
+def _size(rgb: Pixels) -> Size:
+    if isinstance(rgb, Image.Image):
+        return rgb.height, rgb.width
+    return rgb.shape[0], rgb.shape[1]
+
+
+def resize_picture(rgb: Pixels, size: Size) -> Levels:
+    """A picture of another (height, width), uint8 [*size, 3], by Pillow's bilinear filter."""
+    if isinstance(rgb, np.ndarray) and rgb.shape[:2] != size:
         rgb = Image.fromarray(rgb)
-    if isinstance(rgb, Image.Image) and rgb.size != (size, size):
-        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
+    if isinstance(rgb, Image.Image) and (rgb.height, rgb.width) != size:
+        rgb = rgb.resize(size[::-1], Image.Resampling.BILINEAR)
     return np.asarray(rgb)
 
 
-def normalise(square: Levels, wanted: HostImage) -> Float:
-    """8-bit levels [S, S, 3] less the mean and divided by the deviation, float32 [1, 3, S, S]."""
-    image = np.empty((1, 3, wanted.size, wanted.size), np.float32)
-    for channel, plane in enumerate(image[0]):
-        plane[:] = square[..., channel]
+def normalise(levels: Levels, wanted: HostImage) -> Float:
+    """8-bit levels less the mean and divided by the deviation, float32 [1, 3, S, S].
+
+    levels: [S, S, 3], or less of a letterbox, whose other places are zeros.
+    """
+    height, width = levels.shape[:2]
+    make = np.empty if height == width == wanted.size else np.zeros
+    image = make((1, 3, wanted.size, wanted.size), np.float32)
+    for channel, plane in enumerate(image[0, :, :height, :width]):
+        plane[:] = levels[..., channel]
         if wanted.levels == 1:
             plane /= np.float32(255)
         plane -= np.float32(wanted.mean[channel])
@@ -68,11 +99,11 @@ def normalise(square: Levels, wanted: HostImage) -> Float:
     return image
 
 
-def _smaller(square: Levels, wanted: HostImage) -> Float:
-    """A square of another size, resized without antialiasing and normalised."""
+def _sampled(levels: Levels, wanted: HostImage) -> Float:
+    """A square of levels [H, W, 3], resized without antialiasing and normalised."""
     # rows first, on interleaved channels; then columns, as the rows of the transposed image
-    tall = resize_rows(square, wanted.size, wanted.filter)  # [c, S, 3]
-    turned = np.ascontiguousarray(tall.transpose(1, 2, 0))  # [S, 3, c]
+    tall = resize_rows(levels, wanted.size, wanted.filter)  # [c, W, 3]
+    turned = np.ascontiguousarray(tall.transpose(1, 2, 0))  # [W, 3, c]
     small = resize_rows(turned, wanted.size, wanted.filter)  # [c (x), 3, c (y)]
 
     if wanted.levels == 1:
@@ -117,9 +148,9 @@ class HostSide:
                             f" {stage.name!r} takes {spec.shape[1]}; export the bundle again"
                         )
 
-    def images(self, rgb: Pixels) -> dict[str, Float]:
-        """The picture as the host's images, by value."""
-        return prepare_images(rgb, self._host.images)
+    def images(self, rgb: Pixels, size: Size | None = None) -> dict[str, Float]:
+        """The picture as the host's images, by value; the arguments are `prepare_images`'s."""
+        return prepare_images(rgb, self._host.images, size)
 
     def texts(self, tokens: Tokens) -> dict[str, Value]:
         """The values of N expressions: ids and their mask, and that all ask the one image."""
@@ -136,6 +167,18 @@ class HostSide:
         if self._host.categories is None or self._features is None:
             return {}
         return {self._host.categories.value: np.ascontiguousarray(self._features[list(rows)])}
+
+    def drawn(
+        self, expressions: int, seed: int | None = None, number: int = 0
+    ) -> dict[str, NDArray[np.float32]]:
+        """The random numbers of a draw as values of N expressions; none for other models.
+
+        Args:
+            expressions: How many there are.
+            seed: What is drawn from. None: the bundle's own seed.
+            number: The number of the draw, from 0 on.
+        """
+        return for_each(draw(self._host.drawn, seed, number), expressions)
 
     def steps(self, stage: str, spent: Timings) -> dict[str, HostStep]:
         """By a stage's outputs: what the host makes of them before another stage takes them.

@@ -1,7 +1,8 @@
 """Bilinear and bicubic resizing as torch.nn.functional.interpolate does it.
 
-That is with `align_corners=False`, without antialiasing, and with a = -0.75 where it is bicubic.
-Source coordinates are computed in float32, as torch does, so the weights agree to the last bits.
+That is without antialiasing, with or without `align_corners`, and with a = -0.75 where it is
+bicubic. Source coordinates are computed in float32, as torch does, so the weights agree to the last
+bits.
 
 Resizing is a separable linear map. For a feature map it is two small matrix products. For an image
 or a mask it gathers a few rows for each output row, which is cheaper where the matrix would be
@@ -27,8 +28,16 @@ Float = NDArray[np.float32]
 
 
 @functools.lru_cache(maxsize=64)
-def taps(source: int, target: int, mode: Mode) -> tuple[NDArray[np.intp], Float]:
+def taps(
+    source: int, target: int, mode: Mode, align_corners: bool = False
+) -> tuple[NDArray[np.intp], Float]:
     """What each of `target` outputs is made of.
+
+    Args:
+        source: The number of inputs.
+        target: The number of outputs.
+        mode: How to resize.
+        align_corners: The first and the last output are the first and the last input.
 
     Returns:
         Source indices and their weights, both [target, 2 or 4]. Indices past the border are clamped
@@ -37,8 +46,13 @@ def taps(source: int, target: int, mode: Mode) -> tuple[NDArray[np.intp], Float]
     Raises:
         ValueError: For an unknown mode.
     """
-    scale = np.float32(source) / np.float32(target)
-    position = scale * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+    place = np.arange(target, dtype=np.float32)
+    if align_corners:
+        gaps = np.float32(target - 1)
+        position = (np.float32(source - 1) / gaps if gaps else np.float32(0)) * place
+    else:
+        scale = np.float32(source) / np.float32(target)
+        position = scale * (place + np.float32(0.5)) - np.float32(0.5)
     if mode == "bilinear":
         position = np.maximum(position, np.float32(0))
         first = np.floor(position)
@@ -110,6 +124,7 @@ def resize_rows(
     mode: Mode,
     start: int = 0,
     stop: int | None = None,
+    align_corners: bool = False,
 ) -> Float:
     """Resizes axis 0 of an array, or a part of that.
 
@@ -119,11 +134,12 @@ def resize_rows(
         mode: How to resize.
         start: The first row of the result to compute.
         stop: The row of the result before which to stop; None for all that are left.
+        align_corners: The first and the last row of the result are those of the array.
 
     Returns:
         The rows from `start` to `stop`, float32.
     """
-    indices, weights = taps(array.shape[0], target, mode)
+    indices, weights = taps(array.shape[0], target, mode, align_corners)
     indices, weights = indices[start:stop], weights[start:stop]
     shape = (len(indices),) + (1,) * (array.ndim - 1)
 

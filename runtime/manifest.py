@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, cast
 
 from ris.engines.errors import BundleError
@@ -23,16 +23,19 @@ from ris.runtime.from_json import Rule, build, within
 from ris.runtime.manifest_kinds import (
     Count,
     Deviations,
+    DrawnShape,
     FileName,
     Hashes,
     Inputs,
-    Logit,
     Means,
     Name,
+    Seed,
     Share,
     Side,
     Tensors,
+    Threshold,
 )
+from ris.runtime.masks import MaskRule
 
 FORMAT_VERSION = 2
 """The format that this version writes, and the newest that it reads."""
@@ -174,8 +177,9 @@ class HostImage:
     fit: Literal["square", "letterbox", "crop"]
     """How the whole gets into a square.
 
-    "square" changes the aspect ratio, "letterbox" adds zeros at the right and below, "crop" cuts
-    the middle out. This version makes "square".
+    "square" changes the aspect ratio. "letterbox" makes the longest side `size`, and adds zeros at
+    the right and below behind the normalisation. "crop" cuts the middle out; this version does not
+    make it.
     """
 
     size: Side
@@ -249,6 +253,24 @@ class Resize:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """Random numbers for each expression, float32 [N, *shape] (`ris.runtime.drawn`).
+
+    They depend on the seed, the number of the draw and the place of the value's name among the
+    drawn ones alone: every expression gets the same.
+    """
+
+    distribution: Literal["logistic"]
+    """What they are drawn from: the standard logistic distribution."""
+
+    shape: DrawnShape
+    """Their shape, without the axis of the expressions."""
+
+    seed: Seed
+    """What they are drawn from where the user names no seed."""
+
+
+@dataclass(frozen=True)
 class Host:
     """What the runtime does beside the graphs; each entry gives a value."""
 
@@ -267,6 +289,9 @@ class Host:
     resizes: dict[Name, Resize]
     """The resized maps by value."""
 
+    drawn: dict[Name, Drawn] = field(default_factory=dict)
+    """The random numbers by value. May be absent."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -281,11 +306,24 @@ class Answer:
     None where the model does not decide that.
     """
 
-    interpolation: Literal["bilinear"]
-    """How logits are resized to the picture's size."""
+    interpolation: Literal["bilinear", "bicubic"]
+    """How logits or probabilities are resized to the picture's size."""
 
-    threshold: Logit
-    """The logit above which a pixel belongs to the mask."""
+    threshold: Threshold
+    """The logit or the probability above which a pixel belongs to the mask."""
+
+    of: Literal["logits", "probabilities"] = "logits"
+    """What is resized and compared: the logits, or their sigmoids. May be absent."""
+
+    align_corners: bool = False
+    """Whether corners lie on corners, as torch's interpolate says it. May be absent."""
+
+    letterbox_of: Name | None = None
+    """The letterbox that the mask logits are of.
+
+    They are resized to its side and cut to the picture's part before they are resized to the
+    picture. None: they are of the whole picture. May be absent.
+    """
 
 
 @dataclass(frozen=True)
@@ -405,6 +443,11 @@ class Manifest:
         return self.answer.no_target_logits is not None
 
     @property
+    def mask_rule(self) -> MaskRule:
+        """The way from mask logits to a mask."""
+        return mask_rule(self.host, self.answer)
+
+    @property
     def side(self) -> int:
         """The side in pixels of the largest image that is made of the picture."""
         return max(image.size for image in self.host.images.values() if image.of == PICTURE)
@@ -412,6 +455,15 @@ class Manifest:
     def to_json(self) -> str:
         """The text of manifest.json; keys are sorted, so that equal manifests are equal files."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+
+
+def mask_rule(host: Host, answer: Answer) -> MaskRule:
+    """The way from mask logits to a mask that a manifest with this host and answer says."""
+    name = answer.letterbox_of
+    letterbox = None if name is None else host.images[name].size
+    return MaskRule(
+        answer.of, answer.interpolation, answer.align_corners, answer.threshold, letterbox
+    )
 
 
 def manifest_from_dict(data: Any) -> Manifest:

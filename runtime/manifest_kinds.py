@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from ris.runtime.from_json import Rule, within
 
 LARGEST_SIDE = 1 << 14
 """The largest side of an image or a map."""
+
+LARGEST_SEED = (1 << 31) - 1
+"""The largest seed of random numbers."""
 
 _LARGEST_FLOAT32 = 3.4e38
 _SMALLEST_FLOAT32 = 1.2e-38  # a smaller one may be rounded to zero
@@ -104,5 +108,17 @@ Deviations = Annotated[
 ]
 """A standard deviation for each channel."""
 
-Logit = Annotated[float, Rule(lambda value: _fits_float32((value,)), "a number of 32 bits")]
-"""A threshold of logits."""
+Threshold = Annotated[float, Rule(lambda value: _fits_float32((value,)), "a number of 32 bits")]
+"""A threshold of logits or of probabilities."""
+
+Seed = Annotated[int, within(0, LARGEST_SEED)]
+"""What random numbers are drawn from."""
+
+DrawnShape = Annotated[
+    tuple[int, ...],
+    Rule(
+        lambda shape: 0 < len(shape) <= 7 and min(shape) > 0 and math.prod(shape) <= _LARGEST_AXIS,
+        "a list of one to seven whole numbers from 1 on, whose product is at most 16777216",
+    ),
+]
+"""The shape of random numbers, without the axis of the expressions."""

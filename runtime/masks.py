@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from dataclasses import dataclass
+from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ris.runtime.interpolate import Float, resize_rows
+from ris.runtime.interpolate import Float, Mode, resize_rows
+from ris.runtime.letterbox import letterbox_size
 
 COLOURS = (
     (230, 57, 70),
@@ -32,15 +34,93 @@ class Rle(TypedDict):
     """The run lengths, as COCO's ASCII string."""
 
 
-def resize_logits(logits: Float, height: int, width: int) -> Float:
-    """Mask logits [m, m] -> [height, width], bilinear without antialiasing, float32."""
-    return resize_rows(_widen(logits, width), height, "bilinear")
+@dataclass(frozen=True)
+class MaskRule:
+    """The way from mask logits to a mask; a manifest has it (`Manifest.mask_rule`).
+
+    Logits of a letterbox are resized to its side and cut to the picture's part. Then logits, or
+    their probabilities, are resized to the mask's size and compared with a threshold.
+    """
+
+    of: Literal["logits", "probabilities"] = "logits"
+    """What is resized and compared. Probabilities are the sigmoids of the logits."""
+
+    interpolation: Mode = "bilinear"
+    """How it is resized."""
+
+    align_corners: bool = False
+    """Whether corners lie on corners, as torch's interpolate says it."""
+
+    threshold: float = 0.0
+    """What a pixel of the mask is above: a logit, or a probability from 0 to 1."""
+
+    letterbox: int | None = None
+    """The side of the letterbox that the logits are of; None: they are of the picture alone."""
+
+
+PLAIN = MaskRule()
+"""Logits, bilinear, above 0."""
+
+Size = tuple[int, int]
+"""A height and a width in pixels."""
+
+
+def logits_of_picture(logits: Float, rule: MaskRule, picture: Size) -> Float:
+    """The logits [m, m] of the picture alone: those of a letterbox at its side, cut.
+
+    What else the rule says holds for the result as for the logits.
+
+    Args:
+        logits: float32 [m, m].
+        rule: Their rule.
+        picture: The picture's size.
+    """
+    side = rule.letterbox
+    if side is None:
+        return logits
+    height, width = letterbox_size(*picture, side)
+    wide = np.ascontiguousarray(_widen(logits, side, rule)[:, :width])
+    return resize_rows(wide, side, rule.interpolation, 0, height, rule.align_corners)
+
+
+def resize_logits(
+    logits: Float, height: int, width: int, rule: MaskRule = PLAIN, picture: Size | None = None
+) -> Float:
+    """Mask logits [m, m] -> [height, width], float32, resized as the rule says.
+
+    Args:
+        logits: float32 [m, m].
+        height: The new height.
+        width: The new width.
+        rule: How to resize; what it is of is not heeded.
+        picture: The picture's size, for logits of a letterbox. None: (height, width).
+    """
+    part = logits_of_picture(logits, rule, picture or (height, width))
+    return _resized(part, height, width, rule)
+
+
+def resize_values(
+    logits: Float, height: int, width: int, rule: MaskRule = PLAIN, picture: Size | None = None
+) -> Float:
+    """What is compared with the rule's threshold, float32 [height, width]: logits or probabilities.
+
+    Bicubic probabilities may lie a little outside 0 and 1.
+
+    Args:
+        logits: float32 [m, m].
+        height: The new height.
+        width: The new width.
+        rule: What is resized, and how.
+        picture: The picture's size, for logits of a letterbox. None: (height, width).
+    """
+    part = logits_of_picture(logits, rule, picture or (height, width))
+    return _resized(_values(part, rule), height, width, rule)
 
 
 def mask_from_logits(
-    logits: Float, height: int, width: int, threshold: float = 0.0
+    logits: Float, height: int, width: int, rule: MaskRule = PLAIN, picture: Size | None = None
 ) -> NDArray[np.bool_]:
-    """Mask logits as a mask of the image's size: bilinear, then above the threshold.
+    """Mask logits as a mask of the image's size.
 
     Works in stripes of rows, so a 100-megapixel mask never needs its logits in memory at once.
 
@@ -48,32 +128,61 @@ def mask_from_logits(
         logits: float32 [m, m].
         height: The mask's height.
         width: The mask's width.
-        threshold: The logit above which a pixel belongs to the mask.
+        rule: The way from logits to a mask.
+        picture: The picture's size, for logits of a letterbox. None: (height, width).
 
     Returns:
         bool [height, width].
     """
-    wide = _widen(logits, width)
+    part = logits_of_picture(logits, rule, picture or (height, width))
+    wide = _widen(_values(part, rule), width, rule)
     mask = np.empty((height, width), np.bool_)
     step = max(1, _STRIPE // width)
     for start in range(0, height, step):
-        rows = resize_rows(wide, height, "bilinear", start, min(start + step, height))
-        np.greater(rows, np.float32(threshold), out=mask[start : start + step])
+        stop = min(start + step, height)
+        rows = resize_rows(
+            wide, height, rule.interpolation, start, stop, align_corners=rule.align_corners
+        )
+        np.greater(rows, np.float32(rule.threshold), out=mask[start:stop])
     return mask
 
 
-def _widen(logits: Float, width: int) -> Float:
-    """[m, m] -> [m, width]."""
-    return np.ascontiguousarray(resize_rows(np.ascontiguousarray(logits.T), width, "bilinear").T)
+def _values(logits: Float, rule: MaskRule) -> Float:
+    """The logits, or their probabilities, float32; computed in double, so that libris's agree."""
+    return logits if rule.of == "logits" else _sigmoid(logits).astype(np.float32)
 
 
-def mask_score(logits: Float, threshold: float = 0.0) -> float:
-    """Mean foreground probability over the low-resolution mask; 0 where it is empty."""
-    inside = logits[logits > threshold]
-    if not inside.size:
-        return 0.0
-    probabilities = 1 / (1 + np.exp(-inside.astype(np.float64)))
-    return float(probabilities.mean())
+def _sigmoid(logits: Float) -> NDArray[np.float64]:
+    with np.errstate(over="ignore"):  # the infinity below gives a probability of 0
+        return 1 / (1 + np.exp(-logits.astype(np.float64)))
+
+
+def _resized(values: Float, height: int, width: int, rule: MaskRule) -> Float:
+    wide = _widen(values, width, rule)
+    return resize_rows(wide, height, rule.interpolation, align_corners=rule.align_corners)
+
+
+def _widen(values: Float, width: int, rule: MaskRule) -> Float:
+    """[h, w] -> [h, width]."""
+    turned = np.ascontiguousarray(values.T)
+    wide = resize_rows(turned, width, rule.interpolation, align_corners=rule.align_corners)
+    return np.ascontiguousarray(wide.T)
+
+
+def mask_score(logits: Float, rule: MaskRule = PLAIN, picture: Size = (1, 1)) -> float:
+    """Mean foreground probability over the low-resolution mask; 0 where it is empty.
+
+    Args:
+        logits: float32 [m, m].
+        rule: The way from logits to a mask.
+        picture: The picture's size. Of a letterbox's logits those count that see some of it.
+    """
+    if (side := rule.letterbox) is not None:
+        height, width = letterbox_size(*picture, side)
+        rows, columns = logits.shape
+        logits = logits[: -(-height * rows // side), : -(-width * columns // side)]
+    inside = logits[_values(logits, rule) > np.float32(rule.threshold)]
+    return float(_sigmoid(inside).mean()) if inside.size else 0.0
 
 
 def encode_rle(mask: NDArray[np.bool_]) -> Rle:

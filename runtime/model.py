@@ -16,6 +16,7 @@ from ris.engines.gate import Gate
 from ris.engines.heap import HEAP
 from ris.runtime.bundle import Bundle
 from ris.runtime.categories import Guess, categories_to_ask
+from ris.runtime.drawn import Draws
 from ris.runtime.graphs import EncodedText, Graphs, Values
 from ris.runtime.image import ImageLike, load_picture
 from ris.runtime.interpolate import Float
@@ -81,15 +82,28 @@ class Scene:
         *,
         category: str | None = None,
         no_target_threshold: float | None = 0.5,
+        seed: int | None = None,
+        draws: int | None = None,
     ) -> Segmentation:
-        """The mask of one expression; its arguments are those of `segment_many`.
+        """The mask of one expression.
+
+        Args:
+            expression: What to find, such as "left man".
+            category: As for `segment_many`, for one expression.
+            no_target_threshold: As for `segment_many`.
+            seed: As for `segment_many`.
+            draws: As for `segment_many`.
 
         Raises:
             ExpressionError: Where the model cannot be asked the expression or the category.
+            RisError: Where the model draws nothing, and a seed or draws are given.
         """
-        categories = None if category is None else [category]
         return self.segment_many(
-            [expression], categories=categories, no_target_threshold=no_target_threshold
+            [expression],
+            categories=None if category is None else [category],
+            no_target_threshold=no_target_threshold,
+            seed=seed,
+            draws=draws,
         )[0]
 
     def segment_many(
@@ -98,6 +112,8 @@ class Scene:
         *,
         categories: Sequence[str] | None = None,
         no_target_threshold: float | None = 0.5,
+        seed: int | None = None,
+        draws: int | None = None,
     ) -> list[Segmentation]:
         """The masks of several expressions, `max_expressions` of them at a time.
 
@@ -108,6 +124,10 @@ class Scene:
                 no other name.
             no_target_threshold: Above this no-target probability, 0 to 1, the mask is empty.
                 None: never.
+            seed: What a model that takes random numbers gets them from. None: the bundle's own
+                seed. An expression's answer does not depend on what else is asked.
+            draws: Over how many draws, 1 to 1000, the mask logits of such a model are averaged.
+                None: one draw. What does not depend on the numbers runs once.
 
         Returns:
             An answer for each expression, in their order.
@@ -115,6 +135,7 @@ class Scene:
         Raises:
             ExpressionError: Where the model cannot be asked one of the expressions or categories.
             EngineError: After `Model.close`, and where an engine fails.
+            RisError: Where the model draws nothing, and a seed or draws are given.
         """
         if isinstance(expressions, str):
             raise ExpressionError(
@@ -125,6 +146,8 @@ class Scene:
                 "no_target_threshold is a probability from 0 to 1, or None for never; got"
                 f" {no_target_threshold}"
             )
+        numbers = Draws(seed, draws)
+        numbers.check(self._model.bundle.manifest.host.drawn)
         asked = categories_to_ask(self._model._table, expressions, categories)
 
         results: list[Segmentation] = []
@@ -132,7 +155,9 @@ class Scene:
         with model._gate:
             for start in range(0, len(expressions), step):
                 part = slice(start, start + step)
-                results += model._ask(self, expressions[part], asked[part], no_target_threshold)
+                results += model._ask(
+                    self, expressions[part], asked[part], no_target_threshold, numbers
+                )
         return results
 
 
@@ -211,6 +236,8 @@ class Model:
         *,
         category: str | None = None,
         no_target_threshold: float | None = 0.5,
+        seed: int | None = None,
+        draws: int | None = None,
     ) -> Segmentation:
         """The mask of one expression in one image.
 
@@ -223,16 +250,23 @@ class Model:
                 to guess it from the expression.
             no_target_threshold: Above this no-target probability, 0 to 1, the mask is empty.
                 None: never.
+            seed: As for `Scene.segment_many`.
+            draws: As for `Scene.segment_many`.
 
         Raises:
             ImageError: Where the image cannot be read.
+            RisError: Where the model draws nothing, and a seed or draws are given.
             ExpressionError: Where the model cannot be asked the expression or the category.
             EngineError: After `close`, and where an engine fails.
         """
         with self._gate:
             scene = self.encode_image(image, expressions=[expression])
             return scene.segment(
-                expression, category=category, no_target_threshold=no_target_threshold
+                expression,
+                category=category,
+                no_target_threshold=no_target_threshold,
+                seed=seed,
+                draws=draws,
             )
 
     def encode_image(
@@ -262,7 +296,8 @@ class Model:
         with timed(timings, "image.load"):
             picture = load_picture(image, self.bundle.manifest.side if draft else None)
         with timed(timings, "image.prepare"):
-            images = self._graphs.host.images(picture.pixels)
+            size = picture.height, picture.width
+            images = self._graphs.host.images(picture.pixels, size)
 
         text = None
         if self.overlap:
@@ -304,17 +339,23 @@ class Model:
         expressions: Sequence[str],
         asked: Sequence[Guess | None],
         no_target_threshold: float | None,
+        draws: Draws,
     ) -> list[Segmentation]:
         """Asks a scene expressions that go through the graphs together.
 
-        asked: the category of each expression, None for models that ask by none.
+        Args:
+            scene: The encoded image.
+            expressions: What to find.
+            asked: The category of each expression, None for models that ask by none.
+            no_target_threshold: As for `Scene.segment_many`.
+            draws: The random numbers, for models that draw any.
         """
         text = scene._text
         if text is None or text.expressions != tuple(expressions):
             text = self._graphs.encode_text(expressions)
         timings = dict(text.timings)
         rows = [self._table.row(guess.category) for guess in asked if guess] if self._table else []
-        logits, probabilities = self._graphs.ask(scene.values, text, rows, timings)
+        logits, probabilities = self._graphs.ask(scene.values, text, rows, timings, draws)
 
         results = []
         for expression, guess, low, probability, notes in zip(
@@ -336,6 +377,7 @@ class Model:
                     timings=scene.timings | own,
                     notes=(*notes, *_guess_notes(guess)),
                     category_word=guess.word if guess else None,
+                    rule=self.bundle.manifest.mask_rule,
                 )
             )
         return results
@@ -344,9 +386,9 @@ class Model:
         """The mask of the image's own size, and its score."""
         if absent:
             return np.zeros((scene.height, scene.width), np.bool_), 0.0
-        threshold = self.bundle.manifest.answer.threshold
-        mask = mask_from_logits(logits, scene.height, scene.width, threshold)
-        return mask, mask_score(logits, threshold)
+        rule = self.bundle.manifest.mask_rule
+        mask = mask_from_logits(logits, scene.height, scene.width, rule)
+        return mask, mask_score(logits, rule, mask.shape)
 
 
 def _is_absent(probability: float | None, threshold: float | None) -> bool:

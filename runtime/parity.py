@@ -20,6 +20,7 @@ from ris.engines.errors import BundleError
 from ris.engines.text import one_line
 from ris.runtime.bundle import Bundle
 from ris.runtime.dfam.format_1 import GOLDEN_NAMES
+from ris.runtime.drawn import draw, for_each
 from ris.runtime.graphs import no_target_probabilities
 from ris.runtime.host import prepare_images
 from ris.runtime.interpolate import Float, resize_maps
@@ -286,7 +287,7 @@ def load_golden(bundle: Bundle) -> dict[str, NDArray[Any]]:
 
 
 def _host_values(found: Arrays, host: Host) -> dict[str, NDArray[Any]]:
-    """What golden.npz leaves to the reader: normalised squares, masks and indices."""
+    """What golden.npz leaves to the reader: normalised images, masks, indices, random numbers."""
     values: dict[str, NDArray[Any]] = {
         name: _normalised(found[name], image)
         for name, image in host.images.items()
@@ -297,7 +298,7 @@ def _host_values(found: Arrays, host: Host) -> dict[str, NDArray[Any]]:
         values[host.text.mask] = (ids != host.text.pad_id).astype(np.float32)
     if host.image_index is not None:
         values[host.image_index] = np.zeros(len(ids), np.int32)
-    return values
+    return values | for_each(draw(host.drawn), len(ids))
 
 
 def _golden_problem(found: Arrays, manifest: Manifest) -> str | None:
@@ -354,18 +355,18 @@ def check_model(
     rows[END_TO_END] = compare(logits, wanted_logits)
 
     ious, flips, decided = [], [], []
-    threshold, thresholded = manifest.answer.threshold, thresholded_rows(manifest)
+    rule, thresholded = manifest.mask_rule, thresholded_rows(manifest)
     # where a step is accepted of the logits, it may flip the pixels that it reaches
     step = THRESHOLDED if END_TO_END in thresholded else 0.0
     near = step * float(np.sqrt(np.square(wanted_logits).mean()))
     for result, want in zip(results, wanted_logits, strict=True):
         height, width = result.mask.shape
-        wanted = mask_from_logits(want[0], height, width, threshold)
+        wanted = mask_from_logits(want[0], height, width, rule)
         ious.append(mask_iou(result.mask, wanted))
         differs = result.mask != wanted
         flips.append(float(differs.mean()))
         surely, perhaps = (
-            mask_from_logits(want[0], height, width, threshold + by) for by in (near, -near)
+            mask_from_logits(want[0] + np.float32(by), height, width, rule) for by in (-near, near)
         )
         decided.append(float((differs & (surely == perhaps)).mean()))
 
@@ -399,11 +400,13 @@ def _no_target(
     return NoTargetParity(len(found), differ, moved), failures
 
 
-def _normalised(square: NDArray[np.uint8], wanted: HostImage) -> Float:
-    """An image [1, 3, S, S], made from its square in the plainest way."""
-    values = square if wanted.levels == 255 else square / np.float32(255)
-    levels = (values - np.asarray(wanted.mean, np.float32)) / np.asarray(wanted.std, np.float32)
-    return np.ascontiguousarray(levels.transpose(2, 0, 1)[None], np.float32)
+def _normalised(levels: NDArray[np.uint8], wanted: HostImage) -> Float:
+    """An image [1, 3, S, S], made from its 8-bit levels in the plainest way."""
+    values = levels if wanted.levels == 255 else levels / np.float32(255)
+    planes = (values - np.asarray(wanted.mean, np.float32)) / np.asarray(wanted.std, np.float32)
+    below, right = (wanted.size - side for side in levels.shape[:2])  # 0 but for a letterbox
+    filled = np.pad(planes, ((0, below), (0, right), (0, 0)))
+    return np.ascontiguousarray(filled.transpose(2, 0, 1)[None], np.float32)
 
 
 def _check_host(host: Host, reference: Arrays) -> dict[str, StageParity]:

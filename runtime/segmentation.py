@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ris.runtime.interpolate import Float
-from ris.runtime.masks import Rle, encode_rle, resize_logits
+from ris.runtime.masks import PLAIN, MaskRule, Rle, encode_rle, resize_logits, resize_values
 
 Timings = dict[str, float]
 """Seconds by stage."""
@@ -36,7 +36,10 @@ class Segmentation:
     """bool [H, W] of the image's own size; all False where the model says "no target"."""
 
     logits: Float
-    """float32 [m, m]: the decoder's low-resolution mask logits, before any no-target decision."""
+    """float32 [m, m]: the low-resolution mask logits, before any no-target decision.
+
+    Of several draws, their mean.
+    """
 
     score: float
     """The mean foreground probability over the mask, 0 for an empty one."""
@@ -66,10 +69,23 @@ class Segmentation:
     category_word: str | None = None
     """The expression's word that the category was guessed from; None where it was given."""
 
+    rule: MaskRule = field(default=PLAIN, repr=False)
+    """The way from the logits to the mask."""
+
     def rle(self) -> Rle:
         """The mask in COCO's compressed run-length encoding."""
         return encode_rle(self.mask)
 
     def full_logits(self) -> Float:
         """The mask logits at the image's own size, float32 [H, W]."""
-        return resize_logits(self.logits, *self.mask.shape)
+        height, width = self.mask.shape
+        return resize_logits(self.logits, height, width, self.rule)
+
+    def full_values(self) -> Float:
+        """What the mask is above the threshold of, float32 [H, W] of the image's own size.
+
+        These are the mask logits, or their probabilities where the model's answer is of those
+        (`rule.of`, `rule.threshold`).
+        """
+        height, width = self.mask.shape
+        return resize_values(self.logits, height, width, self.rule)

@@ -8,7 +8,7 @@ when.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -56,7 +56,10 @@ class Wiring:
     """The stages that run for each question, in order."""
 
     text_stages: tuple[str, ...]
-    """Those of them that depend on the words alone: on no image and on no category."""
+    """Those of them that depend on the words alone: on no image, category or random number."""
+
+    drawn_stages: tuple[str, ...]
+    """Those of the stages of questions that depend on random numbers: they run for each draw."""
 
     kept: tuple[str, ...]
     """The values that questions take of an image: of its stages, and of the host's images."""
@@ -77,13 +80,10 @@ class Wiring:
         taken = dict.fromkeys(spec.value for stage in questions for spec in stage.inputs)
         self.kept = tuple(name for name in taken if name in of_image)
 
-        behind = {*self.kept, *([host.categories.value] if host.categories else [])}
-        for stage in questions:
-            if behind.intersection(spec.value for spec in stage.inputs):
-                behind.update(_values_of(stage, host.resizes))
-        self.text_stages = tuple(
-            stage.name for stage in questions if behind.isdisjoint(_values_of(stage, host.resizes))
-        )
+        beside_words = {*self.kept, *([host.categories.value] if host.categories else [])}
+        not_text = _behind({*beside_words, *host.drawn}, questions, host.resizes)
+        self.text_stages = tuple(s.name for s in questions if s.name not in not_text)
+        self.drawn_stages = _behind(host.drawn, questions, host.resizes)
         self.resizes = {
             stage.name: {
                 name: resize
@@ -92,6 +92,18 @@ class Wiring:
             }
             for stage in stages
         }
+
+
+def _behind(
+    values: Iterable[str], stages: Sequence[GraphEntry], resizes: dict[str, Resize]
+) -> tuple[str, ...]:
+    """Those of the stages, in their order, that take one of the values or what is made of it."""
+    known, found = set(values), []
+    for stage in stages:
+        if known.intersection(spec.value for spec in stage.inputs):
+            known.update(_values_of(stage, resizes))
+            found.append(stage.name)
+    return tuple(found)
 
 
 def _values_of(stage: GraphEntry, resizes: dict[str, Resize]) -> list[str]:
@@ -103,14 +115,19 @@ def _values_of(stage: GraphEntry, resizes: dict[str, Resize]) -> list[str]:
 def problems(manifest: Manifest) -> list[str]:
     """What in a manifest contradicts itself, a sentence for each; libris says the same."""
     host = manifest.host  # in the order of names, as libris has them
-    images, resizes = dict(sorted(host.images.items())), dict(sorted(host.resizes.items()))
-    manifest = replace(manifest, host=replace(host, images=images, resizes=resizes))
+    host = replace(
+        host,
+        images=dict(sorted(host.images.items())),
+        resizes=dict(sorted(host.resizes.items())),
+        drawn=dict(sorted(host.drawn.items())),
+    )
+    manifest = replace(manifest, host=host)
     found = [*_names(manifest), *_images(manifest)]
     if found:  # what follows would say it again
         return found
     given = _given(manifest)
-    found += [*_resizes(manifest, given), *_stages(manifest, given)]
-    return [*found, *_answer(manifest, given)]
+    found += [*_resizes(manifest, given), *_stages(manifest, given), *_drawn(manifest)]
+    return [*found, *_answer(manifest, given), *_mask_rule(manifest)]
 
 
 def _given(manifest: Manifest) -> dict[str, Given]:
@@ -133,6 +150,9 @@ def _all_given(manifest: Manifest) -> Iterator[tuple[str, Given]]:
         yield host.image_index, Given("", "host.image_index", "int32", ("expressions",))
     if (table := host.categories) is not None:
         yield table.value, Given("", "host.categories", "float32", ("expressions", None))
+    for name, drawn in host.drawn.items():
+        numbers: Shape = ("expressions", *drawn.shape)
+        yield name, Given("", f"host.drawn.{name}", "float32", numbers)
     outputs: dict[str, TensorSpec] = {}
     for stage in manifest.stages:
         for spec in stage.outputs:
@@ -178,6 +198,10 @@ def _images(manifest: Manifest) -> Iterator[str]:
             yield f"host.images.{name} is made of {image.of!r}, which is no image of the host"
         elif image.of != PICTURE and images[image.of].of != PICTURE:
             yield f"host.images.{name} is made of {image.of!r}, which is not made of the {PICTURE}"
+        elif image.of != PICTURE and images[image.of].fit == "letterbox":
+            yield f"host.images.{name} is made of {image.of!r}, which is a letterbox and no square"
+        elif image.of != PICTURE and not images[image.of].antialias:
+            yield f"host.images.{name} is made of {image.of!r}, which has no 8-bit levels"
         elif not _is_made_here(image):
             smoothed = "with" if image.antialias else "without"
             yield (
@@ -187,8 +211,8 @@ def _images(manifest: Manifest) -> Iterator[str]:
 
 
 def _is_made_here(image: HostImage) -> bool:
-    if image.of == PICTURE:
-        return image.fit == "square" and image.antialias and image.filter == "bilinear"
+    if image.of == PICTURE and image.antialias:
+        return image.fit in ("square", "letterbox") and image.filter == "bilinear"
     return image.fit == "square" and not image.antialias
 
 
@@ -266,6 +290,33 @@ def _answer(manifest: Manifest, given: dict[str, Given]) -> Iterator[str]:
         if not _fits(value, "float32", shape) or value.shape[2:3] != value.shape[3:4]:
             sides = ", ".join("side" if n is None else str(n) for n in shape)
             yield f"{place} is {_words(value)}, not float32 [{sides}]"
+
+
+def _drawn(manifest: Manifest) -> Iterator[str]:
+    """A sentence for each drawn value without a use."""
+    taken = {spec.value for stage in manifest.stages for spec in stage.inputs}
+    for name in manifest.host.drawn:
+        if name not in taken:
+            yield f"host.drawn.{name} is a value that no stage takes"
+
+
+def _mask_rule(manifest: Manifest) -> Iterator[str]:
+    """A sentence for each thing that makes no mask of logits."""
+    answer, images = manifest.answer, manifest.host.images
+    if answer.of == "probabilities" and not 0 <= answer.threshold <= 1:
+        yield (
+            f"answer.threshold is {answer.threshold:g}, no probability from 0 to 1, and the answer"
+            " is of probabilities"
+        )
+    letterboxes = [name for name, image in images.items() if image.fit == "letterbox"]
+    if answer.letterbox_of is None and letterboxes:
+        yield (
+            f"answer.letterbox_of names none of the letterboxes of host.images:"
+            f" {', '.join(letterboxes)}"
+        )
+    elif answer.letterbox_of is not None and answer.letterbox_of not in letterboxes:
+        place = f"answer.letterbox_of is {answer.letterbox_of!r}"
+        yield f"{place}, which is no letterbox of host.images"
 
 
 def _words(tensor: TensorSpec | Given) -> str:

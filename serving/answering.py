@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from ris.engines.errors import ExpressionError
 from ris.runtime import Model, Scene, Segmentation
 from ris.runtime.asking import segment_each
+from ris.runtime.drawn import ONE_DRAW, Draws
 from ris.serving.limits import Deadline, Limits
 
 
@@ -110,6 +111,7 @@ class Answerer:
         categories: Sequence[str] | None = None,
         no_target_threshold: float | None = 0.5,
         deadline: Deadline | None = None,
+        draws: Draws = ONE_DRAW,
     ) -> list[Segmentation | ExpressionError]:
         """An answer to each expression, or the error that says why it cannot be asked.
 
@@ -119,10 +121,12 @@ class Answerer:
             categories: One for each expression, for models that ask by category.
             no_target_threshold: Above this no-target probability the mask is empty. None: never.
             deadline: Checked before each group. None: the request may take any time.
+            draws: The random numbers, for models that draw any.
 
         Raises:
             LimitError: When the time is up.
+            RisError: For a seed where the model draws nothing.
         """
         check = deadline.check if deadline else lambda: None
         step = self.model.max_expressions
-        return segment_each(scene, expressions, categories, no_target_threshold, step, check)
+        return segment_each(scene, expressions, categories, no_target_threshold, step, check, draws)

@@ -16,6 +16,9 @@ FULL_SIZE = (
     "export/test_full_size.py",
     "export/test_checkpoint_full_size.py",
     "export/test_rela_full_size.py",
+    "export/test_cgformer_full_size.py",
+    "reference/cgformer/test_golden_end_to_end.py",
+    "reference/cgformer/test_golden_modules.py",
     "reference/dfam/test_golden_modules.py",
     "reference/dfam/test_golden_end_to_end.py",
     "reference/dfam/test_weights_and_sizes.py",
@@ -39,6 +42,7 @@ MARKED = {
         "export/test_export_command.py",
         "export/test_export_engine.py",
         "export/test_rela.py",
+        "export/test_cgformer.py",
         "runtime/test_bench.py",
         "runtime/test_processes.py",
         "test_demo.py",
@@ -212,6 +216,37 @@ def rela_bf16_bundle(tmp_path_factory):
     return _export_rela(tmp_path_factory.mktemp("rela-bf16"), "bf16")
 
 
+def _export_cgformer(folder, precision="fp32", **choices):
+    from dataclasses import replace
+
+    from ris.reference.cgformer.config import PRESETS
+
+    config = replace(PRESETS["tiny-cgformer"], **choices)
+    return _export(folder, config, precision, family="cgformer")
+
+
+@pytest.fixture(scope="session")
+def cgformer_bundle(tmp_path_factory):
+    """CGFormer's, FP32: what `ris-export --preset tiny-cgformer --random-weights 0` writes."""
+    return _export_cgformer(tmp_path_factory.mktemp("cgformer"))
+
+
+@pytest.fixture(scope="session")
+def cgformer_sampled_bundle(tmp_path_factory):
+    """The same with `--assignment sampled`."""
+    return _export_cgformer(tmp_path_factory.mktemp("cgformer-sampled"), assignment="sampled")
+
+
+@pytest.fixture(scope="session")
+def cgformer_half_bundle(tmp_path_factory):
+    return _export_cgformer(tmp_path_factory.mktemp("cgformer-fp16"), "fp16")
+
+
+@pytest.fixture(scope="session")
+def cgformer_bf16_bundle(tmp_path_factory):
+    return _export_cgformer(tmp_path_factory.mktemp("cgformer-bf16"), "bf16")
+
+
 @pytest.fixture(scope="session")
 def format_1_bundle(tmp_path_factory):
     """The built-in bundle as it was in format 1."""
@@ -235,6 +270,14 @@ def toy_bundle(tmp_path_factory):
     import toy_family
 
     return toy_family.export(tmp_path_factory.mktemp("toy") / "ris-bundle")
+
+
+@pytest.fixture(scope="session")
+def noisy_bundle(tmp_path_factory):
+    """FP32, of a family that only the tests know: drawn, letterboxed, of probabilities."""
+    import noisy_family
+
+    return noisy_family.export(tmp_path_factory.mktemp("noisy") / "ris-bundle")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from golden import inputs
+from ris.reference.layers.worded_swin import WordedSwin
 
 Rule = Callable[[str, tuple[int, ...]], np.ndarray]
 """A family's made-up tensor of a key and a shape."""
@@ -57,6 +58,34 @@ class GoldenFile:
         """Asserts that nothing differed, and that every array was compared."""
         assert not self.failures, "\n".join(self.failures)
         assert not self.left, f"arrays that no assertion looked at: {sorted(self.left)}"
+
+
+class Seen(dict[str, torch.Tensor]):
+    """What modules gave, by the golden files' names."""
+
+    def outputs(self, module: torch.nn.Module, name: str) -> None:
+        """Keeps what the module gives, the first of several."""
+
+        def keep(module: torch.nn.Module, args: object, output: object) -> None:
+            self[name] = output[0] if isinstance(output, tuple) else output
+
+        module.register_forward_hook(keep)
+
+    def inputs(self, module: torch.nn.Module, name: str) -> None:
+        """Keeps what the module takes."""
+        module.register_forward_pre_hook(lambda module, args: self.update({name: args[0]}))
+
+    def backbone(self, backbone: WordedSwin) -> None:
+        """Keeps what the patch embedding and the steps of every stage give."""
+        self.outputs(backbone.patch_embed, "patch_embed")
+        for index, stage in enumerate(backbone.stages()):
+            self.outputs(stage.blocks[-1], f"stage{index}_blocks")
+            self.outputs(stage.words.image_lang_att, f"stage{index}_language")
+            self.outputs(stage.words.project_mm, f"stage{index}_fused")
+            if stage.downsample is not None:
+                self.outputs(stage.share, f"stage{index}_gate")
+                self.inputs(stage.downsample, f"stage{index}_gated")
+                self.outputs(stage.downsample, f"stage{index}_down")
 
 
 def tensor(name: str, shape: tuple[int, ...], scale: float = 1.0) -> torch.Tensor:

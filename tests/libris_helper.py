@@ -69,6 +69,22 @@ class AskOptions(ctypes.Structure):
         ("struct_size", ctypes.c_size_t),
         ("categories", ctypes.POINTER(ctypes.c_char_p)),
         ("no_target_threshold", ctypes.c_double),
+        ("draws", ctypes.c_int32),
+        ("use_seed", ctypes.c_int32),
+        ("seed", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+    ]
+
+
+class Rule(ctypes.Structure):
+    """libris::MaskRule."""
+
+    _fields_ = [
+        ("of_probabilities", ctypes.c_bool),
+        ("bicubic", ctypes.c_int),
+        ("align_corners", ctypes.c_bool),
+        ("threshold", ctypes.c_float),
+        ("letterbox", ctypes.c_int),
     ]
 
 
@@ -110,10 +126,13 @@ class Libris:
         )
         return scene
 
-    def ask(self, scene, expressions, categories=None, threshold=0.5) -> list[dict]:
+    def ask(
+        self, scene, expressions, categories=None, threshold=0.5, *, seed=None, draws=0
+    ) -> list[dict]:
         """Each answer's fields, copied."""
         texts = (ctypes.c_char_p * len(expressions))(*[e.encode() for e in expressions])
-        how = AskOptions(ctypes.sizeof(AskOptions), None, threshold)
+        use_seed = seed is not None
+        how = AskOptions(ctypes.sizeof(AskOptions), None, threshold, draws, use_seed, seed or 0)
         if categories:
             how.categories = (ctypes.c_char_p * len(categories))(*[c.encode() for c in categories])
         result = ctypes.c_void_p()

@@ -234,5 +234,5 @@ def _golden(model: Model) -> dict[str, Any]:
         inputs = model.bundle.manifest.graphs[stage].inputs
         outputs = session.run({spec.name: values[spec.value] for spec in inputs})
         values |= outputs | host.resized(stage, outputs)
-    values["image"] = resize_picture(rgb, 32)
+    values["image"] = resize_picture(rgb, (32, 32))
     return {"rgb": rgb, "expressions": np.array(EXPRESSIONS), **values}

@@ -10,8 +10,8 @@ import torch
 
 from checkpoint_files import save_training_checkpoint
 from conftest import GOLDEN
+from ris.reference.layers.windows import relative_positions
 from ris.reference.rela.deterministic import make_tensor
-from ris.reference.rela.windows import relative_positions
 
 PRESET = {"base": "rela-swin-base", "tiny": "rela-swin-tiny"}
 """The preset of each size."""

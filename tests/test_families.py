@@ -26,6 +26,7 @@ from ris.export.bundle_writer import ExportOptions, export_bundle
 from ris.export.live_reference import ReferenceSegmenter, live_reference, timed_reference
 from ris.export.plan import lines, make_plan
 from ris.reference.checkpoint import WeightFiles
+from ris.reference.families import FAMILIES
 from ris.runtime import load, open_bundle
 from ris.runtime.commands.parity import main as parity
 from ris.runtime.commands.running import Running
@@ -158,7 +159,7 @@ def test_its_checkpoint_is_told_and_exported(toy_bundle, tmp_path, picture):
         sources.from_files(files, variant="category")
 
     reference = ReferenceSegmenter({"checkpoint": tmp_path / "toy.pth"}, threads=1, device="cpu")
-    assert (reference.square, reference.threshold) == (32, 4.5)
+    assert (reference.square, reference.rule.threshold) == (32, 4.5)
     answers = reference.answer(picture, ASKED, [None] * len(ASKED))
     with load(toy_bundle, engine="onnxruntime") as runtime:
         results = runtime.encode_image(picture).segment_many(ASKED)
@@ -254,7 +255,8 @@ ROOMS = (
     *("runtime", "serving", "training"),
 )
 OF_THE_FAMILY = re.compile(
-    r"(^|/)(dfam|rela)/|^cpp/tests/|^runtime/demo-bundle/|^reference/data/|^data/scenes/data/"
+    rf"(^|/)({'|'.join(FAMILIES)})/"
+    r"|^cpp/tests/|^runtime/demo-bundle/|^reference/data/|^data/scenes/data/"
 )
 
 

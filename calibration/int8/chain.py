@@ -165,6 +165,8 @@ class Chain:
             values |= self._host.texts(self._host.tokenize(sample.expressions))
         if host.categories is not None and host.categories.value in wanted:
             values |= self._host.asked(_rows(self._host.categories, sample))
+        if not wanted.isdisjoint(host.drawn):
+            values |= self._host.drawn(len(sample.expressions))
         return values
 
     @cached_property
@@ -202,10 +204,10 @@ class Chain:
     ) -> Iterator[_MaskScore]:
         """Scores of a sample's masks, from their logits [expressions, 1, h, w] and FP32's."""
         height, width = sample.rgb.shape[:2]
-        threshold = self.bundle.manifest.answer.threshold
+        rule = self.bundle.manifest.mask_rule
         for number in range(len(sample.expressions)):
-            ours = mask_from_logits(got[number, 0], height, width, threshold)
-            theirs = mask_from_logits(wanted[number, 0], height, width, threshold)
+            ours = mask_from_logits(got[number, 0], height, width, rule)
+            theirs = mask_from_logits(wanted[number, 0], height, width, rule)
             truth = None
             if sample.truths is not None and sample.truths[number].any():
                 true = sample.truths[number]

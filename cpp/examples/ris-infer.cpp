@@ -22,6 +22,8 @@ Options:
   --engine-cache F   folder in which the provider tensorrt keeps compiled engines
   --out FOLDER       where the files go; made if need be (default: ris-output)
   --threads N        CPU threads of a graph (default: all cores)
+  --seed N           for a model that takes random numbers: what they are drawn from
+  --draws K          for such a model: average the logits of K draws
   --no-verify        do not check the bundle's hashes
   -v                 say what runs where, and how long it took
 
@@ -50,7 +52,7 @@ std::string slug(const std::string &text) {
 
 int whole_number(const std::string &text, const std::string &option) {
     const bool digits = text.find_first_not_of("0123456789") == std::string::npos;
-    if (text.empty() || text.size() > 6 || !digits) {
+    if (text.empty() || text.size() > 9 || !digits) {
         throw std::runtime_error(option + " needs a whole number, got '" + text + "'");
     }
     return std::stoi(text);
@@ -113,6 +115,8 @@ int run(int argc, char **argv) {
         else if (word == "--engine-cache") engine_cache = value();
         else if (word == "--out") out = value();
         else if (word == "--threads") options.threads = whole_number(value(), word);
+        else if (word == "--seed") how.seed = whole_number(value(), word);
+        else if (word == "--draws") how.draws = whole_number(value(), word);
         else if (word == "--no-verify") options.verify = 0;
         else if (word == "-v") verbose = true;
         else if (word.rfind("-", 0) != 0) words.push_back(word);

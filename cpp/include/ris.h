@@ -105,16 +105,27 @@ typedef struct ris_ask_options {
     const char *const *categories;
     /* Above this no-target probability, 0 to 1, the mask is empty; from 1 on: never. */
     double no_target_threshold;
+    /* For a model that takes random numbers, which ris_info says as "draws"; others refuse both:
+     * over how many draws, 1 to 1000, the mask logits are averaged; 0: one draw. What does not
+     * depend on the numbers runs once. */
+    int32_t draws;
+    /* 1: the numbers are drawn from `seed`, 0 or above; 0: from the bundle's own seed. An
+     * expression's answer does not depend on what else is asked, and a seed gives the numbers that
+     * it gives in Python. */
+    int32_t use_seed;
+    int32_t seed;
+    int32_t reserved; /* 0 */
 } ris_ask_options;
 
-#define RIS_ASK_INIT {sizeof(ris_ask_options), NULL, 0.5}
+#define RIS_ASK_INIT {sizeof(ris_ask_options), NULL, 0.5, 0, 0, 0, 0}
 
 /* The answer to one expression. Start from RIS_ANSWER_INIT. Pointers last as long as the result. */
 typedef struct ris_answer {
     size_t struct_size;
     /* height x width bytes without padding, 1 inside the mask, of the image's own size */
     const uint8_t *mask;
-    /* logits_height x logits_width, the mask logits before any no-target decision */
+    /* logits_height x logits_width, the mask logits before any no-target decision; of a bundle
+     * whose pictures are letterboxed they are of the whole letterbox */
     const float *logits;
     /* what a user should know, such as words that the model does not know: lines, usually "" */
     const char *notes;

@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -50,6 +51,10 @@ struct Ask {
     std::vector<std::string> categories;
     /// As in ris_ask_options.
     double no_target_threshold = 0.5;
+    /// For a model that takes random numbers: over how many draws logits are averaged.
+    std::optional<std::int32_t> draws;
+    /// What such a model's numbers are drawn from; by default the bundle's own seed.
+    std::optional<std::int32_t> seed;
 };
 
 /// Its pointers last as long as the Result that it is from.
@@ -133,6 +138,12 @@ private:
         ris_ask_options options = RIS_ASK_INIT;
         options.categories = categories.empty() ? nullptr : categories.data();
         options.no_target_threshold = how.no_target_threshold;
+        if (how.draws) {
+            if (*how.draws < 1) throw Error(RIS_ERROR_ARGUMENT, "draws should be 1 or more");
+            options.draws = *how.draws;
+        }
+        options.use_seed = how.seed.has_value() ? 1 : 0;
+        options.seed = how.seed.value_or(0);
         ris_result *result = nullptr;
         check(call(&options, &result));
         return Result(result, count);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "interpolate.h"
+#include "masks.h"
 
 #include <array>
 #include <cstdint>
@@ -46,7 +47,8 @@ struct Stage {
     bool is_of_questions() const;
 };
 
-// A square that the host makes, float32 [1, 3, size, size].
+// A square that the host makes, float32 [1, 3, size, size]. fit: "square" changes the aspect ratio,
+// "letterbox" keeps it and has zeros at the right and below; "crop" is not made here.
 struct HostImage {
     std::string name;
     std::string of;  // "picture", or the image whose 8-bit levels it is made of
@@ -58,6 +60,12 @@ struct HostImage {
     std::array<float, 3> mean, std;
 
     bool is_of_picture() const { return of == "picture"; }
+    bool is_letterbox() const { return fit == "letterbox"; }
+
+    // What a picture of that size has inside the square.
+    Size fitted(Size picture) const {
+        return is_letterbox() ? letterbox_size(picture, size) : Size{size, size};
+    }
 };
 
 // How expressions become token ids. mask: "" where no stage takes one.
@@ -79,12 +87,20 @@ struct Resize {
     Interpolation interpolation;
 };
 
+// Random numbers for each expression, of the logistic distribution.
+struct Drawn {
+    std::string name;
+    std::vector<int> shape;  // without the axis of the expressions
+    int seed;                // where the user names none
+};
+
 struct Host {
     std::vector<HostImage> images;
     Text text;
     std::string image_index;  // "" where no stage takes it
     std::optional<Categories> categories;
     std::vector<Resize> resizes;
+    std::vector<Drawn> drawn;  // in the order of their names
 };
 
 struct Manifest {
@@ -97,7 +113,8 @@ struct Manifest {
     Host host;
     std::vector<Stage> stages;                  // in the order in which they run
     std::string mask_logits, no_target_logits;  // values; "" where the model does not decide that
-    float threshold;
+    MaskRule rule;
+    std::string letterbox_of;                  // an image; "" where masks are of no letterbox
     std::string golden;                        // Python's own, checked with the rest
     std::map<std::string, std::string> files;  // sha256 of what is no graph
 };

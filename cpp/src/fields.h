@@ -93,6 +93,9 @@ public:
         return missing();
     }
 
+    // Whether there is such a field; those that may be absent are asked for first.
+    bool has(const char *name) const { return value_.is_object() && value_.contains(name); }
+
     // An object below; where it is missing or none, its fields are not told of.
     Fields object(const char *name) const { return {get(name), at_ + name + ".", problems_}; }
 

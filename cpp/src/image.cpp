@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <utility>
 
 namespace libris {
 namespace {
@@ -78,11 +79,13 @@ void mean_of_rows(const Window &window, RowAt row_at, std::vector<int32_t> &sums
     std::transform(sums.begin(), sums.end(), to, to_byte);
 }
 
-using Levels = std::vector<uint8_t>;  // of a square, [size, size, 3]
+using Levels = std::vector<uint8_t>;  // [height, width, 3]
 
-std::vector<float> normalised(const Levels &square, const HostImage &wanted) {
-    const size_t plane = square.size() / kChannels;
-    std::vector<float> planes(square.size());
+// size: what of the image the levels [height, width, 3] are of; the rest is zeros.
+std::vector<float> normalised(const Levels &levels, Size size, const HostImage &wanted) {
+    const size_t side = static_cast<size_t>(wanted.size), plane = side * side;
+    const size_t height = static_cast<size_t>(size.height), width = static_cast<size_t>(size.width);
+    std::vector<float> planes(kChannels * plane);
     for (size_t channel = 0; channel < kChannels; ++channel) {
         float level[256];
         for (int i = 0; i < 256; ++i) {
@@ -91,33 +94,37 @@ std::vector<float> normalised(const Levels &square, const HostImage &wanted) {
                        wanted.std[channel];
         }
         float *to = &planes[channel * plane];
-        for (size_t i = 0; i < plane; ++i) to[i] = level[square[i * kChannels + channel]];
+        const uint8_t *from = &levels[channel];
+        for (size_t y = 0; y < height; ++y, to += side) {
+            for (size_t x = 0; x < width; ++x, from += kChannels) to[x] = level[*from];
+        }
     }
     return planes;
 }
 
-// An image made from the levels of another one, whose side is `size`.
-std::vector<float> resized(const Levels &square, int size, const HostImage &wanted) {
+// A square of levels, resized without antialiasing.
+std::vector<float> sampled(const Image &levels, const HostImage &wanted) {
     // rows first, then columns, each tap after tap: the order in which Python rounds
-    const Taps both(size, wanted.size, wanted.filter);
-    const size_t small = static_cast<size_t>(wanted.size), taps = static_cast<size_t>(both.count);
+    const Taps rows(levels.height, wanted.size, wanted.filter);
+    const Taps columns(levels.width, wanted.size, wanted.filter);
+    const size_t small = static_cast<size_t>(wanted.size), taps = static_cast<size_t>(rows.count);
     const float white = wanted.levels == 1 ? 255.0f : 1.0f;
     std::vector<float> planes(kChannels * small * small);
-    const size_t row = kChannels * static_cast<size_t>(size);
+    const size_t row = kChannels * static_cast<size_t>(levels.width);
     std::vector<float> line(row);
     for (size_t y = 0; y < small; ++y) {
         std::fill(line.begin(), line.end(), 0.0f);
         for (size_t tap = y * taps; tap < (y + 1) * taps; ++tap) {
-            const uint8_t *from = &square[static_cast<size_t>(both.index[tap]) * row];
-            const float weight = both.weight[tap];
+            const uint8_t *from = levels.rgb + static_cast<size_t>(rows.index[tap]) * levels.stride;
+            const float weight = rows.weight[tap];
             for (size_t x = 0; x < row; ++x) line[x] += static_cast<float>(from[x]) * weight;
         }
         for (size_t x = 0; x < small; ++x) {
             for (size_t channel = 0; channel < kChannels; ++channel) {
                 float sum = 0;
                 for (size_t tap = x * taps; tap < (x + 1) * taps; ++tap) {
-                    sum += line[static_cast<size_t>(both.index[tap]) * kChannels + channel] *
-                           both.weight[tap];
+                    sum += line[static_cast<size_t>(columns.index[tap]) * kChannels + channel] *
+                           columns.weight[tap];
                 }
                 planes[(channel * small + y) * small + x] =
                     (sum / white - wanted.mean[channel]) / wanted.std[channel];
@@ -184,18 +191,25 @@ std::vector<uint8_t> resize_pillow(const Image &image, int width, int height) {
 
 std::vector<std::vector<float>> prepare_images(const Image &image,
                                                const std::vector<HostImage> &wanted) {
-    std::map<int, Levels> squares;  // of the picture, by their sides
-    for (const HostImage &one : wanted) {
-        if (one.is_of_picture() && squares.count(one.size) == 0) {
-            squares[one.size] = resize_pillow(image, one.size, one.size);
-        }
-    }
+    std::map<std::pair<int, int>, Levels> resizes;  // of the picture, by height and width
+    const auto levels_of = [&](const HostImage &one) -> const Levels & {
+        const Size size = one.fitted({image.height, image.width});
+        const auto [found, is_new] = resizes.insert({{size.height, size.width}, {}});
+        if (is_new) found->second = resize_pillow(image, size.width, size.height);
+        return found->second;
+    };
     std::vector<std::vector<float>> images;
     for (const HostImage &one : wanted) {
-        const int side = one.is_of_picture() ? one.size : named(wanted, one.of)->size;
-        const Levels &square = squares.at(side);
-        images.push_back(one.is_of_picture() ? normalised(square, one)
-                                             : resized(square, side, one));
+        if (one.antialias) {
+            const Size size = one.fitted({image.height, image.width});
+            images.push_back(normalised(levels_of(one), size, one));
+        } else if (one.is_of_picture()) {
+            images.push_back(sampled(image, one));
+        } else {
+            const HostImage &of = *named(wanted, one.of);
+            const size_t stride = kChannels * static_cast<size_t>(of.size);
+            images.push_back(sampled({levels_of(of).data(), of.size, of.size, stride}, one));
+        }
     }
     return images;
 }

@@ -19,8 +19,9 @@ struct Image {
 // but for tall images. Tightly packed.
 std::vector<uint8_t> resize_pillow(const Image &image, int width, int height);
 
-// The host's images in their order, float32 [1, 3, size, size] each. Those of the picture do not
-// keep its aspect ratio; the others are made from their 8-bit levels, without antialiasing.
+// The host's images in their order, float32 [1, 3, size, size] each. Those of the picture keep its
+// aspect ratio where they are letterboxes. What is not antialiased is a square of the picture, or
+// of another square's 8-bit levels.
 std::vector<std::vector<float>> prepare_images(const Image &image,
                                                const std::vector<HostImage> &wanted);
 

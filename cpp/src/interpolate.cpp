@@ -16,13 +16,17 @@ float outer(float x) {
 
 }  // namespace
 
-Taps::Taps(int source, int target, Interpolation interpolation)
+Taps::Taps(int source, int target, Interpolation interpolation, bool align_corners)
     : count(interpolation == Interpolation::bilinear ? 2 : 4) {
     index.reserve(static_cast<size_t>(target) * static_cast<size_t>(count));
     weight.reserve(index.capacity());
-    const float scale = static_cast<float>(source) / static_cast<float>(target);
+    const float scale = !align_corners ? static_cast<float>(source) / static_cast<float>(target)
+                        : target > 1
+                            ? static_cast<float>(source - 1) / static_cast<float>(target - 1)
+                            : 0.0f;
     for (int i = 0; i < target; ++i) {
-        float position = scale * (static_cast<float>(i) + 0.5f) - 0.5f;
+        const float place = static_cast<float>(i);
+        float position = align_corners ? scale * place : scale * (place + 0.5f) - 0.5f;
         if (interpolation == Interpolation::bilinear) position = std::max(position, 0.0f);
         const float floor = std::floor(position);
         const float t = position - floor;
@@ -39,13 +43,14 @@ Taps::Taps(int source, int target, Interpolation interpolation)
 }
 
 std::vector<float> resize_maps(const float *in, size_t maps, int h, int w, int height, int width,
-                               Interpolation interpolation) {
+                               Interpolation interpolation, bool align_corners) {
     const size_t in_size = static_cast<size_t>(h) * static_cast<size_t>(w);
     const size_t out_width = static_cast<size_t>(width);
     const size_t out_size = static_cast<size_t>(height) * out_width;
     if (h == height && w == width) return std::vector<float>(in, in + maps * in_size);
 
-    const Taps rows(h, height, interpolation), columns(w, width, interpolation);
+    const Taps rows(h, height, interpolation, align_corners);
+    const Taps columns(w, width, interpolation, align_corners);
     const size_t taps = static_cast<size_t>(rows.count);
     std::vector<float> across(static_cast<size_t>(h) * out_width);  // one map, resized to `width`
     std::vector<float> out(maps * out_size);

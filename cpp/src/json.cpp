@@ -11,7 +11,9 @@ namespace libris {
 namespace {
 
 constexpr int kLargestSide = 1 << 14;  // of anything that is an image or a map
-constexpr int kDeepest = 64;           // nesting; a copy of a deeper value could overflow the stack
+constexpr int kLargestAxis = 1 << 24;
+constexpr size_t kMostAxes = 7;  // of random numbers
+constexpr int kDeepest = 64;     // nesting; a copy of a deeper value could overflow the stack
 
 // Adds the sizes of a shape to `sizes`; false where one of them is none.
 bool read_shape(const json &shape, std::vector<int> &sizes) {
@@ -19,7 +21,7 @@ bool read_shape(const json &shape, std::vector<int> &sizes) {
     for (const json &size : shape) {
         if (size == "images") sizes.push_back(TensorSpec::images);
         else if (size == "expressions") sizes.push_back(TensorSpec::expressions);
-        else if (is_whole(size, 1, 1 << 24)) sizes.push_back(size.get<int>());
+        else if (is_whole(size, 1, kLargestAxis)) sizes.push_back(size.get<int>());
         else return false;
     }
     return true;
@@ -89,6 +91,29 @@ HostImage image(const std::string &name, const Fields &fields) {
     return image;
 }
 
+Drawn drawn(const std::string &name, const Fields &fields) {
+    Drawn drawn{name, {}, 0};
+    fields.word("distribution", {"logistic"});
+    const json &shape = fields.get("shape");
+    int64_t count = 1;
+    bool good = shape.is_array() && !shape.empty() && shape.size() <= kMostAxes;
+    for (size_t i = 0; good && i < shape.size(); ++i) {
+        good = is_whole(shape[i], 1, kLargestAxis);
+        if (!good) break;
+        drawn.shape.push_back(shape[i].get<int>());
+        count *= drawn.shape.back();
+        good = count <= kLargestAxis;
+    }
+    if (!good) {
+        fields.wrong("shape",
+                     "a list of one to seven whole numbers from 1 on, whose product is at most "
+                     "16777216",
+                     shape);
+    }
+    drawn.seed = fields.whole("seed", 0, std::numeric_limits<int>::max());
+    return drawn;
+}
+
 Host host(const Fields &fields, std::vector<std::string> &problems) {
     Host host;
     for (const auto &[name, entry] : fields.objects("images", true)) {
@@ -107,6 +132,11 @@ Host host(const Fields &fields, std::vector<std::string> &problems) {
     for (const auto &[name, entry] : fields.objects("resizes", true)) {
         host.resizes.push_back({name, entry.name("of"), entry.whole("size", 1, kLargestSide),
                                 interpolation(entry, "interpolation")});
+    }
+    if (fields.has("drawn")) {
+        for (const auto &[name, entry] : fields.objects("drawn", true)) {
+            host.drawn.push_back(drawn(name, entry));
+        }
     }
     return host;
 }
@@ -131,8 +161,14 @@ Manifest manifest(const Fields &fields, std::vector<std::string> &problems) {
     const Fields answer = fields.object("answer");
     manifest.mask_logits = answer.name("mask_logits");
     manifest.no_target_logits = answer.name_or_null("no_target_logits");
-    answer.word("interpolation", {"bilinear"});
-    manifest.threshold = answer.number("threshold");
+    manifest.rule.interpolation = interpolation(answer, "interpolation");
+    manifest.rule.threshold = answer.number("threshold");
+    manifest.rule.of_probabilities =
+        answer.has("of") && answer.word("of", {"logits", "probabilities"}) == "probabilities";
+    manifest.rule.align_corners = answer.has("align_corners") && answer.boolean("align_corners");
+    if (answer.has("letterbox_of")) manifest.letterbox_of = answer.name_or_null("letterbox_of");
+    const HostImage *const box = named(manifest.host.images, manifest.letterbox_of);
+    if (box != nullptr) manifest.rule.letterbox = box->size;
 
     manifest.golden = fields.file("golden");
     manifest.files = fields.hashes("files");
@@ -285,6 +321,7 @@ std::string info_json(const Bundle &bundle, const Info &info) {
                       {"max_tokens", manifest.host.text.max_tokens},
                       {"mask_logits", {info.mask_size, info.mask_size}},
                       {"no_target", !manifest.no_target_logits.empty()},
+                      {"draws", !manifest.host.drawn.empty()},
                       {"categories", info.categories}};
     return all.dump(2, ' ', false, json::error_handler_t::replace);
 }

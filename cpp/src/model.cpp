@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include "drawn.h"
 #include "error.h"
 #include "fork.h"
 #include "json.h"
@@ -9,6 +10,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
+#include <set>
 
 namespace libris {
 namespace {
@@ -54,7 +57,8 @@ Model::Model(const std::string &path, const Options &options)
               options.threads > 0 ? options.threads : usable_cores(),
               options.max_expressions,
               options.strict},
-      mask_size_(side_of_masks(bundle_.manifest)) {
+      mask_size_(side_of_masks(bundle_.manifest)),
+      turns_(turns_of(bundle_.manifest)) {
     check_engine_cache(engine_.engine_cache, engine_.providers);
     check_files(bundle_, verify_);
     start_onnxruntime();
@@ -166,7 +170,7 @@ Encoded Model::encode_image(const Image &image) const {
         const int64_t size = manifest.host.images[i].size;
         values.give(manifest.host.images[i].name, Array{{1, 3, size, size}, std::move(images[i])});
     }
-    run(false, 1, values);
+    run(Turn::image, 1, values);
 
     Encoded encoded{image.width, image.height, {}};
     for (const Stage &stage : manifest.stages) {
@@ -179,12 +183,35 @@ Encoded Model::encode_image(const Image &image) const {
     return encoded;
 }
 
-void Model::run(bool of_questions, int64_t expressions, Values &values) const {
+std::vector<Model::Turn> Model::turns_of(const Manifest &manifest) {
+    std::set<std::string> random;  // values that depend on random numbers
+    for (const Drawn &drawn : manifest.host.drawn) random.insert(drawn.name);
+    std::vector<Turn> turns;
+    for (const Stage &stage : manifest.stages) {
+        const auto is_random = [&](const TensorSpec &spec) {
+            return random.count(spec.value) != 0;
+        };
+        if (std::none_of(stage.inputs.begin(), stage.inputs.end(), is_random)) {
+            turns.push_back(stage.is_of_questions() ? Turn::question : Turn::image);
+            continue;
+        }
+        turns.push_back(Turn::draw);
+        for (const TensorSpec &spec : stage.outputs) {
+            random.insert(spec.name);
+            for (const Resize &resize : manifest.host.resizes) {
+                if (resize.of == spec.name) random.insert(resize.name);
+            }
+        }
+    }
+    return turns;
+}
+
+void Model::run(Turn turn, int64_t expressions, Values &values) const {
     const Manifest &manifest = bundle_.manifest;
     const std::vector<Session> &graphs = sessions();
     for (size_t i = 0; i < graphs.size(); ++i) {
         const Stage &stage = manifest.stages[i];
-        if (stage.is_of_questions() != of_questions) continue;
+        if (turns_[i] != turn) continue;
         std::vector<const Ort::Value *> inputs;
         for (const TensorSpec &spec : stage.inputs) inputs.push_back(&values.at(spec.value));
         std::vector<Ort::Value> outputs = graphs[i].run(inputs, expressions);
@@ -232,6 +259,10 @@ std::vector<size_t> Model::category_rows(const Question &question) const {
 }
 
 Result Model::ask(const Encoded &scene, const Question &question) const {
+    if (bundle_.manifest.host.drawn.empty() && (question.seed || question.draws > 0)) {
+        throw Error(RIS_ERROR_ARGUMENT,
+                    "this model draws no random numbers; leave seed and draws out");
+    }
     const std::vector<size_t> rows = category_rows(question);
     const size_t most = static_cast<size_t>(engine_.max_expressions);
     Result result{scene.width, scene.height, mask_size_, {}};
@@ -241,8 +272,8 @@ Result Model::ask(const Encoded &scene, const Question &question) const {
         Values values;
         for (const auto &[name, array] : scene.values) values.give(name, tensor(array));
         give_expressions(question, start, count, rows, values);
-        run(true, static_cast<int64_t>(count), values);
-        answer(scene, question, start, count, values, result);
+        run(Turn::question, static_cast<int64_t>(count), values);
+        answer(scene, question, start, count, logits_of(question, count, values), result);
     }
     return result;
 }
@@ -278,14 +309,48 @@ void Model::give_expressions(const Question &question, size_t start, size_t coun
     values.give(host.categories->value, Array{{n, width}, std::move(features)});
 }
 
+Model::Logits Model::logits_of(const Question &question, size_t count, Values &values) const {
+    const Manifest &manifest = bundle_.manifest;
+    const std::vector<Drawn> &drawn = manifest.host.drawn;
+    const size_t low = static_cast<size_t>(mask_size_) * static_cast<size_t>(mask_size_);
+    Logits found;
+    const auto add = [&](const std::string &name, size_t size, std::vector<float> &to) {
+        const float *from = values.at(name).GetTensorData<float>();
+        if (to.empty()) to.assign(from, from + size);
+        else std::transform(to.begin(), to.end(), from, to.begin(), std::plus<float>());
+    };
+    for (int number = 0; number < std::max(question.draws, 1); ++number) {
+        for (size_t place = 0; place < drawn.size(); ++place) {
+            const int seed = question.seed.value_or(drawn[place].seed);
+            const std::vector<float> row = draw(drawn[place], static_cast<uint64_t>(seed),
+                                                static_cast<uint64_t>(number), place);
+            std::vector<int64_t> shape{static_cast<int64_t>(count)};
+            shape.insert(shape.end(), drawn[place].shape.begin(), drawn[place].shape.end());
+            std::vector<float> rows;  // every expression gets the same
+            for (size_t i = 0; i < count; ++i) rows.insert(rows.end(), row.begin(), row.end());
+            values.give(drawn[place].name, Array{shape, std::move(rows)});
+        }
+        run(Turn::draw, static_cast<int64_t>(count), values);
+        add(manifest.mask_logits, count * low, found.masks);
+        if (!manifest.no_target_logits.empty()) {
+            add(manifest.no_target_logits, count * 2, found.no_target);
+        }
+    }
+    if (question.draws > 1) {
+        const float draws = static_cast<float>(question.draws);
+        for (float &value : found.masks) value /= draws;
+        for (float &value : found.no_target) value /= draws;
+    }
+    return found;
+}
+
 void Model::answer(const Encoded &scene, const Question &question, size_t start, size_t count,
-                   const Values &values, Result &result) const {
+                   const Logits &found, Result &result) const {
     const Manifest &manifest = bundle_.manifest;
     const size_t low = static_cast<size_t>(mask_size_) * static_cast<size_t>(mask_size_);
-    const float *logits = values.at(manifest.mask_logits).GetTensorData<float>();
+    const float *logits = found.masks.data();
     const bool decides = !manifest.no_target_logits.empty();
-    const float *pair =
-        decides ? values.at(manifest.no_target_logits).GetTensorData<float>() : nullptr;
+    const float *pair = found.no_target.data();
     for (size_t i = 0; i < count; ++i, logits += low) {
         Answer answer;
         answer.logits.assign(logits, logits + low);
@@ -304,9 +369,10 @@ void Model::answer(const Encoded &scene, const Question &question, size_t start,
                 static_cast<size_t>(scene.width) * static_cast<size_t>(scene.height);
             answer.mask.assign(pixels, 0);
         } else {
-            answer.mask = mask_from_logits(logits, mask_size_, mask_size_, scene.height,
-                                           scene.width, manifest.threshold);
-            answer.score = mask_score(logits, low, manifest.threshold);
+            const Size picture{scene.height, scene.width};
+            const MaskRule &rule = manifest.rule;
+            answer.mask = mask_from_logits(logits, mask_size_, mask_size_, picture, rule);
+            answer.score = mask_score(logits, mask_size_, mask_size_, picture, rule);
         }
         result.answers.push_back(std::move(answer));
     }

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,10 +38,14 @@ struct Result {
 };
 
 // Several expressions; categories: names, or none for a model that does not ask by category.
+// seed: of random numbers, none for the bundle's own; draws: over how many of them the logits are
+// averaged, 0 where the caller does not say.
 struct Question {
     std::vector<Tokens> expressions;
     std::vector<std::string> categories;
     double no_target_threshold;
+    std::optional<int> seed;
+    int draws;
 };
 
 // An image's values that questions take. They are in memory of their own: a process that was forked
@@ -90,8 +95,19 @@ private:
 
     const Text &text() const { return bundle_.manifest.host.text; }
 
-    // Runs the stages of a question, or those of an image, and resizes what they give.
-    void run(bool of_questions, int64_t expressions, Values &values) const;
+    // Which stages run together: once an image, for each question, for each draw of a question.
+    enum class Turn { image, question, draw };
+    static std::vector<Turn> turns_of(const Manifest &manifest);
+
+    // Runs the stages of a turn, and resizes what they give.
+    void run(Turn turn, int64_t expressions, Values &values) const;
+
+    // The values that answers are made of: the mask logits and the no-target logits, of several
+    // draws their mean.
+    struct Logits {
+        std::vector<float> masks, no_target;
+    };
+    Logits logits_of(const Question &question, size_t count, Values &values) const;
 
     // What the host gives for some of a question's expressions, from `start` on.
     void give_expressions(const Question &question, size_t start, size_t count,
@@ -99,13 +115,14 @@ private:
 
     // Their answers.
     void answer(const Encoded &scene, const Question &question, size_t start, size_t count,
-                const Values &values, Result &result) const;
+                const Logits &found, Result &result) const;
     std::vector<size_t> category_rows(const Question &question) const;
 
     Bundle bundle_;
     bool verify_;
     EngineOptions engine_;
     int mask_size_;
+    std::vector<Turn> turns_;  // of the stages
     mutable std::atomic<const Graphs *> graphs_{nullptr};
     mutable std::atomic<bool> is_closed_{false};
     std::unique_ptr<Tokenizer> tokenizer_;

@@ -162,6 +162,7 @@ T &require(T *pointer, const char *name) {
 
 // In one question, so that a count of -1 is no array to read.
 constexpr size_t kMostExpressions = 65536;
+constexpr int kMostDraws = 1000;
 // The structs' sizes in libris 0.2, which had them first. They stay when the structs grow.
 constexpr size_t kFirstOptions = offsetof(ris_options, reserved) + sizeof(int32_t);
 constexpr size_t kFirstAsk = offsetof(ris_ask_options, no_target_threshold) + sizeof(double);
@@ -211,7 +212,12 @@ Question question_of(const ris_ask_options *given, size_t count) {
         throw Error(RIS_ERROR_ARGUMENT, "count is " + std::to_string(count) + "; ask for 1 to " +
                                             std::to_string(kMostExpressions) + " expressions");
     }
-    Question question{{}, {}, found.no_target_threshold};
+    require_range(found.draws, 0, kMostDraws, "options.draws");
+    require_range(found.use_seed, 0, 1, "options.use_seed");
+    require_range(found.seed, 0, INT32_MAX, "options.seed");
+    require_range(found.reserved, 0, 0, "options.reserved");
+    Question question{{}, {}, found.no_target_threshold, std::nullopt, found.draws};
+    if (found.use_seed != 0) question.seed = found.seed;
     for (size_t i = 0; found.categories != nullptr && i < count; ++i) {
         question.categories.emplace_back(&require(found.categories[i], "a category"));
     }

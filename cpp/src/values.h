@@ -11,15 +11,16 @@ namespace libris {
 
 class Values {
 public:
-    // One that the host made; it is held here.
+    // One that the host made; it is held here. It takes the place of an earlier one of the name.
     void give(const std::string &name, Array array) {
+        tensors_.erase(name);  // a view of what is overwritten
         held_[name] = std::move(array);
         tensors_.emplace(name, tensor(held_[name]));
     }
 
-    // One that a stage gave, or a view of another's memory.
+    // One that a stage gave, or a view of another's memory; likewise.
     void give(const std::string &name, Ort::Value value) {
-        tensors_.emplace(name, std::move(value));
+        tensors_.insert_or_assign(name, std::move(value));
     }
 
     bool has(const std::string &name) const { return tensors_.count(name) != 0; }

@@ -3,6 +3,7 @@
 #include "error.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <map>
 #include <set>
 #include <utility>
@@ -58,10 +59,12 @@ public:
         find_resizes();
         std::set<std::string> ran{""};  // the host
         for (const Stage &stage : manifest_.stages) find_stage(stage, ran);
+        find_idle_numbers();
         find_answer("mask_logits", manifest_.mask_logits, {kEach, 1, kAny, kAny});
         if (!manifest_.no_target_logits.empty()) {
             find_answer("no_target_logits", manifest_.no_target_logits, {kEach, 2});
         }
+        find_mask_rule();
         return found_;
     }
 
@@ -125,6 +128,11 @@ private:
         if (host.categories) {
             give(host.categories->value, "host.categories", false, {kEach, kAny});
         }
+        for (const Drawn &drawn : host.drawn) {
+            std::vector<int> numbers{kEach};
+            numbers.insert(numbers.end(), drawn.shape.begin(), drawn.shape.end());
+            give(drawn.name, "host.drawn." + drawn.name, false, std::move(numbers));
+        }
         for (const Stage &stage : manifest_.stages) {
             for (const TensorSpec &spec : stage.outputs) {
                 give(spec.name, "the stage " + quoted(stage.name), spec.is_int32, spec.shape,
@@ -170,8 +178,12 @@ private:
                 tell(place + "of " + quoted(image.of) + ", which is no image of the host");
             } else if (!is_first && !of->is_of_picture()) {
                 tell(place + "of " + quoted(image.of) + ", which is not made of the picture");
-            } else if (image.fit != "square" || image.antialias != is_first ||
-                       (is_first && is_cubic)) {
+            } else if (!is_first && of->is_letterbox()) {
+                tell(place + "of " + quoted(image.of) + ", which is a letterbox and no square");
+            } else if (!is_first && !of->antialias) {
+                tell(place + "of " + quoted(image.of) + ", which has no 8-bit levels");
+            } else if (is_first && image.antialias ? image.fit == "crop" || is_cubic
+                                                   : image.fit != "square" || image.antialias) {
                 tell(place + "in a way that this version does not have: of " + quoted(image.of) +
                      ", fit " + image.fit + (is_cubic ? ", bicubic, " : ", bilinear, ") +
                      (image.antialias ? "with" : "without") + " antialias");
@@ -226,6 +238,42 @@ private:
                  ", and the only one that varies");
         }
         ran.insert(stage.name);
+    }
+
+    void find_idle_numbers() {
+        std::set<std::string> taken;
+        for (const Stage &stage : manifest_.stages) {
+            for (const TensorSpec &spec : stage.inputs) taken.insert(spec.value);
+        }
+        for (const Drawn &drawn : manifest_.host.drawn) {
+            if (taken.count(drawn.name) != 0) continue;
+            tell("host.drawn." + drawn.name + " is a value that no stage takes");
+        }
+    }
+
+    // What makes no mask of logits.
+    void find_mask_rule() {
+        const MaskRule &rule = manifest_.rule;
+        if (rule.of_probabilities && !(rule.threshold >= 0 && rule.threshold <= 1)) {
+            char threshold[32];
+            std::snprintf(threshold, sizeof threshold, "%g", static_cast<double>(rule.threshold));
+            tell(std::string("answer.threshold is ") + threshold +
+                 ", no probability from 0 to 1, and the answer is of probabilities");
+        }
+        std::string letterboxes;
+        bool is_named = false;
+        for (const HostImage &image : manifest_.host.images) {
+            if (!image.is_letterbox()) continue;
+            letterboxes += (letterboxes.empty() ? "" : ", ") + image.name;
+            is_named = is_named || image.name == manifest_.letterbox_of;
+        }
+        if (manifest_.letterbox_of.empty() && !letterboxes.empty()) {
+            tell("answer.letterbox_of names none of the letterboxes of host.images: " +
+                 letterboxes);
+        } else if (!manifest_.letterbox_of.empty() && !is_named) {
+            tell("answer.letterbox_of is " + quoted(manifest_.letterbox_of) +
+                 ", which is no letterbox of host.images");
+        }
     }
 
     void find_answer(const char *field, const std::string &name, const std::vector<int> &shape) {

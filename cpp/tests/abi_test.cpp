@@ -4,6 +4,7 @@
 #include "ris.hpp"
 
 #include <atomic>
+#include <cstddef>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -165,6 +166,18 @@ void wrong_arguments(const std::string &bundle) {
                   "count is 0", "no expression");
     expect_status(ris_ask(scene, &expression, SIZE_MAX, nullptr, &result), RIS_ERROR_ARGUMENT,
                   "65536", "a count of -1");
+    how = RIS_ASK_INIT;
+    how.draws = 1001;
+    expect_status(ris_ask(scene, &expression, 1, &how, &result), RIS_ERROR_ARGUMENT,
+                  "options.draws", "too many draws");
+    how = RIS_ASK_INIT;
+    how.use_seed = 1;
+    expect_status(ris_ask(scene, &expression, 1, &how, &result), RIS_ERROR_ARGUMENT,
+                  "draws no random numbers", "a seed for a model that draws nothing");
+    how.struct_size = offsetof(ris_ask_options, draws);  // of libris 0.2, which had no seeds
+    expect(ris_ask(scene, &expression, 1, &how, &result) == RIS_OK, "a caller that knows no seeds");
+    ris_free_result(result);
+    result = nullptr;
     const char *category = "person";
     how = RIS_ASK_INIT;
     how.categories = &category;

@@ -1,5 +1,6 @@
 // The steps inside libris behind plain C functions, so that Python can compare each with its own.
 #include "context.h"
+#include "drawn.h"
 #include "error.h"
 #include "image.h"
 #include "interpolate.h"
@@ -21,9 +22,10 @@ using namespace libris;
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT void test_resize_maps(const float *in, size_t maps, int h, int w, int height, int width,
-                             int bicubic, float *out) {
+                             int bicubic, int align_corners, float *out) {
     const auto mode = bicubic != 0 ? Interpolation::bicubic : Interpolation::bilinear;
-    const std::vector<float> resized = resize_maps(in, maps, h, w, height, width, mode);
+    const std::vector<float> resized =
+        resize_maps(in, maps, h, w, height, width, mode, align_corners != 0);
     std::copy(resized.begin(), resized.end(), out);
 }
 
@@ -43,10 +45,17 @@ EXPORT void test_prepare(const char *bundle, const char *name, const uint8_t *rg
     }
 }
 
-EXPORT void test_mask(const float *logits, int h, int w, int height, int width, float threshold,
-                      uint8_t *out) {
-    const std::vector<uint8_t> mask = mask_from_logits(logits, h, w, height, width, threshold);
+// A mask, and its score.
+EXPORT double test_mask(const float *logits, int h, int w, int height, int width,
+                        const MaskRule *rule, uint8_t *out) {
+    const std::vector<uint8_t> mask = mask_from_logits(logits, h, w, {height, width}, *rule);
     std::copy(mask.begin(), mask.end(), out);
+    return mask_score(logits, h, w, {height, width}, *rule);
+}
+
+EXPORT void test_draw(int count, uint64_t seed, uint64_t number, uint64_t place, float *out) {
+    const std::vector<float> numbers = draw({"noise", {count}, 0}, seed, number, place);
+    std::copy(numbers.begin(), numbers.end(), out);
 }
 
 EXPORT void test_sha256(const char *path, char *hex) {

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from ris.export.families import dfam, rela
+from ris.export.families import cgformer, dfam, rela
 from ris.export.families.design import FamilyDesign
 
-DESIGNS: dict[str, FamilyDesign] = {"dfam": dfam.DESIGN, "rela": rela.DESIGN}
+DESIGNS: dict[str, FamilyDesign] = {
+    "cgformer": cgformer.DESIGN,
+    "dfam": dfam.DESIGN,
+    "rela": rela.DESIGN,
+}
 """What each family of `ris.reference.families` tells the exporter, by its name."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass, replace
 from typing import Any, Literal, Protocol, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from ris.engines.errors import CheckpointError
@@ -20,8 +20,16 @@ class _FromDict(Protocol):
     def from_dict(cls, data: dict[str, Any]) -> Self: ...
 
 
+class _Named(_FromDict, Protocol):
+    @property
+    def preset(self) -> str: ...
+
+
 T = TypeVar("T", bound=_FromDict)
 """A dataclass, of dataclasses perhaps, that is made of JSON data."""
+
+N = TypeVar("N", bound=_Named)
+"""Such a dataclass that has the name of a preset."""
 
 
 def read_carried(kind: type[T], data: Any, source: object) -> T:
@@ -49,6 +57,34 @@ def read_carried(kind: type[T], data: Any, source: object) -> T:
             f"{source}: its ris_config is not a model configuration ({reason_of(error)}); write the"
             " checkpoint again with this version, or leave ris_config out"
         ) from None
+
+
+def read_named(
+    kind: type[N],
+    data: Any,
+    source: object,
+    presets: Mapping[str, N],
+    name_of: Callable[[N], str],
+) -> N:
+    """The configuration that JSON data is of, under the name of its sizes.
+
+    Sizes of no preset keep a name of their own.
+
+    Args:
+        kind: As of `read_carried`.
+        data: As of `read_carried`.
+        source: As of `read_carried`.
+        presets: The family's presets by name.
+        name_of: The preset with the sizes of a configuration, "custom" where none has them.
+
+    Raises:
+        CheckpointError: As `read_carried`.
+    """
+    config = read_carried(kind, data, source)
+    name = name_of(config)
+    keeps_its_name = name == "custom" and config.preset not in presets
+    given: Any = config  # a dataclass, as all configurations are
+    return config if keeps_its_name else replace(given, preset=name)
 
 
 def _parts(config: Any) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""The sizes of SAM, CLIP and BERT, read off the keys and shapes of their weights.
+"""The sizes of SAM, CLIP, BERT and Swin, read off the keys and shapes of their weights.
 
 Every family that holds one of them reads it here, below its own prefix.
 docs/reference/checkpoints.md, What is read off, has the rules.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ris.engines.errors import CheckpointError
-from ris.reference.layers.encoder_sizes import BertSpec, ClipConfig, SamConfig
+from ris.reference.layers.encoder_sizes import BertSpec, ClipConfig, SamConfig, SwinConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of tensors by the whole model's key names."""
@@ -202,6 +202,30 @@ def read_bert(
         mlp_width=read.size(hidden, 0, usual.mlp_width),
         positions=read.size(positions, 0, usual.positions),
     )
+
+
+def read_swin(read: ShapeReader, prefix: str, usual: SwinConfig) -> SwinConfig:
+    """The sizes of a Swin; a stage has at least as many blocks as `usual` where that is as wide.
+
+    Args:
+        read: The shapes.
+        prefix: What its keys begin with.
+        usual: The sizes of the parts without any key.
+    """
+    patches = f"{prefix}patch_embed.proj.weight"
+    width = read.size(patches, 0, usual.width)
+    least = usual.depths if width == usual.width else (1,) * len(usual.depths)
+    depths, heads, rows = [], [], 0
+    for stage, fewest in enumerate(least):
+        blocks = f"{prefix}layers.{stage}.blocks."
+        depths.append(max(read.blocks(blocks), fewest))
+        table = f"{blocks}0.attn.relative_position_bias_table"
+        heads.append(read.size(table, 1, usual.heads[stage]))
+        rows = rows or read.size(table, 0, 0)
+    # a table has a row for each of (2w - 1)**2 offsets
+    window = (round(rows**0.5) + 1) // 2 if rows else usual.window
+    patch = read.size(patches, 2, usual.patch_size)
+    return SwinConfig(patch, width, tuple(depths), tuple(heads), window)
 
 
 def _heads(width: int, what: str) -> int:

@@ -5,9 +5,10 @@ Nothing here needs PyTorch. Section numbers are those of docs/reference/models/d
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from ris.reference.config_data import config_from
 from ris.reference.layers.encoder_sizes import BertSpec, ClipConfig, SamConfig
 
 FAMILY = "dfam"
@@ -132,17 +133,7 @@ class ModelConfig:
 
         Raises TypeError for an unknown field.
         """
-        unknown = sorted(set(data) - {f.name for f in fields(cls)})
-        if unknown:
-            raise TypeError(f"unknown model configuration fields: {', '.join(unknown)}")
-
-        parts: dict[str, type[Any]] = {"sam": SamConfig, "clip": ClipConfig, "bert": BertSpec}
-        values = dict(data)
-        for name in parts.keys() & values.keys():
-            given = values[name].items()
-            sizes = {key: tuple(v) if isinstance(v, list) else v for key, v in given}
-            values[name] = parts[name](**sizes)
-        return cls(**values)
+        return config_from(cls, data)
 
 
 _TINY = ModelConfig(

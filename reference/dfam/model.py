@@ -22,7 +22,14 @@ from ris.reference.dfam.pixel_decoder import PixelDecoder
 from ris.reference.dfam.pyramid import ClipPyramid, SamPyramid
 from ris.reference.dfam.queries import DFAM, DfamOutputs
 from ris.reference.dfam.sparse_branch import SparseBranch
-from ris.reference.layers.encoders import build_bert, build_clip, build_sam, causal_mask
+from ris.reference.layers.encoders import (
+    build_bert,
+    build_clip,
+    build_sam,
+    causal_mask,
+    fill_buffers,
+    run_bert,
+)
 from ris.reference.layers.pixel_words import PWAM
 
 
@@ -188,8 +195,7 @@ class RISModel(nn.Module):
 
         input_ids [B, T], 0 is padding -> (BERT states [B, T, width], text features [B, T, C]).
         """
-        real = (input_ids != 0).long()
-        states = self.bert(input_ids, attention_mask=real).last_hidden_state
+        states = run_bert(self.bert, input_ids)
         return states, self.lang_mlp(states)
 
     def dense_embedding(self, dense_prompt: Tensor) -> Tensor:
@@ -304,9 +310,7 @@ def empty_model(config: ModelConfig, *, clip_text_tower: bool = False) -> RISMod
     """
     with torch.device("meta"):
         model = RISModel(config, clip_text_tower=clip_text_tower)
-    embeddings = model.bert.embeddings
-    embeddings.position_ids = torch.arange(config.bert.positions)[None]
-    embeddings.token_type_ids = torch.zeros(1, config.bert.positions, dtype=torch.long)
+    fill_buffers(model.bert)
     model.sam.pixel_mean = torch.zeros(3, 1, 1)
     model.sam.pixel_std = torch.ones(3, 1, 1)
     if clip_text_tower:

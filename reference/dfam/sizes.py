@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ris.reference.checkpoint.carried import read_carried
+from ris.reference.checkpoint.carried import read_named
 from ris.reference.checkpoint.encoders import ShapeReader, Shapes, read_bert, read_clip, read_sam
 from ris.reference.dfam.config import PRESETS, ModelConfig
 from ris.reference.dfam.keys import BERT, CLIP, CLIP_VISUAL, SAM_DECODER, SAM_ENCODER, TABLE
@@ -68,10 +68,7 @@ def check_given_config(data: Any, source: object) -> ModelConfig:
 
     Sizes of no preset keep a name of their own. Raises CheckpointError where it is none.
     """
-    config = read_carried(ModelConfig, data, source)
-    name = preset_name(config)
-    keeps_its_name = name == "custom" and config.preset not in PRESETS
-    return config if keeps_its_name else replace(config, preset=name)
+    return read_named(ModelConfig, data, source, PRESETS, preset_name)
 
 
 def _base(read: ShapeReader) -> ModelConfig:

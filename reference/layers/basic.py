@@ -79,6 +79,18 @@ class InstanceNorm(nn.Module):
         return centred / torch.sqrt(variance + 1e-5)
 
 
+class GeluMLP(nn.Module):
+    """Two linear layers with an exact GELU between them; keys `fc1`, `fc2`."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(input)))
+
+
 class MLP(nn.Module):
     """`layers` linear layers with ReLU between them; keys `layers.i.*`."""
 

@@ -1,7 +1,7 @@
-"""What the encoders from other libraries are made of: frozen dataclasses, without PyTorch.
+"""What the encoders are made of: frozen dataclasses, without PyTorch.
 
-The defaults are the sizes of SAM ViT-B, CLIP ViT-L/14 at 336 pixels and bert-base-uncased. Section
-numbers are those of docs/reference/models/dfam.md.
+The defaults are the sizes of SAM ViT-B, CLIP ViT-L/14 at 336 pixels, bert-base-uncased and Swin-B
+with windows of 12. Section numbers are those of docs/reference/models/dfam.md.
 """
 
 from __future__ import annotations
@@ -101,3 +101,31 @@ class BertSpec:
 
     positions: int = 512
     """Rows of the position table: the most tokens of a text."""
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """The Swin transformer of the backbone: four stages, each with half the grid of the last."""
+
+    patch_size: int = 4
+    """Side of a patch, in pixels."""
+
+    width: int = 128
+    """Channels of the first stage; each further stage has twice as many."""
+
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    """Blocks of each stage."""
+
+    heads: tuple[int, ...] = (4, 8, 16, 32)
+    """Attention heads of each stage."""
+
+    window: int = 12
+    """Side of an attention window, in places of the grid; odd blocks shift it by half of it."""
+
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage."""
+        return tuple(self.width << i for i in range(len(self.depths)))
+
+    def grids(self, image_size: int) -> tuple[int, ...]:
+        """Side of each stage's grid, for a square input of that side in pixels."""
+        return tuple(image_size // self.patch_size >> i for i in range(len(self.depths)))

@@ -99,6 +99,19 @@ def causal_mask(length: int) -> Tensor:
     return torch.full((length, length), float("-inf")).triu(1)
 
 
+def fill_buffers(bert: BertModel) -> None:
+    """Puts real buffers, which no checkpoint carries, into a BERT on the meta device."""
+    positions = bert.config.max_position_embeddings
+    bert.embeddings.position_ids = torch.arange(positions)[None]
+    bert.embeddings.token_type_ids = torch.zeros(1, positions, dtype=torch.long)
+
+
+def run_bert(bert: BertModel, input_ids: Tensor) -> Tensor:
+    """input_ids [N, T], 0 is padding -> BERT's states [N, T, width]."""
+    real = (input_ids != 0).long()
+    return bert(input_ids, attention_mask=real).last_hidden_state
+
+
 def build_bert(bert: BertSpec) -> BertModel:
     """BERT of these sizes without pooler, eager attention, no dropout, from transformers."""
     return BertModel(

@@ -14,11 +14,13 @@ class _ImageLanguageAttention(nn.Module):
     """What the words say at each position: query [N, P, C], text [N, T, text_width] -> [N, P, C].
 
     mask [N, T] is 1 for real tokens, 0 for padding. The query is `f_query` of the image, which
-    `PWAM.project_image` computes once an image.
+    `PWAM.project_image` computes once an image. A head has contiguous channels, and all of C scale
+    its logits.
     """
 
-    def __init__(self, image_width: int, width: int, text_width: int) -> None:
+    def __init__(self, image_width: int, width: int, text_width: int, heads: int) -> None:
         super().__init__()
+        self.heads = heads
         self.f_query = nn.Sequential(PointwiseConv1d(image_width, width), InstanceNorm())
         self.f_key = nn.Sequential(PointwiseConv1d(text_width, width))
         self.f_value = nn.Sequential(PointwiseConv1d(text_width, width))
@@ -28,27 +30,45 @@ class _ImageLanguageAttention(nn.Module):
         mask = mask[..., None]
         key = self.f_key(text) * mask
         value = self.f_value(text) * mask
-        products = query @ key.transpose(1, 2) * key.shape[-1] ** -0.5
-        logits = products + 10000.0 * (mask.transpose(1, 2) - 1.0)
-        return self.W(logits.softmax(-1) @ value)
+        scale = key.shape[-1] ** -0.5
+        blocked = 10000.0 * (mask.transpose(1, 2) - 1.0)
+        if self.heads > 1:
+            query, key, value = (self._split(x) for x in (query, key, value))
+            blocked = blocked[:, None]
+        logits = query @ key.transpose(-1, -2) * scale + blocked
+        read = logits.softmax(-1) @ value
+        if self.heads > 1:
+            read = read.transpose(1, 2).flatten(2)
+        return self.W(read)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """x [N, L, C] -> [N, heads, L, C/heads]."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class PWAM(nn.Module):
-    """One head of attention from image positions to words.
+    """Attention from image positions to words.
 
     `project_image` depends on the image alone, `mix` and `fuse` on an image and an expression;
     `forward` is both.
     """
 
-    def __init__(self, image_width: int, width: int, text_width: int | None = None) -> None:
+    def __init__(
+        self, image_width: int, width: int, text_width: int | None = None, heads: int = 1
+    ) -> None:
         """Builds the modules, with random weights.
 
-        image_width: channels of the image. width: channels C of the result. text_width: channels of
-        the words; None for C.
+        Args:
+            image_width: Channels of the image.
+            width: Channels C of the result.
+            text_width: Channels of the words; None for C.
+            heads: Attention heads.
         """
         super().__init__()
         self.vis_project = nn.Sequential(PointwiseConv1d(image_width, width), nn.GELU())
-        self.image_lang_att = _ImageLanguageAttention(image_width, width, text_width or width)
+        self.image_lang_att = _ImageLanguageAttention(
+            image_width, width, text_width or width, heads
+        )
         self.project_mm = nn.Sequential(PointwiseConv1d(width, width), nn.GELU())
 
     def project_image(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,40 +5,17 @@ Nothing here needs PyTorch.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ris.reference.layers.encoder_sizes import BertSpec
+from ris.reference.config_data import config_from
+from ris.reference.layers.encoder_sizes import BertSpec, SwinConfig
 
 FAMILY = "rela"
 """The family's name."""
 
 LangWeight = Literal["zero", "stored"]
 """The choices of `RelaConfig.lang_weight`."""
-
-
-@dataclass(frozen=True)
-class SwinConfig:
-    """The Swin transformer of the backbone: four stages, each with half the grid of the last."""
-
-    patch_size: int = 4
-    """Side of a patch, in pixels."""
-
-    width: int = 128
-    """Channels of the first stage; each further stage has twice as many."""
-
-    depths: tuple[int, ...] = (2, 2, 18, 2)
-    """Blocks of each stage."""
-
-    heads: tuple[int, ...] = (4, 8, 16, 32)
-    """Attention heads of each stage."""
-
-    window: int = 12
-    """Side of an attention window, in places of the grid; odd blocks shift it by half of it."""
-
-    def widths(self) -> tuple[int, ...]:
-        """Channels of each stage."""
-        return tuple(self.width << i for i in range(len(self.depths)))
 
 
 @dataclass(frozen=True)
@@ -101,7 +78,7 @@ class RelaConfig:
 
     def grids(self) -> tuple[int, ...]:
         """Side of each stage's grid."""
-        return tuple(self.mask_size >> i for i in range(len(self.swin.depths)))
+        return self.swin.grids(self.image_size)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
@@ -113,17 +90,7 @@ class RelaConfig:
 
         Raises TypeError for an unknown field.
         """
-        unknown = sorted(set(data) - {f.name for f in fields(cls)})
-        if unknown:
-            raise TypeError(f"unknown model configuration fields: {', '.join(unknown)}")
-
-        parts: dict[str, type[Any]] = {"swin": SwinConfig, "bert": BertSpec}
-        values = dict(data)
-        for name in parts.keys() & values.keys():
-            given = values[name].items()
-            sizes = {key: tuple(v) if isinstance(v, list) else v for key, v in given}
-            values[name] = parts[name](**sizes)
-        return cls(**values)
+        return config_from(cls, data)
 
 
 PRESETS: dict[str, RelaConfig] = {

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertModel
 
-from ris.reference.layers.encoders import build_bert
-from ris.reference.rela.backbone import Backbone, Stem
+from ris.reference.layers.encoders import build_bert, fill_buffers, run_bert
+from ris.reference.layers.worded_swin import Mixing, Stem, WordedSwin
 from ris.reference.rela.config import RelaConfig
 from ris.reference.rela.pixel_decoder import PixelDecoder
 from ris.reference.rela.regions import RegionDecoder, RegionOutputs
@@ -43,6 +43,11 @@ class RelaOutputs:
     """The region decoder's."""
 
 
+def mixing(config: RelaConfig) -> Mixing:
+    """How the backbone mixes the words in."""
+    return Mixing("fusion", "res_gate", config.bert.width)
+
+
 class SegmentationHead(nn.Module):
     """Pixel decoder and region decoder, under the checkpoint's names."""
 
@@ -58,7 +63,7 @@ class RelaModel(nn.Module):
     def __init__(self, config: RelaConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config)
+        self.backbone = WordedSwin(config.swin, config.image_size, mixing(config))
         self.text_encoder = build_bert(config.bert)
         self.sem_seg_head = SegmentationHead(config)
 
@@ -79,14 +84,13 @@ class RelaModel(nn.Module):
 
     def encode_words(self, input_ids: Tensor) -> Tensor:
         """input_ids [N, T], 0 is padding -> BERT's states [N, T, bert width]."""
-        real = (input_ids != 0).long()
-        return self.bert(input_ids, attention_mask=real).last_hidden_state
+        return run_bert(self.bert, input_ids)
 
     def ask(self, stem: Stem, input_ids: Tensor, text_mask: Tensor | None = None) -> RelaOutputs:
         """What depends on N expressions.
 
         Args:
-            stem: Of `Backbone.stem`, a row for each expression.
+            stem: Of `WordedSwin.stem`, a row for each expression.
             input_ids: The expressions' tokens, int64 [N, T], 0 is padding.
             text_mask: [N, T], 1 for real tokens, which the backbone obeys; None for what the ids
                 say.
@@ -113,7 +117,5 @@ def empty_model(config: RelaConfig) -> RelaModel:
     """
     with torch.device("meta"):
         model = RelaModel(config)
-    embeddings = model.bert.embeddings
-    embeddings.position_ids = torch.arange(config.bert.positions)[None]
-    embeddings.token_type_ids = torch.zeros(1, config.bert.positions, dtype=torch.long)
+    fill_buffers(model.bert)
     return model.eval()

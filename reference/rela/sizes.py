@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ris.engines.errors import CheckpointError
-from ris.reference.checkpoint.carried import read_carried
-from ris.reference.checkpoint.encoders import ShapeReader, Shapes, read_bert
-from ris.reference.rela.config import PRESETS, RelaConfig, SwinConfig
+from ris.reference.checkpoint.carried import read_named
+from ris.reference.checkpoint.encoders import ShapeReader, Shapes, read_bert, read_swin
+from ris.reference.rela.config import PRESETS, RelaConfig
 from ris.reference.rela.keys import BACKBONE, BERT, PIXELS, REGIONS
 from ris.reference.rela.regions import LEVELS
 
@@ -40,7 +40,7 @@ def derive_config(shapes: Shapes, heads: Mapping[str, int]) -> RelaConfig:
     same = width == base.swin.width
     config = replace(
         base,
-        swin=_swin(read, base.swin),
+        swin=read_swin(read, BACKBONE, base.swin),
         bert=read_bert(read, BERT, base.bert, heads),
         width=read.size(f"{PIXELS}mask_features.weight", 0, base.width),
         deformable_layers=max(read.blocks(_PIXEL_LAYERS), base.deformable_layers if same else 1),
@@ -55,23 +55,6 @@ def derive_config(shapes: Shapes, heads: Mapping[str, int]) -> RelaConfig:
     return replace(config, preset=preset_name(config))
 
 
-def _swin(read: ShapeReader, base: SwinConfig) -> SwinConfig:
-    """The backbone's sizes; a stage has at least as many blocks as in the base of its width."""
-    width = read.size(_PATCHES, 0, base.width)
-    least = base.depths if width == base.width else (1,) * len(base.depths)
-    depths, heads, rows = [], [], 0
-    for stage, fewest in enumerate(least):
-        blocks = f"{BACKBONE}layers.{stage}.blocks."
-        depths.append(max(read.blocks(blocks), fewest))
-        table = f"{blocks}0.attn.relative_position_bias_table"
-        heads.append(read.size(table, 1, base.heads[stage]))
-        rows = rows or read.size(table, 0, 0)
-    # a table has a row for each of (2w - 1)**2 offsets
-    window = (round(rows**0.5) + 1) // 2 if rows else base.window
-    patch = read.size(_PATCHES, 2, base.patch_size)
-    return SwinConfig(patch, width, tuple(depths), tuple(heads), window)
-
-
 def preset_name(config: RelaConfig) -> str:
     """The preset with these sizes, or "custom"."""
     sizes = replace(config, preset="", lang_weight="zero")
@@ -84,7 +67,4 @@ def check_given_config(data: Any, source: object) -> RelaConfig:
 
     Sizes of no preset keep a name of their own. Raises CheckpointError where it is none.
     """
-    config = read_carried(RelaConfig, data, source)
-    name = preset_name(config)
-    keeps_its_name = name == "custom" and config.preset not in PRESETS
-    return config if keeps_its_name else replace(config, preset=name)
+    return read_named(RelaConfig, data, source, PRESETS, preset_name)

@@ -21,7 +21,9 @@ from ris.runtime.commands.console import (
     track,
 )
 from ris.runtime.commands.running import Running, running_options
+from ris.runtime.drawn import MOST_DRAWS, Draws
 from ris.runtime.image import load_rgb
+from ris.runtime.manifest_kinds import LARGEST_SEED
 from ris.runtime.model import Model, Scene
 from ris.runtime.requests import Request, collect, looks_like_image
 from ris.runtime.results import FORMATS, ResultWriter, describe
@@ -77,6 +79,18 @@ from ris.runtime.segmentation import Segmentation
     show_default=True,
     help='Above this probability the answer is "no target" and the mask is empty.',
 )
+@click.option(
+    "--seed",
+    type=click.IntRange(0, LARGEST_SEED),
+    help="For a model that takes random numbers: what they are drawn from. Default: the bundle's "
+    "own seed, so that an answer is the same every time.",
+)
+@click.option(
+    "--draws",
+    type=click.IntRange(1, MOST_DRAWS),
+    help="For such a model: average the mask logits of so many draws. What does not depend on the "
+    "numbers runs once.",
+)
 @running_options
 @click.option(
     "--draft",
@@ -124,12 +138,14 @@ def main(
       ris-infer requests.jsonl --json
       ris-infer photo.jpg "left man" --category auto
     """
-    options = Options(**given)
+    draws = Draws(given.pop("seed"), given.pop("draws"))
+    options = Options(**given, draws=draws)
     left = LeftOut()
     sources, expressions = _split(arguments)
     asked = [typed(expression) for expression in (*expressions, *more)]
     requests = collect(sources, asked, categories, left, left.note, options.out)
     with running.load(find_bundle(bundle), verify=not no_verify, build=not no_build) as model:
+        draws.check(model.bundle.manifest.host.drawn)
         if not model.trained:
             click.echo(
                 "Warning: this bundle has made-up weights; its masks mean nothing.", err=True
@@ -155,6 +171,9 @@ class Options:
 
     no_target_threshold: float
     """Above this probability the answer is "no target"."""
+
+    draws: Draws
+    """The random numbers, for models that draw any."""
 
     draft: bool
     """Decode large JPEG files smaller."""
@@ -218,20 +237,21 @@ def _answer(
         scene = model.encode_image(rgb, expressions=request.expressions)
         # `encode_image` timed pixels, since the overlay needs them too; reading the file is here
         scene.timings["image.load"] = loaded
-    results = _ask(request, scene, model, options.no_target_threshold, skipped)
+    results = _ask(request, scene, model, options, skipped)
     with disk_errors(options.out):
         return results, writer.write(request.image, rgb, results, model)
 
 
 def _ask(
-    request: Request, scene: Scene, model: Model, threshold: float, skipped: Skipped
+    request: Request, scene: Scene, model: Model, options: Options, skipped: Skipped
 ) -> list[Segmentation]:
     """The answers to what can be asked.
 
     Raises ExpressionError where none of what was given by hand can be: no image would be answered.
     """
     texts, names = request.expressions, request.categories
-    answers = segment_each(scene, texts, names, threshold, model.max_expressions)
+    threshold, step = options.no_target_threshold, model.max_expressions
+    answers = segment_each(scene, texts, names, threshold, step, draws=options.draws)
     results = [answer for answer in answers if isinstance(answer, Segmentation)]
     for number, answer in enumerate(answers):
         if isinstance(answer, ExpressionError):
@@ -270,3 +290,5 @@ def _say_what_runs(model: Model) -> None:
         )
     if not model.bundle.wiring.image_stages:
         click.echo("no graph runs once an image: each expression costs the whole network", err=True)
+    if again := model.bundle.wiring.drawn_stages:
+        click.echo(f"random numbers go into {again[0]}; a draw runs {', '.join(again)}", err=True)

@@ -22,6 +22,7 @@ import triton_python_backend_utils as pb_utils
 from ris.engines.errors import ExpressionError, ImageError, RisError
 from ris.runtime import Model, Scene, Segmentation, load, open_bundle
 from ris.runtime.categories import AUTO
+from ris.runtime.drawn import ONE_DRAW, Draws
 from ris.serving.answering import Answerer
 from ris.serving.limits import Deadline, Limits, status_of
 from ris.serving.triton.bls import triton_sessions
@@ -51,6 +52,9 @@ class Ask:
 
     deadline: Deadline
     """When it has taken too long."""
+
+    draws: Draws = ONE_DRAW
+    """The random numbers, for models that draw any."""
 
     answers: list[Segmentation] | None = None
     """One for each expression; None before it was asked, and where it was not asked."""
@@ -117,6 +121,7 @@ class TritonPythonModel:
             threshold = pb_utils.get_input_tensor_by_name(request, "no_target_threshold")
             if threshold is not None:
                 ask.threshold = float(threshold.as_numpy().reshape(-1)[0])
+            ask.draws = self._draws(request)
         except RisError as error:
             ask.error = error
         return ask
@@ -131,6 +136,19 @@ class TritonPythonModel:
             raise ExpressionError(f"{len(expressions)} expressions need as many categories")
         return categories
 
+    def _draws(self, request: Any) -> Draws:
+        """The request's seed; Triton knows the input where the model draws random numbers."""
+        drawn = self._answerer.model.bundle.manifest.host.drawn
+        seed = pb_utils.get_input_tensor_by_name(request, "seed") if drawn else None
+        if seed is None:
+            return ONE_DRAW
+        draws = Draws(int(seed.as_numpy().reshape(-1)[0]))
+        try:
+            draws.check(drawn)
+        except RisError as error:
+            raise ExpressionError(str(error)) from None  # the client's mistake
+        return draws
+
     def _answer(self, group: list[Ask]) -> None:
         """All requests about one image."""
         try:
@@ -142,9 +160,9 @@ class TritonPythonModel:
             return
 
         if self._join:
-            together: dict[float, list[Ask]] = {}
+            together: dict[tuple[float, Draws], list[Ask]] = {}
             for ask in group:
-                together.setdefault(ask.threshold, []).append(ask)
+                together.setdefault((ask.threshold, ask.draws), []).append(ask)
             parts = list(together.values())
         else:
             parts = [[ask] for ask in group]
@@ -152,15 +170,16 @@ class TritonPythonModel:
             self._ask(scene, part)
 
     def _ask(self, scene: Scene, part: list[Ask]) -> None:
-        """Requests with one threshold, in one pass of the graphs."""
+        """Requests with one threshold and one seed, in one pass of the graphs."""
         expressions = [text for ask in part for text in ask.expressions]
         categories = None
         if part[0].categories is not None:
             categories = [name for ask in part for name in ask.categories or ()]
 
         try:
+            first = part[0]
             found = self._answerer.ask(
-                scene, expressions, categories, part[0].threshold, part[0].deadline
+                scene, expressions, categories, first.threshold, first.deadline, first.draws
             )
         except RisError as error:
             for ask in part:

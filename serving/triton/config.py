@@ -92,6 +92,8 @@ def _front_inputs(manifest: Manifest) -> list[str]:
     if manifest.categories is not None:
         inputs.append(_tensor("category", "TYPE_STRING", [-1], ragged=True, optional=True))
     inputs.append(_tensor("no_target_threshold", "TYPE_FP32", [1], optional=True))
+    if manifest.host.drawn:
+        inputs.append(_tensor("seed", "TYPE_INT32", [1], optional=True))
     return inputs
 
 

@@ -86,9 +86,11 @@ def internals(cpp_build):
     library.test_mask.argtypes = [
         ctypes.c_void_p,
         *[ctypes.c_int] * 4,
-        ctypes.c_float,
+        ctypes.c_void_p,
         ctypes.c_void_p,
     ]
+    library.test_mask.restype = ctypes.c_double
+    library.test_draw.argtypes = [ctypes.c_int, *[ctypes.c_uint64] * 3, ctypes.c_void_p]
     return library
 
 

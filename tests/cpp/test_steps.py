@@ -6,22 +6,26 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mask_goldens import LETTERBOX, PICTURES, PROBABILITIES, letterbox, logits_of, mask_of
 from PIL import Image
 
-from libris_helper import pointer
+from libris_helper import Rule, pointer
 from ris.engines.errors import ExpressionError
 from ris.engines.onnx_widen import widened
 from ris.reference.dfam.config import PRESETS
 from ris.reference.tokenizer import build_tokenizer, read_vocabulary
 from ris.runtime.bundle import open_bundle
+from ris.runtime.drawn import draw
 from ris.runtime.host import prepare_images
 from ris.runtime.interpolate import MODES, resize_maps
-from ris.runtime.masks import mask_from_logits
+from ris.runtime.manifest import Drawn, manifest_from_dict
+from ris.runtime.masks import MaskRule, mask_from_logits, mask_score, resize_logits
 from ris.runtime.text import ExpressionTokenizer
 
 MAX_TOKENS = 35
@@ -39,9 +43,10 @@ def picture(rng, height, width):
     return np.clip(ramp + rng.normal(0, 60, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
+@pytest.mark.parametrize("align", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("source", [1, 2, 7, 24, 32, 48, 64, 65])
-def test_interpolation(internals, mode, source):
+def test_interpolation(internals, mode, source, align):
     rng = np.random.default_rng(source)
     for target in (1, 16, 24, 48, 64, 100):
         maps = rng.normal(0, 3, (5, source, max(source - 1, 1))).astype(np.float32)
@@ -54,11 +59,15 @@ def test_interpolation(internals, mode, source):
             target,
             target + 3,
             int(mode == "bicubic"),
+            int(align),
             pointer(out),
         )
-        np.testing.assert_allclose(
-            out, resize_maps(maps, target, target + 3, mode), rtol=0, atol=1e-5
-        )
+        if align:
+            rule = MaskRule(interpolation=mode, align_corners=True)
+            want = np.stack([resize_logits(each, target, target + 3, rule) for each in maps])
+        else:
+            want = resize_maps(maps, target, target + 3, mode)
+        np.testing.assert_allclose(out, want, rtol=0, atol=1e-5)
 
 
 SIZES = [
@@ -98,13 +107,35 @@ def test_resampling_is_pillows(internals, size):
 def test_images_of_the_host(internals, tiny_bundle):
     wanted = open_bundle(tiny_bundle, verify=False).manifest.host.images
     assert {image.of for image in wanted.values()} == {"picture", "sam_image"}
+    check_images(internals, tiny_bundle, wanted)
+
+
+def test_letterboxes(internals, noisy_bundle):
+    wanted = open_bundle(noisy_bundle, verify=False).manifest.host.images
+    assert {image.fit for image in wanted.values()} == {"letterbox"}
+    check_images(internals, noisy_bundle, wanted)
+
+
+def test_squares_of_the_picture_without_antialiasing(internals, noisy_bundle, tmp_path):
+    manifest = json.loads((noisy_bundle / "manifest.json").read_text())
+    own = manifest["host"]["images"]["view"]
+    for name in ("bilinear", "bicubic"):
+        made = own | {"fit": "square", "size": 40, "filter": name, "antialias": False}
+        manifest["host"]["images"][name] = made
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    wanted = manifest_from_dict(manifest).host.images
+    check_images(internals, tmp_path, wanted)
+
+
+def check_images(internals, bundle, wanted, exact=("sam_image", "view")):
+    """libris makes a bundle's images as Python does."""
     for size in SIZES:
         rgb = picture(np.random.default_rng(1), *size)
         stride = ctypes.c_size_t(rgb.strides[0])
         for name, image in prepare_images(rgb, wanted).items():
             got = np.empty_like(image)
             internals.test_prepare(
-                str(tiny_bundle).encode(),
+                str(bundle).encode(),
                 name.encode(),
                 pointer(rgb),
                 size[1],
@@ -112,17 +143,64 @@ def test_images_of_the_host(internals, tiny_bundle):
                 stride,
                 pointer(got),
             )
-            exact = wanted[name].of == "picture"
-            np.testing.assert_allclose(got, image, rtol=0, atol=0 if exact else 1e-5)
+            atol = 0 if name in exact else 1e-5
+            np.testing.assert_allclose(got, image, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_masks(internals, size):
+    """To the bit, whatever the way to a mask."""
     logits = np.random.default_rng(2).normal(0, 4, (64, 64)).astype(np.float32)
-    for threshold in (0.0, 0.7):
-        out = np.empty(size, np.uint8)
-        internals.test_mask(pointer(logits), 64, 64, *size, threshold, pointer(out))
-        np.testing.assert_array_equal(out.astype(bool), mask_from_logits(logits, *size, threshold))
+    for rule in (
+        MaskRule(),
+        MaskRule(threshold=0.7),
+        MaskRule("logits", "bicubic", False, -0.5),
+        MaskRule("probabilities", "bicubic", True, 0.5),
+        MaskRule("probabilities", "bilinear", True, 0.9),
+        MaskRule(letterbox=96),
+        MaskRule("probabilities", "bicubic", False, 0.3, letterbox=64),
+    ):
+        out, score = libris_mask(internals, logits, size, rule)
+        np.testing.assert_array_equal(out, mask_from_logits(logits, *size, rule), str(rule))
+        assert score == pytest.approx(mask_score(logits, rule, size), abs=1e-12)
+
+
+def libris_mask(internals, logits, size, rule):
+    """libris's mask, bool, and its score."""
+    made = Rule(
+        rule.of == "probabilities",
+        rule.interpolation == "bicubic",
+        rule.align_corners,
+        rule.threshold,
+        rule.letterbox or 0,
+    )
+    out = np.empty(size, np.uint8)
+    score = internals.test_mask(
+        pointer(logits), *logits.shape, *size, ctypes.byref(made), pointer(out)
+    )
+    return out.astype(bool), score
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_mask_of_probabilities_is_the_authors(internals, name):
+    mask, _ = libris_mask(internals, logits_of(name), PICTURES[name], PROBABILITIES)
+    assert (mask != mask_of(name)).sum() <= 20
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_letterboxs_mask_is_the_authors(internals, number):
+    low, size, pixels = letterbox(number)
+    mask, _ = libris_mask(internals, low, size, LETTERBOX)
+    assert abs(int(mask.sum()) - pixels) <= 10
+
+
+def test_random_numbers_are_pythons_to_the_bit(internals):
+    for seed, number, place in ((0, 0, 0), (7, 3, 1), (2**31 - 1, 999, 5)):
+        out = np.empty(18901, np.float32)
+        internals.test_draw(len(out), seed, number, place, pointer(out))
+        names = {f"v{i}": Drawn("logistic", (len(out),), seed) for i in range(place + 1)}
+        want = draw(names, number=number)[f"v{place}"]
+        np.testing.assert_array_equal(out.view(np.int32), want.view(np.int32))
 
 
 def test_hashes(internals, tmp_path):

@@ -28,7 +28,7 @@ from ris.evaluation.run import Answer, ask_image, evaluate
 from ris.reference.families import FAMILIES
 from ris.runtime import Model, load, open_bundle
 from ris.runtime.loading import open_model
-from ris.runtime.masks import Rle, decode_rle
+from ris.runtime.masks import PLAIN, Rle, decode_rle
 
 
 def logits(mask):
@@ -38,7 +38,7 @@ def logits(mask):
 class Knows:
     """Answers everything with its truth, or, where `deaf`, as if the words were not swapped."""
 
-    square, threshold = 256, 0.0
+    square, rule = 256, PLAIN
 
     def __init__(self, images, deaf=False):
         self.answers = {}
@@ -174,7 +174,7 @@ def test_where_masks_are_compared(tmp_path):
     truth = Truth("left half", left, True, None, "position", ("right half", ~left))
 
     class Left:
-        square, threshold = 64, 0.0
+        square, rule = 64, PLAIN
 
         def answer(self, rgb, expressions, categories):
             low = np.tile(np.where(np.arange(16) < 8, 1, -1).astype(np.float32), (16, 1))

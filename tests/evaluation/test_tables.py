@@ -243,12 +243,19 @@ def test_published_figures_are_whole():
         assert published.source
 
 
-def test_relas_published_figures_stand_beside_a_bundle(tmp_path):
-    code, _, _ = run(REPO / "examples" / "rela.toml", "--out", tmp_path)
+@pytest.mark.parametrize(
+    ("family", "figures"),
+    [
+        ("rela", [[62.42, 63.60], [57.73, 56.86]]),
+        ("cgformer", [[74.75, 77.37, 70.64, 64.54, 71.00, 57.14, 64.68, 65.09]]),
+    ],
+)
+def test_published_figures_stand_beside_a_bundle(family, figures, tmp_path):
+    code, _, _ = run(REPO / "examples" / f"{family}.toml", "--out", tmp_path)
     assert code == 2  # there is neither data nor a bundle
     [table] = json.loads((tmp_path / "tables.json").read_text())["tables"]
     stated = [
         [cell["published"]["value"] for cell in row["cells"] if cell["published"]]
         for row in table["rows"]
     ]
-    assert stated == [[62.42, 63.60], [57.73, 56.86]]
+    assert stated == figures

@@ -15,7 +15,7 @@ from ris.calibration.int8.options import Int8Options
 from ris.calibration.int8.quantise import quantise_bundle
 from ris.calibration.samples import scene_set
 from ris.export.families import DESIGNS
-from ris.export.families.rela.modules import CentredAttention, ImageStem, WordsInImage
+from ris.export.families.worded_swin import CentredAttention, ImageStem, WordsInImage
 from ris.reference.families import FAMILIES
 from ris.reference.rela.config import PRESETS
 from ris.reference.rela.deterministic import deterministic_model
@@ -82,7 +82,7 @@ def test_sampling_may_be_gathers(rela_bundle, rela_gather_bundle):
 def test_stages_share_no_part_of_the_backbone(model):
     """Together they have the weights of the whole once; nothing of the model was changed."""
     before = set(model.backbone.state_dict())
-    stem, rest = ImageStem(model), WordsInImage(model)
+    stem, rest = ImageStem(model.backbone), WordsInImage(model.backbone)
     ours = [{id(p) for p in part.parameters()} for part in (stem, rest)]
     assert not ours[0] & ours[1]
     assert ours[0] | ours[1] == {id(p) for p in model.backbone.parameters()}

@@ -82,6 +82,9 @@ def _open(folder: Path, expected: Any) -> list[str]:
     for name in named:
         require(name in known, f"{name!r} was not hashed")
     require(math.isfinite(manifest.answer.threshold), "a threshold that is no number")
+    require((manifest.mask_rule.letterbox or 1) > 0, "a letterbox without pixels")
+    for drawn in host.drawn.values():
+        require(0 < math.prod(drawn.shape) <= 1 << 24, "random numbers without a shape")
     require(manifest.side > 0, "no square of the picture")
     for square in host.images.values():
         require(square.size > 0, "a square without pixels")

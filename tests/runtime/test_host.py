@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from conftest import GOLDEN
+from golden import inputs
 from ris.reference.dfam.config import PRESETS
 from ris.reference.dfam.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD
 from ris.reference.dfam.preprocess import prepare_image as reference_prepare
 from ris.runtime.bundle import open_bundle
-from ris.runtime.host import HostSide, prepare_images
+from ris.runtime.host import HostSide, fitted_size, prepare_images
 from ris.runtime.manifest import PICTURE, HostImage
 
 LARGE = HostImage(PICTURE, "square", 256, "bilinear", True, 255, SAM_MEAN, SAM_STD)
@@ -31,6 +33,45 @@ def test_any_size_is_prepared_as_the_reference_does(size):
     want, want_small = reference_prepare(noise(*size), PRESETS["tiny"])
     np.testing.assert_array_equal(images["large"], want.numpy())
     np.testing.assert_allclose(images["small"], want_small.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_letterbox_is_the_authors(number):
+    golden = np.load(GOLDEN / "evfsam" / "module_preprocess.npz")
+    size = tuple(int(n) for n in golden[f"size_{number}"])
+    box = replace(LARGE, fit="letterbox", size=1024)
+    height, width = fitted_size(box, size)
+    assert [height, width] == golden[f"resize_shape_{number}"].tolist()
+    rgb = inputs.image(0, *size)
+    image = prepare_images(rgb, {"box": box})["box"]
+    assert inputs.compare(golden, f"sam_input_{number}", image)["max"] < 1e-6
+    assert not image[:, :, height:].any()
+    assert not image[..., width:].any()
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_square_without_antialiasing_is_the_authors(number):
+    """Straight from the picture, whatever its size."""
+    golden = np.load(GOLDEN / "evfsam" / "module_preprocess.npz")
+    half = (0.5, 0.5, 0.5)
+    image = HostImage(PICTURE, "square", 224, "bicubic", False, 1, half, half)
+    rgb = inputs.image(0, *(int(n) for n in golden[f"size_{number}"]))
+    for pixels in (rgb, Image.fromarray(rgb)):
+        found = prepare_images(pixels, {"small": image})["small"]
+        off = inputs.compare(golden, f"beit_input_{number}", found)
+        assert off["max"] < 1e-3
+        assert off["p99"] < 2e-4
+
+
+def test_a_letterbox_of_a_picture_that_was_decoded_smaller_is_of_its_own_size():
+    box = replace(LARGE, fit="letterbox")
+    assert fitted_size(box, (801, 1600)) == (128, 256)
+    assert fitted_size(box, (401, 800)) == (128, 256)
+    assert fitted_size(box, (803, 1600)) == (128, 256)
+    image = prepare_images(noise(101, 200), {"box": box}, (803, 1600))["box"]
+    assert image[0, 0, 127].any()
+    assert not image[0, 0, 128:].any()
+    assert fitted_size(box, (1, 5000)) == (1, 256)
 
 
 def test_an_image_does_not_depend_on_the_others():

@@ -6,15 +6,28 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mask_goldens import (
+    LETTERBOX,
+    PICTURES,
+    PROBABILITIES,
+    letterbox,
+    logits_of,
+    mask_of,
+    of_letterboxes,
+    of_probabilities,
+)
 from pycocotools import mask as coco
 
+from golden import inputs
 from ris.runtime.masks import (
+    MaskRule,
     decode_rle,
     encode_rle,
     mask_from_logits,
     mask_score,
     overlay,
     resize_logits,
+    resize_values,
 )
 
 LOGITS = np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32)
@@ -39,7 +52,61 @@ def test_stripes_do_not_show():
 
 
 def test_a_threshold_shrinks_the_mask():
-    assert mask_from_logits(LOGITS, 64, 64, 1.0).sum() < mask_from_logits(LOGITS, 64, 64).sum()
+    above_1 = mask_from_logits(LOGITS, 64, 64, MaskRule(threshold=1.0))
+    assert above_1.sum() < mask_from_logits(LOGITS, 64, 64).sum()
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("align", [False, True])
+@pytest.mark.parametrize("size", [(64, 64), (100, 75), (1, 1), (3, 700)])
+def test_every_way_of_resizing_is_torchs(mode, align, size):
+    maps = torch.from_numpy(LOGITS)[None, None].sigmoid()
+    want = F.interpolate(maps, size=size, mode=mode, align_corners=align)[0, 0].numpy()
+    rule = MaskRule("probabilities", mode, align, 0.5)
+    np.testing.assert_allclose(resize_values(LOGITS, *size, rule), want, atol=1e-5)
+    clear = np.abs(want - 0.5) > 1e-5
+    np.testing.assert_array_equal(mask_from_logits(LOGITS, *size, rule)[clear], (want > 0.5)[clear])
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_mask_of_probabilities_is_the_authors(name):
+    golden, size, logits = of_probabilities(), PICTURES[name], logits_of(name)
+    assert inputs.compare(golden, f"{name}_mask_logits", logits[None, None])["max"] < 1e-4
+    found = resize_values(logits, *size, PROBABILITIES)
+    off = inputs.compare(golden, f"{name}_probability", found[None, None])
+    assert off["max"] * off["scale"] < 1e-4
+    mask = mask_from_logits(logits, *size, PROBABILITIES)
+    assert (mask != mask_of(name)).sum() <= 20
+    np.testing.assert_array_equal(mask, found > 0.5)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_letterboxs_mask_is_the_authors(number):
+    low, size, pixels = letterbox(number)
+    found = resize_logits(low, *size, LETTERBOX)
+    assert inputs.compare(of_letterboxes(), f"logits_{number}", found[None, None])["max"] < 5e-4
+    assert abs(int(mask_from_logits(low, *size, LETTERBOX).sum()) - pixels) <= 10
+
+
+def test_a_letterboxs_mask_of_another_size_is_of_the_same_part():
+    """As where masks are compared in a square: the picture's size says what is cut."""
+    low = np.where(np.arange(64) < 32, 4, -9).astype(np.float32) * np.ones((64, 1), np.float32)
+    rule = MaskRule(letterbox=64)
+    mask = mask_from_logits(low, 40, 40, rule, picture=(100, 50))  # the left half of the letterbox
+    assert mask.all(axis=0)[:39].all()
+    assert not mask_from_logits(low.T, 40, 40, rule, picture=(100, 50))[20:].any()
+
+
+def test_a_score_is_of_what_the_mask_is_of():
+    logits = np.array([[0.4, -1], [2, 3]], np.float32)
+    rule = MaskRule("probabilities", threshold=0.6)
+    assert mask_score(logits, rule) == pytest.approx(
+        np.mean([1 / (1 + np.exp(-x)) for x in (2, 3)])
+    )
+    assert mask_score(logits, MaskRule(letterbox=8), (4, 8)) == pytest.approx(
+        1 / (1 + np.exp(-0.4))
+    )
+    assert mask_score(np.full((2, 2), -2000, np.float32), rule) == 0
 
 
 def pycocotools_counts(mask):

@@ -111,6 +111,9 @@ def test_large_models_are_asked_one_expression_at_a_time_where_that_is_faster(ti
     assert expressions_together(large, openvino, "cpu") == 1
     assert expressions_together(large, openvino, "gpu") == 8
     assert expressions_together(large, other) == 8
+    huge = with_operations(bundle, replace(FULL_SIZE, expression=1776 * 10**9))
+    assert expressions_together(huge, other) == 1
+    assert expressions_together(huge, openvino, "gpu") == 1
     older = with_operations(bundle, None)
     assert expressions_together(older, openvino) == 8
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ris.engines import TensorSpec
 from ris.export.families.design import StageDesign
-from ris.export.families.rela.modules import ImageStem, Segmenter, TextEncoder, WordsInImage
+from ris.export.families.rela.modules import Segmenter, TextEncoder
 from ris.export.families.rela.rules import (
     BACKBONE,
     SEGMENTER,
@@ -16,9 +16,9 @@ from ris.export.families.rela.rules import (
     WHOLE_TEXT_ENCODER,
 )
 from ris.export.families.signatures import IMAGE_INDEX, of_expression, of_image, plain, taken
+from ris.export.families.worded_swin import ImageStem, WordsInImage, map_values, stem_values
 from ris.reference.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from ris.reference.rela.config import RelaConfig
-from ris.reference.rela.values import MAPS
 from ris.runtime.manifest import PICTURE, Answer, Host, HostImage, Text
 
 
@@ -55,7 +55,7 @@ def _image_stem(config: RelaConfig) -> StageDesign:
         name="image_stem",
         inputs=(taken(of_image("image", 3, size, size)),),
         outputs=_stem(config),
-        build=plain(ImageStem),
+        build=plain(lambda model: ImageStem(model.backbone)),
         islands=BACKBONE,
         whole=WHOLE,
         int8_by_default=True,
@@ -78,7 +78,7 @@ def _backbone(config: RelaConfig) -> StageDesign:
         name="backbone",
         inputs=tuple(map(taken, (*_stem(config), _words(config), text_mask, IMAGE_INDEX))),
         outputs=_maps(config),
-        build=plain(WordsInImage),
+        build=plain(lambda model: WordsInImage(model.backbone)),
         islands=BACKBONE,
         whole=WHOLE,
         int8_by_default=True,
@@ -99,15 +99,13 @@ def _segmenter(config: RelaConfig) -> StageDesign:
     )
 
 
-def _stem(config: RelaConfig) -> tuple[TensorSpec, ...]:
-    names = ("stem", "stem_vis", "stem_query")
-    return tuple(of_image(name, config.mask_size**2, config.swin.width) for name in names)
-
-
 def _words(config: RelaConfig) -> TensorSpec:
     return of_expression("text_features", config.max_tokens, config.bert.width)
 
 
+def _stem(config: RelaConfig) -> tuple[TensorSpec, ...]:
+    return stem_values(config.swin, config.image_size)
+
+
 def _maps(config: RelaConfig) -> tuple[TensorSpec, ...]:
-    sizes = zip(MAPS, config.swin.widths(), config.grids(), strict=True)
-    return tuple(of_expression(name, width, side, side) for name, width, side in sizes)
+    return map_values(config.swin, config.image_size)

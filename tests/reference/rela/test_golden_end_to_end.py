@@ -12,11 +12,12 @@ import torch
 from conftest import GOLDEN
 from golden import inputs
 from golden.rela.inputs import tokens
-from golden_files import GoldenFile
+from golden_files import GoldenFile, Seen
+from ris.reference.layers.worded_swin import MAPS
 from ris.reference.preprocess import resize_logits, resize_to_square
 from ris.reference.rela.config import PRESETS
 from ris.reference.rela.deterministic import deterministic_model
-from ris.reference.rela.values import MAPS, prepare
+from ris.reference.rela.values import prepare
 
 # what to accept of the maximum and of the 99th percentile, in standard deviations of the stage
 PLAIN = (1e-4, np.inf)
@@ -34,33 +35,13 @@ DIFFERENT_COUNTS = 100
 DIFFERENT_PIXELS = 50
 
 
-class Seen(dict):
-    """What modules gave, by the golden files' names."""
-
-    def outputs(self, module, name):
-        def keep(module, args, output):
-            self[name] = output[0] if isinstance(output, tuple) else output
-
-        return module.register_forward_hook(keep)
-
-    def inputs(self, module, name):
-        return module.register_forward_pre_hook(lambda module, args: self.update({name: args[0]}))
-
-
 def watched(model) -> Seen:
     """Everything that a forward pass gives below the model's own outputs."""
     seen = Seen()
+    seen.backbone(model.backbone)
     for index, stage in enumerate(model.backbone.layers):
-        seen.outputs(stage.blocks[-1], f"stage{index}_blocks")
         for block in (0, 1):
             seen.outputs(stage.blocks[block], f"debug_stage{index}_block{block}")
-        seen.outputs(stage.fusion.image_lang_att, f"stage{index}_language")
-        seen.outputs(stage.fusion.project_mm, f"stage{index}_fused")
-        if stage.downsample is not None:
-            seen.outputs(stage.res_gate, f"stage{index}_gate")
-            seen.inputs(stage.downsample, f"stage{index}_gated")
-            seen.outputs(stage.downsample, f"stage{index}_down")
-    seen.outputs(model.backbone.patch_embed, "patch_embed")
     seen.outputs(model.bert.embeddings, "debug_bert_embeddings")
     seen.outputs(model.bert.encoder.layer[0], "debug_bert_layer_0")
 

@@ -15,14 +15,15 @@ from golden_files import filled as filled_by
 from ris.reference.layers.attention import attention_bias, sine_positions
 from ris.reference.layers.basic import ConvNorm
 from ris.reference.layers.pixel_words import PWAM
+from ris.reference.layers.swin import PatchEmbed, PatchMerging, SwinBlock
+from ris.reference.layers.windows import relative_positions, window_places
+from ris.reference.layers.worded_swin import Stage
 from ris.reference.preprocess import resize_logits
-from ris.reference.rela.backbone import Stage
 from ris.reference.rela.config import PRESETS
 from ris.reference.rela.deterministic import make_tensor
+from ris.reference.rela.model import mixing
 from ris.reference.rela.pixel_decoder import PixelDecoder
 from ris.reference.rela.regions import LEVELS, RegionDecoder
-from ris.reference.rela.swin import PatchEmbed, PatchMerging, SwinBlock
-from ris.reference.rela.windows import relative_positions, window_places
 
 BASE, TINY = PRESETS["rela-swin-base"], PRESETS["rela-swin-tiny"]
 ACCEPT = 1e-4
@@ -119,7 +120,7 @@ def test_pwam_and_gate(golden):
         if index == 3:
             continue
         with torch.device("meta"):
-            stage = Stage(config, index)
+            stage = Stage(config.swin, config.image_size, index, mixing(config))
         filled(stage.res_gate.to_empty(device="cpu"), f"{prefix}res_gate.")
         golden.compare(f"{name}_gate", stage.res_gate(fused), ACCEPT)
         golden.compare(f"{name}_gated", stage.gated(tokens, fused), ACCEPT)

@@ -13,11 +13,11 @@ import torch
 from conftest import GOLDEN
 from golden import inputs
 from ris.reference.families import FAMILIES
+from ris.reference.layers.windows import relative_positions, window_places
 from ris.reference.preprocess import resize_to_square
 from ris.reference.rela.config import PRESETS, RelaConfig
 from ris.reference.rela.deterministic import deterministic_model, make_tensor
 from ris.reference.rela.model import empty_model
-from ris.reference.rela.windows import relative_positions, window_places
 
 FOLDER = GOLDEN / "rela"
 SIZES = {"swin_base": "rela-swin-base", "swin_tiny": "rela-swin-tiny"}

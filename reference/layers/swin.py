@@ -1,8 +1,8 @@
-"""The Swin transformer's layers, as the backbone runs them.
+"""The Swin transformer's layers, as `ris.reference.layers.worded_swin` runs them.
 
 They are written out here. timm's Swin has other names for its keys, masks and resolutions of its
 own and one output a stage without the words between; fitting it would take more than these layers.
-Attribute names are the checkpoint's key names. Places move through constant gathers, not through
+Attribute names are the checkpoints' key names. Places move through constant gathers, not through
 rolls and pads, so that an exported block is a few nodes and the batch is the one free extent.
 """
 
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ris.reference.rela.windows import relative_positions, window_places
+from ris.reference.layers.basic import GeluMLP
+from ris.reference.layers.windows import relative_positions, window_places
 
 
 class PatchEmbed(nn.Module):
@@ -96,18 +97,6 @@ class WindowAttention(nn.Module):
         return self.proj(read.index_select(1, self.scatter))
 
 
-class SwinMLP(nn.Module):
-    """Two linear layers with a GELU between them; keys `fc1`, `fc2`."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(input)))
-
-
 class SwinBlock(nn.Module):
     """Pre-norm window attention and feed-forward."""
 
@@ -125,7 +114,7 @@ class SwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = WindowAttention(width, heads, side, window, shift)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = SwinMLP(width)
+        self.mlp = GeluMLP(width, 4 * width)
 
     def attend(self, tokens: Tensor) -> Tensor:
         """The first half of the block, [B, side*side, C] -> the same shape."""
