@@ -122,6 +122,7 @@ class ReferenceSegmenter:
         threads: CPU threads; None: all cores.
         device: "cpu", "cuda" (or "gpu", the same), or "auto", a CUDA GPU where there is one.
         family: The name of the model's family; None: what the checkpoint's keys say.
+        chosen: What was chosen of the family's `choices`, by field; None: nothing.
 
     Raises:
         CheckpointError: As `load_model` does.
@@ -140,19 +141,24 @@ class ReferenceSegmenter:
     family: str
     """The name of the model's family."""
 
+    chosen: dict[str, str]
+    """Of the family's `choices` what the model computes with, by field; the defaults are in it."""
+
     def __init__(
         self,
         files: Mapping[str, Path | None],
         threads: int | None = None,
         device: str = "auto",
         family: str | None = None,
+        chosen: Mapping[str, str] | None = None,
     ) -> None:
         if threads := threads or core_limit():
             torch.set_num_threads(threads)
         self.device = _torch_device(device)
-        model, inspection = load_model(WeightFiles(**files), family)
+        model, inspection = load_model(WeightFiles(**files), family, chosen)
         self._family, self.family = inspection.family, inspection.family.name
         design, config = DESIGNS[self.family], inspection.config
+        self.chosen = self._family.chosen(config.to_dict())
         self._model = model.to(self.device)
         self._tokenizer = self._family.tokenizer(inspection.vocabulary, config)
         self._host, self._answer = design.host(config), design.answer(config)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, cast
 
 from ris.engines.errors import BundleError
@@ -31,6 +31,7 @@ from ris.runtime.manifest_kinds import (
     Name,
     Share,
     Side,
+    Step,
     Tensors,
 )
 
@@ -151,11 +152,11 @@ class GraphEntry:
     int8_by_default: bool = False
     """Whether the graph is quantised where the user names none. May be absent."""
 
-    thresholded: tuple[Name, ...] = ()
+    thresholded: dict[Name, Step] = field(default_factory=dict)
     """The outputs that lie behind a threshold, as of an attention mask. May be absent.
 
-    A number that rounding carries over the threshold is a step in them, so that parity accepts more
-    of their error.
+    A number that rounding carries over the threshold is a step in them. So parity accepts the
+    relative error that stands beside an output, where it accepts less of others.
     """
 
     @property

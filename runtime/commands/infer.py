@@ -21,6 +21,7 @@ from ris.runtime.commands.console import (
     track,
 )
 from ris.runtime.commands.running import Running, running_options
+from ris.runtime.cost import once_an_image_words, operations_in
 from ris.runtime.image import load_rgb
 from ris.runtime.model import Model, Scene
 from ris.runtime.requests import Request, collect, looks_like_image
@@ -259,7 +260,7 @@ def _print(request: Request, result: Segmentation, verbose: bool) -> None:
 
 
 def _say_what_runs(model: Model) -> None:
-    """A line for each graph, and one where none of them runs once an image."""
+    """A line for each graph, and one on those that run once an image."""
     for stage, info in model.sessions.items():
         graph = model.bundle.manifest.graphs[stage]
         computes = f" in {info.precision}" if info.precision else ""
@@ -268,5 +269,6 @@ def _say_what_runs(model: Model) -> None:
             f" {info.device}{computes} ({info.where})",
             err=True,
         )
-    if not model.bundle.wiring.image_stages:
-        click.echo("no graph runs once an image: each expression costs the whole network", err=True)
+    bundle = model.bundle
+    operations = operations_in(bundle.manifest)
+    click.echo(once_an_image_words(bundle.wiring.image_stages, operations), err=True)

@@ -108,7 +108,7 @@ def test_other_families(made_up_bundle, folder):
     assert own.expressions[64].median > 0
     whole = made_up_bundle.name == "whole"
     assert list(own.images) == ([] if whole else list(IMAGES))
-    said = "No graph of this model runs once an image: a next expression costs the whole network"
+    said = "No graph runs once an image: each expression costs the whole network."
     assert (said in out.with_suffix(".md").read_text()) == whole
     assert report.once_an_image == (() if whole else ("look", "pool"))
 

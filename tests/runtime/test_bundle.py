@@ -65,7 +65,8 @@ def test_the_schema_and_the_reader_know_the_same_fields():
     for kind, schema in kinds.items():
         fields = dataclasses.fields(kind)
         assert {field.name for field in fields} == set(schema["properties"]), kind
-        required = {field.name for field in fields if field.default is dataclasses.MISSING}
+        none = dataclasses.MISSING
+        required = {f.name for f in fields if f.default is f.default_factory is none}
         assert required == set(schema["required"]), kind
 
 

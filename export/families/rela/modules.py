@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from copy import copy
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ris.export.families.bert import BertEncoder
+from ris.export.families.parts import with_parts
 from ris.reference.layers.deformable import Sampling
 from ris.reference.rela.backbone import Stem
 from ris.reference.rela.model import RelaModel
@@ -25,7 +24,7 @@ class ImageStem(nn.Module):
         super().__init__()
         first = model.backbone.stages()[0]
         self.patch_embed, self.blocks = model.backbone.patch_embed, first.blocks
-        self.fusion = _changed(first.fusion, dict.fromkeys(_OF_THE_WORDS))
+        self.fusion = with_parts(first.fusion, dict.fromkeys(_OF_THE_WORDS))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         tokens = self.patch_embed(image)
@@ -55,7 +54,7 @@ class WordsInImage(nn.Module):
             "patch_embed",
             *(f"{first}.{p}" for p in ("blocks", "fusion.vis_project", _QUERY)),
         )
-        self.backbone = _changed(model.backbone, mixtures | dict.fromkeys(of_stem))
+        self.backbone = with_parts(model.backbone, mixtures | dict.fromkeys(of_stem))
 
     def forward(
         self,
@@ -146,22 +145,3 @@ _OF_THE_WORDS = (
     "image_lang_att.f_value",
     "image_lang_att.W",
 )
-
-Part = TypeVar("Part", bound=nn.Module)
-
-
-def _changed(module: Part, parts: Mapping[str, nn.Module | None]) -> Part:
-    """The same module with other parts, by path. None: without it, so that a graph has none."""
-    changed = copy(module)
-    changed._modules = dict(module._modules)
-    for path, part in parts.items():
-        name, _, rest = path.partition(".")
-        inner = changed._modules[name]
-        if rest:
-            assert inner is not None
-            changed._modules[name] = _changed(inner, {rest: part})
-        elif part is None:
-            del changed._modules[name]
-        else:
-            changed._modules[name] = part
-    return changed
