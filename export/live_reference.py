@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ris.engines.errors import RisError
 from ris.engines.processor import core_limit
@@ -60,8 +60,9 @@ def timed_reference(
     threads: int | None,
     files: Mapping[str, Path | None] | None = None,
     compiled: bool = False,
+    precision: str = "fp32",
 ) -> Callable[[], tuple[float, float]]:
-    """PyTorch FP32, ready to be timed, for `ris-bench --pytorch` and `--torch-compile`.
+    """PyTorch, ready to be timed, for `ris-bench --pytorch` and `--torch-compile`.
 
     Args:
         bundle: A bundle of the same model.
@@ -71,6 +72,7 @@ def timed_reference(
         files: The weight files of a bundle that was made from a checkpoint, by the names of
             `WeightFiles`; None for other bundles.
         compiled: Compile the blocks that repeat with `torch.compile`, at the first call.
+        precision: "fp32", or "bf16": autocast, the weights of layers that multiply converted once.
 
     Returns:
         A function that measures once: the seconds from pixels to a mask, and the seconds of a
@@ -82,6 +84,11 @@ def timed_reference(
     manifest = bundle.manifest
     family, design = family_named(manifest.family), DESIGNS[manifest.family]
     model = rebuild_model(bundle, WeightFiles(**(files or {})))
+    half = precision == "bf16"
+    if half:  # autocast alone would convert them at each call
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+                layer.to(torch.bfloat16)
     if compiled:
         for block in design.repeated(model):
             block.compile(dynamic=False)
@@ -92,11 +99,11 @@ def timed_reference(
 
     def ask(encoded: Mapping[str, Tensor], expression: str) -> None:
         texts = text_values(family, model, tokenizer, manifest.host, [expression], [None])
-        logits = family.ask(model, {**encoded, **texts})[manifest.answer.mask_logits]
+        logits = family.ask(model, {**encoded, **texts})[manifest.answer.mask_logits].float()
         (resize_logits(logits, *size) > manifest.answer.threshold).numpy()
 
     def run() -> tuple[float, float]:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
             start = time.perf_counter()
             images = family.prepare(model, image)
             encoded = images | family.encode(model, images)

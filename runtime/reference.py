@@ -87,6 +87,7 @@ class PyTorchReference(Protocol):
         threads: int | None,
         files: Files | None = None,
         compiled: bool = False,
+        precision: str = "fp32",
     ) -> Callable[[], tuple[float, float]]:
         """The model ready to be timed, for `ris-bench --pytorch`.
 
@@ -97,6 +98,8 @@ class PyTorchReference(Protocol):
             threads: CPU threads; None for PyTorch's own choice.
             files: The weight files of a bundle that was made from a checkpoint; None for others.
             compiled: Compile the blocks that repeat with `torch.compile`, at the first call.
+            precision: "fp32", or "bf16": autocast, the weights of layers that multiply converted
+                once.
 
         Returns:
             What measures once: the seconds of a first mask, and of a next expression.

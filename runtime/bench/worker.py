@@ -180,7 +180,8 @@ class BundleWorker:
 class PyTorchWorker:
     """The PyTorch model of the same bundle.
 
-    spec: bundle, image, expressions, threads, compile (with torch.compile), files (`WeightFiles`).
+    spec: bundle, image, expressions, threads, compile (with torch.compile),
+    precision ("fp32" or "bf16"), files (`WeightFiles`).
     """
 
     def __init__(self, spec: Answer) -> None:
@@ -194,7 +195,9 @@ class PyTorchWorker:
             spec["threads"],
             files,
             spec["compile"],
+            spec["precision"],
         )
+        self._precision = spec["precision"]
         self._version = sys.modules["torch"].__version__  # which the reference has imported
 
     def about(self) -> Answer:
@@ -202,7 +205,7 @@ class PyTorchWorker:
         return {
             "engine": f"torch {self._version} on cpu",
             "bundle_precision": None,
-            "precision": dict.fromkeys(self._manifest.graphs, "fp32"),
+            "precision": dict.fromkeys(self._manifest.graphs, self._precision),
             "operations": operations_in(self._manifest),
             "compiled": False,
         }
