@@ -203,28 +203,35 @@ def open_bundle_to_ask(
 
 @contextmanager
 def open_reference(
-    files: dict[str, Path | None], family: str | None, threads: int | None, device: str
+    files: dict[str, Path | None], family: str | None, chosen: dict[str, str], running: Running
 ) -> Iterator[Opened]:
-    """The PyTorch model of weight files; answers depend on the files, the family and the device.
+    """The PyTorch model of weight files.
+
+    Its answers depend on the files, the family, what was chosen of it, and the device.
 
     Args:
         files: The weight files by their options' names.
         family: The name of the checkpoint's family; None for what its keys say.
-        threads: CPU threads; None: all cores.
-        device: "cpu", "cuda", "gpu", or "auto" for a CUDA GPU where there is one.
+        chosen: What was chosen of the family's choices, by field.
+        running: The CPU threads and the device; nothing else of it is used.
 
     Raises:
-        RisError: Where PyTorch is not installed, the files are not a model's, or the device is not
-            there.
+        RisError: Where PyTorch is not installed, the files are not a model's, the family has no
+            such choice, or the device is not there.
     """
     require_pytorch("--pytorch")
-    segmenter = pytorch_reference().ReferenceSegmenter(files, threads, device, family)
+    segmenter = pytorch_reference().ReferenceSegmenter(
+        files, running.threads, running.device, family, chosen
+    )
     given = {name: path for name, path in files.items() if path is not None}
     stamps = {name: [str(path.resolve()), path.stat().st_mtime] for name, path in given.items()}
-    about = {"model": stamps, "family": segmenter.family}
+    about: dict[str, Any] = {"model": stamps, "family": segmenter.family}
+    if segmenter.chosen:
+        about["chosen"] = segmenter.chosen
     where = f" on {segmenter.device}"
+    how = "".join(f", {field} {value}" for field, value in segmenter.chosen.items())
     yield Opened(
-        name=f"{', '.join(path.name for path in given.values())}, PyTorch FP32{where}",
+        name=f"{', '.join(path.name for path in given.values())}, PyTorch FP32{where}{how}",
         about={**about, "engine": f"PyTorch{where}"},
         segmenter=segmenter,
     )

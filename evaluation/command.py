@@ -45,11 +45,14 @@ from ris.runtime.commands.console import (
 )
 from ris.runtime.commands.running import Running
 from ris.runtime.commands.weight_files import (
+    choice_options,
     family_option,
     require_checkpoint,
     require_flag,
+    require_no_choice,
     weight_file_options,
 )
+from ris.runtime.reference import family_choices
 
 
 @click.group(cls=DefaultGroup)
@@ -83,6 +86,7 @@ def main() -> None:
 )
 @weight_file_options("--pytorch")
 @family_option("--pytorch")
+@choice_options(family_choices(), "--pytorch")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def run(
     bundle: str | None,
@@ -93,6 +97,7 @@ def run(
     pytorch: bool,
     files: dict[str, Path | None],
     family: str | None,
+    chosen: dict[str, str],
     as_json: bool,
 ) -> None:
     """Says what BUNDLE scores.
@@ -113,6 +118,8 @@ def run(
     asked.require_fitting()
     require_flag(files, "--pytorch", pytorch)
     require_checkpoint(files, family)
+    if not pytorch:
+        require_no_choice(family_choices(), chosen, "--pytorch")
     if restart and out is None:
         raise RisError("--restart throws away what --out has; there is no --out")
     if pytorch:
@@ -120,7 +127,7 @@ def run(
 
     cache, left = asked.cache(), LeftOut()
     if pytorch:
-        model = open_reference(files, family, running.threads, running.device)
+        model = open_reference(files, family, chosen, running)
     else:
         model = open_bundle_to_ask(find_bundle(bundle), running, cache)
     if asked.source.published:

@@ -213,7 +213,7 @@ def _planned_entry(stage: StageDesign, options: ExportOptions) -> GraphEntry:
         bfloat16=stage.bfloat16,
         bfloat16_from=stage.narrow_from.value if stage.narrow_from else None,
         int8_by_default=stage.int8_by_default,
-        thresholded=stage.thresholded,
+        thresholded=dict(stage.thresholded),
     )
 
 

@@ -21,8 +21,8 @@ from ris.runtime.bundle import Bundle
 from ris.runtime.categories import CategoryTable
 from ris.runtime.commands.compile import Compiling, build_options, compile_and_show
 from ris.runtime.commands.console import RisCommand, StepProgress, print_json, size
-from ris.runtime.commands.options import Command, add_options
 from ris.runtime.commands.weight_files import (
+    choice_options,
     family_option,
     require_checkpoint,
     weight_file_options,
@@ -39,26 +39,9 @@ if TYPE_CHECKING:
 PRESET_NAMES = tuple(name for family in FAMILIES.values() for name in family.presets)
 """The presets of all families."""
 
+_SMALL = {name for family in FAMILIES.values() for name in family.small_presets}
+
 _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "onnxruntime")
-
-
-def choice_options(command: Command) -> Command:
-    """Adds an option for each choice of any family; the command gets them as `chosen`."""
-    choices = all_choices()
-    options = [
-        click.option(
-            choice.option,
-            type=click.Choice(choice.values),
-            help=f"{choice.words[0].upper()}{choice.words[1:]}. Default: {choice.values[0]}.",
-        )
-        for choice in choices
-    ]
-
-    def take(given: dict[str, Any]) -> dict[str, str]:
-        found = {choice.field: given.pop(choice.field) for choice in choices}
-        return {field: value for field, value in found.items() if value is not None}
-
-    return add_options(command, options, "chosen", take)
 
 
 @click.command(cls=RisCommand)
@@ -77,8 +60,8 @@ def choice_options(command: Command) -> Command:
     default="fp32",
     show_default=True,
     help="What the graphs compute in. FP16 keeps inputs, outputs and a few layers in FP32; "
-    "bf16 is for CPUs: the weights of the image encoders and of most that reads them are bfloat16, "
-    "and OpenVINO computes in it.",
+    "bf16 is for CPUs: the weights of the graphs for which bfloat16 is precise enough are "
+    "bfloat16, and OpenVINO computes in it.",
 )
 @click.option(
     "--random-weights",
@@ -103,7 +86,7 @@ def choice_options(command: Command) -> Command:
     is_flag=True,
     help="The architecture as the paper's supplement words it, where the released code differs.",
 )
-@choice_options
+@choice_options(all_choices())
 @click.option(
     "--grid-sample",
     type=click.Choice(["native", "gather"]),
@@ -271,8 +254,7 @@ class Request:
                 "--random-weights and weight files contradict each other; give one of them"
             )
         has_weights = bool(self.files) or self.random_weights is not None
-        is_full_size = not (self.preset or "demo").startswith(("demo", "tiny"))
-        if is_full_size and not has_weights:
+        if self.preset is not None and self.preset not in _SMALL and not has_weights:
             raise CheckpointError(
                 f"there are no weights for {self.preset}; --random-weights 0 exports it untrained, "
                 "for benchmarks, and --checkpoint with trained ones"

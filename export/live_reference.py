@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ris.engines.errors import RisError
 from ris.engines.processor import core_limit
@@ -62,8 +62,9 @@ def timed_reference(
     threads: int | None,
     files: Mapping[str, Path | None] | None = None,
     compiled: bool = False,
+    precision: str = "fp32",
 ) -> Callable[[], tuple[float, float]]:
-    """PyTorch FP32, ready to be timed, for `ris-bench --pytorch` and `--torch-compile`.
+    """PyTorch, ready to be timed, for `ris-bench --pytorch` and `--torch-compile`.
 
     Args:
         bundle: A bundle of the same model.
@@ -73,6 +74,7 @@ def timed_reference(
         files: The weight files of a bundle that was made from a checkpoint, by the names of
             `WeightFiles`; None for other bundles.
         compiled: Compile the blocks that repeat with `torch.compile`, at the first call.
+        precision: "fp32", or "bf16": autocast, the weights of layers that multiply converted once.
 
     Returns:
         A function that measures once: the seconds from pixels to a mask, and the seconds of a
@@ -84,6 +86,11 @@ def timed_reference(
     manifest = bundle.manifest
     family, design = family_named(manifest.family), DESIGNS[manifest.family]
     model = rebuild_model(bundle, WeightFiles(**(files or {})))
+    half = precision == "bf16"
+    if half:  # autocast alone would convert them at each call
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+                layer.to(torch.bfloat16)
     if compiled:
         for block in design.repeated(model):
             block.compile(dynamic=False)
@@ -94,11 +101,11 @@ def timed_reference(
 
     def ask(encoded: Mapping[str, Tensor], expression: str) -> None:
         texts = text_values(family, model, tokenizer, manifest.host, [expression], [None])
-        logits = family.ask(model, {**encoded, **texts})[manifest.answer.mask_logits]
+        logits = family.ask(model, {**encoded, **texts})[manifest.answer.mask_logits].float()
         _mask(logits, size, manifest.mask_rule).numpy()
 
     def run() -> tuple[float, float]:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
             start = time.perf_counter()
             images = family.prepare(model, image)
             encoded = images | family.encode(model, images)
@@ -124,6 +131,7 @@ class ReferenceSegmenter:
         threads: CPU threads; None: all cores.
         device: "cpu", "cuda" (or "gpu", the same), or "auto", a CUDA GPU where there is one.
         family: The name of the model's family; None: what the checkpoint's keys say.
+        chosen: What was chosen of the family's `choices`, by field; None: nothing.
 
     Raises:
         CheckpointError: As `load_model` does.
@@ -142,19 +150,24 @@ class ReferenceSegmenter:
     family: str
     """The name of the model's family."""
 
+    chosen: dict[str, str]
+    """Of the family's `choices` what the model computes with, by field; the defaults are in it."""
+
     def __init__(
         self,
         files: Mapping[str, Path | None],
         threads: int | None = None,
         device: str = "auto",
         family: str | None = None,
+        chosen: Mapping[str, str] | None = None,
     ) -> None:
         if threads := threads or core_limit():
             torch.set_num_threads(threads)
         self.device = _torch_device(device)
-        model, inspection = load_model(WeightFiles(**files), family)
+        model, inspection = load_model(WeightFiles(**files), family, chosen)
         self._family, self.family = inspection.family, inspection.family.name
         design, config = DESIGNS[self.family], inspection.config
+        self.chosen = self._family.chosen(config.to_dict())
         self._model = model.to(self.device)
         self._tokenizer = self._family.tokenizer(inspection.vocabulary, config)
         self._host, self._answer = design.host(config), design.answer(config)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import onnx
 import torch
@@ -81,9 +83,27 @@ def write_onnx(
             verbose=False,
         )
         assert program is not None
+        _share_buffers(program, module)
         program.save(path, external_data=True)
     _require_axes(path, stage, {name: 1 for name in sizes if name not in axes})
     return _strip(path)
+
+
+def _share_buffers(program: torch.onnx.ONNXProgram, module: nn.Module) -> None:
+    """Lets equal buffers of the module's parts be one initializer of the graph.
+
+    Blocks that repeat hold the same masks and indices. The exporter shares equal initializers up to
+    1,024 numbers; beyond those, each block would bring its own.
+    """
+    values = program.model.graph.initializers
+    first: dict[tuple[Any, ...], Any] = {}
+    for name, _ in module.named_buffers():
+        if (value := values.get(name)) is None or (held := value.const_value) is None:
+            continue  # the graph does not read it
+        key = held.dtype, tuple(held.shape), hashlib.sha256(held.tobytes()).digest()
+        if (kept := first.setdefault(key, value)) is not value:
+            value.replace_all_uses_with(kept)
+            del values[name]
 
 
 def _takes_both(stage: StageDesign) -> bool:

@@ -182,9 +182,10 @@ def found_lines(source: ModelSource) -> list[str]:
         text.append("  (read off the keys and shapes)")
 
     text.append("Weights:")
+    width = max(20, *(len(part.module) for part in found.parts))
     for part in found.parts:
         givers = ", ".join(f"{count} tensors from {file}" for file, count in part.tensors.items())
-        text.append(f"  {part.module:<20} {givers}")
+        text.append(f"  {part.module:<{width}} {givers}")
     text += [f"  {note}" for note in found.notes]
 
     keys = found.keys

@@ -49,7 +49,7 @@ class Choice(NamedTuple):
     """What weights do not say and a person may choose: a field of the configuration."""
 
     field: str
-    """The field's name; on the command line with hyphens, `--lang-weight`."""
+    """The field's name; with hyphens on the command line, as `option` has it."""
 
     values: tuple[str, ...]
     """What it may be; the first is the default."""
@@ -87,6 +87,10 @@ class Family(ABC, Generic[C, M]):
 
     presets: Mapping[str, C]
     """The usual configurations by name; the first is the one that is published."""
+
+    small_presets: tuple[str, ...] = ()
+    """Those of `presets` that are for tests and demonstrations: an export of them needs no
+    weights."""
 
     components: Mapping[str, str]
     """The weight files that a part of the model may come from: "sam", "clip", "bert".

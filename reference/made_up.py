@@ -38,24 +38,26 @@ _GAIN = {
     "qkv.weight": 1.5,
     "q_proj.weight": 1.5,
     "k_proj.weight": 1.5,
-    "txt2txt.ca.multihead_attn.out_proj.weight": 1.0,
     "attention.output.dense.weight": 0.3,
     "attn.out_proj.weight": 0.3,
     "attn.proj.weight": 0.3,
-    "clip_mlpl.weight": 28.0,
     "level_embed": 4.0,
-    "output_hypernetworks_mlps.0.layers.2.weight": 4.0,
 }
+
+
+def standard_normal(key: str, shape: Sequence[int], seed: int) -> np.ndarray:
+    """What a key's tensor is made of: float32 of numpy's PCG64, seeded by crc32("<seed>:<key>")."""
+    generator = np.random.default_rng(zlib.crc32(f"{seed}:{key}".encode()))
+    return generator.standard_normal(tuple(shape), dtype=np.float32)
 
 
 def make_tensor(
     key: str, shape: Sequence[int], seed: int = 0, gain: float | None = None
 ) -> np.ndarray:
-    """The tensor of a state-dict key.
+    """The tensor of a state-dict key, by the rules that hold for every family.
 
-    numpy's PCG64 seeded with crc32("<seed>:<key>"), standard normal, then scaled by kind of key.
-    All arithmetic is float32. The golden files depend on every digit (docs/reference/models/dfam.md
-    21).
+    `standard_normal`, scaled by kind of key. All arithmetic is float32. The golden files depend on
+    every digit (docs/reference/models/dfam.md 21).
 
     Args:
         key: The key.
@@ -67,20 +69,10 @@ def make_tensor(
         float32 (int64 for position ids), C-contiguous.
     """
     shape = tuple(int(n) for n in shape)
-    if key == "criterion.empty_weight":
-        return np.array([1.0] * (shape[0] - 1) + [0.1], np.float32)
-    if key == "criterion.additional_weight":
-        return np.ones(shape, np.float32)
-    if key == "nt_weight":
-        return np.array([0.9, 1.1], np.float32)
     if key.endswith("position_ids"):
         return np.arange(shape[-1], dtype=np.int64).reshape(shape)
 
-    generator = np.random.default_rng(zlib.crc32(f"{seed}:{key}".encode()))
-    normal = generator.standard_normal(shape, dtype=np.float32)
-    if key == "text_embeddings":
-        norms = np.linalg.norm(normal.astype(np.float64), axis=-1, keepdims=True)
-        return (normal / norms).astype(np.float32)
+    normal = standard_normal(key, shape, seed)
     if key.endswith("positional_encoding_gaussian_matrix"):
         return normal
     if key.endswith("sampling_offsets.bias"):

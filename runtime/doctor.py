@@ -79,6 +79,9 @@ class GraphHealth:
     parameters: int
     """The number of its weights in the manifest."""
 
+    operations: int | None
+    """Those of one image and one expression; None where the bundle has not counted them."""
+
     weights: dict[str, int]
     """The number of its weights by type, read from the file."""
 
@@ -432,7 +435,8 @@ def _graph(bundle: Bundle, stage: str, run: bool) -> GraphHealth:
                 runs = f"{info.engine} {info.version} on {info.device} ({info.where})"
     except RisError as error:
         problem = str(error) if run else None
-    return GraphHealth(entry.shown, islands, entry.parameters, weights, runs, problem)
+    operations = entry.operations.of(1, 1) if entry.operations else None
+    return GraphHealth(entry.shown, islands, entry.parameters, operations, weights, runs, problem)
 
 
 def _parity(report: ParityReport) -> Parity:

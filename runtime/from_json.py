@@ -157,8 +157,8 @@ class _Builder:
             return self._wrong(at, "an object", value)
         fields = dataclasses.fields(kind)
         absent = [f for f in fields if f.name not in value]
-        none = dataclasses.MISSING
-        missing = [f.name for f in absent if f.default is none and f.default_factory is none]
+        no_default = dataclasses.MISSING
+        missing = [f.name for f in absent if f.default is f.default_factory is no_default]
         self.problems += [f"{at}{name} is missing" for name in missing]
 
         hints = typing.get_type_hints(kind, include_extras=True)

@@ -32,6 +32,7 @@ from ris.runtime.manifest_kinds import (
     Seed,
     Share,
     Side,
+    Step,
     Tensors,
     Threshold,
 )
@@ -154,11 +155,11 @@ class GraphEntry:
     int8_by_default: bool = False
     """Whether the graph is quantised where the user names none. May be absent."""
 
-    thresholded: tuple[Name, ...] = ()
+    thresholded: dict[Name, Step] = field(default_factory=dict)
     """The outputs that lie behind a threshold, as of an attention mask. May be absent.
 
-    A number that rounding carries over the threshold is a step in them, so that parity accepts more
-    of their error.
+    A number that rounding carries over the threshold is a step in them. So parity accepts the
+    relative error that stands beside an output, where it accepts less of others.
     """
 
     @property

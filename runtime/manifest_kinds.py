@@ -64,6 +64,9 @@ Count = Annotated[int, within(0, 1 << 62)]
 Share = Annotated[float, Rule(lambda share: 0 <= share <= 1, "a number from 0 to 1")]
 """A part of a whole."""
 
+Step = Annotated[float, Rule(lambda step: 0 < step <= 0.1, "a number above 0 and up to 0.1")]
+"""A relative error that a step behind a threshold may make."""
+
 Name = Annotated[str, Rule(_is_name, "a name of small letters, digits and _")]
 """The name of a stage or of a value."""
 

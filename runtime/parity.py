@@ -8,7 +8,7 @@ uint8 [H, W, 3]; and what was asked, `expressions` and, by category, `categories
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from ris.engines import Graph, Session
 from ris.engines.errors import BundleError
 from ris.engines.text import one_line
 from ris.runtime.bundle import Bundle
+from ris.runtime.comparing import compare, compare_mask
 from ris.runtime.dfam.format_1 import GOLDEN_NAMES
 from ris.runtime.drawn import draw, for_each
 from ris.runtime.graphs import no_target_probabilities
@@ -26,7 +27,6 @@ from ris.runtime.host import prepare_images
 from ris.runtime.interpolate import Float, resize_maps
 from ris.runtime.manifest import Host, HostImage, Manifest, Precision, StageParity
 from ris.runtime.manifest_kinds import Taken
-from ris.runtime.masks import mask_from_logits
 from ris.runtime.model import Model
 from ris.runtime.segmentation import Segmentation
 from ris.runtime.wiring import runs_once_an_image
@@ -97,12 +97,6 @@ TOLERANCES: dict[Precision, Tolerance] = {
 }
 """What is accepted of each precision, the narrowest last."""
 
-THRESHOLDED = 1e-3
-"""The least error that is accepted of a value behind a threshold (`GraphEntry.thresholded`).
-
-A key that rounding blocks or frees is a step. 1.8e-4 was seen with the tiny preset.
-"""
-
 MADE_UP_FP16_IOU = 0.995
 """The mask IoU that is accepted of made-up weights in FP16.
 
@@ -122,12 +116,15 @@ INT8_NO_TARGET_MARGIN = 0.3
 def tolerance_of(model: Model) -> Tolerance:
     """What is accepted of a model.
 
-    It is that of the bundle's precision, or of a narrower one that one of its graphs runs in.
+    It is that of the bundle's precision, or of a narrower one that one of its graphs runs in. A
+    bundle for bfloat16 whose graphs all stayed FP32 is FP32.
     """
     manifest = model.bundle.manifest
     if manifest.precision == "int8":
         return _int8_tolerance(manifest)
-    running = {manifest.precision, *(info.precision for info in model.sessions.values())}
+    written = {stage.precision for stage in manifest.stages}
+    named = "fp32" if manifest.precision == "bf16" and written == {"fp32"} else manifest.precision
+    running = {named, *(info.precision for info in model.sessions.values())}
     narrowest = next(name for name in reversed(TOLERANCES) if name in running or name == "fp32")
     found = TOLERANCES[narrowest]
     if narrowest == "fp16" and not manifest.source.trained:
@@ -142,11 +139,15 @@ def no_target_row(manifest: Manifest) -> str | None:
     return next((f"{stage}.{value}" for stage in makers), None)
 
 
-def thresholded_rows(manifest: Manifest) -> set[str]:
-    """The rows of the values that lie behind a threshold."""
-    named = {f"{stage.name}.{value}" for stage in manifest.stages for value in stage.thresholded}
-    masks = any(manifest.answer.mask_logits in stage.thresholded for stage in manifest.stages)
-    return named | {END_TO_END} if masks else named
+def thresholded_rows(manifest: Manifest) -> dict[str, float]:
+    """The rows of the values that lie behind a threshold, and the error that is accepted there."""
+    rows = {}
+    for stage in manifest.stages:
+        for value, step in stage.thresholded.items():
+            rows[f"{stage.name}.{value}"] = step
+            if value == manifest.answer.mask_logits:
+                rows[END_TO_END] = step
+    return rows
 
 
 def _int8_tolerance(manifest: Manifest) -> Tolerance:
@@ -200,30 +201,6 @@ class ParityReport:
 
     no_target: NoTargetParity | None = None
     """The decisions of the no-target head; None for a model without it."""
-
-
-def compare(got: NDArray[Any], want: NDArray[Any]) -> StageParity:
-    """How far `got` is from `want`, in float64.
-
-    Arrays of different sizes, and values that are not finite, are infinitely far apart.
-    """
-    a, b = got.astype(np.float64).ravel(), want.astype(np.float64).ravel()
-    if a.shape != b.shape or not np.isfinite(a).all():
-        return StageParity(np.inf, np.inf, np.inf, 0.0)
-
-    difference = np.abs(a - b)
-    scale = np.sqrt((b * b).mean())
-    error = np.sqrt((difference * difference).mean())
-    norms = np.linalg.norm(a) * np.linalg.norm(b)
-    # two arrays of zeros agree; one of them has no angle and no unit
-    relative = error / scale if scale else (0.0 if error == 0 else np.inf)
-    cosine = 1.0 if not norms and error == 0 else float(a @ b / norms) if norms else 0.0
-    return StageParity(
-        max_abs=float(difference.max()),
-        mean_abs=float(difference.mean()),
-        relative=float(relative),
-        cosine=min(cosine, 1.0),
-    )
 
 
 def graph_feeds(graph: Graph, reference: Arrays) -> dict[str, NDArray[Any]]:
@@ -354,31 +331,26 @@ def check_model(
     wanted_logits = reference[manifest.answer.mask_logits]
     rows[END_TO_END] = compare(logits, wanted_logits)
 
-    ious, flips, decided = [], [], []
-    rule, thresholded = manifest.mask_rule, thresholded_rows(manifest)
-    # where a step is accepted of the logits, it may flip the pixels that it reaches
-    step = THRESHOLDED if END_TO_END in thresholded else 0.0
-    near = step * float(np.sqrt(np.square(wanted_logits).mean()))
-    for result, want in zip(results, wanted_logits, strict=True):
-        height, width = result.mask.shape
-        wanted = mask_from_logits(want[0], height, width, rule)
-        ious.append(mask_iou(result.mask, wanted))
-        differs = result.mask != wanted
-        flips.append(float(differs.mean()))
-        surely, perhaps = (
-            mask_from_logits(want[0] + np.float32(by), height, width, rule) for by in (-near, near)
-        )
-        decided.append(float((differs & (surely == perhaps)).mean()))
+    thresholded = thresholded_rows(manifest)
+    # where a step is accepted of logits of which less is else, it may flip the pixels it reaches
+    step = thresholded.get(END_TO_END, 0.0)
+    step = step if tolerance.mask_logits < step else 0.0
+    pairs = zip(results, wanted_logits[:, 0], strict=True)
+    masks = [compare_mask(*pair, manifest.mask_rule, step) for pair in pairs]
 
     failures = failed_rows(rows, tolerance, no_target_row(manifest), thresholded)
+    failures += [
+        text
+        for mask in masks
+        for text in mask.failures(tolerance.mask_iou, tolerance.flipped, step)
+    ]
     no_target = None
     if (name := manifest.answer.no_target_logits) is not None:
         probabilities = no_target_probabilities(reference[name])
         no_target, undecided = _no_target(results, probabilities, tolerance.no_target_margin)
         failures += undecided
-    if min(ious) < tolerance.mask_iou and max(decided) > tolerance.flipped:
-        failures.append(f"mask IoU {min(ious):.5f}, accepted from {tolerance.mask_iou}")
-    return ParityReport(rows, min(ious), max(flips), tuple(failures), no_target)
+    iou, flipped = min(mask.iou for mask in masks), max(mask.flipped for mask in masks)
+    return ParityReport(rows, iou, flipped, tuple(failures), no_target)
 
 
 def _no_target(
@@ -433,7 +405,7 @@ def failed_rows(
     rows: Mapping[str, StageParity],
     tolerance: Tolerance,
     no_target: str | None = None,
-    thresholded: Collection[str] = (),
+    thresholded: Mapping[str, float] | None = None,
 ) -> list[str]:
     """A sentence for every row that is out of tolerance.
 
@@ -441,7 +413,7 @@ def failed_rows(
         rows: What was compared, by name.
         tolerance: What is accepted.
         no_target: The row of the no-target logits (`no_target_row`).
-        thresholded: The rows behind a threshold (`thresholded_rows`).
+        thresholded: The rows behind a threshold, and what is accepted (`thresholded_rows`).
     """
     failures = []
     own: dict[str | None, float | None] = {
@@ -454,17 +426,10 @@ def failed_rows(
             if not math.isfinite(row.relative):
                 failures.append(f"{name}: values that are not finite")
             continue
-        if name in thresholded:
-            accepted = max(accepted, THRESHOLDED)
+        accepted = max(accepted, (thresholded or {}).get(name, 0.0))
         if not row.relative <= accepted:  # NaN is out of tolerance too
             failures.append(
                 f"{name}: relative error {row.relative:.2e} (largest {row.max_abs:.2e}), accepted"
                 f" {accepted:.0e}"
             )
     return failures
-
-
-def mask_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Intersection over union; two empty masks agree."""
-    union = int((a | b).sum())
-    return float((a & b).sum() / union) if union else 1.0

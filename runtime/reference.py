@@ -1,7 +1,7 @@
 """PyTorch's side of a comparison, for the few commands that ask for it; the runtime does without.
 
-Two modules offer it. They are found by the entry points of the group `ris_runtime.pytorch`, so that
-what compares with PyTorch imports nothing of them.
+Two modules offer it, and a third says what may be chosen of a model. They are found by the entry
+points of the group `ris_runtime.pytorch`, so that the commands import nothing of them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,33 @@ GROUP = "ris_runtime.pytorch"
 
 Files = Mapping[str, Path | None]
 """Weight files by the names `checkpoint`, `sam`, `clip` and `bert`."""
+
+
+class Choice(Protocol):
+    """What weights do not say and a person may choose, of `ris.reference.family`."""
+
+    @property
+    def field(self) -> str:
+        """Its name."""
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """What it may be; the first is the default."""
+
+    @property
+    def words(self) -> str:
+        """What it chooses, for the help text."""
+
+    @property
+    def option(self) -> str:
+        """Its name on the command line."""
+
+
+class Families(Protocol):
+    """What the entry point `families` offers; importing it needs no PyTorch."""
+
+    def all_choices(self) -> tuple[Choice, ...]:
+        """What a person may choose of any family, each field once."""
 
 
 class PyTorchReference(Protocol):
@@ -60,6 +87,7 @@ class PyTorchReference(Protocol):
         threads: int | None,
         files: Files | None = None,
         compiled: bool = False,
+        precision: str = "fp32",
     ) -> Callable[[], tuple[float, float]]:
         """The model ready to be timed, for `ris-bench --pytorch`.
 
@@ -70,6 +98,8 @@ class PyTorchReference(Protocol):
             threads: CPU threads; None for PyTorch's own choice.
             files: The weight files of a bundle that was made from a checkpoint; None for others.
             compiled: Compile the blocks that repeat with `torch.compile`, at the first call.
+            precision: "fp32", or "bf16": autocast, the weights of layers that multiply converted
+                once.
 
         Returns:
             What measures once: the seconds of a first mask, and of a next expression.
@@ -81,6 +111,7 @@ class PyTorchReference(Protocol):
         threads: int | None = None,
         device: str = "auto",
         family: str | None = None,
+        chosen: Mapping[str, str] | None = None,
     ) -> Any:
         """The model of weight files, which answers questions, for `ris-eval --pytorch`.
 
@@ -89,6 +120,7 @@ class PyTorchReference(Protocol):
             threads: CPU threads; None: all cores.
             device: "cpu", "cuda", "gpu", or "auto" for a CUDA GPU where there is one.
             family: The name of the checkpoint's family; None for what its keys say.
+            chosen: What was chosen of the family's `choices`, by field; None for nothing.
         """
 
 
@@ -99,6 +131,16 @@ class PyTorchProducts(Protocol):
         self, left: np.ndarray, right: np.ndarray, threads: int | None
     ) -> dict[str, Callable[[], Any]]:
         """PyTorch's matrix products by precision, for the benchmark's floor."""
+
+
+def family_choices() -> tuple[Choice, ...]:
+    """What a person may choose of any family, as the entry point `families` says.
+
+    Empty where no installed package has it: commands ask while they are imported.
+    """
+    for entry in metadata.entry_points(group=GROUP, name="families"):
+        return cast(Families, entry.load()).all_choices()
+    return ()
 
 
 def pytorch_reference() -> PyTorchReference:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_exports import export_made_up
 
 GOLDEN = Path(__file__).parent / "golden"
 REPO = Path(__file__).parent.parent
@@ -115,55 +116,35 @@ def full_size_model():
     return deterministic_model(PRESETS["vitb-vitl336"])
 
 
-def _export(folder, config, precision="fp32", sampling="native", family="dfam"):
-    from ris.export.bundle_writer import ExportOptions, export_bundle
-    from ris.reference.families import FAMILIES
-    from ris.runtime.manifest import Source
-    from traced import share_traces
-
-    share_traces()
-    source = Source(
-        kind="deterministic", trained=False, seed=0, checkpoint=None, checkpoint_sha256=None
-    )
-    out = folder / "ris-bundle"
-    export_bundle(
-        lambda: FAMILIES[family].made_up_model(config, 0),
-        config,
-        out,
-        family=family,
-        source=source,
-        options=ExportOptions(precision=precision, sampling=sampling),
-    )
-    return out
-
-
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory):
     """[CLS] variant with the no-target head, FP32: what `ris-export --preset tiny` writes."""
     from ris.reference.dfam.config import PRESETS
 
-    return _export(tmp_path_factory.mktemp("tiny"), PRESETS["tiny"])
+    return export_made_up(tmp_path_factory.mktemp("tiny"), PRESETS["tiny"])
 
 
 @pytest.fixture(scope="session")
 def tiny_fp16_bundle(tmp_path_factory):
     from ris.reference.dfam.config import PRESETS
 
-    return _export(tmp_path_factory.mktemp("tiny-fp16"), PRESETS["tiny"], precision="fp16")
+    return export_made_up(tmp_path_factory.mktemp("tiny-fp16"), PRESETS["tiny"], precision="fp16")
 
 
 @pytest.fixture(scope="session")
 def tiny_bf16_bundle(tmp_path_factory):
     from ris.reference.dfam.config import PRESETS
 
-    return _export(tmp_path_factory.mktemp("tiny-bf16"), PRESETS["tiny"], precision="bf16")
+    return export_made_up(tmp_path_factory.mktemp("tiny-bf16"), PRESETS["tiny"], precision="bf16")
 
 
 @pytest.fixture(scope="session")
 def tiny_category_bundle(tmp_path_factory):
     from ris.reference.dfam.config import PRESETS
 
-    return _export(tmp_path_factory.mktemp("tiny-category"), PRESETS["tiny"].with_category_query())
+    return export_made_up(
+        tmp_path_factory.mktemp("tiny-category"), PRESETS["tiny"].with_category_query()
+    )
 
 
 @pytest.fixture(scope="session")
@@ -171,7 +152,7 @@ def tiny_supplement_bundle(tmp_path_factory):
     """The supplement's configuration, with the sampling written as gathers."""
     from ris.reference.dfam.config import PRESETS
 
-    return _export(
+    return export_made_up(
         tmp_path_factory.mktemp("tiny-supplement"),
         PRESETS["tiny"].with_supplement(),
         sampling="gather",
@@ -183,7 +164,7 @@ def tiny_gather_bundle(tmp_path_factory):
     """FP16, with the sampling written as gathers: what `--engine tensorrt` exports."""
     from ris.reference.dfam.config import PRESETS
 
-    return _export(
+    return export_made_up(
         tmp_path_factory.mktemp("tiny-gather"), PRESETS["tiny"], precision="fp16", sampling="gather"
     )
 
@@ -191,7 +172,7 @@ def tiny_gather_bundle(tmp_path_factory):
 def _export_rela(folder, precision="fp32", sampling="native"):
     from ris.reference.rela.config import PRESETS
 
-    return _export(folder, PRESETS["tiny-rela"], precision, sampling, family="rela")
+    return export_made_up(folder, PRESETS["tiny-rela"], precision, sampling, family="rela")
 
 
 @pytest.fixture(scope="session")
@@ -222,7 +203,7 @@ def _export_cgformer(folder, precision="fp32", **choices):
     from ris.reference.cgformer.config import PRESETS
 
     config = replace(PRESETS["tiny-cgformer"], **choices)
-    return _export(folder, config, precision, family="cgformer")
+    return export_made_up(folder, config, precision, family="cgformer")
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,11 @@ import torch
 from checkpoint_files import save_training_checkpoint
 from conftest import GOLDEN
 from ris.reference.layers.windows import relative_positions
+from ris.reference.rela.config import PRESETS
 from ris.reference.rela.deterministic import make_tensor
 
 PRESET = {"base": "rela-swin-base", "tiny": "rela-swin-tiny"}
 """The preset of each size."""
-
-_WINDOW = {"base": 12, "tiny": 7}
 
 
 def write_checkpoint(path: Path, size: str, seed: int = 0) -> Path:
@@ -25,7 +24,7 @@ def write_checkpoint(path: Path, size: str, seed: int = 0) -> Path:
     size: "base" or "tiny". The weights are the golden ones of the seed.
     """
     keys = json.loads((GOLDEN / "rela" / "keys.json").read_text())[f"swin_{size}"]
-    index = torch.from_numpy(relative_positions(_WINDOW[size]))
+    index = torch.from_numpy(relative_positions(PRESETS[PRESET[size]].swin.window))
     state = {
         key: torch.from_numpy(make_tensor(key, one["shape"], seed).copy())
         if one["kind"] == "parameter"

@@ -80,6 +80,7 @@ class Toy(Family[ToyConfig, ToyModel]):
     name = NAME
     signs = ("patches.", "mix.")
     presets: Mapping[str, ToyConfig] = {"toy": ToyConfig()}
+    small_presets = ("toy",)
     components: Mapping[str, str] = {}
     brings: Mapping[str, str] = {}
     choices = (Choice("bias", ("kept", "dropped"), "what becomes of the projection's bias"),)

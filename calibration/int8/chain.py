@@ -25,9 +25,9 @@ from ris.engines.onnxruntime import OnnxRuntimeEngine
 from ris.engines.temporary import clear_folder, write_atomically
 from ris.runtime import Bundle
 from ris.runtime.categories import CategoryTable
+from ris.runtime.comparing import mask_iou
 from ris.runtime.host import HostSide
 from ris.runtime.masks import mask_from_logits
-from ris.runtime.parity import mask_iou
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -73,8 +73,9 @@ class StageDesign:
     int8_by_default: bool = False
     """Whether it is quantised where the user names no graph."""
 
-    thresholded: tuple[str, ...] = ()
-    """The outputs that lie behind a threshold, as of an attention mask."""
+    thresholded: Mapping[str, float] = field(default_factory=dict)
+    """The outputs that lie behind a threshold, as of an attention mask, each with the relative
+    error that a step there may make."""
 
     islands: IslandRules = IslandRules()
     """What stays FP32 in the FP16 graph."""

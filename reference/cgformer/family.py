@@ -33,6 +33,8 @@ class CgformerFamily(Family[CgformerConfig, "CgformerModel"]):
 
     presets = PRESETS
 
+    small_presets = ("tiny-cgformer",)
+
     components: Mapping[str, str] = {"bert": BERT}
 
     brings: Mapping[str, str] = {"BERT": "--bert (untrained for this task)"}

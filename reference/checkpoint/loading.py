@@ -142,7 +142,7 @@ def inspect(
     chosen: Mapping[str, str] | None = None,
     **options: bool,
 ) -> Inspection:
-    """Opens the files and says what they make; reads no weights but the small category table.
+    """Opens the files and says what they make; reads no weights but a few small ones.
 
     Args:
         files: The files.

@@ -38,6 +38,8 @@ class Dfam(Family[ModelConfig, "RISModel"]):
 
     presets = PRESETS
 
+    small_presets = ("tiny", "demo")
+
     components: Mapping[str, str] = {"sam": SAM, "clip": CLIP, "bert": BERT}
 
     brings: Mapping[str, str] = {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from ris.reference.made_up import make_tensor as usual_tensor
+from ris.reference.made_up import standard_normal
 from ris.reference.rela.config import RelaConfig
 from ris.reference.rela.keys import LANG_WEIGHT, REGIONS
 from ris.reference.rela.model import RelaModel, empty_model
@@ -35,18 +35,13 @@ def make_tensor(key: str, shape: Sequence[int], seed: int = 0) -> np.ndarray:
     """
     shape = tuple(int(n) for n in shape)
     if key.endswith("relative_position_bias_table"):
-        return _normal(key, shape, seed)
+        return standard_normal(key, shape, seed)
     if key == _MINIMAP_BIAS:
-        return np.float32(0.001) * _normal(key, shape, seed)
+        return np.float32(0.001) * standard_normal(key, shape, seed)
     found = (
         gain for (start, end), gain in _GAINS.items() if key.startswith(start) and key.endswith(end)
     )
     return usual_tensor(key, shape, seed, next(found, None))
-
-
-def _normal(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    generator = np.random.default_rng(zlib.crc32(f"{seed}:{key}".encode()))
-    return generator.standard_normal(shape, dtype=np.float32)
 
 
 def deterministic_model(config: RelaConfig, seed: int = 0) -> RelaModel:

@@ -35,6 +35,8 @@ class RelaFamily(Family[RelaConfig, "RelaModel"]):
 
     presets = PRESETS
 
+    small_presets = ("tiny-rela",)
+
     components: Mapping[str, str] = {"bert": BERT}
 
     brings: Mapping[str, str] = {"BERT": "--bert (untrained for this task)"}

@@ -40,6 +40,9 @@ class Alternative:
     compile: bool = False
     """Use torch.compile; for PyTorch alone."""
 
+    precision: str = "fp32"
+    """What it multiplies in, "fp32" or "bf16"; for PyTorch alone."""
+
     files: dict[str, str | None] = field(default_factory=dict)
     """Paths of weight files by the names of `WeightFiles`; for PyTorch alone."""
 

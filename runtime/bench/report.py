@@ -8,13 +8,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ris.engines.errors import RisError
-from ris.runtime.manifest import Operations
 
 FORMAT_VERSION = 1
 """The version of the JSON file; files of other versions are refused."""
@@ -226,17 +225,6 @@ class BenchReport:
     def to_json(self) -> str:
         """The text that `read_report` reads."""
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
-
-
-def operations_of(counted: Mapping[str, Operations | None]) -> dict[str, int]:
-    """The operations of one image and one expression, by graph.
-
-    Empty where the bundle has not counted those of one graph.
-    """
-    known = {stage: operations for stage, operations in counted.items() if operations is not None}
-    if len(known) < len(counted):
-        return {}
-    return {stage: operations.of(1, 1) for stage, operations in known.items()}
 
 
 def read_report(path: Path) -> BenchReport:

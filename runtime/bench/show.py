@@ -11,6 +11,7 @@ from ris import pip_install
 from ris.engines.errors import RisError
 from ris.runtime.bench.report import BenchReport, Measured, Spread
 from ris.runtime.bench.text import ratio, seconds, spread, table
+from ris.runtime.cost import once_an_image_words
 
 _BUSY = 0.5
 """The load average for each core from which on a machine is called busy."""
@@ -21,11 +22,6 @@ _UNSTEADY = 0.1
 _FLOOR = (
     "The floor of a graph is its matrix products and convolutions at the rate of the fastest"
     " library for large products, in the precision that most of the graph's ran in."
-)
-
-_WHOLE_NETWORK = (
-    "No graph of this model runs once an image: a next expression costs the whole network, and"
-    " there is nothing to measure of several images together."
 )
 
 
@@ -144,9 +140,12 @@ def _next_expressions(report: BenchReport) -> list[str]:
 
 
 def _every_question(report: BenchReport) -> list[str]:
-    """What there is to know about a model without stages that run once an image."""
-    anew = report.per_expression and not report.once_an_image
-    return ["", _WHOLE_NETWORK] if anew else []
+    """What runs once an image, and so is not in the table above."""
+    if not report.per_expression:
+        return []  # an old file does not say it
+    operations = report.alternatives[-1].operations
+    said = once_an_image_words(report.once_an_image, operations)
+    return ["", f"{said[0].upper()}{said[1:]}."]
 
 
 def _starts(report: BenchReport) -> list[str]:

@@ -21,8 +21,8 @@ import numpy as np
 
 from ris.engines import EngineOptions, create
 from ris.engines.errors import CheckpointError, RisError
-from ris.runtime.bench.report import operations_of
 from ris.runtime.bundle import open_bundle
+from ris.runtime.cost import operations_in
 from ris.runtime.host import HostSide, prepare_images
 from ris.runtime.image import load_picture
 from ris.runtime.loading import computes_by_stage, load
@@ -81,7 +81,7 @@ class BundleWorker:
             "engine": ", ".join(ran_on),
             "bundle_precision": manifest.precision,
             "precision": ran_in,
-            "operations": operations_of({stage: g.operations for stage, g in graphs.items()}),
+            "operations": operations_in(manifest),
             "compiled": self._compiled,
             **self._seconds,
         }
@@ -180,13 +180,14 @@ class BundleWorker:
 class PyTorchWorker:
     """The PyTorch model of the same bundle.
 
-    spec: bundle, image, expressions, threads, compile (with torch.compile), files (`WeightFiles`).
+    spec: bundle, image, expressions, threads, compile (with torch.compile),
+    precision ("fp32" or "bf16"), files (`WeightFiles`).
     """
 
     def __init__(self, spec: Answer) -> None:
         files = {name: Path(file) if file else None for name, file in spec["files"].items()}
         bundle = open_bundle(spec["bundle"], verify=False)
-        self._graphs = bundle.manifest.graphs
+        self._manifest = bundle.manifest
         self._run = pytorch_reference().timed_reference(
             bundle,
             np.load(spec["image"]),
@@ -194,7 +195,9 @@ class PyTorchWorker:
             spec["threads"],
             files,
             spec["compile"],
+            spec["precision"],
         )
+        self._precision = spec["precision"]
         self._version = sys.modules["torch"].__version__  # which the reference has imported
 
     def about(self) -> Answer:
@@ -202,8 +205,8 @@ class PyTorchWorker:
         return {
             "engine": f"torch {self._version} on cpu",
             "bundle_precision": None,
-            "precision": dict.fromkeys(self._graphs, "fp32"),
-            "operations": operations_of({stage: g.operations for stage, g in self._graphs.items()}),
+            "precision": dict.fromkeys(self._manifest.graphs, self._precision),
+            "operations": operations_in(self._manifest),
             "compiled": False,
         }
 

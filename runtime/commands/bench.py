@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,10 @@ from ris.runtime.reference import require_pytorch
 EXPRESSIONS = ("left man", "second car from the right")
 """The expression of the first mask, and the next one."""
 
-EAGER, COMPILED = "PyTorch eager FP32", "torch.compile FP32"
-"""The names of PyTorch's alternatives in the report."""
+EAGER, COMPILED = "PyTorch eager", "torch.compile"
+"""The names of PyTorch's alternatives in the report, to which the precision is added."""
+
+_PRECISION_WORDS = {"fp32": "FP32", "bf16": "bf16"}
 
 _SWITCHES = {"overlap": bool, "low_memory": bool, "throughput": bool, "max_expressions": int}
 """The options of `ris.runtime.load` that --engine takes as NAME=NUMBER, and their types."""
@@ -118,12 +121,19 @@ def main() -> None:
 @click.option(
     "--pytorch",
     is_flag=True,
-    help="PyTorch eager FP32 takes its turns too; needs the [export] extra.",
+    help="PyTorch eager takes its turns too; needs the [export] extra.",
 )
 @click.option(
     "--torch-compile",
     is_flag=True,
     help="So does PyTorch with torch.compile, which needs a C++ compiler.",
+)
+@click.option(
+    "--pytorch-precision",
+    "pytorch_precisions",
+    type=click.Choice(tuple(_PRECISION_WORDS)),
+    multiple=True,
+    help="What PyTorch multiplies in, bf16 by autocast; may be repeated. Default: fp32.",
 )
 @weight_file_options("--pytorch")
 @click.option(
@@ -212,6 +222,9 @@ class Request:
     torch_compile: bool
     """So does PyTorch with torch.compile."""
 
+    pytorch_precisions: tuple[str, ...]
+    """What PyTorch multiplies in, of "fp32" and "bf16"; empty for "fp32"."""
+
     files: dict[str, Path | None]
     """The weight files of the PyTorch model, by the names of `WeightFiles`."""
 
@@ -224,6 +237,8 @@ class Request:
         """Raises RisError for weight files without PyTorch, and where PyTorch is not installed."""
         with_pytorch = self.pytorch or self.torch_compile
         require_flag(self.files, "--pytorch or --torch-compile", with_pytorch)
+        if self.pytorch_precisions and not with_pytorch:
+            raise RisError("--pytorch-precision is for --pytorch and --torch-compile")
         if with_pytorch:
             require_pytorch("--pytorch")
 
@@ -234,10 +249,12 @@ class Request:
         """
         files = {name: str(file) if file else None for name, file in self.files.items()}
         found = []
-        if self.pytorch:
-            found.append(Alternative(EAGER, "pytorch", str(bundle), files=files))
-        if self.torch_compile:
-            found.append(Alternative(COMPILED, "pytorch", str(bundle), compile=True, files=files))
+        forms = [EAGER] * self.pytorch + [COMPILED] * self.torch_compile
+        asked = self.pytorch_precisions or ("fp32",)
+        for form, (precision, word) in product(forms, _PRECISION_WORDS.items()):
+            if precision in asked:
+                named = Alternative(f"{form} {word}", "pytorch", str(bundle), files=files)
+                found.append(replace(named, compile=form == COMPILED, precision=precision))
         for text in self.engines or ("auto",):
             found.append(parse_engine(text, bundle, self.device, self.usable_threads))
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ris.runtime.commands.console import RisCommand, find_bundle, print_json, size
+from ris.runtime.cost import all_known, once_an_image_words
 from ris.runtime.doctor import as_dict, examine
 
 
@@ -114,8 +115,8 @@ def _bundle(bundle: dict[str, Any], verbose: bool) -> list[str]:
     lines.append(_model(bundle))
     for stage, graph in bundle["graphs"].items():
         lines += _graph(stage, graph, verbose)
-    if not bundle["once_an_image"]:
-        lines.append("  no graph runs once an image: each question costs the whole network")
+    known = all_known({stage: graph["operations"] for stage, graph in bundle["graphs"].items()})
+    lines.append(f"  {once_an_image_words(bundle['once_an_image'], known)}")
     for name, text in (("recorded", "parity at the export"), ("checked", "parity here, now")):
         if parity := bundle[name]:
             lines.append(f"  {text}: {_parity(parity)}")

@@ -21,6 +21,7 @@ from ris.runtime.commands.console import (
     track,
 )
 from ris.runtime.commands.running import Running, running_options
+from ris.runtime.cost import once_an_image_words, operations_in
 from ris.runtime.drawn import MOST_DRAWS, Draws
 from ris.runtime.image import load_rgb
 from ris.runtime.manifest_kinds import LARGEST_SEED
@@ -279,7 +280,7 @@ def _print(request: Request, result: Segmentation, verbose: bool) -> None:
 
 
 def _say_what_runs(model: Model) -> None:
-    """A line for each graph, and one where none of them runs once an image."""
+    """A line for each graph, and one on those that run once an image."""
     for stage, info in model.sessions.items():
         graph = model.bundle.manifest.graphs[stage]
         computes = f" in {info.precision}" if info.precision else ""
@@ -288,7 +289,8 @@ def _say_what_runs(model: Model) -> None:
             f" {info.device}{computes} ({info.where})",
             err=True,
         )
-    if not model.bundle.wiring.image_stages:
-        click.echo("no graph runs once an image: each expression costs the whole network", err=True)
-    if again := model.bundle.wiring.drawn_stages:
+    bundle = model.bundle
+    operations = operations_in(bundle.manifest)
+    click.echo(once_an_image_words(bundle.wiring.image_stages, operations), err=True)
+    if again := bundle.wiring.drawn_stages:
         click.echo(f"random numbers go into {again[0]}; a draw runs {', '.join(again)}", err=True)

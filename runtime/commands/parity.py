@@ -19,7 +19,13 @@ from ris.runtime.commands.running import Running, running_options
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
 from ris.runtime.image import load_rgb
 from ris.runtime.model import Model
-from ris.runtime.parity import ParityReport, check_model, load_golden, tolerance_of
+from ris.runtime.parity import (
+    ParityReport,
+    check_model,
+    load_golden,
+    thresholded_rows,
+    tolerance_of,
+)
 from ris.runtime.reference import pytorch_reference, require_pytorch
 
 
@@ -148,10 +154,12 @@ def _print(model: Model, report: ParityReport, against: str) -> None:
     tolerance = tolerance_of(model)
     logits = tolerance.no_target_logits
     head = "" if logits is None else f" {logits:.0e} no-target logits,"
+    step = max(thresholded_rows(manifest).values(), default=0.0)
+    behind = f", {step:.0e} behind a threshold" if tolerance.stage < step else ""
     click.echo(
-        f"masks: IoU {report.mask_iou:.6f} (accepted from {tolerance.mask_iou}),"
+        f"masks: IoU {report.mask_iou:.6f} (accepted from {tolerance.mask_iou:.5g}),"
         f" flipped pixels {report.flipped:.5%}; relative error accepted:"
-        f" {tolerance.stage:.0e} a stage,{head} {tolerance.mask_logits:.0e} end to end"
+        f" {tolerance.stage:.0e} a stage,{head} {tolerance.mask_logits:.0e} end to end{behind}"
     )
     if (found := report.no_target) is not None:
         click.echo(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import click
 
 from ris.engines.errors import CheckpointError
 from ris.runtime.commands.options import Command, Option, add_options
+from ris.runtime.reference import Choice
 
 NAMES = ("checkpoint", "sam", "clip", "bert")
 """The weight files, by the field names of `WeightFiles`."""
@@ -43,10 +44,42 @@ def family_option(only_with: str = "") -> Option:
     )
 
 
+def choice_options(choices: Sequence[Choice], only_with: str = "") -> Option:
+    """A decorator that adds an option for each choice of any family.
+
+    The command gets what was chosen as one argument, `chosen`, values by field. only_with: as of
+    `weight_file_options`.
+    """
+    options = [
+        click.option(
+            choice.option,
+            type=click.Choice(choice.values),
+            help=_help(
+                only_with,
+                f"{choice.words[0].upper()}{choice.words[1:]}. Default: {choice.values[0]}.",
+            ),
+        )
+        for choice in choices
+    ]
+
+    def take(given: dict[str, Any]) -> dict[str, str]:
+        found = {choice.field: given.pop(choice.field) for choice in choices}
+        return {field: value for field, value in found.items() if value is not None}
+
+    return lambda command: add_options(command, options, "chosen", take)
+
+
 def require_checkpoint(files: Mapping[str, Path | None], family: str | None) -> None:
     """Raises CheckpointError where a family is named and there is no checkpoint to be of it."""
     if family is not None and files["checkpoint"] is None:
         raise CheckpointError("--family says what --checkpoint is of; give that too")
+
+
+def require_no_choice(choices: Sequence[Choice], chosen: Mapping[str, str], flag: str) -> None:
+    """Raises CheckpointError where something was chosen without the flag that it belongs to."""
+    if chosen:
+        options = " and ".join(choice.option for choice in choices if choice.field in chosen)
+        raise CheckpointError(f"{options} needs {flag}; a bundle has what its export chose")
 
 
 def require_flag(files: Mapping[str, Path | None], flag: str, given: bool) -> None:

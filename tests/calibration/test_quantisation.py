@@ -27,7 +27,8 @@ from ris.calibration.samples import scene_set
 from ris.engines import EngineOptions, create
 from ris.engines.errors import ParityError, RisError
 from ris.runtime import open_bundle
-from ris.runtime.parity import compare, graph_feeds, load_golden
+from ris.runtime.comparing import compare
+from ris.runtime.parity import graph_feeds, load_golden
 
 SAM, CLIP = "sam_image_encoder", "clip_image_encoder"
 

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from refer_files import write_refer
 from ris.data.datasets import read_refer
 from ris.data.samples import AnnotatedImage, Truth, refer_images, scene_images
+from ris.engines.errors import CheckpointError
 from ris.evaluation.asking import open_reference
 from ris.evaluation.command import main
 from ris.evaluation.features import FeatureCache
@@ -27,8 +28,12 @@ from ris.evaluation.results import ResultsFolder, read_results
 from ris.evaluation.run import Answer, ask_image, evaluate
 from ris.reference.families import FAMILIES
 from ris.runtime import Model, load, open_bundle
+from ris.runtime.commands.running import Running
 from ris.runtime.loading import open_model
 from ris.runtime.masks import PLAIN, Rle, decode_rle
+from ris.runtime.reference import family_choices
+
+RUNNING = Running("auto", "cpu", threads=1, compute=None)
 
 
 def logits(mask):
@@ -127,8 +132,44 @@ def test_a_reference_says_its_family(tmp_path):
     weights = tmp_path / "model.pth"
     torch.save(deterministic_model(PRESETS["tiny"]).state_dict(), weights)
     for family in (None, "dfam"):
-        with open_reference({"checkpoint": weights}, family, 1, "cpu") as opened:
+        with open_reference({"checkpoint": weights}, family, {}, RUNNING) as opened:
             assert opened.about["family"] == "dfam"
+            assert "chosen" not in opened.about
+    useless = "--lang-weight is of no use to the family dfam"
+    with (
+        pytest.raises(CheckpointError, match=useless),
+        open_reference({"checkpoint": weights}, None, {"lang_weight": "stored"}, RUNNING),
+    ):
+        pass
+
+
+def test_a_reference_says_what_was_chosen(tmp_path):
+    """Of a family with choices: other answers, and so a folder of answers of their own."""
+    from ris.reference.rela.config import PRESETS
+    from ris.reference.rela.deterministic import deterministic_model
+
+    weights = tmp_path / "model.pth"
+    stored = replace(PRESETS["tiny-rela"], lang_weight="stored")
+    torch.save(deterministic_model(stored).state_dict(), weights)
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    found = {}
+    for chosen, used in (({}, "zero"), ({"lang_weight": "stored"}, "stored")):
+        with open_reference({"checkpoint": weights}, None, chosen, RUNNING) as opened:
+            assert opened.about["chosen"] == {"lang_weight": used}
+            assert opened.name == f"model.pth, PyTorch FP32 on cpu, lang_weight {used}"
+            [answer] = opened.segmenter.answer(image, ["red ball"], [None])
+            found[used] = answer.logits
+    assert np.abs(found["zero"] - found["stored"]).max() > 1e-3
+
+
+def test_a_choice_is_an_option(tiny_bundle):
+    assert family_choices(), "an old installation, without the entry point `families`: make again"
+    for arguments, words in (
+        ((tiny_bundle, "--lang-weight", "stored"), "--lang-weight needs --pytorch"),
+        (("--pytorch", "--lang-weight", "half"), "'half' is not one of 'zero', 'stored'"),
+    ):
+        code, _, err = run(*arguments)
+        assert (code, words in err) == (2, True), err
 
 
 def test_bad_input_is_a_sentence(tmp_path, tiny_bundle):

@@ -23,8 +23,8 @@ from ris.export.command import main
 from ris.reference.checkpoint import WeightFiles, load_model
 from ris.reference.dfam.preprocess import prepare_image
 from ris.runtime import load
+from ris.runtime.comparing import mask_iou
 from ris.runtime.masks import mask_from_logits
-from ris.runtime.parity import mask_iou
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.full]
 

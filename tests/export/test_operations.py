@@ -21,8 +21,9 @@ from ris.export.operations import count_operations
 from ris.reference.dfam.config import PRESETS
 from ris.reference.dfam.deterministic import deterministic_model
 from ris.runtime import open_bundle
+from ris.runtime.comparing import compare
 from ris.runtime.manifest import Operations
-from ris.runtime.parity import compare, graph_feeds, load_golden
+from ris.runtime.parity import graph_feeds, load_golden
 
 
 @pytest.fixture(scope="module")

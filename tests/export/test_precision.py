@@ -14,7 +14,8 @@ from ris.calibration.numerics.half import value_types
 from ris.export.precision import BETWEEN, ISLAND_OPERATORS, RESIDUAL, SIGMOID
 from ris.reference.dfam.config import PRESETS
 from ris.runtime import load, open_bundle
-from ris.runtime.parity import load_golden, mask_iou
+from ris.runtime.comparing import mask_iou
+from ris.runtime.parity import load_golden
 
 
 @pytest.fixture(scope="module")

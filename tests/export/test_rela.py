@@ -10,18 +10,29 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
+from torch import nn
 
 from ris.calibration.int8.options import Int8Options
 from ris.calibration.int8.quantise import quantise_bundle
 from ris.calibration.samples import scene_set
+from ris.engines import EngineOptions, Graph, TensorSpec, create
 from ris.export.families import DESIGNS
+from ris.export.families.design import StageDesign
+from ris.export.families.rela.rules import STEP
+from ris.export.families.signatures import plain, taken
 from ris.export.families.worded_swin import CentredAttention, ImageStem, WordsInImage
+from ris.export.onnx_writer import write_onnx
+from ris.export.reference_pass import Asked, reference_pass
+from ris.export.sample import EXPRESSIONS
 from ris.reference.families import FAMILIES
 from ris.reference.rela.config import PRESETS
 from ris.reference.rela.deterministic import deterministic_model
+from ris.reference.rela.swin import WindowAttention
+from ris.reference.rela.values import MAPS
 from ris.runtime import load, open_bundle
 from ris.runtime.commands.running import Running
-from ris.runtime.parity import THRESHOLDED, TOLERANCES, check_model, load_golden
+from ris.runtime.comparing import compare
+from ris.runtime.parity import TOLERANCES, check_model, failed_rows, load_golden
 from ris.serving.triton.config import ServerOptions, graph_config
 from ris.serving.triton.repository import write_repository
 
@@ -68,6 +79,24 @@ def test_graphs_are_plain(rela_bundle):
                 assert np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0) < 65504
 
 
+def test_equal_masks_stand_once(tmp_path):
+    """Also those that are larger than what torch's exporter shares by itself."""
+    blocks = nn.Sequential(*(WindowAttention(8, 2, 16, 4, shift=2) for _ in range(2))).eval()
+    tokens = "float32", ("images", 256, 8)
+    inputs = (taken(TensorSpec("input", *tokens)),)
+    stage = StageDesign("blocks", inputs, (TensorSpec("output", *tokens),), plain(nn.Identity))
+    path = tmp_path / "blocks.onnx"
+    write_onnx(blocks, stage, path)
+
+    masks = [t for t in onnx.load(path).graph.initializer if list(t.dims) == [16, 1, 16, 16]]
+    assert len(masks) == 1
+    given = torch.randn(1, 256, 8, generator=torch.Generator().manual_seed(0))
+    graph = Graph(stage.name, path, stage.inputs, stage.outputs)
+    with create("onnxruntime", EngineOptions()).load(graph) as session:
+        found = session.run({"input": given.numpy()})["output"]
+    np.testing.assert_allclose(found, blocks(given).detach().numpy(), atol=1e-5)
+
+
 @pytest.mark.full
 def test_sampling_may_be_gathers(rela_bundle, rela_gather_bundle):
     for folder, sampling, found in ((rela_bundle, "native", 6), (rela_gather_bundle, "gather", 0)):
@@ -91,15 +120,18 @@ def test_stages_share_no_part_of_the_backbone(model):
 
 @torch.no_grad()
 def test_centred_attention_is_the_references(model):
-    """Also where the mean over the places is far larger than what varies."""
+    """Also where the mean over the places is far larger than what varies, and better there."""
     attention = model.backbone.stages()[1].fusion.image_lang_att
     generator = torch.Generator().manual_seed(0)
-    query = torch.randn(2, 100, 64, generator=generator)
+    query = 0.003 * torch.randn(2, 100, 64, generator=generator)  # so that all places read alike
     text = torch.randn(2, 20, TINY.bert.width, generator=generator)
     mask = (torch.arange(20) < torch.tensor([[3], [20]])).float()
     want = attention.double()(query.double(), text.double(), mask.double())
-    got = CentredAttention(attention.float())(query, text, mask)
-    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+    plain = attention.float()(query, text, mask)
+    got = CentredAttention(attention)(query, text, mask)
+    error, usual = (compare(x.numpy(), want.float().numpy()).relative for x in (got, plain))
+    assert error < 4e-5
+    assert usual > 2 * error
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -119,25 +151,44 @@ def test_masks_are_the_references(
 
 def test_a_step_flips_only_what_it_reaches(rela_bundle):
     """Masks behind a threshold may differ where the step that is accepted of the logits reaches."""
-    tolerance = replace(TOLERANCES["fp32"], stage=1, mask_logits=1, mask_iou=1, flipped=0)
+    tolerance = replace(TOLERANCES["fp32"], stage=1, mask_iou=1, flipped=0)
     with load(rela_bundle, engine="onnxruntime") as runtime:
         golden = load_golden(runtime.bundle)
         found = [runtime.segment(golden["rgb"], str(e)).logits for e in golden["expressions"]]
         own = golden | {"mask_logits": np.stack(found)[:, None]}
-        level = np.sqrt(np.square(own["mask_logits"]).mean())
+        level = np.sqrt(np.square(own["mask_logits"]).mean((1, 2, 3), keepdims=True))
 
         def moved(by):
-            other = own | {"mask_logits": own["mask_logits"] + np.float32(by * level)}
+            other = own | {"mask_logits": own["mask_logits"] + np.float32(by) * level}
             return check_model(runtime, other, tolerance)
 
-        near = moved(0.9 * THRESHOLDED)
+        near = moved(0.1 * STEP)
         assert near.flipped > 0
         assert not near.failures
-        assert any("mask IoU" in failure for failure in moved(3 * THRESHOLDED).failures)
+        assert any("from 0.995" in failure for failure in moved(0.9 * STEP).failures)
+        assert any("from 1" in failure for failure in moved(3 * STEP).failures)
         manifest = runtime.bundle.manifest
-        stages = tuple(replace(stage, thresholded=()) for stage in manifest.stages)
+        stages = tuple(replace(stage, thresholded={}) for stage in manifest.stages)
         runtime.bundle = replace(runtime.bundle, manifest=replace(manifest, stages=stages))
-        assert any("mask IoU" in failure for failure in moved(0.9 * THRESHOLDED).failures)
+        assert any("from 1" in failure for failure in moved(0.1 * STEP).failures)
+
+
+@torch.no_grad()
+def test_a_step_is_no_fault(picture):
+    """One key within rounding of the threshold: PyTorch differs so much from its own float64."""
+    config = replace(TINY, lang_weight="stored")
+    family, exact = FAMILIES["rela"], deterministic_model(config)
+    mirrored = np.ascontiguousarray(picture[:, ::-1])
+    asked = Asked([picture, mirrored], EXPRESSIONS, (), [0, 1, 0])
+    host = DESIGNS["rela"].host(config)
+    values = reference_pass(family, exact, family.tokenizer(None, config), host, asked).arrays
+    exact = exact.double()
+    maps = [torch.tensor(values[name]).double() for name in MAPS]
+    text = torch.tensor(values["text_features"]).double()
+    want = exact.region_decoder(*exact.pixel_decoder(maps), text).mask_logits
+    error = compare(values["mask_logits"], want.float().numpy())
+    rows = {"segmenter.mask_logits": error}
+    assert not failed_rows(rows, TOLERANCES["fp32"], None, rows)
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(rela_bundle, picture):
@@ -194,8 +245,7 @@ def test_triton_gets_a_model_for_each_graph(rela_bundle, tmp_path):
 
 
 def test_all_blocks_repeat(model):
-    """Nearly all of the weights are in what `torch.compile` compiles."""
+    """Three quarters of the weights are in what `torch.compile` compiles."""
     repeated = [p.numel() for part in DESIGNS["rela"].repeated(model) for p in part.parameters()]
     whole = sum(p.numel() for p in model.parameters())
-    assert 0.4 * whole < sum(repeated) < whole
-    assert FAMILIES["rela"].presets["rela-swin-base"].mask_size == 120
+    assert 0.75 * whole < sum(repeated) < 0.8 * whole

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from stages import STAGES
 
 from ris.engines.errors import RisError
 from ris.export import torch_rates
+from ris.export.live_reference import timed_reference
 from ris.runtime.bench.compare import compare
 from ris.runtime.bench.plan import IMAGES, Alternative
 from ris.runtime.bench.process import Worker, WorkerError
@@ -23,7 +25,8 @@ from ris.runtime.bench.report import (
     read_report,
 )
 from ris.runtime.bench.show import markdown, warnings
-from ris.runtime.commands.bench import main, parse_engine
+from ris.runtime.bundle import open_bundle
+from ris.runtime.commands.bench import Request, main, parse_engine
 
 
 def run(*arguments):
@@ -70,6 +73,42 @@ def test_the_report(done, folder, tiny_bundle):
     assert report.rates["fp32"]["numpy"].median > 1e8
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_pytorch_multiplies_in(tiny_bundle, precision):
+    run_once = timed_reference(
+        open_bundle(tiny_bundle),
+        np.zeros((60, 80, 3), np.uint8),
+        ("left man", "ball"),
+        1,
+        precision=precision,
+    )
+    seen = set()
+
+    def note(layer, inputs, output):
+        if isinstance(layer, torch.nn.Linear):
+            seen.add((output.dtype, layer.weight.dtype))
+
+    with torch.nn.modules.module.register_module_forward_hook(note):
+        first, following = run_once()
+    assert first > following > 0
+    assert seen == {{"fp32": (torch.float32,) * 2, "bf16": (torch.bfloat16,) * 2}[precision]}
+
+
+def test_the_precisions_of_pytorch(tiny_bundle):
+    asked = Request((), "auto", 1, None, True, True, ("bf16", "fp32"), {})
+    *found, _ = asked.alternatives(tiny_bundle)
+    eager, compiled = "PyTorch eager", "torch.compile"
+    assert [(one.name, one.compile, one.precision) for one in found] == [
+        (f"{eager} FP32", False, "fp32"),
+        (f"{eager} bf16", False, "bf16"),
+        (f"{compiled} FP32", True, "fp32"),
+        (f"{compiled} bf16", True, "bf16"),
+    ]
+    done = run(tiny_bundle, "--pytorch-precision", "bf16")
+    assert done.exit_code == 2
+    assert "is for --pytorch and --torch-compile" in done.stderr
+
+
 def test_every_round_in_new_processes(tiny_bundle, folder, monkeypatch):
     """A worker for each round and way, not one for each way, and none is left behind."""
     started = []
@@ -108,7 +147,7 @@ def test_other_families(made_up_bundle, folder):
     assert own.expressions[64].median > 0
     whole = made_up_bundle.name == "whole"
     assert list(own.images) == ([] if whole else list(IMAGES))
-    said = "No graph of this model runs once an image: a next expression costs the whole network"
+    said = "No graph runs once an image: each expression costs the whole network."
     assert (said in out.with_suffix(".md").read_text()) == whole
     assert report.once_an_image == (() if whole else ("look", "pool"))
 

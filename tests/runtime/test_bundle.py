@@ -67,7 +67,7 @@ def test_the_schema_and_the_reader_know_the_same_fields():
         fields = dataclasses.fields(kind)
         assert {field.name for field in fields} == set(schema["properties"]), kind
         none = dataclasses.MISSING
-        required = {f.name for f in fields if f.default is none and f.default_factory is none}
+        required = {f.name for f in fields if f.default is f.default_factory is none}
         assert required == set(schema["required"]), kind
 
 

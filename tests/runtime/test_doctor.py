@@ -107,10 +107,11 @@ def test_a_bundle_of_format_1(run, format_1_bundle):
 def test_other_families(run, made_up_bundle):
     done = run(made_up_bundle, "--check")
     assert done.exit_code == 0, done.output
-    whole = "no graph runs once an image: each question costs the whole network"
+    whole = "  no graph runs once an image: each expression costs the whole network"
     stages = ["everything"] if made_up_bundle.name == "whole" else ["look", "pool", "read", "draw"]
     assert f"model: made_up_{made_up_bundle.name}, no no-target head; untrained" in done.stdout
     assert (whole in done.stdout) == (made_up_bundle.name == "whole")
+    assert ("  once an image: look, pool, " in done.stdout) == (made_up_bundle.name == "chained")
     assert all(f"  {stage}: fp32; " in done.stdout for stage in stages)
     assert "parity holds here" in done.stdout
 

@@ -16,17 +16,18 @@ from PIL import Image
 from ris.runtime import BUILT_IN, load, open_bundle
 from ris.runtime.bundle import sha256_of
 from ris.runtime.commands.parity import main
+from ris.runtime.comparing import compare, compare_mask, mask_iou
+from ris.runtime.masks import PLAIN
 from ris.runtime.parity import (
     TOLERANCES,
     check_model,
-    compare,
     failed_rows,
     load_golden,
-    mask_iou,
     no_target_row,
     thresholded_rows,
     tolerance_of,
 )
+from ris.runtime.segmentation import Segmentation
 
 NO_TARGET = "fusion.no_target_logits"
 
@@ -180,7 +181,8 @@ def test_more_is_accepted_of_what_lies_behind_a_threshold():
     """One blocked key more or less is a step in it, in FP32 too; a wrong value is not accepted."""
     manifest = open_bundle(BUILT_IN).manifest
     rows = thresholded_rows(manifest)
-    assert rows == {"image_features.object_queries", "image_features.object_masks", NO_TARGET}
+    behind = ("image_features.object_queries", "image_features.object_masks", NO_TARGET)
+    assert rows == dict.fromkeys(behind, 1e-3)
     values = np.random.default_rng(0).normal(size=(100, 64))
     step, wrong = values.copy(), values.copy()
     step[7] *= 1 + 5e-3
@@ -190,6 +192,34 @@ def test_more_is_accepted_of_what_lies_behind_a_threshold():
     [failure] = failed_rows(found, TOLERANCES["fp32"], NO_TARGET, rows)
     assert failure.startswith("image_features.object_masks")
     assert len(failed_rows(found, TOLERANCES["fp32"], NO_TARGET)) == 2
+
+
+@pytest.mark.parametrize(("moved", "accepted"), [(0.5, True), (2.0, False)])
+def test_a_mask_is_judged_by_its_own_logits(moved, accepted):
+    """However quiet they are: a step is relative to them."""
+    rng = np.random.default_rng(0)
+    want = (rng.normal(size=(64, 64)) * 1e-3 + 1e-2 * np.sign(np.linspace(-1, 1, 64))).astype("f4")
+    level = np.sqrt(np.square(want).mean())
+    want[:3], want[3:6] = 0.002 * level, 0.015 * level
+    logits = want - np.float32(moved * 0.01 * level)
+    result = Segmentation("", logits > 0, logits, 0.0, None, False, None, {})
+    found = compare_mask(result, want, PLAIN, 0.01)
+    assert found.flipped > 0.01
+    assert (found.beyond == 0) == accepted
+    errors = [text for text in found.failures(0.9999, 0.0, 0.01) if "logits of an" in text]
+    assert (not errors) == accepted
+
+
+def test_a_bundle_is_judged_by_what_its_graphs_are_written_in(tiny_bundle):
+    """A bundle for bfloat16 of which every graph stayed FP32 is FP32."""
+    with load(tiny_bundle, engine="onnxruntime") as model:
+        assert tolerance_of(model) == TOLERANCES["fp32"]
+        narrow = replace(model.bundle.manifest, precision="bf16")
+        model.bundle = replace(model.bundle, manifest=narrow)
+        assert tolerance_of(model) == TOLERANCES["fp32"]
+        stages = tuple(replace(stage, precision="bf16") for stage in narrow.stages)
+        model.bundle = replace(model.bundle, manifest=replace(narrow, stages=stages))
+        assert tolerance_of(model) == TOLERANCES["bf16"]
 
 
 def test_the_head_says_nothing_about_what_int8_costs_elsewhere(tiny_bundle):
@@ -228,3 +258,8 @@ def test_mask_iou():
     a = np.array([True, True, False])
     assert mask_iou(a, np.array([True, False, True])) == pytest.approx(1 / 3)
     assert mask_iou(a & False, a & False) == 1
+
+
+def test_the_command_says_what_is_accepted_behind_a_threshold(tiny_bundle, tiny_category_bundle):
+    assert "end to end, 1e-03 behind a threshold" in parity(tiny_bundle).output
+    assert "behind a threshold" not in parity(tiny_category_bundle).output

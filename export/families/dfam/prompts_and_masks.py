@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from copy import copy
-
 import torch
 from torch import Tensor, nn
 
 from ris.export.families.dfam.sam_encoder import channels_last
+from ris.export.families.parts import with_parts
 from ris.reference.dfam.model import RISModel
 from ris.reference.dfam.queries import DFAM
 from ris.reference.layers.deformable import Sampling
@@ -16,10 +15,7 @@ from ris.reference.layers.deformable import Sampling
 def _path(dfam: DFAM, *, clip: bool) -> DFAM:
     """The same DFAM with the layers of one path alone, so that a graph has no others to count."""
     layers = ("CA_layers", "SA_layers", "transformer_ffn_layers")
-    other = {name if clip else f"{name}2" for name in layers}
-    part = copy(dfam)
-    part._modules = {name: each for name, each in dfam._modules.items() if name not in other}
-    return part
+    return with_parts(dfam, dict.fromkeys(name if clip else f"{name}2" for name in layers))
 
 
 class ImageFeatures(nn.Module):

@@ -14,6 +14,7 @@ from ris.export.families.dfam.prompts_and_masks import Fusion, ImageFeatures, Ma
 from ris.export.families.dfam.rules import (
     FUSED,
     ISLANDS,
+    STEP,
     WHOLE_IMAGE_FEATURES,
     WHOLE_MASK_DECODER,
     WHOLE_TEXT_ENCODER,
@@ -101,7 +102,7 @@ def _image_features(config: ModelConfig) -> StageDesign:
         name="image_features",
         inputs=tuple(map(taken, inputs)),
         outputs=(*_pixels(config), *_objects(config)),
-        thresholded=tuple(spec.name for spec in _objects(config)),
+        thresholded={spec.name: STEP for spec in _objects(config)},
         build=plain(ImageFeatures),
         islands=ISLANDS,
         whole=WHOLE_IMAGE_FEATURES,
@@ -134,7 +135,7 @@ def _fusion(config: ModelConfig) -> StageDesign:
         build=lambda model, sampling: Fusion(model, sampling).eval(),
         samples=True,
         narrow_from=FUSED,
-        thresholded=() if config.no_target == "none" else ("no_target_logits",),
+        thresholded={} if config.no_target == "none" else {"no_target_logits": STEP},
         islands=ISLANDS,
     )
 

@@ -42,9 +42,9 @@ def _repeated(model: RelaModel) -> Iterable[nn.Module]:
 
 
 def _memory(config: RelaConfig) -> int:
-    """What three expressions need where the most is: the hidden channels of a feed-forward layer.
+    """An allowance: three expressions, each with eight maps of the first stage in float32.
 
-    They are as many numbers as the maps of one stage have, eight times.
+    With the weights it is about the measured peak of an export (docs/measurements/checkpoints.md).
     """
     return 3 * 8 * 4 * config.mask_size**2 * config.swin.width
 

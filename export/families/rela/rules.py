@@ -5,6 +5,9 @@ from __future__ import annotations
 from ris.export.families.design import IslandRules
 from ris.runtime.manifest import Precision
 
+STEP = 1e-2
+"""The relative error that is accepted of what lies behind an attention mask's threshold."""
+
 PWAM = (
     "PWAM: its instance norms subtract means that are large beside the rest, which FP16 has rounded"
     " away by then"

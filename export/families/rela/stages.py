@@ -12,6 +12,7 @@ from ris.export.families.rela.modules import Segmenter, TextEncoder
 from ris.export.families.rela.rules import (
     BACKBONE,
     SEGMENTER,
+    STEP,
     WHOLE,
     WHOLE_TEXT_ENCODER,
 )
@@ -93,7 +94,7 @@ def _segmenter(config: RelaConfig) -> StageDesign:
         outputs=(of_expression("mask_logits", 1, side, side), of_expression("no_target_logits", 2)),
         build=lambda model, sampling: Segmenter(model, sampling).eval(),
         samples=True,
-        thresholded=("mask_logits", "no_target_logits"),
+        thresholded={"mask_logits": STEP, "no_target_logits": STEP},
         islands=SEGMENTER,
         whole=WHOLE,
     )

@@ -146,7 +146,7 @@ def check_answer(golden: GoldenFile, out) -> None:
     ours = (resize_logits(regions.mask_logits, 480, 480)[0, 0] > 0).numpy()
     theirs = golden.bits("mask_bits", (480, 480))
     assert (ours != theirs).sum() <= DIFFERENT_PIXELS
-    golden.equal("mask_pixels", int(theirs.sum()))
+    assert abs(int(golden.take("mask_pixels")) - int(ours.sum())) <= DIFFERENT_PIXELS
 
     golden.compare_absolute("no_target_logits", regions.no_target_logits, 2e-4)
     sigmoids = regions.no_target_logits.sigmoid()[0]

@@ -240,19 +240,26 @@ def test_no_target(golden, regions):
 
 @golden_file("module_postprocess")
 def test_postprocess(golden):
-    """The authors' two channels; where neither is saturated, the sign of their difference."""
+    """The authors' two channels, and the sign of their difference, which is the mask.
+
+    Where both sigmoids round to 1, the authors' mask is a fact about float32; ours is the one that
+    float64 finds, half of the picture.
+    """
     for name, shift in (("plain", 0), ("saturated", 25)):
         masks = tensor("rela.post.masks", (1, 2, 120, 120), scale=3.0) + shift
         both = resize_logits(masks, 480, 480)
-        probability = both.sigmoid()[0]
         golden.compare(f"{name}_masks_480", both, ACCEPT)
-        golden.compare(f"{name}_probability", probability, ACCEPT)
-        bits = golden.bits(f"{name}_mask_bits", (480, 480))
-        np.testing.assert_array_equal(bits, probability.argmax(0).numpy().astype(bool))
-        golden.equal(f"{name}_mask_pixels", int(bits.sum()))
-        difference = resize_logits(masks[:, 1:] - masks[:, :1], 480, 480)[0, 0].numpy()
-        apart = (difference > 0) != bits
-        assert apart.sum() <= 5 if name == "plain" else apart.mean() > 0.4
+        theirs = golden.bits(f"{name}_mask_bits", (480, 480))
+        pixels = int(golden.take(f"{name}_mask_pixels"))
+        assert pixels == theirs.sum()
+        ours = (resize_logits(masks[:, 1:] - masks[:, :1], 480, 480)[0, 0] > 0).numpy()
+        if name == "saturated":
+            golden.compare_absolute(f"{name}_probability", both.sigmoid()[0], 1e-6)
+            assert ours.mean() == pytest.approx(0.504, abs=5e-4)
+            continue
+        golden.compare(f"{name}_probability", both.sigmoid()[0], ACCEPT)
+        assert (ours != theirs).sum() <= 5
+        assert abs(int(ours.sum()) - pixels) <= 5
 
 
 @golden_file("module_small_inputs")
