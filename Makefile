@@ -40,7 +40,7 @@ test-quick: lint
 
 # What takes longest: TensorRT-RTX's build at full size, and a full-size checkpoint from file to
 # mask
-test-full: $(VENV)/installed
+test-full: $(VENV)/installed libris-packages
 	$(PYTEST) $(SERVING_TESTS:%=--ignore=%) -m full
 
 # What libris is built with, from Debian's packages: root gets what is missing. Where it or ONNX
