@@ -143,7 +143,9 @@ def _every_question(report: BenchReport) -> list[str]:
     """What runs once an image, and so is not in the table above."""
     if not report.per_expression:
         return []  # an old file does not say it
-    operations = report.alternatives[-1].operations
+    # another bundle, of before, may have other stages
+    whole = (m.operations for m in report.alternatives if {*report.stages} <= m.operations.keys())
+    operations = next(whole, {})
     said = once_an_image_words(report.once_an_image, operations)
     return ["", f"{said[0].upper()}{said[1:]}."]
 

@@ -109,6 +109,17 @@ def test_the_precisions_of_pytorch(tiny_bundle):
     assert "is for --pytorch and --torch-compile" in done.stderr
 
 
+def test_a_bundle_with_other_stages_beside_it(done, folder):
+    """As of an older format: what runs once an image is said by the bundle's own operations."""
+    report = read_report(folder / "here.json")
+    *_, own = report.alternatives
+    other = replace(own, name="old", operations={"all_of_it": 1})
+    assert "of a first mask's operations" in markdown(replace(report, alternatives=[own, other]))
+    alone = markdown(replace(report, alternatives=[other]))
+    assert "Once an image: sam_image_encoder" in alone
+    assert "of a first mask's operations" not in alone
+
+
 def test_every_round_in_new_processes(tiny_bundle, folder, monkeypatch):
     """A worker for each round and way, not one for each way, and none is left behind."""
     started = []
