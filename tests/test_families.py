@@ -262,8 +262,8 @@ OF_THE_FAMILY = re.compile(
 OWN_KEYS = re.compile(r"\b(clip_mlpl|txt2txt|nt_weight)\b")
 """Of `dfam`'s checkpoints. The training, which is for `dfam` alone, names them, too."""
 
-ALSO_WORDS = ("segmenter",)
-"""Stages that have the name of something else, too: these are looked for in quotes."""
+ALSO_WORDS = ("segmenter", "pyramid", "backbone", "grouping", "assignment")
+"""Stages and choices that are words of something else, too: these are looked for in quotes."""
 
 
 def test_no_stage_is_named_outside_of_its_family():
