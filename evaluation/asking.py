@@ -28,6 +28,7 @@ from ris.runtime.bundle import MANIFEST
 from ris.runtime.commands.console import LeftOut
 from ris.runtime.commands.options import Command, add_options
 from ris.runtime.commands.running import Running, running_options
+from ris.runtime.drawn import ONE_DRAW, Draws
 from ris.runtime.reference import pytorch_reference, require_pytorch
 
 REPORT_SECONDS = 10
@@ -180,10 +181,22 @@ def model_id(bundle: Path) -> str:
 
 @contextmanager
 def open_bundle_to_ask(
-    path: Path, running: Running, cache: FeatureCache | None
+    path: Path, running: Running, cache: FeatureCache | None, draws: Draws = ONE_DRAW
 ) -> Iterator[Opened]:
-    """A bundle through the runtime; its answers depend on its manifest and the engine."""
+    """A bundle through the runtime; its answers depend on its manifest, the engine and the draws.
+
+    Args:
+        path: The bundle.
+        running: How it runs.
+        cache: Encoded images, where they are kept.
+        draws: The random numbers, for a model that draws any.
+
+    Raises:
+        RisError: Where the model draws nothing, and a seed or a number of draws is given.
+    """
     with running.load(path) as model:
+        drawn = model.bundle.manifest.host.drawn
+        draws.check(drawn)
         if cache is not None and not model.bundle.wiring.image_stages:
             click.echo(
                 "--features keeps nothing: no stage of this model runs once an image", err=True
@@ -194,10 +207,15 @@ def open_bundle_to_ask(
             computes = sorted({f"{stage} {s.precision}" for stage, s in sessions.items()})
             ran.append(f"computing {', '.join(computes)}")
         engine = ", ".join(ran)
+        about: dict[str, Any] = {"model": model_id(path), "engine": engine}
+        name = path.name
+        if drawn:
+            about["draws"] = vars(draws.of(drawn))
+            name += f", seed {about['draws']['seed']}, draws {about['draws']['count']}"
         yield Opened(
-            name=f"{path.name}, {model.bundle.manifest.precision}, {engine}",
-            about={"model": model_id(path), "engine": engine},
-            segmenter=BundleSegmenter(model, cache),
+            name=f"{name}, {model.bundle.manifest.precision}, {engine}",
+            about=about,
+            segmenter=BundleSegmenter(model, cache, draws),
         )
 
 

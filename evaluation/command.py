@@ -43,6 +43,7 @@ from ris.runtime.commands.console import (
     find_bundle,
     print_json,
 )
+from ris.runtime.commands.drawing import draw_options
 from ris.runtime.commands.running import Running
 from ris.runtime.commands.weight_files import (
     choice_options,
@@ -52,6 +53,7 @@ from ris.runtime.commands.weight_files import (
     require_no_choice,
     weight_file_options,
 )
+from ris.runtime.drawn import ONE_DRAW, Draws
 from ris.runtime.reference import family_choices
 
 
@@ -73,6 +75,7 @@ def main() -> None:
 @main.command(cls=RisCommand)
 @click.argument("bundle", required=False, type=click.Path())
 @sample_options
+@draw_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -92,6 +95,7 @@ def run(
     bundle: str | None,
     asked: Asked,
     running: Running,
+    draws: Draws,
     out: Path | None,
     restart: bool,
     pytorch: bool,
@@ -123,13 +127,13 @@ def run(
     if restart and out is None:
         raise RisError("--restart throws away what --out has; there is no --out")
     if pytorch:
-        _require_no_bundle(bundle, asked, running)
+        _require_no_bundle(bundle, asked, running, draws)
 
     cache, left = asked.cache(), LeftOut()
     if pytorch:
         model = open_reference(files, family, chosen, running)
     else:
-        model = open_bundle_to_ask(find_bundle(bundle), running, cache)
+        model = open_bundle_to_ask(find_bundle(bundle), running, cache, draws)
     if asked.source.published:
         _run_published(asked, model, out, restart, as_json, left)
     else:
@@ -185,7 +189,7 @@ def _folder(out: Path | None) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _require_no_bundle(bundle: str | None, asked: Asked, running: Running) -> None:
+def _require_no_bundle(bundle: str | None, asked: Asked, running: Running, draws: Draws) -> None:
     """Raises RisError for what does not go with --pytorch."""
     if bundle:
         raise RisError("give a bundle or --pytorch, not both")
@@ -193,6 +197,8 @@ def _require_no_bundle(bundle: str | None, asked: Asked, running: Running) -> No
         raise RisError(
             "--features keeps what a bundle's encoders give; it does not go with --pytorch"
         )
+    if draws != ONE_DRAW:
+        raise RisError("--seed and --draws are for a bundle; they do not go with --pytorch")
     own = Running("auto", running.device, running.threads, None)
     if running != own:
         raise RisError(

@@ -19,6 +19,7 @@ from ris.evaluation.metrics import SCENES, Figures, Mask
 from ris.evaluation.results import Answered, ImageResult, ResultsFolder, Swapped, figures_of
 from ris.runtime import Model
 from ris.runtime.asking import ask_each
+from ris.runtime.drawn import ONE_DRAW, Draws
 from ris.runtime.masks import MaskRule, encode_rle, mask_from_logits
 
 AT = ("image", "model", "480")
@@ -62,8 +63,10 @@ class Segmenter(Protocol):
 class BundleSegmenter:
     """A bundle, through the runtime; images that the cache has are not encoded again."""
 
-    def __init__(self, model: Model, cache: FeatureCache | None = None) -> None:
-        self._model, self._cache = model, cache
+    def __init__(
+        self, model: Model, cache: FeatureCache | None = None, draws: Draws = ONE_DRAW
+    ) -> None:
+        self._model, self._cache, self._draws = model, cache, draws
         manifest = model.bundle.manifest
         self.square = manifest.side
         self.rule = manifest.mask_rule
@@ -79,7 +82,13 @@ class BundleSegmenter:
             scene = self._cache.encode(self._model, rgb)
         else:
             scene = self._model.encode_image(rgb)
-        found = scene.segment_many(expressions, categories=names, no_target_threshold=None)
+        found = scene.segment_many(
+            expressions,
+            categories=names,
+            no_target_threshold=None,
+            seed=self._draws.seed,
+            draws=self._draws.count,
+        )
         return [Answer(result.logits, result.no_target) for result in found]
 
 

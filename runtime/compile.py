@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ris.engines import Engine, EngineOptions, EngineSpec, Progress, silent
+from ris.engines import Engine, EngineSpec, Progress, silent
 from ris.engines.base import require_gathers
 from ris.engines.errors import EngineError
 from ris.runtime.bundle import EMULATES, Bundle
+from ris.runtime.cost import expressions_at_once, question_operations
 
 EMULATION_ENGINE = "onnxruntime"
 """The engine that keeps the roundings of an emulated bundle.
@@ -19,7 +20,6 @@ Others remove a cast to FP16 and back.
 """
 
 _FILLS_A_CPU = 20e9  # operations of an expression from which on it keeps all cores busy alone
-_FILLS_ANYTHING = 1e12  # and a GPU as well
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,12 @@ def expressions_together(bundle: Bundle, row: EngineSpec, device: str = "auto") 
 
     Asked together, expressions share what depends on the image alone, and fill idle cores. This
     saves a quarter of each one's time for the demo, but 2 % at full size. There a graph for a
-    single expression saves 10 % on engines with `fixed_shapes`. Of a model that computes far more
-    than that, several would need gigabytes each at once, and nothing is gained on any device.
+    single expression saves 10 % on engines with `fixed_shapes`. On others it is
+    `expressions_at_once`.
     """
-    counted = [bundle.manifest.graphs[s].operations for s in bundle.wiring.question_stages]
-    needed = sum(each.of(1, 1) for each in counted if each is not None)
     on = row.devices[0] if device == "auto" else device
-    is_faster = needed >= _FILLS_A_CPU and on in row.fixed_shapes
-    return 1 if is_faster or needed >= _FILLS_ANYTHING else EngineOptions().max_expressions
+    fills_it = question_operations(bundle.manifest) >= _FILLS_A_CPU
+    return 1 if fills_it and on in row.fixed_shapes else expressions_at_once(bundle.manifest)
 
 
 def compile_bundle(

@@ -1,10 +1,30 @@
-"""How much of a first mask runs once an image, and so is not paid again for the next expression."""
+"""What a model computes for an image and for each expression, and what follows from that."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ris.engines import EngineOptions
 from ris.runtime.manifest import Manifest
+from ris.runtime.wiring import runs_once_an_image
+
+_FILLS_ANYTHING = 1e12  # operations of an expression from which on it keeps a GPU busy alone
+
+
+def question_operations(manifest: Manifest) -> int:
+    """The operations of the stages that run for every question, for one expression."""
+    counted = [s.operations for s in manifest.stages if not runs_once_an_image(s)]
+    return sum(each.of(1, 1) for each in counted if each is not None)
+
+
+def expressions_at_once(manifest: Manifest) -> int:
+    """How many expressions any engine takes at once where the user does not say.
+
+    Several share what depends on the image alone, and fill idle cores. Of a model that computes
+    10^12 operations for one, each would need gigabytes at the same time, and nothing is gained.
+    """
+    too_many = question_operations(manifest) >= _FILLS_ANYTHING
+    return 1 if too_many else EngineOptions().max_expressions
 
 
 def operations_in(manifest: Manifest) -> dict[str, int]:

@@ -46,6 +46,18 @@ class Draws:
         if self.count is not None and not 1 <= self.count <= MOST_DRAWS:
             raise RisError(f"draws is a whole number from 1 to {MOST_DRAWS}; got {self.count}")
 
+    def of(self, drawn: Mapping[str, Drawn]) -> Draws:
+        """What an answer is made with: the bundle's own seed and one draw where none is said.
+
+        For a model that draws nothing, both are None. The seed is None, too, where none is said
+        and the bundle's values have different ones.
+        """
+        if not drawn:
+            return self
+        own = {about.seed for about in drawn.values()}
+        seed = own.pop() if self.seed is None and len(own) == 1 else self.seed
+        return Draws(seed, self.count or 1)
+
 
 ONE_DRAW = Draws()
 """One draw from the bundle's own seed."""

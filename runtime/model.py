@@ -377,6 +377,7 @@ class Model:
                     timings=scene.timings | own,
                     notes=(*notes, *_guess_notes(guess)),
                     category_word=guess.word if guess else None,
+                    draws=draws.of(self.bundle.manifest.host.drawn),
                     rule=self.bundle.manifest.mask_rule,
                 )
             )

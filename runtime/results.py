@@ -157,6 +157,8 @@ def describe(image: Path, result: Segmentation, model: Model) -> dict[str, Any]:
         "score": result.score,
         "mask_pixels": int(result.mask.sum()),
         "rle": dict(result.rle()),
+        "seed": result.draws.seed,
+        "draws": result.draws.count,
         "notes": list(result.notes),
         "seconds": {name: round(seconds, 6) for name, seconds in result.timings.items()},
         "bundle": shown(model.bundle.path),

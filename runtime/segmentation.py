@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ris.runtime.drawn import ONE_DRAW, Draws
 from ris.runtime.interpolate import Float
 from ris.runtime.masks import PLAIN, MaskRule, Rle, encode_rle, resize_logits, resize_values
 
@@ -68,6 +69,9 @@ class Segmentation:
 
     category_word: str | None = None
     """The expression's word that the category was guessed from; None where it was given."""
+
+    draws: Draws = ONE_DRAW
+    """The random numbers that it was made with; both None for models that draw none."""
 
     rule: MaskRule = field(default=PLAIN, repr=False)
     """The way from the logits to the mask."""

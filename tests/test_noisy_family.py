@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ris.engines.errors import RisError
+from ris.evaluation.command import main as evaluate
 from ris.evaluation.features import FeatureCache
 from ris.evaluation.run import BundleSegmenter
 from ris.export.live_reference import live_reference, timed_reference
@@ -58,6 +59,22 @@ def test_it_is_what_the_reference_gives(model, wide):
     assert not report.failures
     assert report.mask_iou == 1
     assert min(timed_reference(bundle, wide, ("left man", "ball"), 1)()) > 0
+
+
+def test_the_evaluation_draws_from_a_seed(noisy_bundle, tmp_path):
+    def run(*more, bundle=noisy_bundle):
+        given = ["run", str(bundle), "--samples", "2", "--engine", "onnxruntime", "--json", *more]
+        return CliRunner().invoke(evaluate, given)
+
+    own, seven, nine = run(), run("--seed", "7"), run("--seed", "9", "--draws", "2")
+    scores = [json.loads(done.stdout)["kinds"]["all"] for done in (own, seven, nine)]
+    assert scores[0] == scores[1] != scores[2]
+    out = ("--out", str(tmp_path / "answers"))
+    assert run(*out).exit_code == 0
+    other = run(*out, "--seed", "9")
+    assert other.exit_code == 2
+    assert "draws" in other.stderr
+    assert run("--seed", "9", bundle=BUILT_IN).exit_code == 2
 
 
 def test_an_answer_does_not_depend_on_what_else_is_asked(model, wide):
@@ -128,9 +145,14 @@ def test_the_command(noisy_bundle, wide, tmp_path):
         )
 
     texts = [run(noisy_bundle, *more) for more in ((), ("--seed", "7"), ("--seed", "9"))]
-    answers = [json.loads(done.stdout)["rle"]["counts"] for done in texts]
+    reports = [json.loads(done.stdout) for done in texts]
+    answers = [report["rle"]["counts"] for report in reports]
     assert answers[0] == answers[1] != answers[2]
-    assert run(noisy_bundle, "--draws", "8").exit_code == 0
+    assert [(r["seed"], r["draws"]) for r in reports] == [(7, 1), (7, 1), (9, 1)]
+    several = json.loads(run(noisy_bundle, "--draws", "8").stdout)
+    assert (several["seed"], several["draws"]) == (7, 8)
+    plain = json.loads(run(BUILT_IN).stdout)
+    assert (plain["seed"], plain["draws"]) == (None, None)
     refused = run(BUILT_IN, "--draws", "8")
     assert refused.exit_code == 2
     assert "this model draws no random numbers; leave seed and draws out" in refused.stderr

@@ -90,12 +90,13 @@ typedef struct ris_options {
     int32_t threads;
     int32_t strict; /* 1: refuse to run any part of a graph off the GPU */
     int32_t verify; /* 1: check the SHA-256 of every file; 0: only that it is there */
-    /* the most expressions that go through the graphs at once, which bounds memory */
+    /* The most expressions that go through the graphs at once, which bounds memory. 0: eight, or
+     * one of a model whose questions cost 10^12 operations or more. */
     int32_t max_expressions;
     int32_t reserved; /* 0 */
 } ris_options;
 
-#define RIS_OPTIONS_INIT {sizeof(ris_options), NULL, NULL, 0, 0, 0, 1, 8, 0}
+#define RIS_OPTIONS_INIT {sizeof(ris_options), NULL, NULL, 0, 0, 0, 1, 0, 0}
 
 /* How a question is asked. Start from RIS_ASK_INIT; NULL in place of it means the same. */
 typedef struct ris_ask_options {

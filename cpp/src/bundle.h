@@ -42,6 +42,7 @@ struct Stage {
     std::string sampling;  // "native", "gather" or "" where nothing is sampled
     std::map<std::string, std::string> sha256;
     std::vector<TensorSpec> inputs, outputs;
+    double operations = 0;  // of one image and one expression; 0 where they were not counted
 
     // Runs for each question; else once an image.
     bool is_of_questions() const;
@@ -117,6 +118,10 @@ struct Manifest {
     std::string letterbox_of;                  // an image; "" where masks are of no letterbox
     std::string golden;                        // Python's own, checked with the rest
     std::map<std::string, std::string> files;  // sha256 of what is no graph
+
+    // How many expressions go through the graphs at once where the user does not say: eight, or
+    // one of a model that needs gigabytes for each, as in Python's runtime/cost.py.
+    int expressions_at_once() const;
 };
 
 struct Bundle {

@@ -21,6 +21,7 @@ namespace libris {
 using nlohmann::json;
 
 constexpr size_t kLongestName = 255;          // bytes of a file's name
+constexpr int64_t kLargestCount = int64_t{1} << 62;
 constexpr float kSmallestDivisor = 1.2e-38f;  // a smaller one may be rounded to zero
 
 inline bool is_whole(const json &value, int64_t least, int64_t most) {
@@ -135,6 +136,14 @@ public:
         wrong(name, "a whole number from " + std::to_string(least) + " to " + std::to_string(most),
               value);
         return least;
+    }
+
+    // A whole number of any size from 0 on, near enough.
+    double count(const char *name) const {
+        const json &value = get(name);
+        if (is_whole(value, 0, kLargestCount)) return value.get<double>();
+        wrong(name, "a whole number from 0 to " + std::to_string(kLargestCount), value);
+        return 0;
     }
 
     float number(const char *name) const {

@@ -67,6 +67,11 @@ Stage stage(const Fields &fields) {
     stage.sha256 = fields.hashes("sha256");
     stage.inputs = tensors(fields, "inputs", true);
     stage.outputs = tensors(fields, "outputs", false);
+    if (fields.has("operations") && !fields.get("operations").is_null()) {
+        const Fields operations = fields.object("operations");
+        stage.operations =
+            operations.count("fixed") + operations.count("image") + operations.count("expression");
+    }
     return stage;
 }
 

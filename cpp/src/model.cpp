@@ -55,7 +55,8 @@ Model::Model(const std::string &path, const Options &options)
               options.engine_cache,
               options.device_id,
               options.threads > 0 ? options.threads : usable_cores(),
-              options.max_expressions,
+              options.max_expressions > 0 ? options.max_expressions
+                                          : bundle_.manifest.expressions_at_once(),
               options.strict},
       mask_size_(side_of_masks(bundle_.manifest)),
       turns_(turns_of(bundle_.manifest)) {

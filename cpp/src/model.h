@@ -18,7 +18,7 @@ namespace libris {
 struct Options {
     Providers providers;
     std::string engine_cache;
-    int device_id = 0, threads = 0, max_expressions = 8;
+    int device_id = 0, threads = 0, max_expressions = 0;
     bool strict = false, verify = true;
 };
 

@@ -184,7 +184,7 @@ Options options_of(const ris_options *given) {
     require_range(found.threads, 0, 1024, "options.threads");
     require_range(found.strict, 0, 1, "options.strict");
     require_range(found.verify, 0, 1, "options.verify");
-    require_range(found.max_expressions, 1, 4096, "options.max_expressions");
+    require_range(found.max_expressions, 0, 4096, "options.max_expressions");
     require_range(found.reserved, 0, 0, "options.reserved");
 
     Options options;

@@ -79,9 +79,9 @@ void wrong_arguments(const std::string &bundle) {
     expect_status(ris_open(bundle.c_str(), &longer.options, &model), RIS_ERROR_ARGUMENT,
                   "newer libris", "newer options");
     options = RIS_OPTIONS_INIT;
-    options.max_expressions = 0;
+    options.max_expressions = -1;
     expect_status(ris_open(bundle.c_str(), &options, &model), RIS_ERROR_ARGUMENT, "max_expressions",
-                  "max_expressions 0");
+                  "max_expressions -1");
     for (const auto &[providers, words] : {std::pair{"cdua", "'cdua'"},
                                            {"cpu,fushion=cpu", "'fushion'"},
                                            {"cpu,cuda", "names no"}}) {

@@ -53,6 +53,10 @@ EXPORT double test_mask(const float *logits, int h, int w, int height, int width
     return mask_score(logits, h, w, {height, width}, *rule);
 }
 
+EXPORT int test_expressions_at_once(const char *bundle) {
+    return read_bundle(bundle).manifest.expressions_at_once();
+}
+
 EXPORT void test_draw(int count, uint64_t seed, uint64_t number, uint64_t place, float *out) {
     const std::vector<float> numbers = draw({"noise", {count}, 0}, seed, number, place);
     std::copy(numbers.begin(), numbers.end(), out);

@@ -20,11 +20,11 @@ from ris.runtime.commands.console import (
     print_json,
     track,
 )
+from ris.runtime.commands.drawing import draw_options
 from ris.runtime.commands.running import Running, running_options
 from ris.runtime.cost import once_an_image_words, operations_in
-from ris.runtime.drawn import MOST_DRAWS, Draws
+from ris.runtime.drawn import Draws
 from ris.runtime.image import load_rgb
-from ris.runtime.manifest_kinds import LARGEST_SEED
 from ris.runtime.model import Model, Scene
 from ris.runtime.requests import Request, collect, looks_like_image
 from ris.runtime.results import FORMATS, ResultWriter, describe
@@ -80,18 +80,7 @@ from ris.runtime.segmentation import Segmentation
     show_default=True,
     help='Above this probability the answer is "no target" and the mask is empty.',
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, LARGEST_SEED),
-    help="For a model that takes random numbers: what they are drawn from. Default: the bundle's "
-    "own seed, so that an answer is the same every time.",
-)
-@click.option(
-    "--draws",
-    type=click.IntRange(1, MOST_DRAWS),
-    help="For such a model: average the mask logits of so many draws. What does not depend on the "
-    "numbers runs once.",
-)
+@draw_options
 @running_options
 @click.option(
     "--draft",
@@ -139,14 +128,13 @@ def main(
       ris-infer requests.jsonl --json
       ris-infer photo.jpg "left man" --category auto
     """
-    draws = Draws(given.pop("seed"), given.pop("draws"))
-    options = Options(**given, draws=draws)
+    options = Options(**given)
     left = LeftOut()
     sources, expressions = _split(arguments)
     asked = [typed(expression) for expression in (*expressions, *more)]
     requests = collect(sources, asked, categories, left, left.note, options.out)
     with running.load(find_bundle(bundle), verify=not no_verify, build=not no_build) as model:
-        draws.check(model.bundle.manifest.host.drawn)
+        options.draws.check(model.bundle.manifest.host.drawn)
         if not model.trained:
             click.echo(
                 "Warning: this bundle has made-up weights; its masks mean nothing.", err=True

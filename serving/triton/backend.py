@@ -22,6 +22,7 @@ import triton_python_backend_utils as pb_utils
 from ris.engines.errors import ExpressionError, ImageError, RisError
 from ris.runtime import Model, Scene, Segmentation, load, open_bundle
 from ris.runtime.categories import AUTO
+from ris.runtime.cost import expressions_at_once
 from ris.runtime.drawn import ONE_DRAW, Draws
 from ris.serving.answering import Answerer
 from ris.serving.limits import Deadline, Limits, status_of
@@ -94,7 +95,8 @@ class TritonPythonModel:
             return load(bundle, **{name: settings[name] for name in _RUNNING})
 
         around = open_bundle(bundle, graphs=False)  # they are models of their own
-        return Model(around, triton_sessions(around, settings["graphs"]), max_expressions=8)
+        most = expressions_at_once(around.manifest)
+        return Model(around, triton_sessions(around, settings["graphs"]), max_expressions=most)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """A response to each request, in order; a refused one does not touch the others."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from ris.engines import TensorSpec
 from ris.runtime.bundle import Bundle
 from ris.runtime.commands.running import Running
+from ris.runtime.cost import expressions_at_once
 from ris.runtime.manifest import GraphEntry, Manifest
 from ris.runtime.wiring import runs_once_an_image
 from ris.serving.limits import Limits
@@ -155,7 +156,8 @@ def graph_config(bundle: Bundle, stage: str, options: ServerOptions) -> str:
     """
     entry = bundle.manifest.graphs[stage]
     batched = _is_batched(entry)
-    largest = _largest_batch(entry, options) if batched else 0  # 0: tensors without a batch axis
+    # 0: tensors without a batch axis
+    largest = _largest_batch(entry, options, bundle.manifest) if batched else 0
 
     tensorrt = options.graphs == "tensorrt"
     backend = 'platform: "tensorrt_plan"' if tensorrt else 'backend: "onnxruntime"'
@@ -184,10 +186,11 @@ def _is_batched(entry: GraphEntry) -> bool:
     return axes in ({"images"}, {"expressions"}) and all(isinstance(axis, int) for axis in inner)
 
 
-def _largest_batch(entry: GraphEntry, options: ServerOptions) -> int:
+def _largest_batch(entry: GraphEntry, options: ServerOptions, manifest: Manifest) -> int:
+    if not runs_once_an_image(entry):
+        return expressions_at_once(manifest)
     # a plan was compiled for a single image, as ris-compile does unless it is told otherwise
-    single = options.graphs == "tensorrt" and runs_once_an_image(entry)
-    return 1 if single else 8
+    return 1 if options.graphs == "tensorrt" else 8
 
 
 def _zeros(spec: TensorSpec, batched: bool) -> str:

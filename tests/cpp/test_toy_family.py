@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 
 from libris_helper import mask_iou
-from ris.runtime import load
+from ris.runtime import load, open_bundle
+from ris.runtime.cost import expressions_at_once
 
 ASKED = ["left man", "the red ball", "second car from the right [PAD]"]
 
@@ -40,3 +42,19 @@ def test_what_it_would_not_open_libris_does_not_either(libris, toy_bundle, tmp_p
     (bundle / "manifest.json").write_text(json.dumps(data))
     said = libris.refusal(bundle)
     assert "is also taken as it is" in said
+
+
+def test_as_many_expressions_at_once_as_python(internals, toy_bundle, tmp_path):
+    """Where the user does not say: a model of 10^12 operations or more a question takes one."""
+    data = json.loads((toy_bundle / "manifest.json").read_text())
+    [*others, last] = data["stages"]
+    folder = tmp_path / "bundle"
+    shutil.copytree(toy_bundle, folder)
+    for counted, want in ((None, 8), (10**12 - 10**6, 8), (10**12, 1), (1 << 62, 1)):
+        operations = counted and {"fixed": 0, "image": 0, "expression": counted}
+        data["stages"] = [{**each, "operations": None} for each in others]
+        data["stages"] += [{**last, "operations": operations}]
+        (folder / "manifest.json").write_text(json.dumps(data))
+        manifest = open_bundle(folder, verify=False).manifest
+        assert expressions_at_once(manifest) == want
+        assert internals.test_expressions_at_once(bytes(folder)) == want

@@ -18,8 +18,8 @@ from ris.calibration.numerics import emulated
 from ris.export.command import main
 from ris.runtime import open_bundle
 from ris.runtime.commands.compile import main as compile_main
+from ris.runtime.comparing import compare, mask_iou
 from ris.runtime.loading import open_model
-from ris.runtime.parity import compare, mask_iou
 
 pytestmark = pytest.mark.timeout(2400)
 

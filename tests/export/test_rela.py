@@ -25,9 +25,9 @@ from ris.export.onnx_writer import write_onnx
 from ris.export.reference_pass import Asked, reference_pass
 from ris.export.sample import EXPRESSIONS
 from ris.reference.families import FAMILIES
+from ris.reference.layers.swin import WindowAttention
 from ris.reference.rela.config import PRESETS
 from ris.reference.rela.deterministic import deterministic_model
-from ris.reference.rela.swin import WindowAttention
 from ris.reference.rela.values import MAPS
 from ris.runtime import load, open_bundle
 from ris.runtime.commands.running import Running
