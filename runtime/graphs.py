@@ -140,27 +140,29 @@ class Graphs:
         Returns:
             The mask logits, float32 [N, m, m], and for each expression the probability that it
             names nothing in the image, None for models that do not decide that. Of several draws
-            both are those of the mean logits.
+            both are those of the mean (`Answer.mean_of`).
         """
         count = len(text.expressions)
         values = {**image, **text.values, **self.host.asked(categories)}
         wiring, answer = self._wiring, self._manifest.answer
-        later = {*wiring.text_stages, *wiring.drawn_stages}
+        later = {*wiring.text_stages, *wiring.drawn_stages, *wiring.mean_stages}
         self._run_all((s for s in wiring.question_stages if s not in later), values, timings)
 
         names = [name for name in (answer.mask_logits, answer.no_target_logits) if name]
-        found: list[list[NDArray[np.float32]]] = []
+        averaged = [answer.mean_of] if answer.mean_of else names
+        totals: list[NDArray[np.float32]] = []
         for number in range(draws.count or 1):
             own = {**values, **self.host.drawn(count, draws.seed, number)}
             self._run_all(wiring.drawn_stages, own, timings)
-            found.append([_array(own[name]) for name in names])
-            if len(found) > 1:
-                found = [[a + b for a, b in zip(*found, strict=True)]]
-        # one draw is handed on as it is, to the bit
-        means = [total / np.float32(draws.count) if draws.count else total for total in found[0]]
+            if draws.count:  # else a single draw stays where it is
+                added = [_array(own[name]) for name in averaged]
+                totals = [a + b for a, b in zip(totals, added, strict=True)] if totals else added
+        own |= {n: t / np.float32(draws.count) for n, t in zip(averaged, totals, strict=False)}
+        self._run_all(wiring.mean_stages, own, timings)
+        logits = [_array(own[name]) for name in names]
         if answer.no_target_logits is None:
-            return means[0][:, 0], [None] * count
-        return means[0][:, 0], [*no_target_probabilities(means[1])]
+            return logits[0][:, 0], [None] * count
+        return logits[0][:, 0], [*no_target_probabilities(logits[1])]
 
     def _run_all(self, stages: Iterable[str], values: dict[str, Value], timings: Timings) -> None:
         """Runs stages in order, which take from `values` and add to them."""

@@ -326,6 +326,13 @@ class Answer:
     picture. None: they are of the whole picture. May be absent.
     """
 
+    mean_of: Name | None = None
+    """The value that several draws of random numbers are averaged at, float32.
+
+    What depends on the numbers through it alone runs once, on the mean. None: all of it runs for
+    each draw, and the mask logits and the no-target logits are averaged. May be absent.
+    """
+
 
 @dataclass(frozen=True)
 class ComponentFile:

@@ -59,7 +59,10 @@ class Wiring:
     """Those of them that depend on the words alone: on no image, category or random number."""
 
     drawn_stages: tuple[str, ...]
-    """Those of the stages of questions that depend on random numbers: they run for each draw."""
+    """Those of the stages of questions that run for each draw of random numbers."""
+
+    mean_stages: tuple[str, ...]
+    """Those that run once all draws are averaged (`Answer.mean_of`)."""
 
     kept: tuple[str, ...]
     """The values that questions take of an image: of its stages, and of the host's images."""
@@ -83,7 +86,9 @@ class Wiring:
         beside_words = {*self.kept, *([host.categories.value] if host.categories else [])}
         not_text = _behind({*beside_words, *host.drawn}, questions, host.resizes)
         self.text_stages = tuple(s.name for s in questions if s.name not in not_text)
-        self.drawn_stages = _behind(host.drawn, questions, host.resizes)
+        mean = [manifest.answer.mean_of] if manifest.answer.mean_of else []
+        self.drawn_stages = _behind(host.drawn, questions, host.resizes, mean)
+        self.mean_stages = _behind(mean, questions, host.resizes)
         self.resizes = {
             stage.name: {
                 name: resize
@@ -95,15 +100,31 @@ class Wiring:
 
 
 def _behind(
-    values: Iterable[str], stages: Sequence[GraphEntry], resizes: dict[str, Resize]
+    values: Iterable[str],
+    stages: Sequence[GraphEntry],
+    resizes: dict[str, Resize],
+    without: Iterable[str] = (),
 ) -> tuple[str, ...]:
-    """Those of the stages, in their order, that take one of the values or what is made of it."""
+    """Those of the stages, in their order, that take one of the values or what is made of it.
+
+    Nothing counts as made of the values `without`.
+    """
+    return tuple(stage.name for stage in _made_of(values, stages, resizes, without)[1])
+
+
+def _made_of(
+    values: Iterable[str],
+    stages: Sequence[GraphEntry],
+    resizes: dict[str, Resize],
+    without: Iterable[str] = (),
+) -> tuple[set[str], list[GraphEntry]]:
+    """The values with all that is made of them, and the stages of `_behind`."""
     known, found = set(values), []
     for stage in stages:
         if known.intersection(spec.value for spec in stage.inputs):
-            known.update(_values_of(stage, resizes))
-            found.append(stage.name)
-    return tuple(found)
+            known.update(set(_values_of(stage, resizes)).difference(without))
+            found.append(stage)
+    return known, found
 
 
 def _values_of(stage: GraphEntry, resizes: dict[str, Resize]) -> list[str]:
@@ -127,7 +148,7 @@ def problems(manifest: Manifest) -> list[str]:
         return found
     given = _given(manifest)
     found += [*_resizes(manifest, given), *_stages(manifest, given), *_drawn(manifest)]
-    return [*found, *_answer(manifest, given), *_mask_rule(manifest)]
+    return [*found, *_answer(manifest, given), *_mean(manifest, given), *_mask_rule(manifest)]
 
 
 def _given(manifest: Manifest) -> dict[str, Given]:
@@ -219,7 +240,8 @@ def _is_made_here(image: HostImage) -> bool:
 def _resizes(manifest: Manifest, given: dict[str, Given]) -> Iterator[str]:
     """A sentence for each resize that has no meaning."""
     taken = {spec.value for stage in manifest.stages for spec in stage.inputs}
-    taken |= {manifest.answer.mask_logits, manifest.answer.no_target_logits or ""}
+    answer = manifest.answer
+    taken |= {answer.mask_logits, answer.no_target_logits or "", answer.mean_of or ""}
     outputs = {spec.name for stage in manifest.stages for spec in stage.outputs}
     seen: set[str] = set()
     for name, resize in manifest.host.resizes.items():
@@ -290,6 +312,34 @@ def _answer(manifest: Manifest, given: dict[str, Given]) -> Iterator[str]:
         if not _fits(value, "float32", shape) or value.shape[2:3] != value.shape[3:4]:
             sides = ", ".join("side" if n is None else str(n) for n in shape)
             yield f"{place} is {_words(value)}, not float32 [{sides}]"
+
+
+def _mean(manifest: Manifest, given: dict[str, Given]) -> Iterator[str]:
+    """A sentence for each reason why draws cannot be averaged where the manifest says."""
+    answer, host, stages = manifest.answer, manifest.host, manifest.stages
+    name = answer.mean_of
+    if name is None:
+        return
+    place = f"answer.mean_of is the value {name!r}, which"
+    if all(spec.name != name for stage in stages for spec in stage.outputs):
+        yield f"{place} no stage gives"
+        return
+    if given[name].dtype != "float32":
+        yield f"{place} is {_words(given[name])}, not float32"
+    if name not in _made_of(host.drawn, stages, host.resizes)[0]:
+        yield f"{place} depends on no random numbers"
+        return
+    beside, drawn = _made_of(host.drawn, stages, host.resizes, [name])
+    averaged = _made_of([name], stages, host.resizes)[1]
+    for stage in averaged:
+        if stage in drawn:
+            yield f"the stage {stage.name!r} takes random numbers beside answer.mean_of"
+    for field, value in (
+        ("mask_logits", answer.mask_logits),
+        ("no_target_logits", answer.no_target_logits),
+    ):
+        if value in beside:
+            yield f"answer.{field} depends on random numbers beside answer.mean_of"
 
 
 def _drawn(manifest: Manifest) -> Iterator[str]:

@@ -116,6 +116,7 @@ struct Manifest {
     std::string mask_logits, no_target_logits;  // values; "" where the model does not decide that
     MaskRule rule;
     std::string letterbox_of;                  // an image; "" where masks are of no letterbox
+    std::string mean_of;                       // what draws are averaged at; "": the logits
     std::string golden;                        // Python's own, checked with the rest
     std::map<std::string, std::string> files;  // sha256 of what is no graph
 

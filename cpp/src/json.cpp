@@ -172,6 +172,7 @@ Manifest manifest(const Fields &fields, std::vector<std::string> &problems) {
         answer.has("of") && answer.word("of", {"logits", "probabilities"}) == "probabilities";
     manifest.rule.align_corners = answer.has("align_corners") && answer.boolean("align_corners");
     if (answer.has("letterbox_of")) manifest.letterbox_of = answer.name_or_null("letterbox_of");
+    if (answer.has("mean_of")) manifest.mean_of = answer.name_or_null("mean_of");
     const HostImage *const box = named(manifest.host.images, manifest.letterbox_of);
     if (box != nullptr) manifest.rule.letterbox = box->size;
 

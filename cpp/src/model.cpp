@@ -185,22 +185,26 @@ Encoded Model::encode_image(const Image &image) const {
 }
 
 std::vector<Model::Turn> Model::turns_of(const Manifest &manifest) {
-    std::set<std::string> random;  // values that depend on random numbers
+    // values that depend on random numbers: on those of each draw, on their mean alone
+    std::set<std::string> random, averaged{manifest.mean_of};
     for (const Drawn &drawn : manifest.host.drawn) random.insert(drawn.name);
     std::vector<Turn> turns;
     for (const Stage &stage : manifest.stages) {
-        const auto is_random = [&](const TensorSpec &spec) {
-            return random.count(spec.value) != 0;
+        const auto takes = [&](const std::set<std::string> &values) {
+            return std::any_of(
+                stage.inputs.begin(), stage.inputs.end(),
+                [&](const TensorSpec &spec) { return values.count(spec.value) != 0; });
         };
-        if (std::none_of(stage.inputs.begin(), stage.inputs.end(), is_random)) {
+        if (!takes(random) && !takes(averaged)) {
             turns.push_back(stage.is_of_questions() ? Turn::question : Turn::image);
             continue;
         }
-        turns.push_back(Turn::draw);
+        turns.push_back(takes(random) ? Turn::draw : Turn::mean);
+        std::set<std::string> &known = takes(random) ? random : averaged;
         for (const TensorSpec &spec : stage.outputs) {
-            random.insert(spec.name);
+            if (spec.name != manifest.mean_of) known.insert(spec.name);
             for (const Resize &resize : manifest.host.resizes) {
-                if (resize.of == spec.name) random.insert(resize.name);
+                if (resize.of == spec.name) known.insert(resize.name);
             }
         }
     }
@@ -274,7 +278,8 @@ Result Model::ask(const Encoded &scene, const Question &question) const {
         for (const auto &[name, array] : scene.values) values.give(name, tensor(array));
         give_expressions(question, start, count, rows, values);
         run(Turn::question, static_cast<int64_t>(count), values);
-        answer(scene, question, start, count, logits_of(question, count, values), result);
+        run_draws(question, count, values);
+        answer(scene, question, start, count, logits_of(count, values), result);
     }
     return result;
 }
@@ -310,17 +315,17 @@ void Model::give_expressions(const Question &question, size_t start, size_t coun
     values.give(host.categories->value, Array{{n, width}, std::move(features)});
 }
 
-Model::Logits Model::logits_of(const Question &question, size_t count, Values &values) const {
+void Model::run_draws(const Question &question, size_t count, Values &values) const {
     const Manifest &manifest = bundle_.manifest;
     const std::vector<Drawn> &drawn = manifest.host.drawn;
-    const size_t low = static_cast<size_t>(mask_size_) * static_cast<size_t>(mask_size_);
-    Logits found;
-    const auto add = [&](const std::string &name, size_t size, std::vector<float> &to) {
-        const float *from = values.at(name).GetTensorData<float>();
-        if (to.empty()) to.assign(from, from + size);
-        else std::transform(to.begin(), to.end(), from, to.begin(), std::plus<float>());
-    };
-    for (int number = 0; number < std::max(question.draws, 1); ++number) {
+    std::vector<std::string> averaged{manifest.mean_of};
+    if (manifest.mean_of.empty()) averaged = {manifest.mask_logits};
+    if (manifest.mean_of.empty() && !manifest.no_target_logits.empty()) {
+        averaged.push_back(manifest.no_target_logits);
+    }
+    const int draws = std::max(question.draws, 1);
+    std::map<std::string, Array> totals;
+    for (int number = 0; number < draws; ++number) {
         for (size_t place = 0; place < drawn.size(); ++place) {
             const int seed = question.seed.value_or(drawn[place].seed);
             const std::vector<float> row = draw(drawn[place], static_cast<uint64_t>(seed),
@@ -332,15 +337,36 @@ Model::Logits Model::logits_of(const Question &question, size_t count, Values &v
             values.give(drawn[place].name, Array{shape, std::move(rows)});
         }
         run(Turn::draw, static_cast<int64_t>(count), values);
-        add(manifest.mask_logits, count * low, found.masks);
-        if (!manifest.no_target_logits.empty()) {
-            add(manifest.no_target_logits, count * 2, found.no_target);
+        for (const std::string &name : averaged) {
+            if (draws == 1) continue;  // it stays as it is
+            if (number == 0) {
+                totals[name] = copied(values.at(name));
+                continue;
+            }
+            std::vector<float> &total = std::get<std::vector<float>>(totals[name].data);
+            const float *from = values.at(name).GetTensorData<float>();
+            std::transform(total.begin(), total.end(), from, total.begin(), std::plus<float>());
         }
     }
-    if (question.draws > 1) {
-        const float draws = static_cast<float>(question.draws);
-        for (float &value : found.masks) value /= draws;
-        for (float &value : found.no_target) value /= draws;
+    for (auto &[name, total] : totals) {
+        for (float &value : std::get<std::vector<float>>(total.data)) {
+            value /= static_cast<float>(draws);
+        }
+        values.give(name, std::move(total));
+    }
+    run(Turn::mean, static_cast<int64_t>(count), values);
+}
+
+Model::Logits Model::logits_of(size_t count, const Values &values) const {
+    const Manifest &manifest = bundle_.manifest;
+    const auto numbers = [&](const std::string &name, size_t size) {
+        const float *from = values.at(name).GetTensorData<float>();
+        return std::vector<float>(from, from + size);
+    };
+    const size_t side = static_cast<size_t>(mask_size_);
+    Logits found{numbers(manifest.mask_logits, count * side * side), {}};
+    if (!manifest.no_target_logits.empty()) {
+        found.no_target = numbers(manifest.no_target_logits, count * 2);
     }
     return found;
 }

@@ -95,19 +95,23 @@ private:
 
     const Text &text() const { return bundle_.manifest.host.text; }
 
-    // Which stages run together: once an image, for each question, for each draw of a question.
-    enum class Turn { image, question, draw };
+    // Which stages run together: once an image, for each question, for each draw of a question,
+    // on the mean of all draws.
+    enum class Turn { image, question, draw, mean };
     static std::vector<Turn> turns_of(const Manifest &manifest);
 
     // Runs the stages of a turn, and resizes what they give.
     void run(Turn turn, int64_t expressions, Values &values) const;
 
-    // The values that answers are made of: the mask logits and the no-target logits, of several
-    // draws their mean.
+    // The values that answers are made of, of several draws the mean ones.
     struct Logits {
         std::vector<float> masks, no_target;
     };
-    Logits logits_of(const Question &question, size_t count, Values &values) const;
+
+    // Runs the stages of each draw, gives the means of what draws are averaged at, and runs what
+    // is behind it.
+    void run_draws(const Question &question, size_t count, Values &values) const;
+    Logits logits_of(size_t count, const Values &values) const;
 
     // What the host gives for some of a question's expressions, from `start` on.
     void give_expressions(const Question &question, size_t start, size_t count,

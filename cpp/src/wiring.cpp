@@ -64,6 +64,7 @@ public:
         if (!manifest_.no_target_logits.empty()) {
             find_answer("no_target_logits", manifest_.no_target_logits, {kEach, 2});
         }
+        find_mean();
         find_mask_rule();
         return found_;
     }
@@ -192,7 +193,8 @@ private:
     }
 
     void find_resizes() {
-        std::set<std::string> taken{manifest_.mask_logits, manifest_.no_target_logits};
+        std::set<std::string> taken{manifest_.mask_logits, manifest_.no_target_logits,
+                                    manifest_.mean_of};
         for (const Stage &stage : manifest_.stages) {
             for (const TensorSpec &spec : stage.inputs) taken.insert(spec.value);
         }
@@ -248,6 +250,53 @@ private:
         for (const Drawn &drawn : manifest_.host.drawn) {
             if (taken.count(drawn.name) != 0) continue;
             tell("host.drawn." + drawn.name + " is a value that no stage takes");
+        }
+    }
+
+    // The values with all that is made of them but for `without`, and the stages that do that.
+    std::pair<std::set<std::string>, std::set<std::string>>
+    made_of(std::set<std::string> known, const std::string &without = "") const {
+        std::set<std::string> stages;
+        for (const Stage &stage : manifest_.stages) {
+            const auto is_known = [&](const TensorSpec &spec) { return known.count(spec.value); };
+            if (std::none_of(stage.inputs.begin(), stage.inputs.end(), is_known)) continue;
+            stages.insert(stage.name);
+            for (const TensorSpec &spec : stage.outputs) {
+                if (spec.name != without) known.insert(spec.name);
+                for (const Resize &resize : manifest_.host.resizes) {
+                    if (resize.of == spec.name) known.insert(resize.name);
+                }
+            }
+        }
+        return {known, stages};
+    }
+
+    // Why draws cannot be averaged where the manifest says.
+    void find_mean() {
+        const std::string &name = manifest_.mean_of;
+        if (name.empty()) return;
+        const std::string place = "answer.mean_of is the value " + quoted(name) + ", which";
+        const Given *const value = output(name);
+        if (value == nullptr) return tell(place + " no stage gives");
+        if (value->is_int32) tell(place + " is " + words(*value) + ", not float32");
+        std::set<std::string> numbers;
+        for (const Drawn &drawn : manifest_.host.drawn) numbers.insert(drawn.name);
+        if (made_of(numbers).first.count(name) == 0) {
+            return tell(place + " depends on no random numbers");
+        }
+        const auto [beside, drawn] = made_of(numbers, name);
+        const std::set<std::string> averaged = made_of({name}).second;
+        for (const Stage &stage : manifest_.stages) {
+            if (averaged.count(stage.name) == 0 || drawn.count(stage.name) == 0) continue;
+            tell("the stage " + quoted(stage.name) +
+                 " takes random numbers beside answer.mean_of");
+        }
+        for (const auto &[field, logits] :
+             {std::pair{"mask_logits", manifest_.mask_logits},
+              std::pair{"no_target_logits", manifest_.no_target_logits}}) {
+            if (beside.count(logits) == 0) continue;
+            tell(std::string("answer.") + field +
+                 " depends on random numbers beside answer.mean_of");
         }
     }
 

@@ -20,7 +20,9 @@ from ris.export.families.worded_swin import CentredAttention, ImageStem, WordsIn
 from ris.reference.cgformer.config import PRESETS
 from ris.reference.cgformer.deterministic import deterministic_model
 from ris.runtime import load, open_bundle
+from ris.runtime.bundle import Bundle
 from ris.runtime.commands.running import Running
+from ris.runtime.loading import open_model
 from ris.runtime.parity import check_model, load_golden, tolerance_of
 from ris.serving.triton.config import ServerOptions, graph_config
 from ris.serving.triton.repository import write_repository
@@ -145,7 +147,8 @@ def test_sampled_places_are_drawn_by_the_host(cgformer_sampled_bundle, cgformer_
     assert bundle.manifest.model["assignment"] == "sampled"
     places = sum(TINY.places())
     assert bundle.manifest.host.drawn["assignment_noise"].shape == (places,)
-    assert bundle.wiring.drawn_stages == ("grouping", "mask_head")
+    assert bundle.wiring.drawn_stages == ("grouping",)
+    assert bundle.wiring.mean_stages == ("mask_head",)
     with load(cgformer_sampled_bundle, engine="onnxruntime") as runtime:
         assert not check_model(runtime, load_golden(runtime.bundle)).failures
         scene = runtime.encode_image(picture)
@@ -157,6 +160,24 @@ def test_sampled_places_are_drawn_by_the_host(cgformer_sampled_bundle, cgformer_
     # many draws come to the expected value, of which one draw is farther
     apart = [np.square(logits - expected).mean() for logits in (mean, one, other)]
     assert 0 < apart[0] < 0.5 * min(apart[1:])
+
+
+def test_draws_are_averaged_at_the_kernel(cgformer_sampled_bundle, picture):
+    """The mask head is linear in it: this is the mean of the logits, for a fraction of the time."""
+    bundle = open_bundle(cgformer_sampled_bundle)
+    answer = replace(bundle.manifest.answer, mean_of=None)
+    at_the_end = Bundle(bundle.path, replace(bundle.manifest, answer=answer))
+    asked, how = ["left man", "the red ball"], {"seed": 5, "draws": 4}
+    with (
+        open_model(bundle, engine="onnxruntime") as early,
+        open_model(at_the_end, engine="onnxruntime") as late,
+    ):
+        means = early.encode_image(picture).segment_many(asked, **how)
+        want = late.encode_image(picture).segment_many(asked, **how)
+        other = early.encode_image(picture).segment_many(asked, seed=5)
+    for got, one, alone in zip(means, want, other, strict=True):
+        np.testing.assert_allclose(got.logits, one.logits, atol=1e-5)
+        assert np.abs(got.logits - alone.logits).max() > 1e-3
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(cgformer_bundle, picture):

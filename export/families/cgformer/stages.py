@@ -58,8 +58,16 @@ def host(config: CgformerConfig) -> Host:
 
 
 def answer(config: CgformerConfig) -> Answer:
-    """The mask: probabilities, resized with corners on corners."""
-    return Answer("mask_logits", None, "bicubic", 0.5, of="probabilities", align_corners=True)
+    """The mask: probabilities, resized with corners on corners.
+
+    The mask head is linear in the kernel, so that draws are averaged there.
+    """
+    return Answer(
+        *("mask_logits", None, "bicubic", 0.5),
+        of="probabilities",
+        align_corners=True,
+        mean_of="kernel" if config.assignment == "sampled" else None,
+    )
 
 
 def _image_stem(config: CgformerConfig) -> StageDesign:
