@@ -227,9 +227,13 @@ class OpenVinoEngine(Engine):
         """What this graph runs in.
 
         Where the device has no FP16, an FP16 graph runs in bfloat16 if that is precise enough for
-        it, else in FP32.
+        it, else in FP32. A CPU that has FP16 runs it in FP32 unless it was asked for: OpenVINO
+        computes there in FP16 what is to stay FP32 within the graph, too.
         """
         wanted = self.options.compute or graph.precision
+        spared = bool(graph.fp32_islands) and self.options.compute is None
+        if wanted == "fp16" and spared and self.device == "CPU" and "fp16" in self.computes():
+            return "fp32"
         order = {
             "fp32": ("fp32",),
             "bf16": ("bf16", "fp32"),

@@ -26,7 +26,7 @@ from ris.engines.errors import BundleError, ParityError
 from ris.export import precision
 from ris.export.bf16 import convert_to_bf16
 from ris.export.families import DESIGNS
-from ris.export.families.design import Questions, StageDesign
+from ris.export.families.design import Questions, StageDesign, keep_fp32
 from ris.export.fp16 import make_fp16
 from ris.export.onnx_writer import name_input, write_onnx
 from ris.export.operations import count_operations
@@ -72,6 +72,9 @@ class ExportOptions:
 
     precision: Precision = "fp32"
     """What the graphs compute in."""
+
+    fp32: tuple[str, ...] = ()
+    """The graphs that stay FP32 beside those that the family keeps so."""
 
     sampling: Sampling = "native"
     """How deformable attention samples bilinearly: with GridSample nodes ("native") or "gather"."""
@@ -139,7 +142,8 @@ def export_bundle(
         ParityError: Where a graph does not agree with the reference.
     """
     design = DESIGNS[family]
-    planned = _planned(family, config, source, options)
+    stages = keep_fp32(design.stages(config), options.fp32, options.precision)
+    planned = _planned(family, config, source, options, stages)
     host = planned.host
     with building(out, options.overwrite) as folder:
         tokenizer = FAMILIES[family].tokenizer(options.vocabulary, config)
@@ -151,9 +155,7 @@ def export_bundle(
         questions = design.questions(config, source.trained)
         asked = _asked(questions, host)
         passed = reference_pass(FAMILIES[family], model, tokenizer, host, asked)
-        stages, parity = _export_stages(
-            design.stages(config), planned, model, passed, folder, options, report
-        )
+        entries, parity = _export_stages(stages, planned, model, passed, folder, options, report)
         if host.categories is not None and design.categories is not None:
             _write_categories(folder, host.categories, *design.categories(model))
         del model  # half of the memory, before the graphs are opened together
@@ -161,7 +163,7 @@ def export_bundle(
         report("end to end")
         passed = passed.first_image()
         files = _write_files(folder, tokenizer, passed)
-        manifest = dataclasses.replace(planned, stages=stages, files=files, parity=parity)
+        manifest = dataclasses.replace(planned, stages=entries, files=files, parity=parity)
         checked = _check_end_to_end(Bundle(folder, manifest), passed.arrays)
 
         report("bundle")
@@ -172,7 +174,13 @@ def export_bundle(
     return ExportResult(out, manifest, checked)
 
 
-def _planned(family: str, config: Config, source: Source, options: ExportOptions) -> Manifest:
+def _planned(
+    family: str,
+    config: Config,
+    source: Source,
+    options: ExportOptions,
+    stages: Sequence[StageDesign],
+) -> Manifest:
     """The manifest as the family's design has it, without what is known once files are written.
 
     Raises BundleError where the design contradicts itself.
@@ -186,7 +194,7 @@ def _planned(family: str, config: Config, source: Source, options: ExportOptions
         model=json.loads(json.dumps(config.to_dict())),  # tuples become lists, as in the file
         precision=options.precision,
         host=design.host(config),
-        stages=tuple(_planned_entry(stage, options) for stage in design.stages(config)),
+        stages=tuple(_planned_entry(stage, options) for stage in stages),
         answer=design.answer(config),
         golden=_GOLDEN,
         files={},
@@ -396,15 +404,32 @@ def _check_end_to_end(bundle: Bundle, golden: Arrays) -> ParityReport:
     )
     with exact as checked, open_model(checked, engine="onnxruntime") as runtime:
         report = check_model(runtime, golden)
-    _require(report.failures, "the bundle")
+    way_out = ""
+    if narrow := _narrow_rows(bundle.manifest):
+        worst = max(narrow, key=narrow.__getitem__)
+        way_out = f". --fp32 {worst} keeps FP32 the graph that is farthest off by itself"
+    _require(report.failures, "the bundle", way_out)
     return report
 
 
-def _require(failures: Sequence[str], what: str) -> None:
+def _narrow_rows(manifest: Manifest) -> dict[str, float]:
+    """The largest relative error of each graph that is not FP32."""
+    return {
+        stage.name: max(
+            row.relative
+            for name, row in manifest.parity.items()
+            if name.startswith(f"{stage.name}.")
+        )
+        for stage in manifest.stages
+        if stage.precision != "fp32"
+    }
+
+
+def _require(failures: Sequence[str], what: str, way_out: str = "") -> None:
     """Raises ParityError where there are failures."""
     if failures:
         raise ParityError(
-            f"{what} does not agree with the PyTorch reference: {'; '.join(failures)}"
+            f"{what} does not agree with the PyTorch reference: {'; '.join(failures)}{way_out}"
         )
 
 

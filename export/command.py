@@ -64,6 +64,13 @@ _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "on
     "bfloat16, and OpenVINO computes in it.",
 )
 @click.option(
+    "--fp32",
+    multiple=True,
+    metavar="GRAPH",
+    help="A graph that stays FP32 in a narrower bundle, where its masks would not be accepted "
+    "otherwise; may be repeated.",
+)
+@click.option(
     "--random-weights",
     type=int,
     metavar="SEED",
@@ -205,6 +212,9 @@ class Request:
     precision: Precision
     """What the graphs compute in."""
 
+    fp32: tuple[str, ...]
+    """The graphs that stay FP32."""
+
     random_weights: int | None
     """The seed of made-up weights; None where they were not asked for."""
 
@@ -249,6 +259,8 @@ class Request:
         require_checkpoint({"checkpoint": None, **self.files}, self.family)
         if self.ranges_file and self.precision != "fp16":
             raise RisError("--ranges says what FP16 has to spare; it belongs to --precision fp16")
+        if self.fp32 and self.precision == "fp32":
+            raise RisError("--fp32 names graphs of a narrower bundle; give --precision as well")
         if self.files and self.random_weights is not None:
             raise CheckpointError(
                 "--random-weights and weight files contradict each other; give one of them"
@@ -330,6 +342,7 @@ def _export(
             progress("checkpoint")
         options = ExportOptions(
             precision=request.precision,
+            fp32=request.fp32,
             sampling=request.sampling(row),
             vocabulary=request.vocabulary or source.vocabulary,
             overwrite=request.force,
@@ -380,6 +393,7 @@ def _dry_run(request: Request, as_json: bool) -> None:
         request.out,
         vocabulary=request.vocabulary or source.vocabulary,
         check_target=lambda: check_target(request.out, request.force),
+        fp32=request.fp32,
     )
     if as_json:
         print_json(plans.report(source, plan), indent=2)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ris.engines.errors import RisError
 from ris.export.families import DESIGNS
-from ris.export.families.design import StageDesign
+from ris.export.families.design import StageDesign, keep_fp32
 from ris.export.sources import ModelSource
 from ris.export.space import disk_needed, require_disk
 from ris.reference.families import FAMILIES
@@ -76,6 +76,7 @@ def make_plan(
     out: Path,
     vocabulary: Path | None,
     check_target: Callable[[], None],
+    fp32: Sequence[str] = (),
 ) -> Plan:
     """The plan of an export; writes nothing. Reads the weights, to find those that are no numbers.
 
@@ -85,10 +86,15 @@ def make_plan(
         out: The bundle to write.
         vocabulary: A vocab.txt or tokenizer.json; None for the preset's own.
         check_target: Raises RisError where `out` is in the way.
+        fp32: The graphs that stay FP32 because they were named.
+
+    Raises:
+        RisError: Where one of them is none of the model's.
     """
     family, design, config = FAMILIES[source.family], DESIGNS[source.family], source.config
     model = family.empty_model(config)
-    stages = _graph_plans(design.stages(config), model, precision_name)
+    designs = keep_fp32(design.stages(config), fp32, precision_name)
+    stages = _graph_plans(designs, model, precision_name)
     disk = disk_needed(sum(p.numel() for p in model.parameters()))
 
     problems = []

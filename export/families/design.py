@@ -6,8 +6,8 @@ knows a stage by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ris.engines import TensorSpec
+from ris.engines.errors import RisError
 from ris.reference.layers.deformable import Sampling
 from ris.runtime.manifest import Answer, Host, Precision
 from ris.runtime.manifest_kinds import Taken
@@ -87,6 +88,26 @@ class StageDesign:
     def bfloat16(self) -> bool:
         """Whether bfloat16 is precise enough for the graph."""
         return "bf16" not in self.whole
+
+
+AS_ASKED = "FP32 was asked for"
+"""Why a graph stays FP32 that the user named."""
+
+
+def keep_fp32(
+    stages: Sequence[StageDesign], names: Collection[str], precision: Precision
+) -> tuple[StageDesign, ...]:
+    """The stages, of which those with the names stay FP32 in a bundle of that precision.
+
+    Raises RisError for a name of none of them.
+    """
+    own = [stage.name for stage in stages]
+    if unknown := sorted(set(names).difference(own)):
+        raise RisError(f"there is no graph {unknown[0]!r} to keep FP32; there are {', '.join(own)}")
+    return tuple(
+        replace(stage, whole={**stage.whole, precision: AS_ASKED}) if stage.name in names else stage
+        for stage in stages
+    )
 
 
 @dataclass(frozen=True)

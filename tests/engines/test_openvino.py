@@ -72,9 +72,10 @@ def test_bf16_is_what_runs_where_it_is_asked(tiny_bundle, tiny_fp16_bundle):
         precisions = {stage: info.precision for stage, info in model.sessions.items()}
         assert precisions == dict.fromkeys(STAGES, "fp32") | {"mask_decoder": "bf16"}
 
-    # a CPU without FP16 runs FP16 graphs in bfloat16; what is FP32 in the bundle stays FP32
+    # a CPU without FP16 runs FP16 graphs in bfloat16, one with it in FP32, since OpenVINO's FP16
+    # takes no heed of islands; what is FP32 in the bundle stays FP32
     with load(tiny_fp16_bundle, engine="openvino") as model:
-        expected = "fp16" if "fp16" in create("openvino").computes() else "bf16"
+        expected = "fp32" if "fp16" in create("openvino").computes() else "bf16"
         assert f"CPU {expected}" in model.sessions["sam_image_encoder"].providers
         assert model.sessions["fusion"].precision == expected
         assert check_model(model, load_golden(model.bundle)).failures == ()
@@ -116,6 +117,27 @@ def test_a_graph_that_does_not_say_where_bf16_may_begin_stays_fp32(tiny_bundle):
     whole = replace(graph, bf16_from=None)
     with engine.open(whole, engine.compile(whole)) as session:
         assert session.info.precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("has", "asked", "islands", "taken"),
+    [
+        ({"FP32", "BF16", "FP16"}, None, {"a"}, "fp32"),
+        ({"FP32", "BF16", "FP16"}, None, (), "fp16"),
+        ({"FP32", "BF16", "FP16"}, "fp16", {"a"}, "fp16"),
+        ({"FP32", "BF16"}, None, {"a"}, "bf16"),
+        ({"FP32"}, None, {"a"}, "fp32"),
+    ],
+)
+def test_a_cpu_computes_fp16_with_islands_where_it_is_asked_to(
+    tiny_bundle, monkeypatch, has, asked, islands, taken
+):
+    engine = create("openvino", EngineOptions(device="cpu"))
+    monkeypatch.setattr(engine, "_capabilities", has)
+    engine.options = replace(engine.options, compute=asked)
+    graph = open_bundle(tiny_bundle).graph("sam_image_encoder")
+    graph = replace(graph, precision="fp16", fp32_islands=frozenset(islands))
+    assert engine._compute(graph) == taken
 
 
 @pytest.mark.parametrize(

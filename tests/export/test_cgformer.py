@@ -9,21 +9,23 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from onnx import TensorProto
 
 from ris.calibration.int8.options import Int8Options
 from ris.calibration.int8.quantise import quantise_bundle
 from ris.calibration.samples import scene_set
+from ris.export.command import main
 from ris.export.families import DESIGNS
 from ris.export.families.cgformer.modules import GroupPlaces, MaskHead, Pyramid
 from ris.export.families.worded_swin import CentredAttention, ImageStem, WordsInImage
 from ris.reference.cgformer.config import PRESETS
 from ris.reference.cgformer.deterministic import deterministic_model
-from ris.runtime import load, open_bundle
+from ris.runtime import load, open_bundle, parity
 from ris.runtime.bundle import Bundle
 from ris.runtime.commands.running import Running
 from ris.runtime.loading import open_model
-from ris.runtime.parity import check_model, load_golden, tolerance_of
+from ris.runtime.parity import check_model, load_golden
 from ris.serving.triton.config import ServerOptions, graph_config
 from ris.serving.triton.repository import write_repository
 
@@ -133,11 +135,7 @@ def test_masks_are_the_references(
         "bf16": cgformer_bf16_bundle,
     }
     with load(folders[precision], engine=engine) as runtime:
-        tolerance = tolerance_of(runtime)
-        if runtime.sessions["backbone"].precision == "fp16":
-            # a CPU that computes in FP16 does so where the graph asks for FP32, too
-            tolerance = replace(tolerance, mask_iou=0.99)
-        report = check_model(runtime, load_golden(runtime.bundle), tolerance)
+        report = check_model(runtime, load_golden(runtime.bundle))
         assert not report.failures
         assert report.no_target is None
 
@@ -199,6 +197,23 @@ def test_what_stays_fp32_says_why(cgformer_half_bundle, cgformer_bf16_bundle):
         assert half[stage].precision == "fp16"
     for entry in open_bundle(cgformer_bf16_bundle).manifest.stages:
         assert (entry.precision, entry.bfloat16) == ("fp32", False)
+
+
+def test_a_graph_stays_fp32_where_it_is_asked_for(tmp_path, monkeypatch):
+    """And a bundle that is not accepted says which graph is farthest off."""
+    asked = ("--preset", "tiny-cgformer", "--precision", "fp16", "--out", str(tmp_path / "b"))
+    monkeypatch.setattr(parity, "MADE_UP_FP16_IOU", 0.99999)
+    refused = CliRunner().invoke(main, asked)
+    assert refused.exit_code == 1
+    assert "--fp32 backbone keeps FP32 the graph that is farthest off" in refused.stderr
+    assert not (tmp_path / "b").exists()
+
+    monkeypatch.undo()
+    done = CliRunner().invoke(main, [*asked, "--fp32", "backbone"])
+    assert done.exit_code == 0, done.output
+    graphs = open_bundle(tmp_path / "b").manifest.graphs
+    assert graphs["backbone"].fp32_islands == {"*": "FP32 was asked for"}
+    assert [s for s, e in graphs.items() if e.precision == "fp16"] == ["pyramid", "mask_head"]
 
 
 def test_int8(cgformer_bundle, tmp_path):

@@ -75,6 +75,12 @@ def test_the_whole_command(from_the_shell):
         (["--vocabulary", "nosuch.txt"], "'nosuch.txt' does not exist"),
         (["--vocabulary", "short.txt"], "must begin with [PAD]"),
         (["--vocabulary", "long.txt"], "the vocabulary has 400 tokens, the model's BERT has 320"),
+        (["--fp32", "fusion"], "--fp32 names graphs of a narrower bundle; give --precision"),
+        (
+            ["--precision", "fp16", "--fp32", "fussion"],
+            "there is no graph 'fussion' to keep FP32; there are sam_image_encoder, ",
+        ),
+        (["--precision", "fp16", "--fp32", "fussion", "--dry-run"], "no graph 'fussion'"),
         (["--out", "taken"], TAKEN),
         (["--out", "taken", "--force"], TAKEN),
         (["--out", "short.txt"], "short.txt exists and is not a folder"),
