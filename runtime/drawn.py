@@ -41,10 +41,8 @@ class Draws:
         """Raises RisError where they are out of range, or a model draws nothing."""
         if not drawn and (self.seed is not None or self.count is not None):
             raise RisError("this model draws no random numbers; leave seed and draws out")
-        if self.seed is not None and not 0 <= self.seed <= LARGEST_SEED:
-            raise RisError(f"seed is a whole number from 0 to {LARGEST_SEED}; got {self.seed}")
-        if self.count is not None and not 1 <= self.count <= MOST_DRAWS:
-            raise RisError(f"draws is a whole number from 1 to {MOST_DRAWS}; got {self.count}")
+        _require_whole("seed", self.seed, 0, LARGEST_SEED)
+        _require_whole("draws", self.count, 1, MOST_DRAWS)
 
     def of(self, drawn: Mapping[str, Drawn]) -> Draws:
         """What an answer is made with: the bundle's own seed and one draw where none is said.
@@ -84,6 +82,15 @@ def draw(drawn: Mapping[str, Drawn], seed: int | None = None, number: int = 0) -
 def for_each(numbers: Mapping[str, Float], expressions: int) -> dict[str, Float]:
     """The numbers of a draw as values of N expressions, [N, ...]: all get the same."""
     return {name: np.repeat(rows[None], expressions, axis=0) for name, rows in numbers.items()}
+
+
+def _require_whole(name: str, value: object, least: int, most: int) -> None:
+    """Raises RisError for what is neither None nor a whole number in that range."""
+    if value is None:
+        return
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not least <= value <= most:  # type: ignore[operator]
+        raise RisError(f"{name} is a whole number from {least} to {most}; got {value!r}")
 
 
 def _logistic(words: NDArray[np.uint64]) -> Float:

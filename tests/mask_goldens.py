@@ -10,7 +10,7 @@ from ris.runtime.interpolate import resize_maps, resize_rows
 from ris.runtime.masks import MaskRule
 
 PROBABILITIES = MaskRule("probabilities", "bicubic", align_corners=True, threshold=0.5)
-"""The way of cgformer/cgformer_module_process.npz."""
+"""The way of cgformer/module_process.npz."""
 
 PICTURES = {
     "landscape": (375, 500),
@@ -26,7 +26,7 @@ LETTERBOX = MaskRule(letterbox=1024)
 
 def of_probabilities() -> np.lib.npyio.NpzFile:
     """The file of probabilities."""
-    return np.load(GOLDEN / "cgformer" / "cgformer_module_process.npz")
+    return np.load(GOLDEN / "cgformer" / "module_process.npz")
 
 
 def logits_of(name: str) -> np.ndarray:

@@ -128,6 +128,9 @@ def test_what_draws_nothing_refuses_both(model, wide):
     for given, said in (
         ({"seed": -1}, "seed is a whole number from 0 to 2147483647; got -1"),
         ({"draws": 0}, "draws is a whole number from 1 to 1000; got 0"),
+        ({"seed": 1.5}, "seed is a whole number from 0 to 2147483647; got 1.5"),
+        ({"seed": True}, "seed is a whole number from 0 to 2147483647; got True"),
+        ({"draws": "2"}, "draws is a whole number from 1 to 1000; got '2'"),
     ):
         with pytest.raises(RisError) as caught:
             model.segment(wide, "ball", **given)

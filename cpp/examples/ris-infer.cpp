@@ -5,6 +5,7 @@
 #include <chrono>
 #include <filesystem>
 #include <iostream>
+#include <limits>
 #include <set>
 
 namespace {
@@ -52,10 +53,12 @@ std::string slug(const std::string &text) {
 
 int whole_number(const std::string &text, const std::string &option) {
     const bool digits = text.find_first_not_of("0123456789") == std::string::npos;
-    if (text.empty() || text.size() > 9 || !digits) {
-        throw std::runtime_error(option + " needs a whole number, got '" + text + "'");
+    const long long value = text.empty() || text.size() > 10 || !digits ? -1 : std::stoll(text);
+    if (value < 0 || value > std::numeric_limits<int>::max()) {
+        throw std::runtime_error(option + " needs a whole number from 0 to 2147483647, got '" +
+                                 text + "'");
     }
-    return std::stoi(text);
+    return static_cast<int>(value);
 }
 
 // Takes out what the model cannot read, with its category, and says so of each. Returns whether

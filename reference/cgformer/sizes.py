@@ -13,7 +13,7 @@ from ris.reference.checkpoint.carried import read_named
 from ris.reference.checkpoint.encoders import ShapeReader, Shapes, read_bert, read_swin
 
 _COARSEST = f"{DECODER}layers.0.positional_embedding"
-_READER = f"{DECODER}layers.1.loadtoken."
+_READERS = [f"{DECODER}layers.{level}.loadtoken." for level in (1, 2)]
 
 
 def derive_config(shapes: Shapes, heads: Mapping[str, int]) -> CgformerConfig:
@@ -25,12 +25,13 @@ def derive_config(shapes: Shapes, heads: Mapping[str, int]) -> CgformerConfig:
     way, and where BERT's heads cannot be told.
     """
     read = ShapeReader(shapes)
-    if read.has(_READER) and not read.has(f"{_READER}mlp."):
-        raise CheckpointError(
-            f"it is a CGFormer whose word readers have no MLP ({_READER}mlp.*): both tokens read"
-            " the words there, which this version does not run; give a checkpoint of the published"
-            " configuration, config/config.yaml"
-        )
+    for reader in _READERS:
+        if read.has(reader) and not read.has(f"{reader}mlp."):
+            raise CheckpointError(
+                f"it is a CGFormer whose word readers have no MLP ({reader}mlp.*): both tokens read"
+                " the words there, which this version does not run; give a checkpoint of the"
+                " published configuration, config/config.yaml"
+            )
     width = read.size(f"{BACKBONE}patch_embed.proj.weight", 0, 0)
     first = next(iter(PRESETS.values()))
     base = next((one for one in PRESETS.values() if one.swin.width == width), first)

@@ -67,7 +67,8 @@ _BUILD_OPTIONS = (
     click.option(
         "--max-expressions",
         type=click.IntRange(1),
-        help="Most expressions of a call. Default: 8; 1 for large models on OpenVINO.",
+        help="Most expressions of a call. Default: 8; 1 for large models on OpenVINO, and for very "
+        "large ones on every engine.",
     ),
     click.option(
         "--workspace",

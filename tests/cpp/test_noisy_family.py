@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import subprocess
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from libris_helper import mask_iou
 from ris.runtime import load
@@ -14,7 +16,9 @@ from ris.runtime import load
 ASKED = ["left man", "the red ball", "second car from the right"]
 
 
-@pytest.mark.parametrize("how", [{}, {"seed": 0}, {"seed": 12345}, {"draws": 5}])
+@pytest.mark.parametrize(
+    "how", [{}, {"seed": 0}, {"seed": 12345}, {"seed": 2**31 - 1}, {"draws": 5}]
+)
 def test_its_masks_are_pythons(libris, noisy_bundle, picture, how):
     model = libris.open(noisy_bundle)
     with load(noisy_bundle, engine="onnxruntime") as python:
@@ -51,6 +55,25 @@ def test_what_is_out_of_range_is_refused(libris, noisy_bundle, picture, how, sai
     with pytest.raises(AssertionError, match=said):
         libris.ask(scene, ASKED, **how)
     libris.check(libris.abi.ris_close(model))
+
+
+def test_the_program_takes_every_seed(cpp_build, noisy_bundle, picture, tmp_path):
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    program = [cpp_build / "examples" / "ris-infer", noisy_bundle, tmp_path / "photo.png", "man"]
+
+    def run(seed):
+        more = ["--out", tmp_path / str(seed), "--seed", str(seed)]
+        return subprocess.run([*program, *more], capture_output=True, text=True, check=False)
+
+    assert run(2**31 - 1).returncode == 0
+    masks = [next((tmp_path / str(2**31 - 1)).glob("*.mask.png")).read_bytes()]
+    assert run(5).returncode == 0
+    masks.append(next((tmp_path / "5").glob("*.mask.png")).read_bytes())
+    assert masks[0] != masks[1]
+    for seed in (2**31, -1):
+        refused = run(seed)
+        assert refused.returncode == 2
+        assert "--seed needs a whole number from 0 to 2147483647" in refused.stderr
 
 
 def test_info_says_whether_it_draws(libris, noisy_bundle, toy_bundle):

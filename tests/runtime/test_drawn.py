@@ -11,6 +11,8 @@ NOISE = {"noise": Drawn("logistic", (18900,), 0)}
 
 KNOWN = {
     (0, 0): ["-0x1.1cc87e0000000p+2", "-0x1.24ea9a0000000p+0", "-0x1.09c2d80000000p+1"],
+    (0, 1): ["0x1.78d1ea0000000p+0", "0x1.1b10da0000000p+0", "0x1.6e6a100000000p-1"],
+    (2**31 - 1, 999): ["-0x1.b798aa0000000p+1", "-0x1.12d4aa0000000p-1", "0x1.c16fbc0000000p-2"],
 }
 """The first numbers by seed and draw; tests/cpp compares all of libris's with Python's."""
 

@@ -123,6 +123,9 @@ def test_readers_without_an_mlp_are_refused(state, tmp_path):
         " (decoder.layers.1.loadtoken.mlp.*): both tokens read the words there, which this version"
         " does not run; give a checkpoint of the published configuration, config/config.yaml"
     )
+    half = {key: value for key, value in state.items() if "layers.2.loadtoken.mlp." not in key}
+    path = save_training_file(tmp_path / "half.pth", half)
+    assert "have no MLP (decoder.layers.2.loadtoken.mlp.*)" in refused(checkpoint=path)
 
 
 def test_the_assignment_is_a_choice(path):

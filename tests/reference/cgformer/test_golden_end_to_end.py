@@ -11,6 +11,7 @@ from conftest import GOLDEN
 from golden import inputs
 from golden.cgformer.inputs import tokens
 from golden_files import GoldenFile, Seen
+from ris.export.families.cgformer.modules import GroupPlaces, MaskHead, Pyramid
 from ris.reference.cgformer.config import PRESETS
 from ris.reference.cgformer.deterministic import deterministic_model
 from ris.reference.cgformer.mask_head import without_padding
@@ -75,15 +76,18 @@ def test_every_stage(golden, model):
         for res, value in zip(MAPS, maps, strict=True):
             golden.compare(f"{name}_{res}", value, *MIXED)
         fused = model.decoder.fuse(maps)
-        for level, value in enumerate(fused):
-            golden.compare(f"{name}_fused_{level}", value, *MAPS_OF)
+        for ways in (fused, Pyramid(model.decoder)(*maps)):
+            for level, value in enumerate(ways):
+                golden.compare(f"{name}_fused_{level}", value, *MAPS_OF)
         kernels = check_tokens(golden, model, name, fused, text, torch.from_numpy(mask).float())
         check_masks(golden, model, name, fused[-1], kernels)
     golden.finish()
 
 
 def check_tokens(golden, model, name, fused, text, mask) -> dict[str, torch.Tensor]:
-    """Every step of the tokens with the given noise; the kernels of the three forms."""
+    """Every step of the tokens with the given noise; the kernels of the three forms, those of the
+    module that is exported, too.
+    """
     gumbel = [golden.take(f"{name}_noise_{level}") for level in range(3)]
     noise = torch.from_numpy(np.concatenate([g[:, 1] - g[:, 0] for g in gumbel], 1))
     out = model.decoder.group(fused, text, mask, noise)
@@ -98,13 +102,13 @@ def check_tokens(golden, model, name, fused, text, mask) -> dict[str, torch.Tens
         golden.equal(f"{name}_second_{level}_count", int(second.sum()))
         golden.compare(f"{name}_grouped_{level}", found.read, *PLAIN)
         golden.compare(f"{name}_tokens_{level}", found.tokens, *PLAIN)
-    kernels = {
-        "": out.kernel,
-        "zero_": model.decoder.group(fused, text, mask, torch.zeros_like(noise)).kernel,
-        "expected_": model.decoder.group(fused, text, mask, None).kernel,
-    }
-    for form, kernel in kernels.items():
-        golden.compare(f"{name}_{form}kernel", kernel, *PLAIN)
+    given = {"": noise, "zero_": torch.zeros_like(noise), "expected_": None}
+    exported = GroupPlaces(model.decoder)
+    kernels = {}
+    for form, numbers in given.items():
+        kernels[form] = model.decoder.group(fused, text, mask, numbers).kernel
+        golden.compare(f"{name}_{form}kernel", kernels[form], *PLAIN)
+        golden.compare(f"{name}_{form}kernel", exported(*fused, text, mask, numbers), *PLAIN)
     return kernels
 
 
@@ -121,6 +125,8 @@ def check_masks(golden, model, name, finest, kernels) -> None:
     plain = F.pad((weights @ features.flatten(2)).unflatten(2, (480, 480)), (1, 1, 1, 1)) + bias
     golden.compare(f"{name}_logits_482", plain, *LOGITS)
     del features
+    exported = MaskHead(model.decoder)(finest, kernels[""])
+    golden.compare(f"{name}_mask_logits", exported, *LOGITS)
 
     for form, kernel in kernels.items():
         padded = head.padded_logits(four_times, kernel)
