@@ -8,7 +8,7 @@ from ris.engines import EngineOptions
 from ris.runtime.manifest import Manifest
 from ris.runtime.wiring import runs_once_an_image
 
-_FILLS_ANYTHING = 1e12  # operations of an expression from which on it keeps a GPU busy alone
+_VERY_LARGE = 1e12  # operations of an expression
 
 
 def question_operations(manifest: Manifest) -> int:
@@ -21,10 +21,11 @@ def expressions_at_once(manifest: Manifest) -> int:
     """How many expressions any engine takes at once where the user does not say.
 
     Several share what depends on the image alone, and fill idle cores. Of a model that computes
-    10^12 operations for one, each would need gigabytes at the same time, and nothing is gained.
+    10^12 operations for one, each would need gigabytes at the same time, and CPUs gain nothing from
+    it (docs/measurements/performance.md). GPUs were not measured.
     """
-    too_many = question_operations(manifest) >= _FILLS_ANYTHING
-    return 1 if too_many else EngineOptions().max_expressions
+    alone = question_operations(manifest) >= _VERY_LARGE
+    return 1 if alone else EngineOptions().max_expressions
 
 
 def operations_in(manifest: Manifest) -> dict[str, int]:

@@ -94,12 +94,12 @@ bool Stage::is_of_questions() const {
 }
 
 int Manifest::expressions_at_once() const {
-    constexpr double fills_anything = 1e12;
+    constexpr double very_large = 1e12;
     double needed = 0;
     for (const Stage &stage : stages) {
         if (stage.is_of_questions()) needed += stage.operations;
     }
-    return needed >= fills_anything ? 1 : 8;
+    return needed >= very_large ? 1 : 8;
 }
 
 Bundle read_bundle(const std::string &path) {
