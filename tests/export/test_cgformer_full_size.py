@@ -53,6 +53,7 @@ def golden_answers(bundle):
     return found
 
 
+@pytest.mark.full
 def test_fp32_gives_the_golden_masks(tmp_path):
     path = tmp_path / "best_model.pth"  # another process writes it, whose memory does not count
     make = [sys.executable, str(REPO / "tests" / "cgformer_helper.py"), str(path)]
