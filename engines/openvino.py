@@ -40,7 +40,7 @@ from ris.engines.base import (
 from ris.engines.errors import EngineError, PlanError
 from ris.engines.linked import without_links
 from ris.engines.openvino_layers import int8_overflows, layers, main_precision
-from ris.engines.openvino_model import split, turn_weights
+from ris.engines.openvino_model import hold_joins, split, turn_weights
 from ris.engines.openvino_session import Imported, OpenVinoSession, reason
 from ris.engines.processor import core_limit
 from ris.engines.recipe import Recipe, graph_hashes
@@ -147,6 +147,8 @@ class OpenVinoEngine(Engine):
 
     def _recipe(self, graph: Graph, computes: list[str], widens: bool) -> Recipe:
         options = {"compute": ", then ".join(computes), "mode": self._mode(), "file": _FILE}
+        if graph.int8:
+            options["int8"] = "widened" if widens else "joins held"
         return Recipe(
             stage=graph.stage,
             onnx=graph_hashes(graph),
@@ -154,7 +156,7 @@ class OpenVinoEngine(Engine):
             version=openvino.get_version(),
             device=f"{self.device} {self._name()} {' '.join(sorted(self._capabilities))}",
             profiles=self._fixed(),
-            options=options | ({"int8": "widened"} if widens else {}),
+            options=options,
         )
 
     def _compile(self, graph: Graph, onnx: Path, computes: list[str], widens: bool) -> list[Any]:
@@ -181,7 +183,7 @@ class OpenVinoEngine(Engine):
         return self._tried("compile", graph, compile_parts)
 
     def _read(self, graph: Graph, onnx: Path) -> Any:
-        """OpenVINO's model of the graph, with fixed axes and turned weights."""
+        """OpenVINO's model of the graph, with fixed axes, turned weights and held joins."""
         model, fixed = self._core.read_model(str(onnx)), self._fixed()
         inputs = {name: port for port in model.inputs for name in port.get_names()}
         shapes = {}
@@ -191,6 +193,8 @@ class OpenVinoEngine(Engine):
             ]
         model.reshape(shapes)
         turn_weights(model)
+        if graph.int8:
+            hold_joins(model)
         return model
 
     def _info(self, compiled: list[Any], widens: bool) -> SessionInfo:

@@ -33,6 +33,24 @@ def turn_weights(model: Any) -> None:
         _replace(node, product)
 
 
+def hold_joins(model: Any) -> None:
+    """Keeps what quantises joined values behind the Concat that joins them.
+
+    OpenVINO 2026.4 quantises each of the values instead, as unsigned levels around 128, and a
+    convolution of the joined levels then loses a third of its result. Left where it is, the step is
+    right, and the convolution is INT8 all the same. A maximum with the least number is what holds
+    it: OpenVINO takes a Clamp or an addition of 0 for nothing.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "FakeQuantize":
+            continue
+        joined = node.input_value(0)
+        if joined.get_node().get_type_name() != "Concat":
+            continue
+        least = opset.constant(np.finfo(np.float32).min, joined.get_element_type())
+        node.input(0).replace_source_output(opset.maximum(joined, least).output(0))
+
+
 def _values(constant: Any) -> np.ndarray:
     """The values of a constant; those of bfloat16, which numpy does not have, as float32."""
     values: np.ndarray = constant.data

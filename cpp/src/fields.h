@@ -20,7 +20,7 @@ namespace libris {
 
 using nlohmann::json;
 
-constexpr size_t kLongestName = 255;          // bytes of a file's name
+constexpr size_t kLongestName = 255;  // bytes of a file's name
 constexpr int64_t kLargestCount = int64_t{1} << 62;
 constexpr float kSmallestDivisor = 1.2e-38f;  // a smaller one may be rounded to zero
 

@@ -288,8 +288,7 @@ private:
         const std::set<std::string> averaged = made_of({name}).second;
         for (const Stage &stage : manifest_.stages) {
             if (averaged.count(stage.name) == 0 || drawn.count(stage.name) == 0) continue;
-            tell("the stage " + quoted(stage.name) +
-                 " takes random numbers beside answer.mean_of");
+            tell("the stage " + quoted(stage.name) + " takes random numbers beside answer.mean_of");
         }
         for (const auto &[field, logits] :
              {std::pair{"mask_logits", manifest_.mask_logits},

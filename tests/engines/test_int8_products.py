@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from ris.engines import EngineOptions, Graph, TensorSpec, create
@@ -58,6 +59,50 @@ def test_sums_do_not_overflow(tmp_path, engine, values):
     runner = create(engine, EngineOptions())
     with runner.open(graph, runner.compile(graph)) as session:
         np.testing.assert_array_equal(session.run({"x": x})["y"], x @ weights.astype(np.float32))
+
+
+def convolution_of_joined_values(folder):
+    """A 3x3 convolution in INT8 of two maps that a Concat joins; all scales 1."""
+    rng = np.random.default_rng(1)
+    values = {
+        "one": np.float32(1),
+        "zero": np.int8(0),
+        "w": rng.integers(-127, 128, (8, 16, 3, 3)).astype(np.int8),
+        "w_scales": np.ones(8, np.float32),
+        "w_zeros": np.zeros(8, np.int8),
+    }
+    nodes = [
+        helper.make_node("Concat", ["a", "b"], ["x"], axis=1),
+        helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["x_int8"]),
+        helper.make_node("DequantizeLinear", ["x_int8", "one", "zero"], ["x_back"]),
+        helper.make_node("DequantizeLinear", ["w", "w_scales", "w_zeros"], ["w_back"], axis=0),
+        helper.make_node("Conv", ["x_back", "w_back"], ["y"], pads=[1, 1, 1, 1]),
+    ]
+    shapes = {"a": (1, 8, 12, 12), "b": (1, 8, 12, 12), "y": (1, 8, 12, 12)}
+    made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, s) for name, s in shapes.items()]
+    stored = [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
+    graph = helper.make_graph(nodes, "joined", made[:2], made[2:], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.save(model, folder / "joined.onnx")
+    specs = [TensorSpec(name, "float32", shape) for name, shape in shapes.items()]
+    return Graph("joined", folder / "joined.onnx", tuple(specs[:2]), (specs[2],), int8=True)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_convolution_of_joined_values_is_right(tmp_path, engine):
+    """OpenVINO by itself quantises what is joined, and gets it wrong by a third."""
+    pytest.importorskip(engine)
+    graph = convolution_of_joined_values(tmp_path)
+    rng = np.random.default_rng(0)
+    maps = {name: rng.integers(-127, 128, (1, 8, 12, 12)).astype(np.float32) for name in "ab"}
+    weights = numpy_helper.to_array(onnx.load(graph.path).graph.initializer[2])
+    joined = torch.from_numpy(np.concatenate([maps["a"], maps["b"]], 1))
+    want = torch.nn.functional.conv2d(
+        joined, torch.from_numpy(weights.astype(np.float32)), padding=1
+    )
+    runner = create(engine, EngineOptions())
+    with runner.open(graph, runner.compile(graph)) as session:
+        np.testing.assert_array_equal(session.run(maps)["y"], want.numpy())
 
 
 def test_openvino_compiles_int8_graphs_for_what_the_cpu_can(tmp_path, monkeypatch):

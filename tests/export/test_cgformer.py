@@ -222,8 +222,10 @@ def test_int8(cgformer_bundle, tmp_path):
     wanted = {s.name for s in DESIGNS["cgformer"].stages(TINY) if s.int8_by_default}
     assert set(report.quantised) == wanted
     assert all(report.quantised.values())
-    with load(tmp_path / "int8", engine="onnxruntime") as runtime:
-        assert not check_model(runtime, load_golden(runtime.bundle)).failures
+    assert report.mask_iou >= 0.92
+    for engine in ("onnxruntime", "openvino"):
+        with load(tmp_path / "int8", engine=engine) as runtime:
+            assert not check_model(runtime, load_golden(runtime.bundle)).failures
 
 
 def test_triton_gets_a_model_for_each_graph(cgformer_sampled_bundle, tmp_path):
