@@ -185,8 +185,8 @@ class Graphs:
         with timed(own, clock):
             outputs = session.run_and_keep(feeds, steps) if steps else session.run_and_keep(feeds)
         prefix = clock.removesuffix(stage)
-        spent = {f"{prefix}{name}": seconds for name, seconds in resizes.items()}
-        spent[clock] = own[clock] - sum(resizes.values())
+        spent = {clock: own[clock] - sum(resizes.values())}
+        spent |= {f"{prefix}{name}": seconds for name, seconds in resizes.items()}
         for name, seconds in spent.items():
             timings[name] = timings.get(name, 0.0) + seconds
         return self.host.renamed(stage, outputs) if steps else outputs
