@@ -37,18 +37,27 @@ def hold_joins(model: Any) -> None:
     """Keeps what quantises joined values behind the Concat that joins them.
 
     OpenVINO 2026.4 quantises each of the values instead, as unsigned levels around 128, and a
-    convolution of the joined levels then loses a third of its result. Left where it is, the step is
-    right, and the convolution is INT8 all the same. A maximum with the least number is what holds
-    it: OpenVINO takes a Clamp or an addition of 0 for nothing.
+    convolution of the joined levels then loses a third of its result; a Relu between does not keep
+    it from that. Left where it is, the step is right, and the convolution is INT8 all the same. A
+    maximum with the least number is what holds it: OpenVINO takes a Clamp or an addition of 0 for
+    nothing.
     """
     for node in model.get_ordered_ops():
-        if node.get_type_name() != "FakeQuantize":
-            continue
-        joined = node.input_value(0)
-        if joined.get_node().get_type_name() != "Concat":
-            continue
-        least = opset.constant(np.finfo(np.float32).min, joined.get_element_type())
-        node.input(0).replace_source_output(opset.maximum(joined, least).output(0))
+        if node.get_type_name() == "FakeQuantize" and _is_joined(node.input_value(0).get_node()):
+            value = node.input_value(0)
+            least = opset.constant(np.finfo(np.float32).min, value.get_element_type())
+            node.input(0).replace_source_output(opset.maximum(value, least).output(0))
+
+
+def _is_joined(node: Any) -> bool:
+    """Whether it is a Concat, or made of nothing but one and constants, by no product."""
+    while node.get_type_name() not in ("Concat", "Convolution", "GroupConvolution", "MatMul"):
+        made_of = [value.get_node() for value in node.input_values()]
+        others = [one for one in made_of if one.get_type_name() != "Constant"]
+        if len(others) != 1:
+            return False
+        [node] = others
+    return bool(node.get_type_name() == "Concat")
 
 
 def _values(constant: Any) -> np.ndarray:

@@ -125,7 +125,8 @@ class Scene:
             no_target_threshold: Above this no-target probability, 0 to 1, the mask is empty.
                 None: never.
             seed: What a model that takes random numbers gets them from. None: the bundle's own
-                seed. An expression's answer does not depend on what else is asked.
+                seed. An expression's answer does not depend on what else is asked, but for the
+                rounding of its logits.
             draws: Over how many draws, 1 to 1000, the mask logits of such a model are averaged.
                 None: one draw. What does not depend on the numbers runs once.
 

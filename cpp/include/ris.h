@@ -111,7 +111,8 @@ typedef struct ris_ask_options {
      * depend on the numbers runs once. */
     int32_t draws;
     /* 1: the numbers are drawn from `seed`, 0 or above; 0: from the bundle's own seed. An
-     * expression's answer does not depend on what else is asked, and a seed gives the numbers that
+     * expression's answer does not depend on what else is asked, but for the rounding of its
+     * logits, and a seed gives the numbers that
      * it gives in Python. */
     int32_t use_seed;
     int32_t seed;

@@ -61,8 +61,11 @@ def test_sums_do_not_overflow(tmp_path, engine, values):
         np.testing.assert_array_equal(session.run({"x": x})["y"], x @ weights.astype(np.float32))
 
 
-def convolution_of_joined_values(folder):
-    """A 3x3 convolution in INT8 of two maps that a Concat joins; all scales 1."""
+def convolution_of_joined_values(folder, between):
+    """A 3x3 convolution in INT8 of two maps that a Concat joins; all scales 1.
+
+    between: an operator behind the Concat.
+    """
     rng = np.random.default_rng(1)
     values = {
         "one": np.float32(1),
@@ -72,7 +75,8 @@ def convolution_of_joined_values(folder):
         "w_zeros": np.zeros(8, np.int8),
     }
     nodes = [
-        helper.make_node("Concat", ["a", "b"], ["x"], axis=1),
+        helper.make_node("Concat", ["a", "b"], ["joined"], axis=1),
+        helper.make_node(between, ["joined"], ["x"]),
         helper.make_node("QuantizeLinear", ["x", "one", "zero"], ["x_int8"]),
         helper.make_node("DequantizeLinear", ["x_int8", "one", "zero"], ["x_back"]),
         helper.make_node("DequantizeLinear", ["w", "w_scales", "w_zeros"], ["w_back"], axis=0),
@@ -88,15 +92,17 @@ def convolution_of_joined_values(folder):
     return Graph("joined", folder / "joined.onnx", tuple(specs[:2]), (specs[2],), int8=True)
 
 
+@pytest.mark.parametrize("between", ["Identity", "Relu"])
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_a_convolution_of_joined_values_is_right(tmp_path, engine):
+def test_a_convolution_of_joined_values_is_right(tmp_path, engine, between):
     """OpenVINO by itself quantises what is joined, and gets it wrong by a third."""
     pytest.importorskip(engine)
-    graph = convolution_of_joined_values(tmp_path)
+    graph = convolution_of_joined_values(tmp_path, between)
     rng = np.random.default_rng(0)
     maps = {name: rng.integers(-127, 128, (1, 8, 12, 12)).astype(np.float32) for name in "ab"}
     weights = numpy_helper.to_array(onnx.load(graph.path).graph.initializer[2])
     joined = torch.from_numpy(np.concatenate([maps["a"], maps["b"]], 1))
+    joined = joined.relu() if between == "Relu" else joined
     want = torch.nn.functional.conv2d(
         joined, torch.from_numpy(weights.astype(np.float32)), padding=1
     )
