@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from ris.export.fp16 import make_fp16
 from ris.export.onnx_writer import name_input, write_onnx
 from ris.export.operations import count_operations
 from ris.export.reference_pass import Arrays, Asked, ReferencePass, reference_pass
+from ris.export.resizing import resize_inside, resizes_inside
 from ris.export.space import disk_needed, require_disk
 from ris.reference.families import FAMILIES
 from ris.reference.family import Config
@@ -63,6 +64,9 @@ from ris.runtime.wiring import problems
 Report = Callable[[str], None]
 """Called with the name of each step as it begins."""
 
+Resizing = Literal["host", "graph"]
+"""What resizes maps between two graphs: the host, or the graph that takes them."""
+
 _GOLDEN = "golden.npz"
 
 
@@ -78,6 +82,9 @@ class ExportOptions:
 
     sampling: Sampling = "native"
     """How deformable attention samples bilinearly: with GridSample nodes ("native") or "gather"."""
+
+    resizing: Resizing = "host"
+    """What resizes maps between two graphs."""
 
     vocabulary: Path | None = None
     """A vocab.txt or tokenizer.json; None for the preset's own."""
@@ -132,7 +139,7 @@ def export_bundle(
         out: The folder to write.
         family: The model's family, a name of `ris.reference.families`.
         source: What the manifest says about the weights.
-        options: Precision, sampling, vocabulary, overwriting and ranges.
+        options: Precision, sampling, resizing, vocabulary, overwriting and ranges.
         report: Called with the name of each step as it begins.
 
     Raises:
@@ -143,8 +150,10 @@ def export_bundle(
     """
     design = DESIGNS[family]
     stages = keep_fp32(design.stages(config), options.fp32, options.precision)
-    planned = _planned(family, config, source, options, stages)
-    host = planned.host
+    host = design.host(config)
+    if options.resizing == "graph":
+        stages, host = resizes_inside(stages, host)
+    planned = _planned(family, config, source, options, stages, host)
     with building(out, options.overwrite) as folder:
         tokenizer = FAMILIES[family].tokenizer(options.vocabulary, config)
         report("weights")
@@ -180,10 +189,20 @@ def _planned(
     source: Source,
     options: ExportOptions,
     stages: Sequence[StageDesign],
+    host: Host,
 ) -> Manifest:
     """The manifest as the family's design has it, without what is known once files are written.
 
-    Raises BundleError where the design contradicts itself.
+    Args:
+        family: The model's family.
+        config: Its configuration.
+        source: What the manifest says about the weights.
+        options: The options of the export.
+        stages: The graphs.
+        host: What the runtime does beside them.
+
+    Raises:
+        BundleError: Where the design contradicts itself.
     """
     design = DESIGNS[family]
     manifest = Manifest(
@@ -193,7 +212,7 @@ def _planned(
         source=source,
         model=json.loads(json.dumps(config.to_dict())),  # tuples become lists, as in the file
         precision=options.precision,
-        host=design.host(config),
+        host=host,
         stages=tuple(_planned_entry(stage, options) for stage in stages),
         answer=design.answer(config),
         golden=_GOLDEN,
@@ -295,7 +314,10 @@ def _export_stage(
     file, no_target = entry.file, no_target_row(planned)
     graph = Graph(stage.name, folder / file, stage.inputs, stage.outputs)
     module = stage.build(model, options.sampling)
-    scopes = write_onnx(module, stage, graph.path, one_image=host.image_index is None)
+    traced = dataclasses.replace(stage, inputs=stage.module_inputs)
+    scopes = write_onnx(module, traced, graph.path, one_image=host.image_index is None)
+    if stage.resizes:
+        scopes = resize_inside(graph.path, scopes, stage)
     if (narrow := stage.narrow_from) is not None:
         name_input(graph.path, scopes, narrow.module, narrow.value)
     # before the precision changes: the shapes and the measured graph are those of FP32

@@ -12,6 +12,7 @@ def export_made_up(
     precision: Any = "fp32",
     sampling: Any = "native",
     family: str = "dfam",
+    resizing: Any = "host",
 ) -> Path:
     """The bundle of a model with the weights of seed 0, in a folder of `folder`."""
     from ris.export.bundle_writer import ExportOptions, export_bundle
@@ -30,6 +31,6 @@ def export_made_up(
         out,
         family=family,
         source=source,
-        options=ExportOptions(precision=precision, sampling=sampling),
+        options=ExportOptions(precision=precision, sampling=sampling, resizing=resizing),
     )
     return out

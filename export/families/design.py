@@ -17,7 +17,7 @@ from torch import nn
 from ris.engines import TensorSpec
 from ris.engines.errors import RisError
 from ris.reference.layers.deformable import Sampling
-from ris.runtime.manifest import Answer, Host, Precision
+from ris.runtime.manifest import Answer, Host, Precision, Resize
 from ris.runtime.manifest_kinds import Taken
 
 Build = Callable[[Any, Sampling], nn.Module]
@@ -83,6 +83,19 @@ class StageDesign:
 
     whole: Mapping[Precision, str] = field(default_factory=dict)
     """By a bundle's precision the reason why the graph stays FP32 in it, as a whole."""
+
+    resizes: Mapping[str, Resize] = field(default_factory=dict)
+    """The inputs that the graph itself resizes, by name, before the module takes them."""
+
+    @property
+    def module_inputs(self) -> tuple[Taken, ...]:
+        """The inputs as the module takes them."""
+        return tuple(
+            replace(spec, shape=(*spec.shape[:2], resize.size, resize.size))
+            if (resize := self.resizes.get(spec.name))
+            else spec
+            for spec in self.inputs
+        )
 
     @property
     def bfloat16(self) -> bool:

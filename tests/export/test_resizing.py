@@ -1,0 +1,51 @@
+"""A bundle whose mask decoder resizes the dense prompt itself answers as one whose host does it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from made_up_exports import export_made_up
+
+from golden import inputs
+from ris.reference.dfam.config import PRESETS
+from ris.runtime import load, open_bundle
+
+
+def inside(folder, precision="fp32"):
+    return export_made_up(folder, PRESETS["tiny"], precision, resizing="graph")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return inside(tmp_path_factory.mktemp("inside"))
+
+
+def logits(bundle, engine):
+    with load(bundle, engine=engine) as model:
+        scene = model.encode_image(inputs.image(0))
+        results = scene.segment_many(["left man", "the dog"], no_target_threshold=None)
+        return np.stack([one.logits for one in results]), results[0].timings
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_the_masks_are_those_of_the_host_s_resize(bundle, tiny_bundle, engine):
+    pytest.importorskip("openvino" if engine == "openvino" else "onnxruntime")
+    got, timings = logits(bundle, engine)
+    want, steps = logits(tiny_bundle, engine)
+    np.testing.assert_allclose(got, want, atol=2e-5 * want.std())
+    assert set(steps) - set(timings) == {"dense_embedding"}, "no visit to the host is left"
+
+
+def test_the_manifest_says_that_the_graph_takes_the_grid(bundle, tiny_bundle):
+    manifest, before = open_bundle(bundle).manifest, open_bundle(tiny_bundle).manifest
+    assert before.host.resizes
+    assert not manifest.host.resizes
+    [taken] = [s for s in manifest.graphs["mask_decoder"].inputs if s.name == "dense_prompt"]
+    [given] = [s for s in manifest.graphs["fusion"].outputs if s.name == "dense_prompt"]
+    assert (taken.value, taken.shape) == ("dense_prompt", given.shape)
+
+
+def test_the_resize_stays_fp32_in_an_fp16_bundle(tmp_path):
+    manifest = open_bundle(inside(tmp_path, "fp16")).manifest
+    kept = manifest.graphs["mask_decoder"].fp32_islands
+    assert "*" in kept or any("resize" in reason for reason in kept.values())
