@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ris.engines.errors import BundleError, ExpressionError
-from ris.engines.text import reason_of, shown
+from ris.engines.text import quoted, reason_of, shown
 from ris.runtime.from_json import read_text
 from ris.runtime.interpolate import Float
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
+    from tokenizers import Encoding, Tokenizer
 
 MAX_CHARACTERS = 1000
 """The longest expression that is accepted.
@@ -80,14 +81,16 @@ class ExpressionTokenizer:
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
             self._added = self._tokenizer.num_special_tokens_to_add(False)
-            self._unknown = _unknown_id(self._tokenizer.model)
+            self._unknown = _unknown_id(self._tokenizer.model, text)
+            self._own = _own_tokens(self._tokenizer)
         self._ids_of(_PROBE)
 
     def __call__(self, expressions: Sequence[str]) -> Tokens:
         """The ids of some expressions.
 
         Raises:
-            ExpressionError: Where an expression is empty, too long or not text.
+            ExpressionError: Where an expression is empty, too long, not text, or has a token in it
+                that only the model's own texts have.
         """
         ids = np.full((len(expressions), self._max_tokens), self._pad, np.int32)
         notes = []
@@ -101,9 +104,23 @@ class ExpressionTokenizer:
     def _encode(self, expression: str) -> Encoding:
         check_expression(expression)
         encoding = self._ids_of(expression)
+        self._refuse_own_tokens(expression, encoding)
         if len(encoding.ids) <= self._added:  # such as [CLS] and [SEP]
             raise ExpressionError(f"the expression {expression!r} has no words in it")
         return encoding
+
+    def _refuse_own_tokens(self, expression: str, encoding: Encoding) -> None:
+        """Refuses an expression with, say, `</s>` in it, which would end it for the model."""
+        found = next((token for token in self._own.values() if token in expression), None)
+        if found is None:  # characters that the normaliser makes one of
+            ids = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+            of_the_text = (i for i, around in ids if not around and i != self._unknown)
+            found = next((self._own[i] for i in of_the_text if i in self._own), None)
+        if found is not None:
+            raise ExpressionError(
+                f"the expression {quoted(expression)} has {found!r} in it, a token of the model's"
+                " own; leave it out"
+            )
 
     def _ids_of(self, expression: str) -> Encoding:
         with self._refusing():
@@ -154,7 +171,24 @@ class ExpressionTokenizer:
         return tuple(notes)
 
 
-def _unknown_id(model: Any) -> int | None:
-    """The id of the token that stands for unknown words; None where the tokenizer has none."""
+def _unknown_id(model: Any, text: str) -> int | None:
+    """The id of the token that stands for unknown words; None where the tokenizer has none.
+
+    text: tokenizer.json, for what the library does not tell of a unigram model.
+    """
+    if type(model).__name__ == "Unigram":
+        number: int | None = json.loads(text)["model"].get("unk_id")
+        return number
     name = getattr(model, "unk_token", None)
     return None if name is None else model.token_to_id(name)
+
+
+def _own_tokens(tokenizer: Tokenizer) -> dict[int, str]:
+    """Tokens that no expression may have, by id: the special ones of SentencePiece's vocabularies.
+
+    BERT's stay what they are to BERT: it reads a `[MASK]` in an expression.
+    """
+    if type(tokenizer.model).__name__ not in ("Unigram", "BPE"):
+        return {}
+    added = tokenizer.get_added_tokens_decoder()
+    return {i: token.content for i, token in added.items() if token.special}

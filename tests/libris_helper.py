@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 
 RIS_ERROR_BUNDLE, RIS_ERROR_ENGINE = 3, 4
+MAX_TOKENS = 35
+"""Of the rows that `tokenize` gives."""
+
 REPO = Path(__file__).resolve().parents[1]
 
 
@@ -25,6 +28,28 @@ def pointer(array):
     """An array's memory, for ctypes."""
     assert array.flags.c_contiguous
     return array.ctypes.data_as(ctypes.c_void_p)
+
+
+def tokenize(internals, path, texts, pad_id=0):
+    """The ids by libris [N, T], -1 for what is refused, and the notes of each."""
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([len(e) for e in encoded]).astype(np.uint64)
+    ids = np.zeros((len(texts), MAX_TOKENS), np.int32)
+    room = 1 << 22
+    lines = ctypes.create_string_buffer(room)
+    count = ctypes.c_size_t(len(texts))
+    internals.test_tokenize(
+        str(path).encode(),
+        MAX_TOKENS,
+        pad_id,
+        b"".join(encoded),
+        pointer(ends),
+        count,
+        pointer(ids),
+        lines,
+        ctypes.c_size_t(room),
+    )
+    return ids, lines.value.decode(errors="replace")
 
 
 class Answer(ctypes.Structure):

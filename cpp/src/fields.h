@@ -76,6 +76,9 @@ inline bool is_name(const std::string &name) {
            std::all_of(name.begin(), name.end(), may_follow);
 }
 
+// A file's text as JSON. Throws Error where it is none, or nested too deep.
+json parse_json(const std::string &text, const std::string &path);
+
 // Reads the fields of an object and notes what is missing or of the wrong kind, so that all of it
 // is told at once.
 class Fields {

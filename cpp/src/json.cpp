@@ -181,7 +181,9 @@ Manifest manifest(const Fields &fields, std::vector<std::string> &problems) {
     return manifest;
 }
 
-json parse(const std::string &text, const std::string &path) {
+}  // namespace
+
+json parse_json(const std::string &text, const std::string &path) {
     try {
         return json::parse(text, [&](int depth, json::parse_event_t, json &) {
             if (depth <= kDeepest) return true;
@@ -194,32 +196,8 @@ json parse(const std::string &text, const std::string &path) {
     }
 }
 
-int token_id(const json &value) {
-    if (!is_whole(value, 0, std::numeric_limits<int>::max())) {
-        throw json::other_error::create(501, "a token id is not a whole number", &value);
-    }
-    return value.get<int>();
-}
-
-// The ids of a template's special tokens before and after the expression.
-void read_template(const json &processor, TokenizerFile &file) {
-    bool seen = false;
-    for (const json &piece : processor.at("single")) {
-        if (piece.contains("Sequence")) {
-            seen = true;
-            continue;
-        }
-        const std::string name = piece.at("SpecialToken").at("id").get<std::string>();
-        for (const json &id : processor.at("special_tokens").at(name).at("ids")) {
-            (seen ? file.after : file.before).push_back(token_id(id));
-        }
-    }
-}
-
-}  // namespace
-
 Manifest parse_manifest(const std::string &text, const std::string &path) {
-    const json data = parse(text, path);
+    const json data = parse_json(text, path);
     const auto version = data.is_object() ? data.find("format_version") : data.end();
     if (data.is_object() && version != data.end() && version->is_number_integer() &&
         *version > kFormatVersion) {
@@ -244,7 +222,7 @@ Manifest parse_manifest(const std::string &text, const std::string &path) {
 }
 
 std::vector<std::string> parse_category_names(const std::string &text, const std::string &path) {
-    const json data = parse(text, path);
+    const json data = parse_json(text, path);
     std::vector<std::string> names;
     try {
         for (const json &row : data) names.push_back(row.at("name").get<std::string>());
@@ -253,56 +231,6 @@ std::vector<std::string> parse_category_names(const std::string &text, const std
                                              "export the bundle again");
     }
     return names;
-}
-
-TokenizerFile parse_tokenizer(const std::string &text, const std::string &path) {
-    const json data = parse(text, path);
-    TokenizerFile file;
-    try {
-        const json &normalizer = data.at("normalizer"), &model = data.at("model");
-        const auto kind = [&](const json &part, const char *expected) {
-            const std::string found = part.at("type").get<std::string>();
-            if (found == expected) return;
-            const std::string what = path + " has " + quoted(found) + " where libris reads ";
-            throw Error(RIS_ERROR_BUNDLE,
-                        what + expected + " alone; export the bundle again with this version");
-        };
-        kind(normalizer, "BertNormalizer");
-        kind(data.at("pre_tokenizer"), "BertPreTokenizer");
-        kind(model, "WordPiece");
-        kind(data.at("post_processor"), "TemplateProcessing");
-
-        file.clean_text = normalizer.at("clean_text").get<bool>();
-        file.handle_chinese_chars = normalizer.at("handle_chinese_chars").get<bool>();
-        file.lowercase = normalizer.at("lowercase").get<bool>();
-        const json &strip = normalizer.at("strip_accents");
-        file.strip_accents = strip.is_null() ? file.lowercase : strip.get<bool>();
-
-        file.unknown = model.at("unk_token").get<std::string>();
-        file.prefix = model.at("continuing_subword_prefix").get<std::string>();
-        file.longest_word = static_cast<size_t>(token_id(model.at("max_input_chars_per_word")));
-        for (const auto &[token, id] : model.at("vocab").items()) {
-            file.vocabulary.emplace_back(token, token_id(id));
-        }
-
-        for (const json &token : data.at("added_tokens")) {
-            const auto is = [&](const char *option) { return token.at(option).get<bool>(); };
-            const bool plain =
-                !is("normalized") && !is("single_word") && !is("lstrip") && !is("rstrip");
-            const json &content = token.at("content");
-            if (!plain) {
-                throw Error(RIS_ERROR_BUNDLE, path + " has the added token " + content.dump() +
-                                                  " with options that libris does not know; "
-                                                  "export the bundle again with this version");
-            }
-            file.special.emplace_back(content.get<std::string>(), token_id(token.at("id")));
-        }
-        read_template(data.at("post_processor"), file);
-    } catch (const json::exception &error) {
-        throw Error(RIS_ERROR_BUNDLE, path + " is not a tokenizer that can be read (" +
-                                          cut(error.what()) + "); export the bundle again");
-    }
-    return file;
 }
 
 std::string info_json(const Bundle &bundle, const Info &info) {

@@ -1,11 +1,12 @@
-// Expressions to token ids, as BERT's tokenizers do it: normalisation, words, WordPiece.
+// Expressions to token ids, as a bundle's tokenizer.json says.
 #pragma once
 
-#include "json.h"
+#include "subwords.h"
 
+#include <map>
+#include <memory>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 namespace libris {
@@ -23,35 +24,31 @@ public:
     Tokenizer(const Tokenizer &) = delete;
     Tokenizer &operator=(const Tokenizer &) = delete;
 
-    // Throws Error for an expression that is empty, too long or not UTF-8.
+    // Throws Error for an expression that is empty, too long, not UTF-8, or has a token in it that
+    // only the model's own texts have.
     Tokens operator()(std::string_view expression) const;
 
     int32_t largest_id() const { return largest_id_; }
 
 private:
-    struct Character {
-        char32_t code;
-        size_t begin, end;  // where it came from, in bytes of the expression
+    // An added token and the place it takes, with the white space that goes with it.
+    struct Place {
+        const AddedToken *token;
+        size_t begin, end;  // of characters
     };
-    struct Token {
-        int32_t id;
-        size_t begin, end;
-    };
-    using Characters = std::vector<Character>;
 
-    Characters normalised(const Characters &text) const;
-    void add_words(const Characters &text, std::vector<Token> &tokens) const;
-    void add_word(const Character *first, const Character *last, std::vector<Token> &tokens) const;
+    const AddedToken *added_at(std::string_view rest) const;
+    std::vector<Place> places_of_added(std::string_view expression, const Characters &text) const;
+    std::vector<Token> tokens_of(std::string_view expression, const Characters &text) const;
+    void refuse_own_tokens(std::string_view expression, const std::vector<Token> &tokens) const;
 
-    bool clean_text_, handle_chinese_chars_, strip_accents_, lowercase_;
-    size_t longest_word_, longest_token_;
-    int32_t unknown_, largest_id_, pad_id_;
+    std::unique_ptr<Subwords> subwords_;
+    std::vector<AddedToken> added_;
+    std::map<int32_t, std::string> own_tokens_;  // which no expression may have, by id
+    int32_t largest_id_, pad_id_;
     int max_tokens_;
-    std::string prefix_, padding_;  // padding_: the token of pad_id_
-    std::string storage_;           // all tokens, one after the other, which the keys look into
-    std::unordered_map<std::string_view, int32_t> vocabulary_;
-    std::vector<std::pair<std::string, int>> special_;
-    std::vector<int> before_, after_;
+    std::string padding_;  // the token of pad_id_
+    std::vector<int32_t> before_, after_;
 };
 
 }  // namespace libris

@@ -32,11 +32,48 @@ const char *const kTokenizer = R"({
         "vocab": {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "left": 4, "##t": 5,
             "man": 6, "a": 7, "##a": 8, "##b": 9, "!": 10}}})";
 
+const char *const kUnigram = R"json({
+    "added_tokens": [{"id": 3, "content": "[semantic]", "normalized": false, "single_word": false,
+        "lstrip": true, "rstrip": true, "special": false}],
+    "normalizer": {"type": "Sequence", "normalizers": [
+        {"type": "NFC"},
+        {"type": "Replace", "pattern": {"Regex": "\\A +| +\\z| +(?= )"}, "content": ""},
+        {"type": "Prepend", "prepend": "\u2581"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]},
+    "pre_tokenizer": null, "post_processor": null,
+    "model": {"type": "Unigram", "unk_id": 0,
+        "vocab": [["<unk>", 0], ["\u2581a", -1], ["ab", -2]]}})json";
+
+// with all bytes as pieces
+std::string byte_pairs_file() {
+    std::string vocabulary = R"("<unk>": 256, "a": 257, "b": 258, "ab": 259, "\u2581": 260)";
+    const char *const digits = "0123456789ABCDEF";
+    for (int i = 0; i < 256; ++i) {
+        vocabulary += std::string(", \"<0x") + digits[i / 16] + digits[i % 16] + ">\": ";
+        vocabulary += std::to_string(i);
+    }
+    return R"({"added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "\u2581"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]},
+        "pre_tokenizer": null, "post_processor": null,
+        "model": {"type": "BPE", "unk_token": "<unk>", "byte_fallback": true,
+            "merges": [["a", "b"]], "vocab": {)" +
+           vocabulary + "}}}";
+}
+
+// An expression by a tokenizer that is whole.
+void cut(const libris::Tokenizer &tokenizer, const std::string &text) {
+    if (tokenizer(text).ids.size() > 35) __builtin_trap();
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     using namespace libris;
     static const Tokenizer fixed(parse_tokenizer(kTokenizer, "fixed"), "fixed", 35, 0);
+    static const Tokenizer pieces(parse_tokenizer(kUnigram, "fixed"), "fixed", 35, 1);
+    static const Tokenizer pairs(parse_tokenizer(byte_pairs_file(), "fixed"), "fixed", 35, 0);
     if (size == 0) return 0;
     const std::string text(reinterpret_cast<const char *>(data + 1), size - 1);
     try {
@@ -65,13 +102,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             case 't': {
                 const Tokenizer made(parse_tokenizer(text, "tokenizer.json"), "tokenizer.json", 35,
                                      0);
-                made("left man \u00e9[MASK]");
+                made("left A\u0301man \u00e9[MASK]\u00bd\r\n[semantic]  \U0001f436");
                 break;
             }
-            default: {
-                const Tokens tokens = fixed(text);
-                if (tokens.ids.size() > 35) __builtin_trap();
-            }
+            case 'u': cut(pieces, text); break;
+            case 'b': cut(pairs, text); break;
+            default: cut(fixed, text);
         }
     } catch (const Error &) {
         // the documented outcome

@@ -15,7 +15,7 @@ import pytest
 from mask_goldens import LETTERBOX, PICTURES, PROBABILITIES, letterbox, logits_of, mask_of
 from PIL import Image
 
-from libris_helper import Rule, pointer
+from libris_helper import MAX_TOKENS, Rule, pointer, tokenize
 from ris.engines.errors import ExpressionError
 from ris.engines.onnx_widen import widened
 from ris.reference.dfam.config import PRESETS
@@ -28,7 +28,6 @@ from ris.runtime.manifest import Drawn, manifest_from_dict
 from ris.runtime.masks import MaskRule, mask_from_logits, mask_score, resize_logits
 from ris.runtime.text import ExpressionTokenizer
 
-MAX_TOKENS = 35
 TEXT = """left right man woman the a of in red blue umbrella second third from behind unaffable
 naïve café 人 日本語 supercalifragilisticexpialidocious İstanbul ǅ ﬁ don't blue-ish 1,000.50
 🐶 👩‍👩‍👧 антон مرحبا हिन्दी 한국어 각 가 Ω Å é ȩ́ \u200b \u00ad \u3000 \x1f \x85 \u2028
@@ -234,28 +233,6 @@ def tokenizer_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     build_tokenizer(read_vocabulary(None, PRESETS["vitb-vitl336"])).save(str(path))
     return path
-
-
-def tokenize(internals, path, texts, pad_id=0):
-    """ids [N, T], -1 for what is refused, and the notes of each."""
-    encoded = [text.encode() for text in texts]
-    ends = np.cumsum([len(e) for e in encoded]).astype(np.uint64)
-    ids = np.zeros((len(texts), MAX_TOKENS), np.int32)
-    room = 1 << 22
-    lines = ctypes.create_string_buffer(room)
-    count = ctypes.c_size_t(len(texts))
-    internals.test_tokenize(
-        str(path).encode(),
-        MAX_TOKENS,
-        pad_id,
-        b"".join(encoded),
-        pointer(ends),
-        count,
-        pointer(ids),
-        lines,
-        ctypes.c_size_t(room),
-    )
-    return ids, lines.value.decode(errors="replace")
 
 
 def test_every_character_is_what_tokenizers_says(internals, tokenizer_file):

@@ -31,6 +31,8 @@ from ris.runtime.categories import read_table
 from ris.runtime.parity import load_golden
 from ris.runtime.text import ExpressionTokenizer
 
+CORPUS = Path(__file__).parents[2] / "cpp" / "tests" / "corpus"
+
 MAX_TOKENS = 35
 
 
@@ -97,19 +99,23 @@ def _open(folder: Path, expected: Any) -> list[str]:
 
 
 @functools.cache
-def _tokenizer() -> Any:
-    return json.loads((BUILT_IN / "tokenizer.json").read_text(encoding="utf-8"))
+def _tokenizers() -> list[Any]:
+    """One of each kind of vocabulary: BERT's, then SentencePiece's."""
+    corpus = [CORPUS / f"tokenizer-{kind}" for kind in ("unigram", "bpe")]
+    texts = [(BUILT_IN / "tokenizer.json").read_text(encoding="utf-8")]
+    texts += [path.read_text(encoding="utf-8")[1:] for path in corpus]  # behind libris's letter
+    return [json.loads(text) for text in texts]
 
 
 def _make_tokenizer(rng: random.Random, control: bool) -> Input:
     if control:
-        return Input({"tokenizer.json": json.dumps(_tokenizer()).encode()}, expected=4)
-    return Input({"tokenizer.json": mutated_json(_tokenizer(), rng)})
+        return Input({"tokenizer.json": json.dumps(_tokenizers()[0]).encode()}, expected=4)
+    return Input({"tokenizer.json": mutated_json(rng.choice(_tokenizers()), rng)})
 
 
 def _tokenize(folder: Path, expected: Any) -> list[str]:
     tokenize = ExpressionTokenizer(folder / "tokenizer.json", MAX_TOKENS)
-    for expression in ("left man", "the dog [PAD] ein Hündchen 🦓", "a " * 60):
+    for expression in ("left man", "the dog [PAD] ein Hündchen 🦓 A½", "a " * 60):
         with contextlib.suppress(ExpressionError):  # no words in it, by a damaged vocabulary
             tokens = tokenize([expression])
             require(tokens.ids.shape == tokens.mask.shape == (1, MAX_TOKENS), "another shape")
