@@ -155,7 +155,7 @@ def export_bundle(
         stages, host = resizes_inside(stages, host)
     planned = _planned(family, config, source, options, stages, host)
     with building(out, options.overwrite) as folder:
-        tokenizer = FAMILIES[family].tokenizer(options.vocabulary, config)
+        tokenizer = FAMILIES[family].tokenizer_of(options.vocabulary, config, source.trained)
         report("weights")
         model = make_model()
         require_disk(out, disk_needed(sum(p.numel() for p in model.parameters())))

@@ -110,7 +110,8 @@ _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "on
 @click.option(
     "--vocabulary",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A vocab.txt. Default: that of --bert, else bert-base-uncased's for full-size BERT.",
+    help="A vocab.txt, tokenizer.json or, for evfsam, sentencepiece.bpe.model. Default: that of "
+    "--bert, or the one beside an evfsam checkpoint; else bert-base-uncased's for full-size BERT.",
 )
 @click.option(
     "--ranges",

@@ -169,7 +169,7 @@ class ReferenceSegmenter:
         design, config = DESIGNS[self.family], inspection.config
         self.chosen = self._family.chosen(config.to_dict())
         self._model = model.to(self.device)
-        self._tokenizer = self._family.tokenizer(inspection.vocabulary, config)
+        self._tokenizer = self._family.tokenizer_of(inspection.vocabulary, config, trained=True)
         self._host, self._answer = design.host(config), design.answer(config)
         sizes = [image.size for image in self._host.images.values() if image.of == PICTURE]
         self.square, self.rule = max(sizes), mask_rule(self._host, self._answer)

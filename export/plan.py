@@ -84,7 +84,7 @@ def make_plan(
         source: The model to export.
         precision_name: What the graphs are to compute in.
         out: The bundle to write.
-        vocabulary: A vocab.txt or tokenizer.json; None for the preset's own.
+        vocabulary: A file as of `Family.tokenizer`; None for the preset's own.
         check_target: Raises RisError where `out` is in the way.
         fp32: The graphs that stay FP32 because they were named.
 
@@ -103,7 +103,7 @@ def make_plan(
     if source.inspection is not None:
         problems += _refusals(source.inspection.require_finite)
     problems += _refusals(
-        lambda: family.tokenizer(vocabulary, config),
+        lambda: family.tokenizer_of(vocabulary, config, source.inspection is not None),
         check_target,
         lambda: require_disk(out, disk),
     )

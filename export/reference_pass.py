@@ -88,14 +88,15 @@ class ReferencePass:
     def golden(self) -> Arrays:
         """What golden.npz holds, of a pass over one image.
 
-        Images of the picture are there as 8-bit levels, a letterbox without its zeros. What a
-        reader makes of them, of the ids, of the number of expressions and of seeds is left out.
+        Images that Pillow resizes from the picture are there as 8-bit levels, a letterbox without
+        its zeros. What a reader makes of them, of the ids, of the number of expressions and of
+        seeds is left out.
         """
         found = self.arrays
         for name in (self.host.text.mask, self.host.image_index, *self.host.drawn):
             found.pop(name or "", None)
         for name, image in self.host.images.items():
-            if image.of == PICTURE:
+            if image.of == PICTURE and image.antialias:
                 found[name] = resize_picture(self.rgb, fitted_size(image, self.rgb.shape[:2]))
         return found
 

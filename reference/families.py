@@ -12,11 +12,12 @@ from ris.engines.errors import CheckpointError
 from ris.engines.text import quoted
 from ris.reference.cgformer.family import CgformerFamily
 from ris.reference.dfam.family import Dfam
+from ris.reference.evfsam.family import EvfsamFamily
 from ris.reference.family import Choice, Family
 from ris.reference.rela.family import RelaFamily
 
 FAMILIES: dict[str, Family[Any, Any]] = {
-    family.name: family for family in (Dfam(), RelaFamily(), CgformerFamily())
+    family.name: family for family in (Dfam(), RelaFamily(), CgformerFamily(), EvfsamFamily())
 }
 """Every family by its name. The first is taken where nothing says which."""
 

@@ -104,6 +104,12 @@ class Family(ABC, Generic[C, M]):
     relatives: tuple[Relative, ...] = ()
     """Checkpoints that may be taken for this family's and are refused by name."""
 
+    own_vocabulary: str = ""
+    """The file that is published beside a checkpoint with its vocabulary; empty for a common one.
+
+    Other models' words are no use to such a checkpoint. Made-up weights have made-up words.
+    """
+
     choices: tuple[Choice, ...] = ()
     """What a person may choose, beside what the weights say."""
 
@@ -170,12 +176,30 @@ class Family(ABC, Generic[C, M]):
         """The entries with what can be computed from them, and notes on that."""
         return entries, []
 
+    def vocabulary_beside(self, checkpoint: Path) -> Path | None:
+        """The vocabulary that a checkpoint was published with; None where it is not beside it."""
+        path = checkpoint.parent / self.own_vocabulary
+        return path if self.own_vocabulary and path.is_file() else None
+
+    def tokenizer_of(self, vocabulary: Path | None, config: C, trained: bool) -> Tokenizer:
+        """`tokenizer`, of a checkpoint or of made-up weights.
+
+        Raises CheckpointError, too, where a trained model lacks the vocabulary it was trained with.
+        """
+        if trained and vocabulary is None and self.own_vocabulary:
+            raise CheckpointError(
+                f"a checkpoint of the family {self.name} reads its own vocabulary, and there is no"
+                f" {self.own_vocabulary} beside it; put the one that was published with the"
+                " checkpoint there (ris-export takes one from elsewhere as --vocabulary)"
+            )
+        return self.tokenizer(vocabulary, config)
+
     @abstractmethod
     def tokenizer(self, vocabulary: Path | None, config: C) -> Tokenizer:
         """The tokenizer that goes into a bundle.
 
-        vocabulary: a vocab.txt or tokenizer.json; None for the preset's own. Raises CheckpointError
-        where it does not fit the model.
+        vocabulary: a vocab.txt, a tokenizer.json or the family's `own_vocabulary`; None for the
+        preset's own. Raises CheckpointError where it does not fit the model.
         """
 
     @abstractmethod

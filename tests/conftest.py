@@ -18,11 +18,15 @@ FULL_SIZE = (
     "export/test_checkpoint_full_size.py",
     "export/test_rela_full_size.py",
     "export/test_cgformer_full_size.py",
+    "export/test_evfsam_full_size.py",
     "reference/cgformer/test_golden_end_to_end.py",
     "reference/cgformer/test_golden_modules.py",
     "reference/dfam/test_golden_modules.py",
     "reference/dfam/test_golden_end_to_end.py",
     "reference/dfam/test_weights_and_sizes.py",
+    "reference/evfsam/test_golden_end_to_end.py",
+    "reference/evfsam/test_golden_modules.py",
+    "reference/evfsam/test_sam2_modules.py",
     "reference/rela/test_golden_end_to_end.py",
     "reference/rela/test_golden_modules.py",
     "training/test_golden_step.py",
@@ -44,6 +48,7 @@ MARKED = {
         "export/test_export_engine.py",
         "export/test_rela.py",
         "export/test_cgformer.py",
+        "export/test_evfsam.py",
         "runtime/test_bench.py",
         "runtime/test_processes.py",
         "test_demo.py",
@@ -226,6 +231,44 @@ def cgformer_half_bundle(tmp_path_factory):
 @pytest.fixture(scope="session")
 def cgformer_bf16_bundle(tmp_path_factory):
     return _export_cgformer(tmp_path_factory.mktemp("cgformer-bf16"), "bf16")
+
+
+def _export_evfsam(folder, preset, precision="fp32"):
+    from ris.reference.evfsam.config import PRESETS
+
+    return export_made_up(folder, PRESETS[preset], precision, family="evfsam")
+
+
+@pytest.fixture(scope="session")
+def evfsam_bundle(tmp_path_factory):
+    """EVF-SAM's on SAM, FP32: what `ris-export --preset tiny-evfsam --random-weights 0` writes."""
+    return _export_evfsam(tmp_path_factory.mktemp("evfsam"), "tiny-evfsam")
+
+
+@pytest.fixture(scope="session")
+def evfsam2_bundle(tmp_path_factory):
+    """The same on SAM 2."""
+    return _export_evfsam(tmp_path_factory.mktemp("evfsam2"), "tiny-evfsam2")
+
+
+@pytest.fixture(scope="session")
+def evfsam_half_bundle(tmp_path_factory):
+    return _export_evfsam(tmp_path_factory.mktemp("evfsam-fp16"), "tiny-evfsam", "fp16")
+
+
+@pytest.fixture(scope="session")
+def evfsam2_half_bundle(tmp_path_factory):
+    return _export_evfsam(tmp_path_factory.mktemp("evfsam2-fp16"), "tiny-evfsam2", "fp16")
+
+
+@pytest.fixture(scope="session")
+def evfsam_bf16_bundle(tmp_path_factory):
+    return _export_evfsam(tmp_path_factory.mktemp("evfsam-bf16"), "tiny-evfsam", "bf16")
+
+
+@pytest.fixture(scope="session")
+def evfsam2_bf16_bundle(tmp_path_factory):
+    return _export_evfsam(tmp_path_factory.mktemp("evfsam2-bf16"), "tiny-evfsam2", "bf16")
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,41 @@ def linear_behind_norm(norm: nn.LayerNorm, linear: nn.Linear) -> nn.Linear:
     return _with(folded, weight * norm.weight.double(), bias)
 
 
+def pointwise(conv: nn.Conv2d) -> nn.Linear:
+    """A 1x1 convolution as a linear layer of tokens, of the same weights."""
+    with torch.device("meta"):
+        linear = nn.Linear(conv.in_channels, conv.out_channels, conv.bias is not None)
+    linear.weight = nn.Parameter(conv.weight.detach().flatten(1), requires_grad=False)
+    linear.register_parameter("bias", conv.bias)
+    return linear
+
+
+def linear_behind_linear(first: nn.Linear, second: nn.Linear) -> nn.Linear:
+    """A linear layer that does what `second` does behind `first`."""
+    weight, bias = second.weight.double(), second.bias.double()
+    with torch.device("meta"):
+        folded = nn.Linear(first.in_features, second.out_features)
+    return _with(folded, weight @ first.weight.double(), weight @ first.bias.double() + bias)
+
+
+def scaled(linear: nn.Linear, factor: float) -> nn.Linear:
+    """A linear layer that gives `factor` times what `linear` gives."""
+    with torch.device("meta"):
+        folded = nn.Linear(linear.in_features, linear.out_features)
+    return _with(folded, linear.weight.double() * factor, linear.bias.double() * factor)
+
+
+def thirds(linear: nn.Linear) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    """The three linear layers that stand one below the other in `linear`, of the same weights."""
+    size = linear.out_features // 3
+    weights, biases = linear.weight.detach().split(size), linear.bias.detach().split(size)
+    with torch.device("meta"):
+        found = [nn.Linear(linear.in_features, size) for _ in range(3)]
+    for part, weight, bias in zip(found, weights, biases, strict=True):
+        part.weight, part.bias = (nn.Parameter(v, requires_grad=False) for v in (weight, bias))
+    return found[0], found[1], found[2]
+
+
 def plain(norm: nn.LayerNorm) -> nn.LayerNorm:
     """A layer norm without its affine part, which `linear_behind_norm` has."""
     return nn.LayerNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)

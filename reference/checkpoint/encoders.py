@@ -118,7 +118,7 @@ def read_sam(read: ShapeReader, prefix: str, usual: SamConfig) -> SamConfig:
     if per_head:
         heads = width // per_head
     else:
-        heads = usual.heads if same else _heads(width, "SAM's image encoder")
+        heads = usual.heads if same else usual_heads(width, "SAM's image encoder")
     return SamConfig(
         image_size=grid * patch,
         patch_size=patch,
@@ -155,9 +155,9 @@ def read_clip(
     same, same_text = width == usual.width, text_width == usual.text_width
     layers = read.blocks(visual + "transformer.resblocks.")
     text_layers = read.blocks(prefix + "transformer.resblocks.")
-    own = heads.get("clip") or (usual.heads if same else _heads(width, "CLIP's image tower"))
+    own = heads.get("clip") or (usual.heads if same else usual_heads(width, "CLIP's image tower"))
     text = heads.get("clip_text") or (
-        usual.text_heads if same_text else _heads(text_width, "CLIP's text")
+        usual.text_heads if same_text else usual_heads(text_width, "CLIP's text")
     )
     return ClipConfig(
         image_size=round((positions - 1) ** 0.5) * patch,
@@ -198,7 +198,7 @@ def read_bert(
         vocab_size=read.size(words, 0, usual.vocab_size),
         width=width,
         layers=max(read.blocks(prefix + "encoder.layer."), least),
-        heads=heads.get("bert") or (usual.heads if same else _heads(width, "BERT")),
+        heads=heads.get("bert") or (usual.heads if same else usual_heads(width, "BERT")),
         mlp_width=read.size(hidden, 0, usual.mlp_width),
         positions=read.size(positions, 0, usual.positions),
     )
@@ -228,7 +228,7 @@ def read_swin(read: ShapeReader, prefix: str, usual: SwinConfig) -> SwinConfig:
     return SwinConfig(patch, width, tuple(depths), tuple(heads), window)
 
 
-def _heads(width: int, what: str) -> int:
+def usual_heads(width: int, what: str) -> int:
     """The attention heads of the published models of this width: 64 channels a head."""
     if width % 64:
         raise CheckpointError(

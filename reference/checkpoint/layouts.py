@@ -51,6 +51,7 @@ _SIGNS = (
         ("image_encoder.patch_embed.", "image_encoder.blocks.0.attn.qkv."),
     ),
     _Sign("SAM's weights in transformers' layout", None, ("vision_encoder.patch_embed.",)),
+    _Sign("SAM 2's weights", None, ("image_encoder.trunk.",)),
     _Sign("a CLIP with a ResNet image tower", None, ("visual.layer1.",)),
     _Sign(
         "CLIP's weights",

@@ -91,7 +91,7 @@ class Inspection:
     """The weight files by component."""
 
     vocabulary: Path | None
-    """vocab.txt or tokenizer.json of the --bert folder; None where there is none."""
+    """The vocabulary of the --bert folder, or the one beside the checkpoint; None without any."""
 
     carried_config: bool
     """Whether the checkpoint carries `config`; otherwise it was read off the shapes."""
@@ -199,7 +199,7 @@ def inspect(
         notes=(*notes, *more_notes),
         parts=_parts(entries, keys),
         weights=weights,
-        vocabulary=next((c.vocabulary for c in opened.components if c.vocabulary), None),
+        vocabulary=opened.vocabulary(),
         carried_config=opened.checkpoint is not None and opened.checkpoint.config is not None,
     )
 
@@ -292,6 +292,13 @@ class _Opened:
         """All files that have weights."""
         opened = (self.checkpoint, *(component.file for component in self.components))
         return [file for file in opened if file is not None]
+
+    def vocabulary(self) -> Path | None:
+        """That of a component, or the one beside the checkpoint; None where there is neither."""
+        of_parts = next((c.vocabulary for c in self.components if c.vocabulary), None)
+        if of_parts is not None or self.checkpoint is None:
+            return of_parts
+        return self.family.vocabulary_beside(self.checkpoint.path)
 
 
 def _open(files: WeightFiles, family: str | None = None, only: str | None = None) -> _Opened:

@@ -2,7 +2,8 @@
 
 The rule: a component file replaces what training leaves alone (an image encoder) and only fills in
 what training changes (BERT), because the training checkpoint has the trained ones. Which part is
-which the family says, by `SharedPart`. Every replacement and every gap that was filled is a note.
+which the family says, by `SharedPart`; of some only the checkpoint's will do. Every replacement,
+every gap that was filled and everything that was left aside is a note.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ class SharedPart:
     fingerprint: Fingerprint | None = None
     """A tensor of the part that has to be the component file's; None where there is none."""
 
+    checkpoint_only: bool = False
+    """Whether the component file's is of no use: the model was trained with another."""
+
 
 @dataclass(frozen=True)
 class _Offer:
@@ -108,7 +112,9 @@ def merge(
             if theirs and component.file is not None:
                 module = module_of(next(iter(theirs)))
                 offer = _Offer(part, module, component.file.path.name, theirs, ours)
-                if part.frozen:
+                if part.checkpoint_only:
+                    notes.append(f"{module}: not from {offer.name}, as the model trained its own")
+                elif part.frozen:
                     notes += _replace(offer, entries, module_of)
                 else:
                     notes += _fill(offer, entries)

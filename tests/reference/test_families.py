@@ -62,9 +62,10 @@ def test_every_row_is_complete():
             assert set(family.brings) <= set(rules.names())
             for prefix in family.components.values():
                 assert any(key.startswith(prefix) for key in keys)
-            for part in family.shared_parts():
-                for key in (part.gives, *(key for key, _ in part.takes)):
-                    assert not key or key in keys
+        every = {key for c in family.presets.values() for key in family.empty_model(c).state_dict()}
+        for part in family.shared_parts():
+            for key in (part.gives, *(key for key, _ in part.takes)):
+                assert not key or key in every
 
 
 def test_a_checkpoint_is_recognised_by_its_keys(state, tmp_path, other):

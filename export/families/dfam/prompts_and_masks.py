@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ris.export.families.dfam.sam_encoder import channels_last
 from ris.export.families.parts import with_parts
+from ris.export.families.sam_encoder import channels_last
 from ris.reference.dfam.model import RISModel
 from ris.reference.dfam.queries import DFAM
 from ris.reference.layers.deformable import Sampling

@@ -19,7 +19,7 @@ from ris.export.families.dfam.rules import (
     WHOLE_MASK_DECODER,
     WHOLE_TEXT_ENCODER,
 )
-from ris.export.families.dfam.sam_encoder import SamImageEncoder
+from ris.export.families.sam_encoder import SamImageEncoder
 from ris.export.families.signatures import IMAGE_INDEX, of_expression, of_image, plain, taken
 from ris.reference.dfam.config import ModelConfig
 from ris.reference.dfam.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD
@@ -76,7 +76,7 @@ def _sam_image_encoder(config: ModelConfig) -> StageDesign:
         name="sam_image_encoder",
         inputs=(taken(of_image("image", 3, size, size), "sam_image"),),
         outputs=(_embeddings(config),),
-        build=plain(SamImageEncoder),
+        build=plain(lambda model: SamImageEncoder(model.sam.image_encoder, config.sam.grid)),
         islands=ISLANDS,
         int8_by_default=True,
     )

@@ -7,10 +7,8 @@ import math
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling.common import LayerNorm2d as SamLayerNorm2d
-from segment_anything.modeling.image_encoder import Block, get_rel_pos
+from segment_anything.modeling.image_encoder import Block, ImageEncoderViT, get_rel_pos
 from torch import Tensor, nn
-
-from ris.reference.dfam.model import RISModel
 
 
 class ChannelsLastNorm(nn.Module):
@@ -130,9 +128,10 @@ class _SamBlock(nn.Module):
 class SamImageEncoder(nn.Module):
     """`image` [B, 3, S, S] -> `image_embeddings` [B, C, s, s] (docs/reference/models/dfam.md 3)."""
 
-    def __init__(self, model: RISModel) -> None:
+    def __init__(self, encoder: ImageEncoderViT, grid: int) -> None:
+        """Takes SAM's layers; grid: side of the embeddings."""
         super().__init__()
-        encoder, self.grid = model.sam.image_encoder, model.config.sam.grid
+        self.grid = grid
         self.patches, positions = encoder.patch_embed.proj, encoder.pos_embed
         assert positions is not None
         self.positions = nn.Buffer(positions.detach().flatten(1, 2))

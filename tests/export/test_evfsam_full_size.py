@@ -1,0 +1,106 @@
+"""EVF-SAM at full size, from a file with exactly the official keys to the golden masks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import evfsam_golden_run
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from conftest import GOLDEN, REPO
+from golden import inputs
+from golden.evfsam.inputs import EXPRESSIONS
+from ris.calibration.numerics import emulated
+from ris.export.command import main
+from ris.runtime import open_bundle
+from ris.runtime.comparing import compare, mask_iou
+from ris.runtime.loading import open_model
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(5400)]
+
+SIZE = (480, 640)
+GOLDENS = {"1": "e2e_evfsam_seed0.npz", "2": "e2e_evfsam2_seed0.npz"}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """What an export of a version's golden weights is given: a checkpoint and a vocabulary."""
+    folder = tmp_path_factory.mktemp("golden")
+    vocabulary = evfsam_golden_run.write_tokenizer(folder / "tokenizer.json")
+
+    def arguments(version):
+        path = folder / f"{version}.safetensors"
+        if not path.exists():  # another process writes it, whose memory does not count
+            script = REPO / "tests" / "evfsam_golden_run.py"
+            make = [sys.executable, str(script), str(path), version]
+            subprocess.run(make, check=True, timeout=600)
+        return "--checkpoint", path, "--vocabulary", vocabulary
+
+    yield arguments
+    shutil.rmtree(folder)
+
+
+def exported(folder, *arguments):
+    """What `ris-export` writes with these arguments."""
+    done = CliRunner().invoke(main, [*map(str, arguments), "--out", str(folder / "b"), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["parity"]["end_to_end.mask_logits"]["relative"] < 2e-2
+    return open_bundle(folder / "b")
+
+
+def sampled(golden, name, array):
+    """An array as its golden one is stored, whole or every so many numbers, and that one."""
+    if name in golden:
+        return array.ravel(), golden[name].ravel()
+    return array.ravel()[:: int(golden[f"{name}.stride"])], golden[f"{name}.sub"].ravel()
+
+
+def golden_answers(bundle):
+    """For each golden expression whether the mask is right, and the error of the logits.
+
+    The main expression's mask is there whole: its IoU. Of the others there is the number of pixels:
+    by which share of the picture that differs.
+    """
+    golden = np.load(GOLDEN / "evfsam" / GOLDENS[bundle.manifest.model["version"]])
+    found = []
+    with open_model(bundle, engine="onnxruntime", max_expressions=1) as model:
+        scene = model.encode_image(inputs.image(0))
+        for number, expression in enumerate(EXPRESSIONS):
+            answer = scene.segment(expression)
+            end = f"_{number}" if number else ""
+            error = compare(*sampled(golden, f"low_res_logits{end}", answer.logits)).relative
+            if not number:
+                bits = np.unpackbits(golden["mask_bits"], count=SIZE[0] * SIZE[1])
+                agrees = mask_iou(answer.mask, bits.reshape(SIZE).astype(bool))
+            else:
+                pixels = int(golden[f"mask_pixels{end}"])
+                agrees = 1 - abs(int(answer.mask.sum()) - pixels) / answer.mask.size
+            print(f"{expression}: {agrees:.6f}, logits {error:.1e}")
+            found.append((agrees, error))
+    return found
+
+
+@pytest.mark.parametrize("version", ["2", "1"])
+def test_fp32_gives_the_golden_masks(version, given, tmp_path):
+    bundle = exported(tmp_path, *given(version))
+    manifest = bundle.manifest
+    assert manifest.model["preset"] == {"1": "evfsam", "2": "evfsam2"}[version]
+    assert manifest.source.trained
+    for agrees, error in golden_answers(bundle):
+        assert agrees >= 0.9999
+        assert error < 1e-3
+    shutil.rmtree(bundle.path)
+
+
+def test_true_fp16_keeps_the_golden_masks(given, tmp_path):
+    bundle = exported(tmp_path, *given("2"), "--precision", "fp16")
+    with emulated(bundle) as rounded:
+        for agrees, error in golden_answers(rounded):
+            assert agrees >= 0.99
+            assert error < 2e-2
+    shutil.rmtree(bundle.path)
