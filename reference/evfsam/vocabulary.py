@@ -10,7 +10,7 @@ from tokenizers.models import Unigram
 from ris.engines.errors import CheckpointError
 from ris.engines.text import reason_of
 from ris.reference.evfsam.config import EvfsamConfig
-from ris.reference.evfsam.standin_unigram import made_up_unigram, unigram_from
+from ris.reference.unigram import made_up_unigram, unigram_from
 
 SEMANTIC = "[semantic]"
 """The word in front that asks a multitask checkpoint for everything of a class."""
