@@ -23,6 +23,8 @@ FULL_SIZE = (
     "reference/dfam/test_golden_modules.py",
     "reference/dfam/test_golden_end_to_end.py",
     "reference/dfam/test_weights_and_sizes.py",
+    "reference/lisa/test_golden_end_to_end.py",
+    "reference/lisa/test_golden_modules.py",
     "reference/rela/test_golden_end_to_end.py",
     "reference/rela/test_golden_modules.py",
     "training/test_golden_step.py",
