@@ -146,6 +146,14 @@ class Family(ABC, Generic[C, M]):
         where the shapes do not say enough.
         """
 
+    def settle(self, config: C, folder: Path | None) -> C:
+        """What `derive_config` gave, with what the files beside the weights say, such as an eps.
+
+        folder: that of the checkpoint; None where a file alone was given. Raises CheckpointError
+        where they tell of another model.
+        """
+        return config
+
     @abstractmethod
     def carried_config(self, data: Any, source: object) -> C:
         """The configuration that a checkpoint or a manifest carries as JSON data.

@@ -27,6 +27,8 @@ FULL_SIZE = (
     "reference/evfsam/test_golden_end_to_end.py",
     "reference/evfsam/test_golden_modules.py",
     "reference/evfsam/test_sam2_modules.py",
+    "reference/lisa/test_golden_end_to_end.py",
+    "reference/lisa/test_golden_modules.py",
     "reference/rela/test_golden_end_to_end.py",
     "reference/rela/test_golden_modules.py",
     "training/test_golden_step.py",

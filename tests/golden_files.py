@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from golden import inputs
 from ris.reference.layers.worded_swin import WordedSwin
@@ -63,17 +64,17 @@ class GoldenFile:
 class Seen(dict[str, torch.Tensor]):
     """What modules gave, by the golden files' names."""
 
-    def outputs(self, module: torch.nn.Module, name: str) -> None:
-        """Keeps what the module gives, the first of several."""
+    def outputs(self, module: torch.nn.Module, name: str) -> RemovableHandle:
+        """Keeps what the module gives, the first of several, until the handle is removed."""
 
         def keep(module: torch.nn.Module, args: object, output: object) -> None:
             self[name] = output[0] if isinstance(output, tuple) else output
 
-        module.register_forward_hook(keep)
+        return module.register_forward_hook(keep)
 
-    def inputs(self, module: torch.nn.Module, name: str) -> None:
-        """Keeps what the module takes."""
-        module.register_forward_pre_hook(lambda module, args: self.update({name: args[0]}))
+    def inputs(self, module: torch.nn.Module, name: str) -> RemovableHandle:
+        """Keeps what the module takes, until the handle is removed."""
+        return module.register_forward_pre_hook(lambda module, args: self.update({name: args[0]}))
 
     def backbone(self, backbone: WordedSwin) -> None:
         """Keeps what the patch embedding and the steps of every stage give."""

@@ -220,6 +220,7 @@ SET_BY_US = {
     "reference/models/dfam.md": r".",  # the model's facts and tolerances
     "reference/models/cgformer.md": r".",  # the same
     "reference/models/evfsam.md": r".",
+    "reference/models/lisa.md": r".",
     "reference/models/rela.md": r".",
     "guide/batch.md": r".",  # arithmetic over the figures that it links to
     "reference/bundle.md": r"at most 64 MB",

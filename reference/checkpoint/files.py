@@ -66,6 +66,9 @@ class WeightFile:
     beside: tuple[str, ...] = ()
     """Names of what else is in it, an optimiser's state for example."""
 
+    folder: Path | None = None
+    """The folder whose weights it is, with what says more about them; None for a file alone."""
+
 
 def open_weights(path: Path) -> WeightFile:
     """Opens a weight file of any of the formats above.
@@ -73,6 +76,12 @@ def open_weights(path: Path) -> WeightFile:
     Raises CheckpointError for what is missing, damaged, no weight file, or a pickle that asks for
     more than weights.
     """
+    opened = open_plain(path)
+    return replace(opened, entries=unwrapped(opened.entries, path))
+
+
+def open_plain(path: Path) -> WeightFile:
+    """`open_weights` with the tensors' names as they stand in the file."""
     head = _head(path)
     if head.startswith(b"PK\x03\x04"):
         opened = _open_zip(path)
@@ -89,7 +98,7 @@ def open_weights(path: Path) -> WeightFile:
 
     if not opened.entries:
         raise CheckpointError(f"{path} holds no tensors; give a checkpoint with a state dict")
-    return replace(opened, entries=unwrapped(opened.entries, path))
+    return opened
 
 
 def _head(path: Path) -> bytes:

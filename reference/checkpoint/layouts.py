@@ -5,17 +5,25 @@ docs/reference/checkpoints.md, Files, has the layouts.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ris.engines.errors import CheckpointError
-from ris.engines.text import echoed, quoted, reason_of
+from ris.engines.text import echoed, quoted
 from ris.reference.checkpoint.entries import Entry, stack
 from ris.reference.checkpoint.files import WeightFile, open_weights
+from ris.reference.checkpoint.folders import (
+    INDEX_END,
+    checkpoint_in,
+    find_weights,
+    read_json,
+    require_no_shard,
+    weights_in,
+)
+from ris.reference.checkpoint.shards import open_shards
 from ris.reference.families import family_named, nearest, recognise, relative_of
 from ris.reference.family import Family
 from ris.reference.tokenizer import find_tokenizer_file
@@ -142,7 +150,7 @@ def open_checkpoint(path: Path, family: str | None = None) -> tuple[WeightFile, 
     """A training checkpoint and the family that it is of.
 
     Args:
-        path: The file.
+        path: The file, the index of several, or the folder that holds either.
         family: The name of the family that it is to be taken for; None: what its keys say.
 
     Raises:
@@ -150,7 +158,7 @@ def open_checkpoint(path: Path, family: str | None = None) -> tuple[WeightFile, 
             refuses by name, and for an unknown family.
     """
     named = family_named(family) if family else None
-    file = open_weights(path)
+    file = _open_whole(path)
     if words := relative_of(file.entries):
         raise CheckpointError(f"{path}, given as --checkpoint, is {words}")
     component = looks_like(file.entries)[1]
@@ -160,6 +168,16 @@ def open_checkpoint(path: Path, family: str | None = None) -> tuple[WeightFile, 
     if found is None:
         raise _unrecognised(file)
     return file, found
+
+
+def _open_whole(path: Path) -> WeightFile:
+    """The weights of a file, or of a folder with its index or its one weight file."""
+    if path.is_dir():
+        return replace(_open_whole(checkpoint_in(path)), folder=path)
+    if path.name.endswith(INDEX_END):
+        return replace(open_shards(path), folder=path.parent)
+    require_no_shard(path)
+    return open_weights(path)
 
 
 def _unrecognised(file: WeightFile) -> CheckpointError:
@@ -220,8 +238,8 @@ def open_clip(path: Path, prefix: str) -> ComponentWeights:
     begin with. Raises CheckpointError for anything else, and for an activation other than
     QuickGELU, where a config.json tells.
     """
-    config = _read_config(path) if path.is_dir() else {}
-    file = open_weights(_weights_in(path, "--clip-checkpoint") if path.is_dir() else path)
+    config = read_json(path / "config.json") if path.is_dir() else {}
+    file = open_weights(weights_in(path, "--clip-checkpoint") if path.is_dir() else path)
     require(file, "clip")
     heads = _clip_heads(config, path)
 
@@ -308,14 +326,14 @@ def open_bert(path: Path, prefix: str) -> ComponentWeights:
             f"{path} is no folder; --bert takes the folder with config.json, model.safetensors or"
             " pytorch_model.bin, and vocab.txt or tokenizer.json"
         )
-    config = _read_config(path)
+    config = read_json(path / "config.json")
     _check_bert(config, path)
     heads = {"bert": _heads(config, path)} if "num_attention_heads" in config else {}
 
     vocabulary = find_tokenizer_file(path)
-    if vocabulary is not None and _find_weights(path) is None:
+    if vocabulary is not None and find_weights(path) is None:
         return ComponentWeights("bert", None, {}, heads, vocabulary)
-    file = open_weights(_weights_in(path, "--bert"))
+    file = open_weights(weights_in(path, "--bert"))
     require(file, "bert")
     entries = _bert_entries(file.entries, prefix)
     return ComponentWeights("bert", file, entries, heads, vocabulary)
@@ -328,7 +346,7 @@ def _check_bert(config: dict[str, Any], folder: Path) -> None:
                 f"{folder / 'config.json'} has {name} {quoted(config[name])}, the model's BERT has"
                 f" {wanted!r}; give bert-base-uncased, or a model fine-tuned from it"
             )
-    if _read_json(folder / "tokenizer_config.json").get("do_lower_case") is False:
+    if read_json(folder / "tokenizer_config.json").get("do_lower_case") is False:
         raise CheckpointError(
             f"{folder} holds a cased BERT; the model's text is lower-cased, give the uncased one"
         )
@@ -345,47 +363,6 @@ def _bert_entries(entries: Entries, prefix: str) -> Entries:
         name = name.replace("LayerNorm.beta", "LayerNorm.bias")
         named[prefix + name] = entry
     return named
-
-
-# --- folders ---
-
-_WEIGHT_NAMES = (
-    "model.safetensors",
-    "pytorch_model.bin",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
-)
-
-
-def _find_weights(folder: Path) -> Path | None:
-    return next((folder / name for name in _WEIGHT_NAMES if (folder / name).is_file()), None)
-
-
-def _weights_in(folder: Path, option: str) -> Path:
-    found = _find_weights(folder)
-    if found is None:
-        names = ", ".join(_WEIGHT_NAMES)
-        raise CheckpointError(f"{folder}, given as {option}, holds none of {names}")
-    return found
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    return _read_json(folder / "config.json")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no such file."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as JSON ({reason_of(error)}); download it again"
-        ) from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is no JSON object; download it again")
-    return found
 
 
 OPENERS: dict[Component, Callable[[Path, str], ComponentWeights]] = {

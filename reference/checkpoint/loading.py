@@ -36,7 +36,7 @@ class WeightFiles:
     """The files that a model is put together from; each may be None. False without any."""
 
     checkpoint: Path | None = None
-    """The training checkpoint."""
+    """The training checkpoint: a file, the index of several, or the folder that holds either."""
 
     sam: Path | None = None
     """SAM's weights in Meta's layout."""
@@ -88,7 +88,7 @@ class Inspection:
     """Who gives each module, in the order of the model."""
 
     weights: dict[Component, Path]
-    """The weight files by component."""
+    """The weight files by component; of several files of one their index."""
 
     vocabulary: Path | None
     """The vocabulary of the --bert folder, or the one beside the checkpoint; None without any."""
@@ -188,7 +188,8 @@ def inspect(
         opened.family.key_rules(config),
         {key: value.dtype for key, value in state.items()},
     )
-    weights: dict[Component, Path] = {"checkpoint": files.checkpoint} if files.checkpoint else {}
+    whole = opened.checkpoint
+    weights: dict[Component, Path] = {} if whole is None else {"checkpoint": whole.path}
     weights |= {c.component: c.file.path for c in opened.components if c.file is not None}
     return Inspection(
         family=opened.family,
@@ -200,7 +201,7 @@ def inspect(
         parts=_parts(entries, keys),
         weights=weights,
         vocabulary=opened.vocabulary(),
-        carried_config=opened.checkpoint is not None and opened.checkpoint.config is not None,
+        carried_config=whole is not None and whole.config is not None,
     )
 
 
@@ -350,7 +351,8 @@ def _config(opened: _Opened, entries: dict[str, Entry]) -> Any:
     if checkpoint is not None and checkpoint.config is not None:
         return family.carried_config(checkpoint.config, checkpoint.path)
     try:
-        return family.derive_config(shapes_of(entries), heads)
+        derived = family.derive_config(shapes_of(entries), heads)
+        return family.settle(derived, None if checkpoint is None else checkpoint.folder)
     except CheckpointError as error:
         if checkpoint is None:
             raise

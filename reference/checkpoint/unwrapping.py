@@ -31,7 +31,9 @@ PREFIXES = ("model.", "net.", "network.", "ema.")
 
 _COUNTER = "n_averaged"  # AveragedModel's own buffer, which is no weight
 _DEEPEST = 2  # levels below the checkpoint itself
-_LOSS = "criterion."  # beside the model, in frameworks that train both as one module
+# beside the model: its loss, in frameworks that train both as one module, and the head of a
+# language model of transformers
+_BESIDE = ("criterion.", "lm_head.")
 _RIVAL = 0.5  # the share of names that makes two state dicts copies of one model
 
 
@@ -99,8 +101,8 @@ def _short_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _common_prefix(names: Iterable[str]) -> str | None:
-    """One of `PREFIXES` that begins all of the names but those of the loss."""
-    every = [name for name in names if not name.startswith(_LOSS)]
+    """One of `PREFIXES` that begins all of the names but those beside the model."""
+    every = [name for name in names if not name.startswith(_BESIDE)]
     return next((p for p in PREFIXES if every and all(n.startswith(p) for n in every)), None)
 
 

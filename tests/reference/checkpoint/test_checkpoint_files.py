@@ -143,7 +143,7 @@ def damaged_files(folder, state):
     return {
         "compressed": (compressed, "was compressed after it was saved"),
         "missing": (lambda path: None, "no such file"),
-        "folder": (lambda path: path.mkdir(), "is a folder; give the weight file in it"),
+        "folder": (lambda path: path.mkdir(), "; give the weight file in it"),
         "empty": (text(b""), "is empty; download or copy it again"),
         "pointer": (
             text(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"),
