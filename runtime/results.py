@@ -1,11 +1,15 @@
-"""Answers to files: mask PNG, overlay, COCO RLE, JSON, npy. A file appears whole or not at all."""
+"""Answers to files, each of which appears whole or not at all.
+
+A file for each answer: mask PNG, overlay, COCO RLE, JSON, npy, polygons. Labels of all images:
+COCO, YOLO, labelme (`ris.runtime.formats`).
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +20,14 @@ from PIL import Image
 
 from ris.engines.temporary import Save, clear_folder, write_atomically
 from ris.engines.text import shown
+from ris.runtime.formats.coco import CocoFile
+from ris.runtime.formats.labelme import LabelmeFiles
+from ris.runtime.formats.places import LabelFiles, Places, check_free, json_file
+from ris.runtime.formats.yolo import YoloFiles
 from ris.runtime.image import load_rgb
 from ris.runtime.masks import COLOURS, overlay
 from ris.runtime.model import Model
+from ris.runtime.outlines import Polygon
 from ris.runtime.segmentation import Segmentation
 
 _SUFFIXES = {
@@ -27,11 +36,13 @@ _SUFFIXES = {
     "rle": ".rle.json",
     "json": ".json",
     "npy": ".npy",
+    "polygons": ".polygons.json",
 }
+_LABELS = ("coco", "yolo", "labelme")
 
 _NAME_BYTES = 255 - max(map(len, _SUFFIXES.values()))  # of a name without its suffix
 
-FORMATS = tuple(_SUFFIXES)
+FORMATS = (*_SUFFIXES, *_LABELS)
 """What a result can be written as."""
 
 
@@ -51,13 +62,40 @@ def _cut(stem: str, limit: int) -> str:
 class ResultWriter:
     """Writes results into a folder, under names such as `photo.left-man.mask.png`.
 
-    The names of a run do not collide.
+    The names of a run do not collide. Labels, `photo.json` and the like, are named after the image
+    alone, and never take the place of a file that was there before.
     """
 
-    def __init__(self, folder: Path, formats: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        formats: Sequence[str],
+        images: Sequence[Path] = (),
+        tolerance: float = 0.0,
+    ) -> None:
+        """Checks that labels can be written.
+
+        Args:
+            folder: The folder of the results; it is made where it is missing.
+            formats: What to write, of `FORMATS`.
+            images: The image of each call of `write`; needed for labels alone.
+            tolerance: How far, in pixels, the polygons of `polygons`, `yolo` and `labelme` may be
+                from the mask's edge. 0: they are exact.
+
+        Raises:
+            RisError: Where a file of labels is there already, or two images would have the same.
+        """
         self._folder = folder
-        self._formats = formats
+        self._formats = [name for name in formats if name not in _LABELS]
+        self._tolerance = tolerance
         self._used: set[str] = set()
+        self._labels: list[LabelFiles] = []
+        self._left: Counter[Path] = Counter()
+        if wanted := [name for name in _LABELS if name in formats]:
+            self._places = Places(folder, images)
+            self._left = Counter(map(self._places.below, images))
+            self._labels = [_label_files(name, self._places, tolerance) for name in wanted]
+            check_free([file for labels in self._labels for file in labels.files()])
         clear_folder(folder)
 
     def write(
@@ -90,13 +128,32 @@ class ResultWriter:
                     pixels = load_rgb(image) if rgb is None else rgb
                     save = _overlay_png(pixels, result, COLOURS[number % len(COLOURS)])
                 elif name == "json":
-                    save = _json(describe(image, result, model))
+                    save = json_file(describe(image, result, model))
+                elif name == "polygons":
+                    save = json_file(_feature(image, result, self._tolerance))
                 else:
                     save = _mask_file(name, result)
                 path = self._folder / (base + _SUFFIXES[name])
                 write_atomically(path, save)
                 written.append(path)
-        return written
+        return written + self._write_labels(image, results)
+
+    def _write_labels(self, image: Path, results: Sequence[Segmentation]) -> list[Path]:
+        if not self._labels:
+            return []
+        below = self._places.below(image)
+        self._left[below] -= 1
+        if not results:
+            return []
+        more = self._left[below] > 0
+        return [path for labels in self._labels for path in labels.add(image, results, more)]
+
+    def finish(self) -> list[Path]:
+        """Writes the labels that are about all images, once there is nothing more to `write`.
+
+        Raises OSError where the disk refuses.
+        """
+        return [path for labels in self._labels for path in labels.finish()]
 
     def _unique(self, stem: str, expression: str) -> str:
         """A name that this run has not had; a long stem is cut, so that file systems take it."""
@@ -107,6 +164,12 @@ class ResultWriter:
             name = _cut(stem, _NAME_BYTES - len(end)) + end
         self._used.add(name)
         return name
+
+
+def _label_files(name: str, places: Places, tolerance: float) -> LabelFiles:
+    if name == "coco":
+        return CocoFile(places)
+    return YoloFiles(places, tolerance) if name == "yolo" else LabelmeFiles(places, tolerance)
 
 
 def _overlay_png(
@@ -123,12 +186,34 @@ def _mask_file(name: str, result: Segmentation) -> Save:
         return lambda file: picture.save(file, "PNG")
     if name == "npy":
         return lambda file: np.save(file, result.mask)
-    return _json(dict(result.rle()))
+    return json_file(dict(result.rle()))
 
 
-def _json(data: dict[str, Any]) -> Save:
-    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    return lambda file: file.write(text.encode())
+def _feature(image: Path, result: Segmentation, tolerance: float) -> dict[str, Any]:
+    """A mask as a GeoJSON feature whose coordinates are pixels, y down."""
+    height, width = result.mask.shape
+    return {
+        "type": "Feature",
+        "geometry": {
+            "type": "MultiPolygon",
+            "coordinates": [_coordinates(part) for part in result.polygons(tolerance)],
+        },
+        "properties": {
+            "image": shown(image),
+            "height": height,
+            "width": width,
+            "expression": shown(result.expression),
+            "category": result.category,
+            "score": result.score,
+            "is_no_target": result.is_no_target,
+            "box": result.box,
+        },
+    }
+
+
+def _coordinates(part: Polygon) -> list[list[list[int]]]:
+    """The rings, each closed by its first point."""
+    return [[*ring.tolist(), ring[0].tolist()] for ring in (part.outer, *part.holes)]
 
 
 def describe(image: Path, result: Segmentation, model: Model) -> dict[str, Any]:
@@ -156,6 +241,7 @@ def describe(image: Path, result: Segmentation, model: Model) -> dict[str, Any]:
         "is_no_target": result.is_no_target,
         "score": result.score,
         "mask_pixels": int(result.mask.sum()),
+        "box": result.box,
         "rle": dict(result.rle()),
         "seed": result.draws.seed,
         "draws": result.draws.count,

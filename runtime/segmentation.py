@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ris.engines.errors import RisError
 from ris.runtime.drawn import ONE_DRAW, Draws
 from ris.runtime.interpolate import Float
 from ris.runtime.masks import PLAIN, MaskRule, Rle, encode_rle, resize_logits, resize_values
+from ris.runtime.outlines import Box, Polygon, box_of, polygons_of
 
 Timings = dict[str, float]
 """Seconds by stage."""
@@ -79,6 +83,57 @@ class Segmentation:
     def rle(self) -> Rle:
         """The mask in COCO's compressed run-length encoding."""
         return encode_rle(self.mask)
+
+    @property
+    def box(self) -> Box | None:
+        """The box round the mask: x, y, width and height in pixels, as COCO has it.
+
+        None where the mask is empty.
+        """
+        return box_of(self.mask)
+
+    def polygons(self, tolerance: float = 0.0) -> list[Polygon]:
+        """The outlines of the mask: a polygon, with its holes, for each part of it.
+
+        They run along the edges of the pixels, so that filling them gives the mask again. Parts
+        that touch at a corner alone are two.
+
+        Args:
+            tolerance: How far, in pixels, a ring may be from that edge, so that it has fewer points
+                (Douglas and Peucker); 1 makes straight lines of most steps. 0: exact.
+
+        Raises:
+            RisError: For a tolerance that is negative or no number.
+        """
+        return polygons_of(self.mask, tolerance)
+
+    def to_supervision(self, class_id: int = 0) -> Any:
+        """The answer as `supervision.Detections`: one detection, none where the mask is empty.
+
+        `xyxy` is the box, `mask` the mask, `confidence` the score, and `data["class_name"]` the
+        category that was asked, or else the expression. `Detections.merge` joins several answers.
+
+        Args:
+            class_id: The detection's class.
+
+        Raises:
+            RisError: Where the package supervision is not installed.
+        """
+        try:
+            supervision = importlib.import_module("supervision")
+        except ImportError:
+            raise RisError(
+                "to_supervision needs the package supervision: pip install supervision"
+            ) from None
+        x, y, width, height = self.box or (0, 0, 0, 0)
+        count = int(self.box is not None)
+        return supervision.Detections(
+            xyxy=np.array([[x, y, x + width, y + height]], np.float32)[:count],
+            mask=self.mask[None][:count],
+            confidence=np.array([self.score], np.float32)[:count],
+            class_id=np.array([class_id])[:count],
+            data={"class_name": np.array([self.category or self.expression])[:count]},
+        )
 
     def full_logits(self) -> Float:
         """The mask logits at the image's own size, float32 [H, W]."""

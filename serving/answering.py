@@ -9,10 +9,16 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from ris.engines.errors import ExpressionError
+import numpy as np
+from numpy.typing import NDArray
+
+from ris.engines.errors import EngineError, ExpressionError
+from ris.engines.text import reason_of
 from ris.runtime import Model, Scene, Segmentation
 from ris.runtime.asking import segment_each
 from ris.runtime.drawn import ONE_DRAW, Draws
@@ -77,6 +83,32 @@ class SceneCache:
                 del self._scenes[key]
 
 
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """An image that was decoded ahead of its turn."""
+
+    pixels: NDArray[np.uint8]
+    """uint8 RGB [H, W, 3]."""
+
+    key: bytes
+    """The SHA-256 of the file's bytes."""
+
+    seconds: float
+    """What decoding took."""
+
+
+@contextmanager
+def _engine_faults() -> Iterator[None]:
+    """Turns what a library raises while the model runs into an EngineError.
+
+    No image and no expression is to blame for it.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        raise EngineError(f"the engine failed: {reason_of(error)}") from error
+
+
 class Answerer:
     """A model behind limits, with a cache of encoded images. Several threads may use it."""
 
@@ -85,23 +117,35 @@ class Answerer:
         self.limits = limits or Limits()
         self.cache = SceneCache(cached_images)
 
-    def scene(self, image: bytes) -> tuple[Scene, bool]:
-        """The encoded image of a file's bytes, and whether it came from the cache.
+    def decode(self, image: bytes) -> Decoded:
+        """The pixels of an image file, for `scene`; another thread may make them meanwhile.
 
         Raises ImageError for what is no image, LimitError for one that is too large.
         """
+        start = time.perf_counter()
+        pixels = self.limits.decode(image)
+        seconds = time.perf_counter() - start
+        return Decoded(pixels, hashlib.sha256(image).digest(), seconds)
+
+    def scene(self, image: bytes | Decoded) -> tuple[Scene, bool]:
+        """The encoded image of a file's bytes, and whether it came from the cache.
+
+        Raises:
+            ImageError: For what is no image.
+            LimitError: For one that is too large.
+            EngineError: Where the engine fails.
+        """
+        if isinstance(image, Decoded):
+            return self.cache.get(image.key, lambda: self._encode(image))
         if len(image) > self.limits.image_bytes:
             self.limits.decode(image)  # raises; a file that is too large is not hashed first
         key = hashlib.sha256(image).digest()
-        return self.cache.get(key, lambda: self._encode(image))
+        return self.cache.get(key, lambda: self._encode(self.decode(image)))
 
-    def _encode(self, image: bytes) -> Scene:
-        start = time.perf_counter()
-        rgb = self.limits.decode(image)
-        loaded = time.perf_counter() - start
-
-        scene = self.model.encode_image(rgb)
-        scene.timings["image.load"] = loaded  # of the file; `encode_image` was handed pixels
+    def _encode(self, image: Decoded) -> Scene:
+        with _engine_faults():
+            scene = self.model.encode_image(image.pixels)
+        scene.timings["image.load"] = image.seconds  # `encode_image` was handed pixels
         return scene
 
     def ask(
@@ -125,8 +169,12 @@ class Answerer:
 
         Raises:
             LimitError: When the time is up.
+            EngineError: Where the engine fails.
             RisError: For a seed where the model draws nothing.
         """
         check = deadline.check if deadline else lambda: None
         step = self.model.max_expressions
-        return segment_each(scene, expressions, categories, no_target_threshold, step, check, draws)
+        with _engine_faults():
+            return segment_each(
+                scene, expressions, categories, no_target_threshold, step, check, draws
+            )

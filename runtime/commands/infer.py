@@ -64,7 +64,17 @@ from ris.runtime.segmentation import Segmentation
     multiple=True,
     default=("mask", "overlay"),
     show_default=True,
-    help="What to write; may be repeated.",
+    help="What to write; may be repeated. coco, yolo and labelme are labels of all images, which"
+    " never replace a file that is there.",
+)
+@click.option(
+    "--simplify",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    metavar="PIXELS",
+    help="How far the polygons of polygons, yolo and labelme may be from the mask's edge, for fewer"
+    " points; 0 is exact, 1 is smooth.",
 )
 @click.option(
     "--category",
@@ -125,6 +135,7 @@ def main(
       ris-infer photo.jpg "left man"
       ris-infer photo.jpg "left man" "the dog" --format overlay --format rle
       ris-infer photos/ -e "red car" --out masks
+      ris-infer dataset/images -e "red car" --format yolo --out dataset/labels
       ris-infer requests.jsonl --json
       ris-infer photo.jpg "left man" --category auto
     """
@@ -133,6 +144,8 @@ def main(
     sources, expressions = _split(arguments)
     asked = [typed(expression) for expression in (*expressions, *more)]
     requests = collect(sources, asked, categories, left, left.note, options.out)
+    images = [request.image for request in requests]
+    writer = ResultWriter(options.out, options.formats, images, options.simplify)
     with running.load(find_bundle(bundle), verify=not no_verify, build=not no_build) as model:
         options.draws.check(model.bundle.manifest.host.drawn)
         if not model.trained:
@@ -143,7 +156,7 @@ def main(
             _say_what_runs(model)
         # a single question needs no list of what was left out
         single = len(requests) == 1 and len(requests[0].expressions) == 1 and not left.sentences
-        answered = _answer_all(requests, model, options, refuse if single else left)
+        answered = _answer_all(requests, model, writer, options, refuse if single else left)
     answers = f"{sum(answered)} answer{'s' * (sum(answered) != 1)}"
     left.finish(f"{answers} about {len(answered)} of {len(requests)} images")
 
@@ -157,6 +170,9 @@ class Options:
 
     formats: tuple[str, ...]
     """What to write, of `FORMATS`."""
+
+    simplify: float
+    """How far polygons may be from the mask's edge, in pixels."""
 
     no_target_threshold: float
     """Above this probability the answer is "no target"."""
@@ -184,14 +200,17 @@ def _split(arguments: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _answer_all(
-    requests: list[Request], model: Model, options: Options, skipped: Skipped
+    requests: list[Request],
+    model: Model,
+    writer: ResultWriter,
+    options: Options,
+    skipped: Skipped,
 ) -> list[int]:
     """Answers each request, prints and writes the results.
 
     Returns:
         How many answers there are about each image that has any.
     """
-    writer = ResultWriter(options.out, options.formats)
     counts = []
     for request in track(requests, len(requests), "Images"):
         try:
@@ -207,9 +226,17 @@ def _answer_all(
         else:
             for result in results:
                 _print(request, result, options.verbose)
-            for file in files:
-                click.echo(f"  wrote {one_line(file)}")
+            _say_written(files, options)
+    if counts:
+        with disk_errors(options.out):
+            _say_written(writer.finish(), options)
     return counts
+
+
+def _say_written(files: list[Path], options: Options) -> None:
+    if not options.as_json:
+        for file in files:
+            click.echo(f"  wrote {one_line(file)}")
 
 
 def _answer(

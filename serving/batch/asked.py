@@ -7,6 +7,9 @@ from typing import Any
 
 from ris.engines.text import echoed
 
+_LONGEST = 100_000
+"""Characters of an expression or category that a plan takes; no model is asked so many."""
+
 
 @dataclass(frozen=True)
 class Given:
@@ -66,7 +69,7 @@ def texts_of(value: Any) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise TypeError("the expression is not a text or a list of texts")
-    return tuple(texts)
+    return _short(texts, "expression")
 
 
 def categories_of(value: Any, expressions: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -77,4 +80,18 @@ def categories_of(value: Any, expressions: tuple[str, ...]) -> tuple[str, ...] |
     fits = isinstance(names, list) and len(names) == len(expressions)
     if not fits or not all(isinstance(name, str) for name in names):
         raise TypeError("the category is not a name, or one name per expression")
-    return tuple(names)
+    return _short(names, "category")
+
+
+def _short(texts: list[str], what: str) -> tuple[str, ...]:
+    """The texts, none of which fills a plan by itself. Raises TypeError."""
+    longest = max(map(len, texts), default=0)
+    if longest > _LONGEST:
+        raise TypeError(f"the {what} has {longest} characters")
+    return tuple(texts)
+
+
+def own_category(data: dict[str, Any], given: Given) -> Any:
+    """The category that a line, row or sample names itself, or else the one that was given."""
+    own = data.get("category")
+    return given.category if own is None else own

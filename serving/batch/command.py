@@ -6,8 +6,10 @@ A thin layer over `plan_batch` and `run_batch`.
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import asdict
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -25,6 +27,12 @@ from ris.runtime.commands.console import (
 )
 from ris.runtime.commands.running import Running, running_options
 from ris.runtime.loading import computes_by_stage
+from ris.serving.batch.addresses import Address, is_remote, local_bundle
+
+if TYPE_CHECKING:
+    from ris.serving.batch.run import BatchReport
+
+_MOST_REASONS = 3  # that a sentence repeats
 
 
 @click.command(cls=RisCommand)
@@ -32,7 +40,7 @@ from ris.runtime.loading import computes_by_stage
     "sources",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=Path),
+    type=Address(),
     metavar="SOURCE...",
 )
 @click.option(
@@ -53,12 +61,18 @@ from ris.runtime.loading import computes_by_stage
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("ris-batch"),
+    type=Address(),
+    default="ris-batch",
     show_default=True,
     help="Folder for the answers. A batch that was stopped goes on from it.",
 )
 @click.option("--restart", is_flag=True, help="Throw away the batch that --out has.")
+@click.option(
+    "--retry-errors",
+    is_flag=True,
+    help="Ask the rows again that have an error in place of an answer. Images of folders may have"
+    " been mended meanwhile.",
+)
 @click.option(
     "--workers",
     type=click.IntRange(1),
@@ -106,6 +120,7 @@ def main(
     bundle: str | None,
     out: Path,
     restart: bool,
+    retry_errors: bool,
     workers: int,
     cpus: float | None,
     gpus: float,
@@ -119,14 +134,16 @@ def main(
 
     A SOURCE is a folder of images, a .jsonl file, a .parquet table (columns image, expression,
     maybe category) or a web-dataset shard (.tar). An image is encoded once for all its rows. What
-    cannot be read becomes a row with its error. Run the same command again to go on with a batch
-    that was stopped.
+    cannot be read becomes a row with its error. Where an engine fails, its part is tried again by
+    another worker, or stays open. Run the same command again to go on with a batch that was stopped
+    or has open parts. SOURCE, --bundle and --out may be addresses, such as s3://bucket/folder.
 
     \b
     Examples:
       ris-batch photos -e "red car" -e "left man"
       ris-batch requests.jsonl --out answers --workers 2
       ris-batch shards/*.tar --address auto --workers 16 --cpus 4
+      ris-batch s3://data/shards/one.tar --out s3://data/answers
       ris-batch table.parquet --engine tensorrt --workers 2 --gpus 0.5
     """
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("pyarrow") is None:
@@ -137,16 +154,17 @@ def main(
     if cpus is None:
         cpus = float(running.threads or 1) if address else usable_cores() / workers
     options = BatchOptions(workers, cpus, gpus, address, part_rows, no_target_threshold)
+    options = replace(options, retry_errors=retry_errors, bundle_address=_remote_bundle(bundle))
     given = Given(tuple(map(typed, expressions)), category)
-    found = find_bundle(bundle)
-    computes_by_stage(running.compute, open_bundle(found, verify=False))  # or each worker says so
-
-    with disk_errors(out):
-        job, parts = plan_batch(out, found, sources, given, options, restart, LeftOut.note)
-        before = parts - len(job.open_parts(parts))
-        if before:
-            click.echo(f"{before} of {parts} parts are done already", err=True)
-        report = run_batch(job, parts, found, running, options)
+    with local_bundle(options.bundle_address or str(find_bundle(bundle))) as found:
+        # or each worker says so
+        computes_by_stage(running.compute, open_bundle(found, verify=False))
+        with disk_errors(out):
+            job, parts = plan_batch(out, found, sources, given, options, restart, LeftOut.note)
+            before = parts - len(job.open_parts(parts))
+            if before:
+                click.echo(f"{before} of {parts} parts are done already", err=True)
+            report = run_batch(job, parts, found, running, options)
 
     if as_json:
         print_json(asdict(report))
@@ -154,9 +172,31 @@ def main(
         rate = f"; {report.new_rows / report.seconds:.1f} rows/s now" if report.new_rows else ""
         click.echo(
             f"{report.rows} rows, {report.errors} of them errors, "
-            f"in {report.parts} files in {one_line(out)}{rate}"
+            f"in {report.files} files in {one_line(out)}{rate}"
+        )
+    _refuse_what_is_missing(report)
+
+
+def _remote_bundle(given: str | None) -> str | None:
+    """The address of the bundle, where it is not on this machine."""
+    named = given or os.environ.get("RIS_BUNDLE")
+    return named if named and is_remote(named) else None
+
+
+def _refuse_what_is_missing(report: BatchReport) -> None:
+    """Raises OpenPartsError for parts that could not be done, RisError for rows with errors."""
+    said = f"{report.errors} of {report.rows} rows have no answer; their column `error` says why"
+    if report.open_parts:
+        because = "; ".join(report.open_because[:_MOST_REASONS])
+        raise OpenPartsError(
+            f"{report.open_parts} of {report.parts} parts could not be done and stay open"
+            f" ({because}); the same command goes on" + (f". {said}" if report.errors else "")
         )
     if report.errors:
-        raise RisError(
-            f"{report.errors} of {report.rows} rows have no answer; their column `error` says why"
-        )
+        raise RisError(said)
+
+
+class OpenPartsError(RisError):
+    """Parts of a batch that could not be done, for a reason that is no image's."""
+
+    exit_code = 1

@@ -16,10 +16,22 @@ import pyarrow.parquet as pq
 
 from ris.engines.errors import ExpressionError, ImageError, RisError, Skipped
 from ris.engines.text import echoed, reason_of
-from ris.runtime.image import find_images
+from ris.runtime.image import IMAGE_SUFFIXES, find_images
 from ris.runtime.json_lines import JsonLine, read_json_lines
-from ris.serving.batch.asked import Asked, Given, Location, categories_of, texts_of, unusable
+from ris.serving.batch.addresses import beside, files_below, is_remote, opened_table
+from ris.serving.batch.asked import (
+    Asked,
+    Given,
+    Location,
+    categories_of,
+    own_category,
+    texts_of,
+    unusable,
+)
 from ris.serving.batch.shards import read_shard
+
+_ROWS_TOGETHER = 4096
+_CELL_BYTES = 256_000_000  # of what the rows of a table that are read together may expand to
 
 
 @dataclass
@@ -43,6 +55,12 @@ class ImageTask:
 
     error: str | None = None
     """Why the image cannot be asked."""
+
+    def add(self, line: Asked, row: int) -> None:
+        """Takes the rows of a line about this image, the first of which has this number."""
+        self.rows += range(row, row + len(line.expressions))
+        self.expressions += line.expressions
+        self.categories += line.categories or (None,) * len(line.expressions)
 
 
 def read_sources(
@@ -95,14 +113,21 @@ def _source(source: Path, given: Given, noted: Skipped) -> Iterator[Asked]:
 
 def _folder(source: Path, given: Given, noted: Skipped) -> Iterator[Asked]:
     """Every image is asked what was given."""
-    found = find_images(source)
-    for note in found.notes():
-        noted(note)
+    images: Sequence[Path]
+    if is_remote(source):
+        images = [file for file in files_below(source) if file.suffix.lower() in IMAGE_SUFFIXES]
+        if not images:
+            raise ImageError(f"{source} has no images")
+    else:
+        found = find_images(source)
+        images = found.images
+        for note in found.notes():
+            noted(note)
     if not given.expressions:
         raise ExpressionError(f'nothing to look for in {source}: add -e, such as -e "left man"')
 
     categories = categories_of(given.category, given.expressions)
-    for image in found.images:
+    for image in images:
         name = str(image.relative_to(source))
         yield Asked(name, Location(str(image.absolute())), given.expressions, categories)
 
@@ -119,17 +144,11 @@ def _line(path: Path, line: JsonLine, given: Given) -> Asked:
         if not isinstance(name, str):
             raise TypeError("the image is not a name")
         expressions = texts_of(data["expression"])
-        categories = categories_of(_category(data, given), expressions)
+        categories = categories_of(own_category(data, given), expressions)
     except (KeyError, TypeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         return unusable(place, reason)
-    return Asked(name, Location(str((path.parent / name).absolute())), expressions, categories)
-
-
-def _category(data: dict[str, Any], given: Given) -> Any:
-    """The line's own category, or the one that was given."""
-    own = data.get("category")
-    return given.category if own is None else own
+    return Asked(name, Location(str(beside(path, name).absolute())), expressions, categories)
 
 
 def _parquet(path: Path, given: Given) -> Iterator[Asked]:
@@ -139,7 +158,7 @@ def _parquet(path: Path, given: Given) -> Iterator[Asked]:
     Bytes stay in the file until a worker wants them.
     """
     try:
-        with pq.ParquetFile(path) as table:
+        with opened_table(path) as table:
             schema = table.schema_arrow
             asks = "expression" in schema.names or given.expressions
             if "image" not in schema.names or not asks:
@@ -148,17 +167,47 @@ def _parquet(path: Path, given: Given) -> Iterator[Asked]:
                     f" {echoed(', '.join(schema.names))}"
                 )
 
-            kind = schema.field("image").type
-            paths = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            paths = _is_text(schema.field("image").type)
             wanted = ["image"] if paths else []
             wanted += [name for name in ("expression", "category") if name in schema.names]
-            row = 0
-            for batch in table.iter_batches(columns=wanted or ["image"]):
-                for data in _rows(batch) if wanted else [{}] * len(batch):
-                    yield _table_row(path, row, data, paths, given)
-                    row += 1
+            for row, data in enumerate(_cells(table, wanted)):
+                yield _table_row(path, row, data, paths, given)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise RisError(f"{path} cannot be read: {reason_of(error)}") from None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column has texts, in whichever of Arrow's forms."""
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(check(kind) for check in checks)
+
+
+def _cells(table: pq.ParquetFile, wanted: list[str]) -> Iterator[dict[str, Any] | None]:
+    """These columns of each row; None for a row whose text is not UTF-8.
+
+    A cell may be as large as its whole column, and with a dictionary every cell of the column: so
+    many rows are read together as fit into memory even then.
+    """
+    for group in range(table.num_row_groups):
+        about = table.metadata.row_group(group)
+        if not wanted:
+            yield from ({} for _ in range(about.num_rows))
+            continue
+        rows = max(1, min(_ROWS_TOGETHER, _CELL_BYTES // max(1, column_bytes(about, wanted))))
+        for batch in table.iter_batches(rows, row_groups=[group], columns=wanted):
+            yield from _rows(batch)
+
+
+def column_bytes(group: Any, names: Sequence[str]) -> int:
+    """The uncompressed bytes of some columns of a Parquet file's row group."""
+    columns = [group.column(i) for i in range(group.num_columns)]
+    return sum(
+        column.total_uncompressed_size
+        for column in columns
+        if column.path_in_schema.split(".")[0] in names
+    )
 
 
 def _rows(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:
@@ -189,7 +238,7 @@ def _table_row(
         return unusable(place, "not UTF-8")
     try:
         expressions = texts_of(data["expression"]) if "expression" in data else given.expressions
-        categories = categories_of(_category(data, given), expressions)
+        categories = categories_of(own_category(data, given), expressions)
         name = data["image"] if paths else place
         if not isinstance(name, str):
             raise TypeError("there is no image")
@@ -197,7 +246,7 @@ def _table_row(
         return unusable(place, str(error))
 
     if paths:
-        location = Location(str((path.parent / name).absolute()))
+        location = Location(str(beside(path, name).absolute()))
     else:
         location = Location(str(path.absolute()), row=row)
     return Asked(name, location, expressions, categories)
@@ -208,14 +257,11 @@ def group_by_image(lines: Iterable[Asked]) -> list[ImageTask]:
     tasks: dict[object, ImageTask] = {}
     row = 0
     for number, line in enumerate(lines):
-        # a line without an image is a task of its own
-        key = line.location if line.location is not None else number
+        # a line without an image is a task of its own, and so is another name of an image
+        key = number if line.location is None else (line.location, line.name)
         task = tasks.get(key)
         if task is None:
             task = tasks[key] = ImageTask(line.name, line.location, [], [], [], line.error)
-
-        task.rows += range(row, row + len(line.expressions))
-        task.expressions += line.expressions
-        task.categories += line.categories or (None,) * len(line.expressions)
+        task.add(line, row)
         row += len(line.expressions)
     return list(tasks.values())

@@ -8,14 +8,15 @@ parts that have no file yet.
     OUT/_plan/plan.json            what was asked, written last
     OUT/_plan/part-00000.json ...  each part's images and rows
     OUT/_running/part-00000.json   where a worker is: this finds images that kill workers
+    OUT/_running/halt              the workers leave the parts that are open alone
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,8 +26,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ris.engines.errors import ImageError, RisError
-from ris.engines.temporary import write_atomically
 from ris.runtime.image import find_images
+from ris.serving.batch.addresses import (
+    files_below,
+    is_remote,
+    opened_table,
+    remove_folder,
+    write,
+)
 from ris.serving.batch.asked import Location
 from ris.serving.batch.inputs import ImageTask
 
@@ -74,15 +81,37 @@ class Job:
             ) from None
 
     def write_plan(
-        self, tasks: Sequence[ImageTask], rows_per_part: int, asked: dict[str, Any]
-    ) -> None:
+        self, tasks: Iterable[ImageTask], rows_per_part: int, asked: dict[str, Any]
+    ) -> int:
         """Cuts the images into parts of about `rows_per_part` rows; an image's rows stay together.
 
-        asked: what an equal batch would ask, as JSON; `planned` returns it.
-        """
-        shutil.rmtree(self._plan, ignore_errors=True)
-        self._plan.mkdir(parents=True)
+        Whatever ends the writing early, there is no plan then.
 
+        Args:
+            tasks: The images, one of which is in memory at a time.
+            rows_per_part: Rows of a part.
+            asked: What an equal batch would ask, as JSON; `planned` returns it.
+
+        Returns:
+            How many parts there are; for none there is no plan.
+        """
+        is_new = not self.folder.exists()
+        remove_folder(self._plan)
+        self._plan.mkdir(parents=True)
+        parts = 0
+        try:
+            parts = self._write_parts(tasks, rows_per_part, asked)
+        finally:
+            if not parts:
+                remove_folder(self._plan)
+                if is_new and not is_remote(self.folder):
+                    with contextlib.suppress(OSError):
+                        self.folder.rmdir()
+        return parts
+
+    def _write_parts(
+        self, tasks: Iterable[ImageTask], rows_per_part: int, asked: dict[str, Any]
+    ) -> int:
         part: list[ImageTask] = []
         count = rows = total = 0
         for task in tasks:
@@ -97,6 +126,7 @@ class Job:
 
         plan = {"asked": asked, "parts": count, "rows": total}
         write(self._plan / "plan.json", json.dumps(plan, indent=1).encode())
+        return count
 
     def _write_part_plan(self, part: int, tasks: Iterable[ImageTask]) -> None:
         write(self._part_plan(part), json.dumps([asdict(task) for task in tasks]).encode())
@@ -118,7 +148,8 @@ class Job:
 
     def open_parts(self, parts: int) -> list[int]:
         """The parts that have no answers yet."""
-        return [part for part in range(parts) if not self.file(part).exists()]
+        done = {file.name for file in self.folder.glob("part-*.parquet")}
+        return [part for part in range(parts) if self.file(part).name not in done]
 
     def write_answers(self, part: int, rows: list[dict[str, Any]], about: dict[str, str]) -> None:
         """Writes a part's file; about: goes into its schema's metadata."""
@@ -128,23 +159,54 @@ class Job:
         pq.write_table(table, sink, compression="zstd")
         write(self.file(part), sink.getvalue())
 
+    def answered(self, part: int) -> list[dict[str, Any]]:
+        """The rows of a finished part that have an answer."""
+        rows: list[dict[str, Any]] = self._table(part).to_pylist()
+        return [row for row in rows if row["error"] is None]
+
+    def _table(self, part: int, columns: list[str] | None = None) -> pa.Table:
+        with opened_table(self.file(part)) as table:
+            return table.read(columns)
+
     def counts(self, part: int) -> tuple[int, int]:
         """How many rows a finished part has, and how many of them are errors."""
-        errors = pq.read_table(self.file(part), columns=["error"])["error"]
+        errors = self._table(part, ["error"])["error"]
         return len(errors), len(errors) - errors.null_count
 
+    def halt(self, halted: bool) -> None:
+        """Whether workers leave the parts that are open alone from now on."""
+        if not halted:
+            self._halt.unlink(missing_ok=True)
+        elif not self.halted():
+            self._halt.parent.mkdir(exist_ok=True)
+            write(self._halt, b"")
+
+    def halted(self) -> bool:
+        """What `halt` said last."""
+        return self._halt.exists()
+
+    @property
+    def plan_folder(self) -> Path:
+        """Where the plan is, and what making one needs."""
+        return self._plan
+
+    @property
+    def _halt(self) -> Path:
+        return self.folder / "_running" / "halt"
+
     def tidy(self) -> None:
-        """Removes what killed workers left, once every part is done."""
-        shutil.rmtree(self.folder / "_running", ignore_errors=True)
-        for partial in self.folder.glob(".part-*.partial-*"):
-            partial.unlink(missing_ok=True)
+        """Removes what killed workers left, once nobody works on the batch."""
+        remove_folder(self.folder / "_running")
+        if not is_remote(self.folder):
+            for partial in self.folder.glob(".part-*.partial-*"):
+                partial.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Throws plan and answers away, and nothing else that is in the folder."""
         for file in self.folder.glob("part-*.parquet"):
             file.unlink()
         for name in ("_plan", "_running"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+            remove_folder(self.folder / name)
 
     def journal(self, part: int) -> Journal:
         """The journal of a worker that begins a part."""
@@ -152,44 +214,46 @@ class Job:
 
 
 class Journal:
-    """Which image of a part a worker is at.
+    """Which images of a part a worker is at.
 
-    An entry that a worker finds there means that an earlier worker died at that image.
+    Images that a worker finds there are those at which an earlier worker died.
     """
+
+    is_slow: bool
+    """Whether writing to it takes longer than an image may take: it is not on a file system."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self.is_slow = is_remote(file)
         self._deaths: dict[str, int] = {}
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             before = json.loads(file.read_text())
             self._deaths = before["deaths"]
-            died_at = str(before["image"])
-            self._deaths[died_at] = self._deaths.get(died_at, 0) + 1
+            for image in before["images"]:
+                self._deaths[str(image)] = self.deaths(image) + 1
         except (FileNotFoundError, ValueError, KeyError):
             pass  # the first worker of this part
 
-    def begin(self, image: int) -> bool:
-        """Notes that the part's `image` comes next.
+    def deaths(self, image: int) -> int:
+        """How many workers died while they were at the part's `image`."""
+        return self._deaths.get(str(image), 0)
 
-        Returns False where it has killed too many workers to be tried again.
-        """
-        if self._deaths.get(str(image), 0) >= DEATHS:
-            return False
-        write(self._file, json.dumps({"image": image, "deaths": self._deaths}).encode())
-        return True
+    def begin(self, *images: int) -> None:
+        """Notes which of the part's images are worked on from now on, and no others."""
+        entry = {"images": images, "deaths": self._deaths}
+        write(self._file, json.dumps(entry).encode())
+
+    def rest(self) -> None:
+        """Notes that no image is worked on: the part could not be done, and nobody died."""
+        if self._deaths:
+            self.begin()
+        else:
+            self.close()
 
     def close(self) -> None:
         """Removes the entry: the part is done."""
         self._file.unlink(missing_ok=True)
-
-
-def write(path: Path, data: bytes | pa.Buffer) -> None:
-    """Writes a file whole or not at all.
-
-    This holds also where another worker, on another machine, writes the same file.
-    """
-    write_atomically(path, lambda file: file.write(data), to_disk=True)
 
 
 def fingerprint(sources: Sequence[Path]) -> str:
@@ -201,8 +265,9 @@ def fingerprint(sources: Sequence[Path]) -> str:
     for source in sources:
         for file in _files(source):
             stat = file.stat()
-            digest.update(os.fsencode(file.absolute()))
-            digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(str(file.absolute())))
+            time = getattr(stat, "st_mtime_ns", None) or stat.st_mtime
+            digest.update(f"\0{stat.st_size}\0{time}\n".encode())
     return digest.hexdigest()
 
 
@@ -210,6 +275,8 @@ def _files(source: Path) -> Sequence[Path]:
     """The images of a folder, none where it has none; otherwise the file itself."""
     if not source.is_dir():
         return [source]
+    if is_remote(source):
+        return files_below(source)
     try:
         return find_images(source).images
     except ImageError:

@@ -6,9 +6,10 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,22 @@ from ris.runtime import open_bundle
 from ris.runtime.bundle import MANIFEST, sha256_of
 from ris.runtime.commands.console import track
 from ris.runtime.commands.running import Running
+from ris.serving.batch.addresses import place
 from ris.serving.batch.asked import Given
-from ris.serving.batch.inputs import group_by_image, read_sources
+from ris.serving.batch.grouping import grouped
+from ris.serving.batch.inputs import read_sources
 from ris.serving.batch.parts import Job, fingerprint
-from ris.serving.batch.worker import Worker
+from ris.serving.batch.worker import NOT_TRIED, Worker
 from ris.serving.limits import Limits
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _EXCEPTION = re.compile(r"[\w.]+(Error|Exception): .")
 _OBJECT_STORE = 100_000_000  # bytes; only numbers of parts go through it
+
+TRIES = 3
+"""How often a part is tried in one run, each time by workers that were started anew."""
+
+_MOST_FAILURES = 8  # for each worker, one after the other, before the rest is left for later
 
 
 @dataclass(frozen=True)
@@ -57,19 +65,34 @@ class BatchOptions:
     no_target_threshold: float = 0.5
     """Above this no-target probability the mask is empty."""
 
+    bundle_address: str | None = None
+    """Where workers copy the bundle from; None: it is in the same folder on all machines."""
+
+    retry_errors: bool = False
+    """Ask the rows again that have an error in place of an answer."""
+
 
 @dataclass(frozen=True)
 class BatchReport:
     """What a run did, and what the whole batch has."""
 
     rows: int
-    """Rows of the whole batch."""
+    """Rows of the whole batch that are in its files."""
 
     errors: int
-    """Rows of the whole batch that have an error in place of an answer."""
+    """How many of them have an error in place of an answer."""
 
     parts: int
-    """Files of the whole batch."""
+    """Parts of the whole batch."""
+
+    files: int
+    """Files of the whole batch, one for each part that is done."""
+
+    open_parts: int
+    """Parts that could not be done, for reasons that are no image's; the same command goes on."""
+
+    open_because: list[str]
+    """The reasons, the most frequent first."""
 
     new_rows: int
     """Rows of this run."""
@@ -127,18 +150,30 @@ def plan_batch(
             raise RisError(
                 f"{out} has parts but no plan; use another --out, or --restart to throw them away"
             )
-        tasks = group_by_image(read_sources(sources, given, noted))
-        if not tasks:
+        tasks = grouped(read_sources(sources, given, noted), job.plan_folder)
+        if not job.write_plan(tasks, options.rows_per_part, asked):
             raise RisError("there is nothing in the input")
-        job.write_plan(tasks, options.rows_per_part, asked)
         plan = job.planned()
-    elif differing := [name for name, value in asked.items() if plan["asked"].get(name) != value]:
+    elif differing := _differing(plan["asked"], asked, sources, options):
         raise RisError(
             f"{out} has a batch with other {', '.join(differing)}; use another --out, or --restart"
             " to throw it away"
         )
     assert plan is not None
     return job, int(plan["parts"])
+
+
+def _differing(
+    planned: dict[str, Any], asked: dict[str, Any], sources: Sequence[Path], options: BatchOptions
+) -> list[str]:
+    """What of a batch is asked otherwise than it was planned.
+
+    Images of folders may have been mended where their errors are asked again. In other sources the
+    plan says where in a file an image is: there a change is another question.
+    """
+    mended = options.retry_errors and all(source.is_dir() for source in sources)
+    names = [name for name, value in asked.items() if planned.get(name) != value]
+    return [name for name in names if not (mended and name == "files")]
 
 
 def _question(sources: Sequence[Path], given: Given) -> dict[str, Any]:
@@ -161,6 +196,9 @@ def run_batch(
 ) -> BatchReport:
     """Does the parts that are not done yet, on this machine or a cluster, and counts the whole.
 
+    A part that cannot be done for a reason that is no image's is tried again by other workers, and
+    stays open where that does not help; the others are done.
+
     Args:
         job: The batch, with its plan.
         parts: How many parts the plan has.
@@ -171,49 +209,124 @@ def run_batch(
 
     Raises:
         EngineError: Where this machine alone is to run it and lacks the engine.
-        RisError: Where the cluster cannot be reached, the workers cannot start, or a part cannot be
-            done for a reason that is no image's; the same command goes on.
+        RisError: Where the cluster cannot be reached, or the workers cannot start.
     """
     if options.address is None and (reason := select(running.engine).unusable()):
         raise EngineError(f"engine {running.engine!r} cannot run here: {reason}")
 
-    still_open = job.open_parts(parts)
+    todo = dict.fromkeys(job.open_parts(parts), False)
+    if options.retry_errors:
+        done = [part for part in range(parts) if part not in todo]
+        todo |= {part: True for part in done if job.counts(part)[1]}
     start = time.perf_counter()
-    rows = images = 0
-    worker_seconds = 0.0
-    if still_open:
+    tally = _Tally()
+    if todo:
         with _cluster(options):
-            work = _work(job, still_open, bundle, running, options, limits or Limits())
-            for done in track(work, len(still_open), "Parts"):
-                if done["failed"]:
-                    raise RisError(f"part {done['part']} could not be done: {done['failed']}")
-                rows += int(done["rows"])
-                images += int(done["images"])
-                worker_seconds += float(done["seconds"])
+            most = _MOST_FAILURES * options.workers
+            _do(
+                todo,
+                tally,
+                lambda again: _work(job, again, bundle, running, options, limits),
+                lambda failures: job.halt(failures >= most),
+            )
     seconds = time.perf_counter() - start
 
     job.tidy()
-    counted = [job.counts(part) for part in range(parts)]
+    still_open = set(job.open_parts(parts)) | tally.failed.keys()
+    counted = [job.counts(part) for part in range(parts) if job.file(part).exists()]
     return BatchReport(
         rows=sum(count for count, _ in counted),
         errors=sum(count for _, count in counted),
         parts=parts,
-        new_rows=rows,
-        images=images,
+        files=len(counted),
+        open_parts=len(still_open),
+        open_because=tally.reasons(),
+        new_rows=tally.rows,
+        images=tally.images,
         seconds=seconds,
-        worker_seconds=worker_seconds,
+        worker_seconds=tally.seconds,
     )
+
+
+@dataclass
+class _Tally:
+    """What a run did so far."""
+
+    rows: int = 0
+    """Rows that were written."""
+
+    images: int = 0
+    """Images that were asked about."""
+
+    seconds: float = 0.0
+    """Of the workers."""
+
+    failed: dict[int, str] = field(default_factory=dict)
+    """Why a part could not be done, by its number, when it was tried last."""
+
+    def take(self, done: dict[str, Any]) -> bool:
+        """Takes what a worker returned of a part; whether the part is done."""
+        part, reason = int(done["part"]), str(done["failed"])
+        if reason:
+            if reason != NOT_TRIED or part not in self.failed:
+                self.failed[part] = reason
+            return False
+        self.failed.pop(part, None)
+        self.rows += int(done["rows"])
+        self.images += int(done["images"])
+        self.seconds += float(done["seconds"])
+        return True
+
+    def reasons(self) -> list[str]:
+        """Why parts could not be done, the most frequent first."""
+        found = Counter(reason for reason in self.failed.values() if reason != NOT_TRIED)
+        return [reason for reason, _ in found.most_common()]
+
+
+Round = Callable[[dict[int, bool]], Iterator[dict[str, Any]]]
+"""Has new workers try parts, and yields what they return; of each part whether it is `again`."""
+
+
+def _do(todo: dict[int, bool], tally: _Tally, work: Round, failing: Callable[[int], None]) -> None:
+    """Tries the parts, and those that fail again with other workers.
+
+    Where one part after the other fails, the workers leave the rest alone: nothing gets better by
+    trying everything. Where a second round does nothing either, it is the last.
+
+    Args:
+        todo: The parts, and whether each is done and has its errors asked again.
+        tally: Counts what is done, and has the parts that are not.
+        work: A round.
+        failing: Told how many parts failed one after the other; halts the workers, or lets them go
+            on.
+    """
+    left = todo
+    for number in range(TRIES):
+        failing(0)
+        worked, failures = False, 0
+        for done in track(work(left), len(left), "Parts tried again" if number else "Parts"):
+            if tally.take(done):
+                worked, failures = True, 0
+            else:
+                failures += 1
+                failing(failures)
+        left = {part: todo[part] for part in tally.failed}
+        if not left or (number and not worked):
+            return
 
 
 def _work(
     job: Job,
-    parts: Sequence[int],
+    parts: dict[int, bool],
     bundle: Path,
     running: Running,
     options: BatchOptions,
-    limits: Limits,
+    limits: Limits | None,
 ) -> Iterator[dict[str, Any]]:
-    """What a worker returns of each part, in the order in which they are done."""
+    """What a worker returns of each part, in the order in which they are done.
+
+    parts: their numbers, and whether each has its errors asked again.
+    """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -224,7 +337,8 @@ def _work(
         resources["num_gpus"] = options.gpus
 
     numbers = ray.data.from_items(
-        [{"part": part} for part in parts], override_num_blocks=len(parts)
+        [{"part": part, "again": again} for part, again in parts.items()],
+        override_num_blocks=len(parts),
     )
     dataset = numbers.map_batches(
         Worker,
@@ -232,9 +346,10 @@ def _work(
         compute=ray.data.ActorPoolStrategy(size=min(options.workers, len(parts))),
         fn_constructor_kwargs={
             "out": str(job.folder.absolute()),
-            "bundle": str(bundle.absolute()),
+            "bundle": options.bundle_address or str(bundle.absolute()),
             "running": {**asdict(running), "threads": threads},
-            "limits": limits,
+            "limits": limits or Limits(),
+            "sources": _sources(job),
             "no_target_threshold": options.no_target_threshold,
         },
         **resources,
@@ -243,6 +358,13 @@ def _work(
         yield from dataset.iter_rows()
     except ray.exceptions.RayError as error:
         raise RisError(f"the workers failed: {_cause(error)}") from error
+
+
+def _sources(job: Job) -> list[str]:
+    """The sources that this machine sees, so that a worker says where its own does not."""
+    plan = job.planned() or {}
+    named = plan.get("asked", {}).get("sources", [])
+    return [source for source in named if place(source).exists()]
 
 
 def _cause(error: BaseException) -> str:

@@ -4,30 +4,53 @@ from __future__ import annotations
 
 import os
 import time
-from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ris.engines.base import first_line
-from ris.engines.errors import EngineError, ImageError, RisError
-from ris.engines.text import echoed, one_line, reason_of, shown
+from ris.engines.errors import EngineError, RisError
+from ris.engines.text import echoed, one_line, shown
 from ris.runtime import Model, Segmentation, load
 from ris.runtime.bundle import MANIFEST, sha256_of
 from ris.serving.answering import Answerer
-from ris.serving.batch.asked import Location
+from ris.serving.batch.addresses import local_bundle, place
+from ris.serving.batch.images import Ahead, StorageError, check_storage
 from ris.serving.batch.inputs import ImageTask
-from ris.serving.batch.parts import DEATHS, Job
+from ris.serving.batch.parts import DEATHS, Job, Journal
 from ris.serving.limits import Limits
 
-_TABLE_BYTES = 1_000_000_000  # of a Parquet row group's image column: it is held in memory
+NOT_TRIED = "not tried"
+"""What `failed` says of a part that was left alone since the run had been halted."""
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What was done of a part."""
+
+    rows: int = 0
+    """Its rows, or those that were asked again."""
+
+    errors: int = 0
+    """How many of them have an error in place of an answer."""
+
+    images: int = 0
+    """The images that were asked about."""
+
+    seconds: float = 0.0
+    """Of the work, without reading the plan or writing."""
 
 
 class Worker:
-    """A callable for `ray.data.Dataset.map_batches`: numbers of parts in, their counts out."""
+    """A callable for `ray.data.Dataset.map_batches`: numbers of parts in, their counts out.
+
+    An engine that failed may have left its process in any state, such as a CUDA context that fails
+    at every call. So the process ends before the next part, and Ray starts another, where it can.
+    """
 
     def __init__(
         self,
@@ -36,90 +59,154 @@ class Worker:
         running: dict[str, Any],
         limits: Limits,
         no_target_threshold: float,
+        sources: Sequence[str] = (),
     ) -> None:
         """Opens the model; where that fails, every part says why.
 
         Args:
             out: The batch's folder.
-            bundle: The bundle's folder.
+            bundle: The bundle's folder or address.
             running: What `ris.runtime.load` takes besides the bundle.
             limits: What an image may be.
             no_target_threshold: Above this no-target probability the mask is empty.
+            sources: What the driver sees of the input and this machine must see, too.
         """
-        self._job = Job(Path(out))
+        self._job = Job(place(out))
         self._threshold = no_target_threshold
-        self._images = _Images(limits)
+        self._failed = False
         self._refused = ""
+        self._kept = ExitStack()  # what lives as long as the worker
         try:
-            self._model = load(bundle, verify=False, **running)  # the driver has checked the hashes
-        except RisError as error:
-            self._refused = str(error)
+            check_storage([out, *sources])
+            folder = self._kept.enter_context(local_bundle(bundle))
+            self._model = load(folder, verify=False, **running)  # the driver has checked the hashes
+            self._about = _about(self._model, folder)
+        except Exception as error:
+            self._refused = _reason(error)
             return
         # a part has each image once: nothing to keep
         self._answerer = Answerer(self._model, limits, cached_images=0)
-        self._about = _about(self._model, Path(bundle))
+        self._ahead = Ahead(self._answerer, sources)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Does each part that has no file yet, and returns columns.
 
-        part, rows, errors, images: numbers; seconds: of the work, without reading the plan or
-        writing; failed: why the part could not be done, "" where it was. Ray hides what a worker
-        raises, so nothing is raised here.
+        Ray hides what a worker raises, so nothing is raised here.
+
+        Args:
+            batch: part: numbers; again, which may be missing: whether the part is done, and its
+                rows with errors are to be asked again.
+
+        Returns:
+            part, rows, errors, images: numbers; seconds: of the work, without reading the plan or
+            writing; failed: why the part could not be done, "" where it was.
         """
         done, failed = [], []
-        for part in batch["part"]:
-            counts, reason = (0, 0, 0, 0.0), self._refused
-            try:
-                counts = counts if reason else self._part(int(part))
-            except Exception as error:
-                reason = first_line(error) if isinstance(error, RisError) else _unforeseen(error)
+        again = batch.get("again", [False] * len(batch["part"]))
+        for part, once_more in zip(batch["part"], again, strict=True):
+            counts, reason = self._try(int(part), bool(once_more))
             done.append(counts)
             failed.append(one_line(reason))
-        names = ("rows", "errors", "images", "seconds")
         columns: dict[str, Any] = {
-            name: np.array([counts[i] for counts in done]) for i, name in enumerate(names)
+            name: np.array([getattr(counts, name) for counts in done])
+            for name in ("rows", "errors", "images", "seconds")
         }
         return {"part": batch["part"], **columns, "failed": np.array(failed)}
 
-    def _part(self, part: int) -> tuple[int, int, int, float]:
-        """Rows, errors, images and seconds of a part."""
+    def _try(self, part: int, again: bool) -> tuple[_Counts, str]:
+        """What was done of a part, and why it could not be done."""
+        try:
+            if self._job.halted():
+                return _Counts(), NOT_TRIED
+            if self._failed:
+                self._leave()
+            if self._refused:
+                raise EngineError(self._refused)
+            return self._part(part, again), ""
+        except Exception as error:
+            self._failed = isinstance(error, EngineError)
+            return _Counts(), _reason(error)
+
+    @staticmethod
+    def _leave() -> None:
+        """Ends the process; Ray starts another and gives it the part."""
+        os._exit(1)
+
+    def _part(self, part: int, again: bool) -> _Counts:
+        """Does a part, or asks its rows with errors again."""
         tasks = self._job.tasks(part)
-        if self._job.file(part).exists():  # a worker that was thought dead has finished it
-            return (*self._job.counts(part), len(tasks), 0.0)
+        answered: list[dict[str, Any]] = []
+        if self._job.file(part).exists():
+            if not again:  # a worker that was thought dead has finished it
+                return _Counts(*self._job.counts(part), len(tasks))
+            answered = self._job.answered(part)
+            tasks = _without(tasks, {row["row"] for row in answered})
 
-        journal = self._job.journal(part)
         start = time.perf_counter()
-        rows: list[dict[str, Any]] = []
-        for number, task in enumerate(tasks):
-            if journal.begin(number):
-                rows += self._image(task)
-            else:
-                rows += _errors(task, f"given up: {DEATHS} workers died on this image")
-        seconds = time.perf_counter() - start
+        with self._journal(part) as journal:
+            rows = list(self._rows(tasks, journal))
+            seconds = time.perf_counter() - start
+            self._job.write_answers(part, answered + rows, self._about)
+        errors = sum(row["error"] is not None for row in rows)
+        return _Counts(len(rows), errors, len(tasks), seconds)
 
-        self._job.write_answers(part, rows, self._about)
+    @contextmanager
+    def _journal(self, part: int) -> Iterator[Journal]:
+        """The part's journal; an exception is no death of its images, and only death leaves one."""
+        journal = self._job.journal(part)
+        try:
+            yield journal
+        except Exception:
+            journal.rest()
+            raise
+        finally:
+            self._ahead.forget()
         journal.close()
-        return len(rows), sum(row["error"] is not None for row in rows), len(tasks), seconds
+
+    def _rows(self, tasks: Sequence[ImageTask], journal: Journal) -> Iterator[dict[str, Any]]:
+        """The rows of all images; the next image is read while the engine works on one."""
+        count = len(tasks)
+        together = journal.is_slow and not any(map(journal.deaths, range(count)))
+        if together:  # where a worker dies, each image is noted by itself from then on
+            journal.begin(*range(count))
+        for number, task in enumerate(tasks):
+            if journal.deaths(number) >= DEATHS:
+                yield from _errors(task, f"given up: {DEATHS} workers died on this image")
+                continue
+            # an image under suspicion is alone, so that the next death is its own or never again
+            following = number + 1
+            alone = journal.deaths(number) or journal.deaths(following)
+            beside = [following] if following < count and not alone else []
+            if not together:
+                journal.begin(number, *beside)
+            self._ahead.begin(task)
+            for other in beside:
+                self._ahead.begin(tasks[other])
+            yield from self._image(task)
 
     def _image(self, task: ImageTask) -> list[dict[str, Any]]:
         """The rows of one image. Nothing about an image or an expression ends the part.
 
-        Raises EngineError, which is about neither.
+        Raises:
+            EngineError: Where the engine fails, which is about neither.
+            StorageError: Where no image could be read.
         """
         if task.location is None:
             return _errors(task, task.error or "no image")
         try:
-            scene, _ = self._answerer.scene(self._images.read(task.location))
+            scene, _ = self._answerer.scene(self._ahead.take(task.location))
             categories = None
             if self._model.categories:
                 categories = [name or "" for name in task.categories]
             answers = self._answerer.ask(scene, task.expressions, categories, self._threshold)
-        except EngineError:
+        except EngineError as error:
+            raise EngineError(f"{error} (at {echoed(task.name)})") from error
+        except StorageError:
             raise
         except RisError as error:
             return _errors(task, str(error))
         except Exception as error:
-            return _errors(task, f"internal error: {_unforeseen(error)}")
+            return _errors(task, f"internal error: {_reason(error)}")
         return [
             _answer(task, i, answer)
             if isinstance(answer, Segmentation)
@@ -128,8 +215,27 @@ class Worker:
         ]
 
 
-def _unforeseen(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
+def _reason(error: Exception) -> str:
+    """What an exception says, in one line; with its class where it was not foreseen."""
+    said = first_line(error)
+    return said if isinstance(error, RisError) else f"{type(error).__name__}: {said}"
+
+
+def _without(tasks: Sequence[ImageTask], rows: set[int]) -> list[ImageTask]:
+    """The tasks without these rows, and without those that have no others."""
+    left = []
+    for task in tasks:
+        keep = [i for i, row in enumerate(task.rows) if row not in rows]
+        if keep:
+            left.append(
+                replace(
+                    task,
+                    rows=[task.rows[i] for i in keep],
+                    expressions=[task.expressions[i] for i in keep],
+                    categories=[task.categories[i] for i in keep],
+                )
+            )
+    return left
 
 
 def _about(model: Model, bundle: Path) -> dict[str, str]:
@@ -171,66 +277,3 @@ def _answer(task: ImageTask, i: int, answer: Segmentation) -> dict[str, Any]:
         "notes": list(answer.notes),
         "error": None,
     }
-
-
-class _Images:
-    """Reads images' bytes, and keeps a table's last row group, whose rows follow each other."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._groups: OrderedDict[tuple[str, int], list[Any]] = OrderedDict()
-
-    def read(self, location: Location) -> bytes:
-        """The bytes of an image file, cut off just beyond the limit.
-
-        Raises ImageError, which names the file.
-        """
-        path, name = Path(location.file), echoed(location.file)
-        try:
-            if location.row is not None:
-                return self._cell(path, location.row)
-            if not os.path.isfile(path):  # never a device or a pipe, which would not end
-                raise ImageError(f"{name}: no such image file")
-            size = path.stat().st_size if location.size is None else location.size
-            with path.open("rb") as file:
-                file.seek(location.offset or 0)
-                return file.read(min(size, self._limits.image_bytes + 1))
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            raise ImageError(f"{name} cannot be read: {reason_of(error)}") from None
-        except IndexError:
-            raise ImageError(f"{name} has fewer rows than it says; write it again") from None
-
-    def _cell(self, path: Path, row: int) -> bytes:
-        """The image in a row of a table."""
-        with pq.ParquetFile(path) as table:
-            group, first = 0, 0
-            while row >= first + table.metadata.row_group(group).num_rows:
-                first += table.metadata.row_group(group).num_rows
-                group += 1
-
-            key = (str(path), group)
-            if key not in self._groups:
-                self._check_size(path, table.metadata.row_group(group))
-                self._groups.clear()
-                images = table.read_row_group(group, columns=["image"])["image"]
-                self._groups[key] = images.to_pylist()
-
-        cell = self._groups[key][row - first]
-        data = cell.get("bytes") if isinstance(cell, dict) else cell
-        if not isinstance(data, bytes):
-            raise ImageError(f"{path}, row {row} has no image bytes")
-        return data
-
-    @staticmethod
-    def _check_size(path: Path, group: Any) -> None:
-        """Raises ImageError where a row group's images are too large to hold in memory."""
-        columns = [group.column(i) for i in range(group.num_columns)]
-        size = sum(
-            column.total_uncompressed_size
-            for column in columns
-            if column.path_in_schema.split(".")[0] == "image"
-        )
-        if size > _TABLE_BYTES:
-            raise ImageError(
-                f"{path}: its row groups have {size / 1e9:.1f} GB of images; write smaller ones"
-            )

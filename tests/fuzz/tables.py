@@ -19,8 +19,8 @@ from fuzz.mutate import mutate
 from fuzz.picture_files import good_files
 from fuzz.verdict import complaint
 from ris.engines.errors import RisError
+from ris.serving.batch.images import Images
 from ris.serving.batch.inputs import Given, group_by_image, read_sources
-from ris.serving.batch.worker import _Images
 from ris.serving.limits import Limits
 
 GIVEN = Given(("left man",))
@@ -113,7 +113,7 @@ def _make_shard(rng: random.Random, control: bool) -> Input:
 def _asked(path: Path, expected: Any, names: list[str]) -> list[str]:
     """Reads a source and the bytes of its images; the errors of its lines are sentences."""
     lines = list(read_sources([path], GIVEN))
-    images = _Images(Limits())
+    images = Images(Limits())
     sentences = []
     for line in lines:
         if line.error is not None:

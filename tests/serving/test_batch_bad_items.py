@@ -17,9 +17,10 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 from ris.engines.errors import EngineError, ImageError, RisError  # noqa: E402
 from ris.serving.batch.asked import Given  # noqa: E402
+from ris.serving.batch.images import Images  # noqa: E402
 from ris.serving.batch.inputs import group_by_image, read_sources  # noqa: E402
 from ris.serving.batch.parts import Job, fingerprint  # noqa: E402
-from ris.serving.batch.worker import Worker, _Images  # noqa: E402
+from ris.serving.batch.worker import Worker  # noqa: E402
 from ris.serving.limits import Limits  # noqa: E402
 from serving_helpers import picture_bytes  # noqa: E402
 
@@ -85,6 +86,12 @@ def test_members_that_cannot_be_used_are_rows(tmp_path):
         ("5.txt", b"x" * 1_000_001),
         ("6.jpg", IMAGE),
         ("6.json", b"[]"),
+        ("7.jpg", IMAGE),
+        ("7.json", b'{"expression": "x", "more": "' + b"y" * 1_000_000 + b'"}'),
+        ("8.jpg", IMAGE),
+        ("8.json", b'{"expression": {"text": "x"}}'),
+        ("9.jpg", IMAGE),
+        ("9.txt", b"x" * 200_000),
     ]
     found = said(tasks_of(shard(tmp_path / "s.tar", *members)))
     assert [entry for entry in found if isinstance(entry[1], list)] == [
@@ -99,7 +106,93 @@ def test_members_that_cannot_be_used_are_rows(tmp_path):
         "s.tar/4.jpg": "not UTF-8 (byte 4)",
         "s.tar/5.jpg": "its .txt has more than 1 MB",
         "s.tar/6.jpg": "the JSON is not an object",
+        "s.tar/7.jpg": "its .json has more than 1 MB",
+        "s.tar/8.jpg": "the expression is not a text or a list o",
+        "s.tar/9.jpg": "the expression has 200000 characters",
     }
+
+
+def test_a_key_may_stand_anywhere_in_a_shard(tmp_path):
+    """An image whose text comes later is asked that, and not what was given."""
+    members = [
+        ("a.jpg", IMAGE),
+        ("b.jpg", IMAGE),
+        ("./c.jpg", IMAGE),
+        ("d/a.jpg", IMAGE),
+        ("b.json", b'{"expression": "the dog", "category": null}'),
+        ("a.txt", b"left man"),
+        ("c.txt", b"the tree"),
+    ]
+    path = shard(tmp_path / "s.tar", *members)
+    tasks = group_by_image(read_sources([path], Given(("given",), "person")))
+    assert said(tasks) == [
+        ("s.tar/a.jpg", ["left man"]),
+        ("s.tar/b.jpg", ["the dog"]),
+        ("s.tar/./c.jpg", ["the tree"]),
+        ("s.tar/d/a.jpg", ["given"]),
+    ]
+    assert {name for task in tasks for name in task.categories} == {"person"}
+
+
+def test_links_in_a_shard_are_followed(tmp_path):
+    """GNU tar writes the second name of a file as a link: its text is not what was given."""
+    path = tmp_path / "s.tar"
+    links = [
+        ("d/1.txt", tarfile.LNKTYPE, "d/0.txt"),
+        ("d/1.jpg", tarfile.SYMTYPE, "./0.jpg"),
+        ("d/2.jpg", tarfile.SYMTYPE, "/etc/passwd"),
+        ("d/3.txt", tarfile.LNKTYPE, "gone.txt"),
+    ]
+    with tarfile.open(path, "w") as tar:
+        for name, data in [("d/0.jpg", IMAGE), ("d/0.txt", b"left man"), ("d/3.jpg", IMAGE)]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        for name, kind, target in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+    tasks = tasks_of(path)
+    assert said(tasks) == [
+        ("s.tar/d/0.jpg", ["left man"]),
+        ("s.tar/d/3.jpg", "s.tar/d/3.jpg: its .txt: it is a link to nothing in the shard"),
+        ("s.tar/d/1.jpg", ["left man"]),
+        ("s.tar/d/2.jpg", "s.tar/d/2.jpg: it is a link to nothing in the shard"),
+    ]
+    assert Images(Limits()).read(tasks[2].location) == IMAGE
+
+
+def test_what_is_there_twice_is_not_guessed(tmp_path):
+    members = [
+        ("0.jpg", IMAGE),
+        ("0.jpg", picture_bytes(2)),
+        ("0.txt", b"left man"),
+        ("1.v2.jpg", IMAGE),
+        ("1.v2.png", IMAGE),
+        ("1.v2.txt", b"the dog"),
+        ("2.jpg", IMAGE),
+        ("2.txt", b"left man"),
+        ("2.TXT", b"right man"),
+    ]
+    assert said(tasks_of(shard(tmp_path / "s.tar", *members))) == [
+        ("s.tar/0.jpg", ["left man"]),
+        ("s.tar/0.jpg", "s.tar/0.jpg: the sample has another image, 0.jpg"),
+        ("s.tar/1.v2.jpg", ["the dog"]),
+        ("s.tar/1.v2.png", "s.tar/1.v2.png: the sample has another image, 1.v2.jpg"),
+        ("s.tar/2.jpg", "s.tar/2.jpg: its .txt is there twice"),
+    ]
+
+
+def test_an_image_whose_text_may_be_lost_is_not_asked_what_was_given(tmp_path):
+    members = [("0.jpg", IMAGE), ("0.txt", b"left man"), ("1.jpg", IMAGE), ("1.txt", b"the dog")]
+    path = shard(tmp_path / "s.tar", *members)
+    with tarfile.open(path) as tar:
+        end = tar.getmembers()[3].offset
+    path.write_bytes(path.read_bytes()[: end + 100])
+    first, second, third = tasks_of(path)
+    assert first.expressions == ["left man"]
+    assert second.error.endswith("the shard ends too early, and the text beside it may be lost")
+    assert "s.tar cannot be read as an uncompressed tar file" in third.error
 
 
 def test_a_source_that_ends_too_early_costs_a_row(tmp_path):
@@ -200,7 +293,7 @@ def test_what_is_no_fault_of_an_image_leaves_its_part_open(job, served_bundle, m
         raise EngineError("the device is lost")
 
     monkeypatch.setattr(ours._answerer, "scene", lost)
-    assert list(ours({"part": [0]})["failed"]) == ["the device is lost"]
+    assert list(ours({"part": [0]})["failed"]) == ["the device is lost (at caf\ufffd.png)"]
     assert job.open_parts(1) == [0]
 
     nowhere = worker(job, job.folder / "no-bundle")
@@ -274,15 +367,15 @@ def test_a_damaged_image_column_is_an_error_of_its_row(tmp_path):
     whole = path.read_bytes()
     places = pq.ParquetFile(path).metadata.row_group(0).column(0)
     start = places.data_page_offset
-    images = _Images(Limits())
+    images = Images(Limits())
     said = set()
     for place in range(start, start + 60):
         path.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
         try:
-            _Images(Limits()).read(tasks[1].location)
+            Images(Limits()).read(tasks[1].location)
         except ImageError as error:
             said.add(str(error))
-    assert said
+    assert any("t.parquet cannot be read: " in sentence for sentence in said)
     assert all(sentence.isprintable() and "t.parquet" in sentence for sentence in said)
 
     # a table that was written anew meanwhile, with fewer rows

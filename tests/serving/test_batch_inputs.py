@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tarfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 pa = pytest.importorskip("pyarrow", reason='pyarrow is not installed: pip install ".[ray]"')
 pq = pytest.importorskip("pyarrow.parquet")
 
-from ris.engines.errors import RisError  # noqa: E402
+from ris.engines.errors import ImageError, RisError  # noqa: E402
 from ris.runtime.bundle import Bundle, open_bundle  # noqa: E402
-from ris.serving.batch.asked import Given  # noqa: E402
+from ris.serving.batch.addresses import place  # noqa: E402
+from ris.serving.batch.asked import Given, Location  # noqa: E402
+from ris.serving.batch.images import Images  # noqa: E402
 from ris.serving.batch.inputs import group_by_image, read_sources  # noqa: E402
 from ris.serving.batch.parts import DEATHS, Job  # noqa: E402
-from ris.serving.batch.worker import Worker, _Images  # noqa: E402
+from ris.serving.batch.worker import Worker  # noqa: E402
 from ris.serving.limits import Limits  # noqa: E402
 from serving_helpers import picture_bytes  # noqa: E402
 
@@ -26,7 +31,7 @@ def tasks_of(*sources, expressions=(), category=None):
 
 
 def read(task):
-    return _Images(Limits()).read(task.location)
+    return Images(Limits()).read(task.location)
 
 
 def test_a_folder_asks_everything_of_every_image(tmp_path):
@@ -86,6 +91,71 @@ def test_a_table_of_paths_and_a_table_of_bytes(tmp_path):
         tasks_of(tmp_path / "other.parquet")
 
 
+def test_texts_and_images_in_any_of_arrows_forms(tmp_path):
+    (tmp_path / "p.png").write_bytes(picture_bytes(1))
+    texts = pa.array(["left man", "the dog", "left man"])
+    names = pa.array(["p.png"] * 3)
+    lists = pa.array([["left man"], ["the dog"], ["left man"]], pa.large_list(pa.large_string()))
+    forms = {
+        "dictionary": (names.dictionary_encode(), texts.dictionary_encode()),
+        "view": (names.cast(pa.string_view()), texts.cast(pa.string_view())),
+        "large": (names.cast(pa.large_string()), lists),
+    }
+    for form, (image, expression) in forms.items():
+        path = tmp_path / f"{form}.parquet"
+        pq.write_table(pa.table({"image": image, "expression": expression}), path)
+        [task] = tasks_of(path)
+        assert (task.name, task.rows) == ("p.png", [0, 1, 2]), form
+        assert task.expressions == ["left man", "the dog", "left man"]
+        assert read(task) == picture_bytes(1)
+
+    pictures = pa.array([picture_bytes(i) for i in (1, 2, 1)])
+    for form, image in (
+        ("dictionary", pictures.dictionary_encode()),
+        ("view", pictures.cast(pa.binary_view())),
+        ("large", pictures.cast(pa.large_binary())),
+    ):
+        path = tmp_path / f"{form}.parquet"
+        pq.write_table(pa.table({"image": image, "expression": texts}), path)
+        assert [read(task) for task in tasks_of(path)] == pictures.to_pylist()
+
+
+def test_a_table_of_other_kinds_is_errors_of_its_rows(tmp_path):
+    """A list where a text belongs, numbers, structs: no other question, and no traceback."""
+    path = tmp_path / "t.parquet"
+    columns = {
+        "image": [["a.png"], ["b.png"]],
+        "expression": [{"text": "x"}, {"text": "y"}],
+    }
+    pq.write_table(pa.table(columns), path)
+    assert ["not a text or a list" in task.error for task in tasks_of(path)] == [True, True]
+    pq.write_table(pa.table({**columns, "expression": ["x", "y"]}), path)
+    for task in tasks_of(path):
+        with pytest.raises(ImageError, match="has no image bytes"):
+            read(task)
+
+
+def test_a_dictionary_expands_by_a_cell_at_a_time(tmp_path):
+    """10 GB of images in a file of some megabytes, and 1.6 GB of texts."""
+    big = np.random.default_rng(0).bytes(2_000_000)
+    rows = 5000
+    codes = pa.array([0] * rows, pa.int32())
+    image = pa.DictionaryArray.from_arrays(codes, pa.array([big]))
+    text = pa.DictionaryArray.from_arrays(codes, pa.array(["x" * 300_000]))
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": image, "expression": text}), path)
+    assert path.stat().st_size < 10_000_000
+
+    before = pa.default_memory_pool().max_memory()
+    images = Images(Limits())
+    tasks = tasks_of(path)
+    assert len(tasks) == rows
+    assert all("300000 characters" in task.error for task in tasks)
+    for row in (0, 1, 4000, 2):
+        assert images.read(Location(str(path), row=row)) == big
+    assert pa.default_memory_pool().max_memory() - before < 1_000_000_000
+
+
 def test_a_web_dataset_shard_is_read_in_place(tmp_path):
     images = [picture_bytes(i) for i in range(3)]
     members = [
@@ -113,6 +183,13 @@ def test_a_web_dataset_shard_is_read_in_place(tmp_path):
     (tmp_path / "no.tar").write_bytes(b"not a tar file at all")
     with pytest.raises(RisError, match="uncompressed tar"):
         tasks_of(tmp_path / "no.tar")
+
+
+def test_an_address_without_fsspecs_paths_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "upath", None)
+    with pytest.raises(RisError, match=r's3://a/b needs fsspec\'s paths: pip install ".*cpu,ray'):
+        place("s3://a/b")
+    assert place("a/b") == Path("a/b")
 
 
 def test_what_is_no_source_is_said(tmp_path):
