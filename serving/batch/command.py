@@ -24,7 +24,7 @@ from ris.runtime.commands.console import (
     print_json,
 )
 from ris.runtime.commands.running import Running, running_options
-from ris.runtime.loading import computes_by_stage
+from ris.runtime.computing import computes_by_stage
 
 
 @click.command(cls=RisCommand)
