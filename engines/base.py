@@ -219,7 +219,7 @@ class EngineOptions:
     """Leave the weights out of the plan, and take them from the graph when it is opened."""
 
     compute: str | None = None
-    """What to compute in, one of `COMPUTES`; None for the graph's own precision."""
+    """What to compute in, one of `COMPUTES`. None: the graph's own; on a CPU FP32 for FP16."""
 
     low_memory: bool = False
     """Give the memory of a graph's values back after each run; the next run has to get it again."""
@@ -434,6 +434,22 @@ class Engine(ABC):
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
+
+    @property
+    def here(self) -> tuple[str, str]:
+        """Its whole version and the device's features: what a measurement of it depends on."""
+        return "", self.options.device
+
+    def computes(self) -> list[str]:
+        """What it can be asked to compute in; empty where it leaves the precision to the graph."""
+        return []
+
+    def gain(self, compute: str) -> float:
+        """How many times as fast as in FP32 it multiplies in `compute` here.
+
+        0 where it does not, and where it leaves the precision to the graph.
+        """
+        return 0.0
 
     @abstractmethod
     def build(self, graph: Graph, progress: Progress = silent, *, anew: bool = False) -> Compiled:

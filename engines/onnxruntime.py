@@ -37,6 +37,7 @@ from ris.engines.base import (
 )
 from ris.engines.errors import EngineError
 from ris.engines.linked import linked_weights
+from ris.engines.onnx_int8 import mostly_int8
 from ris.engines.onnx_widen import widened
 from ris.engines.processor import has_vnni, usable_cores
 
@@ -244,20 +245,26 @@ class OnnxRuntimeEngine(Engine):
 
     def _session(self, graph: Graph, session: Any) -> Session:
         """A session over an InferenceSession."""
-        precision = graph.precision
-        if self.options.device == "cpu" and precision in ("fp16", "bf16"):
-            precision = "fp32"  # their weights were widened
         info = SessionInfo(
             engine=self.name,
             version=onnxruntime.__version__,
             device=self.options.device,
             providers=tuple(session.get_providers()),
             nodes=nodes_by(session),
-            precision=precision,
+            precision=self._computes(graph),
         )
         return OnnxRuntimeSession(
             graph, info, session, self.options.device, self.options.low_memory
         )
+
+    def _computes(self, graph: Graph) -> str:
+        """What most of the graph's products compute in."""
+        on_cpu = self.options.device == "cpu"
+        if on_cpu and graph.int8 and mostly_int8(graph.path):
+            return "int8"  # there are kernels for it on the CPU alone
+        # bfloat16 weights stand behind casts to FP32; FP16 ones are widened on the CPU
+        wide = graph.precision == "bf16" or on_cpu
+        return "fp32" if wide else graph.precision
 
     def start(
         self,

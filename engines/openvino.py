@@ -1,9 +1,11 @@
 """OpenVINO: the fast engine for CPUs, and Intel's GPUs and NPUs.
 
 What it compiles is kept like TensorRT's plans, under the same key rule; OpenVINO's own cache stays
-off. `EngineOptions.compute` says what it computes in, by default the precision of the graph. That
-is never left to OpenVINO, which takes bfloat16 for FP32 graphs wherever the CPU has it. What the
-layers of a graph really run in is read from the compiled graph and shown with the session.
+off. `EngineOptions.compute` says what it computes in, by default the precision of the graph, but
+for FP16 graphs on a CPU: those run in FP32, since OpenVINO's FP16 takes no heed of what is to stay
+FP32 within a graph, and is no faster there. What it computes in is never left to OpenVINO, which
+takes bfloat16 for FP32 graphs wherever the CPU has it. What the layers of a graph really run in is
+read from the compiled graph and shown with the session.
 
 An axis that can only be 1 is fixed when a graph is compiled: OpenVINO fuses attention only where it
 knows every shape.
@@ -39,7 +41,7 @@ from ris.engines.base import (
 )
 from ris.engines.errors import EngineError, PlanError
 from ris.engines.linked import without_links
-from ris.engines.openvino_layers import int8_overflows, layers, main_precision
+from ris.engines.openvino_layers import bf16_gain, int8_overflows, layers, main_precision
 from ris.engines.openvino_model import hold_joins, split, turn_weights
 from ris.engines.openvino_session import Imported, OpenVinoSession, reason
 from ris.engines.processor import core_limit
@@ -89,6 +91,17 @@ class OpenVinoEngine(Engine):
         return [
             name for name, capability in _CAPABILITIES.items() if capability in self._capabilities
         ]
+
+    @property
+    def here(self) -> tuple[str, str]:
+        """OpenVINO's version, and the device with its name and what it can compute in."""
+        features = " ".join(sorted(self._capabilities))
+        return openvino.get_version(), f"{self.device} {self._name()} {features}"
+
+    def gain(self, compute: str) -> float:
+        """How many times as fast as in FP32 a CPU multiplies in bfloat16; else 0."""
+        tried = self.device == "CPU" and compute == "bf16" and "bf16" in self.computes()
+        return bf16_gain() if tried else 0.0
 
     def build(self, graph: Graph, progress: Progress = silent, *, anew: bool = False) -> Compiled:
         """The graph compiled for this device, from the cache or built now.
@@ -149,12 +162,13 @@ class OpenVinoEngine(Engine):
         options = {"compute": ", then ".join(computes), "mode": self._mode(), "file": _FILE}
         if graph.int8:
             options["int8"] = "widened" if widens else "joins held"
+        version, device = self.here
         return Recipe(
             stage=graph.stage,
             onnx=graph_hashes(graph),
             engine=self.name,
-            version=openvino.get_version(),
-            device=f"{self.device} {self._name()} {' '.join(sorted(self._capabilities))}",
+            version=version,
+            device=device,
             profiles=self._fixed(),
             options=options,
         )
@@ -230,13 +244,11 @@ class OpenVinoEngine(Engine):
     def _compute(self, graph: Graph) -> str:
         """What this graph runs in.
 
-        Where the device has no FP16, an FP16 graph runs in bfloat16 if that is precise enough for
-        it, else in FP32. A CPU that has FP16 runs it in FP32 unless it was asked for: OpenVINO
-        computes there in FP16 what is to stay FP32 within the graph, too.
+        A CPU runs an FP16 graph in FP32 unless it was asked for. Another device that has no FP16
+        runs it in bfloat16 if that is precise enough for it, else in FP32.
         """
         wanted = self.options.compute or graph.precision
-        spared = bool(graph.fp32_islands) and self.options.compute is None
-        if wanted == "fp16" and spared and self.device == "CPU" and "fp16" in self.computes():
+        if wanted == "fp16" and self.options.compute is None and self.device == "CPU":
             return "fp32"
         order = {
             "fp32": ("fp32",),

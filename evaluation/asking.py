@@ -203,7 +203,8 @@ def open_bundle_to_ask(
             )
         sessions = model.sessions
         ran = sorted({f"{s.engine} {s.version} on {s.device}" for s in sessions.values()})
-        if running.compute:
+        chosen = model.choice.taken if model.choice else None
+        if running.compute or chosen not in (None, "fp32"):
             computes = sorted({f"{stage} {s.precision}" for stage, s in sessions.items()})
             ran.append(f"computing {', '.join(computes)}")
         engine = ", ".join(ran)

@@ -28,6 +28,7 @@ from ris.engines.errors import (
     RisError,
 )
 from ris.runtime.bundle import BUILT_IN, Bundle, open_bundle
+from ris.runtime.choice import Choice
 from ris.runtime.loading import LoadOptions, load
 from ris.runtime.manifest import Manifest
 from ris.runtime.model import Model, Scene
@@ -38,6 +39,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "CheckpointError",
+    "Choice",
     "EngineError",
     "ExpressionError",
     "ImageError",

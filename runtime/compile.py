@@ -11,6 +11,7 @@ from ris.engines import Engine, EngineSpec, Progress, silent
 from ris.engines.base import require_gathers
 from ris.engines.errors import EngineError
 from ris.runtime.bundle import EMULATES, Bundle
+from ris.runtime.computing import Settled, settle
 from ris.runtime.cost import expressions_at_once, question_operations
 
 EMULATION_ENGINE = "onnxruntime"
@@ -89,6 +90,7 @@ def compile_bundle(
     progress: Progress = silent,
     *,
     anew: bool = False,
+    settled: Settled | None = None,
 ) -> dict[str, CompiledGraph]:
     """Compiles the graphs, or finds them in the cache.
 
@@ -98,6 +100,7 @@ def compile_bundle(
         engine: An engine of that row, with its options.
         progress: Called while it compiles.
         anew: Compile also what is in the cache, and replace it.
+        settled: What each graph computes in. None: as `load` has it, or the engine's own options.
 
     Returns:
         What came of each graph, by stage.
@@ -106,9 +109,14 @@ def compile_bundle(
         EngineError: Where the engine cannot compile one of them.
     """
     require_fit(bundle, row)
+    engines: Mapping[str, Engine] = dict.fromkeys(bundle.stages, engine)
+    if settled is None and "compute" in row.options:
+        settled = settle(bundle, row, engine.options, engine.options.compute, progress)
+    if settled is not None:
+        engines = settled.engines
     found = {}
     for stage in bundle.stages:
-        compiled = engine.build(bundle.graph(stage), progress, anew=anew)
+        compiled = engines[stage].build(bundle.graph(stage), progress, anew=anew)
         found[stage] = CompiledGraph(
             asked=bundle.manifest.graphs[stage].shown,
             artifact=compiled.artifact,

@@ -12,19 +12,23 @@ import json
 import math
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ris.engines import TABLE, EngineSpec, create, select
+from ris.engines import TABLE, Engine, EngineOptions, EngineSpec
 from ris.engines.errors import RisError
 from ris.engines.probe import Probe, probe_apart
 from ris.engines.trust import VARIABLE, user_key
 from ris.engines.user_folders import home_folder
 from ris.runtime import system
 from ris.runtime.bundle import MANIFEST, Bundle, open_bundle
+from ris.runtime.choice import Choice
+from ris.runtime.compile import expressions_together
+from ris.runtime.computing import settle
 from ris.runtime.from_json import read_json
-from ris.runtime.loading import open_model
+from ris.runtime.loading import open_model, select_for
 from ris.runtime.onnx_weights import count_weights
 from ris.runtime.parity import END_TO_END, ParityReport, check_model, load_golden
 from ris.runtime.system import Cpu, Gpus, Memory
@@ -88,6 +92,9 @@ class GraphHealth:
     runs: str | None
     """The engine, device and providers that opened it here; None where nothing did."""
 
+    computes_in: str | None
+    """What most of its products compute in here; None where nothing opened it or it is unknown."""
+
     problem: str | None
     """Why it could not be opened, None where it could or nobody tried."""
 
@@ -149,6 +156,9 @@ class BundleHealth:
 
     graphs: dict[str, GraphHealth] = field(default_factory=dict)
     """The graphs by stage."""
+
+    compute: dict[str, Any] | None = None
+    """What the graphs compute in here and why (`Choice`); None where nothing can run them."""
 
     once_an_image: tuple[str, ...] = ()
     """The stages that run once an image; empty where each question costs the whole network."""
@@ -352,7 +362,8 @@ def _bundle(path: Path, can_run: bool, check: bool, findings: _Findings) -> Bund
         return BundleHealth(str(path), whole=False)
 
     manifest = bundle.manifest
-    graphs = {stage: _graph(bundle, stage, can_run and whole) for stage in bundle.stages}
+    choice, engines = _settled(bundle, findings) if can_run and whole else (None, {})
+    graphs = {stage: _graph(bundle, stage, engines.get(stage)) for stage in bundle.stages}
     _judge_graphs(bundle, graphs, findings)
     checked = None
     if check and can_run and whole and not any(g.problem for g in graphs.values()):
@@ -369,6 +380,7 @@ def _bundle(path: Path, can_run: bool, check: bool, findings: _Findings) -> Bund
         no_target_head=manifest.no_target,
         precision=manifest.precision,
         graphs=graphs,
+        compute=choice.to_dict() if choice else None,
         once_an_image=bundle.wiring.image_stages,
         recorded=_parity(ParityReport(manifest.parity, manifest.mask_iou, 0.0, ())),
         checked=checked,
@@ -396,7 +408,7 @@ def _judge_graphs(bundle: Bundle, graphs: dict[str, GraphHealth], findings: _Fin
         findings.note("the bundle has made-up weights: its masks mean nothing")
     if any("fp16" in g.weights and g.runs and " on cpu " in g.runs for g in graphs.values()):
         findings.note(
-            "a CPU without FP16 computes fp16 graphs in fp32, or in bfloat16 where that will do"
+            "a CPU computes fp16 graphs in fp32, or in bfloat16 where that pays and will do"
         )
 
 
@@ -416,8 +428,23 @@ def _check(bundle: Bundle, findings: _Findings) -> Parity | None:
     return checked
 
 
-def _graph(bundle: Bundle, stage: str, run: bool) -> GraphHealth:
-    """Opens one graph and closes it again, so that at most one is in memory."""
+def _settled(bundle: Bundle, findings: _Findings) -> tuple[Choice | None, Mapping[str, Engine]]:
+    """What the bundle's graphs compute in here, and their engines; none where none runs them."""
+    try:
+        row = select_for(bundle)
+        together = expressions_together(bundle, row)
+        settled = settle(bundle, row, EngineOptions(max_expressions=together))
+    except RisError as error:
+        findings.problem(str(error), "export the bundle again, or ask for another engine")
+        return None, {}
+    return settled.choice, settled.engines
+
+
+def _graph(bundle: Bundle, stage: str, engine: Engine | None) -> GraphHealth:
+    """Opens one graph and closes it again, so that at most one is in memory.
+
+    engine: what opens it; None: nothing does.
+    """
     entry = bundle.manifest.graphs[stage]
     islands: dict[str, int] = {}
     for node, reason in entry.fp32_islands.items():
@@ -425,18 +452,18 @@ def _graph(bundle: Bundle, stage: str, run: bool) -> GraphHealth:
         islands[key] = islands.get(key, 0) + 1
 
     weights: dict[str, int] = {}
-    runs = problem = None
+    runs = computes_in = problem = None
     try:
         weights = count_weights(bundle.file(entry.file))
-        if run:
-            graph, engine = bundle.graph(stage), create(select().name)
-            with engine.load(graph) as session:
+        if engine is not None:
+            with engine.load(bundle.graph(stage)) as session:
                 info = session.info
+                computes_in = info.precision
                 runs = f"{info.engine} {info.version} on {info.device} ({info.where})"
     except RisError as error:
-        problem = str(error) if run else None
-    operations = entry.operations.of(1, 1) if entry.operations else None
-    return GraphHealth(entry.shown, islands, entry.parameters, operations, weights, runs, problem)
+        problem = str(error) if engine is not None else None
+    counts = entry.parameters, entry.operations.of(1, 1) if entry.operations else None
+    return GraphHealth(entry.shown, islands, *counts, weights, runs, computes_in, problem)
 
 
 def _parity(report: ParityReport) -> Parity:

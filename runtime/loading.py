@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from ris.engines import (
-    Engine,
-    EngineOptions,
-    EngineSpec,
-    Progress,
-    Session,
-    create,
-    select,
-    silent,
-)
+from ris.engines import EngineOptions, EngineSpec, Progress, select, silent
 from ris.engines.errors import EngineError, RisError
 from ris.runtime.bundle import EMULATES, Bundle, open_bundle
 from ris.runtime.compile import EMULATION_ENGINE, expressions_together, require_fit
+from ris.runtime.computing import Compute, open_graphs, settle
 from ris.runtime.model import Model
-
-Compute = str | Mapping[str, str] | None
-"""A precision for the whole model, precisions by graph, or None for the bundle's own.
-
-By graph, "*" stands for the whole model, and a graph's own name goes before it.
-"""
-
-WHOLE = "*"
-"""The whole model in a `Compute` by graph."""
 
 
 class LoadOptions(TypedDict, total=False):
@@ -58,10 +39,11 @@ class LoadOptions(TypedDict, total=False):
     """Compile what is not in the engine's cache; False refuses instead. Default: True."""
 
     compute: Compute
-    """What an engine that chooses the precision itself computes in: "fp32", "bf16" or "fp16".
+    """What an engine that can choose computes in: "auto", "fp32", "bf16" or "fp16".
 
-    A mapping names one of them by graph; `ris.runtime.loading.computes_by_stage` says which graphs
-    a single one means. Default: the bundle's own.
+    A mapping names one of them by graph; `ris.runtime.computing.computes_by_stage` says which
+    graphs a single one means. Default: $RIS_COMPUTE, then "auto", which takes bfloat16 on a CPU
+    where that pays and the bundle's masks bear it (`ris.runtime.computing`).
     """
 
     overlap: bool | None
@@ -114,7 +96,7 @@ def open_model(
         raise RisError(f"max_expressions must be at least 1, got {max_expressions}")
 
     device = options.get("device", "auto")
-    row = _select(bundle, options.get("engine", "auto"), device)
+    row = select_for(bundle, options.get("engine", "auto"), device)
     if max_expressions is None:
         max_expressions = expressions_together(bundle, row, device)
     wanted = EngineOptions(
@@ -127,24 +109,16 @@ def open_model(
         throughput=options.get("throughput", False),
     )
 
-    by_stage = computes_by_stage(options.get("compute"), bundle)
-    engines: dict[str | None, Engine] = {}
-    for compute in set(by_stage.values()):
-        engines[compute] = create(row.name, replace(wanted, compute=compute))
-
-    with ExitStack() as opened:  # where one graph fails, those before it are closed
-        sessions: dict[str, Session] = {}
-        for stage in bundle.stages:
-            graph, chosen = bundle.graph(stage), engines[by_stage[stage]]
-            sessions[stage] = chosen.load(graph, progress)
-            opened.callback(sessions[stage].close)
-        model = Model(bundle, sessions, max_expressions, options.get("overlap"))
-        opened.pop_all()
-    return model
+    settled = settle(bundle, row, wanted, options.get("compute"), progress)
+    return open_graphs(bundle, settled, max_expressions, options.get("overlap"), progress)
 
 
-def _select(bundle: Bundle, engine: str, device: str) -> EngineSpec:
-    """The engine's row; raises EngineError where it cannot run the bundle here."""
+def select_for(bundle: Bundle, engine: str = "auto", device: str = "auto") -> EngineSpec:
+    """The row of the engine that runs a bundle, of the name that was asked for.
+
+    Raises:
+        EngineError: Where it cannot run the bundle here.
+    """
     if engine == "auto" and EMULATES in bundle.manifest.writer:
         engine = EMULATION_ENGINE
     row = select(engine, device)
@@ -152,29 +126,3 @@ def _select(bundle: Bundle, engine: str, device: str) -> EngineSpec:
         raise EngineError(f"engine {row.name!r} cannot run here: {reason}")
     require_fit(bundle, row)
     return row
-
-
-def computes_by_stage(compute: Compute, bundle: Bundle) -> dict[str, str | None]:
-    """What each graph is asked to compute in, None for its own precision.
-
-    "bf16" and "fp16" ask the graphs that are worth their error, which the manifest names
-    (`GraphEntry.bfloat16`). "fp32" asks all graphs, a mapping those that it names.
-
-    Raises EngineError where it names a graph that the bundle does not have, and where a narrow
-    precision for the whole model would change none.
-    """
-    stages = bundle.manifest.graphs
-    single = {} if compute is None or isinstance(compute, str) else dict(compute)
-    whole = compute if isinstance(compute, str) else single.pop(WHOLE, None)
-    if unknown := sorted(set(single) - set(stages)):
-        raise EngineError(f"there is no graph {', '.join(unknown)}; there are {', '.join(stages)}")
-    narrow = whole in ("bf16", "fp16")
-    if narrow and not any(entry.bfloat16 for entry in stages.values()):
-        raise EngineError(
-            f"none of the graphs is said to be precise enough in {whole}; name those that are to"
-            f" compute in it, of {', '.join(stages)}"
-        )
-    return {
-        name: single.get(name, whole if entry.bfloat16 or not narrow else None)
-        for name, entry in stages.items()
-    }

@@ -16,6 +16,7 @@ from ris.engines.gate import Gate
 from ris.engines.heap import HEAP
 from ris.runtime.bundle import Bundle
 from ris.runtime.categories import Guess, categories_to_ask
+from ris.runtime.choice import Choice
 from ris.runtime.drawn import Draws
 from ris.runtime.graphs import EncodedText, Graphs, Values
 from ris.runtime.image import ImageLike, load_picture
@@ -175,12 +176,16 @@ class Model:
     max_expressions: int
     """The most expressions that go through the graphs at once."""
 
+    choice: Choice | None
+    """What it computes in and why; None where others run the graphs."""
+
     def __init__(
         self,
         bundle: Bundle,
         sessions: Mapping[str, Session],
         max_expressions: int,
         overlap: bool | None = None,
+        choice: Choice | None = None,
     ) -> None:
         """Links opened graphs; `load` opens them.
 
@@ -189,12 +194,14 @@ class Model:
             sessions: A session for each stage. The model closes them.
             max_expressions: The most expressions that go through the graphs at once.
             overlap: Run graphs that do not depend on each other side by side. None: on GPUs alone.
+            choice: What it computes in and why.
 
         Raises:
             BundleError: Where the tokenizer or the table of categories cannot be read.
         """
         self.bundle = bundle
         self.max_expressions = max_expressions
+        self.choice = choice
         self._overlap = overlap
         self._gate = Gate("the model is closed; load the bundle again")
         self._graphs = Graphs(bundle, sessions)

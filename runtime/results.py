@@ -251,4 +251,5 @@ def describe(image: Path, result: Segmentation, model: Model) -> dict[str, Any]:
         "trained": model.trained,
         "precision": {stage: entry.precision for stage, entry in manifest.graphs.items()},
         "engine": engines,
+        "compute": model.choice.to_dict() if model.choice else None,
     }

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_up_exports import export_made_up
+
+# the same on every CPU; tests of what `auto` takes leave it out
+os.environ["RIS_COMPUTE"] = "fp32"
 
 GOLDEN = Path(__file__).parent / "golden"
 REPO = Path(__file__).parent.parent

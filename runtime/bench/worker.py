@@ -25,7 +25,7 @@ from ris.runtime.bundle import open_bundle
 from ris.runtime.cost import operations_in
 from ris.runtime.host import HostSide, prepare_images
 from ris.runtime.image import load_picture
-from ris.runtime.loading import computes_by_stage, load
+from ris.runtime.loading import load
 from ris.runtime.reference import pytorch_reference
 
 Answer = dict[str, Any]
@@ -148,7 +148,8 @@ class BundleWorker:
         if stage not in self._several:
             options = self._spec["options"]
             kept = {name: options[name] for name in _BATCH_OPTIONS if name in options}
-            compute = computes_by_stage(options.get("compute"), self._model.bundle)[stage]
+            choice = self._model.choice
+            compute = choice.by_stage[stage] if choice else None
             wanted = EngineOptions(**kept, compute=compute, max_batch=MAX_BATCH)
             engine = create(options["engine"], wanted)
             graph = self._model.bundle.graph(stage)

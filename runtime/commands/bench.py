@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ris import pip_install
-from ris.engines import COMPUTES, DEVICE_NAMES, ENGINE_NAMES, select
+from ris.engines import DEVICE_NAMES, ENGINE_NAMES, select
 from ris.engines.errors import RisError
 from ris.engines.processor import core_limit
 from ris.runtime.bench.compare import compare as compare_reports
@@ -28,6 +28,7 @@ from ris.runtime.bench.report import BenchReport, read_report
 from ris.runtime.bench.run import run_plan
 from ris.runtime.bench.show import markdown, plot
 from ris.runtime.bundle import Bundle, open_bundle
+from ris.runtime.choice import CHOICES
 from ris.runtime.commands.console import (
     DefaultGroup,
     RisCommand,
@@ -295,9 +296,9 @@ def parse_engine(text: str, bundle: Path, device: str, threads: int | None) -> A
             f"--engine {text}: there is no engine {engine!r};"
             f" this version has {', '.join(ENGINE_NAMES)}"
         )
-    if compute and compute not in COMPUTES:
+    if compute and compute not in CHOICES:
         raise RisError(
-            f"--engine {text}: there is no precision {compute!r}; known are {', '.join(COMPUTES)}"
+            f"--engine {text}: there is no precision {compute!r}; known are {', '.join(CHOICES)}"
         )
 
     chosen = select(engine, device).name

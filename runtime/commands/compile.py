@@ -16,7 +16,9 @@ from ris.engines import ENGINE_NAMES, Engine, EngineOptions, EngineSpec, create,
 from ris.runtime.bundle import Bundle, open_bundle
 from ris.runtime.commands.console import CompileProgress, RisCommand, find_bundle, print_json, size
 from ris.runtime.commands.options import Command, add_options
+from ris.runtime.commands.running import collect_compute, compute_option
 from ris.runtime.compile import CompiledGraph, compile_bundle, expressions_together
+from ris.runtime.computing import Compute, settle
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def _take_compiling(given: dict[str, Any]) -> Compiling:
     show_default=True,
 )
 @build_options
+@compute_option
 @click.option(
     "--no-build",
     is_flag=True,
@@ -123,6 +126,7 @@ def main(
     bundle: str | None,
     engine: str,
     compiling: Compiling,
+    compute: tuple[tuple[str | None, str], ...],
     no_build: bool,
     force: bool,
     as_json: bool,
@@ -143,13 +147,19 @@ def main(
     row = select(engine)
     opened = open_bundle(find_bundle(bundle))
     chosen = create(row.name, compiling.engine_options(row, opened, build=not no_build))
-    report = compile_and_show(opened, row, chosen, quiet=as_json, anew=force)
+    asked = collect_compute(compute)
+    report = compile_and_show(opened, row, chosen, quiet=as_json, anew=force, compute=asked)
     if as_json:
         print_json({"engine": row.name, "graphs": report}, indent=2)
 
 
 def compile_and_show(
-    bundle: Bundle, row: EngineSpec, engine: Engine, quiet: bool, anew: bool = False
+    bundle: Bundle,
+    row: EngineSpec,
+    engine: Engine,
+    quiet: bool,
+    anew: bool = False,
+    compute: Compute = None,
 ) -> dict[str, Any]:
     """Compiles with progress and prints the table.
 
@@ -159,6 +169,7 @@ def compile_and_show(
         engine: An engine of that row, with its options.
         quiet: Print no table.
         anew: Compile also what is in the cache, and replace it.
+        compute: What is asked for, where the engine has a choice.
 
     Returns:
         The report as data, by stage.
@@ -168,7 +179,13 @@ def compile_and_show(
     """
     start = time.perf_counter()
     with CompileProgress() as progress:
-        compiled = compile_bundle(bundle, row, engine, progress, anew=anew)
+        settled = None
+        if compute is not None or "compute" in row.options:
+            settled = settle(bundle, row, engine.options, compute, progress)
+        compiled = compile_bundle(bundle, row, engine, progress, anew=anew, settled=settled)
+    if settled is not None:
+        choice = settled.choice
+        click.echo(f"compute {choice.asked}: {choice.words}", err=True)
     if not quiet:
         _print(bundle.path, row.name, compiled, time.perf_counter() - start)
     return {stage: graph.to_dict() for stage, graph in compiled.items()}

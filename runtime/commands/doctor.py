@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ris.runtime.choice import Choice
 from ris.runtime.commands.console import RisCommand, find_bundle, print_json, size
 from ris.runtime.cost import all_known, once_an_image_words
 from ris.runtime.doctor import as_dict, examine
@@ -115,6 +116,8 @@ def _bundle(bundle: dict[str, Any], verbose: bool) -> list[str]:
     lines.append(_model(bundle))
     for stage, graph in bundle["graphs"].items():
         lines += _graph(stage, graph, verbose)
+    if chosen := bundle["compute"]:
+        lines.append(f"  compute {chosen['asked']}: {Choice(**chosen).words}")
     known = all_known({stage: graph["operations"] for stage, graph in bundle["graphs"].items()})
     lines.append(f"  {once_an_image_words(bundle['once_an_image'], known)}")
     for name, text in (("recorded", "parity at the export"), ("checked", "parity here, now")):
@@ -145,6 +148,8 @@ def _graph(stage: str, graph: dict[str, Any], verbose: bool) -> list[str]:
         kept = ", all of it kept FP32"
     weights = f"{graph['parameters']:,} parameters, weights {_shares(graph['weights'])}"
     runs = graph["runs"] or graph["problem"] or "not opened"
+    if graph["computes_in"]:
+        runs = f"in {graph['computes_in']} on {runs}"
     lines = [f"  {stage}: {graph['asked']}{kept}; {weights}; {runs}"]
     if verbose:
         for reason, count in graph["islands"].items():

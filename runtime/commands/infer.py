@@ -304,6 +304,8 @@ def _say_what_runs(model: Model) -> None:
             f" {info.device}{computes} ({info.where})",
             err=True,
         )
+    if model.choice:
+        click.echo(f"compute {model.choice.asked}: {model.choice.words}", err=True)
     bundle = model.bundle
     operations = operations_in(bundle.manifest)
     click.echo(once_an_image_words(bundle.wiring.image_stages, operations), err=True)

@@ -9,9 +9,11 @@ from typing import Any
 import click
 
 from ris.engines import COMPUTES, DEVICE_NAMES, ENGINE_NAMES
+from ris.runtime.choice import AUTO, CHOICES
 from ris.runtime.commands.console import CompileProgress
 from ris.runtime.commands.options import Command, add_options
-from ris.runtime.loading import WHOLE, Compute, load
+from ris.runtime.computing import WHOLE, Compute
+from ris.runtime.loading import load
 from ris.runtime.model import Model
 
 
@@ -29,7 +31,7 @@ class Running:
     """CPU threads. None: all cores."""
 
     compute: Compute
-    """What the engine computes in, for the model or by graph. None: the bundle's precision."""
+    """What the engine computes in, for the model or by graph. None: as `load` has it."""
 
     overlap: bool | None = None
     """Run graphs that do not depend on each other side by side. None: on GPUs alone."""
@@ -49,7 +51,8 @@ class Running:
             model = load(bundle, progress=progress, **vars(self), **more)
         if self.engine == "auto":
             info = next(iter(model.sessions.values()))
-            click.echo(f"--engine auto: {info.engine} on {info.device}", err=True)
+            took = f", {model.choice.taken}" if model.choice and model.choice.taken else ""
+            click.echo(f"--engine auto: {info.engine} on {info.device}{took}", err=True)
         return model
 
 
@@ -66,14 +69,26 @@ class _Compute(click.ParamType):
     ) -> tuple[str | None, str]:
         """The graph, None for all, and its precision."""
         graph, equals, precision = str(value).rpartition("=")
-        if precision not in COMPUTES or bool(equals) != bool(graph):
+        known = COMPUTES if graph else CHOICES
+        if precision not in known or bool(equals) != bool(graph):
             self.fail(
-                f"{value!r} is neither a precision ({', '.join(COMPUTES)}) nor GRAPH=PRECISION",
+                f"{value!r} is neither a precision ({', '.join(CHOICES)}) nor GRAPH=PRECISION",
                 param,
                 ctx,
             )
         return graph or None, precision
 
+
+compute_option = click.option(
+    "--compute",
+    type=_Compute(),
+    multiple=True,
+    help="What the engine computes in, where it can choose (openvino): fp32, bf16 or fp16 "
+    "(the graphs that are worth it, as the bundle says); GRAPH=bf16 and the like for one "
+    f"graph; {AUTO}: bf16 on a CPU that multiplies it faster, where the bundle's masks bear "
+    f"it, else fp32. Default: $RIS_COMPUTE, then {AUTO}.",
+)
+"""`--compute`; `collect_compute` makes a `Compute` of what it gives."""
 
 _RUNNING_OPTIONS = (
     click.option(
@@ -93,14 +108,7 @@ _RUNNING_OPTIONS = (
         type=click.IntRange(1),
         help="CPU threads. Default: all usable cores.",
     ),
-    click.option(
-        "--compute",
-        type=_Compute(),
-        multiple=True,
-        help="What the engine computes in, where it can choose (openvino): fp32, bf16 or fp16 "
-        "(the graphs that are worth it, as the bundle says); GRAPH=bf16 and the like for one "
-        "graph. Default: the bundle's precision.",
-    ),
+    compute_option,
     click.option(
         "--overlap/--no-overlap",
         default=None,
@@ -128,10 +136,10 @@ def running_options(command: Command) -> Command:
 
 def _take_running(given: dict[str, Any]) -> Running:
     taken = {field.name: given.pop(field.name) for field in fields(Running)}
-    return Running(**(taken | {"compute": _collect(taken["compute"])}))
+    return Running(**(taken | {"compute": collect_compute(taken["compute"])}))
 
 
-def _collect(given: tuple[tuple[str | None, str], ...]) -> Compute:
+def collect_compute(given: tuple[tuple[str | None, str], ...]) -> Compute:
     """The last precision of a whole model, and over it those of single graphs."""
     whole = next((precision for graph, precision in reversed(given) if graph is None), None)
     single = {graph: precision for graph, precision in given if graph is not None}

@@ -26,7 +26,7 @@ from ris.runtime.commands.console import (
     print_json,
 )
 from ris.runtime.commands.running import Running, running_options
-from ris.runtime.loading import computes_by_stage
+from ris.runtime.computing import computes_by_stage
 from ris.serving.batch.addresses import Address, is_remote, local_bundle
 
 if TYPE_CHECKING:

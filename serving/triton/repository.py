@@ -25,7 +25,7 @@ from ris.engines.temporary import recover_folder, replace_folder, temporary_fold
 from ris.runtime.bundle import ENGINES, MANIFEST, Bundle
 from ris.runtime.bundle_folder import behind_links, require_movable
 from ris.runtime.categories import AUTO
-from ris.runtime.loading import computes_by_stage
+from ris.runtime.computing import computes_by_stage
 from ris.serving.triton.config import ServerOptions, front_config, graph_config
 
 MODEL_PY = '''"""Written by ris-serve. The model is ris.serving.triton.backend of ris-runtime."""

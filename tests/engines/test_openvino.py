@@ -72,12 +72,10 @@ def test_bf16_is_what_runs_where_it_is_asked(tiny_bundle, tiny_fp16_bundle):
         precisions = {stage: info.precision for stage, info in model.sessions.items()}
         assert precisions == dict.fromkeys(STAGES, "fp32") | {"mask_decoder": "bf16"}
 
-    # a CPU without FP16 runs FP16 graphs in bfloat16, one with it in FP32, since OpenVINO's FP16
-    # takes no heed of islands; what is FP32 in the bundle stays FP32
-    with load(tiny_fp16_bundle, engine="openvino") as model:
-        expected = "fp32" if "fp16" in create("openvino").computes() else "bf16"
-        assert f"CPU {expected}" in model.sessions["sam_image_encoder"].providers
-        assert model.sessions["fusion"].precision == expected
+    # of an FP16 bundle too, and what is FP32 in it stays FP32
+    with load(tiny_fp16_bundle, engine="openvino", compute="bf16") as model:
+        assert "CPU bf16" in model.sessions["sam_image_encoder"].providers
+        assert model.sessions["fusion"].precision == "bf16"
         assert check_model(model, load_golden(model.bundle)).failures == ()
         assert model.sessions["mask_decoder"].providers[0] == "CPU fp32"
     with load(tiny_fp16_bundle, engine="openvino", compute="fp32") as model:
@@ -120,23 +118,26 @@ def test_a_graph_that_does_not_say_where_bf16_may_begin_stays_fp32(tiny_bundle):
 
 
 @pytest.mark.parametrize(
-    ("has", "asked", "islands", "taken"),
+    ("device", "has", "asked", "taken"),
     [
-        ({"FP32", "BF16", "FP16"}, None, {"a"}, "fp32"),
-        ({"FP32", "BF16", "FP16"}, None, (), "fp16"),
-        ({"FP32", "BF16", "FP16"}, "fp16", {"a"}, "fp16"),
-        ({"FP32", "BF16"}, None, {"a"}, "bf16"),
-        ({"FP32"}, None, {"a"}, "fp32"),
+        ("CPU", {"FP32", "BF16", "FP16"}, None, "fp32"),
+        ("CPU", {"FP32", "BF16", "FP16"}, "fp16", "fp16"),
+        ("CPU", {"FP32", "BF16"}, None, "fp32"),
+        ("CPU", {"FP32"}, None, "fp32"),
+        ("GPU", {"FP32", "FP16"}, None, "fp16"),
+        ("NPU", {"FP32", "BF16"}, None, "bf16"),
     ],
 )
-def test_a_cpu_computes_fp16_with_islands_where_it_is_asked_to(
-    tiny_bundle, monkeypatch, has, asked, islands, taken
+def test_a_cpu_computes_in_fp16_where_it_is_asked_to(
+    tiny_bundle, monkeypatch, device, has, asked, taken
 ):
+    """OpenVINO's FP16 takes no heed there of what is to stay FP32 within a graph."""
     engine = create("openvino", EngineOptions(device="cpu"))
+    engine.device = device
     monkeypatch.setattr(engine, "_capabilities", has)
     engine.options = replace(engine.options, compute=asked)
     graph = open_bundle(tiny_bundle).graph("sam_image_encoder")
-    graph = replace(graph, precision="fp16", fp32_islands=frozenset(islands))
+    graph = replace(graph, precision="fp16", fp32_islands=frozenset({"a"}))
     assert engine._compute(graph) == taken
 
 

@@ -71,7 +71,7 @@ def test_a_healthy_bundle_with_its_parity(run, tiny_bundle):
     assert f"model: {model}" in done.stdout
     for stage in STAGES:
         assert f"  {stage}: fp32; " in done.stdout
-    assert done.stdout.count(f"weights 100.0% fp32; {select().name}") == len(STAGES)
+    assert done.stdout.count(f"weights 100.0% fp32; in fp32 on {select().name}") == len(STAGES)
     assert "parity at the export: masks IoU" in done.stdout
     assert "parity here, now: masks IoU" in done.stdout
     assert "written by: " in done.stdout

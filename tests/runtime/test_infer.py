@@ -100,7 +100,7 @@ def test_compute_is_for_graphs_that_the_bundle_has(infer):
     assert "there is no graph decoder; there are sam_image_encoder, " in refused.output
     for text in ("decoder=fp8", "=fp32", "decoder="):
         refused = infer("park.png", "man", "--compute", text)
-        assert f"'{text}' is neither a precision (fp32, bf16, fp16) nor" in refused.output
+        assert f"'{text}' is neither a precision (auto, fp32, bf16, fp16) nor" in refused.output
 
 
 def test_folders_and_several_images(infer, here):

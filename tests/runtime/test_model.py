@@ -13,7 +13,8 @@ from ris.engines import TABLE
 from ris.runtime import EngineError, ExpressionError, RisError, load
 from ris.runtime.bundle import Bundle, open_bundle
 from ris.runtime.compile import expressions_together
-from ris.runtime.loading import WHOLE, computes_by_stage, open_model
+from ris.runtime.computing import WHOLE, computes_by_stage
+from ris.runtime.loading import open_model
 from ris.runtime.manifest import Operations
 from ris.runtime.masks import decode_rle
 
@@ -302,7 +303,8 @@ def test_a_precision_for_every_graph(tiny_bundle):
         assert narrow == ["sam_image_encoder", "clip_image_encoder", "fusion"]
     assert computes_by_stage({"fusion": "fp16"}, bundle)["fusion"] == "fp16"
     assert set(computes_by_stage("fp32", bundle).values()) == {"fp32"}
-    assert set(computes_by_stage(None, bundle).values()) == {None}
+    assert set(computes_by_stage("auto", bundle).values()) == {None}
+    assert set(computes_by_stage(None, bundle).values()) == {"fp32"}  # as conftest.py asks
     over = computes_by_stage({WHOLE: "bf16", "fusion": "fp32", "text_encoder": "fp32"}, bundle)
     assert list(over.values()) == ["bf16", "bf16", None, "fp32", "fp32", None]
     message = "there is no graph decoder; there are sam_image_encoder, "
