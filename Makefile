@@ -12,7 +12,7 @@ PACKAGES := calibration data engines evaluation export reference runtime serving
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e ".[cpu,openvino,export,train,eval,ray,dev]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[cpu,openvino,hub,export,train,eval,ray,dev]"
 	touch $@
 
 demo: $(VENV)/installed

@@ -43,6 +43,10 @@ class CheckpointError(RisError):
     """Weights that are missing, damaged or of another model."""
 
 
+class HubError(RisError):
+    """A download or an upload that did not work, or a name that no published model has."""
+
+
 class ParityError(RisError):
     """An exported graph that does not agree with its reference; never a warning."""
 

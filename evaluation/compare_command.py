@@ -31,8 +31,16 @@ from ris.evaluation.report import Pictures, to_dict, write_report
 from ris.evaluation.results import PREDICTIONS, SETUP, read_setup, require_answers_to
 from ris.evaluation.sources import SampleSource
 from ris.runtime.bundle import MANIFEST
-from ris.runtime.commands.console import LeftOut, RisCommand, disk_errors, print_json
+from ris.runtime.commands.console import (
+    BundlePath,
+    LeftOut,
+    RisCommand,
+    disk_errors,
+    find_bundle,
+    print_json,
+)
 from ris.runtime.commands.running import Running
+from ris.runtime.hub.address import is_address
 from ris.runtime.image import load_rgb
 
 
@@ -41,7 +49,7 @@ from ris.runtime.image import load_rgb
     "models",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=Path, exists=True),
+    type=BundlePath(path_type=Path, exists=True),
 )
 @click.option(
     "--out",
@@ -87,6 +95,7 @@ def compare(
     if len(models) < 2:
         raise RisError("give two models or more to compare")
     require_matplotlib()
+    models = tuple(find_bundle(str(model)) if is_address(model) else model for model in models)
     cache, left = asked.cache(), LeftOut()
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)

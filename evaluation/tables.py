@@ -39,6 +39,8 @@ from ris.evaluation.table_specs import (
     System,
     TableSpec,
 )
+from ris.runtime.bundle import located
+from ris.runtime.hub.address import is_address
 
 Ask = Callable[[Path, Part, ReferFiles, Path], Path]
 """Asks a bundle what an evaluator asks of a part, as far as the folder lacks answers; returns their
@@ -185,9 +187,15 @@ class TableMaker:
                 self._counted[key] = str(error)
         return self._counted[key]
 
+    def _place(self, named: str) -> Path:
+        """A bundle or a file of answers as the table names it, from the table's own folder."""
+        if is_address(named):
+            return located(named)
+        return Path(os.path.normpath(self._spec.folder / named))
+
     def _read(self, system: System, part: Part) -> Counted:
         files = self._refer_files(part)
-        place = Path(os.path.normpath(self._spec.folder / system.place(part)))
+        place = self._place(system.place(part))
         if not place.exists():
             kind = "bundle" if system.bundle else "file of answers"
             raise RisError(f"the {kind} {place} is missing")

@@ -7,44 +7,54 @@ import json
 import resource
 import shlex
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ris import pip_install
-from ris.engines import ENGINE_NAMES, EngineSpec, create, select
-from ris.engines.errors import CheckpointError, EngineError, RisError
+from ris.engines import ENGINE_NAMES, EngineSpec, create
+from ris.engines.errors import RisError
+from ris.export.request import Request
 from ris.reference.families import FAMILIES, all_choices
 from ris.runtime.bundle import Bundle
 from ris.runtime.categories import CategoryTable
-from ris.runtime.commands.compile import Compiling, build_options, compile_and_show
+from ris.runtime.commands.compile import build_options, compile_and_show
 from ris.runtime.commands.console import RisCommand, StepProgress, print_json, size
+from ris.runtime.commands.downloading import DownloadProgress
+from ris.runtime.commands.models import announced, pushed_data, pushed_line
 from ris.runtime.commands.weight_files import (
     choice_options,
     family_option,
-    require_checkpoint,
     weight_file_options,
 )
-from ris.runtime.manifest import Precision
+from ris.runtime.hub.models import Entry, as_data
+from ris.runtime.hub.push import Pushed, push, require_login
 from ris.runtime.parity import END_TO_END
 
 if TYPE_CHECKING:
     from ris.calibration.numerics import Ranges
     from ris.export.bundle_writer import ExportResult
     from ris.export.sources import ModelSource
-    from ris.reference.layers.deformable import Sampling
 
 PRESET_NAMES = tuple(name for family in FAMILIES.values() for name in family.presets)
 """The presets of all families."""
-
-_SMALL = {name for family in FAMILIES.values() for name in family.small_presets}
 
 _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "onnxruntime")
 
 
 @click.command(cls=RisCommand)
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="A published model: its files are fetched where they are not here yet. "
+    "`ris-models list` has the names.",
+)
+@click.option(
+    "--accept-licence",
+    metavar="WORD",
+    help="With --model: terms that you accept, where the model asks for it.",
+)
 @weight_file_options()
 @family_option()
 @click.option(
@@ -126,6 +136,22 @@ _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "on
     help="Replace the bundle if it exists.",
 )
 @click.option(
+    "--push",
+    metavar="ADDRESS",
+    help="Publish the bundle when it is written, at hf://ORGANISATION/NAME (`ris-models push` "
+    "does it later).",
+)
+@click.option(
+    "--licence",
+    metavar="WORD",
+    help="With --push: the licence that the weights allow the bundle to be published under.",
+)
+@click.option(
+    "--private",
+    is_flag=True,
+    help="With --push: make a new repository private.",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Say what was found, what is missing, and the plan; write nothing.",
@@ -146,10 +172,10 @@ def main(
 
     Each graph is checked against PyTorch as it is written.
 
-    --checkpoint takes a trained model; variant and sizes are read off it. A component file replaces
-    what training leaves alone (SAM's image encoder, CLIP) and fills in what the checkpoint lacks of
-    the rest (SAM's mask decoder, BERT). Without weights it exports the built-in demo, a small model
-    trained on drawn scenes.
+    --model takes a published model by its name, and fetches it. --checkpoint takes a trained model;
+    variant and sizes are read off it. A component file replaces what training leaves alone (SAM's
+    image encoder, CLIP) and fills in what the checkpoint lacks of the rest (SAM's mask decoder,
+    BERT). Without weights it exports the built-in demo, a small model trained on drawn scenes.
 
     \b
     Examples:
@@ -157,6 +183,7 @@ def main(
       ris-export --precision fp16 --out demo-fp16
       ris-export --precision bf16 --out demo-bf16
       ris-export --precision fp16 --engine tensorrt-rtx --out demo-rtx
+      ris-export --model rela-swin-base --checkpoint gres_swin_base.pth
       ris-export --checkpoint model_final.pth --dry-run
       ris-export --checkpoint model_final.pth --precision fp16
       ris-export --checkpoint trained.pth --sam-checkpoint sam_vit_b_01ec64.pth \\
@@ -172,6 +199,13 @@ def main(
         click.echo(
             "No weights were given: exporting the built-in demo, trained on drawn scenes.", err=True
         )
+    if not dry_run:
+        _require_way_out(request)
+    if request.entry is not None:
+        found = _fetch(request, request.entry, dry_run, as_json)
+        if found is None:
+            return
+        request = found
     if dry_run:
         _dry_run(request, as_json)
         return
@@ -181,11 +215,14 @@ def main(
     if not as_json:
         _print(source, result, time.perf_counter() - start)
     engines = _compile(request, row, result, quiet=as_json)
+    pushed = _push(request, result)
 
     if as_json:
-        _print_json(result, source, engines)
+        _print_json(result, source, engines, pushed)
     else:
         _print_next(result, row)
+        if pushed is not None:
+            click.echo(pushed_line(pushed))
     for warning in source.warnings:
         click.echo(warning, err=True)
 
@@ -197,126 +234,52 @@ def _require_packages() -> None:
             raise RisError(f"ris-export needs {package}: {pip_install('cpu', 'export')}")
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the command line asked for, besides how to show it."""
+def _require_way_out(request: Request) -> None:
+    """Raises RisError where the bundle could not be written or published in the end.
 
-    files: dict[str, Path]
-    """The weight files that were given, by the names of `WeightFiles`; empty without any."""
+    It is asked before gigabytes are downloaded, or an export takes minutes.
+    """
+    if request.entry is not None:
+        from ris.runtime.bundle_folder import check_target
 
-    family: str | None
-    """The name of the checkpoint's family; None for what its keys say."""
+        check_target(request.out, request.force)
+    if request.target is not None:
+        require_login(request.target)
 
-    out: Path
-    """The bundle to write."""
 
-    precision: Precision
-    """What the graphs compute in."""
+def _fetch(request: Request, entry: Entry, dry_run: bool, as_json: bool) -> Request | None:
+    """The request with the files of the published model that it names.
 
-    fp32: tuple[str, ...]
-    """The graphs that stay FP32."""
+    Says licence and source before anything is downloaded. A dry run downloads nothing: it says what
+    would be, and there is None.
+    """
+    from ris.export import named
 
-    random_weights: int | None
-    """The seed of made-up weights; None where they were not asked for."""
-
-    preset: str | None
-    """The architecture; None for what the weights say."""
-
-    variant: str | None
-    """What the sparse branch asks with, "cls" or "category"; None for what the weights say."""
-
-    supplement: bool
-    """Whether the architecture is to be as the paper's supplement words it."""
-
-    chosen: dict[str, str]
-    """What was chosen of the families' `choices`, by field."""
-
-    grid_sample: Sampling | None
-    """The form of the bilinear sampling; None for what the engine needs."""
-
-    engine: str | None
-    """The engine to compile for; None for no engine."""
-
-    compiling: Compiling
-    """How to compile."""
-
-    vocabulary: Path | None
-    """A vocab.txt; None for that of --bert, else the preset's own."""
-
-    ranges_file: Path | None
-    """What `ris-calibrate ranges` wrote; None where it was not given."""
-
-    force: bool
-    """Replace the bundle if it exists."""
-
-    @property
-    def is_demo(self) -> bool:
-        """Whether the built-in demo is exported: nobody gave weights or asked for others."""
-        has_others = bool(self.files) or self.random_weights is not None
-        return not has_others and self.preset in (None, "demo")
-
-    def check(self) -> None:
-        """Raises RisError for options that contradict each other."""
-        require_checkpoint({"checkpoint": None, **self.files}, self.family)
-        if self.ranges_file and self.precision != "fp16":
-            raise RisError("--ranges says what FP16 has to spare; it belongs to --precision fp16")
-        if self.fp32 and self.precision == "fp32":
-            raise RisError("--fp32 names graphs of a narrower bundle; give --precision as well")
-        if self.files and self.random_weights is not None:
-            raise CheckpointError(
-                "--random-weights and weight files contradict each other; give one of them"
-            )
-        has_weights = bool(self.files) or self.random_weights is not None
-        if self.preset is not None and self.preset not in _SMALL and not has_weights:
-            raise CheckpointError(
-                f"there are no weights for {self.preset}; --random-weights 0 exports it untrained, "
-                "for benchmarks, and --checkpoint with trained ones"
-            )
-
-    def read_ranges(self) -> Ranges | None:
-        """The measured ranges, where a file was named. Raises RisError for another file."""
-        if self.ranges_file is None:
+    if dry_run and (files := named.missing(entry, request.files)):
+        if as_json:
+            names = [{"file": file.name, "from": file.place, "bytes": file.bytes} for file in files]
+            print_json({"model": as_data(entry), "download": names}, indent=2)
             return None
-        from ris.calibration.numerics import read_ranges
+        click.echo("\n".join(announced(entry)))
+        for file in files:
+            known = "" if file.bytes is None else f", {size(file.bytes)}"
+            click.echo(f"would download {file.name}{known}; what is in it is not known before that")
+        return None
+    click.echo("\n".join(announced(entry)), err=True)
+    with DownloadProgress() as progress:
+        return request.with_files(named.get(entry, request.files, progress))
 
-        return read_ranges(self.ranges_file)
 
-    def engine_row(self) -> EngineSpec | None:
-        """The engine to compile for; None for no engine.
-
-        Raises EngineError where it cannot compile here, or not with these options. So that is known
-        before anything is written.
-        """
-        if self.engine is None:
-            return None
-        row = select(self.engine)
-        create(row.name, self.compiling.engine_options(row, None))
-        if self.engine == "auto":
-            click.echo(f"--engine auto: {row.name}", err=True)
-        if row.needs_gathers and self.grid_sample == "native":
-            raise EngineError(
-                f"engine {row.name!r} needs --grid-sample gather; leave --grid-sample out"
-            )
-        return row
-
-    def sampling(self, row: EngineSpec | None) -> Sampling:
-        """The form of the bilinear sampling: as asked, else as the engine needs it."""
-        needed: Sampling = "gather" if row is not None and row.needs_gathers else "native"
-        return self.grid_sample or needed
-
-    def find(self) -> ModelSource:
-        """The model to export. Raises CheckpointError for files that do not fit."""
-        from ris.export import sources
-        from ris.reference.checkpoint import WeightFiles
-
-        if self.files:
-            files = WeightFiles(**self.files)
-            asked = self.preset, self.variant, self.supplement
-            return sources.from_files(files, *asked, family=self.family, chosen=self.chosen)
-        if self.is_demo:
-            return sources.demo(self.variant, self.supplement, self.chosen)
-        preset, seed = self.preset or "vitb-vitl336", self.random_weights or 0
-        return sources.made_up(preset, seed, self.variant, self.supplement, self.chosen)
+def _push(request: Request, result: ExportResult) -> Pushed | None:
+    """Publishes the written bundle, where that was asked for."""
+    if request.target is None:
+        return None
+    bundle = Bundle(request.out, result.manifest)
+    try:
+        return push(bundle, request.target, request.licence, private=request.private)
+    except RisError as error:
+        kept = f"{request.out} is written; ris-models push {request.out} publishes it later"
+        raise type(error)(f"{error}. {kept}") from None
 
 
 def _export(
@@ -451,7 +414,12 @@ def _graph_line(result: ExportResult, stage: str, width: int) -> str:
     return f"  {stage:<{width + 1}} {total:>8}  {weights}  relative error {worst:.1e}{kept}"
 
 
-def _print_json(result: ExportResult, source: ModelSource, engines: dict[str, Any]) -> None:
+def _print_json(
+    result: ExportResult,
+    source: ModelSource,
+    engines: dict[str, Any],
+    pushed: Pushed | None,
+) -> None:
     """The same for programs; engines: what `_compile` returned."""
     data = {
         "bundle": str(result.path),
@@ -460,6 +428,8 @@ def _print_json(result: ExportResult, source: ModelSource, engines: dict[str, An
     }
     if engines:
         data["engines"] = engines
+    if pushed is not None:
+        data["pushed"] = pushed_data(pushed)
     print_json(data, indent=2)
 
 

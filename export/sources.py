@@ -14,7 +14,7 @@ from ris.reference.checkpoint import Inspection, WeightFiles, build_model, inspe
 from ris.reference.families import FAMILIES, family_named
 from ris.reference.family import Config
 from ris.runtime.bundle import Bundle, sha256_of
-from ris.runtime.manifest import ComponentFile, Source
+from ris.runtime.manifest_source import ComponentFile, Source
 
 DEMO_WEIGHTS = Path(reference.__file__).parent / "data" / "demo.safetensors"
 """The trained demo (docs/reference/models/demo.md)."""

@@ -13,8 +13,9 @@ Encoding an image takes most of the time. Encode it once to ask several expressi
     scene = model.encode_image("photo.jpg")
     results = scene.segment_many(["left man", "the red ball"])
 
-`load(BUILT_IN)` opens the demo's bundle, which is part of the package. `open_bundle` reads a bundle
-without running it. Whatever goes wrong is a `RisError`. A `Model` and its `Scene`s may be used from
+`load(BUILT_IN)` opens the demo's bundle, which is part of the package, and
+`load("hf://org/name@revision")` one that is on a Hub. `open_bundle` reads a bundle without running
+it. Whatever goes wrong is a `RisError`. A `Model` and its `Scene`s may be used from
 several threads at once.
 """
 
@@ -23,6 +24,7 @@ from ris.engines.errors import (
     CheckpointError,
     EngineError,
     ExpressionError,
+    HubError,
     ImageError,
     ParityError,
     RisError,
@@ -42,6 +44,7 @@ __all__ = [
     "Choice",
     "EngineError",
     "ExpressionError",
+    "HubError",
     "ImageError",
     "LoadOptions",
     "Manifest",

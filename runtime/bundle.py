@@ -14,6 +14,8 @@ from ris.engines import Graph
 from ris.engines.errors import BundleError
 from ris.runtime.bundle_checks import graph_problems, problems
 from ris.runtime.from_json import read_json
+from ris.runtime.hub.address import address_of, is_address, parse
+from ris.runtime.hub.download import Report, silent
 from ris.runtime.manifest import FORMAT_VERSION, Manifest, joined, manifest_from_dict
 from ris.runtime.wiring import Wiring
 
@@ -56,7 +58,8 @@ class Bundle:
     def graph(self, stage: str) -> Graph:
         """The graph of a stage, as an engine takes it."""
         entry = self.manifest.graphs[stage]
-        built_in = self.path.resolve() == BUILT_IN  # its folder may be read-only, and is shared
+        # these folders are shared, and may be read-only
+        shared = self.path.resolve() == BUILT_IN or address_of(self.path) is not None
         return Graph(
             stage,
             self.path / entry.file,
@@ -66,7 +69,7 @@ class Bundle:
             precision=entry.precision,
             fp32_islands=frozenset(entry.fp32_islands),
             sampling=entry.sampling,
-            cache=None if built_in else self.path / ENGINES,
+            cache=None if shared else self.path / ENGINES,
             bf16=entry.bfloat16,
             bf16_from=entry.bfloat16_from,
             int8=entry.int8 is not None,
@@ -88,7 +91,8 @@ def open_bundle(path: str | Path, *, verify: bool = True, graphs: bool = True) -
     """Reads a bundle's manifest and checks its files.
 
     Args:
-        path: The folder that `ris-export` wrote.
+        path: The folder that `ris-export` wrote, or an address on a Hub
+            (`hf://org/name@revision`), from which it is downloaded first.
         verify: Compare the sha256 of every file with the manifest; False only asks whether the
             files are there.
         graphs: False where the graphs are elsewhere, and only what is around them is here.
@@ -96,15 +100,39 @@ def open_bundle(path: str | Path, *, verify: bool = True, graphs: bool = True) -
     Raises:
         BundleError: Where the bundle is missing, damaged or too new, or would have files opened
             that have no hash in the manifest. It names all that is wrong at once.
+        HubError: Where it cannot be downloaded.
     """
-    path = Path(path)
-    bundle = Bundle(path, _read_manifest(path))
+    path = located(path)
+    bundle = Bundle(path, read_manifest(path))
     if found := _damage(bundle, verify, graphs):
-        raise BundleError(f"{path} is damaged: {joined(found)}. Export the bundle again")
+        raise BundleError(f"{path} is damaged: {joined(found)}. {_way_out(path)}")
     return bundle
 
 
-def _read_manifest(path: Path) -> Manifest:
+def located(place: str | Path, report: Report = silent) -> Path:
+    """The folder of a bundle; of an address on a Hub, the one that it was downloaded to.
+
+    report: called while a file is downloaded. Raises HubError where it cannot be.
+    """
+    if not is_address(place):
+        return Path(place)
+    from ris.runtime.hub.bundles import fetch_bundle
+
+    return fetch_bundle(parse(place), report)
+
+
+def _way_out(path: Path) -> str:
+    """What to do about a damaged bundle."""
+    if (address := address_of(path)) is None:
+        return "Export the bundle again"
+    return f"Fetch it again: ris-models fetch {address}"
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the bundle in a folder, whose files are not looked at.
+
+    Raises BundleError where there is none, or where it is damaged or too new.
+    """
     data = _read_json(path)
     version = data.get("format_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:

@@ -392,7 +392,8 @@ def _open(path: Path, findings: _Findings) -> tuple[Bundle | None, bool]:
     try:
         return open_bundle(path), True
     except RisError as error:
-        what, _, way_out = str(error).rpartition(". " if ". Export" in str(error) else "; ")
+        a_sentence = any(way in str(error) for way in (". Export", ". Fetch"))
+        what, _, way_out = str(error).rpartition(". " if a_sentence else "; ")
         findings.problem(what or str(error), way_out or "make one with ris-export")
     try:
         return open_bundle(path, verify=False), False

@@ -8,7 +8,7 @@ from typing import Any, TypedDict, Unpack
 
 from ris.engines import EngineOptions, EngineSpec, Progress, select, silent
 from ris.engines.errors import EngineError, RisError
-from ris.runtime.bundle import EMULATES, Bundle, open_bundle
+from ris.runtime.bundle import EMULATES, Bundle, located, open_bundle
 from ris.runtime.compile import EMULATION_ENGINE, expressions_together, require_fit
 from ris.runtime.computing import Compute, open_graphs, settle
 from ris.runtime.model import Model
@@ -66,18 +66,25 @@ def load(
     """Opens a bundle for inference.
 
     Args:
-        bundle: The folder that `ris-export` wrote.
+        bundle: The folder that `ris-export` wrote, or an address on a Hub
+            (`hf://org/name@revision`), from which it is downloaded first.
         verify: Check every file's hash against the manifest.
-        progress: Called while an engine compiles.
+        progress: Called while a file is downloaded, and while an engine compiles.
         **options: `LoadOptions`: engine, device, threads, strict, max_expressions, build, compute,
             overlap, low_memory, throughput.
 
     Raises:
         BundleError: Where the bundle is missing, damaged or too new.
+        HubError: Where it cannot be downloaded.
         EngineError: Where the engine cannot run it here, or not with these options.
     """
-    _require_known(options)  # before gigabytes are hashed
-    return open_model(open_bundle(bundle, verify=verify), progress=progress, **options)
+    _require_known(options)  # before gigabytes are downloaded or hashed
+
+    def report(name: str, done: int, total: int | None) -> None:
+        progress(name, "downloading", done / total if total else None)
+
+    opened = open_bundle(located(bundle, report), verify=verify)
+    return open_model(opened, progress=progress, **options)
 
 
 def _require_known(options: Mapping[str, Any]) -> None:

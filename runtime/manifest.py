@@ -36,6 +36,7 @@ from ris.runtime.manifest_kinds import (
     Tensors,
     Threshold,
 )
+from ris.runtime.manifest_source import Source
 from ris.runtime.masks import MaskRule
 
 FORMAT_VERSION = 2
@@ -332,43 +333,6 @@ class Answer:
     What depends on the numbers through it alone runs once, on the mean. None: all of it runs for
     each draw, and the mask logits and the no-target logits are averaged. May be absent.
     """
-
-
-@dataclass(frozen=True)
-class ComponentFile:
-    """A weight file that was given beside the checkpoint."""
-
-    component: Name
-    """The part of the model that it has weights for, as its family names it."""
-
-    file: str
-    """Its name, without a folder."""
-
-    sha256: str
-    """Its hash."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What the bundle was made from."""
-
-    kind: Literal["deterministic", "checkpoint"]
-    """Made-up weights, or a checkpoint's."""
-
-    trained: bool
-    """False where the masks mean nothing."""
-
-    seed: int | None
-    """The seed of made-up weights, None for a checkpoint."""
-
-    checkpoint: str | None
-    """The name of the checkpoint's file, None for made-up weights."""
-
-    checkpoint_sha256: str | None
-    """Its hash, None for made-up weights."""
-
-    components: tuple[ComponentFile, ...] = ()
-    """Further weight files. May be absent."""
 
 
 @dataclass(frozen=True)

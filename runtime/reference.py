@@ -51,6 +51,9 @@ class Choice(Protocol):
 class Families(Protocol):
     """What the entry point `families` offers; importing it needs no PyTorch."""
 
+    FAMILIES: Mapping[str, Any]
+    """Every family by its name."""
+
     def all_choices(self) -> tuple[Choice, ...]:
         """What a person may choose of any family, each field once."""
 
@@ -140,6 +143,16 @@ def family_choices() -> tuple[Choice, ...]:
     """
     for entry in metadata.entry_points(group=GROUP, name="families"):
         return cast(Families, entry.load()).all_choices()
+    return ()
+
+
+def family_names() -> tuple[str, ...]:
+    """The names of the families that can be exported, as the entry point `families` says.
+
+    Empty where no installed package has it.
+    """
+    for entry in metadata.entry_points(group=GROUP, name="families"):
+        return tuple(cast(Families, entry.load()).FAMILIES)
     return ()
 
 

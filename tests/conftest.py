@@ -52,6 +52,7 @@ MARKED = {
         "export/test_checkpoint_export.py",
         "export/test_export_command.py",
         "export/test_export_engine.py",
+        "export/test_named.py",
         "export/test_rela.py",
         "export/test_cgformer.py",
         "export/test_evfsam.py",
@@ -308,6 +309,17 @@ def noisy_bundle(tmp_path_factory):
     import noisy_family
 
     return noisy_family.export(tmp_path_factory.mktemp("noisy") / "ris-bundle")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub on loopback, which this test and what it starts talk to (`hub_server`)."""
+    pytest.importorskip("huggingface_hub", reason='not installed: pip install ".[hub]"')
+    import hub_server
+
+    with hub_server.serving() as served:
+        served.use(monkeypatch, tmp_path / "hf-home")
+        yield served
 
 
 @pytest.fixture

@@ -41,6 +41,8 @@ READ_ONLY = {
     r"--compute bf16": "needs a processor with bfloat16",
     r"compare (?:reference|bench/before\.json)": "compares what other commands left",
     r"^ris-\w+ (?:emulated|int8-bundle|trained-bundle)|--bundle int8-bundle": "made by another",
+    r"^ris-\w+ (?:evf|rela)-bundle|--bundle (?:evf|rela)-bundle": "made of files not here",
+    r"^ris-models (?:fetch|push)|--bundle hf://": "needs a Hub; tests/runtime/hub has one",
     r"compare ris-bundle (?:emulated|int8-bundle)": "made by another",
 }
 """What is not run, and why."""

@@ -37,6 +37,7 @@ from ris.runtime.commands.console import (
     find_bundle,
 )
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
+from ris.runtime.hub.address import is_address
 from ris.runtime.image import load_rgb
 from ris.runtime.parity import load_golden
 from ris.runtime.reference import require_pytorch
@@ -313,6 +314,8 @@ def parse_engine(text: str, bundle: Path, device: str, threads: int | None) -> A
             )
         options[name] = _SWITCHES[name](int(value))
     shown = text.replace("auto", chosen, 1) if engine == "auto" else text
+    if is_address(other):  # a round must not wait for a Hub
+        other = str(find_bundle(other))
     return Alternative(shown, "bundle", other or str(bundle), options)
 
 

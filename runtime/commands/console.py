@@ -33,7 +33,9 @@ from rich.progress import (
 from ris import __version__
 from ris.engines.errors import RisError
 from ris.engines.text import one_line, shown
-from ris.runtime.bundle import BUILT_IN
+from ris.runtime.bundle import BUILT_IN, located
+from ris.runtime.commands.downloading import DownloadProgress
+from ris.runtime.hub.address import is_address
 
 T = TypeVar("T")
 
@@ -187,12 +189,12 @@ class LeftOut:
 def find_bundle(given: str | None) -> Path:
     """The bundle to use: the one given, $RIS_BUNDLE, ./ris-bundle, or else the built-in demo.
 
-    Prints a line where it is the demo.
+    Prints a line where it is the demo. One on a Hub is downloaded, with progress; raises HubError
+    where that does not work.
     """
-    if given:
-        return Path(given)
-    if variable := os.environ.get("RIS_BUNDLE"):
-        return Path(variable)
+    if place := given or os.environ.get("RIS_BUNDLE"):
+        with DownloadProgress() as progress:
+            return located(place, progress)
     if Path("ris-bundle").exists():
         return Path("ris-bundle")
     click.echo(
@@ -201,6 +203,14 @@ def find_bundle(given: str | None) -> Path:
         err=True,
     )
     return BUILT_IN
+
+
+class BundlePath(click.Path):
+    """A path on the command line, or a bundle's address on a Hub, which `find_bundle` takes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; whether an address has a bundle is not asked here."""
+        return Path(value) if is_address(value) else super().convert(value, param, ctx)
 
 
 class StepProgress:

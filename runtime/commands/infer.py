@@ -48,7 +48,8 @@ from ris.runtime.segmentation import Segmentation
 @click.option(
     "--bundle",
     type=click.Path(),
-    help="The bundle. Default: $RIS_BUNDLE, ./ris-bundle, the built-in demo.",
+    help="The bundle, a folder or hf://ORGANISATION/NAME. Default: $RIS_BUNDLE, ./ris-bundle, the "
+    "built-in demo.",
 )
 @click.option(
     "--out",

@@ -57,7 +57,8 @@ _MOST_REASONS = 3  # that a sentence repeats
 @click.option(
     "--bundle",
     type=click.Path(),
-    help="The bundle. Default: $RIS_BUNDLE, ./ris-bundle, the built-in demo.",
+    help="The bundle, a folder or hf://ORGANISATION/NAME. Default: $RIS_BUNDLE, ./ris-bundle, the "
+    "built-in demo.",
 )
 @click.option(
     "--out",

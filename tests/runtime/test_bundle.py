@@ -16,6 +16,7 @@ from ris.engines import TensorSpec
 from ris.runtime import BUILT_IN, BundleError, load, manifest, open_bundle
 from ris.runtime.manifest import FORMAT_VERSION, Resize, manifest_from_dict
 from ris.runtime.manifest_kinds import Taken
+from ris.runtime.manifest_source import ComponentFile, Published
 from ris.runtime.parity import check_model, load_golden
 
 SCHEMA = json.loads((REPO / "runtime" / "manifest.schema.json").read_text())
@@ -49,6 +50,7 @@ def test_the_schema_and_the_reader_know_the_same_fields():
     """And the same of them may be absent."""
     definitions = SCHEMA["$defs"]
     host = SCHEMA["properties"]["host"]["properties"]
+    source = SCHEMA["properties"]["source"]
     kinds = {
         manifest.Manifest: SCHEMA,
         manifest.Host: SCHEMA["properties"]["host"],
@@ -59,7 +61,9 @@ def test_the_schema_and_the_reader_know_the_same_fields():
         manifest.HostImage: definitions["image"],
         manifest.GraphEntry: definitions["stage"],
         manifest.Answer: SCHEMA["properties"]["answer"],
-        manifest.Source: SCHEMA["properties"]["source"],
+        manifest.Source: source,
+        ComponentFile: source["properties"]["components"]["items"],
+        Published: source["properties"]["published"]["anyOf"][1],
         Taken: definitions["input"],
         TensorSpec: definitions["output"],
     }

@@ -15,8 +15,6 @@ from ris.reference.lisa.config import PRESETS, AddedTokens
 from ris.reference.lisa.family import LisaFamily
 from ris.reference.lisa.templates import question_text
 
-
-
 LISA = LisaFamily()
 TINY = PRESETS["tiny-lisa"]
 

@@ -1,0 +1,216 @@
+"""What `ris-export` was asked for, and whether it fits together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ris.engines import EngineSpec, create, select
+from ris.engines.errors import CheckpointError, EngineError, RisError
+from ris.reference.families import FAMILIES
+from ris.runtime.commands.compile import Compiling
+from ris.runtime.commands.weight_files import require_checkpoint
+from ris.runtime.hub.address import Address, parse
+from ris.runtime.hub.models import Entry
+from ris.runtime.manifest import Precision
+
+if TYPE_CHECKING:
+    from ris.calibration.numerics import Ranges
+    from ris.export.named import Named
+    from ris.export.sources import ModelSource
+    from ris.reference.layers.deformable import Sampling
+
+_SMALL = {name for family in FAMILIES.values() for name in family.small_presets}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for, besides how to show it."""
+
+    files: dict[str, Path]
+    """The weight files that were given, by the names of `WeightFiles`; empty without any."""
+
+    family: str | None
+    """The name of the checkpoint's family; None for what its keys say."""
+
+    out: Path
+    """The bundle to write."""
+
+    precision: Precision
+    """What the graphs compute in."""
+
+    fp32: tuple[str, ...]
+    """The graphs that stay FP32."""
+
+    random_weights: int | None
+    """The seed of made-up weights; None where they were not asked for."""
+
+    preset: str | None
+    """The architecture; None for what the weights say."""
+
+    variant: str | None
+    """What the sparse branch asks with, "cls" or "category"; None for what the weights say."""
+
+    supplement: bool
+    """Whether the architecture is to be as the paper's supplement words it."""
+
+    chosen: dict[str, str]
+    """What was chosen of the families' `choices`, by field."""
+
+    grid_sample: Sampling | None
+    """The form of the bilinear sampling; None for what the engine needs."""
+
+    engine: str | None
+    """The engine to compile for; None for no engine."""
+
+    compiling: Compiling
+    """How to compile."""
+
+    vocabulary: Path | None
+    """A vocab.txt; None for that of --bert, else the preset's own."""
+
+    ranges_file: Path | None
+    """What `ris-calibrate ranges` wrote; None where it was not given."""
+
+    force: bool
+    """Replace the bundle if it exists."""
+
+    model: str | None = None
+    """The name of a published model; None where none is named."""
+
+    accept_licence: str | None = None
+    """The word of the terms that the user accepts; None for none."""
+
+    push: str | None = None
+    """Where to publish the bundle, an address on a Hub; None for nowhere."""
+
+    licence: str | None = None
+    """The licence word to publish under; None where none was said."""
+
+    private: bool = False
+    """Whether a new repository is to be private."""
+
+    named: Named | None = None
+    """The published model with its files, once they are here (`with_files`)."""
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the built-in demo is exported: nobody gave weights or asked for others."""
+        has_others = bool(self.files) or self.random_weights is not None or self.model is not None
+        return not has_others and self.preset in (None, "demo")
+
+    @cached_property
+    def entry(self) -> Entry | None:
+        """What is published under the name; None where none was named.
+
+        Raises HubError where there is no such name, it cannot be exported, or its terms were not
+        accepted.
+        """
+        from ris.export.named import look_up
+
+        return None if self.model is None else look_up(self.model, self.accept_licence)
+
+    @cached_property
+    def target(self) -> Address | None:
+        """Where to publish; None for nowhere. Raises HubError for what is no address."""
+        return None if self.push is None else parse(self.push)
+
+    def check(self) -> None:
+        """Raises RisError for options that contradict each other."""
+        if self.model is None:
+            require_checkpoint({"checkpoint": None, **self.files}, self.family)
+        self._check_name()
+        self._check_publishing()
+        if self.ranges_file and self.precision != "fp16":
+            raise RisError("--ranges says what FP16 has to spare; it belongs to --precision fp16")
+        if self.fp32 and self.precision == "fp32":
+            raise RisError("--fp32 names graphs of a narrower bundle; give --precision as well")
+        if self.files and self.random_weights is not None:
+            raise CheckpointError(
+                "--random-weights and weight files contradict each other; give one of them"
+            )
+        if self.preset is not None and self.preset not in _SMALL and not self._has_weights:
+            raise CheckpointError(
+                f"there are no weights for {self.preset}; --random-weights 0 exports it untrained, "
+                "for benchmarks, and --checkpoint with trained ones"
+            )
+
+    @property
+    def _has_weights(self) -> bool:
+        return bool(self.files) or self.random_weights is not None or self.model is not None
+
+    def _check_name(self) -> None:
+        """Raises RisError for options that contradict `--model`, or need it."""
+        if self.accept_licence is not None and self.model is None:
+            raise RisError("--accept-licence accepts the terms of a --model; give that as well")
+        if self.model is None:
+            return
+        for flag, value in (("--random-weights", self.random_weights), ("--family", self.family)):
+            if value is not None:
+                raise RisError(f"--model {self.model} says what to export; leave {flag} out")
+        _ = self.entry
+
+    def _check_publishing(self) -> None:
+        """Raises RisError where what `--push` needs is missing or wrong, before the export."""
+        if self.target is None:
+            if self.licence is not None or self.private:
+                flag = "--private" if self.licence is None else "--licence"
+                raise RisError(f"{flag} says how to publish the bundle; give --push as well")
+            return
+        from ris.runtime.hub.push import require_licence
+
+        require_licence(self.licence, self.entry)
+
+    def read_ranges(self) -> Ranges | None:
+        """The measured ranges, where a file was named. Raises RisError for another file."""
+        if self.ranges_file is None:
+            return None
+        from ris.calibration.numerics import read_ranges
+
+        return read_ranges(self.ranges_file)
+
+    def engine_row(self) -> EngineSpec | None:
+        """The engine to compile for; None for no engine.
+
+        Raises EngineError where it cannot compile here, or not with these options. So that is known
+        before anything is written.
+        """
+        if self.engine is None:
+            return None
+        row = select(self.engine)
+        create(row.name, self.compiling.engine_options(row, None))
+        if self.engine == "auto":
+            click.echo(f"--engine auto: {row.name}", err=True)
+        if row.needs_gathers and self.grid_sample == "native":
+            raise EngineError(
+                f"engine {row.name!r} needs --grid-sample gather; leave --grid-sample out"
+            )
+        return row
+
+    def sampling(self, row: EngineSpec | None) -> Sampling:
+        """The form of the bilinear sampling: as asked, else as the engine needs it."""
+        needed: Sampling = "gather" if row is not None and row.needs_gathers else "native"
+        return self.grid_sample or needed
+
+    def find(self) -> ModelSource:
+        """The model to export. Raises CheckpointError for files that do not fit."""
+        from ris.export import sources
+        from ris.reference.checkpoint import WeightFiles
+
+        if self.files:
+            files = WeightFiles(**self.files)
+            asked = self.preset, self.variant, self.supplement
+            found = sources.from_files(files, *asked, family=self.family, chosen=self.chosen)
+            return found if self.named is None else self.named.checked(found)
+        if self.is_demo:
+            return sources.demo(self.variant, self.supplement, self.chosen)
+        preset, seed = self.preset or "vitb-vitl336", self.random_weights or 0
+        return sources.made_up(preset, seed, self.variant, self.supplement, self.chosen)
+
+    def with_files(self, named: Named) -> Request:
+        """The request with the files of the model that it names."""
+        return replace(self, files={**named.files, **self.files}, named=named)
