@@ -7,7 +7,7 @@ values alone, and of a question its last position alone. Attribute names are the
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -266,10 +266,10 @@ class Llama(nn.Module):
 
         The last layer computes keys and values alone. past: of N rows, or of one for all.
         """
-        last = len(self.layers) - 1
-        states, found = self._through(x, past, last)
+        last: Any = self.layers[-1]
+        states, found = self._through(x, past, len(self.layers) - 1)
         rotary, _ = self._tables(x, past)
-        found.append(self.layers[last].remember(states, rotary))
+        found.append(last.remember(states, rotary))
         new = Kept(*(torch.stack(parts, 1) for parts in zip(*found, strict=True)))
         if past is None:
             return new
@@ -284,11 +284,12 @@ class Llama(nn.Module):
             rows: The positions, indices into the T, int64 [N].
             past: As of `run`.
         """
-        last = len(self.layers) - 1
-        states, _ = self._through(x, past, last)
+        index = len(self.layers) - 1
+        last: Any = self.layers[index]
+        states, _ = self._through(x, past, index)
         rotary, bias = self._tables(x, past)
-        before = None if past is None else past.of_layer(last)
-        return self.norm(self.layers[last].at(states, rotary, before, bias, rows)[:, 0])
+        before = None if past is None else past.of_layer(index)
+        return self.norm(last.at(states, rotary, before, bias, rows)[:, 0])
 
     def _through(self, x: Tensor, past: Kept | None, count: int) -> tuple[Tensor, list[KeysValues]]:
         """x behind the first `count` layers, and what each of them has of it."""

@@ -37,7 +37,7 @@ def covering_size(height: int, width: int, side: int) -> tuple[int, int]:
 
 def resize_to_letterbox(rgb: np.ndarray, side: int) -> np.ndarray:
     """A picture, uint8 [H, W, 3], by Pillow's bilinear filter: uint8 of `letterbox_size`."""
-    height, width = letterbox_size(*rgb.shape[:2], side)
+    height, width = letterbox_size(rgb.shape[0], rgb.shape[1], side)
     resized = Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized)
 
@@ -47,7 +47,7 @@ def crop_square(rgb: np.ndarray, side: int) -> np.ndarray:
 
     The ends of the longer side are cut off. Returns uint8 [side, side, 3].
     """
-    height, width = covering_size(*rgb.shape[:2], side)
+    height, width = covering_size(rgb.shape[0], rgb.shape[1], side)
     resized = Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC)
     top, left = (height - side) // 2, (width - side) // 2
     return np.asarray(resized)[top : top + side, left : left + side]

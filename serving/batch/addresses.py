@@ -20,6 +20,8 @@ from ris import pip_install
 from ris.engines.errors import RisError
 from ris.engines.temporary import write_atomically
 from ris.engines.text import echoed, reason_of
+from ris.runtime.hub.address import is_address
+from ris.runtime.bundle import located
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -116,8 +118,11 @@ def files_below(folder: Path) -> list[Path]:
 def local_bundle(address: str) -> Iterator[Path]:
     """A bundle's folder on this machine: the folder itself, or a copy that lives for the block.
 
-    Raises RisError where it cannot be copied.
+    One on a Hub is downloaded into Hugging Face's cache. Raises RisError where it cannot be had.
     """
+    if is_address(address):
+        yield located(address)
+        return
     if not is_remote(address):
         yield Path(address)
         return

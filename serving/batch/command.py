@@ -27,6 +27,7 @@ from ris.runtime.commands.console import (
 )
 from ris.runtime.commands.running import Running, running_options
 from ris.runtime.computing import computes_by_stage
+from ris.runtime.hub.address import is_address
 from ris.serving.batch.addresses import Address, is_remote, local_bundle
 
 if TYPE_CHECKING:
@@ -157,7 +158,9 @@ def main(
     options = BatchOptions(workers, cpus, gpus, address, part_rows, no_target_threshold)
     options = replace(options, retry_errors=retry_errors, bundle_address=_remote_bundle(bundle))
     given = Given(tuple(map(typed, expressions)), category)
-    with local_bundle(options.bundle_address or str(find_bundle(bundle))) as found:
+    elsewhere = options.bundle_address
+    here = str(find_bundle(bundle)) if elsewhere is None or is_address(elsewhere) else elsewhere
+    with local_bundle(here) as found:
         # or each worker says so
         computes_by_stage(running.compute, open_bundle(found, verify=False))
         with disk_errors(out):
