@@ -20,8 +20,8 @@ from ris import pip_install
 from ris.engines.errors import RisError
 from ris.engines.temporary import write_atomically
 from ris.engines.text import echoed, reason_of
-from ris.runtime.hub.address import is_address
 from ris.runtime.bundle import located
+from ris.runtime.hub.address import is_address
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
