@@ -76,7 +76,8 @@ def _sam_image_encoder(config: ModelConfig) -> StageDesign:
         name="sam_image_encoder",
         inputs=(taken(of_image("image", 3, size, size), "sam_image"),),
         outputs=(_embeddings(config),),
-        build=plain(SamImageEncoder),
+        # who asks for gathers exports for TensorRT
+        build=lambda model, sampling: SamImageEncoder(model, sampling == "gather").eval(),
         islands=ISLANDS,
         int8_by_default=True,
     )
