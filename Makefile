@@ -7,7 +7,7 @@ SERVING ?= .venv-serving
 PACKAGES := calibration data engines evaluation export reference runtime serving training
 
 .PHONY: demo test test-quick test-full test-serving test-wheel test-oldest libris-packages dist \
-    docs cpp cpp-sanitize cpp-aarch64 fuzz fuzz-inputs soak kill-drill \
+    docs cpp cpp-sanitize cpp-aarch64 fuzz fuzz-inputs soak kill-drill gpu-check \
     lint lint-workflows format bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -149,6 +149,12 @@ SOAK_MINUTES ?= 60
 SOAK_ENGINE ?= auto
 soak: $(VENV)/installed
 	$(BIN)/python tests/soak.py --minutes $(SOAK_MINUTES) --engine $(SOAK_ENGINE)
+
+# Everything that only a GPU can show, in under ten minutes: build/gpu-check.md and .json. BUNDLES
+# names bundles beside the demo, such as the full size, exported with --grid-sample gather
+BUNDLES ?=
+gpu-check: $(VENV)/installed
+	$(BIN)/python -m tests.gpu_check --out build/gpu-check $(BUNDLES:%=--bundle %)
 
 # Export, compilation, calibration, evaluation, batch and training, killed KILLS times in all
 KILLS ?= 100

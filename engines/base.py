@@ -17,6 +17,12 @@ import numpy as np
 from ris.engines.errors import EngineError, PlanError
 from ris.engines.gate import Gate
 
+# the contract's own names, wherever they are defined
+from ris.engines.values import NO_STEPS as NO_STEPS
+from ris.engines.values import DeviceValue as DeviceValue
+from ris.engines.values import HostStep as HostStep
+from ris.engines.values import Value as Value
+
 DTYPES = {"float32": np.float32, "int32": np.int32}
 """The dtypes of a graph's inputs and outputs, by the name that a `TensorSpec` has."""
 
@@ -35,66 +41,6 @@ def first_line(error: BaseException) -> str:
     """The first line of an exception's text; the name of its class where it has no text."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
-
-
-class DeviceValue(ABC):
-    """An array that stayed on the device.
-
-    `Session.run_and_keep` returns it, and another session of the same engine takes it as an input.
-    The value owns its device memory. `close` gives the memory back, and so does Python when nothing
-    refers to the value any more.
-    """
-
-    shape: tuple[int, ...]
-    """The length of each axis."""
-
-    dtype: np.dtype
-    """The dtype of the elements."""
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return len(self.shape)
-
-    @abstractmethod
-    def numpy(self) -> np.ndarray:
-        """A copy on the host.
-
-        Raises:
-            EngineError: Where the copy fails or the value is closed.
-        """
-
-    @abstractmethod
-    def close(self) -> None:
-        """Gives the device memory back; may be called twice."""
-
-
-Value = np.ndarray | DeviceValue
-"""What goes in and out of a session: an array, or a value that stayed on the device."""
-
-
-@dataclass(frozen=True)
-class HostStep:
-    """A change that the host makes to an output before another graph takes it.
-
-    It works map by map, so that a device can send and fetch some maps while the host changes
-    others.
-    """
-
-    function: Callable[[np.ndarray], np.ndarray]
-    """float32 [n, h, w] -> [n, H, W]; each map is changed without regard to the others."""
-
-    size: tuple[int, int]
-    """(H, W), the size of a map after the change."""
-
-    def __call__(self, value: np.ndarray) -> np.ndarray:
-        """value [..., h, w] -> [..., H, W]."""
-        maps = value.reshape(-1, *value.shape[-2:])
-        return self.function(maps).reshape(*value.shape[:-2], *self.size)
-
-
-NO_STEPS: Mapping[str, HostStep] = {}
-"""The `host_steps` of a run whose outputs the host does not change."""
 
 
 @dataclass(frozen=True)
@@ -189,13 +135,13 @@ class EngineOptions:
     """
 
     device: str = "auto"
-    """The device, one of `DEVICE_NAMES`; "auto" for the engine's first."""
+    """One of `DEVICE_NAMES`, or "cuda:1" for the second GPU; "auto" for the engine's first."""
 
     threads: int | None = None
     """CPU threads of a session; None for all cores that this process may use."""
 
     strict: bool = False
-    """Refuse to run any node of a graph off the device."""
+    """Refuse to run a node off the device, or a layer wider than its graph's precision."""
 
     max_batch: int = 1
     """The most images of one call, for engines that compile."""
@@ -205,6 +151,9 @@ class EngineOptions:
 
     build: bool = True
     """Compile what is not in the cache; False refuses instead."""
+
+    exact: bool = False
+    """Take from the cache what was compiled with these very options; False: what will do."""
 
     workspace: int | None = None
     """Bytes that a plan may use beside its weights and values; None for the engine's own limit."""
@@ -226,6 +175,9 @@ class EngineOptions:
 
     throughput: bool = False
     """Share the cores among the threads that use a session; False: all cores for each in turn."""
+
+    cuda_graphs: bool = True
+    """Launch CUDA graphs where shapes come again, in engines that do."""
 
 
 @dataclass(frozen=True)
@@ -276,9 +228,11 @@ class Session(ABC):
     info: SessionInfo
     """What really runs it."""
 
+    notes: list[str]
+    """What the user should know, such as why there is no CUDA graph."""
+
     def __init__(self, graph: Graph, info: SessionInfo) -> None:
-        self.graph = graph
-        self.info = info
+        self.graph, self.info, self.notes = graph, info, []
         self._gate = Gate(f"{graph.stage}: the session is closed; load the bundle again")
         # why the child of a fork cannot run it, empty where it can
         self._lost_by_fork = (
@@ -490,9 +444,19 @@ class Engine(ABC):
         """
         compiled = self.build(graph, progress)
         try:
-            return self.open(graph, compiled.artifact)
+            session = self.open(graph, compiled.artifact)
         except PlanError as error:
             if compiled.built_now or not self.options.build:
                 raise
             progress(graph.stage, f"not used: {error}", None)
-        return self.open(graph, self.build(graph, progress, anew=True).artifact)
+            compiled = self.build(graph, progress, anew=True)
+            session = self.open(graph, compiled.artifact)
+        session.notes += compiled.report.get("notes", [])
+        return session
+
+    def most_compiled(self, graph: Graph) -> int | None:
+        """The most expressions that what is compiled already takes; 0 where nothing is.
+
+        None where it takes any number, and for an engine that compiles nothing.
+        """
+        return None

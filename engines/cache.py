@@ -6,6 +6,10 @@ that differ, and left alone; a damaged one is replaced. One of another user or k
 long as another folder will do. Where two folders have an entry, the newer one counts: it was built
 because the engine did not load the other, in a bundle that cannot be written.
 
+Where there is no entry of the very recipe, one that serves is taken, unless `EngineOptions.exact`
+is set: compiled for more expressions, or with options that the run leaves open (`fitting`). Of
+several the one with the smallest limits is taken.
+
 An artifact is built in a hidden folder and renamed, under a lock that ends with its process. So two
 processes build once, and what a killed one leaves behind is never loaded: the next process that
 builds the same removes it. On a file system without locks both build, and one of the two stays.
@@ -19,13 +23,15 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ris.engines.base import Compiled, EngineOptions, Progress, silent
 from ris.engines.entry import Build, Refusal, read_entry, read_sidecar, write_entry
 from ris.engines.errors import EngineError
+from ris.engines.fitting import largest, misfit
 from ris.engines.recipe import Recipe, differences
 from ris.engines.temporary import clear_dead, lock, temporary_folder, temporary_sibling
-from ris.engines.trust import user_key
+from ris.engines.trust import distrust, user_key
 from ris.engines.user_folders import cache_folders, make
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -62,7 +68,7 @@ def obtain(
         home: The bundle's folder for engines. Where it is None or cannot be written, the user's own
             folders serve.
         build: Makes the artifact.
-        options: `build=False` refuses to build.
+        options: `build=False` refuses to build, `exact` takes no entry of another recipe.
         progress: Called for each entry that does not fit, and while another process builds the
             same.
         anew: Build it also where it is there, and replace it.
@@ -73,9 +79,10 @@ def obtain(
     """
     user_key()  # a wrong $RIS_PLAN_KEY is said before the work
     places = _user_folders() if home is None else [home, *_user_folders()]
-    looks = {} if anew else {place: _look(place, recipe) for place in places}
+    exact = options.exact
+    looks = {} if anew else {place: _look(place, recipe, exact) for place in places}
     if fitting := [found for found in looks.values() if isinstance(found, Compiled)]:
-        return max(reversed(fitting), key=_built_at)
+        return max(reversed(fitting), key=lambda found: (_is_of(recipe, found), _built_at(found)))
     refusals = {place: found for place, found in looks.items() if not isinstance(found, Compiled)}
     # these places have an entry of another user or key
     taken = [place for place, found in refusals.items() if any(r.foreign for r in found)]
@@ -93,7 +100,7 @@ def obtain(
     unusable = []
     for place in [*(place for place in places if place not in taken), *taken]:
         try:
-            return _build(place, recipe, build, progress, anew)
+            return _build(place, recipe, build, progress, anew=anew, exact=exact)
         except _UnusableError as error:
             unusable.append(f"{place} ({error})")
     raise EngineError(
@@ -111,19 +118,58 @@ def _user_folders() -> list[Path]:
     return [folder / "engines" for folder in cache_folders()]
 
 
-def _look(place: Path, recipe: Recipe) -> Compiled | list[Refusal]:
+def recipes_that_serve(recipe: Recipe, home: Path | None) -> list[dict[str, Any]]:
+    """The recipes of the entries that serve `recipe`, as far as their sidecars tell.
+
+    home: as in `obtain`.
+    """
+    places = _user_folders() if home is None else [home, *_user_folders()]
+    return [found for place in places for found in _serving(place, recipe).values()]
+
+
+def _look(place: Path, recipe: Recipe, exact: bool) -> Compiled | list[Refusal]:
     """The entry below `place`, or why those that are there must not be loaded.
 
     A place that cannot be looked at has none.
     """
+    refusals = []
     try:
         folder = place / recipe.key
         if folder.is_dir():
             found = read_entry(folder, recipe)
-            return found if isinstance(found, Compiled) else [found]
-        return _others(place, recipe)
+            if isinstance(found, Compiled) or exact:
+                return found if isinstance(found, Compiled) else [found]
+            refusals.append(found)
+        for other in [] if exact else _serving(place, recipe):
+            found = read_entry(other, recipe, exact=False)
+            if isinstance(found, Compiled):
+                return found
+            refusals.append(found)
+        return refusals or _others(place, recipe)
     except OSError:
-        return []
+        return refusals
+
+
+def _serving(place: Path, recipe: Recipe) -> dict[Path, dict[str, Any]]:
+    """The folders of entries that serve, and their recipes; the smallest limits first.
+
+    A place that cannot be looked at has none.
+    """
+    found = {}
+    try:
+        for file in sorted(place.glob(f"*/{recipe.stage}.json")):
+            sidecar = read_sidecar(file)
+            if isinstance(sidecar, str) or misfit(sidecar["recipe"], recipe) or distrust(sidecar):
+                continue
+            found[file.parent] = sidecar["recipe"]
+    except OSError:
+        return {}
+    return dict(sorted(found.items(), key=lambda entry: largest(entry[1].get("profiles"))))
+
+
+def _is_of(recipe: Recipe, entry: Compiled) -> bool:
+    """Whether an entry is of this very recipe."""
+    return entry.artifact.parent.name == recipe.key
 
 
 def _built_at(entry: Compiled) -> int:
@@ -152,14 +198,26 @@ def _shortened(reasons: list[str]) -> list[str]:
     return reasons[:_NAMED] + more
 
 
-def _build(place: Path, recipe: Recipe, build: Build, progress: Progress, anew: bool) -> Compiled:
+def _build(
+    place: Path, recipe: Recipe, build: Build, progress: Progress, *, anew: bool, exact: bool
+) -> Compiled:
     """The entry, built under its lock; or the one that another process has built meanwhile.
 
-    Raises _UnusableError where nothing can be written to `place`, and EngineError.
+    Args:
+        place: The folder to build in.
+        recipe: What is wanted.
+        build: Makes the artifact.
+        progress: Called while another process builds the same.
+        anew: As in `obtain`.
+        exact: As `EngineOptions.exact`.
+
+    Raises:
+        _UnusableError: Where nothing can be written to `place`.
+        EngineError: What `build` raises, and for a full disk.
     """
     folder = place / recipe.key
     with _locked(place, recipe, progress):
-        found = _look(place, recipe)
+        found = _look(place, recipe, exact)
         if isinstance(found, Compiled) and not anew:
             return found
 

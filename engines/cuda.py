@@ -1,39 +1,93 @@
-"""CUDA through cuda-python: is there a driver, and memory that is surely given back.
+"""CUDA through cuda-python: is there a driver, which GPU is it, and calls that raise.
 
 The driver is asked before anything of TensorRT is made: its lean runtimes crash the process where
 there is none. cuda-python has to be installed only where a device is really used.
+
+CUDA keeps a current device for each thread. Whatever enters from a thread, a pool's or the
+caller's, therefore names its device first (`on_device`) and leaves the caller's as it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import importlib.util
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ris import pip_install
-from ris.engines.base import DeviceValue
 from ris.engines.errors import EngineError
 
 _PIP = pip_install("tensorrt")
 _NO_GPU = "the CUDA driver sees no GPU; check CUDA_VISIBLE_DEVICES"
+_FORKED = (
+    "this process is the child of a fork, and its parent has used CUDA, which does not survive"
+    " that; start it anew, as the method 'spawn' of multiprocessing does"
+)
+
+
+@dataclass
+class _State:
+    """What this process has to do with the driver."""
+
+    used: bool = False
+    """Whether the driver was started here."""
+
+    lost: bool = False
+    """Whether a fork has lost it."""
+
+
+_STATE = _State()
+
+
+def note_use() -> None:
+    """Notes that this process has started the driver, so that the child of a fork is told."""
+    _STATE.used = True
+
+
+def _after_fork() -> None:
+    _STATE.lost = _STATE.lost or _STATE.used
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def driver_problem() -> str | None:
     """Why no GPU can be used here ("no CUDA driver ..."), or None where one can."""
+    found = _count()
+    return found if isinstance(found, str) else None
+
+
+def gpu_problem(index: int) -> str | None:
+    """Why the GPU of this number cannot be used here, or None where it can."""
+    if (problem := driver_problem()) or index == 0:
+        return problem
+    found = _count()
+    if isinstance(found, str) or index < found:
+        return found if isinstance(found, str) else None
+    return f"there is no GPU {index}: the driver sees {found}, counted from 0"
+
+
+def _count() -> int | str:
+    """The number of GPUs, at least 1; or why none can be used."""
+    if _STATE.lost:
+        return _FORKED
     # find_spec of a submodule raises where the package around it is missing
     has_cuda_python = (
         importlib.util.find_spec("cuda") is not None
         and importlib.util.find_spec("cuda.bindings") is not None
     )
-    return _problem_of_cuda_python() if has_cuda_python else _problem_of_driver()
+    found = _count_of_cuda_python() if has_cuda_python else _count_of_driver()
+    if not isinstance(found, str):
+        note_use()  # the question alone has started it
+    return found
 
 
-def _problem_of_cuda_python() -> str | None:
-    """`driver_problem`, as cuda-python answers it."""
+def _count_of_cuda_python() -> int | str:
+    """`_count`, as cuda-python answers it."""
     try:
         runtime = load()
         error, count = runtime.cudaGetDeviceCount()
@@ -47,11 +101,11 @@ def _problem_of_cuda_python() -> str | None:
             f"no CUDA driver that fits ({error_text(runtime, error)}); install one, r580 or"
             " later for CUDA 13"
         )
-    return None if count else _NO_GPU
+    return int(count) or _NO_GPU
 
 
-def _problem_of_driver() -> str | None:
-    """`driver_problem`, as the driver's own library answers it."""
+def _count_of_driver() -> int | str:
+    """`_count`, as the driver's own library answers it."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -60,7 +114,7 @@ def _problem_of_driver() -> str | None:
         return _NO_GPU
     count = ctypes.c_int()
     counted = driver.cuDeviceGetCount(ctypes.byref(count)) == 0
-    return None if counted and count.value else _NO_GPU
+    return count.value if counted and count.value else _NO_GPU
 
 
 def load() -> Any:
@@ -101,105 +155,64 @@ def call(runtime: Any, name: str, *arguments: Any) -> Any:
     return values[0] if values else None
 
 
-def compute_capability(runtime: Any) -> str:
-    """The compute capability of the current device, as "sm_90".
+@contextlib.contextmanager
+def on_device(runtime: Any, index: int) -> Iterator[None]:
+    """Makes a GPU this thread's current one during the block, and the one before it afterwards.
+
+    Raises EngineError where there is no such GPU.
+    """
+    before = call(runtime, "cudaGetDevice")
+    call(runtime, "cudaSetDevice", index)
+    try:
+        yield
+    finally:
+        if int(before) != index:
+            runtime.cudaSetDevice(before)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU, as far as a compiled graph depends on it."""
+
+    name: str
+    """Its product name."""
+
+    capability: tuple[int, int]
+    """The compute capability, major and minor."""
+
+    processors: int
+    """The number of its streaming multiprocessors, which a MIG slice has fewer of."""
+
+    memory: int
+    """Its memory in bytes."""
+
+    @property
+    def architecture(self) -> str:
+        """The compute capability as compilers write it, such as "sm_90"."""
+        return f"sm_{self.capability[0]}{self.capability[1]}"
+
+    @property
+    def key(self) -> str:
+        """What a plan's key says of it, such as "sm_90, NVIDIA H200, 132 SMs, 140 GiB".
+
+        Plans differ between GPUs of one compute capability. Memory is rounded, as drivers keep more
+        or less of it to themselves.
+        """
+        size = f"{self.memory / 2**30:.0f} GiB"
+        return f"{self.architecture}, {self.name}, {self.processors} SMs, {size}"
+
+
+def gpu(runtime: Any, index: int) -> Gpu:
+    """The GPU of this number.
 
     Raises:
         EngineError: With CUDA's words, for an error.
     """
-    device = call(runtime, "cudaGetDevice")
-    kinds = runtime.cudaDeviceAttr
-    major_kind = kinds.cudaDevAttrComputeCapabilityMajor
-    minor_kind = kinds.cudaDevAttrComputeCapabilityMinor
-    major = call(runtime, "cudaDeviceGetAttribute", major_kind, device)
-    minor = call(runtime, "cudaDeviceGetAttribute", minor_kind, device)
-    return f"sm_{major}{minor}"
-
-
-class DeviceMemory:
-    """A block of device memory. `close` may be called twice.
-
-    It belongs to the process that made it: what the child of a fork has of it is nothing to free.
-    """
-
-    address: int
-    """Where the block begins; 0 after `close`."""
-
-    def __init__(self, runtime: Any, size: int) -> None:
-        self._runtime, self._process = runtime, os.getpid()
-        self.address = 0  # `close` runs even where the allocation below fails
-        self.address = int(call(runtime, "cudaMalloc", max(size, 1)))
-
-    def close(self) -> None:
-        address, self.address = self.address, 0
-        if address and self._process == os.getpid():
-            self._runtime.cudaFree(address)
-
-    def __del__(self) -> None:
-        self.close()
-
-
-class PinnedArray:
-    """An array in page-locked host memory, which the device can copy without the CPU."""
-
-    address: int
-    """Where the memory begins; 0 after `close`."""
-
-    array: np.ndarray
-    """The array in it. It must not be used after `close`, nor when this object is gone."""
-
-    def __init__(self, runtime: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self._runtime = runtime
-        self.address = 0  # `close` runs even where something below fails
-        self.array = np.empty(0, dtype)
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        self.address = int(call(runtime, "cudaMallocHost", max(size, 1)))
-        raw = (ctypes.c_byte * size).from_address(self.address)
-        self.array = np.frombuffer(memoryview(raw).cast("B"), dtype=dtype).reshape(shape)
-
-    def close(self) -> None:
-        address, self.address = self.address, 0
-        if address:
-            self.array = np.empty(0, self.array.dtype)
-            self._runtime.cudaFreeHost(address)
-
-    def __del__(self) -> None:
-        self.close()
-
-
-class CudaValue(DeviceValue):
-    """An array in device memory of its own, complete when it is handed out."""
-
-    def __init__(
-        self, runtime: Any, memory: DeviceMemory, shape: tuple[int, ...], dtype: np.dtype
-    ) -> None:
-        """Takes over memory that already holds the array.
-
-        Args:
-            runtime: The module `cuda.bindings.runtime`.
-            memory: The memory; the value closes it.
-            shape: The array's shape.
-            dtype: The array's dtype.
-        """
-        self._runtime, self._memory = runtime, memory
-        self.shape, self.dtype = shape, dtype
-
-    @property
-    def address(self) -> int:
-        """Where the array lies on the device.
-
-        Raises:
-            EngineError: After `close`.
-        """
-        if not self._memory.address:
-            raise EngineError("the value on the device was closed; encode the image again")
-        return self._memory.address
-
-    def numpy(self) -> np.ndarray:
-        array = np.empty(self.shape, self.dtype)
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        call(self._runtime, "cudaMemcpy", array.ctypes.data, self.address, array.nbytes, kind)
-        return array
-
-    def close(self) -> None:
-        self._memory.close()
+    found = call(runtime, "cudaGetDeviceProperties", index)
+    name = found.name.decode(errors="replace") if isinstance(found.name, bytes) else str(found.name)
+    return Gpu(
+        name=name.rstrip("\0"),
+        capability=(int(found.major), int(found.minor)),
+        processors=int(found.multiProcessorCount),
+        memory=int(found.totalGlobalMem),
+    )

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ris.engines.base import Compiled
 from ris.engines.errors import PlanError
+from ris.engines.fitting import misfit
 from ris.engines.recipe import Recipe, differences, file_hash, hash_of, operating_system
 from ris.engines.text import quoted, reason_of
 from ris.engines.trust import distrust, is_foreign, seal, unsafe_owner
@@ -40,12 +41,16 @@ class Refusal:
     """Whether it is whole, what is wanted, and of another user or key."""
 
 
-def read_entry(folder: Path, recipe: Recipe) -> Compiled | Refusal:
-    """The entry in `folder`, or what is wrong with it."""
+def read_entry(folder: Path, recipe: Recipe, *, exact: bool = True) -> Compiled | Refusal:
+    """The entry in `folder`, or what is wrong with it.
+
+    exact: whether it has to be of this very recipe; otherwise of one that serves (`misfit`).
+    """
     sidecar = read_sidecar(folder / f"{recipe.stage}.json")
     if isinstance(sidecar, str):
         return Refusal(f"{folder} is damaged ({sidecar})")
-    if different := differences(sidecar["recipe"], recipe.to_dict()):
+    differ = differences(sidecar["recipe"], recipe.to_dict())
+    if different := differ if exact else misfit(sidecar["recipe"], recipe):
         return Refusal(f"{folder} is of another {different}")
     artifact = folder / f"{recipe.stage}.plan"
     if not artifact.is_file():
@@ -99,6 +104,20 @@ def write_entry(folder: Path, recipe: Recipe, build: Build) -> dict[str, Any]:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
     return sidecar
+
+
+def recipe_of(artifact: Path) -> dict[str, Any]:
+    """The recipe of a compiled graph, as its sidecar has it.
+
+    Raises:
+        PlanError: Where there is no sidecar, or this user's key does not vouch for it.
+    """
+    sidecar = read_sidecar(artifact.with_suffix(".json"))
+    reason = sidecar if isinstance(sidecar, str) else distrust(sidecar)
+    if isinstance(sidecar, str) or reason:
+        raise PlanError(f"{artifact} is not trusted: {reason}; compile it again")
+    recipe: dict[str, Any] = sidecar["recipe"]
+    return recipe
 
 
 def read_checked(artifact: Path, engine: str) -> bytes:

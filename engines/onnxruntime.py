@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime
 
 from ris import pip_install
+from ris.engines import cuda
 from ris.engines.base import (
     DTYPES,
     Compiled,
@@ -35,6 +36,7 @@ from ris.engines.base import (
     first_line,
     silent,
 )
+from ris.engines.devices import index_of, kind_of
 from ris.engines.errors import EngineError
 from ris.engines.linked import linked_weights
 from ris.engines.onnx_int8 import mostly_int8
@@ -44,14 +46,13 @@ from ris.engines.processor import has_vnni, usable_cores
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 CUDA_OPTIONS = {
-    "device_id": "0",
     # what is FP32 is so for its precision, and TF32 keeps 10 bits of it
     "use_tf32": "0",
     # the default, an exhaustive search, takes a minute at full size
     "cudnn_conv_algo_search": "HEURISTIC",
     "arena_extend_strategy": "kSameAsRequested",
 }
-"""The options of the CUDA provider."""
+"""The options of the CUDA provider, but for the number of the GPU."""
 
 # versions without it do not refuse weights outside of the graph's folder
 _FROM_MEMORY = "add_external_initializers_from_files_in_memory"
@@ -103,8 +104,8 @@ class OnnxRuntimeSession(Session):
             graph: The graph that it runs.
             info: What really runs.
             session: The InferenceSession.
-            place: The device on which `run_and_keep` leaves its outputs, by ONNX Runtime's name;
-                "cpu" for plain arrays.
+            place: The device on which `run_and_keep` leaves its outputs, such as "cuda:1"; "cpu"
+                for plain arrays.
             low_memory: On a CPU, give the memory of values back after each run.
         """
         super().__init__(graph, info)
@@ -158,7 +159,7 @@ class OnnxRuntimeSession(Session):
                     array = value.numpy() if isinstance(value, DeviceValue) else value
                     binding.bind_cpu_input(name, np.ascontiguousarray(array))
             for name in self._outputs:
-                binding.bind_output(name, place)
+                binding.bind_output(name, kind_of(place), index_of(place))
             session.run_with_iobinding(binding)
             found: list[Any] = binding.get_outputs()
             return found
@@ -194,12 +195,14 @@ class OnnxRuntimeEngine(Engine):
         """
         super().__init__(options)
         wanted = self.providers()[0][0]
-        available = onnxruntime.get_available_providers()
-        if wanted not in available:
-            raise EngineError(
-                f"this onnxruntime has no {wanted} (it has {', '.join(available)}); for a GPU:"
-                f" {pip_install('gpu')}, in an environment without the extra [cpu]"
-            )
+        if problem := provider_problem(wanted):
+            raise EngineError(problem)
+        if wanted != CPU:
+            index = index_of(options.device)
+            # ONNX Runtime itself says of the first GPU what is wrong
+            if index and (problem := cuda.gpu_problem(index)):
+                raise EngineError(problem)
+            cuda.note_use()
         if wanted != CPU and hasattr(onnxruntime, "preload_dlls"):
             # it loads CUDA and cuDNN from pip's packages, and prints what it does not find
             with contextlib.redirect_stdout(io.StringIO()):
@@ -210,7 +213,11 @@ class OnnxRuntimeEngine(Engine):
 
         The CPU comes after them unless `EngineOptions.strict` is set.
         """
-        return [(CPU, {})] if self.options.device == "cpu" else [(CUDA, CUDA_OPTIONS)]
+        return [(CPU, {})] if self.options.device == "cpu" else [(CUDA, self.cuda_options())]
+
+    def cuda_options(self) -> dict[str, str]:
+        """The options of the CUDA provider."""
+        return {"device_id": str(index_of(self.options.device)), **CUDA_OPTIONS}
 
     def build(self, graph: Graph, progress: Progress = silent, *, anew: bool = False) -> Compiled:
         """The graph's own file."""
@@ -339,6 +346,17 @@ class OnnxRuntimeEngine(Engine):
         for name, value in entries.items():
             options.add_session_config_entry(name, value)
         return options
+
+
+def provider_problem(name: str) -> str | None:
+    """Why this onnxruntime does not have a provider, or None where it does."""
+    available = onnxruntime.get_available_providers()
+    if name in available:
+        return None
+    return (
+        f"this onnxruntime has no {name} (it has {', '.join(available)}); for a GPU:"
+        f" {pip_install('gpu')}, in an environment without the extra [cpu]"
+    )
 
 
 def nodes_by(session: Any) -> dict[str, int]:

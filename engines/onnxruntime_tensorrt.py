@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 
-from ris.engines import cache, cuda, entry
+from ris.engines import cache, cuda, entry, fitting
 from ris.engines.base import (
     Compiled,
     EngineOptions,
@@ -30,13 +30,22 @@ from ris.engines.base import (
     require_gathers,
     silent,
 )
+from ris.engines.devices import index_of
 from ris.engines.errors import EngineError
-from ris.engines.onnxruntime import CUDA, CUDA_OPTIONS, OnnxRuntimeEngine, nodes_by
+from ris.engines.onnxruntime import CUDA, OnnxRuntimeEngine, nodes_by
 from ris.engines.recipe import Recipe, graph_hashes
+from ris.engines.tensorrt import most_compiled
 from ris.engines.tensorrt_build import profiles
+from ris.engines.tensorrt_version import cuda_flavour, library_version, linked_library
 
 TENSORRT = "TensorrtExecutionProvider"
 """ONNX Runtime's name of the provider."""
+
+BUILD_VERSION = 1
+"""Part of an EPContext model's key.
+
+It has to be raised when the code below makes other models of the same graph and options.
+"""
 
 
 class OnnxRuntimeTensorRtEngine(OnnxRuntimeEngine):
@@ -50,7 +59,8 @@ class OnnxRuntimeTensorRtEngine(OnnxRuntimeEngine):
         Raises:
             EngineError: Where one of them is missing.
         """
-        if problem := cuda.driver_problem():
+        self._index = index_of(options.device)
+        if problem := cuda.gpu_problem(self._index):
             raise EngineError(f"engine {self.name!r} compiles and runs on a GPU only: {problem}")
         # pip's package brings libnvinfer, which the provider is linked to
         with contextlib.suppress(ImportError):
@@ -60,14 +70,16 @@ class OnnxRuntimeTensorRtEngine(OnnxRuntimeEngine):
     def providers(self) -> list[tuple[str, dict[str, str]]]:
         """TensorRT, then CUDA for what it does not take."""
         options = {
-            "device_id": "0",
+            "device_id": str(self._index),
             "trt_engine_hw_compatible": str(int(self.options.hardware_compatible)),
         }
+        # the provider makes a missing folder itself, but not one below another that is missing;
+        # `user_folder` makes both
         if folder := cache.user_folder():
             options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(folder)}
         if self.options.workspace:
             options["trt_max_workspace_size"] = str(self.options.workspace)
-        return [(TENSORRT, options), (CUDA, CUDA_OPTIONS)]
+        return [(TENSORRT, options), (CUDA, self.cuda_options())]
 
     def build(self, graph: Graph, progress: Progress = silent, *, anew: bool = False) -> Compiled:
         """The graph's EPContext model, from the cache or built now.
@@ -89,16 +101,25 @@ class OnnxRuntimeTensorRtEngine(OnnxRuntimeEngine):
         recipe = self._recipe(graph, shapes)
         return cache.obtain(recipe, graph.cache, compile_to, self.options, progress, anew=anew)
 
+    def most_compiled(self, graph: Graph) -> int | None:
+        one = replace(self.options, max_batch=1, max_expressions=1)
+        return most_compiled(self._recipe(graph, profiles(graph, one)), graph)
+
     def _recipe(self, graph: Graph, shapes: Mapping[str, list[list[int]]]) -> Recipe:
         compatible = self.options.hardware_compatible
+        here = fitting.ANY_AMPERE if compatible else cuda.gpu(cuda.load(), self._index).key
         return Recipe(
             stage=graph.stage,
             onnx=graph_hashes(graph),
             engine=self.name,
             version=f"{onnxruntime.__version__}, TensorRT {_tensorrt_version()}",
-            device="sm_80 and later" if compatible else cuda.compute_capability(cuda.load()),
+            device=here,
             profiles=shapes,
-            options={"workspace": self.options.workspace, "hardware_compatible": compatible},
+            options={
+                "build_version": BUILD_VERSION,
+                "workspace": self.options.workspace,
+                "hardware_compatible": compatible,
+            },
         )
 
     def _compile(
@@ -137,11 +158,11 @@ class OnnxRuntimeTensorRtEngine(OnnxRuntimeEngine):
 
 
 def _tensorrt_version() -> str:
-    """The version of pip's TensorRT; "of the system" where it does not come from there."""
-    for name in ("tensorrt-cu13", "tensorrt-cu12", "tensorrt"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(name)
-    return "of the system"
+    """The version of the TensorRT that the provider is linked to, and the CUDA it is for."""
+    provider = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_tensorrt.so"
+    library = linked_library(provider)
+    version = (library and library_version(library)) or "unknown"
+    return f"{version}, {cuda_flavour('tensorrt')}"
 
 
 ENGINE = OnnxRuntimeTensorRtEngine

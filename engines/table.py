@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from ris import pip_install
 from ris.engines.base import Engine, EngineOptions, first_line
 from ris.engines.cuda import driver_problem
+from ris.engines.devices import CUDA, kind_of, require_device
 from ris.engines.errors import EngineError
 from ris.engines.processor import cpu_features
 
@@ -21,7 +22,7 @@ COMPUTES = ("fp32", "bf16", "fp16")
 """What `EngineOptions.compute` takes."""
 
 # what every engine honours; any other option has to be in its row
-_COMMON_OPTIONS = ("device", "threads", "strict", "max_batch", "max_expressions", "build")
+_COMMON_OPTIONS = ("device", "threads", "strict", "max_batch", "max_expressions", "build", "exact")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ class EngineSpec:
     Only with them it was measured to be faster than the rows below.
     """
 
+    cuda_provider: str | None = None
+    """The provider of ONNX Runtime that it needs on a CUDA GPU; None for other packages."""
+
     fixed_shapes: tuple[str, ...] = ()
     """Devices on which it is faster where every shape is known.
 
@@ -99,13 +103,30 @@ class EngineSpec:
         """Why the engine cannot run graphs here: not installed, or no device that it runs on."""
         return self.missing() or (None if "cpu" in self.devices else driver_problem())
 
+    def lacks_cuda(self) -> str | None:
+        """Why the engine, which is installed, does not run on a CUDA GPU here; None where it may.
+
+        An onnxruntime for CPUs has the same name as one for GPUs, so its providers are asked.
+        """
+        if self.cuda_provider is not None:
+            try:
+                from ris.engines.onnxruntime import provider_problem
+
+                problem = provider_problem(self.cuda_provider)
+            except Exception as error:
+                return f"it is installed but broken: {first_line(error)}"
+            if problem:
+                return problem
+        return driver_problem()
+
     def passed_over(self, device: str) -> str | None:
         """Why "auto" does not take the row for `device` here, or None where it may."""
-        if device not in ("auto", *self.devices):
+        kind = kind_of(device)
+        if kind not in ("auto", *self.devices):
             return f"it has no device {device!r}"
-        if reason := self.unusable():
+        if reason := self.unusable() or (self.lacks_cuda() if kind == CUDA else None):
             return reason
-        if device not in ("auto", "cpu"):
+        if kind not in ("auto", "cpu"):
             return None
         lacking = [name for name in self.auto_features if name not in cpu_features()]
         return f"this CPU has no {', '.join(lacking)}, with which it is faster" if lacking else None
@@ -133,6 +154,7 @@ TABLE: tuple[EngineSpec, ...] = (
         distributions=("onnxruntime", "onnxruntime-gpu"),
         module="ris.engines.onnxruntime",
         options=("low_memory",),
+        cuda_provider="CUDAExecutionProvider",
     ),
     EngineSpec(
         name="tensorrt",
@@ -143,7 +165,13 @@ TABLE: tuple[EngineSpec, ...] = (
         distributions=("tensorrt-cu12", "tensorrt-cu13"),
         module="ris.engines.tensorrt",
         needs_gathers=True,
-        options=("workspace", "version_compatible", "hardware_compatible", "strip_weights"),
+        options=(
+            "workspace",
+            "version_compatible",
+            "hardware_compatible",
+            "strip_weights",
+            "cuda_graphs",
+        ),
     ),
     EngineSpec(
         name="onnxruntime-tensorrt",
@@ -155,6 +183,7 @@ TABLE: tuple[EngineSpec, ...] = (
         module="ris.engines.onnxruntime_tensorrt",
         needs_gathers=True,
         options=("workspace", "hardware_compatible"),
+        cuda_provider="TensorrtExecutionProvider",
     ),
     EngineSpec(
         name="tensorrt-rtx",
@@ -165,7 +194,7 @@ TABLE: tuple[EngineSpec, ...] = (
         distributions=("tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
         module="ris.engines.tensorrt_rtx",
         needs_gathers=True,
-        options=("workspace",),
+        options=("workspace", "cuda_graphs"),
     ),
 )
 
@@ -178,20 +207,21 @@ DEVICE_NAMES: tuple[str, ...] = (
     "auto",
     *dict.fromkeys(device for row in TABLE for device in row.devices),
 )
-"""What `device=` and `--device` take."""
+"""What `device=` and `--device` take, and "cuda:1" and so on for one of several GPUs."""
 
 
 def select(name: str = "auto", device: str = "auto") -> EngineSpec:
     """The row called `name`, or the row that "auto" takes.
 
-    "auto" takes the first row that is installed, has a device here, and has `device` (unless that
-    is "auto" too). Where it would run on the CPU, the CPU also needs the row's `auto_features`. An
-    engine that is asked for by name is never replaced by another.
+    "auto" takes the first row that is installed, has a device here, and has `device` here (unless
+    that is "auto" too). Where it would run on the CPU, the CPU also needs the row's
+    `auto_features`. An engine that is asked for by name is never replaced by another.
 
     Raises:
-        EngineError: For an unknown name, for an engine that is not installed, and where "auto"
-            finds none.
+        EngineError: For an unknown name or device, for an engine that is not installed, and where
+            "auto" finds none.
     """
+    require_device(device, DEVICE_NAMES)
     if name == "auto":
         for row in TABLE:
             if row.passed_over(device) is None:
@@ -232,7 +262,7 @@ def create(name: str = "auto", options: EngineOptions | None = None) -> Engine:
 
 def _require_honoured(options: EngineOptions, row: EngineSpec) -> None:
     """Raises EngineError for options that the engine does not honour or that are out of range."""
-    if options.device not in row.devices:
+    if kind_of(options.device) not in row.devices:
         raise EngineError(
             f"engine {row.name!r} has no device {options.device!r}; it has {', '.join(row.devices)}"
         )

@@ -7,11 +7,14 @@ and needs one to do so.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ris.engines import cache, cuda, entry
+from ris.engines import cache, cuda, entry, fitting
 from ris.engines.base import (
     Compiled,
     Engine,
@@ -23,10 +26,18 @@ from ris.engines.base import (
     require_gathers,
     silent,
 )
+from ris.engines.devices import index_of
 from ris.engines.errors import EngineError
 from ris.engines.recipe import Recipe, graph_hashes
-from ris.engines.tensorrt_build import BUILD_VERSION, BuildRequest, build_plan, profiles
-from ris.engines.tensorrt_session import open_session
+from ris.engines.tensorrt_build import (
+    BUILD_VERSION,
+    BuildRequest,
+    build_plan,
+    profiles,
+    wide_layers,
+)
+from ris.engines.tensorrt_session import Plan, open_session
+from ris.engines.tensorrt_version import full_version
 
 
 class TensorRtEngine(Engine):
@@ -51,7 +62,8 @@ class TensorRtEngine(Engine):
             EngineError: Where it compiles on a GPU only and none can be used.
         """
         super().__init__(options)
-        if not self.ahead_of_time and (problem := cuda.driver_problem()):
+        self._index = index_of(options.device)
+        if not self.ahead_of_time and (problem := cuda.gpu_problem(self._index)):
             raise EngineError(f"engine {self.name!r} compiles and runs on a GPU only: {problem}")
         self._trt: Any = importlib.import_module(self.package)
 
@@ -63,10 +75,11 @@ class TensorRtEngine(Engine):
     def build(self, graph: Graph, progress: Progress = silent, *, anew: bool = False) -> Compiled:
         """The graph's plan, from the cache or built now.
 
-        Its report has the number of layers by the precision that they really have.
+        Its report is that of `build_plan`.
 
         Raises:
-            EngineError: For a graph with GridSample nodes, and as in `obtain` and `build_plan`.
+            EngineError: For a graph with GridSample nodes, with `EngineOptions.strict` for a plan
+                with layers wider than the graph's precision, and as in `obtain` and `build_plan`.
         """
         require_gathers(graph, self.name)
         recipe = self._recipe(graph)
@@ -75,35 +88,66 @@ class TensorRtEngine(Engine):
             title=f"{self.title} {self.version}",
             graph=graph,
             options=self.options,
-            has_driver=cuda.driver_problem() is None,
-            timing_cache=self._timing_cache(recipe.device),
+            cuda=self._runtime(),
+            timing_cache=self._timing_cache(recipe),
         )
 
         def compile_to(file: Path) -> dict[str, Any]:
             return build_plan(request, file, progress)
 
-        return cache.obtain(recipe, graph.cache, compile_to, self.options, progress, anew=anew)
+        found = cache.obtain(recipe, graph.cache, compile_to, self.options, progress, anew=anew)
+        if self.options.strict and (wide := found.report.get("unexpected")):
+            layers = sum(found.report.get("layers", {}).values())
+            raise EngineError(
+                f"{graph.stage}: FP16 was asked for, but {request.title}"
+                f" {wide_layers(wide, layers)}; leave out strict to run it all the same"
+            )
+        return found
 
     def open(self, graph: Graph, artifact: Path) -> Session:
         """A session that runs a plan of the cache.
 
         Raises:
-            EngineError: Where there is no driver, or the plan is damaged or does not load.
+            EngineError: Where there is no driver or no such GPU, or the plan is damaged or does not
+                load.
         """
-        if problem := cuda.driver_problem():
+        if problem := cuda.gpu_problem(self._index):
             raise EngineError(f"{graph.stage}: engine {self.name!r} cannot run here: {problem}")
-        plan = entry.read_checked(artifact, self.name)
-        info = SessionInfo(self.name, self.version, "cuda", (self.title,))
-        refit_from = graph.path if self.options.strip_weights else None
-        return open_session(self._trt, cuda.load(), graph, info, plan, refit_from)
+        data = entry.read_checked(artifact, self.name)
+        options = entry.recipe_of(artifact).get("options", {})
+        plan = Plan(
+            data=data,
+            refit_from=graph.path if options.get("strip_weights") else None,
+            has_host_code=bool(options.get("version_compatible")),
+            kernels=self._kernels(data),
+            cuda_graphs=self.options.cuda_graphs,
+        )
+        device = f"cuda:{self._index}" if self._index else "cuda"
+        info = SessionInfo(self.name, self.version, device, (self.title,))
+        return open_session(self._trt, cuda.load(), graph, info, plan)
 
-    def _recipe(self, graph: Graph) -> Recipe:
-        options = self.options
+    def most_compiled(self, graph: Graph) -> int | None:
+        return most_compiled(self._recipe(graph, one=True), graph)
+
+    def _runtime(self) -> Any:
+        """The module cuda.bindings.runtime; None where a plan is built without a GPU."""
+        if cuda.gpu_problem(self._index):
+            return None
+        try:
+            return cuda.load()
+        except EngineError:
+            if not self.ahead_of_time:
+                raise
+            return None  # a driver without cuda-python
+
+    def _recipe(self, graph: Graph, one: bool = False) -> Recipe:
+        """What a plan depends on; `one`: for a single image and expression."""
+        options = replace(self.options, max_batch=1, max_expressions=1) if one else self.options
         return Recipe(
             stage=graph.stage,
             onnx=graph_hashes(graph),
             engine=self.name,
-            version=self.version,
+            version=full_version(self.package, self.version),
             device=self._device(),
             profiles=profiles(graph, options),
             options={
@@ -120,19 +164,45 @@ class TensorRtEngine(Engine):
         if self.ahead_of_time:
             return "none"
         if self.options.hardware_compatible:
-            return "sm_80 and later"
-        return cuda.compute_capability(cuda.load())
+            return fitting.ANY_AMPERE
+        return cuda.gpu(cuda.load(), self._index).key
 
-    def _timing_cache(self, device: str) -> Path | None:
+    def _timing_cache(self, recipe: Recipe) -> Path | None:
         """The file that keeps the measured times of kernels from build to build.
 
-        None where the engine measures nothing.
+        None where the engine measures nothing. The GPU at hand is measured, whichever the plan is
+        for.
         """
         if self.ahead_of_time:
             return None
-        name = f"timing-{self.name}-{self.version}-{device.replace(' ', '-')}.bin"
-        folder = cache.user_folder()
-        return folder / name if folder else None
+        return _kept("timing", self.name, recipe.version, cuda.gpu(cuda.load(), self._index).key)
+
+    def _kernels(self, plan: bytes) -> Path | None:
+        """The file that keeps what TensorRT-RTX compiles for a plan at run time."""
+        if not self.ahead_of_time:
+            return None
+        digest = hashlib.sha256(plan).hexdigest()[:16]
+        gpu = cuda.gpu(cuda.load(), self._index).key
+        return _kept("kernels", self.name, full_version(self.package, self.version), gpu, digest)
+
+
+def most_compiled(recipe: Recipe, graph: Graph) -> int | None:
+    """`Engine.most_compiled`: the most expressions of the entries that serve `recipe`.
+
+    recipe: for a single image and expression.
+    """
+    found = cache.recipes_that_serve(recipe, graph.cache)
+    limits = [fitting.most_expressions(entry.get("profiles", {}), graph) for entry in found]
+    if not limits:
+        return 0
+    return None if None in limits else max(limit for limit in limits if limit is not None)
+
+
+def _kept(*parts: str) -> Path | None:
+    """A file of the user's own folder, by what it depends on; None where there is no folder."""
+    folder = cache.user_folder()
+    name = re.sub(r"[^\w.]+", "-", "-".join(parts))
+    return folder / f"{name}.bin" if folder else None
 
 
 ENGINE = TensorRtEngine

@@ -1,5 +1,8 @@
 """A TensorRT plan at one set of input shapes: execution context, buffers and CUDA graph.
 
+What the layers of a plan hand each other lies in one scratch block, which all buckets of a session
+share, since they take turns.
+
 The modules `tensorrt` (or `tensorrt_rtx`) and `cuda.bindings.runtime` are values, so that the
 bookkeeping can be exercised without a GPU.
 """
@@ -12,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from ris.engines.base import DTYPES, Graph
-from ris.engines.cuda import DeviceMemory, PinnedArray, call
+from ris.engines.cuda import call
+from ris.engines.cuda_memory import DeviceMemory, PinnedArray, Pool, capturing
 from ris.engines.errors import EngineError
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -44,16 +48,49 @@ class LoadedPlan:
     logger: Any
     """Keeps what TensorRT says, for messages."""
 
+    pool: Pool
+    """Where device memory is from, on the GPU that the plan was loaded on."""
+
+    runtime_config: Any = None
+    """TensorRT-RTX's IRuntimeConfig, which has what it compiles at run time; None for TensorRT."""
+
     def create_context(self) -> Any:
-        """An execution context, None where there is no memory for it."""
-        if not hasattr(self.trt, "DynamicShapesKernelSpecializationStrategy"):
-            return self.engine.create_execution_context()
-        # TensorRT-RTX makes kernels for the shapes at hand when it runs, by default in the
-        # background; a captured graph would keep the slow ones that it starts with
-        strategies = self.trt.DynamicShapesKernelSpecializationStrategy
-        runtime_config = self.engine.create_runtime_config()
-        runtime_config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
-        return self.engine.create_execution_context(runtime_config)
+        """An execution context without scratch memory, None where there is no memory for it."""
+        if self.runtime_config is not None:
+            return self.engine.create_execution_context(self.runtime_config)
+        strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        return self.engine.create_execution_context(strategy)
+
+
+class Scratch:
+    """The block of a session's scratch memory; it grows and never shrinks."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._memory: DeviceMemory | None = None
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self._memory.size if self._memory else 0
+
+    @property
+    def address(self) -> int:
+        """Where it begins; 0 before it has grown."""
+        return self._memory.address if self._memory else 0
+
+    def grow(self, size: int) -> None:
+        """Takes a block of another size in place of the old one, which nothing may use any more.
+
+        Raises EngineError where there is no memory; there is no block then.
+        """
+        self.close()
+        self._memory = DeviceMemory(self._pool, size)
+
+    def close(self) -> None:
+        memory, self._memory = self._memory, None
+        if memory:
+            memory.close()
 
 
 class Bucket:
@@ -71,6 +108,9 @@ class Bucket:
     host: dict[str, PinnedArray]
     """The host's buffers of the inputs and outputs by name."""
 
+    scratch: int
+    """The bytes of scratch memory that an execution needs."""
+
     def __init__(self, plan: LoadedPlan, stream: Any, shapes: Shapes) -> None:
         """Prepares the execution of a plan on a stream.
 
@@ -82,7 +122,7 @@ class Bucket:
         self._ran = False
         self._events: list[Any] = []
         self._changed: dict[str, PinnedArray] = {}
-        self.context = None
+        self.context, self.scratch = None, 0
         self.shapes, self.device, self.host = {}, {}, {}
         try:
             self._set_shapes(shapes)
@@ -116,6 +156,7 @@ class Bucket:
             )
         for spec in graph.outputs:
             self.shapes[spec.name] = tuple(self.context.get_tensor_shape(spec.name))
+        self.scratch = max(1, int(self.context.update_device_memory_size_for_shapes()))
 
     def _allocate(self) -> None:
         """Gets the buffers of the inputs and outputs on both sides."""
@@ -123,13 +164,18 @@ class Bucket:
         for spec in (*graph.inputs, *graph.outputs):
             dtype, shape = np.dtype(DTYPES[spec.dtype]), self.shapes[spec.name]
             size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            memory = self.device[spec.name] = DeviceMemory(self._cuda, size)
+            memory = self.device[spec.name] = DeviceMemory(self._plan.pool, size)
             self.host[spec.name] = PinnedArray(self._cuda, shape, dtype)
             if not self.context.set_tensor_address(spec.name, memory.address):
                 raise EngineError(
                     f"{graph.stage}: TensorRT refuses the memory for {spec.name!r}; report it,"
                     " please"
                 )
+
+    def use_scratch(self, scratch: Scratch) -> None:
+        """Executes in this block from now on; a CUDA graph, which has the old one, is dropped."""
+        self._drop_graph()
+        self.context.set_device_memory(scratch.address, scratch.size)
 
     def portion_events(self) -> list[Any]:
         """`PORTIONS` events, made when they are needed first."""
@@ -165,14 +211,18 @@ class Bucket:
         """
         cuda, stream = self._cuda, self._stream
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        call(cuda, "cudaStreamBeginCapture", stream, mode)
         failure: EngineError | None = None
-        try:
-            self._execute()
-        except EngineError as error:
-            failure = error
-        # this ends the capture whatever happened in it
-        code, recorded = cuda.cudaStreamEndCapture(stream)
+        with capturing():
+            call(cuda, "cudaStreamBeginCapture", stream, mode)
+            try:
+                self._execute()
+            except EngineError as error:
+                failure = error
+            except BaseException:  # Ctrl-C
+                cuda.cudaStreamEndCapture(stream)
+                raise
+            # this ends the capture whatever happened in it
+            code, recorded = cuda.cudaStreamEndCapture(stream)
 
         if failure is None and int(code) == 0:
             try:
@@ -201,10 +251,13 @@ class Bucket:
                 f"{self._plan.graph.stage}: TensorRT failed: {logger.errors_in_a_line()}"
             )
 
-    def close(self) -> None:
+    def _drop_graph(self) -> None:
         if self._graph_exec is not None:
             self._cuda.cudaGraphExecDestroy(self._graph_exec)
             self._graph_exec = None
+
+    def close(self) -> None:
+        self._drop_graph()
         self.context = None  # before the memory it points to
 
         for event in self._events:

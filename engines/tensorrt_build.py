@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ris.engines.base import EngineOptions, Graph, Progress
+from ris.engines.cuda import on_device
+from ris.engines.devices import index_of
 from ris.engines.errors import EngineError
 from ris.engines.temporary import write_atomically
 from ris.engines.tensorrt_logger import make_logger
 from ris.engines.tensorrt_precision import (
     Layer,
     count_precisions,
+    fused_attention,
     layers_from_json,
     layers_from_log,
 )
@@ -23,7 +26,7 @@ from ris.engines.tensorrt_progress import make_monitor
 
 T = TypeVar("T")
 
-BUILD_VERSION = 1
+BUILD_VERSION = 2
 """Part of a plan's key.
 
 It has to be raised when the code below makes other plans of the same graph and options.
@@ -46,8 +49,8 @@ class BuildRequest:
     options: EngineOptions
     """What the user asked for."""
 
-    has_driver: bool
-    """Whether a GPU can be used."""
+    cuda: Any
+    """The module `cuda.bindings.runtime`; None where no GPU can be used."""
 
     timing_cache: Path | None
     """The file of measured kernel times; None where the module measures none."""
@@ -82,11 +85,13 @@ def build_plan(request: BuildRequest, artifact: Path, progress: Progress) -> dic
     Ctrl-C stops the build at its next step; nothing of it is left.
 
     Returns:
-        The cache's report: the number of layers by precision, and where they are known from.
+        The cache's report: the number of layers by precision, and where they are known from; the
+        number of fused attentions; "unexpected", the layers of an FP16 graph that compute in FP32
+        and are none of the manifest's islands; and "notes" on them for the user.
 
     Raises:
-        EngineError: With all of the parser's or the builder's errors, and where a layer of an FP16
-            graph computes in FP32 that is none of the manifest's islands.
+        EngineError: With all of the parser's or the builder's errors, and where most of an FP16
+            graph computes in FP32.
     """
     stop = threading.Event()
 
@@ -94,12 +99,24 @@ def build_plan(request: BuildRequest, artifact: Path, progress: Progress) -> dic
         progress(request.graph.stage, "stopping at the compiler's next step", None)
         stop.set()
 
-    layers, source = _run_interruptibly(lambda: _build(request, artifact, progress, stop), on_stop)
-    return {"layers": _counted(request, layers), "layers_from": source}
+    def work() -> tuple[list[Layer], str]:
+        # the thread is new, and has no current device yet
+        with _on_device(request):
+            return _build(request, artifact, progress, stop)
+
+    layers, source = _run_interruptibly(work, on_stop)
+    return {**_counted(request, layers), "layers_from": source}
 
 
-def _counted(request: BuildRequest, layers: list[Layer]) -> dict[str, int]:
-    """The number of layers by precision. Raises EngineError where it is not what was asked for."""
+def _on_device(request: BuildRequest) -> contextlib.AbstractContextManager[None]:
+    """Makes the GPU that is built for the thread's current one, where there is one."""
+    if request.cuda is None:
+        return contextlib.nullcontext()
+    return on_device(request.cuda, index_of(request.options.device))
+
+
+def _counted(request: BuildRequest, layers: list[Layer]) -> dict[str, Any]:
+    """The report on the precisions. Raises EngineError where they are not what was asked for."""
     stage = request.graph.stage
     if not layers:
         raise EngineError(
@@ -107,15 +124,27 @@ def _counted(request: BuildRequest, layers: list[Layer]) -> dict[str, int]:
             " so the plan cannot be trusted; report it with that version"
         )
     counted = count_precisions(layers, request.graph)
+    notes = []
     if counted.unexpected:
-        shown = ", ".join(counted.unexpected[:5])
-        more = " and more" if len(counted.unexpected) > 5 else ""
-        raise EngineError(
-            f"{stage}: FP16 was asked for, but {request.title} computes"
-            f" {len(counted.unexpected)} of {len(layers)} layers in FP32 that are no islands of the"
-            f" manifest: {shown}{more}"
-        )
-    return counted.counts
+        notes = [f"{request.title} {wide_layers(counted.unexpected, len(layers))}"]
+        if counted.ignored:
+            raise EngineError(f"{stage}: FP16 was asked for, but {notes[0]}")
+    return {
+        "layers": counted.counts,
+        "fused_attention": fused_attention(layers),
+        "unexpected": list(counted.unexpected),
+        "notes": notes,
+    }
+
+
+def wide_layers(names: Sequence[str], of: int) -> str:
+    """What a user is told of the layers that compute wider than their graph's precision."""
+    shown = ", ".join(names[:5])
+    more = " and more" if len(names) > 5 else ""
+    return (
+        f"computes {len(names)} of {of} layers in FP32 that are no islands of the manifest:"
+        f" {shown}{more}"
+    )
 
 
 def _run_interruptibly(work: Callable[[], T], on_stop: Callable[[], None]) -> T:
@@ -195,7 +224,7 @@ def _build(
     if request.timing_cache is not None:
         _save_timing_cache(config, request.timing_cache)
 
-    if request.has_driver and (layers := _inspect(trt, logger, artifact)):
+    if request.cuda is not None and (layers := _inspect(request, logger, artifact)):
         return layers, "engine inspector"
     return layers_from_log(logger.layers), "build log"
 
@@ -266,9 +295,12 @@ def _describe(parser_error: Any) -> str:
     return f"{where}{code}: {' '.join(parser_error.desc().split())} [{parser_error.func()}]"
 
 
-def _inspect(trt: Any, logger: Any, artifact: Path) -> list[Layer]:
+def _inspect(request: BuildRequest, logger: Any, artifact: Path) -> list[Layer]:
     """The layers that the engine inspector knows of a plan; empty where the plan does not load."""
+    trt = request.trt
     runtime = trt.Runtime(logger)
+    if request.options.version_compatible:
+        runtime.engine_host_code_allowed = True  # such a plan brings its own runtime
     engine = runtime.deserialize_cuda_engine(artifact.read_bytes())
     if engine is None:
         return []

@@ -24,8 +24,15 @@ _TYPES = {
     "bfloat16": "bf16",
     "int8": "int8",
 }
-# matrix products and convolutions, by the names of layer types and of fused kernels
-_MATRIX = re.compile(r"gemm|conv|correlation|matrix|(?<![a-z])fc|_fc", re.IGNORECASE)
+# matrix products and convolutions, by the types of layers
+_MATRIX = re.compile(r"gemm|conv|correlation|matrix|matmul|fully_?connected", re.IGNORECASE)
+# types of kernels that TensorRT fuses of any operators; their names list them: __myl_FcAddMul_...
+_FUSED = re.compile(r"kgen|fusion|myelin|foreign", re.IGNORECASE)
+_IN_FUSED = re.compile(r"__myl_\w*?(Fc|Gemm|Conv|Corr)(?![a-z])")
+# TensorRT's fused attention is of type or name "mha", "fmha" or "attention"
+_ATTENTION = re.compile(r"(?<![a-z])_?f?mha(?![a-z])|attention", re.IGNORECASE)
+_SOFTMAX = re.compile(r"softmax", re.IGNORECASE)
+_PRODUCT = re.compile(r"matmul|einsum|gemm", re.IGNORECASE)
 _NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e]+)\]")
 _DATATYPE = re.compile(r"Datatype: ([^,}]+)")
 
@@ -60,8 +67,14 @@ class Layer:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it computes a matrix product or a convolution, fused or not."""
-        return bool(_MATRIX.search(self.kind) or _MATRIX.search(self.name))
+        """Whether it computes a matrix product or a convolution, fused or not.
+
+        Its type tells, and of a fused kernel the list of operators in its name. Other names do not:
+        TensorRT calls a reformat by the layer it is for ("Reformatting CopyNode for ... conv2d").
+        """
+        return bool(
+            _MATRIX.search(self.kind) or (_FUSED.search(self.kind) and _IN_FUSED.search(self.name))
+        )
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,12 @@ class PrecisionCount:
     unexpected: tuple[str, ...]
     """The names of FP32 layers that should be FP16."""
 
+    ignored: bool
+    """Whether most matrix products and convolutions that should be FP16 are not.
+
+    So it is where a compiler ignores what precision it is asked for.
+    """
+
 
 def count_precisions(layers: Iterable[Layer], graph: Graph) -> PrecisionCount:
     """Counts the layers, and finds those in FP32 where an FP16 graph has no island.
@@ -84,18 +103,34 @@ def count_precisions(layers: Iterable[Layer], graph: Graph) -> PrecisionCount:
     products count.
     """
     counts: dict[str, int] = {}
-    unexpected = []
+    unexpected, products, wide = [], 0, 0
     for layer in layers:
         counts[layer.precision] = counts.get(layer.precision, 0) + 1
         if graph.precision != "fp16" or layer.nodes & graph.fp32_islands:
             continue
         if layer.is_matrix:
             wrong = layer.reads == {"fp32"}
+            products, wide = products + 1, wide + wrong
         else:
             wrong = layer.precision == "fp32" and bool(layer.nodes)
         if wrong:
             unexpected.append(layer.name)
-    return PrecisionCount(dict(sorted(counts.items())), tuple(unexpected))
+    ignored = 2 * wide > products
+    return PrecisionCount(dict(sorted(counts.items())), tuple(unexpected), ignored)
+
+
+def fused_attention(layers: Iterable[Layer]) -> int:
+    """The number of layers that compute a whole attention: product, softmax, product."""
+    return sum(_is_attention(layer) for layer in layers)
+
+
+def _is_attention(layer: Layer) -> bool:
+    if _ATTENTION.search(layer.kind) or _ATTENTION.search(layer.name):
+        return True
+    # a kernel of one softmax and the products on both sides of it
+    softmax = [node for node in layer.nodes if _SOFTMAX.search(node)]
+    products = [node for node in layer.nodes if _PRODUCT.search(node)]
+    return bool(softmax) and len(products) >= 2
 
 
 def layers_from_log(message: str) -> list[Layer]:

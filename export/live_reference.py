@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from ris.engines.devices import CUDA, kind_of
 from ris.engines.errors import RisError
 from ris.engines.processor import core_limit
 from ris.evaluation.run import Answer
@@ -129,7 +130,8 @@ class ReferenceSegmenter:
     Args:
         files: The weight files, under the names of `WeightFiles`.
         threads: CPU threads; None: all cores.
-        device: "cpu", "cuda" (or "gpu", the same), or "auto", a CUDA GPU where there is one.
+        device: "cpu", "cuda" or "cuda:1" (or "gpu", the first), or "auto", a CUDA GPU where there
+            is one.
         family: The name of the model's family; None: what the checkpoint's keys say.
         chosen: What was chosen of the family's `choices`, by field; None: nothing.
 
@@ -218,11 +220,11 @@ def _mask(logits: Tensor, size: tuple[int, int], rule: MaskRule) -> Tensor:
 def _torch_device(name: str) -> torch.device:
     """The device of a name of `ReferenceSegmenter`; on a GPU, FP32 is FP32 (no TF32)."""
     there = torch.cuda.is_available()
-    if name in ("cuda", "gpu") and not there:
+    if (kind_of(name) == CUDA or name == "gpu") and not there:
         raise RisError(f"--device {name}: PyTorch {torch.__version__} finds no CUDA GPU here")
     if name == "npu":
         raise RisError("--device npu: the PyTorch model runs on the CPU or on a CUDA GPU")
     if name == "cpu" or not there:
         return torch.device("cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    return torch.device("cuda")
+    return torch.device(name if kind_of(name) == CUDA else CUDA)

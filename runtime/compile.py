@@ -9,6 +9,7 @@ from typing import Any
 
 from ris.engines import Engine, EngineSpec, Progress, silent
 from ris.engines.base import require_gathers
+from ris.engines.devices import kind_of
 from ris.engines.errors import EngineError
 from ris.runtime.bundle import EMULATES, Bundle
 from ris.runtime.computing import Settled, settle
@@ -42,6 +43,12 @@ class CompiledGraph:
     layers_from: str | None
     """Where the engine took `layers` from, None where it is unknown."""
 
+    fused_attention: int | None
+    """The number of layers that compute a whole attention; None where it is unknown."""
+
+    notes: tuple[str, ...]
+    """What the user should know, such as layers wider than the graph's precision."""
+
     seconds: float
     """What the build took, now or when the cache was filled."""
 
@@ -50,7 +57,11 @@ class CompiledGraph:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data."""
-        return vars(self) | {"artifact": str(self.artifact), "layers": dict(self.layers)}
+        return vars(self) | {
+            "artifact": str(self.artifact),
+            "layers": dict(self.layers),
+            "notes": list(self.notes),
+        }
 
 
 def require_fit(bundle: Bundle, row: EngineSpec) -> None:
@@ -78,9 +89,29 @@ def expressions_together(bundle: Bundle, row: EngineSpec, device: str = "auto") 
     single expression saves 10 % on engines with `fixed_shapes`. On others it is
     `expressions_at_once`.
     """
-    on = row.devices[0] if device == "auto" else device
+    on = row.devices[0] if device == "auto" else kind_of(device)
     fills_it = question_operations(bundle.manifest) >= _FILLS_A_CPU
     return 1 if fills_it and on in row.fixed_shapes else expressions_at_once(bundle.manifest)
+
+
+def compiled_together(bundle: Bundle, engine: Engine, usual: int) -> int:
+    """How many expressions go through the graphs at once where the user does not say.
+
+    It is what the bundle was compiled for, where that is less than usual; so a bundle that was
+    compiled for two expressions runs as it is.
+
+    Args:
+        bundle: The graphs.
+        engine: What runs them.
+        usual: The number where nothing is compiled, or where what is compiled takes more.
+
+    Raises:
+        EngineError: Where the graphs' files cannot be read.
+    """
+    limits = [engine.most_compiled(bundle.graph(stage)) for stage in bundle.stages]
+    if 0 in limits:
+        return usual  # the rest has to be compiled anyway
+    return min([usual, *(limit for limit in limits if limit is not None)])
 
 
 def compile_bundle(
@@ -123,6 +154,8 @@ def compile_bundle(
             bytes=compiled.artifact.stat().st_size,
             layers=compiled.report.get("layers", {}),
             layers_from=compiled.report.get("layers_from"),
+            fused_attention=compiled.report.get("fused_attention"),
+            notes=tuple(compiled.report.get("notes", ())),
             seconds=compiled.seconds,
             built_now=compiled.built_now,
         )

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from ris.engines import EngineOptions, EngineSpec, Progress, select, silent
+from ris.engines import EngineOptions, EngineSpec, Progress, create, select, silent
 from ris.engines.errors import EngineError, RisError
 from ris.runtime.bundle import EMULATES, Bundle, located, open_bundle
-from ris.runtime.compile import EMULATION_ENGINE, expressions_together, require_fit
+from ris.runtime.compile import (
+    EMULATION_ENGINE,
+    compiled_together,
+    expressions_together,
+    require_fit,
+)
 from ris.runtime.computing import Compute, open_graphs, settle
 from ris.runtime.model import Model
 
@@ -21,18 +27,25 @@ class LoadOptions(TypedDict, total=False):
     """A name from `ris.engines.ENGINE_NAMES`. Default: "auto", the first engine that runs here."""
 
     device: str
-    """A name from `ris.engines.DEVICE_NAMES`. Default: "auto", the engine's first device."""
+    """A name from `ris.engines.DEVICE_NAMES`, or "cuda:1" for the second GPU.
+
+    Default: "auto", the engine's first device.
+    """
 
     threads: int | None
     """CPU threads. Default: all cores that this process may use."""
 
     strict: bool
-    """Refuse to run any node of a graph off the device. Default: False."""
+    """Refuse to run a node off the device, or a layer wider than its graph's precision.
+
+    Default: False.
+    """
 
     max_expressions: int | None
     """The most expressions that go through the graphs at once, which bounds memory.
 
-    Default: what `ris.runtime.compile.expressions_together` says.
+    Default: what `ris.runtime.compile.expressions_together` says, or less where the bundle was
+    compiled for less.
     """
 
     build: bool
@@ -55,6 +68,9 @@ class LoadOptions(TypedDict, total=False):
     throughput: bool
     """Share the cores among threads that use the model at once. Default: False."""
 
+    cuda_graphs: bool
+    """Launch CUDA graphs, in engines that do. Default: True."""
+
 
 def load(
     bundle: str | Path,
@@ -71,7 +87,7 @@ def load(
         verify: Check every file's hash against the manifest.
         progress: Called while a file is downloaded, and while an engine compiles.
         **options: `LoadOptions`: engine, device, threads, strict, max_expressions, build, compute,
-            overlap, low_memory, throughput.
+            overlap, low_memory, throughput, cuda_graphs.
 
     Raises:
         BundleError: Where the bundle is missing, damaged or too new.
@@ -114,7 +130,11 @@ def open_model(
         build=options.get("build", True),
         low_memory=options.get("low_memory", False),
         throughput=options.get("throughput", False),
+        cuda_graphs=options.get("cuda_graphs", True),
     )
+    if options.get("max_expressions") is None:
+        together = compiled_together(bundle, create(row.name, wanted), max_expressions)
+        max_expressions, wanted = together, replace(wanted, max_expressions=together)
 
     settled = settle(bundle, row, wanted, options.get("compute"), progress)
     return open_graphs(bundle, settled, max_expressions, options.get("overlap"), progress)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ris.engines import Session, SessionInfo
+from ris.engines.devices import CUDA, kind_of
 from ris.engines.errors import ExpressionError
 from ris.engines.gate import Gate
 from ris.engines.heap import HEAP
@@ -234,7 +235,7 @@ class Model:
             return self._overlap
         stages = self.bundle.wiring.image_stages
         return bool(stages) and all(
-            self._graphs.session(stage).info.device == "cuda" for stage in stages
+            kind_of(self._graphs.session(stage).info.device) == CUDA for stage in stages
         )
 
     def segment(

@@ -3,19 +3,29 @@
 Device memory is host memory, so copies and executions really happen, and as late as they may: what
 lies on a stream happens when somebody waits for it. So code is found out that reads too early, or
 writes over what is still to be read. Capture records executions and launch repeats them.
-tests/engines/test_tensorrt_api.py checks every name and signature here against the real modules.
+Every thread has a current device, 0 at first: streams and memory of another one are refused, and
+so is everything that CUDA forbids while a graph is captured. tests/engines/test_tensorrt_api.py
+checks every name and signature here against the real modules.
 """
 
 from __future__ import annotations
 
 import ctypes
 import itertools
+import threading
 
 import numpy as np
 
 
 class Handle(int):
     """A stream, a graph or an executable graph."""
+
+
+class Properties:
+    """Stands in for cudaDeviceProp, as far as it is read."""
+
+    name, major, minor = b"NVIDIA Double", 9, 0
+    multiProcessorCount, totalGlobalMem = 132, 140 * 2**30 - 2**20
 
 
 class Cuda:
@@ -27,16 +37,17 @@ class Cuda:
     class cudaStreamCaptureMode:
         cudaStreamCaptureModeThreadLocal = 1
 
-    class cudaDeviceAttr:
-        cudaDevAttrComputeCapabilityMajor, cudaDevAttrComputeCapabilityMinor = 75, 76
-
     cudaStreamNonBlocking = 1
     cudaEventDisableTiming = 2
 
     def __init__(self):
         self.calls = []
         self.fail = {}  # name of a function -> error code of its next calls
-        self.most_streams = 99
+        self.most_streams, self.count = 99, 2
+        self.properties = Properties()
+        self.on = {}  # stream or address of device memory -> the device that it is on
+        self.threads = set()  # the threads that made a device their current one
+        self._local = threading.local()
         self.device, self.pinned = {}, {}  # address -> block
         self.streams, self.graphs, self.executables = set(), {}, {}
         self.capturing = {}  # stream -> the executions that are recorded on it
@@ -74,19 +85,39 @@ class Cuda:
             if callable(item):
                 item()
 
+    @property
+    def current(self):
+        """The thread's current device."""
+        return getattr(self._local, "device", 0)
+
+    def forbid_in_capture(self, name):
+        assert not self.capturing, f"{name} while a graph is captured"
+
     def cudaGetDeviceCount(self):
-        return self._note("cudaGetDeviceCount", 1)
+        return self._note("cudaGetDeviceCount", self.count)
 
     def cudaGetDevice(self):
-        return self._note("cudaGetDevice", 0)
+        return 0, self.current
 
-    def cudaDeviceGetAttribute(self, attr, device):
-        return self._note("cudaDeviceGetAttribute", {75: 9, 76: 0}[attr])
+    def cudaSetDevice(self, device):
+        if not 0 <= device < self.count:
+            return (101,)
+        self._local.device = device
+        self.threads.add(threading.current_thread().name)
+        return (0,)
+
+    def cudaMemGetInfo(self):
+        taken = sum(map(len, self.device.values()))
+        return 0, self.properties.totalGlobalMem - taken, self.properties.totalGlobalMem
+
+    def cudaGetDeviceProperties(self, device):
+        return self._note("cudaGetDeviceProperties", self.properties)
 
     def cudaGetErrorString(self, error):
         return 0, f"error {int(error)}".encode()
 
     def _allocate(self, name, blocks, size):
+        self.forbid_in_capture(name)
         if self.fail.get(name):
             return self._note(name, None)
         block = ctypes.create_string_buffer(size)
@@ -94,18 +125,23 @@ class Cuda:
         return self._note(name, ctypes.addressof(block))
 
     def cudaMalloc(self, size):
-        return self._allocate("cudaMalloc", self.device, size)
+        answer = self._allocate("cudaMalloc", self.device, size)
+        self.on[answer[1]] = self.current
+        return answer
 
     def cudaMallocHost(self, size):
         return self._allocate("cudaMallocHost", self.pinned, size)
 
     def cudaFree(self, devPtr):
+        self.forbid_in_capture("cudaFree")
+        assert self.on[devPtr] == self.current
         for stream in self.streams:  # CUDA waits for the whole device here
             self._happen(stream)
         del self.device[devPtr]  # a KeyError: freed twice, or never allocated
         return self._note("cudaFree")
 
     def cudaFreeHost(self, ptr):
+        self.forbid_in_capture("cudaFreeHost")
         del self.pinned[ptr]
         return self._note("cudaFreeHost")
 
@@ -144,6 +180,7 @@ class Cuda:
             return 2, None
         stream = Handle(next(self._handles))
         self.streams.add(stream)
+        self.on[stream] = self.current
         return self._note("cudaStreamCreateWithFlags", stream)
 
     def cudaStreamDestroy(self, stream):
@@ -165,6 +202,7 @@ class Cuda:
         return self._note("cudaEventCreateWithFlags", event)
 
     def cudaEventRecord(self, event, stream):
+        assert self.on[stream] == self.current
         self.put(stream, event)
         self.events[event] = stream
         return self._note("cudaEventRecord")
@@ -180,6 +218,7 @@ class Cuda:
         return self._note("cudaEventDestroy")
 
     def cudaStreamBeginCapture(self, stream, mode):
+        assert self.on[stream] == self.current
         self.capturing[stream] = []
         return self._note("cudaStreamBeginCapture")
 
@@ -203,6 +242,7 @@ class Cuda:
         return self._note("cudaGraphDestroy")
 
     def cudaGraphLaunch(self, graphExec, stream):
+        assert self.on[stream] == self.current
         for work in self.executables[graphExec]:
             self.put(stream, work)
         return self._note("cudaGraphLaunch")
@@ -213,9 +253,20 @@ class Cuda:
 
 
 class IExecutionContext:
+    """Its scratch memory takes 1000 bytes for each row of its first input."""
+
     def __init__(self, engine):
         self._engine = engine
         self._shapes, self._addresses = {}, {}
+        self._scratch = 0, 0
+
+    def update_device_memory_size_for_shapes(self):
+        assert len(self._shapes) == len(self._engine._inputs), "the shapes come first"
+        return 1000 * self._shapes[self._engine._inputs[0]][0]
+
+    def set_device_memory(self, memory, size):
+        assert size >= self.update_device_memory_size_for_shapes()
+        self._scratch = memory, size
 
     def set_input_shape(self, name, shape):
         fits = all(a <= b for a, b in zip(shape, self._engine._largest[name], strict=True))
@@ -226,7 +277,7 @@ class IExecutionContext:
         return [] if self._engine._shapes_known else ["y"]
 
     def get_tensor_shape(self, name):
-        return self._shapes.get(name, self._shapes["x"])
+        return self._shapes.get(name) or self._engine._output_shape(name, self._shapes)
 
     def set_tensor_address(self, name, memory):
         self._engine._cuda._place(memory, 1, self._engine._cuda.device)
@@ -234,20 +285,22 @@ class IExecutionContext:
         return True
 
     def execute_async_v3(self, stream_handle):
-        """y = 2 x + index[0]"""
         cuda = self._engine._cuda
         cuda.calls.append("execute")
         if self._engine._fails or (self._engine._no_capture and stream_handle in cuda.capturing):
             return False
-        assert set(self._addresses) == {"x", "index", "y"}
+        assert cuda.on[stream_handle] == cuda.current
+        assert set(self._addresses) == set(self._engine._names)
+        addresses, scratch = dict(self._addresses), self._scratch
 
         def view(name, dtype):
-            size = int(np.prod(self.get_tensor_shape(name))) * 4
-            memory = (ctypes.c_char * size).from_address(self._addresses[name])
-            return np.frombuffer(memory, dtype)
+            shape = self.get_tensor_shape(name)
+            memory = (ctypes.c_char * (int(np.prod(shape)) * 4)).from_address(addresses[name])
+            return np.frombuffer(memory, dtype).reshape(shape)
 
         def work():
-            np.copyto(view("y", np.float32), 2 * view("x", np.float32) + view("index", np.int32)[0])
+            cuda._place(*scratch, cuda.device)  # it must be there still
+            self._engine._compute(view)
 
         if stream_handle in cuda.capturing:
             cuda.capturing[stream_handle].append(work)
@@ -263,33 +316,74 @@ class ICudaEngine:
 
     def __init__(self, cuda):
         self._cuda = cuda
+        self._inputs, self._names = ("x", "index"), ("x", "index", "y")
         self._largest = {"x": (8, 4), "index": (8,)}
         self._fails = self._no_capture = False
         self._shapes_known = True
         self._contexts = True
         self._configs = []
 
+    def _output_shape(self, name, shapes):
+        return shapes["x"]
+
+    def _compute(self, view):
+        """y = 2 x + index[0]"""
+        np.copyto(view("y", np.float32), 2 * view("x", np.float32) + view("index", np.int32)[0])
+
     def get_tensor_name(self, index):
-        return ("x", "index", "y")[index]
+        return self._names[index]
 
     def get_tensor_profile_shape(self, name, profile_index):
         return [tuple(1 for _ in self._largest[name])] * 2 + [self._largest[name]]
 
     def create_execution_context(self, runtime_config=None):
         self._configs.append(runtime_config)
+        if getattr(runtime_config, "_cache", None):
+            runtime_config._cache._data += b"a kernel"
         return IExecutionContext(self) if self._contexts else None
 
     def create_runtime_config(self):
         return IRuntimeConfig()
 
 
+class IRuntimeCache:
+    """What TensorRT-RTX compiled at run time: here the shapes that contexts were made for."""
+
+    def __init__(self):
+        self._data = b""
+
+    def deserialize(self, blob):
+        self._data = bytes(blob)
+        return blob != b"of another GPU"
+
+    def serialize(self):
+        return self._data
+
+
 class IRuntimeConfig:
     """TensorRT-RTX has more of it than TensorRT."""
 
+    def __init__(self):
+        self._strategy = self._cache = None
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self._strategy = strategy
+
+    def create_runtime_cache(self):
+        return IRuntimeCache()
+
+    def set_runtime_cache(self, cache):
+        self._cache = cache
+        return True
+
 
 class Runtime:
+    made = []  # noqa: RUF012 (a list of all)
+    engine_host_code_allowed = False
+
     def __init__(self, logger):
         self._logger = logger
+        Runtime.made.append(self)
 
     def deserialize_cuda_engine(self, serialized_engine):
         if serialized_engine == b"bad":
@@ -330,6 +424,9 @@ class TensorRt:
 
         def __init__(self):
             pass
+
+    class ExecutionContextAllocationStrategy:
+        USER_MANAGED = 2
 
     Runtime, Refitter, OnnxParserRefitter = Runtime, Refitter, OnnxParserRefitter
     engine: ICudaEngine  # what deserialising gives

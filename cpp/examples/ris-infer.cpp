@@ -19,7 +19,7 @@ const char *const kHelp =
 Options:
   --category NAME    for a model that asks by category, once for each expression
   --providers WHICH  cpu, cuda or tensorrt, then exceptions by graph, whose names -v says:
-                     cuda,NAME=cpu
+                     cuda,NAME=cpu; cuda:1 is the second GPU
   --engine-cache F   folder in which the provider tensorrt keeps compiled engines
   --out FOLDER       where the files go; made if need be (default: ris-output)
   --threads N        CPU threads of a graph (default: all cores)

@@ -76,8 +76,9 @@ typedef struct ris_options {
      * were built with any earlier one: what those lack has its default. */
     size_t struct_size;
     /* What runs the graphs: "cpu", "cuda" or "tensorrt", then exceptions by graph, such as
-     * "cuda,NAME=cpu"; ris_info has the names. NULL: "cpu". Where a provider does not start,
-     * ris_open fails; nothing falls back unseen. */
+     * "cuda,NAME=cpu"; ris_info has the names. "cuda:1" is the GPU of that number, as device_id
+     * below. NULL: "cpu". Where a provider does not start, ris_open fails; nothing falls back
+     * unseen. */
     const char *providers;
     /* Folder for what the TensorRT provider compiled: an EPContext model for each graph. It must
      * exist. NULL: everything is compiled each time. Engines are code: one is read again only where
@@ -85,7 +86,7 @@ typedef struct ris_options {
      * file that $RIS_PLAN_KEY names, else made once in $XDG_STATE_HOME/ris-runtime/key or
      * ~/.local/state/ris-runtime/key; Python's engines have the same key. */
     const char *engine_cache;
-    int32_t device_id; /* which GPU */
+    int32_t device_id; /* which GPU, counted from 0 */
     /* CPU threads of a graph; 0: all cores that the process may use, or its container's share */
     int32_t threads;
     int32_t strict; /* 1: refuse to run any part of a graph off the GPU */

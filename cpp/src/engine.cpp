@@ -225,6 +225,21 @@ Providers parse_providers(const std::string &text) {
     };
 
     Providers asked;
+    // "cuda:1": all graphs that run on a GPU run on that one
+    const auto numbered = [&](const std::string &name) {
+        const size_t colon = name.find(':');
+        const Provider found = provider(name.substr(0, colon));
+        if (colon == std::string::npos) return found;
+        const std::string number = name.substr(colon + 1);
+        const bool digits = !number.empty() && number.size() <= 4 &&
+                            number.find_first_not_of("0123456789") == std::string::npos;
+        if (!digits || found == Provider::cpu || std::stoi(number) > kLastDevice) {
+            throw Error(RIS_ERROR_ARGUMENT, "options.providers: " + quoted(name) +
+                                                " names no GPU; write cuda:1 for the second one");
+        }
+        asked.device_id = std::stoi(number);
+        return found;
+    };
     for (size_t start = 0, end = 0; end != std::string::npos; start = end + 1) {
         end = text.find(',', start);
         const std::string part = text.substr(start, end == std::string::npos ? end : end - start);
@@ -233,7 +248,7 @@ Providers parse_providers(const std::string &text) {
             asked.exceptions.emplace_back(part.substr(0, equals),
                                           provider(part.substr(equals + 1)));
         } else if (start == 0) {
-            asked.all = provider(part);
+            asked.all = numbered(part);
         } else {
             throw Error(RIS_ERROR_ARGUMENT, "options.providers: " + quoted(part) +
                                                 " names no graph; write NAME=" + cut(part, 80) +

@@ -16,13 +16,16 @@ namespace libris {
 enum class Provider { cpu, cuda, tensorrt };
 const char *provider_name(Provider provider);
 
+constexpr int kLastDevice = 1023;
+
 // What runs the graphs, and exceptions by the names of stages.
 struct Providers {
     Provider all = Provider::cpu;
+    int device_id = -1;  // of "cuda:1"; -1: none was named
     std::vector<std::pair<std::string, Provider>> exceptions;
 };
 
-// "cuda,NAME=cpu". Throws Error for words it does not know.
+// "cuda,NAME=cpu" or "cuda:1,NAME=cpu". Throws Error for words it does not know.
 Providers parse_providers(const std::string &text);
 
 // A provider for each stage. Throws Error where an exception is for none of them.

@@ -180,7 +180,7 @@ void require_range(int64_t value, int64_t least, int64_t most, const char *name)
 Options options_of(const ris_options *given) {
     const ris_options found =
         read_struct<ris_options>(given, RIS_OPTIONS_INIT, kFirstOptions, "options");
-    require_range(found.device_id, 0, 1023, "options.device_id");
+    require_range(found.device_id, 0, kLastDevice, "options.device_id");
     require_range(found.threads, 0, 1024, "options.threads");
     require_range(found.strict, 0, 1, "options.strict");
     require_range(found.verify, 0, 1, "options.verify");
@@ -190,7 +190,13 @@ Options options_of(const ris_options *given) {
     Options options;
     if (found.providers != nullptr) options.providers = parse_providers(found.providers);
     if (found.engine_cache != nullptr) options.engine_cache = found.engine_cache;
-    options.device_id = found.device_id;
+    const int named = options.providers.device_id;
+    if (named >= 0 && found.device_id != 0 && found.device_id != named) {
+        throw Error(RIS_ERROR_ARGUMENT, "options.device_id is " + std::to_string(found.device_id) +
+                                            ", and options.providers names GPU " +
+                                            std::to_string(named) + "; give one of them");
+    }
+    options.device_id = named >= 0 ? named : found.device_id;
     options.threads = found.threads;
     options.max_expressions = found.max_expressions;
     options.strict = found.strict != 0;

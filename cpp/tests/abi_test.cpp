@@ -84,12 +84,22 @@ void wrong_arguments(const std::string &bundle) {
                   "max_expressions -1");
     for (const auto &[providers, words] : {std::pair{"cdua", "'cdua'"},
                                            {"cpu,fushion=cpu", "'fushion'"},
-                                           {"cpu,cuda", "names no"}}) {
+                                           {"cpu,cuda", "names no"},
+                                           {"cpu:1", "'cpu:1' names no GPU"},
+                                           {"cuda:", "names no GPU"},
+                                           {"cuda:x", "names no GPU"},
+                                           {"cuda:1024", "names no GPU"},
+                                           {"cuda:1,fusion=cuda:2", "'cuda:2'"}}) {
         options = RIS_OPTIONS_INIT;
         options.providers = providers;
         expect_status(ris_open(bundle.c_str(), &options, &model), RIS_ERROR_ARGUMENT, words,
                       providers);
     }
+    options = RIS_OPTIONS_INIT;
+    options.providers = "cuda:1";
+    options.device_id = 2;
+    expect_status(ris_open(bundle.c_str(), &options, &model), RIS_ERROR_ARGUMENT, "names GPU 1",
+                  "two GPUs");
     options = RIS_OPTIONS_INIT;
     options.engine_cache = "/";
     expect_status(ris_open(bundle.c_str(), &options, &model), RIS_ERROR_ARGUMENT, "tensorrt",

@@ -44,10 +44,17 @@ class _SamAttention(nn.Module):
     """SAM's attention over an H x W window with decomposed relative positions.
 
     [M, H*W, C] -> [M, H*W, C], before `proj`, which `_SamBlock` applies.
+
+    There are two forms. On CPUs a large window goes in groups of heads, as the logits of all heads
+    are gigabytes, and the terms of the positions are added to a 5-D view of the logits, which
+    fuses with the softmax. TensorRT computes a whole attention in one kernel where it finds
+    product, sum, softmax and product of 4-D values. Logits then exist nowhere, and what is added to
+    them is all that is held, 0.4 GB in FP16 for a global block at full size.
     """
 
-    def __init__(self, block: Block, side: int) -> None:
+    def __init__(self, block: Block, side: int, for_tensorrt: bool) -> None:
         super().__init__()
+        self.for_tensorrt = for_tensorrt
         self.qkv, self.proj, self.heads = block.attn.qkv, block.attn.proj, block.attn.num_heads
         # tables [S, d, S]: for a query at row i, the term of every key row k
         rows = get_rel_pos(side, side, block.attn.rel_pos_h).transpose(1, 2)
@@ -61,7 +68,9 @@ class _SamAttention(nn.Module):
         qkv = self.qkv(x).unflatten(2, (3, heads, width // heads)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind()  # [M, heads, H*W, d]
         parts = (q, k, v, *self._positions(q))
-        if side * side > _LARGE:
+        if self.for_tensorrt:
+            attended = self._attend_at_once(*parts)
+        elif side * side > _LARGE:
             # 4096 x 4096 logits of all heads at once would take gigabytes
             groups = zip(*(part.split(_HEADS_AT_ONCE, 1) for part in parts), strict=True)
             attended = torch.cat([self._attend(*group) for group in groups], 1)
@@ -83,6 +92,15 @@ class _SamAttention(nn.Module):
             by_column.unflatten(1, shape).permute(1, 2, 3, 0, 4),
         )
 
+    @staticmethod
+    def _attend_at_once(
+        q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_column: Tensor
+    ) -> Tensor:
+        """`_attend` of all heads, in the form that TensorRT has a kernel for."""
+        positions = (by_row[..., None] + by_column[..., None, :]).flatten(4, 5).flatten(2, 3)
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3) + positions
+        return logits.softmax(-1) @ v
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_column: Tensor) -> Tensor:
         """q, k, v [M, some heads, H*W, d] -> the attended values, same shape."""
         side, depth = self.side, q.shape[-1]
@@ -98,12 +116,12 @@ class _SamAttention(nn.Module):
 class _SamBlock(nn.Module):
     """One block of SAM's image encoder, with window or global attention; keeps [B, s*s, C]."""
 
-    def __init__(self, block: Block, grid: int) -> None:
+    def __init__(self, block: Block, grid: int, for_tensorrt: bool) -> None:
         super().__init__()
         self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
         self.window = block.window_size
         self.grid = grid
-        self.attn = _SamAttention(block, self.window or grid)
+        self.attn = _SamAttention(block, self.window or grid, for_tensorrt)
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm1(x)
@@ -128,14 +146,22 @@ class _SamBlock(nn.Module):
 class SamImageEncoder(nn.Module):
     """`image` [B, 3, S, S] -> `image_embeddings` [B, C, s, s] (docs/reference/models/dfam.md 3)."""
 
-    def __init__(self, encoder: ImageEncoderViT, grid: int) -> None:
-        """Takes SAM's layers; grid: side of the embeddings."""
+    def __init__(self, encoder: ImageEncoderViT, grid: int, *, for_tensorrt: bool = False) -> None:
+        """Takes SAM's layers.
+
+        Args:
+            encoder: SAM's image encoder.
+            grid: The side of the embeddings.
+            for_tensorrt: Write attention in the form that TensorRT computes in one kernel.
+        """
         super().__init__()
         self.grid = grid
         self.patches, positions = encoder.patch_embed.proj, encoder.pos_embed
         assert positions is not None
         self.positions = nn.Buffer(positions.detach().flatten(1, 2))
-        self.blocks = nn.ModuleList(_SamBlock(block, self.grid) for block in encoder.blocks)
+        self.blocks = nn.ModuleList(
+            _SamBlock(block, self.grid, for_tensorrt) for block in encoder.blocks
+        )
         self.neck = channels_last(encoder.neck)
 
     def forward(self, image: Tensor) -> Tensor:

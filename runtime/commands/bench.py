@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ris import pip_install
-from ris.engines import DEVICE_NAMES, ENGINE_NAMES, select
+from ris.engines import ENGINE_NAMES, select
 from ris.engines.errors import RisError
 from ris.engines.processor import core_limit
 from ris.runtime.bench.compare import compare as compare_reports
@@ -36,6 +36,7 @@ from ris.runtime.commands.console import (
     disk_errors,
     find_bundle,
 )
+from ris.runtime.commands.options import DeviceName
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
 from ris.runtime.hub.address import is_address
 from ris.runtime.image import load_rgb
@@ -50,7 +51,13 @@ EAGER, COMPILED = "PyTorch eager", "torch.compile"
 
 _PRECISION_WORDS = {"fp32": "FP32", "bf16": "bf16"}
 
-_SWITCHES = {"overlap": bool, "low_memory": bool, "throughput": bool, "max_expressions": int}
+_SWITCHES = {
+    "overlap": bool,
+    "low_memory": bool,
+    "throughput": bool,
+    "cuda_graphs": bool,
+    "max_expressions": int,
+}
 """The options of `ris.runtime.load` that --engine takes as NAME=NUMBER, and their types."""
 
 
@@ -75,12 +82,12 @@ def main() -> None:
     multiple=True,
     metavar="ENGINE[:COMPUTE][,SWITCH=VALUE...][@BUNDLE]",
     help="A way of running it; may be repeated: openvino, openvino:bf16, "
-    "openvino:bf16@other-bundle. Switches: overlap, low_memory and throughput (0 or 1), "
-    "max_expressions. Default: auto.",
+    "openvino:bf16@other-bundle. Switches: overlap, low_memory, throughput and cuda_graphs (0 or "
+    "1), max_expressions. Default: auto.",
 )
 @click.option(
     "--device",
-    type=click.Choice(DEVICE_NAMES),
+    type=DeviceName(),
     default="auto",
     show_default=True,
 )

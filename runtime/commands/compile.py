@@ -15,7 +15,7 @@ from rich.table import Table
 from ris.engines import ENGINE_NAMES, Engine, EngineOptions, EngineSpec, create, select
 from ris.runtime.bundle import Bundle, open_bundle
 from ris.runtime.commands.console import CompileProgress, RisCommand, find_bundle, print_json, size
-from ris.runtime.commands.options import Command, add_options
+from ris.runtime.commands.options import Command, DeviceName, add_options
 from ris.runtime.commands.running import collect_compute, compute_option
 from ris.runtime.compile import CompiledGraph, compile_bundle, expressions_together
 from ris.runtime.computing import Compute, settle
@@ -43,6 +43,12 @@ class Compiling:
     strip_weights: bool
     """Plans without weights, which take them from the graphs."""
 
+    strict: bool
+    """Refuse layers wider than their graph's precision, and nodes off the device."""
+
+    device: str
+    """One of `DEVICE_NAMES`, or a numbered GPU."""
+
     def engine_options(
         self, row: EngineSpec, bundle: Bundle | None, build: bool = True
     ) -> EngineOptions:
@@ -54,8 +60,9 @@ class Compiling:
         if self.max_expressions is None:
             del given["max_expressions"]
             if bundle is not None:
-                given["max_expressions"] = expressions_together(bundle, row)
-        return EngineOptions(build=build, **given)
+                given["max_expressions"] = expressions_together(bundle, row, self.device)
+        # what is asked for here is what lies in the bundle afterwards, not something that will do
+        return EngineOptions(build=build, exact=True, **given)
 
 
 _BUILD_OPTIONS = (
@@ -93,6 +100,12 @@ _BUILD_OPTIONS = (
         is_flag=True,
         help="Plans without weights, which take them from the graphs.",
     ),
+    click.option(
+        "--strict",
+        is_flag=True,
+        help="Refuse plans with layers wider than the graph's precision, and nodes off the GPU. "
+        "Default: a warning.",
+    ),
 )
 
 
@@ -102,7 +115,9 @@ def build_options(command: Command) -> Command:
 
 
 def _take_compiling(given: dict[str, Any]) -> Compiling:
-    return Compiling(**{field.name: given.pop(field.name) for field in fields(Compiling)})
+    device = given.pop("device", "auto")  # commands that compile on the side have no such option
+    names = [field.name for field in fields(Compiling) if field.name != "device"]
+    return Compiling(device=device, **{name: given.pop(name) for name in names})
 
 
 @click.command(cls=RisCommand)
@@ -112,6 +127,13 @@ def _take_compiling(given: dict[str, Any]) -> Compiling:
     type=click.Choice(ENGINE_NAMES),
     default="auto",
     show_default=True,
+)
+@click.option(
+    "--device",
+    type=DeviceName(),
+    default="auto",
+    show_default=True,
+    help="The device to compile for; cuda:1 is the second GPU.",
 )
 @build_options
 @compute_option
@@ -133,9 +155,9 @@ def main(
 ) -> None:
     """Compiles the graphs of BUNDLE for an engine and keeps the result in its engines/ folder.
 
-    What fits is taken from there the next time, by this command as by ris-infer. BUNDLE defaults to
-    $RIS_BUNDLE, then ./ris-bundle. tensorrt compiles for the GPU of this machine, tensorrt-rtx for
-    any that it supports, without one too.
+    What was compiled with these very options is taken from there the next time; ris-infer takes
+    what will do, whatever the options. BUNDLE defaults to $RIS_BUNDLE, then ./ris-bundle. tensorrt
+    compiles for a GPU of this machine, tensorrt-rtx for any that it supports, without one too.
 
     \b
     Examples:
@@ -144,7 +166,7 @@ def main(
     """
     if force and no_build:
         raise click.UsageError("--force compiles all graphs and --no-build none; give one of them")
-    row = select(engine)
+    row = select(engine, compiling.device)
     opened = open_bundle(find_bundle(bundle))
     chosen = create(row.name, compiling.engine_options(row, opened, build=not no_build))
     asked = collect_compute(compute)
@@ -198,6 +220,9 @@ def _print(path: Path, engine: str, compiled: Mapping[str, CompiledGraph], secon
         click.echo(f"{engine} runs the graphs of {path} as they are; there is nothing to compile.")
         return
     Console(width=110).print(_table(path, engine, compiled))
+    for stage, graph in compiled.items():
+        for note in graph.notes:
+            click.echo(f"Warning: {stage}: {note}", err=True)
     built = sum(graph.built_now for graph in graphs)
     total = size(sum(graph.bytes for graph in graphs))
     sources = ", ".join(sorted({graph.layers_from for graph in graphs if graph.layers_from}))

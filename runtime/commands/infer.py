@@ -158,6 +158,8 @@ def main(
         # a single question needs no list of what was left out
         single = len(requests) == 1 and len(requests[0].expressions) == 1 and not left.sentences
         answered = _answer_all(requests, model, writer, options, refuse if single else left)
+        if options.verbose:
+            _say_notes(model)
     answers = f"{sum(answered)} answer{'s' * (sum(answered) != 1)}"
     left.finish(f"{answers} about {len(answered)} of {len(requests)} images")
 
@@ -312,3 +314,10 @@ def _say_what_runs(model: Model) -> None:
     click.echo(once_an_image_words(bundle.wiring.image_stages, operations), err=True)
     if again := bundle.wiring.drawn_stages:
         click.echo(f"random numbers go into {again[0]}; a draw runs {', '.join(again)}", err=True)
+
+
+def _say_notes(model: Model) -> None:
+    """A line for each thing that the engines have to say, such as why there is no CUDA graph."""
+    for stage, session in model.open_sessions.items():
+        for note in session.notes:
+            click.echo(f"note: {stage}: {one_line(note)}", err=True)

@@ -6,11 +6,33 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import click
+
+from ris.engines import DEVICE_NAMES
+from ris.engines.devices import require_device
+from ris.engines.errors import EngineError
+
 Command = Callable[..., Any]
 """A function that click makes a command of."""
 
 Option = Callable[[Command], Command]
 """What `click.option(...)` returns."""
+
+
+class DeviceName(click.ParamType):
+    """One of `DEVICE_NAMES`, or a numbered GPU."""
+
+    name = "device"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return f"[{'|'.join(DEVICE_NAMES)}|cuda:N]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            require_device(str(value), DEVICE_NAMES)
+        except EngineError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
 
 
 def add_options(

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from ris.engines import COMPUTES, DEVICE_NAMES, ENGINE_NAMES
+from ris.engines import COMPUTES, ENGINE_NAMES
 from ris.runtime.choice import AUTO, CHOICES
 from ris.runtime.commands.console import CompileProgress
-from ris.runtime.commands.options import Command, add_options
+from ris.runtime.commands.options import Command, DeviceName, add_options
 from ris.runtime.computing import WHOLE, Compute
 from ris.runtime.loading import load
 from ris.runtime.model import Model
@@ -99,7 +99,7 @@ _RUNNING_OPTIONS = (
     ),
     click.option(
         "--device",
-        type=click.Choice(DEVICE_NAMES),
+        type=DeviceName(),
         default="auto",
         show_default=True,
     ),

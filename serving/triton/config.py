@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ris.engines import TensorSpec
+from ris.engines.devices import CUDA, index_of, kind_of
 from ris.runtime.bundle import Bundle
 from ris.runtime.commands.running import Running
 from ris.runtime.cost import expressions_at_once
@@ -58,13 +59,24 @@ class ServerOptions:
         The configuration names the kind of an instance, CPU or GPU, so the device is settled when
         it is written.
         """
-        return "cpu" if self.running.device == "auto" else self.running.device
+        return "cpu" if self.running.device == "auto" else kind_of(self.running.device)
+
+    @property
+    def kind(self) -> str:
+        """An instance group's kind, and the number of the GPU where one was asked for.
+
+        Triton shows an instance its own GPU alone, which then is the first one there.
+        """
+        if self.device != CUDA:
+            return "KIND_CPU"
+        numbered = self.running.device != CUDA
+        return f"KIND_GPU gpus: [ {index_of(self.running.device)} ]" if numbered else "KIND_GPU"
 
 
 def front_config(bundle: Bundle, options: ServerOptions) -> str:
     """config.pbtxt of the model that clients ask."""
     manifest, limits = bundle.manifest, options.limits
-    kind = "KIND_GPU" if options.device == "cuda" and not options.graphs else "KIND_CPU"
+    kind = "KIND_CPU" if options.graphs else options.kind
     microseconds = round(limits.seconds * 1e6)
     return f"""# written by ris-serve from the bundle's manifest
 name: "ris"
@@ -161,7 +173,7 @@ def graph_config(bundle: Bundle, stage: str, options: ServerOptions) -> str:
 
     tensorrt = options.graphs == "tensorrt"
     backend = 'platform: "tensorrt_plan"' if tensorrt else 'backend: "onnxruntime"'
-    kind = "KIND_GPU" if options.device == "cuda" or tensorrt else "KIND_CPU"
+    kind = "KIND_GPU" if tensorrt and options.kind == "KIND_CPU" else options.kind
     batching = "dynamic_batching { }\n" if largest > 1 else ""
     threads = ""
     if options.graphs == "onnx" and options.running.threads:

@@ -9,12 +9,17 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 
 from cuda_double import Cuda
 from ris import pip_install
 from ris.engines import ENGINE_NAMES, TABLE, EngineOptions, Graph, TensorSpec, create, cuda, select
+from ris.engines.devices import index_of, kind_of
 from ris.engines.errors import EngineError
 from ris.runtime import load, open_bundle
+from ris.runtime.commands.bench import run as bench_command
+from ris.runtime.commands.compile import main as compile_command
+from ris.runtime.commands.infer import main as infer_command
 
 
 @pytest.fixture
@@ -30,7 +35,6 @@ def test_auto_takes_openvino_where_it_is_known_to_be_faster(monkeypatch):
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     assert select("auto").name == "openvino"
     assert select("auto", "cpu").name == "openvino"
-    assert select("auto", "cuda").name == "onnxruntime"  # the first that has the device
     monkeypatch.setattr("ris.engines.table.cpu_features", lambda: frozenset({"avx2"}))
     assert select("auto").name == "onnxruntime"
     assert select("auto", "gpu").name == "openvino"
@@ -60,6 +64,25 @@ def test_an_unknown_engine_lists_the_valid_names():
 def test_an_unknown_device_lists_the_valid_names():
     with pytest.raises(EngineError, match="no device 'npu'; it has cpu, cuda"):
         create("onnxruntime", EngineOptions(device="npu"))
+
+
+def test_devices_have_numbers_where_there_may_be_several():
+    assert [kind_of(name) for name in ("cuda:1", "cuda", "gpu")] == ["cuda", "cuda", "gpu"]
+    assert [index_of(name) for name in ("cuda:12", "cuda", "cpu")] == [12, 0, 0]
+    valid = "there are auto, cpu, gpu, npu, cuda, and cuda:N for the GPU of that number"
+    for wrong in ("cuda:", "cuda:x", "cuda:-1", "cuda:12345", "gpu:1", "tpu"):
+        with pytest.raises(EngineError, match=f"there is no device '{wrong}'; {valid}"):
+            select("auto", wrong)
+    with pytest.raises(EngineError, match="has no device 'cuda:1'; it has cpu, gpu, npu"):
+        create("openvino", EngineOptions("cuda:1"))
+
+
+@pytest.mark.parametrize("command", [infer_command, compile_command, bench_command])
+def test_commands_take_a_numbered_gpu_and_refuse_what_is_none(command):
+    done = CliRunner().invoke(command, ["a.jpg", "--device", "cuda:one"])
+    assert done.exit_code == 2
+    assert "there is no device 'cuda:one'" in done.output
+    assert "cuda:N" in CliRunner().invoke(command, ["--help"]).output
 
 
 def test_every_row_names_a_module_with_an_engine():
@@ -104,7 +127,11 @@ def test_a_driver_without_a_gpu_is_none(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     runtime = Cuda()
     monkeypatch.setattr(cuda, "load", lambda: runtime)
+    monkeypatch.setattr(cuda, "_STATE", type(cuda._STATE)())
     assert cuda.driver_problem() is None
+    assert cuda.gpu_problem(1) is None
+    assert cuda.gpu_problem(2) == "there is no GPU 2: the driver sees 2, counted from 0"
+    monkeypatch.setattr(cuda, "_STATE", type(cuda._STATE)())
     monkeypatch.setattr(runtime, "cudaGetDeviceCount", lambda: (0, 0))
     assert cuda.driver_problem() == "the CUDA driver sees no GPU; check CUDA_VISIBLE_DEVICES"
     monkeypatch.setattr(runtime, "cudaGetDeviceCount", lambda: (35, None))
@@ -124,7 +151,7 @@ def test_a_provider_that_does_not_start_is_an_error(tiny_bundle, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     refused = r"CUDAExecutionProvider was asked for and did not start.*--device cpu"
     with pytest.raises(EngineError, match=refused):
-        load(tiny_bundle, device="cuda")
+        load(tiny_bundle, engine="onnxruntime", device="cuda")
 
 
 def test_an_engine_that_cannot_run_a_precision_says_so(tiny_fp16_bundle, monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from cuda_double import Cuda
 from ris.engines import EngineOptions, HostStep, create, cuda, processor, select
 from ris.engines.base import SessionInfo
 from ris.engines.errors import EngineError
@@ -100,8 +101,10 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda directory: None)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Recorded)
     monkeypatch.setattr(cuda, "driver_problem", lambda: None)
-    monkeypatch.setattr(cuda, "load", lambda: None)
-    monkeypatch.setattr(cuda, "compute_capability", lambda runtime: "sm_90")
+    monkeypatch.setattr(cuda, "gpu_problem", lambda index: None)
+    monkeypatch.setattr(cuda, "load", Cuda)
+    monkeypatch.setattr(cuda, "_STATE", type(cuda._STATE)())  # no driver is used really
+    monkeypatch.setattr("ris.engines.table.driver_problem", lambda: None)
     monkeypatch.setattr(Recorded, "made", [], raising=False)
     monkeypatch.setattr(Recorded, "starts", True)
     monkeypatch.setattr(Recorded, "writes_context", True)
@@ -114,6 +117,56 @@ def test_cuda_is_asked_for_with_its_options(gpu, graph):
     assert [name for name, _ in session.asked] == [CUDA, CPU]
     assert session.asked[0][1]["use_tf32"] == "0"
     assert session.entry("session.disable_cpu_ep_fallback") is None
+
+
+def test_the_number_of_the_gpu_goes_to_the_providers(gpu, graph, tmp_path):
+    graph = replace(graph, cache=tmp_path / "engines")
+    session = create("onnxruntime", EngineOptions("cuda:1")).open(graph, graph.path)
+    assert (session.info.device, gpu.made[-1].asked[0][1]["device_id"]) == ("cuda:1", "1")
+    create("onnxruntime-tensorrt", EngineOptions("cuda:1")).build(graph)
+    ids = [options.get("device_id") for _, options in gpu.made[-1].asked]
+    assert ids == ["1", "1", None]
+
+
+def test_auto_takes_the_first_engine_that_has_cuda_here(gpu, monkeypatch):
+    assert select("auto", "cuda").name == "onnxruntime"
+    assert select("auto", "cuda:1").name == "onnxruntime"
+
+    # an onnxruntime for CPUs has the same package
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert select("auto", "cuda").name == "tensorrt"
+    assert "cpu" in select("auto").devices  # which asks for no GPU
+    monkeypatch.setattr("ris.engines.table.driver_problem", lambda: "no CUDA driver")
+    with pytest.raises(EngineError) as caught:
+        select("auto", "cuda")
+    for reason in (
+        "openvino: it has no device 'cuda'",
+        "onnxruntime: this onnxruntime has no CUDAExecutionProvider",
+        "tensorrt: no CUDA driver",
+    ):
+        assert reason in str(caught.value)
+
+
+def test_the_timing_cache_has_its_folder_before_the_provider_wants_it(gpu, tmp_path):
+    """The provider makes a missing folder, but not one below another that is missing."""
+    [(_, options), _] = create("onnxruntime-tensorrt", EngineOptions("cuda")).providers()
+    folder = tmp_path / "user" / "ris-runtime" / "engines"
+    assert options["trt_timing_cache_path"] == str(folder)
+    assert folder.is_dir()
+
+
+def test_a_model_of_other_code_or_another_tensorrt_is_compiled_again(gpu, graph, monkeypatch):
+    built = create("onnxruntime-tensorrt", EngineOptions("cuda"))._recipe(graph, {})
+    assert built.device == "sm_90, NVIDIA Double, 132 SMs, 140 GiB"
+    monkeypatch.setattr("ris.engines.onnxruntime_tensorrt.BUILD_VERSION", 99)
+    other = create("onnxruntime-tensorrt", EngineOptions("cuda"))._recipe(graph, {})
+    assert other.key != built.key
+    module = "ris.engines.onnxruntime_tensorrt"
+    monkeypatch.setattr(f"{module}.linked_library", lambda provider: "libnvinfer.so.10")
+    monkeypatch.setattr(f"{module}.library_version", lambda library: "10.16.1.11")
+    linked = create("onnxruntime-tensorrt", EngineOptions("cuda"))._recipe(graph, {})
+    assert "TensorRT 10.16.1.11, " in linked.version
 
 
 def test_strict_refuses_the_cpu(gpu, graph):
@@ -165,12 +218,12 @@ def test_what_stays_on_the_device_is_bound_there(gpu, graph, monkeypatch):
 
     binding = Binding()
     info = SessionInfo("onnxruntime", "1", "cuda", (CUDA,))
-    session = OnnxRuntimeSession(graph, info, Inner(), "cuda")
+    session = OnnxRuntimeSession(graph, info, Inner(), "cuda:1")
     kept = session.run_and_keep({"input_ids": np.zeros((1, 35), np.int32)})
     assert isinstance(kept["text_features"], OrtDeviceValue)
     assert kept["text_features"].shape == (1, 35, 64)
     assert [call[0] for call in binding.calls] == ["bind_cpu_input", "bind_output"]
-    assert binding.calls[1] == ("bind_output", "text_features", "cuda")
+    assert binding.calls[1] == ("bind_output", "text_features", "cuda", 1)
     with pytest.raises(EngineError, match="input 'input_ids' is missing"):
         session.run_and_keep({})
 
@@ -199,8 +252,11 @@ def test_tensorrt_compiles_once_into_a_context_model(gpu, graph, tmp_path):
 
     again = create("onnxruntime-tensorrt", options).build(graph)
     assert (again.artifact, again.built_now) == (first.artifact, False)
-    other = create("onnxruntime-tensorrt", EngineOptions("cuda")).build(graph)
+    exact = EngineOptions("cuda", max_expressions=3, exact=True)
+    other = create("onnxruntime-tensorrt", exact).build(graph)
     assert other.artifact != first.artifact
+    three = create("onnxruntime-tensorrt", EngineOptions("cuda", max_expressions=2)).build(graph)
+    assert (three.artifact, three.built_now) == (other.artifact, False)  # it will do
 
     engine.open(graph, first.artifact)
     assert gpu.made[-1].model == first.artifact.read_bytes()

@@ -37,12 +37,14 @@ CLASSES = {
     "timing_cache": "ITimingCache",
     "tensor": "ITensor",
     "runtime_config": "IRuntimeConfig",
+    "runtime_cache": "IRuntimeCache",
 }
 # the modules that use TensorRT, and which of the names above are TensorRT's objects in them
 FILES = {
     "tensorrt.py": set(),
-    "tensorrt_bucket.py": {"engine", "context", "runtime_config"},
+    "tensorrt_bucket.py": {"engine", "context"},
     "tensorrt_build.py": set(CLASSES),
+    "tensorrt_kernels.py": {"engine", "runtime_config", "runtime_cache"},
     "tensorrt_logger.py": set(),
     "tensorrt_progress.py": set(),
     "tensorrt_session.py": {"engine", "runtime", "refitter"},
@@ -58,6 +60,7 @@ RTX_ONLY = (
     "DynamicShapesKernelSpecializationStrategy",
     "BuilderFlag.REQUIRE_USER_ALLOCATION",
     "IRuntimeConfig.",
+    "IRuntimeCache.",
 )
 
 
@@ -165,7 +168,7 @@ def test_tensorrt_rtx_has_everything_we_use():
 
 def members(kind):
     """The names of a double that are not its own."""
-    own = ("lacks", "engine")
+    own = ("lacks", "engine", "made")
     return [name for name in vars(kind) if not name.startswith("_") and name not in own]
 
 
@@ -178,7 +181,8 @@ def test_the_doubles_have_tensorrts_interface(version):
         cuda_double.Refitter,
         cuda_double.OnnxParserRefitter,
     )
-    wanted = []
+    options = cuda_double.TensorRt.ExecutionContextAllocationStrategy
+    wanted = [[f"ExecutionContextAllocationStrategy.{name}", None] for name in members(options)]
     for kind in kinds:
         for name in members(kind):
             method = getattr(kind, name)
@@ -202,11 +206,11 @@ def runtime():
 def cuda_calls():
     """Everything our code takes from cuda.bindings.runtime: name, number of arguments or None."""
     found = set()
-    for file in ("cuda.py", "tensorrt_bucket.py", "tensorrt_session.py"):
+    for file in ("cuda.py", "cuda_memory.py", "tensorrt_bucket.py", "tensorrt_session.py"):
         tree = ast.parse((REPO / "engines" / file).read_text())
         calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and re.match("cuda.", node.attr):
+            if isinstance(node, ast.Attribute) and re.match("cuda[A-Z]", node.attr):
                 call = calls.get(id(node))
                 found.add((node.attr, None if call is None else len(call.args)))
             if isinstance(node, ast.Call) and dotted(node.func) == ["call"]:
@@ -235,6 +239,8 @@ def test_cuda_python_has_everything_we_use(runtime):
 
 
 def test_the_double_has_cuda_pythons_interface(runtime):
+    for name in members(cuda_double.Properties):
+        assert hasattr(runtime.cudaDeviceProp, name), name
     checked = 0
     for name in members(cuda_double.Cuda):
         if not name.startswith("cuda"):
@@ -264,7 +270,8 @@ def test_cuda_python_answers_without_a_driver_as_the_double_does(runtime):
         "cudaGetDevice": (),
         "cudaMalloc": (16,),
         "cudaMallocHost": (16,),
-        "cudaDeviceGetAttribute": (runtime.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor, 0),
+        "cudaSetDevice": (0,),
+        "cudaGetDeviceProperties": (0,),
         "cudaFree": (0,),
         "cudaFreeHost": (0,),
         "cudaMemcpyAsync": (1, 2, 3, kind, stream),
@@ -288,7 +295,7 @@ def test_cuda_python_answers_without_a_driver_as_the_double_does(runtime):
         "cudaGetDevice",
         "cudaMalloc",
         "cudaMallocHost",
-        "cudaDeviceGetAttribute",
+        "cudaGetDeviceProperties",
         "cudaStreamCreateWithFlags",
         "cudaStreamEndCapture",
         "cudaGraphInstantiate",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,20 +19,15 @@ from onnx import helper
 from stages import STAGES
 
 from ris.engines import EngineOptions, Graph, TensorSpec, create, select
+from ris.engines.cache import obtain
 from ris.engines.cuda import driver_problem
 from ris.engines.errors import EngineError
 from ris.engines.probe import probe
 from ris.engines.tensorrt_build import profiles
-from ris.engines.tensorrt_precision import (
-    Layer,
-    count_precisions,
-    layers_from_json,
-    layers_from_log,
-)
 from ris.engines.tensorrt_progress import PhaseTree
 from ris.runtime import load, open_bundle
 from ris.runtime.commands.compile import main as compile_command
-from ris.runtime.compile import compile_bundle
+from ris.runtime.compile import compile_bundle, compiled_together
 
 X = TensorSpec("x", "float32", ("images", 3))
 
@@ -71,7 +67,8 @@ def test_all_graphs_compile_in_the_precision_that_was_asked_for(compiled, rtx):
         assert graph.built_now
         assert graph.artifact.parent.parent == bundle.path / "engines"
         sidecar = json.loads(graph.artifact.with_suffix(".json").read_text())
-        assert sidecar["recipe"]["version"] == rtx.__version__
+        version = f"{rtx.__version__}, library {rtx.__version__}, cu"
+        assert sidecar["recipe"]["version"].startswith(version)
         assert sidecar["bytes"] == graph.bytes > 10000
         if graph.asked == "fp32":
             assert set(graph.layers) <= {"fp32", "integer"}
@@ -85,10 +82,47 @@ def test_the_second_time_they_come_from_the_cache(compiled):
     again = compile_bundle(bundle, row, create(row.name, EngineOptions(build=False)))
     assert not any(graph.built_now for graph in again.values())
     assert {s: g.artifact for s, g in again.items()} == {s: g.artifact for s, g in graphs.items()}
-    engine = create(row.name, EngineOptions(build=False, max_expressions=3))
-    refused = r"is of another profiles.dense_prompt .*\[8, .*, here \[\[1, .*\[3, "
+    engine = create(row.name, EngineOptions(build=False, max_expressions=9))
+    refused = r"is of another profiles.dense_prompt .*\[8, .*, here \[\[1, .*\[9, "
     with pytest.raises(EngineError, match=refused):
         engine.build(bundle.graph("mask_decoder"))
+
+
+def test_a_run_takes_what_was_compiled_for_more_and_a_compilation_does_not(compiled):
+    bundle, graphs, _ = compiled
+    graph = bundle.graph("mask_decoder")
+    fewer = EngineOptions(build=False, max_expressions=3)
+    found = create("tensorrt-rtx", fewer).build(graph)
+    assert found.artifact == graphs["mask_decoder"].artifact
+    refused = "no compiled tensorrt-rtx graph may be loaded .*profiles.dense_prompt"
+    with pytest.raises(EngineError, match=refused):
+        create("tensorrt-rtx", dataclasses.replace(fewer, exact=True)).build(graph)
+
+
+def test_a_bundle_that_was_compiled_for_fewer_expressions_runs_as_it_is(
+    rtx, tiny_gather_bundle, tmp_path
+):
+    copy = shutil.copytree(
+        tiny_gather_bundle, tmp_path / "copy", ignore=shutil.ignore_patterns("engines")
+    )
+    bundle, engine = open_bundle(copy), create("tensorrt-rtx")
+    assert [engine.most_compiled(bundle.graph(stage)) for stage in STAGES] == [0] * len(STAGES)
+    assert compiled_together(bundle, engine, 8) == 8
+    for stage in STAGES:
+        graph = bundle.graph(stage)
+        # what a build leaves, without the time that the compiler takes
+        chosen = create("tensorrt-rtx", EngineOptions(max_expressions=2, max_batch=2, workspace=9))
+        obtain(chosen._recipe(graph), graph.cache, plan_of_nothing, chosen.options)
+    assert compiled_together(bundle, engine, 8) == 2
+    assert compiled_together(bundle, engine, 1) == 1
+    run = create("tensorrt-rtx", EngineOptions(build=False, max_expressions=2))
+    for stage in STAGES:
+        assert not run.build(bundle.graph(stage)).built_now
+
+
+def plan_of_nothing(artifact):
+    artifact.write_bytes(b"a plan")
+    return {}
 
 
 def test_progress_is_real_and_never_goes_back(compiled):
@@ -129,15 +163,20 @@ def test_an_fp32_graph_is_no_fp16_graph(compiled):
     )
     refused = r"FP16 was asked for, but TensorRT-RTX .* computes \d+ of \d+ layers"
     with pytest.raises(EngineError, match=refused):
-        create("tensorrt-rtx", EngineOptions(max_expressions=2)).build(graph)
+        create("tensorrt-rtx", EngineOptions(max_expressions=2, exact=True)).build(graph)
     assert not list(compiled[0].path.glob("engines/.*partial*"))
 
 
 def test_an_island_that_the_manifest_does_not_name(compiled):
     graph = dataclasses.replace(compiled[0].graph("sam_image_encoder"), fp32_islands=frozenset())
     refused = r"computes \d+ of \d+ layers in FP32 that are no islands"
-    with pytest.raises(EngineError, match=refused):
-        create("tensorrt-rtx", EngineOptions(max_batch=2)).build(graph)
+    options = EngineOptions(max_batch=2)
+    built = create("tensorrt-rtx", options).build(graph)
+    assert re.search(refused, built.report["notes"][0])
+    assert len(built.report["unexpected"]) > 3
+    strict = dataclasses.replace(options, strict=True)  # also where it lies in the cache
+    with pytest.raises(EngineError, match=f"{refused}.*leave out strict"):
+        create("tensorrt-rtx", strict).build(graph)
 
 
 def small_graph(path, *nodes, domain=""):
@@ -281,70 +320,112 @@ def test_a_phase_is_part_of_its_parents_step():
     assert tree.fraction == 0.375
 
 
-@pytest.mark.parametrize("key", ["Datatype", "Format/Datatype"])
-def test_layers_from_the_inspector(key):
-    """TensorRT 11's JSON and 10's, as documented; neither can be made without a GPU."""
-    half = "Half" if key == "Datatype" else "Row major linear FP16 format"
-    entry = {
-        "Name": "gemm_1",
-        "LayerType": "gemm",
-        "Inputs": [{"Name": "a", key: half}],
-        "Outputs": [{"Name": "b", key: "Float"}],
-        "Metadata": "[ONNX Layer: one]\x1e[ONNX Layer: two]",
-    }
-    expected = Layer(
-        "gemm_1", "gemm", frozenset({"fp16"}), frozenset({"fp32"}), frozenset({"one", "two"})
-    )
-    assert layers_from_json(json.dumps({"Layers": [entry]})) == [expected]
-    assert layers_from_json(json.dumps({"Layers": ["gemm_1"]})) == []  # names only
-    assert layers_from_json("nothing") == []
-
-
-def test_layers_from_the_log():
-    line = (
-        "Name: mm, LayerType: gemm, Inputs: [ { Name: a, Dimensions: [-1,4], Datatype: Float,"
-        " Format: (Linear) x }], Constants: [ { Name: w, Datatype: Half }], Outputs: [ { Name: b,"
-        " Datatype: Float }], TacticName: t, StreamId: 0, Metadata: [ONNX Layer: node_1]"
-    )
-    (layer,) = layers_from_log(f"Layers:\n{line}\n\nI/O Tensors:\n Name: a, IOMode: Input")
-    assert layer == Layer(
-        "mm", "gemm", frozenset({"fp32"}), frozenset({"fp32"}), frozenset({"node_1"})
-    )
-    graph = Graph("fusion", None, (), (), precision="fp16")
-    assert count_precisions([layer], graph).unexpected == ("mm",)
-    island = dataclasses.replace(graph, fp32_islands=frozenset({"node_1"}))
-    assert count_precisions([layer], island) == count_precisions(
-        [layer], dataclasses.replace(graph, precision="fp32")
-    )
-    cast = dataclasses.replace(layer, reads=frozenset({"fp16"}))
-    assert not count_precisions([cast], graph).unexpected
-    reformat = Layer("reformat", "reformat", frozenset({"fp32"}), frozenset({"fp32"}), frozenset())
-    assert not count_precisions([reformat], graph).unexpected
-
-
-def test_tensorrts_own_path_as_far_as_rtx_goes(compiled, monkeypatch, tmp_path):
+@pytest.fixture
+def own(rtx, monkeypatch):
     """The engine `tensorrt` over the module of TensorRT-RTX, as if there were a driver."""
     from cuda_double import Cuda
     from ris.engines import cuda, tensorrt
 
+    double = Cuda()
     monkeypatch.setattr(cuda, "driver_problem", lambda: None)
-    monkeypatch.setattr(cuda, "load", Cuda)
+    monkeypatch.setattr(cuda, "gpu_problem", lambda index: None)
+    monkeypatch.setattr(cuda, "load", lambda: double)
     monkeypatch.setattr(tensorrt.TensorRtEngine, "package", "tensorrt_rtx")
-    options = EngineOptions(device="cuda", workspace=2**28, max_expressions=2)
+    return tensorrt.ENGINE, double
+
+
+def test_tensorrts_own_path_as_far_as_rtx_goes(compiled, own, tmp_path):
+    engine, double = own
+    options = EngineOptions(device="cuda:1", workspace=2**28, max_expressions=2)
     graph = compiled[0].graph("text_encoder")
-    built = [tensorrt.ENGINE(options).build(graph) for _ in range(2)]
+    built = [engine(options).build(graph) for _ in range(2)]
     assert [b.built_now for b in built] == [True, False]
     assert built[0].report["layers_from"] in ("build log", "engine inspector")
+    assert "tensorrt-build" in double.threads  # which made the GPU its own
     sidecar = json.loads(built[0].artifact.with_suffix(".json").read_text())
-    assert sidecar["recipe"]["device"] == "sm_90"
+    assert sidecar["recipe"]["device"] == "sm_90, NVIDIA Double, 132 SMs, 140 GiB"
     assert sidecar["recipe"]["options"]["workspace"] == 2**28
-    (timing,) = (tmp_path / "user" / "ris-runtime" / "engines").glob("timing-tensorrt-*-sm_90.bin")
+    folder = tmp_path / "user" / "ris-runtime" / "engines"
+    (timing,) = folder.glob("timing-tensorrt-*-sm_90-NVIDIA-Double-132-SMs-140-GiB.bin")
     first = timing.read_bytes()
     timing.write_bytes(b"damaged")
-    tensorrt.ENGINE(dataclasses.replace(options, max_expressions=3)).build(graph)
+    engine(dataclasses.replace(options, max_expressions=3)).build(graph)
     assert timing.read_bytes() == first or timing.stat().st_size > 7
-    compatible = dataclasses.replace(options, hardware_compatible=True)
-    assert tensorrt.ENGINE(compatible).build(graph).artifact != built[0].artifact
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda double: setattr(double.properties, "name", b"NVIDIA Other"),
+        lambda double: setattr(double.properties, "multiProcessorCount", 16),
+        lambda double: setattr(double.properties, "totalGlobalMem", 2**34),
+        lambda double: setattr(double.properties, "minor", 1),
+    ],
+)
+def test_a_plan_of_another_gpu_is_another_plan(own, compiled, change):
+    engine, double = own
+    graph, options = compiled[0].graph("text_encoder"), EngineOptions(device="cuda")
+    key = engine(options)._recipe(graph).key
+    change(double)
+    assert engine(options)._recipe(graph).key != key
+
+
+def test_a_plan_of_another_library_cuda_or_code_is_another_plan(own, compiled, monkeypatch):
+    engine, _ = own
+    graph, keys = compiled[0].graph("text_encoder"), []
+
+    def add():
+        keys.append(engine(EngineOptions(device="cuda"))._recipe(graph).key)
+
+    add()
+    for name, value in (("cuda_flavour", "cu12"), ("library_version", "10.0.0.1")):
+        monkeypatch.setattr(f"ris.engines.tensorrt_version.{name}", lambda _, value=value: value)
+        add()
+    monkeypatch.setattr("ris.engines.tensorrt.BUILD_VERSION", 99)
+    add()
+    assert len(set(keys)) == 4
+
+
+def test_a_run_takes_plans_whatever_they_were_compiled_with(own, compiled):
+    engine, _ = own
+    graph = dataclasses.replace(compiled[0].graph("text_encoder"))
+    asked = EngineOptions(
+        device="cuda",
+        max_batch=2,
+        max_expressions=16,
+        workspace=2**20,
+        version_compatible=True,
+        hardware_compatible=True,
+        strip_weights=True,
+        exact=True,
+    )
+    recipe = engine(asked)._recipe(graph)
+    made = obtain(recipe, graph.cache, plan_of_nothing, asked)
+    run = EngineOptions(device="cuda", build=False)
+    assert engine(run).build(graph).artifact == made.artifact
+    for wrong in ({"workspace": 1}, {"max_expressions": 17}):
+        with pytest.raises(EngineError, match="may be loaded"):
+            engine(dataclasses.replace(run, **wrong)).build(graph)
+    for right in ({"workspace": 2**20}, {"strip_weights": True}, {"version_compatible": True}):
+        engine(dataclasses.replace(run, **right)).build(graph)
+
+
+def test_what_a_plan_brings_is_read_off_its_sidecar_when_it_is_opened(own, compiled, monkeypatch):
+    engine, _ = own
+    graph, opened = compiled[0].graph("text_encoder"), []
+    monkeypatch.setattr(
+        "ris.engines.tensorrt.open_session", lambda *given: opened.append(given[-1])
+    )
+    asked = EngineOptions(
+        device="cuda", version_compatible=True, strip_weights=True, max_expressions=5, exact=True
+    )
+    plain = dataclasses.replace(asked, version_compatible=False, strip_weights=False)
+    for options in (asked, plain):
+        made = obtain(engine(options)._recipe(graph), graph.cache, plan_of_nothing, options)
+        engine(EngineOptions(device="cuda", cuda_graphs=False)).open(graph, made.artifact)
+    assert [plan.has_host_code for plan in opened] == [True, False]
+    assert [plan.refit_from for plan in opened] == [graph.path, None]
+    assert not any(plan.cuda_graphs for plan in opened)
 
 
 def test_tensorrt_without_a_driver_says_so_before_anything_else(without_driver, monkeypatch):

@@ -48,6 +48,9 @@ def test_tensorrt_rtx_compiles_all_five(bundle):
         print(stage, plan["asked"], plan["layers"], cost)
         half, full = plan["layers"].get("fp16", 0), plan["layers"].get("fp32", 0)
         assert half > full if plan["asked"] == "fp16" else half == 0
+    # SAM's and CLIP's blocks, each attention in one kernel
+    assert plans["sam_image_encoder"]["fused_attention"] == 12
+    assert plans["clip_image_encoder"]["fused_attention"] == 24
 
 
 def test_weights_are_those_of_table_2(bundle):

@@ -291,7 +291,7 @@ def test_ways_of_running(tmp_path):
     options = {"engine": "openvino", "device": "auto", "threads": 2}
     switches = {"compute": "bf16", "overlap": True, "max_expressions": 4}
     assert got == Alternative(name, "bundle", "other", options | switches)
-    known = "overlap, low_memory, throughput, max_expressions"
+    known = "overlap, low_memory, throughput, cuda_graphs, max_expressions"
     for text, message in (
         ("opnvino", "there is no engine 'opnvino'"),
         ("openvino:bf15", "no precision 'bf15'"),

@@ -19,3 +19,20 @@ def test_batches_of_other_families(made_up_bundle):
     whole = made_up_bundle.name == "whole"
     assert batched == ([] if whole else ["look", "pool", "read"])
     assert 'name: "no_target" ' not in front_config(bundle, OPTIONS)
+
+
+def test_a_numbered_gpu_is_tritons_to_give(made_up_bundle):
+    """Triton shows an instance its own GPU alone, which then is the first one there."""
+    bundle = open_bundle(made_up_bundle)
+    stage = bundle.stages[0]
+    for device, kind in (
+        ("cpu", "KIND_CPU"),
+        ("cuda", "KIND_GPU"),
+        ("cuda:1", "KIND_GPU gpus: [ 1 ]"),
+    ):
+        running = Running(engine="onnxruntime", device=device, threads=None, compute=None)
+        front = front_config(bundle, ServerOptions(running))
+        assert f"instance_group [ {{ count: 1 kind: {kind} }} ]" in front
+        assert "cuda:1" not in front
+        graph = graph_config(bundle, stage, ServerOptions(running, graphs="onnx"))
+        assert f"kind: {kind} }} ]" in graph

@@ -76,7 +76,10 @@ def _sam_image_encoder(config: ModelConfig) -> StageDesign:
         name="sam_image_encoder",
         inputs=(taken(of_image("image", 3, size, size), "sam_image"),),
         outputs=(_embeddings(config),),
-        build=plain(lambda model: SamImageEncoder(model.sam.image_encoder, config.sam.grid)),
+        # who asks for gathers exports for TensorRT
+        build=lambda model, sampling: SamImageEncoder(
+            model.sam.image_encoder, config.sam.grid, for_tensorrt=sampling == "gather"
+        ).eval(),
         islands=ISLANDS,
         int8_by_default=True,
     )

@@ -24,6 +24,7 @@ from ris.export.families.signatures import IMAGE_INDEX, of_expression, of_image,
 from ris.reference.evfsam.config import EvfsamConfig
 from ris.reference.evfsam.model import EvfsamModel
 from ris.reference.evfsam.preprocess import BEIT_MEAN, BEIT_STD
+from ris.reference.layers.deformable import Sampling
 from ris.reference.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from ris.runtime.manifest import PICTURE, Answer, Host, HostImage, Text
 
@@ -82,16 +83,18 @@ def answer(config: EvfsamConfig) -> Answer:
 def _sam_image_encoder(config: EvfsamConfig) -> StageDesign:
     size = config.image_size
 
-    def encoder(model: EvfsamModel) -> SamImageEncoder | Sam2ImageEncoder:
+    def encoder(model: EvfsamModel, sampling: Sampling) -> SamImageEncoder | Sam2ImageEncoder:
         if config.version == "2":
-            return Sam2ImageEncoder(model.sam2)
-        return SamImageEncoder(model.sam.image_encoder, config.grid)
+            return Sam2ImageEncoder(model.sam2).eval()
+        # who asks for gathers exports for TensorRT
+        sam, for_tensorrt = model.sam.image_encoder, sampling == "gather"
+        return SamImageEncoder(sam, config.grid, for_tensorrt=for_tensorrt).eval()
 
     return StageDesign(
         name="sam_image_encoder",
         inputs=(taken(of_image("image", 3, size, size), "sam_image"),),
         outputs=_encoded(config),
-        build=plain(encoder),
+        build=encoder,
         islands=IMAGE,
         int8_by_default=True,
     )
