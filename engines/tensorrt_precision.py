@@ -27,7 +27,7 @@ _TYPES = {
 # matrix products and convolutions, by the types of layers
 _MATRIX = re.compile(r"gemm|conv|correlation|matrix|matmul|fully_?connected", re.IGNORECASE)
 # types of kernels that TensorRT fuses of any operators; their names list them: __myl_FcAddMul_...
-_FUSED = re.compile(r"kgen|fusion|myelin|foreign", re.IGNORECASE)
+_FUSED = re.compile(r"kgen|fusi|myelin|foreign", re.IGNORECASE)
 _IN_FUSED = re.compile(r"__myl_\w*?(Fc|Gemm|Conv|Corr)(?![a-z])")
 # TensorRT's fused attention is of type or name "mha", "fmha" or "attention"
 _ATTENTION = re.compile(r"(?<![a-z])_?f?mha(?![a-z])|attention", re.IGNORECASE)

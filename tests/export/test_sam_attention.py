@@ -13,8 +13,8 @@ from torch import nn
 
 from ris.engines import Graph, create
 from ris.export.families.dfam.rules import ISLANDS
-from ris.export.families.dfam.sam_encoder import SamImageEncoder
 from ris.export.families.dfam.stages import stages
+from ris.export.families.sam_encoder import SamImageEncoder
 from ris.export.families.signatures import of_image, taken
 from ris.export.fp16 import make_fp16
 from ris.export.onnx_writer import write_onnx
