@@ -111,6 +111,14 @@ _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "on
     "GridSample is wrong (TensorRT). Default: what --engine needs; native without one.",
 )
 @click.option(
+    "--resizing",
+    type=click.Choice(["host", "graph"]),
+    default="host",
+    show_default=True,
+    help="What resizes maps between two graphs, as the dense prompt: the runtime on the host, or "
+    "the graph that takes them, so that on a GPU they stay there.",
+)
+@click.option(
     "--engine",
     type=click.Choice(ENGINE_NAMES),
     help="Compile the graphs for this engine too, when they are written (ris-compile does it "
@@ -308,6 +316,7 @@ def _export(
             precision=request.precision,
             fp32=request.fp32,
             sampling=request.sampling(row),
+            resizing=request.resizing,
             vocabulary=request.vocabulary or source.vocabulary,
             overwrite=request.force,
             ranges=ranges,

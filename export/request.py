@@ -20,6 +20,7 @@ from ris.runtime.manifest import Precision
 
 if TYPE_CHECKING:
     from ris.calibration.numerics import Ranges
+    from ris.export.bundle_writer import Resizing
     from ris.export.named import Named
     from ris.export.sources import ModelSource
     from ris.reference.layers.deformable import Sampling
@@ -63,6 +64,9 @@ class Request:
 
     grid_sample: Sampling | None
     """The form of the bilinear sampling; None for what the engine needs."""
+
+    resizing: Resizing
+    """What resizes maps between two graphs."""
 
     engine: str | None
     """The engine to compile for; None for no engine."""
