@@ -48,7 +48,8 @@ def pointwise(conv: nn.Conv2d) -> nn.Linear:
     with torch.device("meta"):
         linear = nn.Linear(conv.in_channels, conv.out_channels, conv.bias is not None)
     linear.weight = nn.Parameter(conv.weight.detach().flatten(1), requires_grad=False)
-    linear.register_parameter("bias", conv.bias)
+    if conv.bias is not None:
+        linear.bias = nn.Parameter(conv.bias.detach(), requires_grad=False)
     return linear
 
 
@@ -65,17 +66,6 @@ def scaled(linear: nn.Linear, factor: float) -> nn.Linear:
     with torch.device("meta"):
         folded = nn.Linear(linear.in_features, linear.out_features)
     return _with(folded, linear.weight.double() * factor, linear.bias.double() * factor)
-
-
-def thirds(linear: nn.Linear) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-    """The three linear layers that stand one below the other in `linear`, of the same weights."""
-    size = linear.out_features // 3
-    weights, biases = linear.weight.detach().split(size), linear.bias.detach().split(size)
-    with torch.device("meta"):
-        found = [nn.Linear(linear.in_features, size) for _ in range(3)]
-    for part, weight, bias in zip(found, weights, biases, strict=True):
-        part.weight, part.bias = (nn.Parameter(v, requires_grad=False) for v in (weight, bias))
-    return found[0], found[1], found[2]
 
 
 def plain(norm: nn.LayerNorm) -> nn.LayerNorm:

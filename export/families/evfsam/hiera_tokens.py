@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ris.export.families.folding import linear_behind_linear, pointwise, scaled, thirds
+from ris.export.families.folding import linear_behind_linear, pointwise
 from ris.reference.evfsam.hiera import HieraBlock
 from ris.reference.evfsam.sam2_decoder import Sam2
 
@@ -38,29 +38,19 @@ def nested_places(side: int) -> np.ndarray:
 
 
 class _Attention(nn.Module):
-    """Attention within each window, [M, L, C] -> [M, L, C'] or [M, L/4, C'], before `proj`.
-
-    Three products in place of one, whose result would be cut and copied; the queries' scale is in
-    their weights.
-    """
+    """Attention within each window, [M, L, C] -> [M, L, C'] or [M, L/4, C'], before `proj`."""
 
     def __init__(self, block: HieraBlock) -> None:
         super().__init__()
-        self.heads, self.shrinks = block.attn.heads, block.proj is not None
-        query, self.key, self.value = thirds(block.attn.qkv)
-        self.query = scaled(query, (query.out_features // self.heads) ** -0.5)
+        self.qkv, self.heads = block.attn.qkv, block.attn.heads
+        self.shrinks = block.proj is not None
 
     def forward(self, x: Tensor) -> Tensor:
-        query = self.query(x)
+        query, key, value = self.qkv(x).chunk(3, -1)
         if self.shrinks:
             query = _largest_of_four(query)
         q, k, v = (
-            part.unflatten(2, (self.heads, -1)).permute(order)
-            for part, order in (
-                (query, (0, 2, 1, 3)),
-                (self.key(x), (0, 2, 3, 1)),
-                (self.value(x), (0, 2, 1, 3)),
-            )
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)
         )
         if x.shape[1] > _LARGE:
             # 4096 x 4096 logits of all heads at once would take half a gigabyte
@@ -137,11 +127,16 @@ class _Neck(nn.Module):
         self.last, self.coarse = last, coarse
         self.fine = linear_behind_linear(fine, pointwise(decoder.conv_s1))
         self.finest = linear_behind_linear(finest, pointwise(decoder.conv_s0))
-        self.no_memory = nn.Buffer(sam2.no_mem_embed.clone())
+        # what is added at every position, as there is no memory
+        no_memory = last.bias.detach() + sam2.no_mem_embed.flatten()
+        last.bias = nn.Parameter(no_memory, requires_grad=False)
         self.sides = sides
-        for name, side in zip(("finest", "fine", "coarse"), sides, strict=False):
-            back = torch.from_numpy(np.argsort(nested_places(side)))
-            self.register_buffer(f"{name}_places", back)
+        finest_back, fine_back, coarse_back = (
+            torch.from_numpy(np.argsort(nested_places(side))) for side in sides[:3]
+        )
+        self.finest_places, self.fine_places = nn.Buffer(finest_back), nn.Buffer(fine_back)
+        self.coarse_places = nn.Buffer(coarse_back)
+        self.last_places = nn.Buffer(coarse_back // 4)
 
     def forward(
         self, finest: Tensor, fine: Tensor, coarse: Tensor, last: Tensor
@@ -154,28 +149,24 @@ class _Neck(nn.Module):
             coarse: Behind the third [B, s*s, 4*C0].
             last: Behind the fourth [B, s*s/4, 8*C0].
         """
-        # nearest doubling: one token of the last map for four of the one before
-        above = (self.last(last) + self.no_memory)[:, :, None]
-        embeddings = (self.coarse(coarse).unflatten(1, (-1, 4)) + above).flatten(1, 2)
+        # nearest doubling: four places of the map before read one of the last
+        above = self.last(last).index_select(1, self.last_places)
+        embeddings = self.coarse(coarse).index_select(1, self.coarse_places) + above
         return (
-            self._map(embeddings, "coarse", self.sides[2]),
-            self._map(self.fine(fine), "fine", self.sides[1]),
-            self._map(self.finest(finest), "finest", self.sides[0]),
+            _map(embeddings, self.sides[2]),
+            _map(self.fine(fine).index_select(1, self.fine_places), self.sides[1]),
+            _map(self.finest(finest).index_select(1, self.finest_places), self.sides[0]),
         )
 
-    def _map(self, tokens: Tensor, name: str, side: int) -> Tensor:
-        """tokens [B, P, C] in nested order -> [B, C, side, side]."""
-        rows = tokens.index_select(1, getattr(self, f"{name}_places"))
-        return rows.transpose(1, 2).unflatten(2, (side, side))
+
+def _map(tokens: Tensor, side: int) -> Tensor:
+    """tokens [B, P, C], row by row -> [B, C, side, side]."""
+    return tokens.transpose(1, 2).unflatten(2, (side, side))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The values that queries read.
-
-    q: [M, some heads, Q, d], scaled. k: [M, some heads, d, L]. v: [M, some heads, L, d]. Returns
-    the shape of q.
-    """
-    return (q @ k).softmax(-1) @ v
+    """q [M, some heads, Q, d], k and v [M, some heads, L, d] -> the values read, as q."""
+    return ((q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)).softmax(-1) @ v
 
 
 def _largest_of_four(x: Tensor) -> Tensor:
