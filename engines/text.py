@@ -53,6 +53,14 @@ def reason_of(error: BaseException) -> str:
     return echoed(" ".join(text.split())) or type(error).__name__
 
 
+def is_fault(error: BaseException) -> bool:
+    """Whether a library failed: by an exception, or by a panic of what it wraps, which is none.
+
+    What is not is somebody's wish to stop.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def typed(argument: str) -> str:
     """An argument of the command line as text, where the locale could not decode its UTF-8."""
     if shown(argument) == argument:

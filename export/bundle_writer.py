@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from ris import __version__
 from ris.calibration.numerics import Ranges, emulated
 from ris.engines import EngineOptions, Graph, create
-from ris.engines.errors import BundleError, ParityError
+from ris.engines.errors import BundleError, ParityError, RisError
 from ris.export import precision
 from ris.export.bf16 import convert_to_bf16
 from ris.export.families import DESIGNS
@@ -152,6 +152,10 @@ def export_bundle(
     stages = keep_fp32(design.stages(config), options.fp32, options.precision)
     host = design.host(config)
     if options.resizing == "graph":
+        if not host.resizes:
+            raise RisError(
+                f"nothing is resized between the graphs of {family}; leave --resizing graph out"
+            )
         stages, host = resizes_inside(stages, host)
     planned = _planned(family, config, source, options, stages, host)
     with building(out, options.overwrite) as folder:

@@ -108,7 +108,8 @@ _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "on
     "--grid-sample",
     type=click.Choice(["native", "gather"]),
     help="How deformable attention samples: GridSample nodes, or gathers for engines whose "
-    "GridSample is wrong (TensorRT). Default: what --engine needs; native without one.",
+    "GridSample is wrong (TensorRT), for which SAM's attention is written in one kernel's form, "
+    "too. Default: what --engine needs; native without one.",
 )
 @click.option(
     "--resizing",

@@ -20,9 +20,6 @@ from ris.export.families.design import StageDesign
 from ris.runtime.interpolate import matrix
 from ris.runtime.manifest import Host, Resize
 
-_MODULE = "resized_inside"
-_REASON = "the resize between two graphs: products with weights that FP16 would round"
-
 
 def resizes_inside(
     stages: Sequence[StageDesign], host: Host
@@ -48,8 +45,7 @@ def _with_resizes(
         else spec
         for spec in stage.inputs
     )
-    islands = replace(stage.islands, modules={_MODULE: _REASON, **stage.islands.modules})
-    return replace(stage, inputs=inputs, resizes=own, islands=islands)
+    return replace(stage, inputs=inputs, resizes=own)
 
 
 def resize_inside(
@@ -82,7 +78,7 @@ def resize_inside(
     del graph.node[:]
     graph.node.extend([*added, *later])
     onnx.save_model(model, path)
-    return {**scopes, **{node.name: [_MODULE, node.name] for node in added}}
+    return {**scopes, **{node.name: [node.name] for node in added}}
 
 
 def _read_instead(graph: onnx.GraphProto, old: str, new: str) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ris.engines.errors import CheckpointError
-from ris.engines.text import quoted, reason_of
+from ris.engines.text import is_fault, quoted, reason_of
 from ris.reference.sentencepiece_model import (
     CONTROL,
     NORMAL,
@@ -104,7 +104,9 @@ def unigram_from(path: Path, embeddings: int) -> Tokenizer:
     data = tokenizer_data(vocabulary, added, model.charsmap)
     try:
         return Tokenizer.from_str(json.dumps(data))
-    except Exception as error:  # the library raises plain Exception
+    except BaseException as error:  # a panic is no Exception
+        if not is_fault(error):
+            raise
         raise CheckpointError(
             f"{file} has a normaliser that cannot be read: {reason_of(error)}; fetch it again"
         ) from None

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ris.engines.errors import BundleError, ExpressionError
-from ris.engines.text import quoted, reason_of, shown
+from ris.engines.text import is_fault, quoted, reason_of, shown
 from ris.runtime.from_json import read_text
 from ris.runtime.interpolate import Float
 
@@ -142,7 +142,7 @@ class ExpressionTokenizer:
         try:
             yield
         except BaseException as error:  # a panic is no Exception
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            if not is_fault(error):
                 raise
             raise BundleError(
                 f"{self._path} is not a tokenizer that can be read: {reason_of(error)}; export the"
@@ -153,10 +153,9 @@ class ExpressionTokenizer:
         notes = []
         if len(encoding.ids) > self._max_tokens:
             last = encoding.offsets[self._max_tokens - 1][1]
-            notes.append(
-                f"the model reads {self._max_tokens} tokens: it did not see"
-                f" {expression[last:].strip()!r}"
-            )
+            rest = expression[last:].strip()
+            lost = repr(rest) if rest else "the token behind the text"
+            notes.append(f"the model reads {self._max_tokens} tokens: it did not see {lost}")
         unknown = [
             expression[start:end]
             for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)

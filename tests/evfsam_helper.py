@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,17 +57,6 @@ def released_type(version: str) -> Callable[[str], torch.dtype]:
     return found
 
 
-def write_checkpoint(path: Path, version: str = "1", dtype: torch.dtype = torch.float32) -> Path:
-    """A file with exactly the keys and shapes of an official one, of full size, golden weights.
-
-    It is a bare state dict, as PyTorch's file or as safetensors, by the path's end.
-    """
-    state = {
-        key: made(key, tuple(one["shape"])).to(dtype) for key, one in official_keys(version).items()
-    }
-    return save(path, state)
-
-
 def save(path: Path, state: dict[str, torch.Tensor]) -> Path:
     """A bare state dict, as PyTorch's file or as safetensors, by the path's end."""
     if path.suffix == ".safetensors":
@@ -96,7 +84,3 @@ def save_empty(path: Path, version: str) -> Path:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
     return path
-
-
-if __name__ == "__main__":  # by another process, whose memory does not count
-    write_checkpoint(Path(sys.argv[1]), sys.argv[2], getattr(torch, sys.argv[3]))

@@ -139,8 +139,10 @@ Bundle read_bundle(const std::string &path);
 // that are missing or damaged.
 void check_files(const Bundle &bundle, bool verify);
 
-// The most bytes that are read of a text, and of an ONNX file, which protobuf ends at 2 GB.
-constexpr uintmax_t kLargestText = uintmax_t{256} << 20;
+// The most bytes that are read of a JSON file, of a table of features, and of an ONNX file, which
+// protobuf ends at 2 GB.
+constexpr uintmax_t kLargestText = uintmax_t{64} << 20;
+constexpr uintmax_t kLargestTable = uintmax_t{256} << 20;
 constexpr uintmax_t kLargestGraph = uintmax_t{2} << 30;
 
 // A whole file of at most `largest` bytes. Throws Error of `what` it is.

@@ -8,8 +8,9 @@ namespace libris {
 namespace {
 
 constexpr char32_t kBlank = 0x2581;
-constexpr size_t kSmallCluster = 5;             // in bytes
-constexpr size_t kMostBytes = size_t{1} << 17;  // Unicode makes at most 18 characters of one
+constexpr size_t kSmallCluster = 5;  // in bytes
+// an expression has 1,000 characters, and Unicode makes at most 18 of one
+constexpr size_t kMostCharacters = 18 * 1000;
 
 uint32_t little_endian(const char *bytes) {
     uint32_t value = 0;
@@ -80,7 +81,7 @@ Characters Charsmap::replaced(const Characters &text) const {
         const char *const made = found(bytes);
         if (made == nullptr) return false;
         const std::string_view made_text(made);
-        if (out.size() + made_text.size() > kMostBytes) {
+        if (out.size() + made_text.size() > kMostCharacters) {
             damaged(path_, "its normaliser makes texts too long");
         }
         for (const Character &c : characters_of(made_text)) {

@@ -95,8 +95,10 @@ Tokens Tokenizer::operator()(std::string_view expression) const {
     const size_t most = static_cast<size_t>(max_tokens_);
     if (tokens.size() > most) {
         const std::string rest = stripped(expression.substr(tokens[most - 1].end));
+        const std::string lost =
+            rest.empty() ? "the token behind the text" : quoted(rest, 4 * kMaxCharacters);
         result.notes.push_back("the model reads " + std::to_string(max_tokens_) +
-                               " tokens: it did not see " + quoted(rest, 4 * kMaxCharacters));
+                               " tokens: it did not see " + lost);
     }
 
     std::string unknown;

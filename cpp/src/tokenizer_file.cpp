@@ -11,6 +11,7 @@ namespace libris {
 namespace {
 
 constexpr const char *kBlank = "\u2581";
+constexpr size_t kMostAround = 64;  // special tokens around a text
 constexpr const char *kTrims = R"(\A +| +\z| +(?= ))";
 
 // What is in the file is read by this version in one way alone.
@@ -41,7 +42,7 @@ Vocabulary vocabulary(const json &ids) {
 }
 
 // The ids of a template's special tokens before and after the expression.
-void read_template(const json &processor, TokenizerFile &file) {
+void read_template(const json &processor, const std::string &path, TokenizerFile &file) {
     bool seen = false;
     for (const json &piece : processor.at("single")) {
         if (piece.contains("Sequence")) {
@@ -50,6 +51,9 @@ void read_template(const json &processor, TokenizerFile &file) {
         }
         const std::string name = piece.at("SpecialToken").at("id").get<std::string>();
         for (const json &id : processor.at("special_tokens").at(name).at("ids")) {
+            if (file.before.size() + file.after.size() == kMostAround) {
+                other_form(path, "more special tokens around a text", "a few");
+            }
             (seen ? file.after : file.before).push_back(token_id(id));
         }
     }
@@ -222,7 +226,7 @@ void read_sentence_pieces(const json &data, const std::string &path, TokenizerFi
         check_added_ids(ids, model.vocabulary.size(), file, path);
         file.model = std::move(model);
     }
-    if (!processor.is_null()) read_template(processor, file);
+    if (!processor.is_null()) read_template(processor, path, file);
 }
 
 }  // namespace
@@ -235,7 +239,7 @@ TokenizerFile parse_tokenizer(const std::string &text, const std::string &path) 
         if (kind == "WordPiece") {
             file.model = word_piece_file(data, path);
             file.added = added_tokens(data, path);
-            read_template(data.at("post_processor"), file);
+            read_template(data.at("post_processor"), path, file);
         } else if (kind == "Unigram" || kind == "BPE") {
             file.added = added_tokens(data, path);
             read_sentence_pieces(data, path, file);

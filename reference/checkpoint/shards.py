@@ -27,6 +27,8 @@ def open_shards(index: Path) -> WeightFile:
         CheckpointError: For an index that is none, for a file that is missing, damaged or of
             another model, and for a tensor that is in two files.
     """
+    if not index.is_file():
+        raise CheckpointError(f"{index}: no such file")
     places = _read_index(index)
     files = sorted(set(places.values()))
     opened = [_open(index, name) for name in files]

@@ -94,6 +94,12 @@ class EvfsamConfig:
     Padding has no effect, so any number that holds the expression gives the same answer.
     """
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for more tokens than there are positions, or too few for a text."""
+        most = self.beit3.positions - FIRST_POSITION
+        if not 3 <= self.max_tokens <= most:
+            raise ValueError(f"{self.max_tokens} tokens are not between 3 and {most}")
+
     @property
     def image_size(self) -> int:
         """Side of SAM's input, in pixels."""

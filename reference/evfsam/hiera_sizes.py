@@ -38,9 +38,15 @@ class HieraSizes:
     """Side of the map of positions that is enlarged to the whole map."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for windows that do not fit."""
+        """Raises ValueError for sizes that make no encoder."""
+        if not len(self.depths) == len(self.heads) == len(self.windows) == 4:
+            raise ValueError("a Hiera has four stages, with depths, heads and windows of each")
+        if self.image_size % (PATCH_STRIDE << 3):
+            raise ValueError(f"a picture of {self.image_size} pixels is not halved three times")
+        if any(h < 1 or w % h for h, w in zip(self.heads, self.widths(), strict=True)):
+            raise ValueError(f"{self.heads} heads do not divide widths of {self.widths()}")
         for side, window in zip(self.sides(), self.windows, strict=True):
-            if window < 1 or side < window or side % window or window & (window - 1):
+            if window < 2 or side < window or side % window or window & (window - 1):
                 raise ValueError(
                     f"a window of {window} is no power of two that divides a map of {side}"
                 )

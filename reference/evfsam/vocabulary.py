@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 
 from ris.engines.errors import CheckpointError
-from ris.engines.text import reason_of
+from ris.engines.text import is_fault, reason_of
 from ris.reference.evfsam.config import EvfsamConfig
 from ris.reference.unigram import made_up_unigram, unigram_from
 
@@ -42,7 +44,9 @@ def tokenizer_from(path: Path | None, config: EvfsamConfig) -> Tokenizer:
 def _read_json(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
+    except BaseException as error:  # a panic is no Exception
+        if not is_fault(error):
+            raise
         raise CheckpointError(
             f"{path} is not a tokenizer that can be read: {reason_of(error)}"
         ) from None
@@ -66,10 +70,35 @@ def _problems(tokenizer: Tokenizer, config: EvfsamConfig) -> list[str]:
     last, rows = max(ids.values(), default=0), config.beit3.vocab_size
     if last >= rows:
         problems.append(f"it has ids up to {last}, the model's BEiT-3 has {rows} embeddings")
+    if problems:
+        return problems
+    if reason := _unlike_ours(tokenizer):
+        return [reason]
     found = tokenizer.encode("left man").ids
-    if not problems and (len(found) < 3 or (found[0], found[-1]) != (0, 2)):
+    if len(found) < 3 or (found[0], found[-1]) != (0, 2):
         problems.append("it does not put <s> before and </s> behind the text")
     return problems
+
+
+def _unlike_ours(tokenizer: Tokenizer) -> str:
+    """Why a tokenizer.json cuts text in another way than SentencePiece does; empty where not.
+
+    What transformers makes of such a vocabulary splits at blanks first. libris does not read it.
+    """
+    data, ours = (json.loads(one.to_str()) for one in (tokenizer, made_up_unigram(128)))
+    own, last = (one["normalizer"] or {} for one in (data, ours))
+    alike = own.get("normalizers", [])[-len(_blanks(last)) :] == _blanks(last)
+    if data["pre_tokenizer"] is not None or not alike:
+        return "it splits and normalises text in its own way; give sentencepiece.bpe.model"
+    semantic = [one for one in data["added_tokens"] if one["content"] == SEMANTIC]
+    if any(one["special"] for one in semantic):
+        return f"{SEMANTIC} is marked as special, so that no expression could have it"
+    return ""
+
+
+def _blanks(normalizer: dict[str, Any]) -> list[Any]:
+    """The last two steps of a normaliser: a blank in front, and blanks become pieces."""
+    return list(normalizer["normalizers"][-2:])
 
 
 def _require_multitask(tokenizer: Tokenizer, path: Path, config: EvfsamConfig) -> None:

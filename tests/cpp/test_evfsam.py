@@ -37,6 +37,7 @@ def compared(libris):
                     np.testing.assert_allclose(got["logits"], one.logits, atol=1e-3)
                     worst = min(worst, mask_iou(got["mask"], one.mask))
                     assert one.no_target is None
+                    assert (got["no_target"], got["is_no_target"]) == (-1, False)
                 libris.check(libris.abi.ris_free_scene(scene))
         libris.check(libris.abi.ris_close(model))
         return worst

@@ -195,6 +195,9 @@ OTHER_FORMS = {
     ),
     "another id": lambda data: data["added_tokens"][-1].update(id=7),
     "an added token's option": lambda data: data["added_tokens"][-1].update(single_word=True),
+    "many tokens around a text": lambda data: data["post_processor"]["special_tokens"][
+        "<s>"
+    ].update(ids=[0] * 65, tokens=["<s>"] * 65),
 }
 
 

@@ -7,17 +7,16 @@ import pytest
 from made_up_exports import export_made_up
 
 from golden import inputs
+from ris.engines.errors import RisError
 from ris.reference.dfam.config import PRESETS
+from ris.reference.rela.config import PRESETS as RELA
 from ris.runtime import load, open_bundle
-
-
-def inside(folder, precision="fp32"):
-    return export_made_up(folder, PRESETS["tiny"], precision, resizing="graph")
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    return inside(tmp_path_factory.mktemp("inside"))
+    folder = tmp_path_factory.mktemp("inside")
+    return export_made_up(folder, PRESETS["tiny"], resizing="graph")
 
 
 def logits(bundle, engine):
@@ -45,7 +44,6 @@ def test_the_manifest_says_that_the_graph_takes_the_grid(bundle, tiny_bundle):
     assert (taken.value, taken.shape) == ("dense_prompt", given.shape)
 
 
-def test_the_resize_stays_fp32_in_an_fp16_bundle(tmp_path):
-    manifest = open_bundle(inside(tmp_path, "fp16")).manifest
-    kept = manifest.graphs["mask_decoder"].fp32_islands
-    assert "*" in kept or any("resize" in reason for reason in kept.values())
+def test_a_family_that_resizes_nothing_refuses_it(tmp_path):
+    with pytest.raises(RisError, match="leave --resizing graph out"):
+        export_made_up(tmp_path, RELA["tiny-rela"], family="rela", resizing="graph")

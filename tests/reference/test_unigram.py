@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from tokenizers import Tokenizer
@@ -162,6 +163,16 @@ def test_a_file_that_is_cut_short_is_refused(vocabulary, tmp_path, part):
     (tmp_path / FILE).write_bytes(whole[: int(part * len(whole))])
     with pytest.raises(CheckpointError, match="fetch it again"):
         unigram_from(tmp_path, 1000)
+
+
+@pytest.mark.parametrize("change", [b"", bytes(4), b"\xff" * 8])
+def test_a_damaged_normaliser_is_refused(vocabulary, tmp_path, change, monkeypatch):
+    """The library panics at some of them, which is no Exception."""
+    read = read_sentencepiece(vocabulary[0] / FILE)
+    damaged = replace(read, charsmap=(change + read.charsmap)[: len(read.charsmap) // 8 * 4])
+    monkeypatch.setattr("ris.reference.unigram.read_sentencepiece", lambda path: damaged)
+    with pytest.raises(CheckpointError, match="has a normaliser that cannot be read"):
+        unigram_from(vocabulary[0], 2000)
 
 
 @pytest.mark.parametrize("data", [b"{}", b"PK\x03\x04" * 50, b"\x0a\x03\x0a\x01\xff" * 9])
