@@ -23,7 +23,7 @@ from ris.runtime.comparing import compare, mask_iou
 from ris.runtime.loading import open_model
 from ris.runtime.masks import mask_from_logits
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.full]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,6 @@ def bundle(tmp_path_factory):
     return folder
 
 
-@pytest.mark.full
 def test_tensorrt_rtx_compiles_all_five(bundle):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     done = CliRunner().invoke(compile_main, [str(bundle), "--engine", "tensorrt-rtx", "--json"])
