@@ -1,8 +1,9 @@
 """Memory of a GPU: blocks from a pool, page-locked arrays, and values that stay on the device.
 
 `cudaMalloc` and `cudaFree` wait for the whole device, so what one run gives back serves the next
-one. Nothing is freed while a CUDA graph is captured: CUDA forbids it, and Python may collect a
-forgotten value at any moment. What would be freed then waits for the end of the capture.
+one. A thread frees nothing while it captures a CUDA graph: CUDA forbids it (captures are the
+thread's own, `cudaStreamCaptureModeThreadLocal`), and Python may collect a forgotten value at any
+moment. What would be freed then waits for the end of the capture.
 
 Memory belongs to the process that got it. The child of a fork has the addresses and nothing else,
 so it frees nothing.
@@ -31,8 +32,8 @@ IDLE = 2**28
 _SMALL, _LARGE = 512, 2**21  # bytes: the smallest block, and the step above which blocks grow
 
 
-class _Captures:
-    """Holds back what frees memory while a CUDA graph is captured anywhere in the process.
+class _Captures(threading.local):
+    """Holds back what frees memory while this thread captures a CUDA graph. Each has its own.
 
     It has no lock, as Python may collect a value, and so come here, while a thread holds any lock.
     """
@@ -53,11 +54,10 @@ class _Captures:
 
     def then(self, free: Callable[[], object]) -> None:
         """Calls `free`: now, or at the end of the captures that run."""
-        if not self._running:
+        if self._running:
+            self._waiting.append(free)
+        else:
             free()
-            return
-        self._waiting.append(free)
-        self._catch_up()  # the last capture may have ended meanwhile
 
     def _catch_up(self) -> None:
         """Calls what waits, unless a capture runs."""
@@ -73,7 +73,7 @@ _captures = _Captures()
 
 
 def capturing() -> contextlib.AbstractContextManager[None]:
-    """A capture runs during the block; nothing is freed meanwhile."""
+    """The thread captures during the block, and frees nothing meanwhile."""
     return _captures.one()
 
 

@@ -1,8 +1,9 @@
 """Whether a compiled graph serves though it was compiled with other options than a run asks for.
 
 A plan's recipe lies beside it (`entry`), so its limits are known: a plan for up to eight
-expressions serves a run of three. What is only asked for at the compilation, such as a limit of
-scratch memory, may be anything where a run does not ask for it.
+expressions serves a run of three, and a graph that OpenVINO compiled for any number serves a run of
+one. What is only asked for at the compilation, such as a limit of scratch memory, may be anything
+where a run does not ask for it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from ris.engines.recipe import Recipe, differences
 
 AT_WILL = ("workspace", "version_compatible", "hardware_compatible", "strip_weights")
 """The options of a recipe that a run takes as they come, unless it asks for them."""
+
+_FIXES_AXES = "openvino"  # whose profiles are fixed axes and their lengths
 
 ANY_AMPERE = "sm_80 and later"
 """The `Recipe.device` of a plan for GPUs of compute capability 8.0 and later."""
@@ -41,15 +44,21 @@ def misfit(found: Mapping[str, Any], wanted: Recipe) -> str:
             adjusted["device"] = found["device"]
 
     profiles = found.get("profiles")
-    if isinstance(profiles, dict) and _cover(profiles, wanted.profiles):
+    if isinstance(profiles, dict) and (
+        _cover(profiles, wanted.profiles)
+        or (wanted.engine == _FIXES_AXES and _fixes_no_more(profiles, wanted.profiles))
+    ):
         adjusted["profiles"] = profiles
     return differences(found, adjusted)
 
 
 def largest(profiles: Any) -> int:
-    """The number of elements of all inputs at their largest; a smaller one is tuned closer."""
+    """The number of elements of all inputs at their largest; a smaller one is tuned closer.
+
+    Where axes are fixed, fewer than 0: the more of them there are, the closer.
+    """
     if not isinstance(profiles, dict) or not all(map(_is_range, profiles.values())):
-        return 0
+        return -len(profiles) if isinstance(profiles, dict) else 0
     return sum(math.prod(shapes[2]) for shapes in profiles.values())
 
 
@@ -71,6 +80,11 @@ def _cover(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
         _is_range(wanted[name]) and _is_range(found[name]) and _covers(found[name], wanted[name])
         for name in wanted
     )
+
+
+def _fixes_no_more(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether each axis that `found` fixes has the length that is wanted; others may have any."""
+    return found.items() <= wanted.items()
 
 
 def _covers(found: list[list[int]], wanted: list[list[int]]) -> bool:

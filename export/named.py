@@ -11,7 +11,7 @@ from ris.export.sources import ModelSource
 from ris.reference.families import FAMILIES
 from ris.runtime.bundle import sha256_of
 from ris.runtime.hub.download import Report, is_cached, silent
-from ris.runtime.hub.entries import by_hand, fetch_entry, require_accepted
+from ris.runtime.hub.entries import by_hand, fetch_entry, option_of, require_accepted
 from ris.runtime.hub.models import Entry, PublishedFile, read_table
 from ris.runtime.manifest_source import Published, Source
 
@@ -29,6 +29,9 @@ class Named:
     published: Published
     """What the manifest says of it."""
 
+    notes: tuple[str, ...] = ()
+    """Which given files were not verified, in sentences."""
+
     def checked(self, source: ModelSource) -> ModelSource:
         """The source, which the manifest will know by name.
 
@@ -45,7 +48,10 @@ class Named:
         def describe() -> Source:
             return replace(source.describe(), published=self.published)
 
-        return replace(source, describe=describe)
+        found = source.inspection
+        if found is not None:
+            found = replace(found, notes=(*found.notes, *self.notes))
+        return replace(source, describe=describe, inspection=found)
 
 
 def look_up(name: str, accepted: str | None = None) -> Entry:
@@ -87,7 +93,7 @@ def get(entry: Entry, given: Mapping[str, Path], report: Report = silent) -> Nam
     Args:
         entry: The model.
         given: The files that the user has, by the names of `WeightFiles`. They take the place of
-            the published ones, and are held to their hashes.
+            the published ones, and are held to their hashes where these are known.
         report: Called while a file is downloaded.
 
     Raises:
@@ -96,11 +102,11 @@ def get(entry: Entry, given: Mapping[str, Path], report: Report = silent) -> Nam
     """
     wanted = _wanted(entry, given)
     _require_given(entry, wanted)
-    _require_published(entry, given)
+    notes = _require_published(entry, given)
     fetched = fetch_entry(replace(entry, files=wanted), report, verify=True)
     commit = fetched.commits.get(entry.repository or "")
     published = Published(entry.name, entry.repository if commit else None, commit)
-    return Named(entry, {**fetched.options, **given}, published)
+    return Named(entry, {**fetched.options, **given}, published, notes)
 
 
 def _wanted(entry: Entry, given: Mapping[str, Path]) -> tuple[PublishedFile, ...]:
@@ -112,21 +118,48 @@ def _wanted(entry: Entry, given: Mapping[str, Path]) -> tuple[PublishedFile, ...
 def _require_given(entry: Entry, wanted: tuple[PublishedFile, ...]) -> None:
     for file in wanted:
         if file.source is None:
-            option = {"sam": "--sam-checkpoint", "clip": "--clip-checkpoint", "bert": "--bert"}.get(
-                str(file.role), "--checkpoint"
-            )
-            way = f"ris-export --model {entry.name} {option} {file.name}"
+            way = f"ris-export --model {entry.name} {option_of(file)} {file.name}"
             raise by_hand(entry, file, way)
 
 
-def _require_published(entry: Entry, given: Mapping[str, Path]) -> None:
-    """Raises CheckpointError where a given file has another hash than the published one."""
-    for file in entry.files:
-        path = given.get(str(file.role))
-        if file.sha256 is None or path is None or not path.is_file():
-            continue
-        if sha256_of(path) != file.sha256:
-            raise CheckpointError(
-                f"{path} is not the {file.name} that is published as {entry.name} (sha256 differs);"
-                " leave --model out for a file of your own"
-            )
+def _require_published(entry: Entry, given: Mapping[str, Path]) -> tuple[str, ...]:
+    """Which given files cannot be held to a hash, in sentences.
+
+    Raises CheckpointError where one has another hash than the published one.
+    """
+    notes = []
+    for role, path in given.items():
+        files = _files_in(path) if path.is_dir() else [path]
+        published = [file for file in entry.files if file.role == role]
+        expected = {file: _published_as(file, published, path.is_dir()) for file in files}
+        for file, names in expected.items():
+            if names and all(one.sha256 for one in names):
+                _require_one_of(file, names, entry)
+        if not any(names and all(one.sha256 for one in names) for names in expected.values()):
+            notes.append(f"{path} is not verified: no hash of it is published as {entry.name}")
+    return tuple(notes)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def _published_as(
+    path: Path, published: list[PublishedFile], in_folder: bool
+) -> list[PublishedFile]:
+    """What a given file may be of a role's files: the one of its name, else any of them.
+
+    A folder may have more in it, so that a name is needed there.
+    """
+    own = [file for file in published if file.name.rpartition("/")[2] == path.name]
+    return own or ([] if in_folder else published)
+
+
+def _require_one_of(path: Path, published: list[PublishedFile], entry: Entry) -> None:
+    """Raises CheckpointError where a file has the hash of none of these."""
+    if sha256_of(path) not in {file.sha256 for file in published}:
+        name = published[0].name if len(published) == 1 else f"{published[0].role} file"
+        raise CheckpointError(
+            f"{path} is not the {name} that is published as {entry.name} (sha256 differs);"
+            " leave --model out for a file of your own"
+        )

@@ -156,7 +156,27 @@ class Request:
         for flag, value in (("--random-weights", self.random_weights), ("--family", self.family)):
             if value is not None:
                 raise RisError(f"--model {self.model} says what to export; leave {flag} out")
-        _ = self.entry
+        self._check_published()
+
+    def _check_published(self) -> None:
+        """Raises RisError for options that contradict what is published, before the download."""
+        entry = self.entry
+        assert entry is not None, "it was named"
+        assert entry.family is not None, "a model has one"
+        if self.preset is not None and entry.preset not in (None, self.preset):
+            raise RisError(
+                f"{entry.name} is {entry.preset}, which contradicts --preset {self.preset}; leave"
+                " --preset out"
+            )
+        if self.variant is None and not self.supplement:
+            return
+        from ris.export.families import DESIGNS
+
+        if DESIGNS[entry.family].variants is None:
+            raise RisError(
+                f"{entry.name} is of the family {entry.family}, which has no variants; leave"
+                " --variant and --supplement out"
+            )
 
     def _check_publishing(self) -> None:
         """Raises RisError where what `--push` needs is missing or wrong, before the export."""

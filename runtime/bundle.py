@@ -59,7 +59,7 @@ class Bundle:
         """The graph of a stage, as an engine takes it."""
         entry = self.manifest.graphs[stage]
         # these folders are shared, and may be read-only
-        shared = self.path.resolve() == BUILT_IN or address_of(self.path) is not None
+        shared = self.path.resolve() == BUILT_IN or address_of(self.path.absolute()) is not None
         return Graph(
             stage,
             self.path / entry.file,

@@ -43,6 +43,9 @@ class Choice:
     accepted: float | None = None
     """From which `mask_iou` on bfloat16 is accepted; None as there."""
 
+    fault: str | None = None
+    """Why `mask_iou` could not be measured, which is then in `why` too; None where it could."""
+
     by_stage: Mapping[str, str | None] = field(default_factory=dict)
     """What each graph is asked to compute in, as `EngineOptions.compute`."""
 

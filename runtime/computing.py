@@ -29,7 +29,8 @@ from ris.engines import (
     create,
     silent,
 )
-from ris.engines.errors import EngineError, RisError
+from ris.engines.errors import BundleError, EngineError, RisError
+from ris.engines.processor import cpu_features
 from ris.engines.recipe import Recipe
 from ris.runtime.bundle import Bundle
 from ris.runtime.choice import AUTO, CHOICES, Choice
@@ -57,7 +58,13 @@ Between its products a graph is not faster. CPUs that were tried have 0.5, or 2 
 """
 
 _NARROW = "bf16"
-_RECORD = "auto-compute"  # its name in the cache, as of a graph; the format of what is in it is 1
+_RECORD = "auto-compute"  # its name in the cache, as of a graph
+_FORMAT = 2  # of what is in it
+_FEATURES = ("amx", "avx512", "avx_vnni")
+
+
+class NotMeasuredError(EngineError):
+    """What `AUTO` takes was not measured here yet, and nothing may be compiled for it."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,8 @@ def settle(
     options: EngineOptions,
     compute: Compute = None,
     progress: Progress = silent,
+    *,
+    anew: bool = False,
 ) -> Settled:
     """Decides what each graph computes in.
 
@@ -129,26 +138,55 @@ def settle(
         options: How it is to run; its `compute` does not count.
         compute: What is asked for.
         progress: Called where something is measured or compiled for that.
+        anew: Measure also what was measured before.
 
     Raises:
-        EngineError: As in `computes_by_stage` and `create`. Where `options.build` is False and
-            nothing was measured yet.
+        EngineError: As in `computes_by_stage` and `create`.
+        NotMeasuredError: Where `options.build` is False and nothing was measured yet.
     """
     options = replace(options, compute=None)
     if "compute" not in row.options:
         by_stage, choice = _without_choice(bundle, row, options, compute)
     else:
         by_stage = computes_by_stage(compute, bundle)
-        choice = _choice(bundle, row, options, whole_of(compute), by_stage, progress)
+        whole = whole_of(compute)
+        if whole == AUTO:
+            choice = _choice(bundle, row, options, by_stage, progress, anew)
+        else:
+            choice = Choice(whole, whole, "it was asked for")
         if choice.asked == AUTO and choice.taken:
             taken = {
                 stage: choice.taken if entry.bfloat16 else "fp32"
                 for stage, entry in bundle.manifest.graphs.items()
             }
             by_stage = {stage: asked or taken[stage] for stage, asked in by_stage.items()}
+    return Settled(replace(choice, by_stage=by_stage), engines_by_stage(row, options, by_stage))
+
+
+def engines_by_stage(
+    row: EngineSpec, options: EngineOptions, by_stage: Mapping[str, str | None]
+) -> dict[str, Engine]:
+    """The engine of each graph, one for each precision. Raises EngineError as `create` does."""
     made = {one: create(row.name, replace(options, compute=one)) for one in {*by_stage.values()}}
-    engines = {stage: made[one] for stage, one in by_stage.items()}
-    return Settled(replace(choice, by_stage=by_stage), engines)
+    return {stage: made[one] for stage, one in by_stage.items()}
+
+
+def as_written(bundle: Bundle, row: EngineSpec, device: str) -> Compute:
+    """What runs a bundle in the precision of its graphs; None where the engine leaves no choice.
+
+    A CPU runs FP16 graphs in FP32, and bfloat16 ones too where it does not multiply bfloat16.
+
+    Raises EngineError as `create` does.
+    """
+    if "compute" not in row.options:
+        return None
+    engine = create(row.name, EngineOptions(device=device))
+    if engine.options.device != "cpu":
+        return None
+    if _NARROW not in engine.computes():
+        return "fp32"
+    graphs = bundle.manifest.graphs.items()
+    return {WHOLE: "fp32", **{s: _NARROW for s, entry in graphs if entry.precision == _NARROW}}
 
 
 def open_graphs(
@@ -185,7 +223,8 @@ def _without_choice(
 ) -> tuple[dict[str, str | None], Choice]:
     """For an engine that has no choice: FP32 is what it computes in on a CPU, asked for or not.
 
-    What else is asked of it is for the engine to refuse.
+    So it does where graphs are FP16 or bfloat16. What else is asked of it is for the engine to
+    refuse.
     """
     asked: dict[str, str | None] = dict.fromkeys(bundle.stages)
     on_cpu = (row.devices[0] if options.device == AUTO else options.device) == "cpu"
@@ -193,29 +232,27 @@ def _without_choice(
         return asked, Choice("fp32", "fp32", "it was asked for")
     if compute not in (None, AUTO):
         asked = computes_by_stage(compute, bundle)
-    return asked, Choice(AUTO, None, f"{row.name} leaves no choice")
+    return asked, Choice(AUTO, "fp32" if on_cpu else None, f"{row.name} leaves no choice")
 
 
 def _choice(
     bundle: Bundle,
     row: EngineSpec,
     options: EngineOptions,
-    asked: str,
     by_stage: Mapping[str, str | None],
     progress: Progress,
+    anew: bool,
 ) -> Choice:
-    """What is taken for the whole model.
+    """What `AUTO` takes for the whole model.
 
     Args:
         bundle: The bundle.
         row: The engine's row in the table.
         options: How it is to run.
-        asked: What is asked for the whole model.
         by_stage: What is asked of each graph.
         progress: Called where something is measured or compiled for that.
+        anew: As in `settle`.
     """
-    if asked != AUTO:
-        return Choice(asked, asked, "it was asked for")
     engine = create(row.name, options)
     if engine.options.device != "cpu":
         return Choice(AUTO, None, "there is a choice on CPUs alone")
@@ -227,18 +264,35 @@ def _choice(
     if _NARROW not in engine.computes():
         return Choice(AUTO, "fp32", "this CPU does not multiply bfloat16")
     try:
-        found = _measured(bundle, row, engine, progress)
+        found = _measured(bundle, row, engine, progress, anew)
     except RisError as error:
         if not options.build:
             raise
-        return Choice(AUTO, "fp32", f"what bfloat16 costs here could not be measured: {error}")
+        return _judged(fault=str(error))
     return _judged(**found)
 
 
 def _judged(
-    gain: float, mask_iou: float | None, accepted: float | None, failures: Sequence[str]
+    gain: float | None = None,
+    mask_iou: float | None = None,
+    accepted: float | None = None,
+    failures: Sequence[str] = (),
+    flipped: float = 0.0,
+    fault: str | None = None,
 ) -> Choice:
-    """The choice that follows from what was measured, the fields of a record."""
+    """The choice that follows from what was measured, the fields of a record.
+
+    Args:
+        gain: As `Choice.gain`.
+        mask_iou: As `Choice.mask_iou`.
+        accepted: As `Choice.accepted`.
+        failures: What is out of tolerance, as `ParityReport.failures`.
+        flipped: The largest share of a mask's pixels that differ, as `ParityReport.flipped`.
+        fault: As `Choice.fault`.
+    """
+    if fault is not None:
+        why = f"what bfloat16 costs here could not be measured: {fault}"
+        return Choice(AUTO, "fp32", why, gain, fault=fault)
     speed = f"bfloat16 products are {gain:.1f} times as fast as FP32 ones here"
     if mask_iou is None:
         return Choice(AUTO, "fp32", speed, gain)
@@ -247,20 +301,26 @@ def _judged(
         why = f"the masks in bfloat16 have {masks} and the bundle is out of tolerance: "
         return Choice(AUTO, "fp32", why + failures[0], gain, mask_iou, accepted)
     why = f"{speed} and the masks keep {masks}"
+    if accepted is not None and mask_iou < accepted:
+        why += f", or from less where as few pixels differ, {flipped:.3%} here"
     return Choice(AUTO, _NARROW, why, gain, mask_iou, accepted)
 
 
-def _measured(bundle: Bundle, row: EngineSpec, engine: Engine, progress: Progress) -> Any:
+def _measured(
+    bundle: Bundle, row: EngineSpec, engine: Engine, progress: Progress, anew: bool
+) -> Any:
     """The arguments of `_judged`: the record that is kept, or measured now."""
     version, device = engine.here
+    # a hypervisor may call all of its CPUs by one name
+    features = sorted(name for name in cpu_features() if name.startswith(_FEATURES))
     recipe = Recipe(
         stage=_RECORD,
         onnx={"manifest": hashlib.sha256(bundle.manifest.to_json().encode()).hexdigest()},
         engine=row.name,
         version=version,
-        device=device,
+        device=" ".join([device, *features]),
         profiles={},
-        options={"ris-runtime": __version__, "format": 1},
+        options={"ris-runtime": __version__, "format": _FORMAT},
     )
 
     def measure(file: Path) -> dict[str, Any]:
@@ -270,29 +330,37 @@ def _measured(bundle: Bundle, row: EngineSpec, engine: Engine, progress: Progres
 
     home = bundle.graph(bundle.stages[0]).cache
     try:
-        return cache.obtain(recipe, home, measure, engine.options, progress).report
+        return cache.obtain(recipe, home, measure, engine.options, progress, anew=anew).report
     except EngineError as error:
         if engine.options.build:
             raise
-        raise EngineError(
+        raise NotMeasuredError(
             f"what {bundle.path} is to compute in was not measured here yet; run ris-compile, or"
             f" say it (--compute fp32 or {VARIABLE}=fp32): {error}"
         ) from None
 
 
 def _measure(bundle: Bundle, row: EngineSpec, engine: Engine, progress: Progress) -> dict[str, Any]:
-    """How fast bfloat16 is here, and where that pays how far the bundle's own answers move."""
+    """How fast bfloat16 is here, and where that pays how far the bundle's own answers move.
+
+    A fault of the bundle's reference will come again, so it is found like anything else.
+    """
     gain = engine.gain(_NARROW)
     if gain < WORTH:
-        return {"gain": gain, "mask_iou": None, "accepted": None, "failures": []}
-    golden = load_golden(bundle)
-    narrow = settle(bundle, row, engine.options, _NARROW)
-    with open_graphs(bundle, narrow, engine.options.max_expressions, progress=progress) as model:
-        progress(_RECORD, "checking the masks in bfloat16", None)
-        report, tolerance = check_model(model, golden), tolerance_of(model)
+        return {"gain": gain}
+    try:
+        golden = load_golden(bundle)
+        narrow = settle(bundle, row, engine.options, _NARROW)
+        most = engine.options.max_expressions
+        with open_graphs(bundle, narrow, most, progress=progress) as model:
+            progress(_RECORD, "checking the masks in bfloat16", None)
+            report, tolerance = check_model(model, golden), tolerance_of(model)
+    except BundleError as error:
+        return {"gain": gain, "fault": str(error)}
     return {
         "gain": gain,
         "mask_iou": report.mask_iou,
         "accepted": tolerance.mask_iou,
         "failures": list(report.failures),
+        "flipped": report.flipped,
     }

@@ -17,18 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ris.engines import TABLE, Engine, EngineOptions, EngineSpec
+from ris.engines import TABLE, EngineSpec, SessionInfo
 from ris.engines.errors import RisError
 from ris.engines.probe import Probe, probe_apart
 from ris.engines.trust import VARIABLE, user_key
 from ris.engines.user_folders import home_folder
 from ris.runtime import system
 from ris.runtime.bundle import MANIFEST, Bundle, open_bundle
-from ris.runtime.choice import Choice
-from ris.runtime.compile import expressions_together
-from ris.runtime.computing import settle
+from ris.runtime.computing import Settled
 from ris.runtime.from_json import read_json
-from ris.runtime.loading import open_model, select_for
+from ris.runtime.loading import NOT_MEASURED, open_model, settle_as_measured, settle_for
 from ris.runtime.onnx_weights import count_weights
 from ris.runtime.parity import END_TO_END, ParityReport, check_model, load_golden
 from ris.runtime.system import Cpu, Gpus, Memory
@@ -117,6 +115,9 @@ class Parity:
 
     failures: tuple[str, ...]
     """A sentence for everything that is out of tolerance."""
+
+    computes_in: tuple[str, ...] = ()
+    """What the graphs computed in; empty where it is unknown."""
 
 
 @dataclass(frozen=True)
@@ -362,8 +363,8 @@ def _bundle(path: Path, can_run: bool, check: bool, findings: _Findings) -> Bund
         return BundleHealth(str(path), whole=False)
 
     manifest = bundle.manifest
-    choice, engines = _settled(bundle, findings) if can_run and whole else (None, {})
-    graphs = {stage: _graph(bundle, stage, engines.get(stage)) for stage in bundle.stages}
+    settled = _settled(bundle, check, findings) if can_run and whole else None
+    graphs = {stage: _graph(bundle, stage, settled) for stage in bundle.stages}
     _judge_graphs(bundle, graphs, findings)
     checked = None
     if check and can_run and whole and not any(g.problem for g in graphs.values()):
@@ -380,7 +381,7 @@ def _bundle(path: Path, can_run: bool, check: bool, findings: _Findings) -> Bund
         no_target_head=manifest.no_target,
         precision=manifest.precision,
         graphs=graphs,
-        compute=choice.to_dict() if choice else None,
+        compute=settled.choice.to_dict() if settled else None,
         once_an_image=bundle.wiring.image_stages,
         recorded=_parity(ParityReport(manifest.parity, manifest.mask_iou, 0.0, ())),
         checked=checked,
@@ -417,7 +418,7 @@ def _check(bundle: Bundle, findings: _Findings) -> Parity | None:
     """Parity here and now; None where the bundle cannot be run."""
     try:
         with open_model(bundle) as model:
-            checked = _parity(check_model(model, load_golden(bundle)))
+            checked = _parity(check_model(model, load_golden(bundle)), model.sessions)
     except RisError as error:
         findings.problem(f"the self-check could not run: {error}", "export the bundle again")
         return None
@@ -429,22 +430,23 @@ def _check(bundle: Bundle, findings: _Findings) -> Parity | None:
     return checked
 
 
-def _settled(bundle: Bundle, findings: _Findings) -> tuple[Choice | None, Mapping[str, Engine]]:
-    """What the bundle's graphs compute in here, and their engines; none where none runs them."""
+def _settled(bundle: Bundle, check: bool, findings: _Findings) -> Settled | None:
+    """What the graphs compute in here, with their engines; None where none runs them."""
+    # a measurement has all graphs in memory at once, so that only a check does it
     try:
-        row = select_for(bundle)
-        together = expressions_together(bundle, row)
-        settled = settle(bundle, row, EngineOptions(max_expressions=together))
+        settled = settle_for(bundle)[0] if check else settle_as_measured(bundle)
     except RisError as error:
         findings.problem(str(error), "export the bundle again, or ask for another engine")
-        return None, {}
-    return settled.choice, settled.engines
+        return None
+    if settled.choice.why == NOT_MEASURED:
+        findings.note(f"{NOT_MEASURED}: run ris-compile; the graphs were opened in fp32")
+    return settled
 
 
-def _graph(bundle: Bundle, stage: str, engine: Engine | None) -> GraphHealth:
+def _graph(bundle: Bundle, stage: str, settled: Settled | None) -> GraphHealth:
     """Opens one graph and closes it again, so that at most one is in memory.
 
-    engine: what opens it; None: nothing does.
+    settled: what opens it; None: nothing does.
     """
     entry = bundle.manifest.graphs[stage]
     islands: dict[str, int] = {}
@@ -456,18 +458,18 @@ def _graph(bundle: Bundle, stage: str, engine: Engine | None) -> GraphHealth:
     runs = computes_in = problem = None
     try:
         weights = count_weights(bundle.file(entry.file))
-        if engine is not None:
-            with engine.load(bundle.graph(stage)) as session:
+        if settled is not None:
+            with settled.engines[stage].load(bundle.graph(stage)) as session:
                 info = session.info
                 computes_in = info.precision
                 runs = f"{info.engine} {info.version} on {info.device} ({info.where})"
     except RisError as error:
-        problem = str(error) if engine is not None else None
+        problem = str(error) if settled is not None else None
     counts = entry.parameters, entry.operations.of(1, 1) if entry.operations else None
     return GraphHealth(entry.shown, islands, *counts, weights, runs, computes_in, problem)
 
 
-def _parity(report: ParityReport) -> Parity:
+def _parity(report: ParityReport, ran: Mapping[str, SessionInfo] | None = None) -> Parity:
     rows = report.rows
     alone = {name: row.relative for name, row in rows.items() if not name.startswith("end_to_end")}
     worst = max(alone, key=lambda name: alone[name], default=None)
@@ -478,6 +480,7 @@ def _parity(report: ParityReport) -> Parity:
         worst=alone[worst] if worst else None,
         mask_iou=report.mask_iou,
         failures=report.failures,
+        computes_in=tuple(sorted({one.precision for one in (ran or {}).values() if one.precision})),
     )
 
 

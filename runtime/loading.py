@@ -10,14 +10,25 @@ from typing import Any, TypedDict, Unpack
 from ris.engines import EngineOptions, EngineSpec, Progress, create, select, silent
 from ris.engines.errors import EngineError, RisError
 from ris.runtime.bundle import EMULATES, Bundle, located, open_bundle
+from ris.runtime.choice import AUTO
 from ris.runtime.compile import (
     EMULATION_ENGINE,
     compiled_together,
     expressions_together,
     require_fit,
 )
-from ris.runtime.computing import Compute, open_graphs, settle
+from ris.runtime.computing import (
+    Compute,
+    NotMeasuredError,
+    Settled,
+    engines_by_stage,
+    open_graphs,
+    settle,
+)
 from ris.runtime.model import Model
+
+NOT_MEASURED = "what the graphs compute in by default was not measured here yet"
+"""`Choice.why` of `settle_as_measured` where that is so."""
 
 
 class LoadOptions(TypedDict, total=False):
@@ -113,6 +124,22 @@ def open_model(
     bundle: Bundle, *, progress: Progress = silent, **options: Unpack[LoadOptions]
 ) -> Model:
     """`load` for a bundle that is open already."""
+    settled, together = settle_for(bundle, progress=progress, **options)
+    return open_graphs(bundle, settled, together, options.get("overlap"), progress)
+
+
+def settle_for(
+    bundle: Bundle, *, progress: Progress = silent, **options: Unpack[LoadOptions]
+) -> tuple[Settled, int]:
+    """What `open_model` opens a bundle's graphs with.
+
+    Returns:
+        What each graph computes in, with its engine, and how many expressions go through the graphs
+        at once.
+
+    Raises:
+        EngineError: As `load`.
+    """
     _require_known(options)
     max_expressions = options.get("max_expressions")
     if max_expressions is not None and max_expressions < 1:
@@ -136,8 +163,25 @@ def open_model(
         together = compiled_together(bundle, create(row.name, wanted), max_expressions)
         max_expressions, wanted = together, replace(wanted, max_expressions=together)
 
-    settled = settle(bundle, row, wanted, options.get("compute"), progress)
-    return open_graphs(bundle, settled, max_expressions, options.get("overlap"), progress)
+    return settle(bundle, row, wanted, options.get("compute"), progress), max_expressions
+
+
+def settle_as_measured(bundle: Bundle) -> Settled:
+    """What `load` opens a bundle's graphs with, without measuring anything.
+
+    In FP32 where `AUTO` was not measured here yet (`NOT_MEASURED`). The engines may compile.
+
+    Raises EngineError as `load`.
+    """
+    try:
+        settled, _ = settle_for(bundle, build=False)
+    except NotMeasuredError:
+        settled, _ = settle_for(bundle, build=False, compute="fp32")
+        choice = replace(settled.choice, asked=AUTO, taken=None, why=NOT_MEASURED)
+        settled = replace(settled, choice=choice)
+    options = replace(next(iter(settled.engines.values())).options, build=True)
+    engines = engines_by_stage(select_for(bundle), options, settled.choice.by_stage)
+    return replace(settled, engines=engines)
 
 
 def select_for(bundle: Bundle, engine: str = "auto", device: str = "auto") -> EngineSpec:

@@ -6,6 +6,7 @@ COCO, YOLO, labelme (`ris.runtime.formats`).
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import unicodedata
@@ -22,7 +23,7 @@ from ris.engines.temporary import Save, clear_folder, write_atomically
 from ris.engines.text import shown
 from ris.runtime.formats.coco import CocoFile
 from ris.runtime.formats.labelme import LabelmeFiles
-from ris.runtime.formats.places import LabelFiles, Places, check_free, json_file
+from ris.runtime.formats.places import LabelFiles, Places, check_apart, check_free, json_file
 from ris.runtime.formats.yolo import YoloFiles
 from ris.runtime.image import load_rgb
 from ris.runtime.masks import COLOURS, overlay
@@ -62,7 +63,7 @@ def _cut(stem: str, limit: int) -> str:
 class ResultWriter:
     """Writes results into a folder, under names such as `photo.left-man.mask.png`.
 
-    The names of a run do not collide. Labels, `photo.json` and the like, are named after the image
+    The files of a run do not collide. Labels, `photo.json` and the like, are named after the image
     alone, and never take the place of a file that was there before.
     """
 
@@ -83,19 +84,22 @@ class ResultWriter:
                 from the mask's edge. 0: they are exact.
 
         Raises:
-            RisError: Where a file of labels is there already, or two images would have the same.
+            RisError: Where a file of labels is there already, or would be written twice.
         """
         self._folder = folder
         self._formats = [name for name in formats if name not in _LABELS]
         self._tolerance = tolerance
-        self._used: set[str] = set()
+        self._used: set[Path] = set()
         self._labels: list[LabelFiles] = []
         self._left: Counter[Path] = Counter()
         if wanted := [name for name in _LABELS if name in formats]:
             self._places = Places(folder, images)
             self._left = Counter(map(self._places.below, images))
             self._labels = [_label_files(name, self._places, tolerance) for name in wanted]
-            check_free([file for labels in self._labels for file in labels.files()])
+            files = [file for labels in self._labels for file in labels.files()]
+            check_apart(files)
+            check_free(files)
+            self._used.update(files)
         clear_folder(folder)
 
     def write(
@@ -156,13 +160,14 @@ class ResultWriter:
         return [path for labels in self._labels for path in labels.finish()]
 
     def _unique(self, stem: str, expression: str) -> str:
-        """A name that this run has not had; a long stem is cut, so that file systems take it."""
-        name, count = "", 0
-        while not name or name in self._used:
-            count += 1
+        """A name none of whose files this run has; a long stem is cut for file systems."""
+        for count in itertools.count(1):
             end = f".{slug(expression)}" + (f"-{count}" if count > 1 else "")
             name = _cut(stem, _NAME_BYTES - len(end)) + end
-        self._used.add(name)
+            files = {self._folder / (name + _SUFFIXES[form]) for form in self._formats}
+            if files.isdisjoint(self._used):
+                break
+        self._used |= files
         return name
 
 

@@ -51,6 +51,7 @@ class Cuda:
         self.device, self.pinned = {}, {}  # address -> block
         self.streams, self.graphs, self.executables = set(), {}, {}
         self.capturing = {}  # stream -> the executions that are recorded on it
+        self._capturers = {}  # stream -> the thread that captures it
         self.events = {}  # event -> the stream it was recorded on last, or None
         self._work = {}  # stream -> what lies on it: functions, and events
         self._handles = itertools.count(1)
@@ -91,7 +92,8 @@ class Cuda:
         return getattr(self._local, "device", 0)
 
     def forbid_in_capture(self, name):
-        assert not self.capturing, f"{name} while a graph is captured"
+        """A capture forbids it to its own thread, as in `cudaStreamCaptureModeThreadLocal`."""
+        assert threading.get_ident() not in self._capturers.values(), f"{name} while capturing"
 
     def cudaGetDeviceCount(self):
         return self._note("cudaGetDeviceCount", self.count)
@@ -219,11 +221,14 @@ class Cuda:
 
     def cudaStreamBeginCapture(self, stream, mode):
         assert self.on[stream] == self.current
+        assert mode == self.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.capturing[stream] = []
+        self._capturers[stream] = threading.get_ident()
         return self._note("cudaStreamBeginCapture")
 
     def cudaStreamEndCapture(self, stream):
         work = self.capturing.pop(stream)
+        del self._capturers[stream]
         if self.fail.get("cudaStreamEndCapture"):
             return self._note("cudaStreamEndCapture", None)
         graph = Handle(next(self._handles))

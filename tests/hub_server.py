@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,9 +41,15 @@ class Repository:
     branches: dict[str, str] = field(default_factory=dict)
     private: bool = False
 
-    def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
-        """A new commit with these files beside what the branch had; its 40 digits."""
-        kept = self.files(branch) or {}
+    def commit(
+        self, files: dict[str, bytes], branch: str = "main", gone: Collection[str] = ()
+    ) -> str:
+        """A new commit with these files beside what the branch had; its 40 digits.
+
+        gone: the files of the branch that it does not have.
+        """
+        before = self.files(branch) or {}
+        kept = {name: content for name, content in before.items() if name not in gone}
         content = repr((sorted(self.branches.items()), len(self.commits), sorted(files)))
         sha = hashlib.sha1(content.encode()).hexdigest()
         self.commits[sha] = {**kept, **files}
@@ -73,6 +79,9 @@ class Fault:
 
     spoilt: bool = False
     """Whether the bytes that come are others."""
+
+    headers: dict[str, str] = field(default_factory=dict)
+    """Headers that the answer about a file of a repository has in place of its own."""
 
     seconds: float = 0
     """How long the answer takes to begin."""
@@ -296,11 +305,12 @@ class _Handler(BaseHTTPRequestHandler):
         content = files[file]
         if len(content) < LARGE:
             etag = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-            return self._content(content, {**commit, "ETag": f'"{etag}"'}, fault)
+            about = {**commit, "ETag": f'"{etag}"', **(fault.headers if fault else {})}
+            return self._content(content, about, fault)
         sha256 = hashlib.sha256(content).hexdigest()
         linked = {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(content))}
         place = {"Location": f"{self.hub.cdn}/cdn/{sha256}"}
-        self.send(302, b"", {**commit, **linked, **place})
+        self.send(302, b"", {**commit, **linked, **place, **(fault.headers if fault else {})})
 
     def _content(self, content: bytes, headers: dict[str, str], fault: Fault | None) -> None:
         """A file, or the range of it that was asked for."""

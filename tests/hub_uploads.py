@@ -11,6 +11,7 @@ from typing import Any
 _PREUPLOAD = re.compile(r"/api/models/([^/]+/[^/]+)/preupload/(.+)")
 _COMMIT = re.compile(r"/api/models/([^/]+/[^/]+)/commit/(.+)")
 _INFO = re.compile(r"/api/models/([^/]+/[^/]+)/revision/(.+)")
+_MAIN = re.compile(r"/api/models/([^/]+/[^/]+)")
 _BATCH = re.compile(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch")
 LARGE = (".data", ".onnx", ".npz", ".bin", ".pth", ".safetensors")
 
@@ -34,6 +35,8 @@ def answer(handler: Any, path: str, query: dict[str, list[str]], body: bytes) ->
         return _create(handler, json.loads(body))
     if found := _BATCH.fullmatch(path):
         return _batch(handler, json.loads(body))
+    if found := _MAIN.fullmatch(path):
+        path = f"{path}/revision/main"
     for pattern, act in ((_PREUPLOAD, _preupload), (_COMMIT, _commit), (_INFO, _info)):
         if found := pattern.fullmatch(path):
             repository = hub.repositories.get(found[1])
@@ -91,7 +94,7 @@ def _batch(handler: Any, asked: dict[str, Any]) -> None:
 
 
 def _commit(handler: Any, name: str, revision: str, body: bytes) -> None:
-    hub, files = handler.hub, {}
+    hub, files, gone = handler.hub, {}, set()
     for line in body.splitlines():
         entry = json.loads(line)
         value = entry["value"]
@@ -99,11 +102,16 @@ def _commit(handler: Any, name: str, revision: str, body: bytes) -> None:
             files[value["path"]] = base64.b64decode(value["content"])
         elif entry["key"] == "lfsFile":
             files[value["path"]] = hub.storage[value["oid"]]
+        elif entry["key"] == "deletedFile":
+            gone.add(value["path"])
     for content in files.values():
         hub.storage.setdefault(hashlib.sha256(content).hexdigest(), content)
-    sha = hub.repositories[name].commit(files, revision)
+    sha = hub.repositories[name].commit(files, revision, gone)
     handler.json({"commitUrl": f"{hub.endpoint}/{name}/commit/{sha}", "commitOid": sha})
 
 
 def _info(handler: Any, name: str, revision: str, body: bytes) -> None:
-    handler.json({"id": name, "sha": handler.hub.repositories[name].sha(revision), "siblings": []})
+    repository = handler.hub.repositories[name]
+    siblings = [{"rfilename": file} for file in repository.files(revision) or {}]
+    about = {"id": name, "sha": repository.sha(revision), "private": repository.private}
+    handler.json({**about, "siblings": siblings})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 
 import pytest
 
 from tests.gpu_check import __main__ as gpu_check
+from tests.gpu_check import worker
 from tests.gpu_check.report import Finding, Report
 
 
@@ -47,6 +49,39 @@ def test_a_dry_run_asks_everything_and_gets_the_right_masks(tiny_gather_bundle, 
         assert f"## {title}" in text
     assert "| onnxruntime, ris-bundle |" in text  # which says that it cannot run here, and why
     assert "has no CUDAExecutionProvider" in text
+
+
+def test_a_check_in_which_nothing_could_run_has_not_passed(monkeypatch, tmp_path, capsys):
+    found = [{"section": "load", "skipped": "no GPU"}, {"section": "tests", "skipped": "6 skipped"}]
+    monkeypatch.setattr(
+        gpu_check, "run", lambda part, *given: Finding(part.name, "", 0, None, found)
+    )
+    given = ["--no-export", "--out", str(tmp_path / "gpu-check")]
+    assert gpu_check.main(given) == 1
+    assert "no engine ran a bundle here" in capsys.readouterr().err
+    assert gpu_check.main([*given, "--only", "tests"]) == 0
+
+    found.append({"section": "parity", "found": {"mask_iou": 1.0}})
+    assert gpu_check.main(given) == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "last", "kind"),
+    [
+        (0, "6 skipped in 0.1s", "skipped"),
+        (5, "no tests ran in 0.1s", "skipped"),
+        (0, "5 passed, 1 skipped in 3.0s", "found"),
+        (1, "1 failed, 5 passed in 3.0s", "problem"),
+    ],
+)
+def test_tests_that_were_all_skipped_are_skipped(monkeypatch, code, last, kind):
+    said = []
+    done = subprocess.CompletedProcess([], code, last, "")
+    monkeypatch.setattr(worker.subprocess, "run", lambda *given, **options: done)
+    monkeypatch.setattr(worker, "say", lambda section, **more: said.append(more))
+    worker.tests()
+    [section] = said
+    assert list(section) == [kind]
 
 
 def test_all_engines_precisions_and_forms_of_pytorch_are_asked():

@@ -190,7 +190,7 @@ def compile_and_show(
         row: The engine's row in the table.
         engine: An engine of that row, with its options.
         quiet: Print no table.
-        anew: Compile also what is in the cache, and replace it.
+        anew: Compile, and measure, also what is in the cache, and replace it.
         compute: What is asked for, where the engine has a choice.
 
     Returns:
@@ -203,11 +203,12 @@ def compile_and_show(
     with CompileProgress() as progress:
         settled = None
         if compute is not None or "compute" in row.options:
-            settled = settle(bundle, row, engine.options, compute, progress)
+            settled = settle(bundle, row, engine.options, compute, progress, anew=anew)
         compiled = compile_bundle(bundle, row, engine, progress, anew=anew, settled=settled)
     if settled is not None:
         choice = settled.choice
-        click.echo(f"compute {choice.asked}: {choice.words}", err=True)
+        warning = "Warning: " if choice.fault else ""
+        click.echo(f"{warning}compute {choice.asked}: {choice.words}", err=True)
     if not quiet:
         _print(bundle.path, row.name, compiled, time.perf_counter() - start)
     return {stage: graph.to_dict() for stage, graph in compiled.items()}

@@ -10,6 +10,7 @@ from ris.runtime.choice import Choice
 from ris.runtime.commands.console import RisCommand, find_bundle, print_json, size
 from ris.runtime.cost import all_known, once_an_image_words
 from ris.runtime.doctor import as_dict, examine
+from ris.runtime.loading import NOT_MEASURED
 
 
 @click.command(cls=RisCommand)
@@ -117,7 +118,9 @@ def _bundle(bundle: dict[str, Any], verbose: bool) -> list[str]:
     for stage, graph in bundle["graphs"].items():
         lines += _graph(stage, graph, verbose)
     if chosen := bundle["compute"]:
-        lines.append(f"  compute {chosen['asked']}: {Choice(**chosen).words}")
+        measured = chosen["why"] != NOT_MEASURED
+        words = Choice(**chosen).words if measured else "not measured here yet"
+        lines.append(f"  compute {chosen['asked']}: {words}")
     known = all_known({stage: graph["operations"] for stage, graph in bundle["graphs"].items()})
     lines.append(f"  {once_an_image_words(bundle['once_an_image'], known)}")
     for name, text in (("recorded", "parity at the export"), ("checked", "parity here, now")):
@@ -163,6 +166,8 @@ def _parity(parity: dict[str, Any]) -> str:
         parts.append(f"mask logits {parity['end_to_end']:.1e} relative")
     if parity["worst_stage"]:
         parts.append(f"worst stage {parity['worst_stage']} {parity['worst']:.1e}")
+    if parity["computes_in"]:
+        parts.append(f"computed in {', '.join(parity['computes_in'])}")
     return ", ".join(parts)
 
 

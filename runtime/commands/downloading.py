@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from ris.engines.text import one_line
-from ris.runtime.hub.download import VERIFYING
+from ris.runtime.hub.transfer import VERIFYING
 
 _SMALL = 10_000_000  # bytes of a file that gets one line, when it is there
 

@@ -211,29 +211,44 @@ def _answer_all(
 ) -> list[int]:
     """Answers each request, prints and writes the results.
 
+    Whatever ends it early, the labels have all that was answered before.
+
     Returns:
         How many answers there are about each image that has any.
     """
-    counts = []
-    for request in track(requests, len(requests), "Images"):
-        try:
-            results, files = _answer(request, model, writer, options, skipped)
-        except ImageError as error:
-            skipped(f"{error} ({request.places[0]})" if request.places else str(error))
-            continue
-        if results:
-            counts.append(len(results))
-        if options.as_json:
-            for result in results:
-                print_json(describe(request.image, result, model))
-        else:
-            for result in results:
-                _print(request, result, options.verbose)
-            _say_written(files, options)
-    if counts:
-        with disk_errors(options.out):
-            _say_written(writer.finish(), options)
+    counts: list[int] = []
+    try:
+        for request in track(requests, len(requests), "Images"):
+            try:
+                results, files = _answer(request, model, writer, options, skipped)
+            except ImageError as error:
+                skipped(f"{error} ({request.places[0]})" if request.places else str(error))
+                continue
+            if results:
+                counts.append(len(results))
+            _say(request, results, files, model, options)
+    finally:
+        if counts:
+            with disk_errors(options.out):
+                _say_written(writer.finish(), options)
     return counts
+
+
+def _say(
+    request: Request,
+    results: list[Segmentation],
+    files: list[Path],
+    model: Model,
+    options: Options,
+) -> None:
+    """Prints the answers about an image, and the files that were written."""
+    if options.as_json:
+        for result in results:
+            print_json(describe(request.image, result, model))
+        return
+    for result in results:
+        _print(request, result, options.verbose)
+    _say_written(files, options)
 
 
 def _say_written(files: list[Path], options: Options) -> None:

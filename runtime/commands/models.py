@@ -18,18 +18,20 @@ from ris.runtime.commands.console import RisCommand, RisGroup, print_json, size
 from ris.runtime.commands.downloading import DownloadProgress
 from ris.runtime.hub.address import Address, is_address, parse
 from ris.runtime.hub.bundles import fetch_bundle
-from ris.runtime.hub.entries import FetchedEntry, by_hand, fetch_entry, place, require_accepted
+from ris.runtime.hub.entries import (
+    OPTIONS,
+    FetchedEntry,
+    by_hand,
+    fetch_entry,
+    option_of,
+    place,
+    require_accepted,
+    unverified,
+)
 from ris.runtime.hub.models import Entry, PublishedFile, as_data, is_known, read_table
 from ris.runtime.hub.push import Pushed, push
 
 _KINDS = {"model": "Models", "part": "Parts of models", "data": "Data sets"}
-
-_OPTIONS = {
-    "checkpoint": "--checkpoint",
-    "sam": "--sam-checkpoint",
-    "clip": "--clip-checkpoint",
-    "bert": "--bert",
-}
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 
@@ -105,8 +107,7 @@ def show(name: str, as_json: bool) -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="A folder to put the files in, too: links to the cache's where that is on the same disk, "
-    "else copies.",
+    help="A folder to put copies of the files in, too.",
 )
 @click.option(
     "--accept-licence",
@@ -117,9 +118,10 @@ def show(name: str, as_json: bool) -> None:
 def fetch(name: str, out: Path | None, accept_licence: str | None, as_json: bool) -> None:
     """Fetches the files of NAME, or a bundle at hf://ORGANISATION/NAME@REVISION.
 
-    Says licence and source first, then downloads what is not in the cache, verifies all hashes, and
-    prints where the files are. A download that was interrupted goes on where it was. HF_HOME says
-    where the cache is, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and HTTPS_PROXY are honoured.
+    Says licence and source of NAME first, then downloads what is not in the cache, verifies each
+    file whose hash is known, and prints where the files are. A download that was interrupted goes
+    on where it was, but for a file whose hash is not known. HF_HOME says where the cache is,
+    HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and HTTPS_PROXY are honoured.
 
     \b
     Examples:
@@ -138,15 +140,20 @@ def fetch(name: str, out: Path | None, accept_licence: str | None, as_json: bool
     click.echo("\n".join(announced(entry)), err=True)
     with DownloadProgress() as progress:
         fetched = fetch_entry(entry, progress, verify=True)
+    for file in unverified(entry):
+        click.echo(f"{file.name}: no hash is known, so it is not verified", err=True)
     if out is not None:
         fetched = place(fetched, out)
     if as_json:
         print_json(_as_data(fetched), indent=2)
-    else:
+    elif fetched.files:
         click.echo("\n".join(_fetched_lines(fetched)))
     if entry.by_hand:
+        file = entry.by_hand[0]
         way = "give its path to the command that wants it"
-        raise by_hand(entry, entry.by_hand[0], way)
+        if _can_be_exported(entry):
+            way = f"ris-export --model {entry.name} {option_of(file)} {file.name}"
+        raise by_hand(entry, file, way)
 
 
 @main.command("push", cls=RisCommand)
@@ -218,9 +225,13 @@ def _fetched_lines(fetched: FetchedEntry) -> Iterator[str]:
     for repository, commit in fetched.commits.items():
         yield f"  of {repository}, commit {commit}"
     for role, path in fetched.options.items():
-        yield f"  {_OPTIONS[role]} {path}"
-    if fetched.entry.kind == "model" and is_known(fetched.entry) and not fetched.entry.refused:
+        yield f"  {OPTIONS[role]} {path}"
+    if _can_be_exported(fetched.entry) and not fetched.entry.by_hand:
         yield f"Next: ris-export --model {fetched.entry.name}"
+
+
+def _can_be_exported(entry: Entry) -> bool:
+    return entry.kind == "model" and is_known(entry) and not entry.refused
 
 
 def _as_data(fetched: FetchedEntry) -> dict[str, Any]:
@@ -228,7 +239,7 @@ def _as_data(fetched: FetchedEntry) -> dict[str, Any]:
         "name": fetched.entry.name,
         "files": {name: str(path) for name, path in fetched.files.items()},
         "commits": dict(fetched.commits),
-        "options": {_OPTIONS[role]: str(path) for role, path in fetched.options.items()},
+        "options": {OPTIONS[role]: str(path) for role, path in fetched.options.items()},
         "by_hand": {file.name: file.page for file in fetched.entry.by_hand},
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ris.engines.errors import ExpressionError, ParityError
+from ris.runtime.bundle import open_bundle
+from ris.runtime.choice import AUTO
 from ris.runtime.commands.console import RisCommand, find_bundle, print_json
 from ris.runtime.commands.running import Running, running_options
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
+from ris.runtime.computing import VARIABLE, as_written
 from ris.runtime.image import load_rgb
+from ris.runtime.loading import select_for
 from ris.runtime.model import Model
 from ris.runtime.parity import (
     ParityReport,
@@ -65,9 +70,11 @@ def main(
 ) -> None:
     """Compares BUNDLE with its reference: each stage alone, the host's steps, masks end to end.
 
-    Ends with exit code 1 where a stage is out of tolerance. BUNDLE defaults to $RIS_BUNDLE, then
-    ./ris-bundle, then the built-in demo. The reference of a bundle that was made from a checkpoint
-    needs that checkpoint, the very file.
+    Ends with exit code 1 where a stage is out of tolerance. Without --compute and $RIS_COMPUTE the
+    graphs compute in what they are written in (on a CPU FP16 ones in FP32), whatever "auto" would
+    take. What was computed in is printed, with the tolerance of that. BUNDLE defaults to
+    $RIS_BUNDLE, then ./ris-bundle, then the built-in demo. The reference of a bundle that was made
+    from a checkpoint needs that checkpoint, the very file.
 
     \b
     Examples:
@@ -77,7 +84,9 @@ def main(
     """
     against = Against(**given)
     against.check()
-    with running.load(find_bundle(bundle)) as model:
+    path = find_bundle(bundle)
+    with _as_asked(running, path).load(path) as model:
+        _say_precision(model)
         report = check_model(model, against.arrays(model))
         if as_json:
             print_json(dataclasses.asdict(report), indent=2)
@@ -138,6 +147,27 @@ class Against:
         return pytorch_reference().live_reference(
             model.bundle, rgb, expressions, categories or None, self.files
         )
+
+
+def _as_asked(running: Running, path: Path) -> Running:
+    """How to run the bundle: where nobody asks for a precision, in that of its graphs.
+
+    What `auto` takes has passed this comparison with the tolerance of its precision, and would hide
+    what is wrong with the graphs behind that.
+    """
+    if running.compute is not None or os.environ.get(VARIABLE):
+        return running
+    bundle = open_bundle(path, verify=False)  # `load` checks the hashes
+    row = select_for(bundle, running.engine, running.device)
+    return dataclasses.replace(running, compute=as_written(bundle, row, running.device))
+
+
+def _say_precision(model: Model) -> None:
+    """A line with what the graphs compute in, and why where that was chosen."""
+    ran = {info.precision for info in model.sessions.values() if info.precision}
+    why = f" ({model.choice.words})" if model.choice and model.choice.asked == AUTO else ""
+    if ran:
+        click.echo(f"compute: {', '.join(sorted(ran))}{why}", err=True)
 
 
 def _print(model: Model, report: ParityReport, against: str) -> None:

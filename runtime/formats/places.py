@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -108,6 +109,15 @@ class Classes:
 def class_name(result: Segmentation) -> str:
     """The category that was asked; for models that ask by none, the expression. Valid Unicode."""
     return shown(result.category or result.expression)
+
+
+def check_apart(files: Sequence[Path]) -> None:
+    """Raises RisError where two formats would write the same file."""
+    if twice := [file for file, count in Counter(files).items() if count > 1]:
+        raise RisError(
+            f"two formats would write {echoed(twice[0])}; rename the image of that name, or ask for"
+            " one format at a time"
+        )
 
 
 def check_free(files: Sequence[Path]) -> None:

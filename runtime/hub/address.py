@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from ris.engines.errors import HubError
-from ris.engines.text import echoed
+from ris.engines.text import echoed, one_line
 
 SCHEME = "hf://"
 """What an address begins with, as huggingface_hub writes it."""
@@ -17,6 +17,7 @@ SCHEME = "hf://"
 _REPOSITORY = re.compile(r"(?![-.])[\w.-]{1,96}(?<![-.])/(?![-.])[\w.-]{1,96}(?<![-.])", re.ASCII)
 # a branch, a tag or a commit; the slashes of a pull request's are known, others are written %2F
 _REVISION = re.compile(r"(?:refs/(?:pr|convert)/)?[\w.%+-]+", re.ASCII)
+_OTHERS = {"datasets": "a data set", "spaces": "a space"}
 _FORM = f"{SCHEME}ORGANISATION/NAME, with @REVISION and /FOLDER behind it where they are needed"
 
 
@@ -55,10 +56,12 @@ def parse(place: str | os.PathLike[str]) -> Address:
     """The address that a text or a path is.
 
     Raises:
-        HubError: Where it is none.
+        HubError: Where it is none, or is of a data set or a space.
     """
     text = os.fspath(place)
     rest = text.removeprefix("hf:/").removeprefix("/").rstrip("/")
+    if is_address(place) and (other := _OTHERS.get(rest.partition("/")[0])):
+        raise HubError(f"{echoed(text)} is {other}; a bundle is in a model repository")
     repository = _REPOSITORY.match(rest)
     if not is_address(place) or repository is None:
         raise _no_address(text)
@@ -68,11 +71,21 @@ def parse(place: str | os.PathLike[str]) -> Address:
         if found is None:
             raise _no_address(text)
         rest, revision = rest[found.end() :], unquote(found[0])
+        if not is_revision(revision):
+            raise _no_address(text)
     folder = rest.removeprefix("/")
     parts = folder.split("/") if folder else []
     if (rest and not rest.startswith("/")) or any(part in ("", ".", "..") for part in parts):
         raise _no_address(text)
     return Address(repository[0], revision, folder)
+
+
+def is_revision(text: str) -> bool:
+    """Whether a text may be a branch, a tag or a commit; it becomes a path in the cache."""
+    parts = text.split("/")
+    return not any(part in ("", ".", "..") for part in parts) and (
+        one_line(text) == text and "\\" not in text
+    )
 
 
 def address_of(path: Path) -> Address | None:

@@ -13,6 +13,7 @@ from ris.runtime.bundle import MANIFEST, Bundle, read_manifest
 from ris.runtime.from_json import LARGEST
 from ris.runtime.hub.address import Address
 from ris.runtime.hub.download import Fetched, HubFile, Report, fetch, silent
+from ris.runtime.hub.failures import MissingFileError
 
 
 def fetch_bundle(address: Address, report: Report = silent, *, verify: bool = False) -> Path:
@@ -39,12 +40,13 @@ def fetch_bundle(address: Address, report: Report = silent, *, verify: bool = Fa
         said = str(error).removesuffix("; export the bundle again")
         raise BundleError(f"{address}: {said}; tell those who published it") from None
 
+    assert manifest.commit is not None, "a file of a Hub is of a commit"
     whose = f"the manifest of {address}"
     for name, sha256 in sorted(bundle.hashes().items()):
         file = HubFile(
             address.repository,
             address.file(name),
-            manifest.commit or "main",
+            manifest.commit,
             sha256=sha256,
             named_by=whose,
         )
@@ -54,12 +56,11 @@ def fetch_bundle(address: Address, report: Report = silent, *, verify: bool = Fa
 
 def _fetch_manifest(address: Address, report: Report, verify: bool) -> Fetched:
     """The manifest, which says what else there is."""
-    file = HubFile(address.repository, address.file(MANIFEST), address.revision or "main")
+    name, revision = address.file(MANIFEST), address.revision or "main"
+    file = HubFile(address.repository, name, revision, largest=LARGEST)
     try:
         found = fetch(file, report, verify=verify)
-    except HubError as error:
-        if "has no such file" not in str(error):
-            raise
+    except MissingFileError:
         raise HubError(
             f"{address} has no {MANIFEST}, so it is not a bundle; name the folder that has one"
             f" behind the repository, or export the model with ris-export"

@@ -13,7 +13,9 @@ from ris.runtime.manifest import Manifest
 from ris.runtime.parity import END_TO_END
 from ris.runtime.reference import family_choices
 
-_LIBRARY = "ris-runtime"
+LIBRARY = "ris-runtime"
+"""What the card's head has as `library_name`."""
+
 _PRECISIONS = {"fp32": "FP32", "bf16": "bfloat16", "fp16": "FP16", "int8": "INT8"}
 
 
@@ -64,10 +66,10 @@ def model_card(bundle: Bundle, address: Address, licence: str, entry: Entry | No
 
 
 def _head(manifest: Manifest, licence: str, entry: Entry | None) -> list[str]:
-    lines = ["---", f"license: {licence}", f"library_name: {_LIBRARY}"]
+    lines = ["---", f"license: {licence}", f"library_name: {LIBRARY}"]
     lines += ["pipeline_tag: image-segmentation"]
     published = manifest.source.published
-    repository = published.repository if published else entry.repository if entry else None
+    repository = published.repository if published else None
     if repository is not None:
         lines.append(f"base_model: {json.dumps(repository)}")
         if manifest.precision == "int8":  # a Hub has no word for another form of the same numbers
@@ -87,10 +89,14 @@ def _facts(bundle: Bundle, licence: str, entry: Entry | None) -> list[tuple[str,
     facts = [("family", f"`{manifest.family}`"), ("licence of this bundle", f"`{licence}`")]
     if entry is not None:
         stated = f"`{entry.licences.weights}`" if entry.licences.weights else "not stated"
-        facts += [("made from", f"{entry.title} (`{entry.name}`)")]
+        facts += [("made from", f"{entry.title} (`{entry.name}`){_unverified(manifest, entry)}")]
         facts += [("licence of the weights", stated)]
         if entry.licences.code:
             facts.append(("licence of its authors' code", f"`{entry.licences.code}`"))
+        if entry.licences.note:
+            facts.append(("on the licences", entry.licences.note))
+        if entry.terms:
+            facts.append(("terms", entry.terms.words))
     if source.published and source.published.commit:
         facts.append(("revision of the weights", f"`{source.published.commit}`"))
     if source.checkpoint is not None:
@@ -107,6 +113,14 @@ def _facts(bundle: Bundle, licence: str, entry: Entry | None) -> list[tuple[str,
     if writer is not None:
         facts.append(("written by", f"ris-runtime {writer}"))
     return facts
+
+
+def _unverified(manifest: Manifest, entry: Entry) -> str:
+    """Said of a model whose file a person gave, where there is no hash to hold it to."""
+    published = manifest.source.published
+    from_hub = published is not None and published.commit is not None
+    known = all(file.sha256 for file in entry.files if file.role == "checkpoint")
+    return "" if from_hub or known else ", not verified: no hash is published"
 
 
 def _precision(manifest: Manifest) -> str:

@@ -8,15 +8,9 @@ huggingface_hub's.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import hashlib
-import io
 import os
-import re
-import shutil
-from collections.abc import Callable, Iterator
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,21 +18,14 @@ from typing import Any, Literal
 from ris import __version__, pip_install
 from ris.engines.errors import HubError
 from ris.engines.temporary import write_atomically
-from ris.engines.user_folders import cache_folders
-from ris.runtime.hub import failures
+from ris.engines.user_folders import cache_folders, make
+from ris.runtime.hub import failures, transfer
+from ris.runtime.hub.transfer import COMMIT, SHA256, Target, digest
 
-Report = Callable[[str, int, int | None], None]
+Report = transfer.Report
 """Called as a file comes: its name, the bytes that are there, and those of the whole if known."""
 
-_File = io.BufferedRandom | io.BufferedReader
-
-VERIFYING = ", verifying"
-"""What stands behind the name of a file that is hashed, and not downloaded."""
-
 _OLDEST = 2  # tokenizers brings older ones, too
-_COMMIT = re.compile("[0-9a-f]{40}")
-_SHA256 = re.compile("[0-9a-f]{64}")
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 @dataclass(frozen=True)
@@ -63,6 +50,9 @@ class HubFile:
     named_by: str = "the table of models"
     """Who expects that hash, for the message about another one."""
 
+    largest: int | None = None
+    """The most bytes that are downloaded; None for any number."""
+
     @property
     def words(self) -> str:
         """The file in a sentence."""
@@ -83,15 +73,18 @@ class WebFile:
     sha256: str | None = None
     """The expected hash; None where nobody published it."""
 
+    saved_as: str | None = None
+    """The name to keep it under, without a folder; None for the end of its address."""
+
     @property
     def name(self) -> str:
         """The file's own name."""
-        return self.url.rpartition("/")[2]
+        return self.saved_as or self.url.rpartition("/")[2]
 
     @property
     def words(self) -> str:
         """The file in a sentence."""
-        return f"{self.name} of {self.url.split('/')[2]}"
+        return f"{self.name} of {failures.without_login(self.url).split('/')[2]}"
 
 
 @dataclass(frozen=True)
@@ -140,7 +133,8 @@ def library() -> Any:
 def fetch(file: HubFile, report: Report = silent, *, verify: bool = False) -> Fetched:
     """The file in the cache; what is not there is downloaded, after a part that is there already.
 
-    Where the Hub cannot be asked, a file that was downloaded before stands for its branch.
+    Where the Hub cannot be reached, a file that was downloaded before stands for its branch, which
+    a warning says.
 
     Args:
         file: The file.
@@ -153,26 +147,27 @@ def fetch(file: HubFile, report: Report = silent, *, verify: bool = False) -> Fe
     """
     hub = library()
     cached = _cached(hub, file, file.revision)
-    if cached is not None and verify:
-        cached = _whole_or_removed(file, cached, report)
-    if cached is not None and _COMMIT.fullmatch(file.revision):
-        return Fetched(cached, file.revision)
+    wrong = _wrong_in_cache(file, cached, report) if cached is not None and verify else None
+    if cached is not None and COMMIT.fullmatch(file.revision):
+        if wrong is None:
+            return Fetched(cached, file.revision)
+        if not wrong.damaged:
+            raise wrong.error
 
     try:
         about = _ask(hub, file)
     except Exception as error:
         if cached is None or not failures.may_use_cache(error):
             raise failures.explained(error, file.words, file.repository) from None
-        return Fetched(cached, _commit_of(cached, file))
+        if wrong is not None:
+            raise wrong.error from None
+        return _in_place_of_branch(file, cached, error)
 
-    if cached is not None and _commit_of(cached, file) == about.commit:
+    if cached is not None and wrong is None and _commit_of(cached, file) == about.commit:
         return Fetched(cached, about.commit)
     _require_expected(file, about)
     try:
-        _store(hub, file, about, report)
-        # of the commit, since a branch may have moved on while gigabytes came
-        pinned = {"revision": about.commit, "repo_type": file.kind}
-        path = Path(hub.hf_hub_download(file.repository, file.name, **pinned))
+        path = _kept(hub, file, about, _store(hub, file, about, report, verify), report)
         _note_branch(hub, file, about.commit)
     except Exception as error:
         raise failures.explained(error, file.words, file.repository) from None
@@ -180,15 +175,30 @@ def fetch(file: HubFile, report: Report = silent, *, verify: bool = False) -> Fe
 
 
 def fetch_from_web(file: WebFile, report: Report = silent, *, verify: bool = False) -> Fetched:
-    """`fetch` for a file that is on no Hub; it is kept in this package's own cache."""
+    """`fetch` for a file that is on no Hub; it is kept in this package's own cache.
+
+    What has no expected hash is not verified, and its transfer goes on in the same call alone.
+    """
     library()
-    path = _own_place(file)
     try:
-        if path.is_file() and verify and _digest_differs(file.sha256, path, file.name, report):
-            path.unlink()
-        if not path.is_file():
-            size = file.bytes or _size_of(file.url)
-            _download(file, _Target(path, file.url, None, size, file.sha256), report)
+        path, damaged = _own_place(file), None
+        hashed = file.sha256 if verify and path.is_file() else None
+        if hashed is not None and digest(path, hashed, file.name, report) != hashed:
+            damaged = path.stat()
+        if damaged is not None or not path.is_file():
+            target = Target(
+                path,
+                file.name,
+                file.words,
+                file.url,
+                headers=None,
+                bytes=file.bytes or _size_of(file.url),
+                expected=file.sha256,
+                named_by="the table of models",
+                place="XDG_CACHE_HOME",
+                damaged=damaged,
+            )
+            transfer.download(target, report)
     except Exception as error:
         raise failures.explained(error, file.words, None) from None
     return Fetched(path, None)
@@ -198,15 +208,39 @@ def is_cached(file: HubFile | WebFile) -> bool:
     """Whether a file is here already, so that fetching it asks for no byte of it."""
     if isinstance(file, HubFile):
         return _cached(library(), file, file.revision) is not None
-    return _own_place(file).is_file()
+    return any(map(os.path.isfile, _own_places(file)))
 
 
 def _own_place(file: WebFile) -> Path:
-    """Where a file that is on no Hub is kept. Raises HubError where no folder is known for it."""
+    """Where a file that is on no Hub is kept, or is to be.
+
+    Raises HubError where no folder is known for it, OSError where none can be written.
+    """
+    places = _own_places(file)
+    refused: OSError | None = None
+    for place in places:
+        if os.path.isfile(place):
+            return place
+    for place in places:
+        try:
+            make(place.parent)
+        except OSError as error:
+            refused = refused or error
+        else:
+            if os.access(place.parent, os.W_OK):
+                return place
+            refused = refused or PermissionError(13, "Permission denied", str(place.parent))
+    raise refused or HubError(
+        f"there is no folder to keep {file.words} in; set XDG_CACHE_HOME to one"
+    )
+
+
+def _own_places(file: WebFile) -> list[Path]:
+    """Where a file that is on no Hub may be kept, in the order in which that is tried."""
+    if file.name in ("", ".", "..") or "/" in file.name or "\0" in file.name:
+        raise HubError(f"{failures.without_login(file.url)} does not end in the name of a file")
     key = hashlib.sha256(file.url.encode()).hexdigest()[:16]
-    for folder in cache_folders():
-        return folder / "files" / key / file.name
-    raise HubError(f"there is no folder to keep {file.words} in; set XDG_CACHE_HOME to one")
+    return [folder / "files" / key / file.name for folder in cache_folders()]
 
 
 def _where(file: HubFile) -> dict[str, str]:
@@ -233,9 +267,11 @@ def _ask(hub: Any, file: HubFile) -> _About:
     """Asks the Hub what a file is."""
     url = hub.hf_hub_url(file.repository, file.name, **_where(file))
     about = hub.get_hf_file_metadata(url, headers=_headers(hub))
-    if about.commit_hash is None or about.etag is None:
-        raise hub.errors.FileMetadataError(f"{url} has no commit or no ETag")
-    return _About(about.commit_hash, about.etag, about.size)
+    commit, etag = about.commit_hash or "", about.etag or ""
+    # both become names of files, so that a server could lead anywhere with them
+    if not COMMIT.fullmatch(commit) or not transfer.is_hash(etag):
+        raise hub.errors.FileMetadataError(f"{url} has no commit, or no hash as its ETag")
+    return _About(commit, etag, about.size)
 
 
 def _headers(hub: Any) -> dict[str, str]:
@@ -248,36 +284,136 @@ def _headers(hub: Any) -> dict[str, str]:
 
 def _require_expected(file: HubFile, about: _About) -> None:
     """Raises HubError where the Hub's own hash of the file is not the expected one."""
-    if file.sha256 and _SHA256.fullmatch(about.etag) and about.etag != file.sha256:
+    if file.sha256 and SHA256.fullmatch(about.etag) and about.etag != file.sha256:
         raise failures.other_content(file.words, about.etag, file.sha256, file.named_by)
+    if file.largest is not None and about.bytes is not None and about.bytes > file.largest:
+        raise HubError(f"{file.words} has more than {file.largest >> 20} MB")
 
 
-def _whole_or_removed(file: HubFile, cached: Path, report: Report) -> Path | None:
-    """A cached file whose hash is right; None where it was not, and it is out of the cache."""
-    linked = cached.is_symlink()
+@dataclass(frozen=True)
+class _Wrong:
+    """What is wrong with a file of the cache."""
+
+    damaged: bool
+    """Whether it is damaged, or else as it was on the Hub, and another than the expected one."""
+
+    error: HubError
+    """The sentence, for where the Hub cannot help."""
+
+
+def _wrong_in_cache(file: HubFile, cached: Path, report: Report) -> _Wrong | None:
+    """What is wrong with a file of the cache; None where its hash is right, or not known."""
     # one link further is a file named by its hash; behind that may be one that others share
-    blob = cached.parent / cached.readlink() if linked else cached
-    named = blob.name if linked else None
-    if not _digest_differs(file.sha256 or named, blob, file.name, report):
-        return cached
-    blob.unlink(missing_ok=True)
-    cached.unlink(missing_ok=True)
-    return None
+    return _wrong(file, _behind(cached) if cached.is_symlink() else cached, report)
 
 
-def _store(hub: Any, file: HubFile, about: _About, report: Report) -> None:
-    """Puts the file's content where huggingface_hub looks for it before it downloads."""
+def _wrong(file: HubFile, blob: Path, report: Report) -> _Wrong | None:
+    """`_wrong_in_cache` of a blob, which has its hash as its name, or of another file."""
+    own = blob.name if transfer.is_hash(blob.name) else None
+    expected = file.sha256 or own
+    if expected is None:
+        return None
+    found = digest(blob, expected, file.name, report)
+    if found == expected:
+        return None
+    if found is not None and own is not None and own != expected:
+        as_named = found if len(own) == len(expected) else digest(blob, own, file.name, report)
+        if as_named == own:
+            other = failures.other_content(file.words, found, expected, file.named_by)
+            return _Wrong(False, other)
+    return _Wrong(True, failures.damaged(file.words, blob))
+
+
+def _store(hub: Any, file: HubFile, about: _About, report: Report, verify: bool) -> Path:
+    """Puts the file's content where huggingface_hub looks for it before it downloads.
+
+    A damaged one stays there until the right one is here.
+    """
     blob = _folder(hub, file) / "blobs" / about.etag
+    damaged = None
     if blob.exists():
-        return
-    url = hub.hf_hub_url(file.repository, file.name, revision=about.commit, repo_type=file.kind)
+        wrong = _wrong(file, blob, report) if verify or file.sha256 else None
+        if wrong is None:
+            return blob
+        if not wrong.damaged:
+            raise wrong.error
+        damaged = blob.stat()
+    target = Target(
+        blob,
+        file.name,
+        file.words,
+        hub.hf_hub_url(file.repository, file.name, revision=about.commit, repo_type=file.kind),
+        headers=_headers(hub),
+        bytes=about.bytes,
+        expected=file.sha256 or about.etag,
+        named_by=file.named_by if file.sha256 else "the Hub",
+        place="HF_HOME",
+        damaged=damaged,
+    )
+    transfer.download(target, report)
+    return blob
+
+
+def _kept(hub: Any, file: HubFile, about: _About, blob: Path, report: Report) -> Path:
+    """Has huggingface_hub link a file that is here to where it belongs, and returns that place.
+
+    It asks the Hub once more what the file is. Raises HubError where it then has another one.
+    """
     expected = file.sha256 or about.etag
-    _download(file, _Target(blob, url, _headers(hub), about.bytes, expected), report)
+    # of the commit, since a branch may have moved on while gigabytes came
+    pinned = {"revision": about.commit, "repo_type": file.kind}
+    _remove_copy(_cached(hub, file, about.commit), expected, file, report)
+    path = Path(hub.hf_hub_download(file.repository, file.name, **pinned))
+    if path.resolve() != blob.resolve():  # a copy, where the disk has no links, or another file
+        found = digest(path, expected, file.name, report)
+        if found != expected:
+            _remove(path, blob.parent)
+            raise failures.wrong_content(
+                file.words,
+                found or "none",
+                expected,
+                file.named_by if file.sha256 else "the Hub",
+            )
+    return path
+
+
+def _remove_copy(path: Path | None, expected: str, file: HubFile, report: Report) -> None:
+    """Removes a damaged file that is no link, or huggingface_hub would return it."""
+    if path is None or path.is_symlink():
+        return
+    if digest(path, expected, file.name, report) != expected:
+        path.unlink(missing_ok=True)
+
+
+def _remove(path: Path, blobs: Path) -> None:
+    """Removes a file from the cache, with the blob that it is a link to."""
+    if path.is_symlink():
+        blob = _behind(path)
+        if blob.parent == blobs:  # never anything of the user's that a server led to
+            blob.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _behind(link: Path) -> Path:
+    """What a link leads to, itself a link perhaps."""
+    return Path(os.path.normpath(link.parent / link.readlink()))
+
+
+def _in_place_of_branch(file: HubFile, cached: Path, error: Exception) -> Fetched:
+    """A file that stands for its branch, since the Hub cannot be asked."""
+    commit = _commit_of(cached, file)
+    if not failures.is_offline(error):  # that was the user's own word
+        reason = failures.explained(error, file.words, file.repository)
+        warnings.warn(
+            f"{reason}. Commit {commit[:12]} of the cache stands for {file.revision}",
+            stacklevel=3,
+        )
+    return Fetched(cached, commit)
 
 
 def _note_branch(hub: Any, file: HubFile, commit: str) -> None:
     """Keeps which commit a branch or a tag was, as huggingface_hub does."""
-    if not _COMMIT.fullmatch(file.revision):
+    if not COMMIT.fullmatch(file.revision):
         reference = _folder(hub, file) / "refs" / file.revision
         reference.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(reference, lambda handle: handle.write(commit.encode()))
@@ -289,198 +425,16 @@ def _folder(hub: Any, file: HubFile) -> Path:
     return Path(hub.constants.HF_HUB_CACHE) / hub.file_download.repo_folder_name(**names)
 
 
-@dataclass(frozen=True)
-class _Target:
-    """What a transfer is from and to."""
-
-    path: Path
-    """Where the file is to be."""
-
-    url: str
-    """Where it comes from."""
-
-    headers: dict[str, str] | None
-    """What the request says beside its address."""
-
-    bytes: int | None
-    """The size of the whole; None where it is not known, and a part is of no use then."""
-
-    expected: str | None
-    """The hash: a sha256 of 64 digits, or git's of 40; None where it is not known."""
-
-
-def _download(file: HubFile | WebFile, target: _Target, report: Report) -> None:
-    """Transfers a file to its place, by way of a partial one beside it."""
-    path = target.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.ris-partial")
-    with _alone(partial) as handle:
-        if path.exists():  # another process was faster
-            partial.unlink(missing_ok=True)
-            return
-        try:
-            _append_rest(file, target, handle, report)
-        except BaseException:
-            if not os.fstat(handle.fileno()).st_size:
-                partial.unlink(missing_ok=True)
-            raise
-        if target.expected and _digest(handle, target.expected) != target.expected:
-            found = _digest(handle, target.expected)
-            partial.unlink(missing_ok=True)
-            whose = "the Hub"
-            if isinstance(file, WebFile):
-                whose = "the table of models"
-            elif file.sha256:
-                whose = file.named_by
-            raise failures.wrong_content(file.words, found, target.expected, whose)
-        os.fchmod(handle.fileno(), 0o666 & ~_umask())
-        partial.replace(path)
-
-
-def _append_rest(file: HubFile | WebFile, target: _Target, handle: _File, report: Report) -> None:
-    """Downloads what the partial file lacks."""
-    have = handle.seek(0, os.SEEK_END)
-    if target.bytes is None or have > target.bytes:
-        handle.truncate(0)
-        have = handle.seek(0)
-    if target.bytes is not None:
-        _require_space(target.path.parent, target.bytes - have, file.words)
-    report(file.name, have, target.bytes)
-    counted = _Counted(handle, file.name, have, target.bytes, report)
-    with _quiet():
-        library().file_download.http_get(
-            target.url,
-            counted,
-            resume_size=have,
-            headers=target.headers,
-            expected_size=target.bytes,
-            tqdm_class=_NoBar,
-        )
-    handle.flush()
-
-
-class _NoBar:
-    """A bar as huggingface_hub wants one; what there is to show is `Report`'s."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        pass
-
-    def __enter__(self) -> _NoBar:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def update(self, count: float = 1) -> None:
-        """More bytes came."""
-
-
-class _Counted:
-    """A file that says how much is in it whenever something is written."""
-
-    def __init__(
-        self, file: _File, name: str, done: int, total: int | None, report: Report
-    ) -> None:
-        self._file, self._name, self._done, self._total = file, name, done, total
-        self._report = report
-
-    def write(self, data: bytes) -> int:
-        self._file.write(data)
-        self._done += len(data)
-        self._file.flush()  # or what is in the buffer is lost with the process
-        self._report(self._name, self._done, self._total)
-        return len(data)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def seek(self, place: int) -> int:
-        return self._file.seek(place)
-
-    def truncate(self) -> int:
-        self._done = self._file.truncate()  # the server sends the whole from here on
-        return self._done
-
-
-@contextlib.contextmanager
-def _alone(partial: Path) -> Iterator[_File]:
-    """The partial file, open, and locked where the file system has locks.
-
-    Where it has none, two processes that fetch the same file at once spoil it, which its hash
-    shows.
-    """
-    while True:
-        with partial.open("ab+") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-            if _is_there(handle, partial):  # or the one before renamed it while this one waited
-                yield handle
-                return
-
-
-def _is_there(handle: _File, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without huggingface_hub's warning of each new attempt."""
-    from huggingface_hub.utils import logging as hub_logging
-
-    before = hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hub_logging.set_verbosity(before)
-
-
-def _require_space(folder: Path, needed: int, words: str) -> None:
-    """Raises HubError where the disk has less than that many bytes."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise failures.full_disk(folder, words, needed - free)
-
-
 def _size_of(url: str) -> int | None:
-    """The size that a server says a file has; None where it says none."""
-    response = library().get_session().head(url)
+    """The size that a server says a file has; None where it says none, or has no such question."""
+    hub = library()
+    response = hub.get_session().head(
+        url,
+        headers={"Accept-Encoding": "identity"},  # or it is the size of what is compressed
+        timeout=hub.constants.HF_HUB_ETAG_TIMEOUT,
+    )
+    if response.status_code in (405, 501):
+        return None
     response.raise_for_status()
     length = response.headers.get("Content-Length")
     return int(length) if length and length.isdigit() else None
-
-
-def _digest_differs(expected: str | None, path: Path, name: str, report: Report) -> bool:
-    """Whether a file has another hash than the expected one; False where none is expected."""
-    if expected is None or not (_SHA256.fullmatch(expected) or _COMMIT.fullmatch(expected)):
-        return False
-    if not path.is_file():
-        return True
-    report(f"{name}{VERIFYING}", 0, None)
-    with path.open("rb") as file:
-        return _digest(file, expected) != expected
-
-
-def _digest(file: _File, like: str) -> str:
-    """The hash of a file: its sha256, or git's where `like` is as short as that."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    if len(like) == 64:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-    digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _umask() -> int:
-    """The mask of new files' modes, which can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,8 +11,25 @@ from typing import IO
 from ris.engines.errors import HubError
 from ris.engines.temporary import write_atomically
 from ris.engines.text import reason_of
-from ris.runtime.hub.download import Fetched, HubFile, Report, fetch, fetch_from_web, silent
+from ris.runtime.hub.download import (
+    Fetched,
+    HubFile,
+    Report,
+    WebFile,
+    fetch,
+    fetch_from_web,
+    silent,
+)
+from ris.runtime.hub.failures import MissingFileError
 from ris.runtime.hub.models import Entry, PublishedFile
+
+OPTIONS = {
+    "checkpoint": "--checkpoint",
+    "sam": "--sam-checkpoint",
+    "clip": "--clip-checkpoint",
+    "bert": "--bert",
+}
+"""The options that take weight files, by role."""
 
 _FOLDERS = ("bert",)
 """Roles whose option takes the folder of the files."""
@@ -48,6 +64,11 @@ class FetchedEntry:
         return found
 
 
+def option_of(file: PublishedFile) -> str:
+    """The option that takes a file; for what stands beside the checkpoint, the checkpoint's."""
+    return OPTIONS.get(str(file.role), "--checkpoint")
+
+
 def require_accepted(entry: Entry, accepted: str | None) -> None:
     """Raises HubError where the entry's terms were not accepted, or others were."""
     terms = entry.terms
@@ -62,6 +83,13 @@ def require_accepted(entry: Entry, accepted: str | None) -> None:
         )
 
 
+def unverified(entry: Entry) -> tuple[PublishedFile, ...]:
+    """The files for which neither the table nor their server has a hash."""
+    return tuple(
+        file for file in entry.files if isinstance(file.source, WebFile) and file.sha256 is None
+    )
+
+
 def by_hand(entry: Entry, file: PublishedFile, way_out: str) -> HubError:
     """What to do about a file that no program can fetch.
 
@@ -73,7 +101,7 @@ def by_hand(entry: Entry, file: PublishedFile, way_out: str) -> HubError:
 
 
 def fetch_entry(entry: Entry, report: Report = silent, *, verify: bool = False) -> FetchedEntry:
-    """Fetches what can be fetched of an entry.
+    """Fetches what can be fetched of an entry; an optional file may not be there.
 
     Files of one repository are of one commit, so that they lie in one folder of the cache.
 
@@ -95,7 +123,12 @@ def fetch_entry(entry: Entry, report: Report = silent, *, verify: bool = False) 
         if isinstance(source, HubFile):
             key = source.repository, source.revision
             source = replace(source, revision=pinned.get(key, source.revision))
-            found: Fetched = fetch(source, report, verify=verify)
+            try:
+                found: Fetched = fetch(source, report, verify=verify)
+            except MissingFileError:
+                if not file.optional:
+                    raise
+                continue
             pinned[key] = commits[source.repository] = found.commit or source.revision
         else:
             found = fetch_from_web(source, report, verify=verify)
@@ -104,7 +137,7 @@ def fetch_entry(entry: Entry, report: Report = silent, *, verify: bool = False) 
 
 
 def place(fetched: FetchedEntry, out: Path) -> FetchedEntry:
-    """The files in a folder of the user's: the cache's own, linked, or copies on another disk.
+    """Copies of the files in a folder of the user's; the cache's own are shared by programs.
 
     Raises HubError where it cannot be written.
     """
@@ -112,7 +145,7 @@ def place(fetched: FetchedEntry, out: Path) -> FetchedEntry:
     try:
         for name, target in placed.items():
             target.parent.mkdir(parents=True, exist_ok=True)
-            _link_or_copy(fetched.files[name].resolve(), target)
+            _copy(fetched.files[name], target)
     except OSError as error:
         raise HubError(
             f"{out} cannot be written ({reason_of(error)}); name another --out"
@@ -120,18 +153,9 @@ def place(fetched: FetchedEntry, out: Path) -> FetchedEntry:
     return replace(fetched, files=placed)
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    if target.exists() and os.path.samefile(source, target):
-        return
-    hidden = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        os.link(source, hidden)
-    except OSError:  # another file system, or one without such links
+def _copy(source: Path, target: Path) -> None:
+    def save(file: IO[bytes]) -> None:
+        with source.open("rb") as content:
+            shutil.copyfileobj(content, file, 1 << 20)
 
-        def save(file: IO[bytes]) -> None:
-            with source.open("rb") as content:
-                shutil.copyfileobj(content, file, 1 << 20)
-
-        write_atomically(target, save)
-    else:
-        hidden.replace(target)
+    write_atomically(target, save)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from typing import Any
 
 from ris.engines.errors import HubError
@@ -26,12 +27,20 @@ _BROKEN = {
 _AROUND = {"LocalEntryNotFoundError", "RuntimeError"}
 """What huggingface_hub wraps around an error that says more."""
 
+_LOGIN = re.compile(r"//[^/@\s]*@")
+
 _KEPT = "what was downloaded is kept, the same command goes on from there"
 _TOKEN = "log in with `hf auth login`, or set HF_TOKEN to a token"
 
 
+class MissingFileError(HubError):
+    """A repository has no such file."""
+
+
 def explained(error: BaseException, what: str, repository: str | None) -> HubError:
     """The sentence for an error of huggingface_hub, of its HTTP library or of the disk.
+
+    It has no login that an address has in it.
 
     Args:
         error: What was raised.
@@ -42,37 +51,57 @@ def explained(error: BaseException, what: str, repository: str | None) -> HubErr
         return error
     if type(error).__name__ in _AROUND and error.__cause__ is not None:
         return explained(error.__cause__, what, repository)
-    names = {kind.__name__ for kind in type(error).__mro__}
+    kind = MissingFileError if _is_missing_file(error) else HubError
+    return kind(without_login(_sentence(error, what, repository)))
+
+
+def _sentence(error: BaseException, what: str, repository: str | None) -> str:
+    names = _names(error)
     if "OfflineModeIsEnabled" in names or "LocalEntryNotFoundError" in names:
         return _offline(what)
     if (status := _status(error)) is not None:
-        return HubError(_of_status(status, names, error, what, repository))
+        return _of_status(status, names, error, what, repository)
     if "LocalTokenNotFoundError" in names:
-        return HubError(f"{what}: there is no login here; {_TOKEN} that may write to {repository}")
+        return f"{what}: there is no login here; {_TOKEN} that may write to {repository}"
     if "FileMetadataError" in names:
-        return HubError(
+        return (
             f"{what}: {endpoint()} does not answer as a Hub does; check HF_ENDPOINT, and whether a"
             " proxy answers in its place"
         )
     if names & _UNREACHABLE:
-        return HubError(
+        needed = "HTTPS_PROXY and HF_ENDPOINT where they are" if repository else "HTTPS_PROXY if"
+        return (
             f"{what}: {endpoint() if repository else 'its server'} cannot be reached"
-            f" ({reason_of(error)}); check the connection, and HTTPS_PROXY and HF_ENDPOINT where"
-            " they are needed"
+            f" ({reason_of(error)}); check the connection, and {needed} needed"
         )
     if names & _BROKEN or (type(error) is OSError and error.errno is None):
-        return HubError(f"the transfer of {what} broke off ({_first(error)}); {_KEPT}")
+        return f"the transfer of {what} broke off ({_first(error)}); {_KEPT}"
     if isinstance(error, OSError):
-        return _of_disk(error, what)
-    return HubError(f"{what}: {reason_of(error)}")
+        return _of_disk(error, what, "HF_HOME" if repository else "XDG_CACHE_HOME")
+    return f"{what}: {reason_of(error)}"
 
 
-def full_disk(folder: object, what: str, missing: int) -> HubError:
-    """There is not enough space for a file; missing: how many bytes more it takes."""
+def full_disk(folder: object, what: str, missing: int, place: str) -> HubError:
+    """There is not enough space for a file.
+
+    Args:
+        folder: Where it was to be.
+        what: The file, in words.
+        missing: How many bytes more it takes.
+        place: The environment variable that names another folder.
+    """
     return HubError(
         f"{what} needs {max(missing // 1_000_000, 1)} MB more than the disk of"
-        f" {echoed(str(folder))} has; free some space, or set HF_HOME to a folder elsewhere."
+        f" {echoed(str(folder))} has; free some space, or set {place} to a folder elsewhere."
         f" {_KEPT.capitalize()}"
+    )
+
+
+def damaged(what: str, path: object) -> HubError:
+    """A file of the cache has another hash than its own, and cannot be fetched again."""
+    return HubError(
+        f"{what} is damaged in the cache, at {echoed(str(path))}, and the Hub cannot be asked for"
+        " it; run the same command again where there is a network"
     )
 
 
@@ -110,19 +139,39 @@ def other_content(what: str, found: str, expected: str, whose: str) -> HubError:
 def may_use_cache(error: BaseException) -> bool:
     """Whether a file that was downloaded before may stand for one that cannot be asked for now.
 
-    Not where the Hub says that there is no such file, revision or repository.
+    Not where the Hub answers: that there is no such file, or that this login may not read it.
     """
     status = _status(error)
-    names = {kind.__name__ for kind in type(error).__mro__}
-    unreachable = names & (_UNREACHABLE | _BROKEN | {"OfflineModeIsEnabled", "FileMetadataError"})
-    return bool(unreachable) or (status is not None and status != 404)
+    unreachable = _UNREACHABLE | _BROKEN | {"OfflineModeIsEnabled", "FileMetadataError"}
+    if status is None:
+        return bool(_names(error) & unreachable)
+    return status == 429 or status >= 500
+
+
+def is_offline(error: BaseException) -> bool:
+    """Whether the user forbade to ask the network."""
+    return "OfflineModeIsEnabled" in _names(error)
 
 
 def endpoint() -> str:
-    """The Hub's address."""
+    """The Hub's address, without a login."""
     from huggingface_hub import constants
 
-    return str(constants.ENDPOINT)
+    return without_login(str(constants.ENDPOINT))
+
+
+def without_login(text: str) -> str:
+    """A text without the user and the password of the addresses in it."""
+    return _LOGIN.sub("//", text)
+
+
+def _names(error: BaseException) -> set[str]:
+    """The names of an error's classes."""
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _is_missing_file(error: BaseException) -> bool:
+    return _status(error) is not None and "EntryNotFoundError" in _names(error)
 
 
 def _status(error: BaseException) -> int | None:
@@ -174,28 +223,29 @@ def _said(error: Any) -> str:
     return f": {echoed(' '.join(text.split()))}" if text else ""
 
 
-def _offline(what: str) -> HubError:
+def _offline(what: str) -> str:
     from huggingface_hub import constants
 
-    return HubError(
+    return (
         f"{what} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to"
         " download it; unset that, or fetch it where there is a network and copy the cache"
     )
 
 
-def _of_disk(error: OSError, what: str) -> HubError:
+def _of_disk(error: OSError, what: str, variable: str) -> str:
+    """variable: the environment variable that names another folder."""
     place = f"{echoed(os.fsdecode(error.filename))}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return HubError(
-            f"{place}the disk is full, and {what} does not fit; free some space, or set HF_HOME to"
-            f" a folder elsewhere. {_KEPT.capitalize()}"
+        return (
+            f"{place}the disk is full, and {what} does not fit; free some space, or set {variable}"
+            f" to a folder elsewhere. {_KEPT.capitalize()}"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return HubError(
-            f"{place}no permission to write there, and {what} has to be kept; set HF_HOME to a"
+        return (
+            f"{place}no permission to write there, and {what} has to be kept; set {variable} to a"
             " folder of your own"
         )
-    return HubError(f"{place}{what} cannot be kept ({reason_of(error)})")
+    return f"{place}{what} cannot be kept ({reason_of(error)})"
 
 
 def _first(error: BaseException) -> str:

@@ -18,7 +18,9 @@ from typing import Annotated, Any, Literal
 from ris.engines.errors import BundleError, HubError
 from ris.engines.text import echoed, quoted
 from ris.runtime.from_json import Rule, build, read_json
+from ris.runtime.hub.address import is_revision
 from ris.runtime.hub.download import HubFile, WebFile
+from ris.runtime.hub.failures import without_login
 from ris.runtime.reference import family_names
 
 TABLE = Path(__file__).resolve().parent / "published.json"
@@ -67,6 +69,9 @@ class PublishedFile:
     sha256: _Sha256 | None = None
     """Its hash; None where nobody stated it. May be absent."""
 
+    optional: bool = False
+    """Whether its repository may be without it. May be absent."""
+
     note: str | None = None
     """What else is known of it, such as who stated size and hash. May be absent."""
 
@@ -75,13 +80,13 @@ class PublishedFile:
         """What fetches it; None where a person has to."""
         if self.repository is not None:
             return HubFile(self.repository, self.name, self.revision, self.kind, self.sha256)
-        return None if self.url is None else WebFile(self.url, self.bytes, self.sha256)
+        return None if self.url is None else WebFile(self.url, self.bytes, self.sha256, self.name)
 
     @property
     def place(self) -> str:
         """Where it comes from, for people."""
         if self.repository is None:
-            return self.url or self.page or "unknown"
+            return without_login(self.url or self.page or "unknown")
         kind = "datasets/" if self.kind == "dataset" else ""
         at = "" if self.revision == "main" else f"@{self.revision}"
         return f"hf://{kind}{self.repository}{at}"
@@ -277,6 +282,12 @@ def _problems(table: Table) -> list[str]:
     for entry in table.entries:
         if entry.kind == "model" and entry.family is None:
             found.append(f"the model {entry.name} has no family")
+        files = [file.name for file in entry.files]
+        found += [
+            f"{entry.name}: {name} stands there twice"
+            for name in dict.fromkeys(files)
+            if files.count(name) > 1
+        ]
         found += [f"{entry.name}: {text}" for file in entry.files for text in _wrong(entry, file)]
     return found
 
@@ -292,6 +303,10 @@ def _wrong(entry: Entry, file: PublishedFile) -> Sequence[str]:
     parts = file.name.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\\" in file.name:
         return [f"{file.name!r} is no name of a file"]
+    if file.url is not None and len(parts) > 1:
+        return [f"{file.name!r} has a folder, which only files of a repository have"]
+    if not is_revision(file.revision):
+        return [f"{file.revision!r} of {file.name} is no revision"]
     return []
 
 
@@ -303,8 +318,12 @@ def as_data(entry: Entry) -> dict[str, Any]:
 
 
 def _filled(value: Any) -> Any:
-    """A value without entries that are None or empty."""
+    """A value without entries that are None, False or empty."""
     if isinstance(value, dict):
         filled = {key: _filled(one) for key, one in value.items()}
-        return {key: one for key, one in filled.items() if one not in (None, {}, [], ())}
+        return {key: one for key, one in filled.items() if not _is_empty(one)}
     return [_filled(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _is_empty(value: Any) -> bool:
+    return value is False or value in (None, {}, [], ())  # a figure of 0 is none of these

@@ -26,7 +26,7 @@ _STORAGE = frozenset(
         *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV, errno.ENOMEM),
         *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
         *(errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ESHUTDOWN),
-        *(errno.EMFILE, errno.ENFILE, errno.EREMOTEIO),
+        *(errno.EMFILE, errno.ENFILE, getattr(errno, "EREMOTEIO", errno.ETIMEDOUT)),  # of Linux
     }
 )
 """What the system says where a file is not to blame: storage that went away, no more handles."""
@@ -86,8 +86,10 @@ class Images:
             raise
         except Exception as error:
             said = f"{name} cannot be read: {reason_of(error)}"
-            if isinstance(error, pa.ArrowException | ValueError):  # or a null byte in the name
-                raise ImageError(said) from None
+            if isinstance(error, PermissionError):  # of this one, unless it is of all
+                check_storage(self._sources)
+            if isinstance(error, pa.ArrowException | ValueError | PermissionError):
+                raise ImageError(said) from None  # ValueError: or a null byte in the name
             # a remote storage has errors of its own; all of them are the storage's
             if is_remote(path) or (isinstance(error, OSError) and error.errno in _STORAGE):
                 raise StorageError(said) from None

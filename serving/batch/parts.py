@@ -1,11 +1,12 @@
 """A batch on disk: its plan, cut into parts, and a Parquet file for each part that is done.
 
-A part's file appears whole or not at all, and what is in it depends on the plan alone. So every row
-is there exactly once however often workers or the driver were killed: going on means doing the
-parts that have no file yet.
+A part's file appears whole or not at all, and what is in it depends on the plan alone, but for what
+an engine's precision does to a mask's boundary. So every row is there exactly once however often
+workers or the driver were killed: going on means doing the parts that have no file yet. What made a
+file last is in its metadata.
 
     OUT/part-00000.parquet ...     the answers; readers of Parquet skip names that begin with _
-    OUT/_plan/plan.json            what was asked, written last
+    OUT/_plan/plan.json            what was asked, written last; what all workers compute in
     OUT/_plan/part-00000.json ...  each part's images and rows
     OUT/_running/part-00000.json   where a worker is: this finds images that kill workers
     OUT/_running/halt              the workers leave the parts that are open alone
@@ -109,6 +110,16 @@ class Job:
                         self.folder.rmdir()
         return parts
 
+    def note(self, **fields: Any) -> None:
+        """Changes fields of the plan; what is done of it stays.
+
+        Raises RisError as `planned`, OSError where it cannot be written.
+        """
+        self._write_plan({**(self.planned() or {}), **fields})
+
+    def _write_plan(self, plan: dict[str, Any]) -> None:
+        write(self._plan / "plan.json", json.dumps(plan, indent=1).encode())
+
     def _write_parts(
         self, tasks: Iterable[ImageTask], rows_per_part: int, asked: dict[str, Any]
     ) -> int:
@@ -124,8 +135,7 @@ class Job:
             self._write_part_plan(count, part)
             count, total = count + 1, total + rows
 
-        plan = {"asked": asked, "parts": count, "rows": total}
-        write(self._plan / "plan.json", json.dumps(plan, indent=1).encode())
+        self._write_plan({"asked": asked, "parts": count, "rows": total})
         return count
 
     def _write_part_plan(self, part: int, tasks: Iterable[ImageTask]) -> None:

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ris.serving.batch.asked import Given
 from ris.serving.batch.grouping import grouped
 from ris.serving.batch.inputs import read_sources
 from ris.serving.batch.parts import Job, fingerprint
+from ris.serving.batch.precision import decide, of_worker
 from ris.serving.batch.worker import NOT_TRIED, Worker
 from ris.serving.limits import Limits
 
@@ -160,6 +161,8 @@ def plan_batch(
             " to throw it away"
         )
     assert plan is not None
+    if plan["asked"] != asked:  # images were mended, and are what is planned from now on
+        job.note(asked=asked)
     return job, int(plan["parts"])
 
 
@@ -211,8 +214,10 @@ def run_batch(
         EngineError: Where this machine alone is to run it and lacks the engine.
         RisError: Where the cluster cannot be reached, or the workers cannot start.
     """
-    if options.address is None and (reason := select(running.engine).unusable()):
-        raise EngineError(f"engine {running.engine!r} cannot run here: {reason}")
+    if options.address is None:
+        reason = select(running.engine, running.device).unusable()
+        if reason:
+            raise EngineError(f"engine {running.engine!r} cannot run here: {reason}")
 
     todo = dict.fromkeys(job.open_parts(parts), False)
     if options.retry_errors:
@@ -221,12 +226,23 @@ def run_batch(
     start = time.perf_counter()
     tally = _Tally()
     if todo:
+        threads = running.threads or max(1, int(options.cpus))
+        running = replace(of_worker(running, options.gpus), threads=threads)
+        given = {
+            "out": str(job.folder.absolute()),
+            "bundle": options.bundle_address or str(bundle.absolute()),
+            "running": asdict(running),
+            "limits": limits or Limits(),
+            "sources": _sources(job),
+            "no_target_threshold": options.no_target_threshold,
+            "compute": decide(job, bundle, running),
+        }
         with _cluster(options):
             most = _MOST_FAILURES * options.workers
             _do(
                 todo,
                 tally,
-                lambda again: _work(job, again, bundle, running, options, limits),
+                lambda again: _work(again, given, options),
                 lambda failures: job.halt(failures >= most),
             )
     seconds = time.perf_counter() - start
@@ -316,22 +332,19 @@ def _do(todo: dict[int, bool], tally: _Tally, work: Round, failing: Callable[[in
 
 
 def _work(
-    job: Job,
-    parts: dict[int, bool],
-    bundle: Path,
-    running: Running,
-    options: BatchOptions,
-    limits: Limits | None,
+    parts: dict[int, bool], given: dict[str, Any], options: BatchOptions
 ) -> Iterator[dict[str, Any]]:
     """What a worker returns of each part, in the order in which they are done.
 
-    parts: their numbers, and whether each has its errors asked again.
+    Args:
+        parts: Their numbers, and whether each has its errors asked again.
+        given: The arguments of `Worker`.
+        options: The workers and their resources.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
-    threads = running.threads or max(1, int(options.cpus))
     resources: dict[str, Any] = {"num_cpus": options.cpus}
     if options.gpus:
         resources["num_gpus"] = options.gpus
@@ -344,14 +357,7 @@ def _work(
         Worker,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(options.workers, len(parts))),
-        fn_constructor_kwargs={
-            "out": str(job.folder.absolute()),
-            "bundle": options.bundle_address or str(bundle.absolute()),
-            "running": {**asdict(running), "threads": threads},
-            "limits": limits or Limits(),
-            "sources": _sources(job),
-            "no_target_threshold": options.no_target_threshold,
-        },
+        fn_constructor_kwargs=given,
         **resources,
     )
     try:

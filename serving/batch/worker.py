@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,16 @@ import numpy as np
 from ris.engines.base import first_line
 from ris.engines.errors import EngineError, RisError
 from ris.engines.text import echoed, one_line, shown
-from ris.runtime import Model, Segmentation, load
+from ris.runtime import Model, Segmentation, open_bundle
 from ris.runtime.bundle import MANIFEST, sha256_of
+from ris.runtime.choice import AUTO
+from ris.runtime.loading import open_model
 from ris.serving.answering import Answerer
-from ris.serving.batch.addresses import local_bundle, place
+from ris.serving.batch.addresses import is_remote, local_bundle, place
 from ris.serving.batch.images import Ahead, StorageError, check_storage
 from ris.serving.batch.inputs import ImageTask
 from ris.serving.batch.parts import DEATHS, Job, Journal
+from ris.serving.batch.precision import with_compute
 from ris.serving.limits import Limits
 
 NOT_TRIED = "not tried"
@@ -60,6 +63,7 @@ class Worker:
         limits: Limits,
         no_target_threshold: float,
         sources: Sequence[str] = (),
+        compute: str = AUTO,
     ) -> None:
         """Opens the model; where that fails, every part says why.
 
@@ -70,6 +74,7 @@ class Worker:
             limits: What an image may be.
             no_target_threshold: Above this no-target probability the mask is empty.
             sources: What the driver sees of the input and this machine must see, too.
+            compute: What all workers compute in where `running` says nothing for the whole model.
         """
         self._job = Job(place(out))
         self._threshold = no_target_threshold
@@ -79,8 +84,11 @@ class Worker:
         try:
             check_storage([out, *sources])
             folder = self._kept.enter_context(local_bundle(bundle))
-            self._model = load(folder, verify=False, **running)  # the driver has checked the hashes
-            self._about = _about(self._model, folder)
+            self._about = {"bundle_manifest_sha256": self._planned(folder)}
+            # the driver has checked the hashes of what it shares
+            opened = open_bundle(folder, verify=is_remote(bundle))
+            self._model = open_model(opened, **with_compute(running, opened, compute))
+            self._about |= _about(self._model)
         except Exception as error:
             self._refused = _reason(error)
             return
@@ -127,9 +135,21 @@ class Worker:
             self._failed = isinstance(error, EngineError)
             return _Counts(), _reason(error)
 
-    @staticmethod
-    def _leave() -> None:
+    def _planned(self, bundle: Path) -> str:
+        """The hash of a bundle's manifest. Raises RisError where another bundle was planned."""
+        found = sha256_of(bundle / MANIFEST)
+        asked = (self._job.planned() or {}).get("asked", {})
+        if found != asked.get("bundle_manifest_sha256", found):
+            raise RisError(
+                "the bundle on a worker's machine is not the one that the batch was planned for;"
+                " use another --out, or --restart to throw the batch away"
+            )
+        return found
+
+    def _leave(self) -> None:
         """Ends the process; Ray starts another and gives it the part."""
+        with suppress(Exception):
+            self._kept.close()  # a copy of the bundle, which nothing else removes
         os._exit(1)
 
     def _part(self, part: int, again: bool) -> _Counts:
@@ -238,15 +258,17 @@ def _without(tasks: Sequence[ImageTask], rows: set[int]) -> list[ImageTask]:
     return left
 
 
-def _about(model: Model, bundle: Path) -> dict[str, str]:
+def _about(model: Model) -> dict[str, str]:
     """What made the answers, for the metadata of their files."""
     infos = model.sessions.values()
+    computes = {info.precision for info in infos if info.precision}
     engines = {f"{info.engine} {info.version} on {info.device}" for info in infos}
     precisions = {graph.precision for graph in model.bundle.manifest.graphs.values()}
     return {
-        "bundle_manifest_sha256": sha256_of(bundle / MANIFEST),
         "engines": ", ".join(sorted(engines)),
         "precision": ", ".join(sorted(precisions)),
+        "computes_in": ", ".join(sorted(computes)),
+        "compute": model.choice.words if model.choice else "",
         "trained": str(model.trained).lower(),
     }
 

@@ -92,4 +92,20 @@ def test_limits_are_read_off_the_shapes():
     assert most_expressions(LARGER, graph) == 8
     assert most_expressions(LARGER, replace(graph, inputs=(x,))) is None
     assert largest(LARGER) == 16
-    assert largest({"x": "all"}) == largest(None) == 0
+    assert largest({"x": "all"}) < largest({}) == largest(None) == 0
+
+
+def test_what_openvino_fixed_less_of_serves_and_the_closest_comes_first():
+    both = replace(WANTED, engine="openvino", profiles={"images": 1, "expressions": 1})
+    for fixed in ({}, {"images": 1}, {"expressions": 1}, dict(both.profiles)):
+        assert not misfit(both.to_dict() | {"profiles": fixed}, both)
+    images = replace(both, profiles={"images": 1})
+    assert "profiles.expressions" in misfit(both.to_dict(), images)  # it takes one alone
+    assert "profiles.images" in misfit(both.to_dict() | {"profiles": {"images": 2}}, both)
+    assert "profiles.images" in misfit(both.to_dict() | {"profiles": {"images": [1]}}, both)
+    assert largest({"images": 1, "expressions": 1}) < largest({"images": 1}) < largest({})
+
+    tensorrt = replace(both, engine="tensorrt")  # whose plans have a range of each input
+    assert "profiles.expressions" in misfit(
+        tensorrt.to_dict() | {"profiles": {"images": 1}}, tensorrt
+    )

@@ -17,6 +17,7 @@ from session_doubles import feeds, open_it
 from cuda_double import Runtime, TensorRt
 from process_drill import end_of
 from ris.engines import cuda as cuda_module
+from ris.engines import cuda_memory
 from ris.engines.cuda import gpu
 from ris.engines.cuda_memory import DeviceMemory, PinnedArray, Pool
 from ris.engines.errors import EngineError
@@ -215,6 +216,21 @@ def test_nothing_is_freed_while_a_graph_is_captured(cuda, engine, graph):
         assert not pinned
         assert not session.notes
     assert not cuda.leaks
+
+
+def test_a_capture_holds_back_what_its_own_thread_frees_and_no_other(cuda):
+    freed = []
+
+    def free_here():
+        cuda_memory._captures.then(lambda: freed.append("there"))
+
+    with cuda_memory.capturing():
+        cuda_memory._captures.then(lambda: freed.append("here"))
+        other = threading.Thread(target=free_here)
+        other.start()
+        other.join()
+        assert freed == ["there"]
+    assert freed == ["there", "here"]
 
 
 def test_a_value_that_is_closed_while_it_is_read_lives_as_long(cuda, engine, graph):

@@ -11,10 +11,13 @@ from click.testing import CliRunner
 
 import published_models
 from published_models import NAME, REPOSITORY, VOCABULARY
+from ris.engines.errors import CheckpointError
+from ris.export import named
 from ris.export.command import main
 from ris.export.named import look_up
 from ris.runtime import HubError, load, open_bundle
 from ris.runtime.commands import models
+from ris.runtime.hub.models import Entry, Licences, PublishedFile
 from traced import share_traces
 
 RUN = {"engine": "onnxruntime", "device": "cpu"}
@@ -174,6 +177,46 @@ def test_a_model_behind_a_page_takes_its_file_from_a_path(hub, listed, checkpoin
     assert hub.requests == []
 
 
+def test_a_given_file_without_a_published_hash_is_not_verified(hub, listed, checkpoint, here):
+    files = [{"role": "checkpoint", "name": "gres.pth", "page": "https://example.org/gres"}]
+    listed(published_models.entry(files=files))
+    done = export("--model", NAME, "--checkpoint", checkpoint, "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert f"{checkpoint} is not verified: no hash of it is published as {NAME}" in done.stdout
+
+
+def test_given_files_are_held_to_their_own_hashes(tmp_path):
+    """Of a folder those that are published; of several files of a role the one of that name."""
+    content = {"a.bin": b"a", "b.bin": b"b"}
+    shas = {
+        name: published_models.hashlib.sha256(data).hexdigest() for name, data in content.items()
+    }
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "own.txt").write_bytes(b"no part of it")
+    files = tuple(
+        PublishedFile(role, name, repository="a/b", sha256=shas[name])
+        for role, name in (("bert", "a.bin"), ("bert", "b.bin"), ("checkpoint", "a.bin"))
+    )
+    entry = Entry("x", "model", "X", files, Licences())
+    assert named._require_published(entry, {"bert": tmp_path}) == ()
+    assert named._require_published(entry, {"checkpoint": tmp_path / "a.bin"}) == ()
+    assert named._require_published(entry, {"bert": tmp_path / "b.bin"}) == ()
+    [note] = named._require_published(entry, {"sam": tmp_path / "a.bin"})
+    assert note == f"{tmp_path / 'a.bin'} is not verified: no hash of it is published as x"
+
+    (tmp_path / "b.bin").write_bytes(b"a")  # another file's content
+    for given in (tmp_path, tmp_path / "b.bin"):
+        with pytest.raises(
+            CheckpointError, match=r"b\.bin is not the b\.bin that is published as x"
+        ):
+            named._require_published(entry, {"bert": given})
+    (tmp_path / "a.bin").unlink()
+    (tmp_path / "b.bin").unlink()
+    [note] = named._require_published(entry, {"bert": tmp_path})
+    assert note.startswith(f"{tmp_path} is not verified")
+
+
 def test_a_file_of_another_model_than_the_name_says(listed, checkpoint, here):
     files = [{"role": "checkpoint", "name": "x.pth", "page": "https://example.org"}]
     other = {"family": "cgformer", "preset": "tiny-cgformer"}
@@ -198,6 +241,9 @@ LLAMA = {"word": "llama", "words": "it has LLaMA in it, which is for those who h
         ({}, ["--accept-licence", "llama"], "it asks for no terms"),
         ({}, ["--random-weights", "0"], "says what to export; leave --random-weights out"),
         ({}, ["--family", "rela"], "says what to export; leave --family out"),
+        ({}, ["--preset", "rela-swin-base"], "is tiny-rela, which contradicts --preset rela-swin"),
+        ({}, ["--variant", "cls"], "family rela, which has no variants; leave --variant and"),
+        ({}, ["--supplement"], "family rela, which has no variants; leave --variant and"),
         ({}, ["--push", "hf://me/x"], "say which, such as --licence apache-2.0. It has to be one"),
         ({}, ["--push", "hf://me/x", "--licence", "mit"], "which contradicts --licence mit; say"),
         ({}, ["--push", "me/x", "--licence", "mit"], "me/x is no address on a Hub; write hf://"),

@@ -188,12 +188,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Ends with 1 where a part failed; the report is written all the same."""
+    """Ends with 1 where a part failed or nothing was compared; the report is written all the same.
+
+    Where --only leaves the comparison out, nobody asked for it.
+    """
     options = parse(arguments)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     report = check(options)
     for file in report.write(options.out):
         print(f"wrote {file}")
+    wanted = not options.only or "engine" in options.only
+    if wanted and not report.compared:
+        print("no engine ran a bundle here, so nothing was shown", file=sys.stderr)
+        return 1
     return 1 if report.failed else 0
 
 

@@ -60,6 +60,11 @@ class Report:
         """Whether a part went wrong."""
         return any(finding.failed for finding in self.findings)
 
+    @property
+    def compared(self) -> bool:
+        """Whether a bundle was compared with its reference, without which nothing was shown."""
+        return any("found" in section for section in self._all("parity"))
+
     def write(self, prefix: Path) -> list[Path]:
         """Writes PREFIX.json and PREFIX.md, and returns their paths."""
         data, text = (prefix.with_name(f"{prefix.name}.{kind}") for kind in ("json", "md"))

@@ -325,6 +325,8 @@ def tests() -> None:
         last = (done.stdout.strip().splitlines() or [done.stderr.strip()[-200:]])[-1]
         if done.returncode not in (0, 5):  # 5: none was collected
             say("tests", problem=last)
+        elif done.returncode == 5 or " passed" not in last:
+            say("tests", skipped=last)
         else:
             say("tests", found={"result": last})
 

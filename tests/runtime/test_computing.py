@@ -21,7 +21,9 @@ from ris.runtime import computing, doctor, load, open_bundle
 from ris.runtime.commands import compile as compile_command
 from ris.runtime.commands import doctor as doctor_command
 from ris.runtime.commands import infer as infer_command
-from ris.runtime.computing import VARIABLE, settle
+from ris.runtime.commands import parity as parity_command
+from ris.runtime.commands.running import Running
+from ris.runtime.computing import VARIABLE, as_written, settle
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 from ris.engines import openvino as engine_module  # noqa: E402 - it needs OpenVINO
@@ -96,7 +98,18 @@ def test_it_takes_bf16_where_that_pays_and_the_masks_bear_it(
         "taken": taken,
         "why": choice.why,
         **{name: found[name] for name in ("gain", "mask_iou", "accepted")},
+        "fault": None,
     }
+
+
+def test_an_iou_below_the_accepted_says_why_it_will_do(bundle_copy, has_bf16, measures):
+    measures(GOOD | {"mask_iou": 0.97, "flipped": 0.0004})
+    choice = settled(bundle_copy)
+    assert choice.taken == "bf16"
+    assert choice.why.endswith(
+        "an IoU of 0.9700 with the reference's (accepted from 0.985), or from less where as few"
+        " pixels differ, 0.040% here"
+    )
 
 
 def test_it_is_measured_once_and_kept_with_the_compiled_graphs(bundle_copy, has_bf16, measures):
@@ -114,6 +127,31 @@ def test_it_is_measured_once_and_kept_with_the_compiled_graphs(bundle_copy, has_
     opened = open_bundle(bundle_copy)  # and another model is measured by itself
     settled(replace(opened, manifest=replace(opened.manifest, writer={})))
     assert len(calls) == 3
+
+
+def test_it_is_measured_again_on_another_cpu_of_the_same_name(
+    bundle_copy, has_bf16, measures, monkeypatch
+):
+    """A hypervisor may call all of its CPUs alike."""
+    calls = measures(GOOD)
+    for features in ({"avx512_bf16", "sse"}, {"avx512_bf16", "mmx"}, {"avx512_bf16", "amx_bf16"}):
+        monkeypatch.setattr(computing, "cpu_features", lambda has=features: frozenset(has))
+        settled(bundle_copy)
+    assert len(calls) == 2
+
+
+def test_force_measures_again(bundle_copy, has_bf16, measures):
+    measures(GOOD)
+    assert settled(bundle_copy).taken == "bf16"
+    measures(SLOW)
+    opened, row = open_bundle(bundle_copy), select("openvino")
+    assert settle(opened, row, EngineOptions(), anew=True).choice.taken == "fp32"
+    assert settled(bundle_copy).taken == "fp32"  # it is in the place of what was measured before
+    measures(GOOD)
+    done = CliRunner().invoke(
+        compile_command.main, [str(bundle_copy), "--engine", "openvino", "--force", "--json"]
+    )
+    assert "compute auto: bf16, since" in done.stderr
 
 
 def test_without_bfloat16_in_the_cpu_or_in_the_bundle_nothing_is_measured(
@@ -163,20 +201,36 @@ def test_nothing_is_measured_where_nothing_may_be_compiled(bundle_copy, has_bf16
     assert calls == []
 
 
-def test_what_cannot_be_measured_is_fp32_and_not_kept(bundle_copy, has_bf16, measures):
-    measures(BundleError("golden.npz cannot be read"))
+def test_what_cannot_be_measured_now_is_fp32_and_not_kept(bundle_copy, has_bf16, measures):
+    measures(EngineError("no memory"))
     choice = settled(bundle_copy)
-    assert choice.words == (
-        "fp32, since what bfloat16 costs here could not be measured: golden.npz cannot be read"
-    )
+    assert choice.words == "fp32, since what bfloat16 costs here could not be measured: no memory"
     assert not list(bundle_copy.glob("engines/*/auto-compute.plan"))
+
+
+def test_a_reference_that_cannot_be_read_is_found_once(bundle_copy, has_bf16, monkeypatch):
+    """It would come again at every start, and `build=False` would ask for what does not help."""
+    tried = []
+
+    def unreadable(bundle):
+        tried.append(bundle)
+        raise BundleError("golden.npz cannot be read")
+
+    monkeypatch.setattr(computing, "load_golden", unreadable)
+    monkeypatch.setattr(engine_module.OpenVinoEngine, "gain", lambda *given: 3.0)
+    done = CliRunner().invoke(compile_command.main, [str(bundle_copy), "--engine", "openvino"])
+    why = "what bfloat16 costs here could not be measured: golden.npz cannot be read"
+    assert f"Warning: compute auto: fp32, since {why}" in done.stderr
+    choice = settled(bundle_copy, build=False)
+    assert (choice.taken, choice.why) == ("fp32", why)
+    assert len(tried) == 1
 
 
 def test_an_engine_without_a_choice_says_so(tiny_bundle, monkeypatch):
     monkeypatch.setenv(VARIABLE, "bf16")  # it is for those that have one
     with load(tiny_bundle, engine="onnxruntime") as model:
-        assert model.choice.taken is None
-        assert model.choice.words.endswith("since onnxruntime leaves no choice")
+        assert model.choice.words == "fp32, since onnxruntime leaves no choice"
+        assert {info.precision for info in model.sessions.values()} == {"fp32"}
     with load(tiny_bundle, engine="onnxruntime", compute="fp32") as model:  # which it is
         assert model.choice.words == "fp32, as asked"
         assert {info.precision for info in model.sessions.values()} == {"fp32"}
@@ -228,6 +282,59 @@ def test_how_much_faster_is_by_the_best_of_each(monkeypatch):
     monkeypatch.setattr(openvino_layers.openvino, "Core", Core)
     monkeypatch.setattr(openvino_layers.time, "perf_counter", lambda: clock[0])
     assert openvino_layers.bf16_gain.__wrapped__() == 4.0
+
+
+def test_parity_asks_the_graphs_and_not_what_auto_takes(
+    bundle_copy, has_bf16, measures, monkeypatch
+):
+    """Its tolerance would be that of bfloat16; what `auto` takes has passed that before."""
+    calls = measures(GOOD)
+    options = [str(bundle_copy), "--engine", "openvino"]
+    done = CliRunner().invoke(parity_command.main, options)
+    assert done.exit_code == 0, done.output
+    assert "compute: fp32\n" in done.stderr
+    assert "(accepted from 0.999" in done.stdout
+    assert calls == []
+
+    opened, row = open_bundle(bundle_copy), select("openvino")
+    assert as_written(opened, row, "auto") == {"*": "fp32"}
+    stages = tuple(
+        replace(stage, precision="bf16" if stage.name == "fusion" else "fp16")
+        for stage in opened.manifest.stages
+    )
+    narrow = replace(opened, manifest=replace(opened.manifest, stages=stages))
+    assert as_written(narrow, row, "cpu") == {"*": "fp32", "fusion": "bf16"}
+    monkeypatch.setattr(engine_module.OpenVinoEngine, "computes", lambda self: ["fp32"])
+    assert as_written(narrow, row, "cpu") == "fp32"
+    assert as_written(opened, select("onnxruntime"), "auto") is None
+
+    for asked in (Running("openvino", "cpu", None, "auto"), Running("openvino", "cpu", None, None)):
+        monkeypatch.setenv(VARIABLE, "bf16")
+        assert parity_command._as_asked(asked, bundle_copy) is asked
+
+
+def test_the_doctor_measures_nothing_unless_it_checks(bundle_copy, has_bf16, measures, monkeypatch):
+    if select().name != "openvino":
+        pytest.skip("OpenVINO is not what auto takes here")
+    calls = measures(SLOW)
+    probed = Probe("openvino", "cpu", "1.0", ("CPU",), None)
+    monkeypatch.setattr(doctor, "probe_apart", lambda name, device: probed)
+    found = doctor.examine(bundle_copy)
+    assert "  compute auto: not measured here yet\n" in doctor_command._as_text(
+        doctor.as_dict(found), False
+    )
+    assert calls == []
+    assert found.healthy
+    [note] = [note for note in found.notes if "was not measured here yet" in note]
+    assert "run ris-compile; the graphs were opened in fp32" in note
+    assert found.bundle.compute["taken"] is None
+    assert {graph.computes_in for graph in found.bundle.graphs.values()} == {"fp32"}
+
+    found = doctor.examine(bundle_copy, check=True)
+    assert len(calls) == 1
+    assert found.bundle.compute["taken"] == "fp32"
+    assert found.bundle.checked.computes_in == ("fp32",)
+    assert not any("not measured" in note for note in found.notes)
 
 
 def test_the_commands_say_what_was_chosen_and_why(

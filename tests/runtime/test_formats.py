@@ -14,8 +14,8 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
-from ris.engines.errors import RisError
-from ris.runtime import Segmentation
+from ris.engines.errors import EngineError, RisError
+from ris.runtime import Model, Segmentation, results
 from ris.runtime.commands.infer import main
 from ris.runtime.results import FORMATS, ResultWriter
 
@@ -234,6 +234,33 @@ def test_two_images_with_one_name_are_said_before_anything_is_done(formats):
     assert not Path("out").exists()
 
 
+def test_a_file_that_two_formats_would_write_is_said_before_anything_is_done():
+    answers = [(Path("coco.jpg"), [])]
+    with pytest.raises(RisError, match=r"two formats would write out/coco\.json; rename"):
+        write(["coco", "labelme"], answers)
+    assert not Path("out").exists()
+
+
+def test_answers_do_not_replace_each_other_nor_labels(monkeypatch):
+    monkeypatch.setattr(results, "describe", lambda *given: {})
+    labelled = [
+        (Path("a.the-ring.jpg"), [answer("two", "full")]),
+        (Path("a.jpg"), [answer("the ring", "ring")]),
+    ]
+    assert set(write(["json", "labelme"], labelled)) == {
+        *("a.the-ring.json", "a.json"),  # the images' labels
+        *("a.the-ring.two.json", "a.the-ring-2.json"),
+    }
+    answers = [
+        (Path("b.jpg"), [answer("x", "ring")]),
+        (Path("b.x.jpg"), [answer("rle", "ring")]),
+    ]
+    assert write(["json", "rle"], answers) == [
+        *("b.x.json", "b.x.rle.json"),
+        *("b.x.rle-2.json", "b.x.rle-2.rle.json"),
+    ]
+
+
 def test_names_that_cannot_be_encoded_or_are_too_long():
     images = [Path("caf\udce9.png"), Path("x" * 251 + ".jpg")]
     answers = [(image, [answer("cut \ud83d", "ring")]) for image in images]
@@ -269,6 +296,27 @@ def test_every_format_of_several_images_and_expressions_at_once(tiny_bundle, pic
     again = CliRunner().invoke(main, [*asked, "--format", "coco", "--out", "out"])
     assert again.exit_code == 2
     assert "Error: out/coco.json is there already" in again.output
+
+
+def test_labels_have_what_was_answered_before_the_engine_failed(tiny_bundle, picture, monkeypatch):
+    for name in "ab":
+        Image.fromarray(picture).save(f"{name}.png")
+    honest, asked = Model.encode_image, []
+
+    def encode(*given, **options):
+        asked.append(given)
+        if len(asked) == 2:
+            raise EngineError("the device is lost")
+        return honest(*given, **options)
+
+    monkeypatch.setattr(Model, "encode_image", encode)
+    options = ["a.png", "b.png", "man", "--bundle", str(tiny_bundle), "--format", "coco"]
+    done = CliRunner().invoke(main, [*options, "--format", "yolo", "--out", "out"])
+    assert done.exit_code == 2
+    assert "Error: the device is lost" in done.output
+    found = json.loads(Path("out/coco.json").read_text())
+    assert [image["file_name"] for image in found["images"]] == ["a.png"]
+    assert Path("out/data.yaml").exists()
 
 
 def test_where_nothing_could_be_answered_nothing_is_written(tiny_bundle):

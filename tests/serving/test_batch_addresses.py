@@ -13,7 +13,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 upath = pytest.importorskip("upath", reason='not installed: pip install ".[ray]"')
 
 from ris.engines.errors import RisError  # noqa: E402
-from ris.serving.batch import grouping  # noqa: E402
+from ris.serving.batch import grouping, images  # noqa: E402
 from ris.serving.batch.addresses import beside, local_bundle, place  # noqa: E402
 from ris.serving.batch.asked import Given  # noqa: E402
 from ris.serving.batch.run import BatchOptions, plan_batch  # noqa: E402
@@ -134,6 +134,61 @@ def test_storage_that_fails_never_makes_a_row(memory, sources, served_bundle, mo
     assert "SlowDown" in failed
     monkeypatch.undo()
     assert job.open_parts(1) == [0]
+
+
+def test_an_object_that_may_not_be_read_costs_its_own_rows(
+    memory, sources, served_bundle, monkeypatch
+):
+    job, _ = plan_batch(memory / "out", served_bundle, sources[:1], GIVEN, BatchOptions())
+    doing = worker(job, served_bundle, sources=[str(sources[0])])
+    honest = type(memory.fs)._open
+
+    def open_(fs, path, *arguments, **options):
+        if path.endswith("a.png"):
+            raise PermissionError("Access Denied")
+        return honest(fs, path, *arguments, **options)
+
+    monkeypatch.setattr(type(memory.fs), "_open", open_)
+    done = doing({"part": [0]})
+    assert (list(done["failed"]), list(done["errors"])) == ([""], [1])
+
+    monkeypatch.setattr(images, "_exists", lambda path: False)  # of credentials that ran out
+    job.file(0).unlink()
+    [failed] = doing({"part": [0]})["failed"]
+    assert "photos is not there on a worker's machine" in failed
+
+
+def test_a_workers_copy_of_the_bundle_is_the_planned_one_and_whole(memory, sources, served_bundle):
+    address, out = "memory://bucket/ris-bundle", memory / "out"
+    memory.fs.put(str(served_bundle), "/bucket/ris-bundle", recursive=True)
+    job, _ = plan_batch(out, served_bundle, sources[:1], GIVEN, BatchOptions())
+    damaged = memory / "ris-bundle" / "tokenizer.json"
+    kept = damaged.read_bytes()
+    damaged.write_bytes(kept + b" ")
+    [failed] = worker(job, address)({"part": [0]})["failed"]
+    assert "tokenizer.json is not the file that was exported" in failed
+    damaged.write_bytes(kept)
+
+    manifest = memory / "ris-bundle" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes() + b" ")
+    [failed] = worker(job, address)({"part": [0]})["failed"]
+    assert "is not the one that the batch was planned for" in failed
+    assert job.open_parts(1) == [0]
+
+
+def test_a_worker_that_ends_leaves_no_copy_of_the_bundle(
+    memory, sources, served_bundle, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    memory.fs.put(str(served_bundle), "/bucket/ris-bundle", recursive=True)
+    job, _ = plan_batch(memory / "out", served_bundle, sources[:1], GIVEN, BatchOptions())
+    doing = worker(job, "memory://bucket/ris-bundle")
+    assert list(tmp_path.glob("ris-bundle-*"))
+    ended = []
+    monkeypatch.setattr("os._exit", ended.append)
+    doing._leave()
+    assert ended == [1]
+    assert not list(tmp_path.glob("ris-bundle-*"))
 
 
 def test_a_dead_worker_puts_a_remote_part_under_suspicion(memory, sources, served_bundle):

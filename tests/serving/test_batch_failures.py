@@ -327,6 +327,7 @@ def test_mended_images_of_a_folder_may_be_asked_again(folder, served_bundle, tmp
     with pytest.raises(RisError, match="has a batch with other files"):
         plan_batch(out, served_bundle, [folder], GIVEN, BatchOptions())
     assert plan_batch(out, served_bundle, [folder], GIVEN, again)[1] == 1
+    assert plan_batch(out, served_bundle, [folder], GIVEN, BatchOptions())[1] == 1
 
     lines = tmp_path / "in.jsonl"
     lines.write_text('{"image": "in/1.png", "expression": "x"}\n')

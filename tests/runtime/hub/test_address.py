@@ -44,6 +44,11 @@ def test_addresses(text, address):
         "hf://org/name/../other",
         "hf://org/name//b",
         "hf://../name",
+        "hf://org/name@../../../../pwned",
+        "hf://org/name@..%2F..%2F..%2F..%2Fpwned",
+        "hf://org/name@a%2F%2Fb",
+        "hf://org/name@a%00",
+        "hf://org/name@.",
         "hf://org/-name",
         "hf://org/na me",
         "https://huggingface.co/org/name",
@@ -53,6 +58,20 @@ def test_what_is_no_address(text):
     with pytest.raises(HubError) as caught:
         parse(text)
     assert str(caught.value).startswith(f"{text} is no address on a Hub; write hf://ORGANISATION/")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("hf://datasets/org/name", "a data set"),
+        (Path("hf://datasets/org/name"), "a data set"),
+        ("hf://spaces/org/name@main", "a space"),
+    ],
+)
+def test_only_model_repositories_have_bundles(text, what):
+    with pytest.raises(HubError) as caught:
+        parse(text)
+    assert str(caught.value) == f"{text} is {what}; a bundle is in a model repository"
 
 
 @pytest.mark.parametrize("place", ["ris-bundle", "/a/hf:/b", "hf", Path("hf/a")])

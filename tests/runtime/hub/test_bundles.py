@@ -15,6 +15,7 @@ from ris.runtime import BUILT_IN, BundleError, HubError, load, open_bundle
 from ris.runtime.bundle import sha256_of
 from ris.runtime.commands import bench, doctor, infer, models, parity
 from ris.runtime.commands import compile as compile_command
+from ris.runtime.hub import bundles
 from ris.runtime.hub.address import parse
 from ris.runtime.hub.bundles import fetch_bundle
 
@@ -169,6 +170,20 @@ def test_a_manifest_that_is_none(hub):
     hub.repository("org/worse", {"manifest.json": b"[]"})
     with pytest.raises(BundleError, match=r"is damaged: .*; tell those who published it"):
         load("hf://org/worse")
+
+
+def test_a_manifest_that_is_too_large_is_not_downloaded(hub, monkeypatch):
+    monkeypatch.setattr(bundles, "LARGEST", 1 << 20)
+    hub.repository("org/huge", {"manifest.json": bytes((1 << 20) + 1)})
+    with pytest.raises(HubError, match=r"^manifest\.json of org/huge has more than 1 MB$"):
+        load("hf://org/huge")
+    assert hub.sent() == 0
+
+
+def test_a_relative_folder_of_the_cache_is_known_as_one(hub, published, monkeypatch):
+    monkeypatch.chdir(open_bundle(ADDRESS).path)
+    bundle = open_bundle(".")
+    assert all(bundle.graph(stage).cache is None for stage in bundle.stages)
 
 
 def test_names_in_a_manifest_stay_inside_the_bundle(hub, tmp_path):

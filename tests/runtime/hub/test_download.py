@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ris.engines.errors import HubError
-from ris.runtime.hub import download
+from ris.runtime.hub import transfer
 from ris.runtime.hub.download import HubFile, WebFile, fetch, fetch_from_web
 
 WEIGHTS = bytes(range(256)) * 400  # 102,400 bytes, 25 chunks
@@ -102,8 +102,12 @@ def test_a_file_that_did_not_change_with_its_branch_is_not_sent_again(stored):
 def test_the_login_goes_to_the_hub_and_not_to_its_storage(stored):
     stored.files.private = True
     fetch(LARGE)
-    logins = {seen.path.split("/")[1]: seen.login for seen in stored.hub.requests}
-    assert logins == {"org": True, "cdn": False}
+    logins = {
+        place: [seen.login for seen in stored.hub.requests if seen.path.startswith(f"/{place}/")]
+        for place in ("org", "cdn")
+    }
+    assert set(logins["org"]) == {True}
+    assert set(logins["cdn"]) == {False}
 
 
 def test_a_data_set(hub):
@@ -229,7 +233,131 @@ def test_a_blob_that_programs_share_stays(stored, tmp_path):
     assert shared.exists()
 
 
+def test_a_damaged_file_stays_until_the_right_one_is_here(stored, monkeypatch):
+    from huggingface_hub import constants
+
+    found = fetch(LARGE)
+    blob = found.path.resolve()
+    blob.write_bytes(b"damaged")
+    stored.hub.fails("/cdn/", status=500, times=1)
+    assert "answers 500" in refusal(verify=True)
+    assert blob.read_bytes() == b"damaged"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    said = refusal(verify=True)
+    assert said.startswith(f"model.bin of org/name is damaged in the cache, at {blob}, and")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert fetch(LARGE, verify=True) == found
+    assert found.path.read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("revision", ["main", "commit"])
+@pytest.mark.parametrize("name", ["model.bin", "config.json"])
+def test_a_good_file_of_the_cache_that_is_not_the_expected_one_stays(stored, name, revision):
+    """What the Hub has under its own hash is another program's good file."""
+    at = stored.commit if revision == "commit" else revision
+    found = fetch(HubFile("org/name", name))
+    content = found.path.read_bytes()
+    said = refusal(HubFile("org/name", name, at, sha256="0" * 64), verify=True)
+    assert f"{name} of org/name" in said
+    assert "was replaced: the Hub has a file of hash" in said
+    assert found.path.read_bytes() == content
+
+
+def test_a_blob_that_is_there_is_hashed_where_a_hash_is_expected(stored):
+    blobs = fetch(SMALL).path.resolve().parent
+    (blobs / SHA256).write_bytes(b"damaged")
+    path = fetch(HubFile("org/name", "model.bin", sha256=SHA256)).path
+    assert path.read_bytes() == WEIGHTS
+    path.unlink()
+    (blobs / SHA256).write_bytes(b"damaged")
+    assert fetch(LARGE, verify=True).path.read_bytes() == WEIGHTS
+
+
+def test_a_file_that_is_no_link_is_hashed_and_replaced(stored):
+    """As where the disk has no links."""
+    found = fetch(LARGE)
+    blob = found.path.resolve()
+    found.path.unlink()
+    blob.rename(found.path)
+    found.path.write_bytes(b"damaged")
+    file = HubFile("org/name", "model.bin", stored.commit, sha256=SHA256)
+    assert fetch(file, verify=True).path.read_bytes() == WEIGHTS
+
+
+def test_a_file_that_is_another_when_the_hub_is_asked_again_is_removed(stored, monkeypatch):
+    """huggingface_hub links it to where it belongs, and asks once more what it is."""
+    import huggingface_hub
+
+    other = b"other bytes" * 100
+    name = hashlib.sha256(other).hexdigest()
+    stored.hub.storage[name] = other
+    original = huggingface_hub.hf_hub_download
+
+    def again(*arguments, **options):
+        place = {"Location": f"{stored.hub.cdn}/cdn/{name}"}
+        about = {"X-Linked-Etag": f'"{name}"', "X-Linked-Size": str(len(other)), **place}
+        stored.hub.fails("/resolve/", headers=about)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", again)
+    said = refusal()
+    assert f"is not the file that the Hub names: its hash is {name}, {SHA256} was" in said
+    cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.read_bytes() == other]
+    assert not list(cache.rglob("snapshots/*/model.bin"))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Linked-Etag": '"../../../../pwned"'},
+        {"X-Linked-Etag": '"short"'},
+        {"X-Repo-Commit": "../../../../pwned"},
+    ],
+)
+def test_what_a_server_says_becomes_no_path(stored, tmp_path, headers):
+    stored.hub.fails("/resolve/", headers=headers)
+    assert "does not answer as a Hub does; check HF_ENDPOINT" in refusal()
+    assert not list(tmp_path.rglob("*pwned*"))
+    assert stored.hub.sent() == 0
+
+
+def test_a_file_that_is_too_large_is_not_downloaded(stored):
+    file = HubFile("org/name", "model.bin", largest=1 << 16)
+    assert refusal(file) == "model.bin of org/name has more than 0 MB"
+    assert stored.hub.sent() == 0
+
+
 # What goes wrong
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_is_not_answered_from_the_cache(stored, status):
+    fetch(SMALL)
+    stored.hub.fails("/resolve/", status=status)
+    assert f"({status})" in refusal(SMALL)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_hub_that_is_not_well_is_answered_from_the_cache(stored, status):
+    found = fetch(SMALL)
+    stored.hub.fails("/resolve/", status=status)
+    with pytest.warns(UserWarning, match="of the cache stands for main"):
+        assert fetch(SMALL) == found
+
+
+def test_a_login_in_an_address_is_not_shown(stored, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://me:secret@127.0.0.1:9")
+    template = "http://me:secret@127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    said = refusal()
+    assert "http://127.0.0.1:9 cannot be reached" in said
+    assert "secret" not in said
+    with pytest.raises(HubError, match=r"a\.pth of 127\.0\.0\.1:9: its server cannot") as caught:
+        fetch_from_web(WebFile("http://me:secret@127.0.0.1:9/a.pth"))
+    assert "secret" not in str(caught.value)
 
 
 def test_without_huggingface_hub(monkeypatch):
@@ -263,8 +391,11 @@ def test_what_the_hub_refuses(stored, fault, fragments):
 
 
 def test_a_repository_that_is_not_there(hub):
-    said = refusal(HubFile("org/nothing", "model.bin"))
-    assert "there is no org/nothing at" in said or "wants a login" in said
+    """The Hub does not tell that from a private one, and so neither can the sentence."""
+    assert refusal(HubFile("org/nothing", "model.bin")).startswith(
+        f"model.bin of org/nothing: {hub.endpoint} wants a login (401), because org/nothing is"
+        " private, or is not there, or the token has expired;"
+    )
 
 
 def test_what_breaks_between_the_question_and_the_file(stored):
@@ -291,7 +422,9 @@ def test_a_hub_that_cannot_be_reached(stored, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    assert fetch(SMALL) == found
+    stands = f"cannot be reached .* Commit {found.commit[:12]} of the cache stands for main"
+    with pytest.warns(UserWarning, match=stands):
+        assert fetch(SMALL) == found
     said = refusal()
     assert "http://127.0.0.1:9 cannot be reached (" in said
     assert "check the connection, and HTTPS_PROXY and HF_ENDPOINT" in said
@@ -322,7 +455,7 @@ def test_a_server_that_is_slow_once(stored, monkeypatch):
 
 def test_a_full_disk_is_said_before_the_download(stored, monkeypatch):
     usage = types.SimpleNamespace(free=1000)
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda folder: usage)
     said = refusal()
     assert "model.bin of org/name needs 1 MB more than the disk of" in said
     assert "set HF_HOME to a folder elsewhere. What was downloaded is kept" in said
@@ -333,7 +466,7 @@ def test_a_disk_that_becomes_full(stored, monkeypatch):
     def write(self, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(download._Counted, "write", write)
+    monkeypatch.setattr(transfer._Counted, "write", write)
     assert "the disk is full, and model.bin of org/name does not fit" in refusal()
 
 
@@ -344,36 +477,3 @@ def test_a_cache_that_cannot_be_written(stored, monkeypatch):
     said = refusal()
     assert said.startswith("/proc/nothing")
     assert "model.bin of org/name" in said
-
-
-# Files of other servers
-
-
-def test_a_file_of_another_server(hub):
-    url = hub.url("sam.pth", WEIGHTS)
-    file = WebFile(url, len(WEIGHTS), SHA256)
-    hub.fails("/web/", break_after=50_000, times=1)
-    hub.fails("/web/", break_after=0, times=5)
-    with pytest.raises(HubError, match=r"the transfer of sam\.pth of 127\.0\.0\.1:\d+ broke off"):
-        fetch_from_web(file)
-    found = fetch_from_web(file)
-    assert found.path.read_bytes() == WEIGHTS
-    assert (found.path.name, found.commit) == ("sam.pth", None)
-    assert hub.ranges()
-    assert not any(seen.login for seen in hub.requests)
-    hub.sent()
-    assert fetch_from_web(file, verify=True) == found
-    assert hub.sent() == 0
-
-
-def test_a_file_of_another_server_whose_size_nobody_stated(hub):
-    assert fetch_from_web(WebFile(hub.url("h.pth", WEIGHTS))).path.read_bytes() == WEIGHTS
-
-
-def test_a_wrong_file_of_another_server(hub):
-    with pytest.raises(HubError) as caught:
-        fetch_from_web(WebFile(hub.url("sam.pth", WEIGHTS), None, "1" * 64))
-    assert "is not the file that the table of models names" in str(caught.value)
-    hub.fails("/web/gone", status=404)
-    with pytest.raises(HubError, match=r"its server answers 404; check the name and the address"):
-        fetch_from_web(WebFile(hub.url("gone", WEIGHTS)))

@@ -109,6 +109,30 @@ def test_the_page_of_names_has_every_field():
             "a comes over plain HTTP, and has no sha256",
         ),
         (
+            [
+                entry(
+                    files=[
+                        {"role": "bert", "name": "a", "repository": name} for name in ("b/c", "d/e")
+                    ]
+                )
+            ],
+            "sam-x: a stands there twice",
+        ),
+        (
+            [entry(files=[{"role": "sam", "name": "a/b", "url": "https://a.org/a"}])],
+            "'a/b' has a folder, which only files of a repository have",
+        ),
+        (
+            [
+                entry(
+                    files=[
+                        {"role": "sam", "name": "a", "repository": "b/c", "revision": "../../../x"}
+                    ]
+                )
+            ],
+            "'../../../x' of a is no revision",
+        ),
+        (
             [entry(files=[{"role": "sam", "name": "a", "page": "x", "sha256": "1"}])],
             "entries.0.files.0.sha256 should be a sha256",
         ),
@@ -214,24 +238,60 @@ def test_files_of_a_branch_that_moves_meanwhile_are_of_one_commit(hub, monkeypat
     assert fetched.files["b"].read_bytes() == b"2"
 
 
-@pytest.mark.parametrize("linked", [True, False])
-def test_out_is_a_folder_of_the_users(hub, monkeypatch, tmp_path, linked):
-    if not linked:  # as between two file systems
-
-        def refuse(source, target):
-            raise OSError(18, "Invalid cross-device link")
-
-        monkeypatch.setattr(entries.os, "link", refuse)
+def test_out_is_a_folder_of_copies(hub, monkeypatch, tmp_path):
+    """Whoever writes into one leaves the cache as it was."""
     hub.repository("lab/sam", {"sam.pth": CONTENT})
     listed(monkeypatch, tmp_path, entry())
+    cached = Path(run("fetch", "sam-x").stdout.splitlines()[0])
     out = tmp_path / "out"
+    out.mkdir()
+    os.link(cached.resolve(), out / "sam.pth")
     for _ in range(2):
         done = run("fetch", "sam-x", "--out", out)
         assert done.exit_code == 0, done.output
-    assert done.stdout.splitlines()[0] == str(out / "sam.pth")
-    assert (out / "sam.pth").read_bytes() == CONTENT
-    assert os.listdir(out) == ["sam.pth"]
-    assert not (out / "sam.pth").is_symlink()
+        assert done.stdout.splitlines()[0] == str(out / "sam.pth")
+        assert (out / "sam.pth").read_bytes() == CONTENT
+        assert os.listdir(out) == ["sam.pth"]
+        with (out / "sam.pth").open("r+b") as file:
+            file.write(b"mine")
+        assert cached.read_bytes() == CONTENT
+
+
+def test_a_file_that_may_be_absent(hub, monkeypatch, tmp_path):
+    files = [
+        {"role": "bert", "name": "vocab.txt", "repository": "lab/bert", "optional": True},
+        {"role": "bert", "name": "model.bin", "repository": "lab/bert"},
+    ]
+    hub.repository("lab/bert", {"model.bin": CONTENT})
+    listed(monkeypatch, tmp_path, entry(files=files))
+    done = run("fetch", "sam-x", "--json")
+    assert done.exit_code == 0, done.output
+    assert list(json.loads(done.stdout)["files"]) == ["model.bin"]
+    files[0].pop("optional")
+    listed(monkeypatch, tmp_path, entry(files=files))
+    done = run("fetch", "sam-x")
+    assert "vocab.txt of lab/bert: " in done.stderr
+    assert "has no such file" in done.stderr
+
+
+def test_a_file_that_is_not_verified_is_named(hub, monkeypatch, tmp_path):
+    file = {"role": "sam", "name": "sam.pth", "url": hub.url("download", CONTENT)}
+    listed(monkeypatch, tmp_path, entry(files=[{**file, "sha256": "0" * 64}]))
+    assert "is not verified" not in run("fetch", "sam-x").stderr
+    monkeypatch.setattr("ris.runtime.hub.models._wrong", lambda entry, file: [])  # no https here
+    listed(monkeypatch, tmp_path, entry(files=[file]))
+    done = run("fetch", "sam-x")
+    assert done.exit_code == 0, done.output
+    assert "\nsam.pth: no hash is known, so it is not verified\n" in done.stderr
+    assert Path(done.stdout.splitlines()[0]).name == "sam.pth"  # as the table calls it
+
+
+def test_a_model_behind_a_page_says_how_to_go_on(hub, monkeypatch, tmp_path):
+    done = run("fetch", "rela-swin-base")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.rstrip().endswith(
+        "then ris-export --model rela-swin-base --checkpoint gres_swin_base.pth"
+    )
 
 
 def test_what_a_person_has_to_fetch_is_said_behind_the_rest(hub, monkeypatch, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from ris.runtime import BUILT_IN, BundleError, HubError, load, open_bundle
+from ris.runtime.bundle import sha256_of
 from ris.runtime.commands import models
 from ris.runtime.hub.address import parse
 from ris.runtime.hub.card import model_card
@@ -68,6 +69,47 @@ def test_a_new_repository_may_be_private(hub):
     assert open_bundle(ADDRESS).manifest.family == "dfam"
 
 
+def test_what_was_to_be_private_does_not_go_into_a_public_repository(hub):
+    hub.repository("me/demo", {".gitattributes": b""})
+    with pytest.raises(HubError) as caught:
+        push(open_bundle(BUILT_IN), parse(ADDRESS), "apache-2.0", private=True)
+    assert str(caught.value) == (
+        f"{hub.endpoint}/me/demo is there already and is public; make it private on its page, or"
+        " name another repository"
+    )
+    assert not [seen for seen in hub.requests if seen.method == "PUT"]
+    assert set(hub.repositories["me/demo"].files("main")) == {".gitattributes"}
+
+    hub.repositories["me/demo"].private = True
+    push(open_bundle(BUILT_IN), parse(ADDRESS), "apache-2.0", private=True)
+    assert "manifest.json" in hub.repositories["me/demo"].files("main")
+
+
+@pytest.mark.parametrize("more", [{}, {"manifest.json": b'{"name": "a web page"}'}])
+def test_somebody_elses_card_stays(hub, more):
+    hub.repository("me/demo", {"README.md": b"# My thesis\n", **more})
+    with pytest.raises(HubError, match=r"/me/demo has a README\.md that is not of ris-runtime; na"):
+        push(open_bundle(BUILT_IN), parse(ADDRESS), "apache-2.0")
+    assert hub.repositories["me/demo"].files("main") == {"README.md": b"# My thesis\n", **more}
+
+
+def test_files_of_the_bundle_before_go(hub, tmp_path):
+    """And what else is in the repository stays."""
+    older = shutil.copytree(BUILT_IN, tmp_path / "older")
+    (older / "extra.bin").write_bytes(b"of the older one")
+    manifest = json.loads((older / "manifest.json").read_text())
+    manifest["files"]["extra.bin"] = sha256_of(older / "extra.bin")
+    (older / "manifest.json").write_text(json.dumps(manifest))
+    push(open_bundle(older), parse(ADDRESS), "apache-2.0")
+    repository = hub.repositories["me/demo"]
+    repository.commit({"notes.txt": b"mine"})
+    assert "extra.bin" in repository.files("main")
+    pushed = push(open_bundle(BUILT_IN), parse(ADDRESS), "apache-2.0")
+    expected = {str(p.relative_to(BUILT_IN)) for p in BUILT_IN.rglob("*") if p.is_file()}
+    assert set(repository.files("main")) == expected | {"README.md", "notes.txt"}
+    assert pushed.files == len(expected) + 1
+
+
 def test_the_card():
     bundle = open_bundle(BUILT_IN)
     card = model_card(bundle, parse(ADDRESS), "apache-2.0", None)
@@ -111,8 +153,12 @@ def test_the_card_of_a_model_that_has_a_name():
     assert f"| made from | {entry.title} (`evf-sam`) |" in card
     assert "| licence of the weights | `apache-2.0` |" in card
     assert f"| revision of the weights | `{'c' * 40}` |" in card
-    unknown = model_card(named("x"), parse(ADDRESS), "mit", read_table().named("rela-swin-base"))
+    assert f"| on the licences | {entry.licences.note} |" in card
+    assert "not verified" not in card
+    rela = read_table().named("rela-swin-base")
+    unknown = model_card(named("x", None), parse(ADDRESS), "mit", rela)
     assert "| licence of the weights | not stated |" in unknown
+    assert f"| made from | {rela.title} (`{rela.name}`), not verified: no hash is pub" in unknown
 
 
 def test_a_name_with_marks_stays_in_its_cell():
@@ -147,6 +193,32 @@ def test_a_licence_that_contradicts_the_weights(hub):
     )
     assert hub.requests == []
     assert require_licence("mit", read_table().named("rela-swin-base")) == "mit"  # not stated
+
+
+def test_no_licence_is_proposed_where_none_is_stated(hub):
+    entry = read_table().named("rela-swin-base")
+    with pytest.raises(HubError) as caught:
+        require_licence(None, entry)
+    said = str(caught.value)
+    assert "and rela-swin-base states none: Whether the repository's licence is meant" in said
+    for one in (said, run("push", BUILT_IN, ADDRESS).stderr):
+        assert "apache" not in one
+        assert "--licence WORD" in one
+
+
+def test_what_has_terms_is_not_published(hub):
+    with pytest.raises(HubError, match="a bundle of lisa-7b-v1 is not published from here: its we"):
+        push(named("lisa-7b-v1"), parse(ADDRESS), "apache-2.0")
+    assert hub.requests == []
+
+
+def test_a_name_that_the_table_does_not_have_is_not_published(hub):
+    with pytest.raises(HubError) as caught:
+        push(named("lab-own"), parse(ADDRESS), "apache-2.0")
+    assert str(caught.value).startswith(
+        "the bundle was made from lab-own, which the table of models does not have, so that its"
+    )
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize("word", ["", "Apache 2", "apache-2.0\nx: y", "MIT"])

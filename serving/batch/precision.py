@@ -1,0 +1,73 @@
+"""What a batch computes in, the same in all workers: decided once, where the batch is started.
+
+Left to themselves, workers on CPUs of several kinds would take several precisions, and the masks of
+one batch would differ at their boundaries by who made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ris.engines.devices import kind_of
+from ris.engines.errors import RisError
+from ris.runtime import open_bundle
+from ris.runtime.bundle import Bundle
+from ris.runtime.choice import AUTO
+from ris.runtime.commands.console import CompileProgress
+from ris.runtime.commands.running import Running
+from ris.runtime.computing import WHOLE, whole_of
+from ris.runtime.loading import select_for, settle_for
+from ris.serving.batch.parts import Job
+
+_KEPT, _BECAUSE = "compute", "compute_because"  # the names in the plan
+
+
+def decide(job: Job, bundle: Path, running: Running) -> str:
+    """What the workers compute in where `running` says nothing for the whole model.
+
+    It is what is asked for here, also by the environment; else what the batch was begun in; else
+    what `AUTO` takes on this machine, which the plan keeps. A machine that cannot run the bundle
+    takes FP32.
+
+    Raises EngineError for a precision that there is not.
+    """
+    if (asked := whole_of(running.compute)) != AUTO:
+        return asked
+    if kept := (job.planned() or {}).get(_KEPT):
+        return str(kept)
+    try:
+        with CompileProgress() as progress:
+            opened = open_bundle(bundle, verify=False)
+            settled, _ = settle_for(opened, progress=progress, **asdict(running))
+        taken, why = settled.choice.taken or AUTO, settled.choice.why
+    except RisError as error:  # which each worker that has it too will say
+        taken, why = "fp32" if running.device in (AUTO, "cpu") else AUTO, str(error)
+    job.note(**{_KEPT: taken, _BECAUSE: why})
+    return taken
+
+
+def of_worker(running: Running, gpus: float) -> Running:
+    """How a worker runs. One that Ray gave GPUs sees these alone, numbered from 0."""
+    return replace(running, device=kind_of(running.device)) if gpus else running
+
+
+def with_compute(running: Mapping[str, Any], bundle: Bundle, compute: str) -> dict[str, Any]:
+    """What `open_model` takes, with the batch's precision where the engine leaves the choice.
+
+    Args:
+        running: What it takes otherwise.
+        bundle: The bundle.
+        compute: As `decide` returns it.
+
+    Raises:
+        EngineError: Where the engine cannot run the bundle here.
+    """
+    row = select_for(bundle, running.get("engine", AUTO), running.get("device", AUTO))
+    asked = running.get("compute")
+    single = dict(asked) if isinstance(asked, Mapping) else {WHOLE: asked}
+    if "compute" not in row.options or single.get(WHOLE) not in (None, AUTO):
+        return dict(running)
+    return {**running, "compute": single | {WHOLE: compute}}
