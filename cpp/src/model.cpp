@@ -74,7 +74,8 @@ Model::Model(const std::string &path, const Options &options)
         const std::string names = bundle_.file(table.names);
         category_names_ = parse_category_names(read_file(names, "list of categories"), names);
         const std::string features = bundle_.file(table.features);
-        category_features_ = parse_features(read_file(features, "feature table", kLargestTable), features);
+        category_features_ =
+            parse_features(read_file(features, "feature table", kLargestTable), features);
         if (category_features_.rows != category_names_.size()) {
             const std::string rows = std::to_string(category_features_.rows);
             throw Error(RIS_ERROR_BUNDLE, names + " has " + std::to_string(category_names_.size()) +
