@@ -149,7 +149,7 @@ def _model(model: Any, runs: int, cuda_graphs: bool | None, before: float | None
         with guarded("prompt"):
             # a bundle has no such option yet; the host's seconds are what it could save
             times = _time(model, min(runs, 5))
-            say("prompt", found={"host": times["prompt_on_host"], "device": "not offered"})
+            say("prompt", found={"host": times["prompt_on_host"], "device": "not measured"})
 
 
 def _parity(model: Any) -> dict[str, Any]:
