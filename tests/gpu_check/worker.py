@@ -147,7 +147,7 @@ def _model(model: Any, runs: int, cuda_graphs: bool | None, before: float | None
         say("runs", found=_what_runs(model))
     if cuda_graphs is not False:
         with guarded("prompt"):
-            # a bundle has no such option yet; the host's seconds are what it could save
+            # the host's seconds are what a bundle whose graph resizes could save
             times = _time(model, min(runs, 5))
             say("prompt", found={"host": times["prompt_on_host"], "device": "not measured"})
 
