@@ -226,16 +226,19 @@ bench: $(VENV)/installed
 		-e "left man" -e "the dog"
 	test -d bench/demo || $(EXPORT) --out bench/demo
 	$(BENCH) bench/full-size --pytorch --torch-compile \
-		--engine onnxruntime --engine openvino --engine openvino$(BF16) \
+		--pytorch-precision fp32 --pytorch-precision bf16 \
+		--engine onnxruntime --engine openvino:fp32 --engine openvino:bf16$(BF16) \
 		--engine openvino:bf16@bench/full-size-int8 \
 		--cold 2 --batches 1 --limit 420 --out bench/report
-	-$(BENCH) bench/full-size --engine openvino:bf16 --engine openvino$(BF16) \
-		--engine openvino,overlap=1$(BF16) --engine openvino,low_memory=1$(BF16) \
+	-$(BENCH) bench/full-size --engine openvino --engine openvino:bf16 \
+		--engine openvino:bf16$(BF16) --engine openvino:bf16,overlap=1$(BF16) \
+		--engine openvino:bf16,low_memory=1$(BF16) \
 		--cold 1 --out bench/openvino
 	-$(BENCH) bench/full-size --engine onnxruntime --engine onnxruntime$(BF16) \
 		--engine onnxruntime@bench/full-size-fp16 --anew --runs 7 --cold 1 --out bench/onnxruntime
-	-$(BENCH) bench/demo --engine onnxruntime --engine openvino --cold 5 --out bench/demo-report
-	-$(BIN)/ris-parity bench/full-size-bf16 --engine openvino
+	-$(BENCH) bench/demo --engine onnxruntime --engine openvino:fp32 --engine openvino \
+		--cold 5 --out bench/demo-report
+	-$(BIN)/ris-parity bench/full-size-bf16 --engine openvino --compute bf16
 	-$(BIN)/ris-parity bench/full-size --engine openvino --compute bf16
 	-$(BIN)/ris-parity bench/full-size-int8 --engine openvino --compute bf16
 	-$(BIN)/ris-parity bench/full-size-int8 --engine onnxruntime

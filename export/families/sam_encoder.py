@@ -35,9 +35,10 @@ def channels_last(layers: nn.Sequential) -> nn.Sequential:
 
 
 _LARGE = 1024
-"""A window of more tokens than this computes its attention in groups of heads."""
+"""A window of more tokens than this computes its attention head by head, in strips of queries."""
 
-_HEADS_AT_ONCE = 2
+_STRIP = 2048
+"""So many queries of a large window are asked at once (docs/measurements/performance.md)."""
 
 
 class _SamAttention(nn.Module):
@@ -45,11 +46,12 @@ class _SamAttention(nn.Module):
 
     [M, H*W, C] -> [M, H*W, C], before `proj`, which `_SamBlock` applies.
 
-    There are two forms. On CPUs a large window goes in groups of heads, as the logits of all heads
-    are gigabytes, and the terms of the positions are added to a 5-D view of the logits, which
-    fuses with the softmax. TensorRT computes a whole attention in one kernel where it finds
-    product, sum, softmax and product of 4-D values. Logits then exist nowhere, and what is added to
-    them is all that is held, 0.4 GB in FP16 for a global block at full size.
+    There are two forms. On CPUs a large window goes head by head and in strips of its rows, as the
+    logits of all heads are gigabytes, and even those of one fit into no cache. The terms of the
+    positions are added to a 5-D view of the logits, which fuses with the softmax. TensorRT computes
+    a whole attention in one kernel where it finds product, sum, softmax and product of 4-D values.
+    Logits then exist nowhere, and what is added to them is all that is held, 0.4 GB in FP16 for a
+    global block at full size.
     """
 
     def __init__(self, block: Block, side: int, for_tensorrt: bool) -> None:
@@ -71,9 +73,8 @@ class _SamAttention(nn.Module):
         if self.for_tensorrt:
             attended = self._attend_at_once(*parts)
         elif side * side > _LARGE:
-            # 4096 x 4096 logits of all heads at once would take gigabytes
-            groups = zip(*(part.split(_HEADS_AT_ONCE, 1) for part in parts), strict=True)
-            attended = torch.cat([self._attend(*group) for group in groups], 1)
+            each = zip(*(part.split(1, 1) for part in parts), strict=True)
+            attended = torch.cat([self._attend_in_strips(*head) for head in each], 1)
         else:
             attended = self._attend(*parts)
         return attended.transpose(1, 2).flatten(2)
@@ -101,13 +102,22 @@ class _SamAttention(nn.Module):
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3) + positions
         return logits.softmax(-1) @ v
 
+    def _attend_in_strips(
+        self, q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_column: Tensor
+    ) -> Tensor:
+        """`_attend` of some rows of queries after the other."""
+        rows = max(_STRIP // self.side, 1)
+        asked = (q.split(rows * self.side, 2), by_row.split(rows, 2), by_column.split(rows, 2))
+        strips = zip(*asked, strict=True)
+        return torch.cat([self._attend(some, k, v, row, col) for some, row, col in strips], 2)
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, by_row: Tensor, by_column: Tensor) -> Tensor:
-        """q, k, v [M, some heads, H*W, d] -> the attended values, same shape."""
+        """q [M, heads, rows*W, d], k and v [M, heads, H*W, d] -> the attended values, as q."""
         side, depth = self.side, q.shape[-1]
         logits = (
             ((q * depth**-0.5) @ k.transpose(2, 3))
             .unflatten(3, (side, side))
-            .unflatten(2, (side, side))
+            .unflatten(2, (q.shape[2] // side, side))
         )
         logits = logits + by_row[..., None] + by_column[..., None, :]
         return logits.flatten(4, 5).flatten(2, 3).softmax(-1) @ v

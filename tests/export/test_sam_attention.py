@@ -12,6 +12,7 @@ from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import nn
 
 from ris.engines import Graph, create
+from ris.export.families import sam_encoder
 from ris.export.families.dfam.rules import ISLANDS
 from ris.export.families.dfam.stages import stages
 from ris.export.families.sam_encoder import SamImageEncoder
@@ -47,6 +48,17 @@ def model():
 
 def exported(encoder, for_tensorrt):
     return SamImageEncoder(encoder, SIDE // PATCH, for_tensorrt=for_tensorrt).eval()
+
+
+@pytest.mark.parametrize("strip", [10, 40, 100])
+def test_a_large_window_in_strips_of_queries_computes_what_sam_does(model, monkeypatch, strip):
+    monkeypatch.setattr(sam_encoder, "_LARGE", 49)
+    monkeypatch.setattr(sam_encoder, "_STRIP", strip)  # of 100: the last of 40 is a shorter one
+    image = torch.randn(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        want = model(image)
+        got = exported(model, for_tensorrt=False)(image)
+    assert (got - want).abs().max() < 1e-4 * want.abs().max()
 
 
 @pytest.mark.parametrize("for_tensorrt", [False, True])
