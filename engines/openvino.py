@@ -8,7 +8,8 @@ takes bfloat16 for FP32 graphs wherever the CPU has it. What the layers of a gra
 read from the compiled graph and shown with the session.
 
 An axis that can only be 1 is fixed when a graph is compiled: OpenVINO fuses attention only where it
-knows every shape.
+knows every shape. In one case it computes it wrongly there (`has_as_many_heads_as_queries`): the
+axes of such a graph stay open.
 
 A graph of which only a part may be bfloat16 is compiled in two parts, cut at the value where that
 part begins. OpenVINO's own marks for nodes that stay FP32 would not do: they are lost when it makes
@@ -42,7 +43,12 @@ from ris.engines.base import (
 from ris.engines.errors import EngineError, PlanError
 from ris.engines.linked import without_links
 from ris.engines.openvino_layers import bf16_gain, int8_overflows, layers, main_precision
-from ris.engines.openvino_model import hold_joins, split, turn_weights
+from ris.engines.openvino_model import (
+    has_as_many_heads_as_queries,
+    hold_joins,
+    split,
+    turn_weights,
+)
 from ris.engines.openvino_session import Imported, OpenVinoSession, reason
 from ris.engines.processor import core_limit
 from ris.engines.recipe import Recipe, graph_hashes
@@ -51,7 +57,7 @@ T = TypeVar("T")
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
-_FILE = 2  # the format of what is kept; 1 was one blob
+_FILE = 3  # the format of what is kept; 1 was one blob, 2 had attention that was computed wrongly
 # where the blobs of a compiled graph begin in its file: OpenVINO reads their weights in place
 _PAGE = 4096
 
@@ -198,14 +204,10 @@ class OpenVinoEngine(Engine):
 
     def _read(self, graph: Graph, onnx: Path) -> Any:
         """OpenVINO's model of the graph, with fixed axes, turned weights and held joins."""
-        model, fixed = self._core.read_model(str(onnx)), self._fixed()
-        inputs = {name: port for port in model.inputs for name in port.get_names()}
-        shapes = {}
-        for spec in graph.inputs:
-            shapes[inputs[spec.name]] = [
-                fixed.get(axis, -1) if isinstance(axis, str) else axis for axis in spec.shape
-            ]
-        model.reshape(shapes)
+        model = self._core.read_model(str(onnx))
+        _reshape(model, graph, self._fixed())
+        if has_as_many_heads_as_queries(model):
+            _reshape(model, graph, {})
         turn_weights(model)
         if graph.int8:
             hold_joins(model)
@@ -279,6 +281,17 @@ class OpenVinoEngine(Engine):
         """The axes that can only be 1, by name."""
         most = {"images": self.options.max_batch, "expressions": self.options.max_expressions}
         return {axis: 1 for axis, size in most.items() if size == 1}
+
+
+def _reshape(model: Any, graph: Graph, fixed: dict[str, int]) -> None:
+    """Gives the model's inputs their shapes; axes that are not `fixed` are open."""
+    inputs = {name: port for port in model.inputs for name in port.get_names()}
+    shapes = {}
+    for spec in graph.inputs:
+        shapes[inputs[spec.name]] = [
+            fixed.get(axis, -1) if isinstance(axis, str) else axis for axis in spec.shape
+        ]
+    model.reshape(shapes)
 
 
 def _write_blobs(file: Path, blobs: Sequence[Any]) -> None:

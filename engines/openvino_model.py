@@ -49,6 +49,25 @@ def hold_joins(model: Any) -> None:
             node.input(0).replace_source_output(opset.maximum(value, least).output(0))
 
 
+def has_as_many_heads_as_queries(model: Any) -> bool:
+    """Whether a product of the model takes as many rows as there are heads.
+
+    OpenVINO 2026.4 takes the one for the other in such an attention where every shape is known: the
+    transposition of [n, queries, heads, d] is done twice or not at all, in bfloat16 or in FP32,
+    depending on what stands before the product. With an open first axis it is right in both.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Transpose":
+            continue
+        shape, order = node.get_output_partial_shape(0), node.input_value(1).get_node()
+        if shape.rank.is_dynamic or len(shape) != 4 or order.get_type_name() != "Constant":
+            continue
+        swaps = order.data.tolist() == [0, 2, 1, 3]
+        if swaps and shape[1].is_static and shape[1] == shape[2] and shape[1].get_length() > 1:
+            return True
+    return False
+
+
 def _is_joined(node: Any) -> bool:
     """Whether it is a Concat, or made of nothing but one and constants, by no product."""
     while node.get_type_name() not in ("Concat", "Convolution", "GroupConvolution", "MatMul"):

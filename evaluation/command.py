@@ -44,6 +44,7 @@ from ris.runtime.commands.console import (
     print_json,
 )
 from ris.runtime.commands.drawing import draw_options
+from ris.runtime.commands.named_files import with_named
 from ris.runtime.commands.running import Running
 from ris.runtime.commands.weight_files import (
     choice_options,
@@ -131,7 +132,7 @@ def run(
 
     cache, left = asked.cache(), LeftOut()
     if pytorch:
-        model = open_reference(files, family, chosen, running)
+        model = open_reference(with_named(files), family, chosen, running)
     else:
         model = open_bundle_to_ask(find_bundle(bundle), running, cache, draws)
     if asked.source.published:

@@ -13,9 +13,10 @@ from ris.data.datasets.refer_files import DATASETS, WHERE
 from ris.engines.errors import RisError
 from ris.evaluation.data_check import Check, Track, check, present
 from ris.runtime.commands.console import RisCommand, RisGroup, print_json, track
+from ris.runtime.commands.named_files import FolderOrName, fetch_given
+from ris.runtime.hub.given import given_names
 
 _NAMED = 20  # things that are named; --json has all
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.group(cls=RisGroup)
@@ -29,13 +30,14 @@ def main() -> None:
 
 
 @main.command("check", cls=RisCommand)
-@click.argument("root", type=_FOLDER)
+@click.argument("root", type=FolderOrName())
 @click.option("--data", type=click.Choice(list(DATASETS)), help="Default: all that are there.")
-@click.option("--images", type=_FOLDER, help="The folder of COCO's images.")
+@click.option("--images", type=FolderOrName(), help="The folder of COCO's images, or a name.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def check_data(root: Path, data: str | None, images: Path | None, as_json: bool) -> None:
     """Says which data sets are below ROOT, whether they are whole, and what is wrong with them.
 
+    ROOT may be the name of a published data set, which is fetched and unpacked into the cache.
     Sizes are compared with those that the authors state. The header of every image file is read. A
     reference that a published loader drops, or stops at, is named with the reason.
 
@@ -43,7 +45,10 @@ def check_data(root: Path, data: str | None, images: Path | None, as_json: bool)
     Examples:
       ris-data check data
       ris-data check data --data refcocog --json
+      ris-data check refcocog --images data/images/train2014
     """
+    paths = fetch_given(given_names({}, {"ROOT": root, "images": images}))
+    root, images = paths.get("ROOT", root), paths.get("images", images)
     wanted = [(name, by) for name, by in present(root) if data in (None, name)]
     if not wanted:
         raise RisError(f"{root} has no list of references of {data or 'any data set'}; {WHERE}")

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from ris import __version__
 from ris.calibration.numerics import Ranges, emulated
 from ris.engines import EngineOptions, Graph, create
-from ris.engines.errors import BundleError, ParityError, RisError
+from ris.engines.errors import BundleError, ParityError
 from ris.export import precision
 from ris.export.bf16 import convert_to_bf16
 from ris.export.families import DESIGNS
@@ -31,7 +31,7 @@ from ris.export.fp16 import make_fp16
 from ris.export.onnx_writer import name_input, write_onnx
 from ris.export.operations import count_operations
 from ris.export.reference_pass import Arrays, Asked, ReferencePass, reference_pass
-from ris.export.resizing import resize_inside, resizes_inside
+from ris.export.resizing import require_resizes, resize_inside, resizes_inside
 from ris.export.space import disk_needed, require_disk
 from ris.reference.families import FAMILIES
 from ris.reference.family import Config
@@ -152,10 +152,7 @@ def export_bundle(
     stages = keep_fp32(design.stages(config), options.fp32, options.precision)
     host = design.host(config)
     if options.resizing == "graph":
-        if not host.resizes:
-            raise RisError(
-                f"nothing is resized between the graphs of {family}; leave --resizing graph out"
-            )
+        require_resizes(host, family)
         stages, host = resizes_inside(stages, host)
     planned = _planned(family, config, source, options, stages, host)
     with building(out, options.overwrite) as folder:

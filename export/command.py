@@ -7,6 +7,8 @@ import json
 import resource
 import shlex
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +25,14 @@ from ris.runtime.commands.compile import build_options, compile_and_show
 from ris.runtime.commands.console import RisCommand, StepProgress, print_json, size
 from ris.runtime.commands.downloading import DownloadProgress
 from ris.runtime.commands.models import announced, pushed_data, pushed_line
+from ris.runtime.commands.named_files import fetch_given, would_download
 from ris.runtime.commands.weight_files import (
     choice_options,
     family_option,
     weight_file_options,
 )
-from ris.runtime.hub.models import Entry, as_data
+from ris.runtime.hub.given import given_names
+from ris.runtime.hub.models import Entry, PublishedFile, as_data
 from ris.runtime.hub.push import Pushed, push, require_login
 from ris.runtime.parity import END_TO_END
 
@@ -210,6 +214,10 @@ def main(
         )
     if not dry_run:
         _require_way_out(request)
+    with_parts = _fetch_parts(request, dry_run, as_json)
+    if with_parts is None:
+        return
+    request = with_parts
     if request.entry is not None:
         found = _fetch(request, request.entry, dry_run, as_json)
         if found is None:
@@ -256,6 +264,29 @@ def _require_way_out(request: Request) -> None:
         require_login(request.target)
 
 
+def _fetch_parts(request: Request, dry_run: bool, as_json: bool) -> Request | None:
+    """The request with the component files that were given by name; a dry run as in `_fetch`."""
+    names = given_names(request.files)
+    if dry_run and (files := names.missing()):
+        if as_json:
+            print_json({"download": _as_downloads(files)}, indent=2)
+            return None
+        for entry in names.entries:
+            click.echo("\n".join(announced(entry)))
+        _say_download(files)
+        return None
+    return replace(request, files={**request.files, **fetch_given(names)})
+
+
+def _say_download(files: Sequence[PublishedFile]) -> None:
+    for file in files:
+        click.echo(f"would download {would_download(file)}; what is in it is not known before that")
+
+
+def _as_downloads(files: Sequence[PublishedFile]) -> list[dict[str, Any]]:
+    return [{"file": file.name, "from": file.place, "bytes": file.bytes} for file in files]
+
+
 def _fetch(request: Request, entry: Entry, dry_run: bool, as_json: bool) -> Request | None:
     """The request with the files of the published model that it names.
 
@@ -266,13 +297,10 @@ def _fetch(request: Request, entry: Entry, dry_run: bool, as_json: bool) -> Requ
 
     if dry_run and (files := named.missing(entry, request.files)):
         if as_json:
-            names = [{"file": file.name, "from": file.place, "bytes": file.bytes} for file in files]
-            print_json({"model": as_data(entry), "download": names}, indent=2)
+            print_json({"model": as_data(entry), "download": _as_downloads(files)}, indent=2)
             return None
         click.echo("\n".join(announced(entry)))
-        for file in files:
-            known = "" if file.bytes is None else f", {size(file.bytes)}"
-            click.echo(f"would download {file.name}{known}; what is in it is not known before that")
+        _say_download(files)
         return None
     click.echo("\n".join(announced(entry)), err=True)
     with DownloadProgress() as progress:

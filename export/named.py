@@ -11,7 +11,13 @@ from ris.export.sources import ModelSource
 from ris.reference.families import FAMILIES
 from ris.runtime.bundle import sha256_of
 from ris.runtime.hub.download import Report, is_cached, silent
-from ris.runtime.hub.entries import by_hand, fetch_entry, option_of, require_accepted
+from ris.runtime.hub.entries import (
+    by_hand,
+    fetch_entry,
+    option_of,
+    require_accepted,
+    unverified,
+)
 from ris.runtime.hub.models import Entry, PublishedFile, read_table
 from ris.runtime.manifest_source import Published, Source
 
@@ -105,7 +111,8 @@ def get(entry: Entry, given: Mapping[str, Path], report: Report = silent) -> Nam
     notes = _require_published(entry, given)
     fetched = fetch_entry(replace(entry, files=wanted), report, verify=True)
     commit = fetched.commits.get(entry.repository or "")
-    published = Published(entry.name, entry.repository if commit else None, commit)
+    verified = not notes and not unverified(fetched.entry)
+    published = Published(entry.name, entry.repository if commit else None, commit, verified)
     return Named(entry, {**fetched.options, **given}, published, notes)
 
 

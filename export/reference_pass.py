@@ -155,7 +155,7 @@ def text_values(
         categories: The category of each expression, where the model asks by one; None for none.
     """
     text = host.text
-    ids = token_ids(tokenizer, expressions, text.max_tokens, text.pad_id)
+    ids = token_ids(tokenizer, expressions, text.max_tokens, text.pad_id, text.end_id)
     values = {text.ids: ids}
     if text.mask is not None:
         values[text.mask] = (ids != text.pad_id).float()

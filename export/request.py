@@ -15,6 +15,8 @@ from ris.reference.families import FAMILIES
 from ris.runtime.commands.compile import Compiling
 from ris.runtime.commands.weight_files import require_checkpoint
 from ris.runtime.hub.address import Address, parse
+from ris.runtime.hub.entries import OPTIONS
+from ris.runtime.hub.given import entry_given
 from ris.runtime.hub.models import Entry
 from ris.runtime.manifest import Precision
 
@@ -127,6 +129,10 @@ class Request:
         """Raises RisError for options that contradict each other."""
         if self.model is None:
             require_checkpoint({"checkpoint": None, **self.files}, self.family)
+        if (named := entry_given(self.files.get("checkpoint"))) is not None:
+            raise RisError(
+                f"--checkpoint takes a file; --model {named.name} exports what is published so"
+            )
         self._check_name()
         self._check_publishing()
         if self.ranges_file and self.precision != "fp16":
@@ -168,15 +174,49 @@ class Request:
                 f"{entry.name} is {entry.preset}, which contradicts --preset {self.preset}; leave"
                 " --preset out"
             )
+        for name in self.files:
+            if name != "checkpoint" and name not in FAMILIES[entry.family].components:
+                raise CheckpointError(
+                    f"a model of the family {entry.family} has no part that {OPTIONS[name]} could"
+                    " give; leave it out"
+                )
+        self._check_variant(entry)
+        self._check_graphs(entry)
+
+    def _check_variant(self, entry: Entry) -> None:
+        """Raises RisError for a variant that the published model has not."""
         if self.variant is None and not self.supplement:
             return
         from ris.export.families import DESIGNS
 
+        assert entry.family is not None, "a model has one"
         if DESIGNS[entry.family].variants is None:
             raise RisError(
                 f"{entry.name} is of the family {entry.family}, which has no variants; leave"
                 " --variant and --supplement out"
             )
+        if None not in (self.variant, entry.variant) and self.variant != entry.variant:
+            raise RisError(
+                f"{entry.name} is the {entry.variant} variant, which contradicts --variant"
+                f" {self.variant}; leave --variant out"
+            )
+
+    def _check_graphs(self, entry: Entry) -> None:
+        """Raises RisError for what the published model's family or its graphs do not have."""
+        if not self.chosen and not self.fp32 and self.resizing == "host":
+            return  # without the seconds that the imports take
+        from ris.export.families import DESIGNS
+        from ris.export.families.design import keep_fp32
+        from ris.export.resizing import require_resizes
+
+        assert entry.family is not None, "a model has one"
+        family, design = FAMILIES[entry.family], DESIGNS[entry.family]
+        for config in family.presets.values():
+            if config.preset == entry.preset:
+                family.choose(config, self.chosen)
+                keep_fp32(design.stages(config), self.fp32, self.precision)
+                if self.resizing == "graph":
+                    require_resizes(design.host(config), entry.family)
 
     def _check_publishing(self) -> None:
         """Raises RisError where what `--push` needs is missing or wrong, before the export."""

@@ -16,9 +16,18 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ris.engines import TensorSpec
+from ris.engines.errors import RisError
 from ris.export.families.design import StageDesign
 from ris.runtime.interpolate import matrix
 from ris.runtime.manifest import Host, Resize
+
+
+def require_resizes(host: Host, family: str) -> None:
+    """Raises RisError where the host of a family resizes nothing between its graphs."""
+    if not host.resizes:
+        raise RisError(
+            f"nothing is resized between the graphs of {family}; leave --resizing graph out"
+        )
 
 
 def resizes_inside(

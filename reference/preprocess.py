@@ -45,7 +45,11 @@ def imagenet_square(rgb: np.ndarray, size: int) -> Tensor:
 
 
 def token_ids(
-    tokenizer: Tokenizer, expressions: Sequence[str], length: int, pad_id: int = 0
+    tokenizer: Tokenizer,
+    expressions: Sequence[str],
+    length: int,
+    pad_id: int = 0,
+    end_id: int | None = None,
 ) -> Tensor:
     """The expressions' ids, cut and padded.
 
@@ -54,6 +58,7 @@ def token_ids(
         expressions: N expressions.
         length: Tokens of each row.
         pad_id: What fills a row up.
+        end_id: What a row that was cut ends with; None: what stands there.
 
     Returns:
         int64 [N, length].
@@ -62,6 +67,8 @@ def token_ids(
     for row, encoded in zip(ids, tokenizer.encode_batch(list(expressions)), strict=True):
         found = encoded.ids[:length]
         row[: len(found)] = torch.tensor(found)
+        if len(encoded.ids) > length and end_id is not None:
+            row[-1] = end_id
     return ids
 
 

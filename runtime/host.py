@@ -131,7 +131,7 @@ class HostSide:
         self._resizes = bundle.wiring.resizes
         text = self._host.text
         self.tokenize = ExpressionTokenizer(
-            bundle.file(text.tokenizer), text.max_tokens, text.pad_id
+            bundle.file(text.tokenizer), text.max_tokens, text.pad_id, text.end_id
         )
         self.categories = None
         self._features: Float | None = None

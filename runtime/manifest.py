@@ -225,6 +225,9 @@ class Text:
     mask: Name | None
     """The value that is 1 on tokens and 0 on padding, float32 [N, T]; None: nothing takes it."""
 
+    end_id: Annotated[int, within(0, (1 << 31) - 1)] | None = None
+    """The id that a cut row ends with; None: it ends with what stands there. May be absent."""
+
 
 @dataclass(frozen=True)
 class Categories:

@@ -35,6 +35,10 @@ class Published:
     commit: str | None
     """The commit of that repository, None where it has none."""
 
+    verified: bool | None = None
+    """Whether every file is the published one, by its hash or the Hub's; False where no hash of one
+    is known. None where that is not said. May be absent."""
+
 
 @dataclass(frozen=True)
 class Source:

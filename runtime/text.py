@@ -67,14 +67,17 @@ def check_expression(expression: str) -> None:
 class ExpressionTokenizer:
     """A bundle's tokenizer.json; rows of ids have `max_tokens`, and end with `pad_id`.
 
-    The constructor raises BundleError where the file cannot be read.
+    A text with more tokens is cut; `end_id` is the last id of its row, where that is not None. The
+    constructor raises BundleError where the file cannot be read.
     """
 
-    def __init__(self, path: Path, max_tokens: int, pad_id: int = 0) -> None:
+    def __init__(
+        self, path: Path, max_tokens: int, pad_id: int = 0, end_id: int | None = None
+    ) -> None:
         from tokenizers import Tokenizer  # importing the runtime alone loads no tokenizer
 
         self._path = path
-        self._max_tokens, self._pad = max_tokens, pad_id
+        self._max_tokens, self._pad, self._end = max_tokens, pad_id, end_id
         text = read_text(path)
         with self._refusing():
             self._tokenizer = Tokenizer.from_str(text)
@@ -98,6 +101,8 @@ class ExpressionTokenizer:
             encoding = self._encode(expression)
             found = encoding.ids[: self._max_tokens]
             row[: len(found)] = found
+            if len(encoding.ids) > self._max_tokens and self._end is not None:
+                row[-1] = self._end
             notes.append(self._notes(expression, encoding))
         return Tokens(ids, (ids != self._pad).astype(np.float32), tuple(notes))
 
@@ -152,7 +157,8 @@ class ExpressionTokenizer:
     def _notes(self, expression: str, encoding: Encoding) -> tuple[str, ...]:
         notes = []
         if len(encoding.ids) > self._max_tokens:
-            last = encoding.offsets[self._max_tokens - 1][1]
+            of_the_text = self._max_tokens - (self._end is not None)
+            last = encoding.offsets[of_the_text - 1][1]
             rest = expression[last:].strip()
             lost = repr(rest) if rest else "the token behind the text"
             notes.append(f"the model reads {self._max_tokens} tokens: it did not see {lost}")

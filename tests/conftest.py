@@ -53,6 +53,7 @@ MARKED = {
         "export/test_export_command.py",
         "export/test_export_engine.py",
         "export/test_named.py",
+        "export/test_named_evfsam.py",
         "export/test_rela.py",
         "export/test_cgformer.py",
         "export/test_evfsam.py",

@@ -30,7 +30,7 @@ def pointer(array):
     return array.ctypes.data_as(ctypes.c_void_p)
 
 
-def tokenize(internals, path, texts, pad_id=0):
+def tokenize(internals, path, texts, pad_id=0, end_id=None):
     """The ids by libris [N, T], -1 for what is refused, and the notes of each."""
     encoded = [text.encode() for text in texts]
     ends = np.cumsum([len(e) for e in encoded]).astype(np.uint64)
@@ -42,6 +42,7 @@ def tokenize(internals, path, texts, pad_id=0):
         str(path).encode(),
         MAX_TOKENS,
         pad_id,
+        -1 if end_id is None else end_id,
         b"".join(encoded),
         pointer(ends),
         count,

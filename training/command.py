@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ from ris import pip_install
 from ris.data.datasets import DATASETS
 from ris.engines.errors import RisError, Skipped
 from ris.runtime.commands.console import LeftOut, RisCommand
+from ris.runtime.commands.named_files import fetch_given, would_download
+from ris.runtime.hub.given import given_names
 from ris.training.command_options import run_options
 from ris.training.options import (
     DataOptions,
@@ -71,7 +74,7 @@ def main(
     Examples:
       ris-train --out checkpoints/demo
       ris-train --data grefcoco --root data --out checkpoints/grefcoco --features features \\
-          --sam-checkpoint sam_vit_b_01ec64.pth --clip-checkpoint ViT-L-14-336px.pt \\
+          --sam-checkpoint sam-vit-b --clip-checkpoint clip-vit-l-14-336 \\
           --bert bert-base-uncased --device cuda
       torchrun --nproc-per-node 4 --no-python ris-train --device cuda ...
     """
@@ -81,6 +84,7 @@ def main(
     from ris.training.devices import is_main
     from ris.training.prepare import prepare_run
 
+    request = _with_named(request, dry_run, quiet=not is_main())
     left = LeftOut()
     untold: list[str] = []  # what others than the main process leave out
     skipped: Skipped = left if is_main() else untold.append
@@ -160,6 +164,30 @@ def _request(files: dict[str, Path | None], given: dict[str, Any]) -> Request:
             given["device"], given["threads"], given["workers"], given["fewer_activations"]
         ),
         options=options,
+    )
+
+
+def _with_named(request: Request, dry_run: bool, *, quiet: bool) -> Request:
+    """The request with the paths of what was given by name.
+
+    Licence and source are said first, unless the process is to be `quiet`. Raises RisError where
+    something cannot be fetched, and in a dry run, which downloads nothing, where it is not here.
+    """
+    data = request.data
+    names = given_names(
+        request.model.files, {"root": data.root, "images": data.images}, family="dfam"
+    )
+    if dry_run and (files := names.missing()):
+        for file in files:
+            click.echo(f"missing: {would_download(file)}, which a run downloads from {file.place}")
+        raise RisError(f"{len(files)} missing, named above; nothing was measured")
+    paths = fetch_given(names, quiet=quiet)
+    weights = {role: paths.get(role, path) for role, path in request.model.files.items()}
+    root, images = paths.get("root", data.root), paths.get("images", data.images)
+    return replace(
+        request,
+        model=replace(request.model, files=weights),
+        data=replace(data, root=root, images=images),
     )
 
 

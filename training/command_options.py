@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from ris.reference.dfam.config import PRESETS
+from ris.runtime.commands.named_files import FolderOrName
 from ris.runtime.commands.options import Command
 from ris.runtime.commands.weight_files import weight_file_options
 from ris.training.options import SCENES, TRACKERS
 from ris.training.recipe import RECIPES
 
-_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 _NEW_FOLDER = click.Path(path_type=Path, file_okay=False)
 _MANY = click.IntRange(1)
 
@@ -27,12 +27,14 @@ _DATA = (
         " mixed by weight.",
     ),
     click.option(
-        "--root", type=_FOLDER, help="The folder of the data sets (see Data in the docs)."
+        "--root",
+        type=FolderOrName(),
+        help="The folder of the data sets (see Data in the docs), or the name of one.",
     ),
     click.option(
         "--images",
-        type=_FOLDER,
-        help="The folder of COCO's images; default: looked for below --root.",
+        type=FolderOrName(),
+        help="The folder of COCO's images, or coco-train2014; default: looked for below --root.",
     ),
     click.option(
         "--validation",

@@ -69,11 +69,13 @@ struct HostImage {
     }
 };
 
-// How expressions become token ids. mask: "" where no stage takes one.
+// How expressions become token ids. mask: "" where no stage takes one. end_id: what a row that was
+// cut ends with, -1 for what stands there.
 struct Text {
     std::string tokenizer;
     int max_tokens, pad_id;
     std::string ids, mask;
+    int end_id = -1;
 };
 
 // The table of a model that asks by category: its files, and the value that rows of it become.

@@ -125,9 +125,15 @@ Host host(const Fields &fields, std::vector<std::string> &problems) {
         host.images.push_back(image(name, entry));
     }
     const Fields text = fields.object("text");
-    host.text = {text.file("tokenizer"), text.whole("max_tokens", 2, 4096),
-                 text.whole("pad_id", 0, std::numeric_limits<int>::max()), text.name("ids"),
-                 text.name_or_null("mask")};
+    host.text = {text.file("tokenizer"),
+                 text.whole("max_tokens", 2, 4096),
+                 text.whole("pad_id", 0, std::numeric_limits<int>::max()),
+                 text.name("ids"),
+                 text.name_or_null("mask"),
+                 -1};
+    if (text.has("end_id") && !text.get("end_id").is_null()) {
+        host.text.end_id = text.whole("end_id", 0, std::numeric_limits<int>::max());
+    }
     host.image_index = fields.name_or_null("image_index");
     const json &categories = fields.get("categories");
     if (!categories.is_null()) {

@@ -67,7 +67,8 @@ Model::Model(const std::string &path, const Options &options)
     const Manifest &manifest = bundle_.manifest;
     const std::string tokenizer = bundle_.file(text().tokenizer);
     const TokenizerFile file = parse_tokenizer(read_file(tokenizer, "tokenizer"), tokenizer);
-    tokenizer_ = std::make_unique<Tokenizer>(file, tokenizer, max_tokens(), pad_id());
+    tokenizer_ =
+        std::make_unique<Tokenizer>(file, tokenizer, max_tokens(), pad_id(), text().end_id);
 
     if (manifest.host.categories) {
         const Categories &table = *manifest.host.categories;

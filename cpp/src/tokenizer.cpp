@@ -47,11 +47,12 @@ std::string stripped(std::string_view text) {
 }  // namespace
 
 Tokenizer::Tokenizer(const TokenizerFile &file, const std::string &path, int max_tokens,
-                     int32_t pad_id)
+                     int32_t pad_id, int32_t end_id)
     : subwords_(std::visit(MakeSubwords{path}, file.model)),
       added_(file.added),
       largest_id_(0),
       pad_id_(pad_id),
+      end_id_(end_id),
       max_tokens_(max_tokens),
       before_(file.before),
       after_(file.after) {
@@ -93,8 +94,10 @@ Tokens Tokenizer::operator()(std::string_view expression) const {
 
     Tokens result;
     const size_t most = static_cast<size_t>(max_tokens_);
-    if (tokens.size() > most) {
-        const std::string rest = stripped(expression.substr(tokens[most - 1].end));
+    const bool is_cut = tokens.size() > most, is_ended = is_cut && end_id_ >= 0;
+    if (is_cut) {
+        const size_t read = most - (is_ended ? 1 : 0);
+        const std::string rest = stripped(expression.substr(tokens[read - 1].end));
         const std::string lost =
             rest.empty() ? "the token behind the text" : quoted(rest, 4 * kMaxCharacters);
         result.notes.push_back("the model reads " + std::to_string(max_tokens_) +
@@ -110,6 +113,7 @@ Tokens Tokenizer::operator()(std::string_view expression) const {
     if (!unknown.empty()) result.notes.push_back("words the model does not know: " + unknown);
 
     tokens.resize(std::min(tokens.size(), most), Token{0, 0, 0});
+    if (is_ended) tokens.back().id = end_id_;
     bool padding = false;
     for (const Token &token : tokens) {
         result.ids.push_back(token.id);

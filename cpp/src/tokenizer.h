@@ -19,8 +19,10 @@ struct Tokens {
 
 class Tokenizer {
 public:
-    // Throws Error where the vocabulary lacks what the model needs.
-    Tokenizer(const TokenizerFile &file, const std::string &path, int max_tokens, int32_t pad_id);
+    // end_id: what the ids of a text that was cut end with, -1 for what stands there. Throws Error
+    // where the vocabulary lacks what the model needs.
+    Tokenizer(const TokenizerFile &file, const std::string &path, int max_tokens, int32_t pad_id,
+              int32_t end_id);
     Tokenizer(const Tokenizer &) = delete;
     Tokenizer &operator=(const Tokenizer &) = delete;
 
@@ -45,7 +47,7 @@ private:
     std::unique_ptr<Subwords> subwords_;
     std::vector<AddedToken> added_;
     std::map<int32_t, std::string> own_tokens_;  // which no expression may have, by id
-    int32_t largest_id_, pad_id_;
+    int32_t largest_id_, pad_id_, end_id_;
     int max_tokens_;
     std::string padding_;  // the token of pad_id_
     std::vector<int32_t> before_, after_;

@@ -156,14 +156,14 @@ EXPORT void test_state_folders(char *lines, size_t room) {
 // `count` texts, one after the other, text i ending at ends[i]; their ids, padded. A text
 // that is refused gives -1s. notes: a line for each note, after its text's number; at most `room`
 // bytes. A tokenizer that is refused gives -1s alone, and what is wrong with it in place of notes.
-EXPORT void test_tokenize(const char *path, int max_tokens, int pad_id, const char *texts,
-                          const size_t *ends, size_t count, int32_t *ids, char *notes,
-                          size_t room) {
+EXPORT void test_tokenize(const char *path, int max_tokens, int pad_id, int end_id,
+                          const char *texts, const size_t *ends, size_t count, int32_t *ids,
+                          char *notes, size_t room) {
     std::string lines;
     std::fill(ids, ids + count * static_cast<size_t>(max_tokens), -1);
     try {
         const TokenizerFile file = parse_tokenizer(read_file(path, "tokenizer"), path);
-        const Tokenizer tokenizer(file, path, max_tokens, pad_id);
+        const Tokenizer tokenizer(file, path, max_tokens, pad_id, end_id);
         for (size_t i = 0, start = 0; i < count; start = ends[i], ++i, ids += max_tokens) {
             try {
                 const Tokens tokens = tokenizer({texts + start, ends[i] - start});

@@ -36,6 +36,7 @@ from ris.runtime.commands.console import (
     disk_errors,
     find_bundle,
 )
+from ris.runtime.commands.named_files import with_named
 from ris.runtime.commands.options import DeviceName
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
 from ris.runtime.hub.address import is_address
@@ -256,7 +257,8 @@ class Request:
 
         Raises RisError for an --engine that cannot be read or is given twice.
         """
-        files = {name: str(file) if file else None for name, file in self.files.items()}
+        given = with_named(self.files)
+        files = {name: str(file) if file else None for name, file in given.items()}
         found = []
         forms = [EAGER] * self.pytorch + [COMPILED] * self.torch_compile
         asked = self.pytorch_precisions or ("fp32",)

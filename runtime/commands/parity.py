@@ -18,6 +18,7 @@ from ris.engines.errors import ExpressionError, ParityError
 from ris.runtime.bundle import open_bundle
 from ris.runtime.choice import AUTO
 from ris.runtime.commands.console import RisCommand, find_bundle, print_json
+from ris.runtime.commands.named_files import with_named
 from ris.runtime.commands.running import Running, running_options
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
 from ris.runtime.computing import VARIABLE, as_written
@@ -145,7 +146,7 @@ class Against:
             expressions = tuple(map(str, golden["expressions"]))
             categories = tuple(map(str, golden.get("categories", ())))
         return pytorch_reference().live_reference(
-            model.bundle, rgb, expressions, categories or None, self.files
+            model.bundle, rgb, expressions, categories or None, with_named(self.files)
         )
 
 

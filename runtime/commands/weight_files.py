@@ -104,14 +104,14 @@ def _options(only_with: str) -> tuple[Option, ...]:
             "--sam-checkpoint",
             "sam",
             type=path,
-            metavar="FILE",
-            help=_help(only_with, "SAM's own weights (sam_vit_b_01ec64.pth)."),
+            metavar="FILE|NAME",
+            help=_help(only_with, "SAM's own weights (sam_vit_b_01ec64.pth, or sam-vit-b)."),
         ),
         click.option(
             "--clip-checkpoint",
             "clip",
             type=path,
-            metavar="FILE",
+            metavar="FILE|NAME",
             help=_help(
                 only_with,
                 "CLIP's own weights: OpenAI's archive, open_clip's, or a CLIPModel folder.",
@@ -120,7 +120,7 @@ def _options(only_with: str) -> tuple[Option, ...]:
         click.option(
             "--bert",
             type=path,
-            metavar="FOLDER",
+            metavar="FOLDER|NAME",
             help=_help(
                 only_with,
                 "BERT's folder: config.json, its weights, vocab.txt or tokenizer.json.",

@@ -89,7 +89,7 @@ def _facts(bundle: Bundle, licence: str, entry: Entry | None) -> list[tuple[str,
     facts = [("family", f"`{manifest.family}`"), ("licence of this bundle", f"`{licence}`")]
     if entry is not None:
         stated = f"`{entry.licences.weights}`" if entry.licences.weights else "not stated"
-        facts += [("made from", f"{entry.title} (`{entry.name}`){_unverified(manifest, entry)}")]
+        facts += [("made from", f"{entry.title} (`{entry.name}`){_unverified(manifest)}")]
         facts += [("licence of the weights", stated)]
         if entry.licences.code:
             facts.append(("licence of its authors' code", f"`{entry.licences.code}`"))
@@ -115,12 +115,13 @@ def _facts(bundle: Bundle, licence: str, entry: Entry | None) -> list[tuple[str,
     return facts
 
 
-def _unverified(manifest: Manifest, entry: Entry) -> str:
-    """Said of a model whose file a person gave, where there is no hash to hold it to."""
+def _unverified(manifest: Manifest) -> str:
+    """Said of a model of which a file could not be held to a hash."""
     published = manifest.source.published
-    from_hub = published is not None and published.commit is not None
-    known = all(file.sha256 for file in entry.files if file.role == "checkpoint")
-    return "" if from_hub or known else ", not verified: no hash is published"
+    verified = published is None or published.verified
+    if verified is None:  # as it was before manifests said it
+        verified = published is not None and published.commit is not None
+    return "" if verified else ", not verified: no hash is published"
 
 
 def _precision(manifest: Manifest) -> str:

@@ -179,6 +179,9 @@ class Entry:
     preset: str | None = None
     """The model's configuration, a preset of its family. May be absent."""
 
+    variant: Literal["cls", "category"] | None = None
+    """What the model asks with, where its family has variants. May be absent."""
+
     refused: str | None = None
     """Why the model cannot be exported, to follow "it"; None where it can. May be absent."""
 

@@ -279,14 +279,17 @@ def test_several_thousand_expressions(internals, tokenizer_file, tiny_bundle):
 
 
 @pytest.mark.parametrize("padding", ["[PAD]", "man", "[SEP]"])
-def test_notes(internals, tiny_bundle, padding):
+@pytest.mark.parametrize("end_id", [None, 5])
+def test_notes(internals, tiny_bundle, padding, end_id):
     from tokenizers import Tokenizer
 
     path = tiny_bundle / "tokenizer.json"
     pad_id = Tokenizer.from_file(str(path)).token_to_id(padding)
-    python = ExpressionTokenizer(path, MAX_TOKENS, pad_id)
+    python = ExpressionTokenizer(path, MAX_TOKENS, pad_id, end_id)
+    fits = MAX_TOKENS - 2
     texts = ["left ☃ man ☂", "the [PAD] Man", "left " * 40 + "end", "[UNK] man", "Ünknown☃"]
-    ids, lines = tokenize(internals, path, texts, pad_id)
+    texts += ["left " * (fits + more) for more in range(3)]
+    ids, lines = tokenize(internals, path, texts, pad_id, end_id)
     np.testing.assert_array_equal(ids, python(texts).ids)
     assert lines.splitlines() == [
         f"{i} {note}" for i, text in enumerate(texts) for note in python([text]).notes[0]

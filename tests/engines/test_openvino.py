@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from stages import BF16_STAGES, STAGES
 
 from ris.engines import EngineOptions, Graph, TensorSpec, create, select
@@ -19,6 +21,7 @@ openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 from ris.engines.openvino import _read_blobs, _write_blobs  # noqa: E402 - it needs OpenVINO
 
 BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+NEEDS_BF16 = pytest.mark.skipif(not BF16, reason="this CPU has no bfloat16")
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +57,7 @@ def test_many_expressions_and_images_of_any_number(tiny_bundle):
             assert session.run({"input_ids": ids})["text_features"].shape[0] == count
 
 
-@pytest.mark.skipif(not BF16, reason="this CPU has no bfloat16")
+@NEEDS_BF16
 def test_bf16_is_what_runs_where_it_is_asked(tiny_bundle, tiny_fp16_bundle):
     with load(tiny_bundle, engine="openvino", compute="bf16") as model:
         ran = {stage: info.precision for stage, info in model.sessions.items()}
@@ -82,7 +85,7 @@ def test_bf16_is_what_runs_where_it_is_asked(tiny_bundle, tiny_fp16_bundle):
         assert all(info.providers[0] == "CPU fp32" for info in model.sessions.values())
 
 
-@pytest.mark.skipif(not BF16, reason="this CPU has no bfloat16")
+@NEEDS_BF16
 def test_no_target_logits_in_bf16_over_many_images(tiny_bundle):
     """The error on one image says little: a place flips at DFAM's threshold, a maximum moves."""
     images = [
@@ -103,7 +106,7 @@ def test_no_target_logits_in_bf16_over_many_images(tiny_bundle):
     assert np.abs(got - want).max() < 4e-2
 
 
-@pytest.mark.skipif(not BF16, reason="this CPU has no bfloat16")
+@NEEDS_BF16
 def test_a_graph_that_does_not_say_where_bf16_may_begin_stays_fp32(tiny_bundle):
     graph = replace(open_bundle(tiny_bundle).graph("fusion"), cache=None, bf16_from="nobody")
     engine = create("openvino", EngineOptions(compute="bf16"))
@@ -267,6 +270,64 @@ def test_one_image_at_a_time_unless_more_are_asked_for(tiny_bundle):
         pytest.raises(EngineError, match="one of expressions"),
     ):
         session.run({"input_ids": np.ones((2, 35), np.int32)})
+
+
+def attention(path, heads, queries):
+    """softmax(q k'/4) v of queries [images, queries, 16 * heads], and 16 keys."""
+    width, keys = 16 * heads, 16
+    nodes = []
+    for name, order in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
+        nodes.append(helper.make_node("Reshape", [name, "cut"], [f"{name}_heads"]))
+        nodes.append(helper.make_node("Transpose", [f"{name}_heads"], [f"{name}_t"], perm=order))
+    nodes += [
+        helper.make_node("Mul", ["q_t", "scale"], ["scaled"]),
+        helper.make_node("MatMul", ["scaled", "k_t"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["shares"], axis=-1),
+        helper.make_node("MatMul", ["shares", "v_t"], ["read"]),
+        helper.make_node("Transpose", ["read"], ["read_t"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["read_t", "join"], ["y"]),
+    ]
+    lengths = {"q": queries, "k": keys, "v": keys}
+    given = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["images", length, width])
+        for name, length in lengths.items()
+    ]
+    made = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["images", queries, width])]
+    constants = [
+        numpy_helper.from_array(np.array([0, 0, heads, 16]), "cut"),
+        numpy_helper.from_array(np.array([0, 0, width]), "join"),
+        numpy_helper.from_array(np.float32(0.25), "scale"),
+    ]
+    graph = helper.make_graph(nodes, "attention", given, made, constants)
+    onnx.save_model(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path
+    )
+    specs = [
+        TensorSpec(name, "float32", ("images", length, width)) for name, length in lengths.items()
+    ]
+    return Graph("attention", path, tuple(specs), (TensorSpec("y", "float32", specs[0].shape),))
+
+
+@pytest.mark.parametrize("compute", ["fp32", pytest.param("bf16", marks=NEEDS_BF16)])
+@pytest.mark.parametrize(("heads", "queries"), [(4, 4), (8, 8), (4, 8)])
+def test_as_many_heads_as_queries_are_not_taken_for_each_other(tmp_path, compute, heads, queries):
+    """OpenVINO 2026.4 does so in bfloat16 where it knows every shape."""
+    graph = attention(tmp_path / "attention.onnx", heads, queries)
+    rng = np.random.default_rng(0)
+    feeds = {
+        spec.name: rng.standard_normal((1, *spec.shape[1:]), np.float32) for spec in graph.inputs
+    }
+    q, k, v = (
+        value.reshape(1, -1, heads, 16).transpose(0, 2, 1, 3).astype(float)
+        for value in feeds.values()
+    )
+    shares = np.exp(0.25 * q @ k.transpose(0, 1, 3, 2))
+    want = (shares / shares.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3)
+    engine = create("openvino", EngineOptions(compute=compute))
+    with engine.open(graph, engine.compile(graph)) as session:
+        found = session.run(feeds)["y"]
+    error = np.sqrt(((found - want.reshape(found.shape)) ** 2).mean()) / want.std()
+    assert error < (1e-5 if compute == "fp32" else 1e-2)
 
 
 def test_memory_is_given_back(tiny_bundle):

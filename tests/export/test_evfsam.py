@@ -14,11 +14,12 @@ from golden import inputs
 from ris.calibration.int8.options import Int8Options
 from ris.calibration.int8.quantise import quantise_bundle
 from ris.calibration.samples import scene_set
+from ris.engines import EngineOptions, create
 from ris.export.families import DESIGNS
 from ris.export.families.evfsam.beit import Fusion, ImageTokens, WordEmbedding
 from ris.export.families.evfsam.hiera_tokens import Sam2ImageEncoder, nested_places
 from ris.export.families.evfsam.sam2_masks import Sam2Masks
-from ris.export.families.evfsam.stages import PAD_ID
+from ris.export.families.evfsam.stages import END_ID, PAD_ID
 from ris.export.families.sam_masks import SamMasks
 from ris.reference.evfsam.config import PRESETS
 from ris.reference.evfsam.deterministic import deterministic_model
@@ -71,7 +72,7 @@ def test_what_runs_when(bundle):
     finer = ("high_res_1", "high_res_0") if manifest.model["version"] == "2" else ()
     assert set(opened.wiring.kept) == {"image_embeddings", "image_tokens", *finer}
     assert not manifest.no_target
-    assert manifest.host.text.pad_id == 1
+    assert (manifest.host.text.pad_id, manifest.host.text.end_id) == (1, 2)
 
 
 def test_pictures_are_made_from_the_picture_itself(bundle):
@@ -186,14 +187,18 @@ def test_masks_of_prompts_are_the_references(model):
 def test_masks_are_the_references(version, precision, engine, request):
     pytest.importorskip(engine, reason=f"{engine} is not installed")
     folder = request.getfixturevalue(f"{version}_{precision}bundle")
-    with load(folder, engine=engine) as runtime:
+    narrow = (precision, engine) == ("bf16_", "openvino")
+    computes = create("openvino", EngineOptions()).computes() if narrow else ()
+    with load(folder, engine=engine, compute="bf16" if "bf16" in computes else None) as runtime:
         report = check_model(runtime, load_golden(runtime.bundle))
-        assert report.no_target is None
-        if (version, precision, engine) == ("evfsam2", "bf16_", "openvino") and report.failures:
-            # 2.4e-2 where its shapes are open, ten times that where they are fixed as the engine
-            # has them; `auto` refuses it by its own measurement
-            pytest.xfail("OpenVINO 2026.4 computes this graph wrongly in bfloat16")
-        assert not report.failures
+    assert report.no_target is None
+    failures = report.failures
+    if "bf16" in computes and version == "evfsam2":
+        # PyTorch's own bfloat16 is 2.3e-2 off in nine blocks of made-up weights; 2e-2 are accepted
+        encoded = "sam_image_encoder.image_embeddings"
+        assert report.rows[encoded].relative < 3e-2
+        failures = tuple(one for one in failures if not one.startswith(encoded))
+    assert not failures
 
 
 @pytest.mark.parametrize("size", [(480, 640), (613, 427), (97, 200), (256, 256)])
@@ -208,7 +213,7 @@ def test_pictures_of_any_shape_get_the_references_masks(bundle, size):
     with load(bundle, engine="onnxruntime") as runtime:
         answers = runtime.encode_image(picture).segment_many(ASKED)
     for expression, answer in zip(ASKED, answers, strict=True):
-        ids = token_ids(tokenizer, [expression], config.max_tokens, PAD_ID)
+        ids = token_ids(tokenizer, [expression], config.max_tokens, PAD_ID, END_ID)
         texts = {"input_ids": ids, "text_mask": (ids != PAD_ID).float()}
         logits = ask(reference, values | texts)["mask_logits"]
         np.testing.assert_allclose(answer.logits, logits[0, 0].numpy(), atol=2e-3)

@@ -19,6 +19,7 @@ from ris.engines import EngineOptions, create
 from ris.export.command import main
 from ris.reference.unigram import made_up_unigram
 from ris.runtime import open_bundle
+from ris.runtime.commands.compile import main as compile_main
 from ris.runtime.comparing import compare, mask_iou
 from ris.runtime.loading import open_model
 
@@ -117,4 +118,31 @@ def test_true_fp16_keeps_the_golden_masks(given, tmp_path):
         for agrees, error in golden_answers(rounded):
             assert agrees >= 0.99
             assert error < 2e-2
+    shutil.rmtree(bundle.path)
+
+
+GLOBAL_BLOCKS, GROUPS = 3, 4
+"""Hiera-L's blocks that attend to the whole map, and the parts in which each does so: two of eight
+heads at once."""
+
+
+def test_tensorrt_rtx_builds_all_graphs_of_version_2(tmp_path):
+    """FP16 as TensorRT takes it; Hiera's attention is one layer for each block, or part of one."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    made_up = ["--preset", "evfsam2", "--random-weights", "0", "--precision", "fp16"]
+    bundle = exported(tmp_path, *made_up, "--grid-sample", "gather")
+    done = CliRunner().invoke(
+        compile_main, [str(bundle.path), "--engine", "tensorrt-rtx", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    plans = json.loads(done.stdout)["graphs"]
+    assert set(plans) == set(bundle.stages)
+    for stage, plan in plans.items():
+        cost = f"{plan['bytes'] / 1e6:.0f} MB {plan['seconds']:.1f} s"
+        print(stage, plan["asked"], plan["layers"], plan["fused_attention"], cost)
+        half, full = plan["layers"].get("fp16", 0), plan["layers"].get("fp32", 0)
+        assert half > full if plan["asked"] == "fp16" else half == 0
+    blocks = sum(bundle.manifest.model["hiera"]["depths"])
+    wanted = blocks - GLOBAL_BLOCKS + GLOBAL_BLOCKS * GROUPS
+    assert plans["sam_image_encoder"]["fused_attention"] == wanted
     shutil.rmtree(bundle.path)

@@ -102,7 +102,12 @@ def test_from_a_name_to_a_mask(hub, published, checkpoint, here, picture):
         published_models.sha256(checkpoint),
     )
     commit = published.branches["main"]
-    assert vars(source.published) == {"name": NAME, "repository": REPOSITORY, "commit": commit}
+    assert vars(source.published) == {
+        "name": NAME,
+        "repository": REPOSITORY,
+        "commit": commit,
+        "verified": True,
+    }
 
     with load(here / "bundle", **RUN) as model:
         found = model.segment(picture, "left man").mask
@@ -183,6 +188,8 @@ def test_a_given_file_without_a_published_hash_is_not_verified(hub, listed, chec
     done = export("--model", NAME, "--checkpoint", checkpoint, "--dry-run")
     assert done.exit_code == 0, done.output
     assert f"{checkpoint} is not verified: no hash of it is published as {NAME}" in done.stdout
+    found = named.get(look_up(NAME), {"checkpoint": checkpoint})
+    assert found.published.verified is False
 
 
 def test_given_files_are_held_to_their_own_hashes(tmp_path):
@@ -243,6 +250,15 @@ LLAMA = {"word": "llama", "words": "it has LLaMA in it, which is for those who h
         ({}, ["--family", "rela"], "says what to export; leave --family out"),
         ({}, ["--preset", "rela-swin-base"], "is tiny-rela, which contradicts --preset rela-swin"),
         ({}, ["--variant", "cls"], "family rela, which has no variants; leave --variant and"),
+        ({}, ["--assignment", "sampled"], "--assignment is of no use to the family rela; leave it"),
+        ({}, ["--precision", "fp16", "--fp32", "decoder"], "there is no graph 'decoder' to keep"),
+        ({}, ["--resizing", "graph"], "nothing is resized between the graphs of rela; leave"),
+        ({}, ["--checkpoint", NAME], f"--checkpoint takes a file; --model {NAME} exports what is"),
+        (
+            {"family": "dfam", "preset": "tiny", "variant": "category"},
+            ["--variant", "cls"],
+            "is the category variant, which contradicts --variant cls; leave --variant out",
+        ),
         ({}, ["--supplement"], "family rela, which has no variants; leave --variant and"),
         ({}, ["--push", "hf://me/x"], "say which, such as --licence apache-2.0. It has to be one"),
         ({}, ["--push", "hf://me/x", "--licence", "mit"], "which contradicts --licence mit; say"),
@@ -255,6 +271,32 @@ def test_refusals_ask_nobody(hub, listed, here, more, arguments, said):
     assert said in refusal("--model", NAME, *arguments)
     assert hub.requests == []
     assert not (here / "ris-bundle").exists()
+
+
+NO_PART = "a model of the family rela has no part that --sam-checkpoint could give; leave it out"
+
+
+def test_a_component_may_be_named_too(hub, listed, checkpoint, here):
+    files = [{"role": "sam", "name": "sam.pth", "repository": "lab/sam", "bytes": 5000}]
+    listed(published_models.entry(name="sam-x", kind="part", family=None, files=files))
+    given = ["--checkpoint", checkpoint, "--sam-checkpoint", "sam-x", "--dry-run"]
+    done = export(*given)
+    assert done.exit_code == 0, done.output
+    assert "  from hf://lab/sam" in done.stdout
+    assert "would download sam.pth, 5 kB; what is in it is not known before" in done.stdout
+    [named_file] = json.loads(export(*given, "--json").stdout)["download"]
+    assert named_file == {"file": "sam.pth", "from": "hf://lab/sam", "bytes": 5000}
+    assert hub.requests == []
+    hub.repository("lab/sam", {"sam.pth": b"no weights" * 500})
+    assert refusal(*given[:-1]) == NO_PART
+    assert hub.sent() == 5000
+    hub.requests.clear()
+    listed(
+        published_models.entry(name="sam-x", kind="part", family=None, files=files),
+        published_models.entry(),
+    )
+    assert refusal("--model", NAME, "--sam-checkpoint", "sam-x") == NO_PART
+    assert hub.requests == []
 
 
 def test_names_that_nobody_published(listed, here):

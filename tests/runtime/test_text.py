@@ -87,6 +87,16 @@ def test_a_long_sentence_loses_its_end_and_says_so(full_vocabulary):
     assert tokens.notes[1][0].endswith("dog'")
 
 
+def test_a_long_sentence_may_keep_the_token_behind_it(full_vocabulary):
+    tokenize = ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35, end_id=102)
+    for text, lost in (("man " * 33, None), ("man " * 33 + "dog", "'dog"), ("a " * 50, "a a")):
+        tokens = tokenize([text])
+        assert tokens.ids[0, 34] == 102
+        assert tokens.ids[0, 33] == tokens.ids[0, 1]
+        assert (not tokens.notes[0]) == (lost is None)
+        assert lost is None or tokens.notes[0][0].endswith(f"{lost}'")
+
+
 def test_unknown_words_are_named(full_vocabulary):
     notes = ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35)(["left 🐶 man"]).notes[0]
     assert notes == ("words the model does not know: 🐶",)

@@ -31,6 +31,9 @@ from ris.runtime.manifest import PICTURE, Answer, Host, HostImage, Text
 PAD_ID = 1
 """The id of `<pad>`."""
 
+END_ID = 2
+"""The id of `</s>`, which every text ended with in training."""
+
 
 def stages(config: EvfsamConfig) -> tuple[StageDesign, ...]:
     """The graphs in the order in which they run (docs/reference/models/evfsam.md)."""
@@ -67,7 +70,10 @@ def host(config: EvfsamConfig) -> Host:
     )
     return Host(
         images={"sam_image": sam_image, "beit_image": beit_image},
-        text=Text("tokenizer.json", config.max_tokens, PAD_ID, "input_ids", "text_mask"),
+        text=Text(
+            *("tokenizer.json", config.max_tokens, PAD_ID, "input_ids", "text_mask"),
+            end_id=END_ID,
+        ),
         image_index="image_index",
         categories=None,
         resizes={},
