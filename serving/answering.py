@@ -61,6 +61,16 @@ class SceneCache:
                 raise
         return future.result(), found
 
+    def kept(self, key: bytes) -> Scene | None:
+        """The scene, where it is there already; nobody waits for one that is being encoded."""
+        with self._lock:
+            future = self._scenes.get(key)
+            if future is None or not future.done() or future.exception():
+                return None
+            self._scenes.move_to_end(key)
+            self.hits += 1
+        return future.result()
+
     def _find(self, key: bytes) -> tuple[Future[Scene], bool]:
         """The key's future, and whether it was there; a new one is the caller's to fulfil."""
         with self._lock:
@@ -137,10 +147,15 @@ class Answerer:
         """
         if isinstance(image, Decoded):
             return self.cache.get(image.key, lambda: self._encode(image))
-        if len(image) > self.limits.image_bytes:
-            self.limits.decode(image)  # raises; a file that is too large is not hashed first
-        key = hashlib.sha256(image).digest()
-        return self.cache.get(key, lambda: self._encode(self.decode(image)))
+        return self.cache.get(self.key_of(image), lambda: self._encode(self.decode(image)))
+
+    def key_of(self, image: bytes) -> bytes:
+        """What the cache knows a file by, its SHA-256.
+
+        Raises LimitError for a file that is too large, before it is hashed.
+        """
+        self.limits.check_file_size(image)
+        return hashlib.sha256(image).digest()
 
     def _encode(self, image: Decoded) -> Scene:
         with _engine_faults():

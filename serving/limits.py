@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ris.engines.errors import ExpressionError, ImageError, RisError
 from ris.runtime.image import TooManyPixels, load_picture
+from ris.runtime.picture_files import decoded
 from ris.runtime.text import MAX_CHARACTERS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
@@ -28,11 +30,15 @@ class LimitError(RisError):
     """A request beyond a limit."""
 
     status: int
-    """The HTTP status that it corresponds to: 413 too large, 504 too slow."""
+    """The HTTP status that it corresponds to: 413 too large, 504 too slow, ..."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+def _size(opened: Image.Image, name: str) -> tuple[int, int]:
+    return opened.size
 
 
 def status_of(error: RisError) -> int:
@@ -51,6 +57,13 @@ class Limits:
 
     pixels: int = 50_000_000
     """Width times height of an image."""
+
+    side: int = 65_535
+    """Pixels of an image's longer side; JPEG has no longer one.
+
+    A mask's logits are as wide as the image before they are as high: a line of fifty million pixels
+    would take gigabytes.
+    """
 
     expressions: int = 32
     """Expressions of one request."""
@@ -86,13 +99,30 @@ class Limits:
         The size in the file's header is checked before a pixel is decoded. Raises ImageError for
         what is no image, LimitError for one that is too large.
         """
-        self._check_file_size(data)
+        self.pixels_of(data)
         try:
             return np.asarray(load_picture(data, formats=FORMATS, pixels=self.pixels).pixels)
         except TooManyPixels as error:
             raise LimitError(str(error), 413) from None
 
-    def _check_file_size(self, data: bytes) -> None:
+    def pixels_of(self, data: bytes) -> int:
+        """How many pixels an image file has, by its header; none is decoded.
+
+        Raises as `decode`, as far as the header tells.
+        """
+        self.check_file_size(data)
+        try:
+            width, height = decoded(data, _size, formats=FORMATS, pixels=self.pixels)
+        except TooManyPixels as error:
+            raise LimitError(str(error), 413) from None
+        if max(width, height) > self.side:
+            raise LimitError(
+                f"the image is {width}x{height} pixels, the limit is {self.side} to a side", 413
+            )
+        return width * height
+
+    def check_file_size(self, data: bytes) -> None:
+        """Raises LimitError for a file of more bytes than are accepted."""
         if len(data) > self.image_bytes:
             found, accepted = len(data) / 1e6, self.image_bytes / 1e6
             raise LimitError(

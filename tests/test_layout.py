@@ -130,7 +130,7 @@ with load({str(tiny_bundle)!r}) as model:
         ("ris.calibration.command", ["int8", "bundle", "--out", "x"], "onnx"),
         ("ris.evaluation.command", ["--pytorch", "--checkpoint", "x.pth"], "torch"),
         ("ris.serving.batch.command", ["photos", "-e", "x"], "pyarrow"),
-        ("ris.serving.page.command", ["bundle"], "Gradio"),
+        ("ris.serving.page.command", ["bundle"], "fastapi"),
     ],
 )
 def test_commands_that_need_pytorch_say_what_to_install(tmp_path, command, arguments, missing):

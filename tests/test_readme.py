@@ -31,7 +31,7 @@ SCRIPTS = tomllib.loads((REPO / "pyproject.toml").read_text("utf-8"))["project"]
 READ_ONLY = {
     r"^ris-export": "exports run in tests/export, at full size in test_full_size.py",
     r"^ris-train": "tests/training trains",
-    r"^ris-serve (?:start|load-test)|^ris-demo-ui": "serves until it is stopped; tests/serving",
+    r"^ris-serve (?:http|start|load-test)|^ris-demo-ui": "serves until stopped; tests/serving",
     r"^ris-calibrate int8 .*(?:photos|requests)": "takes long; two other calibrations run",
     r"full-size|^ris-bench .*--out": "takes minutes; a shorter ris-bench runs",
     r"--checkpoint": "the tests of checkpoints make their own",

@@ -1,1 +1,1 @@
-"""`ris-demo-ui`: a page to drop an image on and ask it, with Gradio."""
+"""`ris-demo-ui`: the page of `ris-serve http` by itself, for one person at one machine."""

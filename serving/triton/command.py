@@ -11,6 +11,7 @@ import click
 from ris.runtime import open_bundle
 from ris.runtime.commands.console import RisCommand, RisGroup, disk_errors, find_bundle
 from ris.runtime.commands.running import Running, running_options
+from ris.serving.http.command import http, load_test_http
 from ris.serving.limits import Limits
 from ris.serving.options import host_option, limit_options
 from ris.serving.triton.config import Graphs, ServerOptions
@@ -21,14 +22,19 @@ from ris.serving.triton.server import Address, TritonServer
 
 @click.group(cls=RisGroup)
 def main() -> None:
-    """Serves a bundle with Triton Inference Server.
+    """Serves a bundle over HTTP, or with Triton Inference Server.
 
     \b
     Examples:
+      ris-serve http ris-bundle
       ris-serve triton ris-bundle --out models
       ris-serve start models
       ris-serve load-test ris-bundle --requests 200
     """
+
+
+main.add_command(http)
+main.add_command(load_test_http)
 
 
 @main.command(cls=RisCommand)

@@ -70,7 +70,7 @@ Connect = Callable[[], Callable[[LoadRequest], Answers]]
 
 
 @dataclass(frozen=True)
-class _Loop:
+class Loop:
     """What the plain runtime answered, in a loop over the requests of one half."""
 
     requests: list[LoadRequest]
@@ -84,7 +84,7 @@ class _Loop:
 
 
 @dataclass(frozen=True)
-class _Served:
+class ServedHalf:
     """What the server answered to the requests of one half."""
 
     answers: list[Answers | None]
@@ -138,18 +138,51 @@ def run_load_test(bundle: Path, running: Running, options: LoadOptions) -> LoadR
     Raises RisError where the loop fails or the server does not start. What goes wrong with single
     requests is in the report.
     """
-    count = options.requests
-    halves = [make_requests(count - count // 2, 1), make_requests(count // 2, _REPEATS)]
-    limits = Limits(waiting=max(64, options.clients), seconds=600)
+    limits = patient_limits(options.clients)
+    loops, category = loops_over(bundle, running, options.requests, limits)
+    return ask_triton(bundle, running, options, loops, category)
 
+
+def patient_limits(clients: int) -> Limits:
+    """Limits that refuse none of so many clients."""
+    return Limits(waiting=max(64, clients), seconds=600)
+
+
+def loops_over(
+    bundle: Path, running: Running, count: int, limits: Limits
+) -> tuple[list[Loop], str | None]:
+    """So many requests, an image each and then repeated images, answered by the plain runtime.
+
+    Args:
+        bundle: The bundle.
+        running: What runs it.
+        count: Requests in both halves together.
+        limits: What is accepted.
+
+    Returns:
+        Both halves, and the category that is asked, for models that ask by category.
+    """
+    halves = [make_requests(count - count // 2, 1), make_requests(count // 2, _REPEATS)]
     with running.load(bundle) as model:
         # which category is asked does not matter here
         category = model.categories[0] if model.categories else None
-        loops = [
-            _loop(Answerer(model, limits, cached_images=0), requests, category)
-            for requests in halves
-        ]
+        answerer = Answerer(model, limits, cached_images=0)
+        return [plain_loop(answerer, requests, category) for requests in halves], category
 
+
+def ask_triton(
+    bundle: Path, running: Running, options: LoadOptions, loops: list[Loop], category: str | None
+) -> LoadReport:
+    """Starts tritonserver, and lets the clients ask what the loops asked.
+
+    Args:
+        bundle: The bundle.
+        running: What runs it.
+        options: How many ask, and where.
+        loops: The requests of both halves, with the plain runtime's answers.
+        category: Asked with every expression, for models that ask by category.
+    """
+    limits = patient_limits(options.clients)
     port = options.port
     address = Address(http=port, grpc=port + 1, metrics=port + 2)
     server_options = ServerOptions(
@@ -162,16 +195,17 @@ def run_load_test(bundle: Path, running: Running, options: LoadOptions) -> LoadR
         write_repository(open_bundle(bundle), repository, server_options)
         log = (Path(folder) / "log").open("w")
         with log, TritonServer(repository, address, log) as server:
-            connect = _asker(options.http, address, category)
+            connect = triton_clients(options.http, address, category)
             for loop in loops:
                 before = _hits(server)
-                served = _clients(loop.requests, options.clients, connect)
-                found.append(_half(loop, served, round(_hits(server) - before)))
+                served = ask_from(loop.requests, options.clients, connect)
+                found.append(half_of(loop, served, round(_hits(server) - before)))
                 first_error = first_error or next(iter(served.errors), None)
     return LoadReport(options.clients, found[0], found[1], first_error)
 
 
-def _half(loop: _Loop, served: _Served, cache_hits: int) -> Half:
+def half_of(loop: Loop, served: ServedHalf, cache_hits: int) -> Half:
+    """The figures of a server's answers beside the loop's."""
     pairs = zip(served.answers, loop.answers, strict=True)
     # what failed has no answer, and is counted as failed alone
     different = sum(answer is not None and answer != expected for answer, expected in pairs)
@@ -198,7 +232,7 @@ def _hits(server: TritonServer) -> float:
     )
 
 
-def _loop(answerer: Answerer, requests: list[LoadRequest], category: str | None) -> _Loop:
+def plain_loop(answerer: Answerer, requests: list[LoadRequest], category: str | None) -> Loop:
     """Each request by itself, nothing kept."""
     expected = []
     start = time.perf_counter()
@@ -212,10 +246,10 @@ def _loop(answerer: Answerer, requests: list[LoadRequest], category: str | None)
             rle = answer.rle()
             answers.append((rle["size"], rle["counts"]))
         expected.append(answers)
-    return _Loop(requests, expected, time.perf_counter() - start)
+    return Loop(requests, expected, time.perf_counter() - start)
 
 
-def _asker(http: bool, address: Address, category: str | None) -> Connect:
+def triton_clients(http: bool, address: Address, category: str | None) -> Connect:
     """Clients of the server at this address."""
     if http:
         import tritonclient.http as client_module
@@ -253,7 +287,7 @@ def _inputs(request: LoadRequest, category: str | None) -> dict[str, list[bytes]
     return values
 
 
-def _clients(requests: Sequence[LoadRequest], clients: int, connect: Connect) -> _Served:
+def ask_from(requests: Sequence[LoadRequest], clients: int, connect: Connect) -> ServedHalf:
     """So many clients, each of which takes the next request as soon as it has an answer."""
     answers: list[Answers | None] = [None] * len(requests)
     times: list[float] = []
@@ -285,4 +319,4 @@ def _clients(requests: Sequence[LoadRequest], clients: int, connect: Connect) ->
         thread.start()
     for thread in threads:
         thread.join()
-    return _Served(answers, time.perf_counter() - start, times, errors)
+    return ServedHalf(answers, time.perf_counter() - start, times, errors)

@@ -122,3 +122,19 @@ def test_a_picture_is_the_same_through_a_door_as_from_a_file(tmp_path):
     seen = Limits().decode((tmp_path / "a.png").read_bytes())
     np.testing.assert_array_equal(seen, load_rgb(tmp_path / "a.png"))
     np.testing.assert_array_equal(seen[..., 0], np.rot90(np.rint(levels / 257), -1))
+
+
+def test_a_line_of_pixels_is_refused_before_it_is_decoded():
+    """Its mask's logits would be millions wide, and many high."""
+    for width, height in ((2_000_000, 1), (1, 2_000_000)):
+        data = png_that_claims(width, height)
+        for read in (Limits().decode, Limits().pixels_of):
+            with pytest.raises(LimitError, match="the limit is 65535 to a side") as refused:
+                read(data)
+            assert status_of(refused.value) == 413
+
+
+def test_the_header_says_how_many_pixels_there_are():
+    assert Limits().pixels_of(png_that_claims(3000, 2000)) == 6_000_000
+    with pytest.raises(LimitError, match=r"at most 0\.0001 MB"):
+        Limits(image_bytes=100).pixels_of(b"x" * 101)
