@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ris.engines.errors import ExpressionError, ImageError, RisError
 from ris.runtime.image import TooManyPixels, load_picture
+from ris.runtime.picture_files import decoded
 from ris.runtime.text import MAX_CHARACTERS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
@@ -28,11 +30,15 @@ class LimitError(RisError):
     """A request beyond a limit."""
 
     status: int
-    """The HTTP status that it corresponds to: 413 too large, 504 too slow."""
+    """The HTTP status that it corresponds to: 413 too large, 504 too slow, ..."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+def _size(opened: Image.Image, name: str) -> tuple[int, int]:
+    return opened.size
 
 
 def status_of(error: RisError) -> int:
@@ -64,6 +70,15 @@ class Limits:
     seconds: float = 60.0
     """Seconds that a request may wait, and then that many again for the work on it."""
 
+    answer_pixels: int = 400_000_000
+    """Width times height times expressions of one request: the pixels of all its masks."""
+
+    mask_bytes: int = 50_000_000
+    """Bytes of the masks of one request that are sent whole, one a pixel; run lengths are few."""
+
+    held_bytes: int = 512_000_000
+    """Bytes of all requests that a server has taken in and has not answered."""
+
     def check_expressions(self, expressions: Sequence[str]) -> None:
         """Raises ExpressionError for no expression, LimitError for too many or a too long one."""
         if not expressions:
@@ -80,19 +95,55 @@ class Limits:
                 413,
             )
 
+    def check_answer(self, pixels: int, expressions: int, masks: bool) -> None:
+        """Raises LimitError for more masks than are computed, or sent, for one request.
+
+        Args:
+            pixels: Width times height of the image, as `pixels_of` says it.
+            expressions: How many are asked.
+            masks: Whether the masks themselves are to be sent, and not their run lengths alone.
+        """
+        asked = pixels * expressions
+        size = f"{expressions} masks of {pixels / 1e6:.1f} megapixels"
+        if asked > self.answer_pixels:
+            raise LimitError(
+                f"{size} are more than the {self.answer_pixels / 1e6:g} megapixels of one request;"
+                " send fewer expressions at a time",
+                413,
+            )
+        if masks and asked > self.mask_bytes:
+            raise LimitError(
+                f"{size} are more than the {self.mask_bytes / 1e6:g} MB that are sent; ask for"
+                " rle_counts in place of mask, or send fewer expressions at a time",
+                413,
+            )
+
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """The bytes of an image file as uint8 RGB [H, W, 3].
 
         The size in the file's header is checked before a pixel is decoded. Raises ImageError for
         what is no image, LimitError for one that is too large.
         """
-        self._check_file_size(data)
+        self.check_file_size(data)
         try:
             return np.asarray(load_picture(data, formats=FORMATS, pixels=self.pixels).pixels)
         except TooManyPixels as error:
             raise LimitError(str(error), 413) from None
 
-    def _check_file_size(self, data: bytes) -> None:
+    def pixels_of(self, data: bytes) -> int:
+        """How many pixels an image file has, by its header; none is decoded.
+
+        Raises as `decode`, as far as the header tells.
+        """
+        self.check_file_size(data)
+        try:
+            width, height = decoded(data, _size, formats=FORMATS, pixels=self.pixels)
+        except TooManyPixels as error:
+            raise LimitError(str(error), 413) from None
+        return width * height
+
+    def check_file_size(self, data: bytes) -> None:
+        """Raises LimitError for a file of more bytes than are accepted."""
         if len(data) > self.image_bytes:
             found, accepted = len(data) / 1e6, self.image_bytes / 1e6
             raise LimitError(
