@@ -7,7 +7,7 @@ SERVING ?= .venv-serving
 PACKAGES := calibration data engines evaluation export reference runtime serving training
 
 .PHONY: demo test test-quick test-full test-serving test-wheel test-oldest libris-packages dist \
-    docs cpp cpp-sanitize cpp-aarch64 fuzz fuzz-inputs soak kill-drill gpu-check \
+    docs cpp cpp-sanitize cpp-aarch64 fuzz fuzz-inputs soak kill-drill serving-drill gpu-check \
     label-studio lint lint-workflows lint-docker format bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -169,6 +169,14 @@ gpu-check: $(VENV)/installed
 KILLS ?= 100
 kill-drill: $(VENV)/installed
 	$(BIN)/python tests/kill_drill.py --kills $(KILLS)
+
+# Servers and batches whose processes are killed or whose engines are sick, and the most memory
+# that requests can take: docs/measurements/robustness.md
+serving-drill: $(VENV)/installed $(SERVING)/installed
+	$(BIN)/ris-export --preset tiny --out build/served-bundle --force
+	$(SERVING)/bin/python tests/serving_drill.py triton build/served-bundle
+	$(SERVING)/bin/python tests/serving_drill.py memory runtime/demo-bundle
+	$(BIN)/python tests/serving_drill.py batch build/served-bundle
 
 # Triton in an environment of its own, since it needs numpy below 2; the page's tests there, too
 $(SERVING)/installed: pyproject.toml constraints-serving.txt

@@ -21,6 +21,7 @@ from ris.engines.errors import EngineError, ExpressionError
 from ris.engines.text import reason_of
 from ris.runtime import Model, Scene, Segmentation
 from ris.runtime.asking import segment_each
+from ris.runtime.categories import AUTO
 from ris.runtime.drawn import ONE_DRAW, Draws
 from ris.serving.limits import Deadline, Limits
 
@@ -119,6 +120,14 @@ def _engine_faults() -> Iterator[None]:
         raise EngineError(f"the engine failed: {reason_of(error)}") from error
 
 
+def gradient_picture() -> NDArray[np.uint8]:
+    """A picture of smooth colours, uint8 RGB [64, 96, 3], to see whether a model answers at all."""
+    x = np.linspace(0, 255, 96, dtype=np.uint8)
+    red, green = np.tile(x, (64, 1)), np.tile(x[::-1], (64, 1))
+    blue = np.tile(x[:64, None], (1, 96))
+    return np.stack([red, green, blue], axis=2)
+
+
 class Answerer:
     """A model behind limits, with a cache of encoded images. Several threads may use it."""
 
@@ -187,9 +196,55 @@ class Answerer:
             EngineError: Where the engine fails.
             RisError: For a seed where the model draws nothing.
         """
+        return list(self.each(scene, expressions, categories, no_target_threshold, deadline, draws))
+
+    def each(
+        self,
+        scene: Scene,
+        expressions: Sequence[str],
+        categories: Sequence[str] | None = None,
+        no_target_threshold: float | None = 0.5,
+        deadline: Deadline | None = None,
+        draws: Draws = ONE_DRAW,
+    ) -> Iterator[Segmentation | ExpressionError]:
+        """What `ask` returns, an answer after the other.
+
+        A caller that keeps what it needs of each holds the masks of one pass of the model, and not
+        those of all expressions.
+
+        Args:
+            scene: As for `ask`.
+            expressions: As for `ask`.
+            categories: As for `ask`.
+            no_target_threshold: As for `ask`.
+            deadline: As for `ask`.
+            draws: As for `ask`.
+
+        Raises:
+            RisError: As `ask`.
+        """
         check = deadline.check if deadline else lambda: None
         step = self.model.max_expressions
-        with _engine_faults():
-            return segment_each(
-                scene, expressions, categories, no_target_threshold, step, check, draws
-            )
+        for start in range(0, len(expressions), step):
+            part = slice(start, start + step)
+            own = None if categories is None else categories[part]
+            with _engine_faults():
+                answers = segment_each(
+                    scene, expressions[part], own, no_target_threshold, step, check, draws
+                )
+            answers.reverse()
+            while answers:
+                yield answers.pop()  # and holds it no longer
+
+    def is_well(self) -> bool:
+        """Whether the engine answers about a picture that nothing is wrong with.
+
+        Asked after an engine failed: some failures are of one question alone, such as too little
+        memory for it, and some are of the device, which then fails at everything.
+        """
+        try:
+            scene = self.model.encode_image(gradient_picture())
+            scene.segment("left man", category=AUTO if self.model.categories else None)
+        except Exception:
+            return False
+        return True

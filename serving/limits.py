@@ -77,6 +77,15 @@ class Limits:
     seconds: float = 60.0
     """Seconds that a request may wait, and then that many again for the work on it."""
 
+    answer_pixels: int = 400_000_000
+    """Width times height times expressions of one request: the pixels of all its masks."""
+
+    mask_bytes: int = 50_000_000
+    """Bytes of the masks of one request that are sent whole, one a pixel; run lengths are few."""
+
+    held_bytes: int = 512_000_000
+    """Bytes of all requests that a server has taken in and has not answered."""
+
     def check_expressions(self, expressions: Sequence[str]) -> None:
         """Raises ExpressionError for no expression, LimitError for too many or a too long one."""
         if not expressions:
@@ -90,6 +99,29 @@ class Limits:
         if longest > self.characters:
             raise LimitError(
                 f"an expression has {longest} characters, at most {self.characters} are accepted",
+                413,
+            )
+
+    def check_answer(self, pixels: int, expressions: int, masks: bool) -> None:
+        """Raises LimitError for more masks than are computed, or sent, for one request.
+
+        Args:
+            pixels: Width times height of the image, as `pixels_of` says it.
+            expressions: How many are asked.
+            masks: Whether the masks themselves are to be sent, and not their run lengths alone.
+        """
+        asked = pixels * expressions
+        size = f"{expressions} masks of {pixels / 1e6:.1f} megapixels"
+        if asked > self.answer_pixels:
+            raise LimitError(
+                f"{size} are more than the {self.answer_pixels / 1e6:g} megapixels of one request;"
+                " send fewer expressions at a time",
+                413,
+            )
+        if masks and asked > self.mask_bytes:
+            raise LimitError(
+                f"{size} are more than the {self.mask_bytes / 1e6:g} MB that are sent; ask for"
+                " rle_counts in place of mask, or send fewer expressions at a time",
                 413,
             )
 

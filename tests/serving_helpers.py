@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import socket
+import tarfile
 
 import numpy as np
 from PIL import Image
@@ -15,6 +16,27 @@ def picture_bytes(seed: int, width: int = 96, height: int = 64, kind: str = "PNG
     small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     buffer = io.BytesIO()
     small.resize((width, height), Image.Resampling.BICUBIC).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def shard_bytes() -> bytes:
+    """A web-dataset shard of one picture and its text."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in [("0.jpg", picture_bytes(1)), ("0.txt", b"the dog")]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def table_bytes() -> bytes:
+    """A Parquet table of one picture and its expression."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image": [picture_bytes(2)], "expression": ["a tree"]}), buffer)
     return buffer.getvalue()
 
 

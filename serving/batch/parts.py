@@ -8,7 +8,8 @@ file last is in its metadata.
     OUT/part-00000.parquet ...     the answers; readers of Parquet skip names that begin with _
     OUT/_plan/plan.json            what was asked, written last; what all workers compute in
     OUT/_plan/part-00000.json ...  each part's images and rows
-    OUT/_running/part-00000.json   where a worker is: this finds images that kill workers
+    OUT/_running/part-00000.json   where a worker is, and where its engine failed: this finds images
+                                   that kill workers, and those at which an engine fails
     OUT/_running/halt              the workers leave the parts that are open alone
 """
 
@@ -18,7 +19,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,9 @@ SCHEMA = pa.schema(
 
 DEATHS = 3
 """An image on which so many workers died is given up."""
+
+FAILURES = 2
+"""An image at which the engine failed in so many workers, and at no other, is given up."""
 
 
 class Job:
@@ -204,9 +208,20 @@ class Job:
     def _halt(self) -> Path:
         return self.folder / "_running" / "halt"
 
-    def tidy(self) -> None:
-        """Removes what killed workers left, once nobody works on the batch."""
-        remove_folder(self.folder / "_running")
+    def tidy(self, open_parts: Collection[int] = ()) -> None:
+        """Removes what killed workers left, once nobody works on the batch.
+
+        open_parts: their journals stay, which know the images that are under suspicion.
+        """
+        running = self.folder / "_running"
+        kept = {self._journal_file(part).name for part in open_parts}
+        files = list(running.glob("*")) if kept else []
+        if any(file.name in kept for file in files):
+            for file in files:
+                if file.name not in kept:
+                    file.unlink(missing_ok=True)
+        else:
+            remove_folder(running)
         if not is_remote(self.folder):
             for partial in self.folder.glob(".part-*.partial-*"):
                 partial.unlink(missing_ok=True)
@@ -220,11 +235,14 @@ class Job:
 
     def journal(self, part: int) -> Journal:
         """The journal of a worker that begins a part."""
-        return Journal(self.folder / "_running" / f"part-{part:05}.json")
+        return Journal(self._journal_file(part))
+
+    def _journal_file(self, part: int) -> Path:
+        return self.folder / "_running" / f"part-{part:05}.json"
 
 
 class Journal:
-    """Which images of a part a worker is at.
+    """Which images of a part a worker is at, and at which of them the engine failed.
 
     Images that a worker finds there are those at which an earlier worker died.
     """
@@ -236,10 +254,12 @@ class Journal:
         self._file = file
         self.is_slow = is_remote(file)
         self._deaths: dict[str, int] = {}
+        self._failures: dict[str, list[str]] = {}
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             before = json.loads(file.read_text())
             self._deaths = before["deaths"]
+            self._failures = before.get("failures", {})
             for image in before["images"]:
                 self._deaths[str(image)] = self.deaths(image) + 1
         except (FileNotFoundError, ValueError, KeyError):
@@ -249,14 +269,28 @@ class Journal:
         """How many workers died while they were at the part's `image`."""
         return self._deaths.get(str(image), 0)
 
+    def failures(self, image: int) -> list[str]:
+        """What the engine said when it failed at the part's `image`, once for each worker."""
+        return self._failures.get(str(image), [])
+
+    def fail(self, image: int, said: str) -> None:
+        """Notes that the engine failed at the part's `image`; `begin` or `rest` writes it."""
+        self._failures[str(image)] = [*self.failures(image), said]
+
+    def is_suspect(self, image: int) -> bool:
+        """Whether something happened at the part's `image`, so that it is tried by itself."""
+        return bool(self.deaths(image) or self.failures(image))
+
     def begin(self, *images: int) -> None:
         """Notes which of the part's images are worked on from now on, and no others."""
-        entry = {"images": images, "deaths": self._deaths}
+        entry: dict[str, Any] = {"images": images, "deaths": self._deaths}
+        if self._failures:
+            entry["failures"] = self._failures
         write(self._file, json.dumps(entry).encode())
 
     def rest(self) -> None:
         """Notes that no image is worked on: the part could not be done, and nobody died."""
-        if self._deaths:
+        if self._deaths or self._failures:
             self.begin()
         else:
             self.close()

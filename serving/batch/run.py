@@ -247,8 +247,8 @@ def run_batch(
             )
     seconds = time.perf_counter() - start
 
-    job.tidy()
     still_open = set(job.open_parts(parts)) | tally.failed.keys()
+    job.tidy(still_open)
     counted = [job.counts(part) for part in range(parts) if job.file(part).exists()]
     return BatchReport(
         rows=sum(count for count, _ in counted),
@@ -321,7 +321,7 @@ def _do(todo: dict[int, bool], tally: _Tally, work: Round, failing: Callable[[in
         failing(0)
         worked, failures = False, 0
         for done in track(work(left), len(left), "Parts tried again" if number else "Parts"):
-            if tally.take(done):
+            if tally.take(done) or done.get("well"):  # an image that fails is no engine that does
                 worked, failures = True, 0
             else:
                 failures += 1

@@ -23,7 +23,7 @@ from ris.serving.answering import Answerer
 from ris.serving.batch.addresses import is_remote, local_bundle, place
 from ris.serving.batch.images import Ahead, StorageError, check_storage
 from ris.serving.batch.inputs import ImageTask
-from ris.serving.batch.parts import DEATHS, Job, Journal
+from ris.serving.batch.parts import DEATHS, FAILURES, Job, Journal
 from ris.serving.batch.precision import with_compute
 from ris.serving.limits import Limits
 
@@ -48,11 +48,16 @@ class _Counts:
     """Of the work, without reading the plan or writing."""
 
 
+class ItemError(EngineError):
+    """An engine that failed at single images and is well: it answers about others."""
+
+
 class Worker:
     """A callable for `ray.data.Dataset.map_batches`: numbers of parts in, their counts out.
 
     An engine that failed may have left its process in any state, such as a CUDA context that fails
-    at every call. So the process ends before the next part, and Ray starts another, where it can.
+    at every call. Where it fails at a picture of the house, too, the process ends before the next
+    part, and Ray starts another, where it can.
     """
 
     def __init__(
@@ -78,7 +83,7 @@ class Worker:
         """
         self._job = Job(place(out))
         self._threshold = no_target_threshold
-        self._failed = False
+        self._failed = self._is_well = False
         self._refused = ""
         self._kept = ExitStack()  # what lives as long as the worker
         try:
@@ -107,23 +112,27 @@ class Worker:
 
         Returns:
             part, rows, errors, images: numbers; seconds: of the work, without reading the plan or
-            writing; failed: why the part could not be done, "" where it was.
+            writing; failed: why the part could not be done, "" where it was; well: whether the
+            engine is well all the same.
         """
-        done, failed = [], []
+        done, failed, well = [], [], []
         again = batch.get("again", [False] * len(batch["part"]))
         for part, once_more in zip(batch["part"], again, strict=True):
             counts, reason = self._try(int(part), bool(once_more))
             done.append(counts)
             failed.append(one_line(reason))
+            well.append(bool(reason) and self._is_well)
         columns: dict[str, Any] = {
             name: np.array([getattr(counts, name) for counts in done])
             for name in ("rows", "errors", "images", "seconds")
         }
-        return {"part": batch["part"], **columns, "failed": np.array(failed)}
+        columns |= {"failed": np.array(failed), "well": np.array(well)}
+        return {"part": batch["part"], **columns}
 
     def _try(self, part: int, again: bool) -> tuple[_Counts, str]:
         """What was done of a part, and why it could not be done."""
         try:
+            self._is_well = False
             if self._job.halted():
                 return _Counts(), NOT_TRIED
             if self._failed:
@@ -132,7 +141,8 @@ class Worker:
                 raise EngineError(self._refused)
             return self._part(part, again), ""
         except Exception as error:
-            self._failed = isinstance(error, EngineError)
+            self._is_well = isinstance(error, ItemError)
+            self._failed = isinstance(error, EngineError) and not self._is_well
             return _Counts(), _reason(error)
 
     def _planned(self, bundle: Path) -> str:
@@ -184,25 +194,73 @@ class Worker:
         journal.close()
 
     def _rows(self, tasks: Sequence[ImageTask], journal: Journal) -> Iterator[dict[str, Any]]:
-        """The rows of all images; the next image is read while the engine works on one."""
-        count = len(tasks)
-        together = journal.is_slow and not any(map(journal.deaths, range(count)))
+        """The rows of all images; the next image is read while the engine works on one.
+
+        Images at which the engine failed earlier come last, when all others have passed.
+
+        Raises:
+            ItemError: Where the engine failed at images for the first time, and is well.
+            EngineError: Where it is not.
+            StorageError: Where no image could be read.
+        """
+        numbers = sorted(range(len(tasks)), key=lambda number: bool(journal.failures(number)))
+        together = journal.is_slow and not any(map(journal.is_suspect, numbers))
         if together:  # where a worker dies, each image is noted by itself from then on
-            journal.begin(*range(count))
-        for number, task in enumerate(tasks):
-            if journal.deaths(number) >= DEATHS:
-                yield from _errors(task, f"given up: {DEATHS} workers died on this image")
+            journal.begin(*numbers)
+        spared: EngineError | None = None
+        for number, following in zip(numbers, [*numbers[1:], None], strict=True):
+            if reason := _given_up(journal, number):
+                yield from _errors(tasks[number], reason)
                 continue
             # an image under suspicion is alone, so that the next death is its own or never again
-            following = number + 1
-            alone = journal.deaths(number) or journal.deaths(following)
-            beside = [following] if following < count and not alone else []
+            alone = journal.is_suspect(number) or following is None or journal.is_suspect(following)
+            beside = [] if alone or following is None else [following]
             if not together:
                 journal.begin(number, *beside)
-            self._ahead.begin(task)
+            self._ahead.begin(tasks[number])
             for other in beside:
                 self._ahead.begin(tasks[other])
-            yield from self._image(task)
+            try:
+                yield from self._judged(tasks[number], number, following is None, journal)
+            except ItemError as error:
+                spared = spared or error
+        if spared:
+            raise spared
+
+    def _judged(
+        self, task: ImageTask, number: int, is_last: bool, journal: Journal
+    ) -> list[dict[str, Any]]:
+        """The rows of an image, whose own fault a failure of the engine may be.
+
+        It is where the engine failed at it in two workers, the second of which had done all others
+        and a picture of the house just before. It is not known where it failed once.
+
+        Args:
+            task: The image.
+            number: Its place in the part.
+            is_last: Whether no image of the part is left.
+            journal: The part's.
+
+        Raises:
+            ItemError: Where the engine failed for the first time, and is well.
+            EngineError: Where it is not well.
+        """
+        suspected = bool(journal.failures(number))
+        if suspected and not self._answerer.is_well():
+            raise EngineError("the engine fails at a picture that nothing is wrong with")
+        try:
+            return self._image(task)
+        except EngineError as error:
+            journal.fail(number, one_line(str(error)))
+            is_well = self._answerer.is_well()
+            if not suspected and is_well:
+                raise ItemError(str(error)) from error
+            if not suspected:
+                raise
+            self._failed = not is_well
+            if self._failed and not is_last:
+                raise
+        return _errors(task, _given_up(journal, number))
 
     def _image(self, task: ImageTask) -> list[dict[str, Any]]:
         """The rows of one image. Nothing about an image or an expression ends the part.
@@ -218,7 +276,14 @@ class Worker:
             categories = None
             if self._model.categories:
                 categories = [name or "" for name in task.categories]
-            answers = self._answerer.ask(scene, task.expressions, categories, self._threshold)
+            answers = self._answerer.each(scene, task.expressions, categories, self._threshold)
+            # an answer becomes its row at once: a mask may be large, and expressions many
+            return [
+                _answer(task, i, answer)
+                if isinstance(answer, Segmentation)
+                else _error(task, i, str(answer))
+                for i, answer in enumerate(answers)
+            ]
         except EngineError as error:
             raise EngineError(f"{error} (at {echoed(task.name)})") from error
         except StorageError:
@@ -227,12 +292,17 @@ class Worker:
             return _errors(task, str(error))
         except Exception as error:
             return _errors(task, f"internal error: {_reason(error)}")
-        return [
-            _answer(task, i, answer)
-            if isinstance(answer, Segmentation)
-            else _error(task, i, str(answer))
-            for i, answer in enumerate(answers)
-        ]
+
+
+def _given_up(journal: Journal, number: int) -> str:
+    """Why an image of a part is not tried any more; "" where it is."""
+    if journal.deaths(number) >= DEATHS:
+        return f"given up: {DEATHS} workers died on this image"
+    if len(said := journal.failures(number)) >= FAILURES:
+        return (
+            f"given up: the engine failed at this image alone, in {len(said)} workers: {said[-1]}"
+        )
+    return ""
 
 
 def _reason(error: Exception) -> str:

@@ -4,7 +4,7 @@ Importable only there: Triton brings `triton_python_backend_utils`.
 
 A request is one image (the bytes of a JPEG, PNG, ... file) and any number of expressions. Requests
 that Triton hands over together are sorted by image; each image is encoded once, and kept for
-requests that come later.
+requests that come later. Each is answered as soon as it is done, and is timed by itself.
 """
 
 from __future__ import annotations
@@ -12,21 +12,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from ris.engines.errors import ExpressionError, ImageError, RisError
+from ris.engines.errors import EngineError, ExpressionError, ImageError, RisError
+from ris.engines.text import reason_of
 from ris.runtime import Model, Scene, Segmentation, load, open_bundle
 from ris.runtime.categories import AUTO
 from ris.runtime.cost import expressions_at_once
 from ris.runtime.drawn import ONE_DRAW, Draws
 from ris.serving.answering import Answerer
-from ris.serving.limits import Deadline, Limits, status_of
+from ris.serving.limits import Deadline, LimitError, Limits, status_of
 from ris.serving.triton.bls import triton_sessions
+from ris.serving.triton.columns import Columns
 
 _RUNNING = ("engine", "device", "threads", "compute", "overlap", "low_memory", "throughput")
 _CODES = {400: "INVALID_ARG", 413: "INVALID_ARG", 504: "UNAVAILABLE"}  # INTERNAL for any other
@@ -36,28 +42,31 @@ _CODES = {400: "INVALID_ARG", 413: "INVALID_ARG", 504: "UNAVAILABLE"}  # INTERNA
 class Ask:
     """One request, read and checked."""
 
-    number: int
-    """Its place among the requests handed over together."""
+    request: Any
+    """As Triton hands it over."""
 
-    image: bytes
+    image: bytes = b""
     """An image file."""
 
-    expressions: list[str]
+    expressions: list[str] = field(default_factory=list)
     """What is looked for."""
 
-    categories: list[str] | None
+    categories: list[str] | None = None
     """One for each expression; None for models that do not ask by category."""
 
-    threshold: float
+    threshold: float = 0.5
     """Above this no-target probability the mask is empty."""
 
-    deadline: Deadline
-    """When it has taken too long."""
+    wanted: set[str] = field(default_factory=set)
+    """The outputs that are asked for."""
 
     draws: Draws = ONE_DRAW
     """The random numbers, for models that draw any."""
 
-    answers: list[Segmentation] | None = None
+    since: float = field(default_factory=lambda: time.monotonic())
+    """When it was handed over, by the monotonic clock."""
+
+    answers: Columns | None = None
     """One for each expression; None before it was asked, and where it was not asked."""
 
     error: RisError | None = None
@@ -65,6 +74,9 @@ class Ask:
 
     from_cache: bool = False
     """Whether the image had been encoded already."""
+
+    answered: bool = False
+    """Whether the response was sent."""
 
 
 class TritonPythonModel:
@@ -99,34 +111,52 @@ class TritonPythonModel:
         return Model(around, triton_sessions(around, settings["graphs"]), max_expressions=most)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """A response to each request, in order; a refused one does not touch the others."""
-        asks = [self._read(number, request) for number, request in enumerate(requests)]
+        """Answers each request as soon as it can be; one that fails costs no other.
 
+        Returns:
+            None for each: the responses were sent.
+        """
+        asks = [Ask(request) for request in requests]
         by_image: dict[bytes, list[Ask]] = {}
         for ask in asks:
-            if ask.error is None and not requests[ask.number].is_cancelled():
+            with _costs([ask]):
+                self._read(ask)
                 by_image.setdefault(hashlib.sha256(ask.image).digest(), []).append(ask)
+            if ask.error:
+                self._respond(ask)
         for group in by_image.values():
             self._answer(group)
 
+        for ask in asks:
+            self._respond(ask)
         self._metrics.count(self._answerer)
-        return [self._respond(ask, request) for ask, request in zip(asks, requests, strict=True)]
+        if any(isinstance(ask.error, EngineError) for ask in asks):
+            self._check_engine()
+        return [None] * len(asks)
 
-    def _read(self, number: int, request: Any) -> Ask:
-        ask = Ask(number, b"", [], None, 0.5, self._limits.deadline())
-        try:
-            ask.image = _strings(request, "image")[0]
-            ask.expressions = _texts(request, "expression")
-            self._limits.check_expressions(ask.expressions)
-            ask.categories = self._categories(request, ask.expressions)
+    def _check_engine(self) -> None:
+        """Ends this process where the engine fails at everything.
 
-            threshold = pb_utils.get_input_tensor_by_name(request, "no_target_threshold")
-            if threshold is not None:
-                ask.threshold = float(threshold.as_numpy().reshape(-1)[0])
-            ask.draws = self._draws(request)
-        except RisError as error:
-            ask.error = error
-        return ask
+        A device that is lost fails at every later request, and only a process that is started anew
+        may find it again. `ris-serve start` sees the end of an instance, and ends, too.
+        """
+        if not self._answerer.is_well():
+            pb_utils.Logger.log_error("the engine fails at everything; this instance ends")
+            os._exit(1)
+
+    def _read(self, ask: Ask) -> None:
+        request = ask.request
+        ask.wanted = set(request.requested_output_names()) & self._outputs
+        ask.image = _strings(request, "image")[0]
+        self._limits.check_file_size(ask.image)
+        ask.expressions = _texts(request, "expression")
+        self._limits.check_expressions(ask.expressions)
+        ask.categories = self._categories(request, ask.expressions)
+
+        threshold = pb_utils.get_input_tensor_by_name(request, "no_target_threshold")
+        if threshold is not None:
+            ask.threshold = float(threshold.as_numpy().reshape(-1)[0])
+        ask.draws = self._draws(request)
 
     def _categories(self, request: Any, expressions: list[str]) -> list[str] | None:
         """The request's categories; "auto" for each expression where it names none."""
@@ -153,63 +183,147 @@ class TritonPythonModel:
 
     def _answer(self, group: list[Ask]) -> None:
         """All requests about one image."""
-        try:
-            for ask in group:
-                scene, ask.from_cache = self._answerer.scene(ask.image)
-        except RisError as error:
-            for ask in group:
-                ask.error = error
+        ready = []
+        for ask in group:
+            with _costs([ask]):
+                self._check_size(ask)
+                ready.append(ask)
+
+        for part in self._parts(ready):
+            self._ask(part)
+            first = part[0].error
+            if len(part) > 1 and first and all(ask.error is first for ask in part):
+                for ask in part:  # nobody pays for the others that he was joined with
+                    ask.error = None
+                    self._ask([ask])
+            for ask in part:
+                self._respond(ask)
+        for ask in group:
+            ask.image = b""
+
+    def _check_size(self, ask: Ask) -> None:
+        """Raises LimitError for more pixels in all masks than are allowed, before any work."""
+        pixels = self._limits.pixels_of(ask.image)
+        self._limits.check_answer(pixels, len(ask.expressions), "mask" in ask.wanted)
+
+    def _parts(self, asks: list[Ask]) -> Iterator[list[Ask]]:
+        """What is asked together: each request by itself, or joined up to the size of the largest.
+
+        Those that are joined have one threshold and one seed.
+        """
+        if not self._join:
+            yield from ([ask] for ask in asks)
             return
+        alike: dict[tuple[float, Draws], list[Ask]] = {}
+        for ask in asks:
+            alike.setdefault((ask.threshold, ask.draws), []).append(ask)
+        for together in alike.values():
+            part: list[Ask] = []
+            for ask in together:
+                count = sum(len(other.expressions) for other in [*part, ask])
+                if part and count > self._limits.expressions:
+                    yield part
+                    part = []
+                part.append(ask)
+            yield part
 
-        if self._join:
-            together: dict[tuple[float, Draws], list[Ask]] = {}
-            for ask in group:
-                together.setdefault((ask.threshold, ask.draws), []).append(ask)
-            parts = list(together.values())
-        else:
-            parts = [[ask] for ask in group]
-        for part in parts:
-            self._ask(scene, part)
+    def _ask(self, part: list[Ask]) -> None:
+        """Requests about one image with one threshold and one seed, in one pass of the graphs.
 
-    def _ask(self, scene: Scene, part: list[Ask]) -> None:
-        """Requests with one threshold and one seed, in one pass of the graphs."""
+        Their time begins here: nothing of what others took counts as theirs.
+        """
+        part = [ask for ask in part if not ask.request.is_cancelled()]
+        if not part:
+            return
+        with _costs(part):
+            deadline = self._limits.deadline()
+            for ask in part:
+                self._check_waiting(ask)
+                scene, ask.from_cache = self._answerer.scene(ask.image)
+            self._take(scene, part, deadline)
+
+    def _check_waiting(self, ask: Ask) -> None:
+        """Raises LimitError where those before it in the batch took too long."""
+        if time.monotonic() - ask.since > self._limits.seconds:
+            raise LimitError(f"the request waited longer than {self._limits.seconds:g} s", 504)
+
+    def _take(self, scene: Scene, part: list[Ask], deadline: Deadline) -> None:
+        """Asks, and gives each request its own answers."""
         expressions = [text for ask in part for text in ask.expressions]
         categories = None
         if part[0].categories is not None:
             categories = [name for ask in part for name in ask.categories or ()]
 
-        try:
-            first = part[0]
-            found = self._answerer.ask(
-                scene, expressions, categories, first.threshold, first.deadline, first.draws
-            )
-        except RisError as error:
-            for ask in part:
-                ask.error = error
-            return
-
-        start = 0
+        first = part[0]
+        found = self._answerer.each(
+            scene, expressions, categories, first.threshold, deadline, first.draws
+        )
         for ask in part:
-            own = found[start : start + len(ask.expressions)]
-            start += len(ask.expressions)
-            refused = [answer for answer in own if isinstance(answer, ExpressionError)]
-            ask.error = refused[0] if refused else None
-            ask.answers = [answer for answer in own if isinstance(answer, Segmentation)]
+            columns = Columns(len(ask.expressions), "mask" in ask.wanted)
+            refused = None
+            for answer in islice(found, len(ask.expressions)):
+                if isinstance(answer, Segmentation):
+                    columns.add(answer, ask.wanted)
+                else:
+                    refused = refused or answer
+            ask.answers, ask.error = (None, refused) if refused else (columns, None)
 
-    def _respond(self, ask: Ask, request: Any) -> Any:
+    def _respond(self, ask: Ask) -> None:
+        """Sends the response, unless it was sent, and drops what it was made of.
+
+        One that is sent at once does not wait, in memory, for those of the whole batch.
+        """
+        if ask.answered:
+            return
+        ask.answered = True
+        response = None
+        with _costs([ask]):
+            response = self._response(ask)
+        if response is None:
+            response = _failed(ask.error)
+        ask.answers, ask.image = None, b""
+        try:
+            sender = ask.request.get_response_sender()
+            sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception:  # nobody to send it to
+            pb_utils.Logger.log_error(traceback.format_exc())
+
+    def _response(self, ask: Ask) -> Any:
         if ask.error is not None:
-            status = status_of(ask.error)
-            return _failure(f"{status}: {ask.error}", _CODES.get(status, "INTERNAL"))
+            return _failed(ask.error)
         if ask.answers is None:
             return _failure("the request was cancelled", "CANCELLED")
 
-        wanted = set(request.requested_output_names()) & self._outputs
-        tensors = [pb_utils.Tensor(name, _output(name, ask)) for name in sorted(wanted)]
+        tensors = [
+            pb_utils.Tensor(name, ask.answers.output(name, ask.from_cache))
+            for name in sorted(ask.wanted)
+        ]
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
     def finalize(self) -> None:
         """Gives the engines' memory back."""
         self._answerer.model.close()
+
+
+@contextmanager
+def _costs(asks: list[Ask]) -> Iterator[None]:
+    """What goes wrong in the block is the error of these requests, and of no other."""
+    try:
+        yield
+    except RisError as error:
+        for ask in asks:
+            ask.error = error
+    except Exception as error:  # a fault of ours
+        pb_utils.Logger.log_error(traceback.format_exc())
+        ours = RisError(f"internal error: {type(error).__name__}: {reason_of(error)}")
+        for ask in asks:
+            ask.error = ours
+
+
+def _failed(error: RisError | None) -> Any:
+    """The response for an error, with its kind in front."""
+    status = status_of(error) if error else 500
+    return _failure(f"{status}: {error}", _CODES.get(status, "INTERNAL"))
 
 
 def _failure(message: str, code: str) -> Any:
@@ -238,33 +352,6 @@ def _texts(request: Any, name: str) -> list[str]:
         return [value.decode("utf-8") for value in _strings(request, name)]
     except UnicodeDecodeError:
         raise ExpressionError(f"the {name} is not valid UTF-8 text") from None
-
-
-def _output(name: str, ask: Ask) -> np.ndarray:
-    """One output of a request with N expressions.
-
-    Shapes: [1, N]; of rle_size [1, 2], of from_cache [1, 1], of mask [1, N, H, W].
-    """
-    answers = ask.answers or []
-    if name == "mask":
-        return np.stack([answer.mask for answer in answers]).astype(np.uint8)[None]
-    if name == "rle_size":
-        return np.array([answers[0].mask.shape], np.int32)
-    if name == "from_cache":
-        return np.array([[ask.from_cache]])
-    if name == "score":
-        return np.array([[answer.score for answer in answers]], np.float32)
-    if name == "no_target":
-        return np.array([[answer.no_target for answer in answers]], np.float32)
-    if name == "is_no_target":
-        return np.array([[answer.is_no_target for answer in answers]], np.bool_)
-
-    texts = {
-        "rle_counts": lambda answer: answer.rle()["counts"],
-        "note": lambda answer: "; ".join(answer.notes),
-        "category_asked": lambda answer: answer.category or "",
-    }
-    return np.array([[texts[name](answer).encode() for answer in answers]], np.object_)
 
 
 class Metrics:

@@ -17,7 +17,7 @@ from ris.serving.options import host_option, limit_options
 from ris.serving.triton.config import Graphs, ServerOptions
 from ris.serving.triton.load_report import table
 from ris.serving.triton.repository import write_repository
-from ris.serving.triton.server import Address, TritonServer
+from ris.serving.triton.server import Address, ServerDiedError, TritonServer
 
 
 @click.group(cls=RisGroup)
@@ -87,6 +87,27 @@ main.add_command(load_test_http)
     help="Ask several requests about one image in one pass of the graphs.",
 )
 @limit_options(Limits(), expressions_help="Of a request.")
+@click.option(
+    "--max-answer-megapixels",
+    type=click.FloatRange(0, min_open=True),
+    default=Limits().answer_pixels / 1e6,
+    show_default=True,
+    help="Width times height times expressions of a request.",
+)
+@click.option(
+    "--max-mask-mb",
+    type=click.FloatRange(0, min_open=True),
+    default=Limits().mask_bytes / 1e6,
+    show_default=True,
+    help="Of masks that a request has sent whole, not as run lengths.",
+)
+@click.option(
+    "--max-held-mb",
+    type=click.FloatRange(0, min_open=True),
+    default=Limits().held_bytes / 1e6,
+    show_default=True,
+    help="Of all requests that are inside at once.",
+)
 @running_options
 def triton(
     bundle: str | None,
@@ -99,6 +120,9 @@ def triton(
     cached_images: int,
     join: bool,
     limits: Limits,
+    max_answer_megapixels: float,
+    max_mask_mb: float,
+    max_held_mb: float,
     running: Running,
 ) -> None:
     """Writes a model repository that tritonserver loads as it is.
@@ -109,6 +133,12 @@ def triton(
       ris-serve triton ris-bundle --out models --engine openvino --instances 2 --threads 1 --force
       ris-serve triton ris-bundle --out models --graphs tensorrt --device cuda
     """
+    limits = dataclasses.replace(
+        limits,
+        answer_pixels=round(max_answer_megapixels * 1e6),
+        mask_bytes=round(max_mask_mb * 1e6),
+        held_bytes=round(max_held_mb * 1e6),
+    )
     options = ServerOptions(
         running,
         instances=instances,
@@ -135,10 +165,11 @@ def triton(
 @click.option("--grpc-port", type=click.IntRange(1, 65535), default=8001, show_default=True)
 @click.option("--metrics-port", type=click.IntRange(1, 65535), default=8002, show_default=True)
 def start(repository: Path, host: str, http_port: int, grpc_port: int, metrics_port: int) -> None:
-    """Runs tritonserver over a repository until it is stopped.
+    """Runs tritonserver over a repository until it is stopped, behind a guard.
 
     Takes the tritonserver on the PATH, the container's, or nvidia-pytriton's. Clients cannot load
-    models, register shared memory, or change logging and tracing.
+    models, register shared memory, or change logging and tracing. Where the server or an instance
+    of a model dies, this ends with exit code 1, so that whatever started it starts it again.
 
     \b
     Examples:
@@ -150,7 +181,7 @@ def start(repository: Path, host: str, http_port: int, grpc_port: int, metrics_p
             f"ready: http {host}:{http_port}, grpc {host}:{grpc_port}, "
             f"metrics {host}:{metrics_port}"
         )
-        server.wait()
+        raise ServerDiedError(server.wait())
 
 
 @main.command("load-test", cls=RisCommand)

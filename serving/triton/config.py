@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from ris.engines import TensorSpec
@@ -18,6 +20,7 @@ from ris.serving.limits import Limits
 Graphs = Literal["onnx", "tensorrt"]
 """What runs the graphs where each is a Triton model of its own."""
 
+_SETTINGS = re.compile(r'key: "ris" value \{ string_value: ("(?:[^"\\]|\\.)*") \}')
 _TYPES = {"float32": "TYPE_FP32", "int32": "TYPE_INT32"}
 
 
@@ -157,7 +160,23 @@ def _settings(options: ServerOptions) -> dict[str, Any]:
         "join": options.join,
         "graphs": options.graphs,
         "limits": asdict(options.limits),
+        "requests": options.limits.waiting + options.batch * options.instances,
     }
+
+
+def read_limits(repository: Path) -> tuple[Limits, int]:
+    """What `_settings` wrote into a repository: the limits, and how many requests are taken in.
+
+    Those of `Limits` without options where there is no model of ours.
+    """
+    try:
+        text = (repository / "ris" / "config.pbtxt").read_text(encoding="utf-8")
+        [value] = _SETTINGS.findall(text)
+        settings = json.loads(json.loads(value))
+        return Limits(**settings["limits"]), int(settings["requests"])
+    except (OSError, ValueError, KeyError, TypeError):
+        usual = Limits()
+        return usual, usual.waiting
 
 
 def graph_config(bundle: Bundle, stage: str, options: ServerOptions) -> str:

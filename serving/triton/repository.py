@@ -16,7 +16,6 @@ import shutil
 import struct
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from ris.engines.entry import map_checked, read_sidecar
@@ -26,6 +25,7 @@ from ris.runtime.bundle import ENGINES, MANIFEST, Bundle
 from ris.runtime.bundle_folder import behind_links, require_movable
 from ris.runtime.categories import AUTO
 from ris.runtime.computing import computes_by_stage
+from ris.serving.answering import gradient_picture
 from ris.serving.triton.config import ServerOptions, front_config, graph_config
 
 MODEL_PY = '''"""Written by ris-serve. The model is ris.serving.triton.backend of ris-runtime."""
@@ -173,9 +173,6 @@ def _picture() -> bytes:
 
     Where bytes do not arrive as they were sent, it is no image, and the model is not loaded.
     """
-    x = np.linspace(0, 255, 96, dtype=np.uint8)
-    red, green = np.tile(x, (64, 1)), np.tile(x[::-1], (64, 1))
-    blue = np.tile(x[:64, None], (1, 96))
     buffer = io.BytesIO()
-    Image.fromarray(np.stack([red, green, blue], axis=2)).save(buffer, "PNG")
+    Image.fromarray(gradient_picture()).save(buffer, "PNG")
     return buffer.getvalue()

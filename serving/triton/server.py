@@ -1,4 +1,4 @@
-"""Starts a tritonserver that is installed here over a repository of ours.
+"""Starts a tritonserver that is installed here over a repository of ours, behind a guard.
 
 It listens on the loopback address unless told otherwise, and loads nothing from elsewhere.
 """
@@ -9,6 +9,7 @@ import importlib.util
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -16,7 +17,6 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -25,33 +25,27 @@ import numpy as np
 
 from ris import pip_install
 from ris.engines.errors import RisError
+from ris.serving.triton.config import read_limits
+from ris.serving.triton.guard import Address, Guard, Guarded, Sockets
+
+__all__ = ["Address", "ServerDiedError", "TritonServer", "find_server", "instances_of"]
 
 _CONTAINER = Path("/opt/tritonserver/bin/tritonserver")
-# what a client could change the server or read its memory with; each needs a key, which is made up
-# at each start and told to nobody
-_CLOSED = ("shared-memory", "model-repository", "trace", "logging")
+# Runs a program that ends with this process: it is told to when its parent dies, and not when a
+# process above was killed in the moment before.
+_TIED = (
+    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM);"
+    " os.getppid() == int(sys.argv[1]) or sys.exit(1); os.execv(sys.argv[2], sys.argv[2:])"
+)
+_LONGEST_FOLDER = 80  # characters; the path of a Unix socket has 107 at most
+_SHARED = Path("/dev/shm")
+_LOOK_EVERY = 0.5  # seconds
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where a server listens."""
+class ServerDiedError(RisError):
+    """A server that ended by itself; whoever started it may start another."""
 
-    host: str = "127.0.0.1"
-    """The address to listen at; "0.0.0.0" lets other machines in."""
-
-    http: int = 8000
-    """The HTTP port."""
-
-    grpc: int = 8001
-    """The gRPC port."""
-
-    metrics: int = 8002
-    """The port of the metrics, over HTTP."""
-
-    @property
-    def reach(self) -> str:
-        """The host to connect to from this machine."""
-        return "127.0.0.1" if self.host == "0.0.0.0" else self.host
+    exit_code = 1
 
 
 def find_server() -> tuple[Path, Path | None]:
@@ -59,6 +53,12 @@ def find_server() -> tuple[Path, Path | None]:
 
     Raises RisError where there is no server, or one that cannot run in this environment.
     """
+    for package in ("aiohttp", "grpc"):
+        if importlib.util.find_spec(package) is None:
+            raise RisError(
+                f"the guard in front of tritonserver needs {package}:"
+                f" {pip_install('cpu', 'triton')}"
+            )
     found = shutil.which("tritonserver") or (str(_CONTAINER) if _CONTAINER.exists() else None)
     if found:
         return Path(found), None
@@ -89,7 +89,10 @@ def _python_version() -> str:
 
 
 class TritonServer:
-    """A running server over `repository`. Use it in a `with` block: it is stopped at the end."""
+    """A running server over `repository`. Use it in a `with` block: it is stopped at the end.
+
+    Clients reach a guard (`ris.serving.triton.guard`), tritonserver listens for it alone.
+    """
 
     def __init__(
         self, repository: Path, address: Address | None = None, log: IO[str] | None = None
@@ -102,23 +105,32 @@ class TritonServer:
         self.address = address or Address()
         self._program, self._wheel = find_server()
         self._repository, self._log = repository, log
-        self._folder = tempfile.TemporaryDirectory(prefix="ris-triton-")
+        above = None if len(tempfile.gettempdir()) < _LONGEST_FOLDER else "/tmp"
+        # this user's alone, and with it the sockets
+        self._folder = tempfile.TemporaryDirectory(prefix="ris-triton-", dir=above)
+        self._sockets = Sockets(Path(self._folder.name))
+        self._shared = f"ris-triton-{secrets.token_hex(8)}"
         self._process: subprocess.Popen[str] | None = None
+        self._instances: set[int] = set()
+        self._started = False
+
+        limits, requests = read_limits(repository)
+        self._guard = Guard(
+            self.address, Guarded(self._sockets, limits, requests, self.why_not_ready)
+        )
 
     def command(self) -> list[str]:
-        """The server's command line."""
-        at = self.address
-        key = secrets.token_hex(16)
-        closed = ",".join(_CLOSED)
+        """The server's command line. Nothing in it is secret."""
+        at = self._sockets
+        sockets = {"http": at.http, "grpc": at.folder / "grpc", "metrics": at.metrics}
         arguments = [
             str(self._program),
             f"--model-repository={self._repository.absolute()}",
             "--disable-auto-complete-config",
             "--exit-timeout-secs=20",
-            *(f"--{name}-address={at.host}" for name in ("http", "grpc", "metrics")),
-            *(f"--{name}-port={getattr(at, name)}" for name in ("http", "grpc", "metrics")),
-            f"--http-restricted-api={closed}:ris-key={key}",
-            f"--grpc-restricted-protocol={closed}:ris-key={key}",
+            *(f"--{name}-address=unix:{socket}" for name, socket in sockets.items()),
+            *(f"--{name}-port=1" for name in sockets),  # of a socket it is a part of the name
+            f"--backend-config=python,shm-region-prefix-name={self._shared}",
         ]
         if self._wheel:
             arguments.append(f"--backend-directory={self._backends(self._wheel)}")
@@ -155,31 +167,68 @@ class TritonServer:
     def start(self, seconds: float = 300) -> None:
         """Starts the server and waits until every model has answered its warm-up.
 
-        Raises RisError where it ends, or is not ready after so many seconds.
+        Raises:
+            RisError: Where the address cannot be listened at.
+            ServerDiedError: Where the server ends, or is not ready after so many seconds.
         """
+        self._guard.start()
         self._process = subprocess.Popen(
-            self.command(),
+            [sys.executable, "-c", _TIED, str(os.getpid()), *self.command()],
             env=self.environment(),
             stdout=self._log,
             stderr=subprocess.STDOUT,
             text=True,
         )
         end = time.monotonic() + seconds
-        while not self.ready():
-            if self._process.poll() is not None:
-                raise RisError(
-                    f"tritonserver ended with code {self._process.returncode}; its output says why"
-                )
+        while not self._says_ready():
+            if ended := self._ended():
+                raise ServerDiedError(ended)
             if time.monotonic() > end:
                 self.stop()
-                raise RisError(
+                raise ServerDiedError(
                     f"tritonserver was not ready after {seconds:.0f} s; its output says how far it"
                     " came"
                 )
             time.sleep(0.2)
+        self._instances = instances_of(self._process.pid)
+        self._started = True  # clients are told from now on: a death is seen from now on
+
+    def _ended(self) -> str | None:
+        """How tritonserver ended; None while it runs."""
+        code = self._process.poll() if self._process else None
+        if code is None:
+            return None
+        how = f"by signal {-code}" if code < 0 else f"with code {code}"
+        return f"tritonserver ended {how}; its output says why"
+
+    def why_not_ready(self) -> str | None:
+        """Why the server is not ready whatever tritonserver says; None where it is well.
+
+        tritonserver goes on to say that it is ready after an instance of a model has died.
+        """
+        if ended := self._ended():
+            return ended
+        if self._process and not all(
+            is_instance(one, self._process.pid) for one in self._instances
+        ):
+            return "an instance of the model died; the output of tritonserver may say why"
+        if problem := self._guard.problem:
+            return f"the guard ended: {problem}"
+        return None
+
+    def _says_ready(self) -> bool:
+        """Whether tritonserver itself says that all models are ready."""
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(2)
+                connection.connect(str(self._sockets.http))
+                connection.sendall(b"GET /v2/health/ready HTTP/1.0\r\n\r\n")
+                return connection.recv(64).split()[1:2] == [b"200"]
+        except OSError:
+            return False
 
     def ready(self) -> bool:
-        """Whether the server says that all models are ready."""
+        """Whether the guard says that all models are ready."""
         try:
             url = f"http://{self.address.reach}:{self.address.http}/v2/health/ready"
             with urllib.request.urlopen(url, timeout=2) as response:
@@ -195,20 +244,29 @@ class TritonServer:
         parts = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
         return {name: float(value) for name, value in parts if 'model="ris' in name}
 
-    def wait(self) -> int:
-        """Waits until the server ends by itself, and returns its exit code."""
-        assert self._process is not None
-        return self._process.wait()
+    def wait(self) -> str:
+        """Waits until the server or an instance of a model ends by itself; returns how."""
+        while not (reason := self.why_not_ready()):
+            time.sleep(_LOOK_EVERY)
+        return reason
 
     def stop(self) -> None:
-        """Lets the server finish what it has and ends it. May be called twice."""
+        """Lets the server finish what it has and ends it. May be called twice.
+
+        One whose instance has died has nothing that it could finish.
+        """
+        is_well = not self.why_not_ready()
+        self._guard.stop(20 if is_well else 0)  # tritonserver would wait for its connections
         if self._process and self._process.poll() is None:
+            patience = 30 if is_well else 2
             self._process.terminate()
             try:
-                self._process.wait(30)
+                self._process.wait(patience)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        for region in _SHARED.glob(f"{self._shared}*"):  # a killed server leaves its memory there
+            region.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         try:
@@ -226,3 +284,21 @@ class TritonServer:
     ) -> None:
         self.stop()
         self._folder.cleanup()
+
+
+def instances_of(server: int) -> set[int]:
+    """The processes of a tritonserver's Python models that live, by their numbers."""
+    processes = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return {process for process in processes if is_instance(process, server)}
+
+
+def is_instance(process: int, server: int) -> bool:
+    """Whether a process lives and is of a tritonserver's Python models."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False  # it ended
+    name, rest = stat.split("(", 1)[1].rsplit(")", 1)
+    state, parent = rest.split()[:2]
+    # one that ended is there until its parent asks, which tritonserver does not
+    return int(parent) == server and name.startswith("triton_python") and state not in "ZX"

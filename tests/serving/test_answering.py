@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -90,3 +91,28 @@ def test_a_request_that_takes_too_long_is_ended_between_passes(served_model):
     scene, _ = answerer.scene(picture_bytes(3))
     with pytest.raises(LimitError, match="took longer"):
         answerer.ask(scene, ["left man"], deadline=answerer.limits.deadline())
+
+
+def test_no_more_masks_are_held_than_those_of_one_pass(served_model, monkeypatch):
+    answerer = Answerer(served_model)
+    scene, _ = answerer.scene(picture_bytes(3))
+    texts = [f"thing {i}" for i in range(2 * served_model.max_expressions + 1)]
+    expected = [answer.rle() for answer in answerer.ask(scene, texts)]
+    kept, most, found = [], 0, []
+    for answer in answerer.each(scene, texts):
+        kept = [ref for ref in kept if ref() is not None] + [weakref.ref(answer)]
+        most = max(most, len(kept))
+        found.append(answer.rle())
+    assert found == expected
+    assert most <= 2, "an answer that was taken is let go before the next but one"
+
+
+def test_an_engine_that_fails_at_everything_is_not_well(served_model, monkeypatch):
+    answerer = Answerer(served_model)
+    assert answerer.is_well()
+
+    def lost(*arguments):
+        raise RuntimeError("CUDA error: device lost")
+
+    monkeypatch.setattr(served_model, "_ask", lost)
+    assert not answerer.is_well()

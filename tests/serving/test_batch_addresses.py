@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 
 import pytest
 
-pa = pytest.importorskip("pyarrow", reason='pyarrow is not installed: pip install ".[ray]"')
+pytest.importorskip("pyarrow", reason='pyarrow is not installed: pip install ".[ray]"')
 pq = pytest.importorskip("pyarrow.parquet")
 upath = pytest.importorskip("upath", reason='not installed: pip install ".[ray]"')
 
@@ -19,7 +17,7 @@ from ris.serving.batch.asked import Given  # noqa: E402
 from ris.serving.batch.run import BatchOptions, plan_batch  # noqa: E402
 from ris.serving.batch.worker import Worker  # noqa: E402
 from ris.serving.limits import Limits  # noqa: E402
-from serving_helpers import picture_bytes  # noqa: E402
+from serving_helpers import picture_bytes, shard_bytes, table_bytes  # noqa: E402
 
 RUNNING = {"engine": "onnxruntime", "device": "cpu", "threads": 1, "compute": None}
 GIVEN = Given(("left man",))
@@ -36,22 +34,6 @@ def memory():
 def put(folder, **files):
     for name, data in files.items():
         folder.joinpath(name.replace("__", "/").replace("_", ".")).write_bytes(data)
-
-
-def shard_bytes():
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, data in [("0.jpg", picture_bytes(1)), ("0.txt", b"the dog")]:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def table_bytes():
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({"image": [picture_bytes(2)], "expression": ["a tree"]}), buffer)
-    return buffer.getvalue()
 
 
 @pytest.fixture

@@ -69,6 +69,32 @@ class DeadError(BaseException):
     """The worker's process is gone."""
 
 
+def fails_at(monkeypatch, ours, name, breaks=False):
+    """The engine fails at this image; with breaks it fails at everything from then on.
+
+    Returns what was asked, "" for the picture that nothing is wrong with.
+    """
+    model, honest, honest_take = ours._model, ours._model.encode_image, ours._ahead.take
+    asked, at, broken = [], [""], []
+
+    def take(location):
+        found = honest_take(location)
+        at[0] = Path(location.file).name
+        return found
+
+    def encode(pixels):
+        asked.append(at[0])
+        at[0] = ""
+        if broken or asked[-1] == name:
+            broken.extend([1] * breaks)
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return honest(pixels)
+
+    monkeypatch.setattr(ours._ahead, "take", take)
+    monkeypatch.setattr(model, "encode_image", encode)
+    return asked
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -91,11 +117,17 @@ def test_an_engine_that_fails_never_makes_a_row(job, served_bundle, monkeypatch,
         return honest(pixels)
 
     monkeypatch.setattr(ours._model, "encode_image", encode)
-    [failed] = ours({"part": [0]})["failed"]
+    done = ours({"part": [0]})
+    [failed] = done["failed"]
     assert failed.endswith("(at 1.png)")
     assert failed.isprintable()
     assert job.open_parts(2) == [0, 1]
-    assert journals(job) == [], "nobody died"
+    [journal] = journals(job)
+    assert (journal["images"], journal["deaths"]) == ([], {}), "nobody died"
+    assert list(journal["failures"]) == ["1"]
+    assert list(done["well"]) == [True]
+    assert list(worker(job, served_bundle)({"part": [0, 1]})["failed"]) == ["", ""]
+    assert [row["row"] for row in rows_of(job) if row["error"]] == [4, 5], "of the broken image"
 
 
 def test_an_engine_that_fails_at_a_question_never_makes_a_row(job, served_bundle, monkeypatch):
@@ -105,8 +137,11 @@ def test_an_engine_that_fails_at_a_question_never_makes_a_row(job, served_bundle
         raise RuntimeError("CUDA error: unspecified launch failure")
 
     monkeypatch.setattr(ours._model, "_ask", ask)
-    [failed] = ours({"part": [0]})["failed"]
-    assert failed == "the engine failed: CUDA error: unspecified launch failure (at 0.png)"
+    done = ours({"part": [0]})
+    assert list(done["failed"]) == [
+        "the engine failed: CUDA error: unspecified launch failure (at 0.png)"
+    ]
+    assert list(done["well"]) == [False]
     assert job.open_parts(2) == [0, 1]
 
 
@@ -119,9 +154,11 @@ def test_failures_of_the_engine_are_no_deaths_of_an_image(job, served_bundle, mo
         raise EngineError("the device is lost")
 
     monkeypatch.setattr(ours._answerer, "scene", lost)
+    monkeypatch.setattr(ours._answerer, "is_well", lambda: False)
     for _ in range(DEATHS + 2):
         ours({"part": [0]})
     monkeypatch.setattr(ours._answerer, "scene", honest)
+    monkeypatch.setattr(ours._answerer, "is_well", lambda: True)
     ours({"part": [0, 1]})
     errors = [row["row"] for row in rows_of(job) if row["error"]]
     assert errors == [4, 5], "those of the broken image alone"
@@ -138,11 +175,72 @@ def test_a_worker_whose_engine_failed_ends_before_the_next_part(job, served_bund
         raise EngineError("the device is lost")
 
     monkeypatch.setattr(ours._answerer, "scene", lost)
+    monkeypatch.setattr(ours._answerer, "is_well", lambda: False)
     ours({"part": [0]})
     with pytest.raises(DeadError):
         ours({"part": [1]})
-    assert journals(job) == [], "no image is under suspicion"
+    assert [journal["deaths"] for journal in journals(job)] == [{}], "nobody died"
     assert list(worker(job, served_bundle)({"part": [0, 1]})["failed"]) == ["", ""]
+
+
+@pytest.mark.parametrize("breaks", [False, True], ids=["well", "broken"])
+def test_an_image_at_which_the_engine_fails_alone_closes_its_part(
+    job, served_bundle, monkeypatch, breaks
+):
+    """The second worker does it last, once it has seen that the engine is well."""
+    first, second = worker(job, served_bundle), worker(job, served_bundle)
+    fails_at(monkeypatch, first, "0.png", breaks)
+    done = first({"part": [0]})
+    assert "device-side assert triggered (at 0.png)" in done["failed"][0]
+    assert (list(done["well"]), job.open_parts(2)) == ([not breaks], [0, 1])
+
+    asked = fails_at(monkeypatch, second, "0.png", breaks)
+    done = second({"part": [0]})
+    assert (list(done["failed"]), list(done["errors"])) == ([""], [4])
+    assert asked == ["1.png", "", "0.png", ""], "the third is no image"
+    errors = [row["error"] for row in rows_of(job) if row["row"] in (0, 1)]
+    said = "given up: the engine failed at this image alone, in 2 workers: the engine failed: CUDA"
+    assert all(error.startswith(said) for error in errors)
+    assert second._failed == breaks, "a broken device is left before the next part"
+    assert journals(job) == []
+
+
+def test_a_sick_engine_is_never_an_images_fault(job, served_bundle, monkeypatch):
+    """Even at an image under suspicion."""
+    fails_at(monkeypatch, first := worker(job, served_bundle), "0.png")
+    first({"part": [0]})
+    for _ in range(3):
+        sick = worker(job, served_bundle)
+        monkeypatch.setattr(sick._answerer, "is_well", lambda: False)
+        assert list(sick({"part": [0]})["failed"]) == [
+            "the engine fails at a picture that nothing is wrong with"
+        ]
+    assert job.open_parts(2) == [0, 1]
+    assert list(worker(job, served_bundle)({"part": [0]})["failed"]) == [""]
+    assert not any(row["error"] for row in rows_of(job)[:4])
+
+
+def test_of_several_images_that_break_the_device_each_is_found(job, served_bundle, monkeypatch):
+    tried = []
+    for _ in range(5):
+        ours = worker(job, served_bundle)
+        for name in ("0.png", "1.png"):
+            fails_at(monkeypatch, ours, name, breaks=True)
+        tried.append(ours({"part": [0]})["failed"][0])
+        if not tried[-1]:
+            break
+    assert [said[-6:] for said in tried] == ["0.png)", "1.png)", "0.png)", ""]
+    assert sum("at this image alone" in (row["error"] or "") for row in rows_of(job)) == 4
+
+
+def test_what_is_suspected_is_kept_for_the_next_run(job, served_bundle, monkeypatch):
+    fails_at(monkeypatch, first := worker(job, served_bundle), "0.png")
+    first({"part": [0, 1]})
+    job.tidy([0])
+    [journal] = journals(job)
+    assert list(journal["failures"]) == ["0"]
+    job.tidy()
+    assert not (job.folder / "_running").exists()
 
 
 def test_storage_that_went_away_is_no_images_fault(job, served_bundle, monkeypatch, folder):
@@ -247,7 +345,7 @@ def test_errors_are_asked_again_and_answers_are_kept(job, served_bundle, folder,
     assert all(row["rle"] for row in after)
 
 
-def of_rounds(*rounds):
+def of_rounds(*rounds, well=False):
     """A round after the other: what is said of each part, "" where it is done."""
     waiting = list(rounds)
     tried = []
@@ -256,13 +354,14 @@ def of_rounds(*rounds):
         tried.append(dict(parts))
         said = waiting.pop(0)
         for part in parts:
-            yield {"part": part, "failed": said.get(part, ""), "rows": 2, "images": 1, "seconds": 1}
+            counts = {"rows": 2, "images": 1, "seconds": 1}
+            yield {"part": part, "failed": said.get(part, ""), "well": well, **counts}
 
     return work, tried
 
 
-def do(todo, *rounds):
-    work, tried = of_rounds(*rounds)
+def do(todo, *rounds, well=False):
+    work, tried = of_rounds(*rounds, well=well)
     tally, failing = batch_run._Tally(), []
     batch_run._do(todo, tally, work, failing.append)
     return tally, tried, failing
@@ -283,6 +382,14 @@ def test_what_fails_every_time_stays_open_with_its_reason():
     assert tally.failed == {1: "lost"}
     tally, _, _ = do({0: False, 1: False}, {0: "lost", 1: "lost"}, {0: NOT_TRIED, 1: NOT_TRIED})
     assert tally.failed == {0: "lost", 1: "lost"}
+
+
+def test_images_that_fail_do_not_halt_a_run_whose_engine_is_well():
+    todo = dict.fromkeys(range(4), False)
+    always = dict.fromkeys(todo, "at this image")
+    tally, tried, failing = do(todo, always, always, {}, well=True)
+    assert (len(tried), tally.failed) == (3, {})
+    assert set(failing) == {0}
 
 
 def report(**fields):

@@ -8,7 +8,7 @@ pytest.importorskip("pyarrow", reason='pyarrow is not installed: pip install ".[
 
 import pyarrow.parquet as pq
 
-from ris.engines.errors import EngineError
+from ris.engines.errors import EngineError, RisError
 from ris.runtime import Choice, open_bundle
 from ris.runtime.commands.running import Running
 from ris.runtime.computing import VARIABLE, Settled
@@ -62,11 +62,34 @@ def test_it_is_decided_once_and_kept_with_the_plan(job, served_bundle, settles, 
     assert (plan["compute"], plan["compute_because"]) == ("bf16", "it was made up")
     assert plan["parts"] == 1
 
-    # what is asked for goes before it, and is not kept
+    # as long as no part is done, what is asked for goes before it
     assert decide(job, served_bundle, Running("auto", "auto", 1, "fp32")) == "fp32"
+    monkeypatch.setenv(VARIABLE, "fp16")
+    assert decide(job, served_bundle, AUTO) == "fp16"
+    plan = job.planned()
+    assert (plan["compute"], plan["compute_because"]) == ("fp16", "it was asked for")
+
+
+def test_a_batch_goes_on_in_no_other_precision(job, served_bundle, settles, monkeypatch):
+    settles("bf16")
+    begun = Running("auto", "auto", 1, {"fusion": "fp32"})
+    assert decide(job, served_bundle, begun) == "bf16"
+    job.file(0).write_bytes(b"")
+    assert decide(job, served_bundle, begun) == "bf16"
+    same = Running("auto", "auto", 1, {"*": "bf16", "fusion": "fp32"})
+    assert decide(job, served_bundle, same) == "bf16"
+
+    said = "parts that were computed in bf16, fusion=fp32, and {} is asked for now"
+    for compute, now in (
+        (None, "bf16"),
+        ("fp32", "fp32"),
+        ({"fusion": "bf16"}, "bf16, fusion=bf16"),
+    ):
+        with pytest.raises(RisError, match=said.format(now)):
+            decide(job, served_bundle, Running("auto", "auto", 1, compute))
     monkeypatch.setenv(VARIABLE, "fp32")
-    assert decide(job, served_bundle, AUTO) == "fp32"
-    assert job.planned()["compute"] == "bf16"
+    with pytest.raises(RisError, match=said.format("fp32, fusion=fp32")):
+        decide(job, served_bundle, begun)
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,25 @@ def test_expressions_are_counted_and_measured():
         limits.check_expressions(["a" * 11])
 
 
+def test_pixels_times_expressions_are_bounded_and_more_where_masks_are_sent():
+    limits = Limits()
+    limits.check_answer(50_000_000, 8, masks=False)
+    limits.check_answer(50_000_000, 1, masks=True)
+    with pytest.raises(LimitError, match=r"9 masks of 50\.0 megapixels are more than") as most:
+        limits.check_answer(50_000_000, 9, masks=False)
+    with pytest.raises(LimitError, match="more than the 50 MB that are sent; ask for rle_counts"):
+        limits.check_answer(50_000_000, 2, masks=True)
+    assert status_of(most.value) == 413
+
+
+def test_pixels_are_counted_from_the_header():
+    assert Limits().pixels_of(png_that_claims(3000, 2000)) == 6_000_000
+    with pytest.raises(LimitError, match="the limit is 50 megapixels"):
+        Limits().pixels_of(png_that_claims(30_000, 30_000))
+    with pytest.raises(ImageError):
+        Limits().pixels_of(b"no image")
+
+
 def test_time_runs_out():
     deadline = Limits(seconds=0.01).deadline()
     time.sleep(0.02)

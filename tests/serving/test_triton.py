@@ -8,10 +8,14 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from conftest import REPO
@@ -180,7 +184,29 @@ def test_what_is_refused_and_how(server, image, texts, said):
     with pytest.raises(InferenceServerException) as refused:
         ask(server, image, texts)
     assert said in refused.value.message()
-    assert refused.value.status() == "400"
+    assert refused.value.status() in ("400", said[:3]), "the model's, or the guard's"
+
+
+@needs_server
+@pytest.mark.parametrize("body", [b"[" * 150_000, b'{"a":' * 150_000], ids=["lists", "objects"])
+def test_nested_brackets_do_not_reach_the_server(server, body):
+    address = f"http://127.0.0.1:{server.address.http}"
+    for path in ("models/ris/infer", "models/ris/versions/1/infer", "repository/index", "logging"):
+        request = urllib.request.Request(f"{address}/v2/{path}", data=body)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=60)
+        assert refused.value.code == (400 if "infer" in path else 403)
+    assert server.ready()
+
+
+@needs_server
+def test_nothing_secret_is_on_the_command_line_and_only_the_guard_listens(server):
+    process = psutil.Process(server._process.pid)
+    assert process.exe().endswith("tritonserver")
+    assert not any("key" in word for word in process.cmdline())
+    everyone = [process, *process.children(recursive=True)]
+    assert not [each for one in everyone for each in one.net_connections() if each.laddr]
+    assert server._sockets.folder.stat().st_mode & 0o077 == 0
 
 
 @needs_server
@@ -219,7 +245,7 @@ def test_the_example_client_speaks_both(server, served_model, tmp_path):
 
 
 @needs_server
-def test_a_full_queue_refuses_and_recovers(served_bundle, tmp_path):
+def test_a_full_queue_refuses_and_recovers(served_bundle, served_model, tmp_path):
     """A burst beyond the queue: some are served, the others refused; the next one is served."""
     from tritonclient.utils import InferenceServerException
 
@@ -239,8 +265,70 @@ def test_a_full_queue_refuses_and_recovers(served_bundle, tmp_path):
         refused = [said for said in found if said != "served"]
         assert "served" in found
         assert refused
-        assert all("maximum queue size" in said for said in refused)
+        full = ("busy with 2 requests", "maximum queue size")  # the guard's, or Triton's own
+        assert all(any(one in said for one in full) for said in refused)
         assert attempt(99) == "served"
+
+        image = picture_bytes(7, 1200, 900, "JPEG")  # whose mask waits on disk
+        [answer] = expected(served_model, image, ["left man"])
+        for grpc in (False, True):
+            found = ask(server, image, ["left man"], grpc=grpc, names=("mask",))
+            np.testing.assert_array_equal(found["mask"][0, 0], answer.mask)
+
+
+@needs_server
+@pytest.mark.parametrize("victim", ["instance", "server"])
+def test_a_death_is_seen_and_the_command_ends_with_1(served_bundle, tmp_path, victim):
+    write_repository(open_bundle(served_bundle), tmp_path / "models", options())
+    http, grpc, metrics = free_ports(3)
+    ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
+    program = Path(sys.executable).parent / "ris-serve"
+    command = [str(program), "start", str(tmp_path / "models"), *ports]
+    others = shared_regions()
+    with (tmp_path / "log").open("w") as log:
+        started = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: is_ready(http) or started.poll() is not None)
+        [triton] = psutil.Process(started.pid).children()
+        [stub] = triton.children()
+        regions = shared_regions() - others
+        assert regions
+        (stub if victim == "instance" else triton).kill()
+        assert started.wait(60) == 1
+    finally:
+        started.kill()
+    assert not is_ready(http)
+    assert not psutil.pid_exists(triton.pid)
+    wait_until(lambda: not psutil.pid_exists(stub.pid))
+    assert not regions & shared_regions()
+    said = "an instance of the model died" if victim == "instance" else "ended by signal 9"
+    assert f"Error: {said}" in (tmp_path / "log").read_text().replace("tritonserver ", "")
+
+
+def is_ready(port):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5) as found:
+            return found.status == 200
+    except OSError:
+        return False
+
+
+def shared_regions():
+    return {path.name for path in Path("/dev/shm").glob("ris-triton-*")}
+
+
+def wait_until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@needs_server
+def test_an_address_that_is_taken_is_one_sentence(server, served_bundle, tmp_path):
+    second = TritonServer(server._repository, server.address)
+    with pytest.raises(RisError, match="cannot be listened at"), second:
+        pass
 
 
 # what Triton's own ONNX Runtime backend does, for a server that has the Python backend alone
