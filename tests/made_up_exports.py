@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 
@@ -13,6 +14,7 @@ def export_made_up(
     sampling: Any = "native",
     family: str = "dfam",
     resizing: Any = "host",
+    weights: Any = MappingProxyType({}),
 ) -> Path:
     """The bundle of a model with the weights of seed 0, in a folder of `folder`."""
     from ris.export.bundle_writer import ExportOptions, export_bundle
@@ -31,6 +33,8 @@ def export_made_up(
         out,
         family=family,
         source=source,
-        options=ExportOptions(precision=precision, sampling=sampling, resizing=resizing),
+        options=ExportOptions(
+            precision=precision, sampling=sampling, resizing=resizing, weights=weights
+        ),
     )
     return out

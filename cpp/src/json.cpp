@@ -67,6 +67,11 @@ Stage stage(const Fields &fields) {
     stage.sha256 = fields.hashes("sha256");
     stage.inputs = tensors(fields, "inputs", true);
     stage.outputs = tensors(fields, "outputs", false);
+    if (fields.has("weights") && !fields.get("weights").is_null()) {
+        const Fields weights = fields.object("weights");
+        stage.weights = weights.word("format", {"int8", "int4"});
+        stage.narrow_weights = weights.count("elements");
+    }
     if (fields.has("operations") && !fields.get("operations").is_null()) {
         const Fields operations = fields.object("operations");
         stage.operations =
@@ -125,9 +130,20 @@ Host host(const Fields &fields, std::vector<std::string> &problems) {
         host.images.push_back(image(name, entry));
     }
     const Fields text = fields.object("text");
-    host.text = {text.file("tokenizer"), text.whole("max_tokens", 2, 4096),
-                 text.whole("pad_id", 0, std::numeric_limits<int>::max()), text.name("ids"),
-                 text.name_or_null("mask")};
+    host.text = {text.file("tokenizer"),
+                 text.whole("max_tokens", 2, 4096),
+                 text.whole("pad_id", 0, std::numeric_limits<int>::max()),
+                 text.name("ids"),
+                 text.name_or_null("mask"),
+                 {},
+                 ""};
+    if (text.has("forms")) {
+        for (const auto &[name, entry] : text.objects("forms", true)) {
+            host.text.forms[name] = {entry.text("before"), entry.text("behind"),
+                                     entry.boolean("lower")};
+        }
+    }
+    if (text.has("form")) host.text.form = text.name_or_null("form");
     host.image_index = fields.name_or_null("image_index");
     const json &categories = fields.get("categories");
     if (!categories.is_null()) {
@@ -241,6 +257,8 @@ std::string info_json(const Bundle &bundle, const Info &info) {
         graph = {{"precision", manifest.stages[i].precision}, {"provider", info.providers[i]}};
         if (!info.contexts[i].empty()) graph["ep_context"] = info.contexts[i];
     }
+    json forms = json::array();
+    for (const auto &[name, form] : manifest.host.text.forms) forms.push_back(name);
     const json all = {{"libris", ris_version()},
                       {"onnxruntime", info.onnxruntime},
                       {"bundle", bundle.path},
@@ -256,6 +274,7 @@ std::string info_json(const Bundle &bundle, const Info &info) {
                       {"mask_logits", {info.mask_size, info.mask_size}},
                       {"no_target", !manifest.no_target_logits.empty()},
                       {"draws", !manifest.host.drawn.empty()},
+                      {"forms", forms},
                       {"categories", info.categories}};
     return all.dump(2, ' ', false, json::error_handler_t::replace);
 }
