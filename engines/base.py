@@ -111,6 +111,10 @@ class Graph:
     int8: bool = False
     """Whether some of the graph's products are quantised to INT8."""
 
+    weights: str | None = None
+    """What the graph's matrices are stored in where that is "int8" or "int4" and the products are
+    of floating point; None else."""
+
 
 def require_gathers(graph: Graph, engine: str) -> None:
     """Raises EngineError for a graph with GridSample nodes.
@@ -179,6 +183,13 @@ class EngineOptions:
     cuda_graphs: bool = True
     """Launch CUDA graphs where shapes come again, in engines that do."""
 
+    int8_activations: bool = False
+    """Round to INT8 what weights in 8 or 4 bits are multiplied with, on a CPU.
+
+    Both CPU engines do it by themselves where they are not told otherwise. It is faster, and costs
+    most where single channels stand out.
+    """
+
 
 @dataclass(frozen=True)
 class SessionInfo:
@@ -201,6 +212,24 @@ class SessionInfo:
 
     precision: str | None = None
     """What most of the matrix products and convolutions compute in; None where it is unknown."""
+
+    weights: str | None = None
+    """What the matrices are stored in where that is "int8" or "int4"; None else."""
+
+    activations: str | None = None
+    """What such matrices are multiplied with: "int8" where it is rounded to that before; None where
+    it is not, or there are no such matrices."""
+
+    @property
+    def computes(self) -> str:
+        """The precision for people, with that of the weights and of what they are multiplied with.
+
+        For instance "fp32, int4 weights". Empty where nothing is known.
+        """
+        parts = [self.precision or ""]
+        parts += [f"{self.weights} weights"] if self.weights else []
+        parts += [f"{self.activations} activations"] if self.activations else []
+        return ", ".join(filter(None, parts))
 
     @property
     def where(self) -> str:

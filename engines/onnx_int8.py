@@ -1,4 +1,4 @@
-"""Whether an ONNX graph multiplies mostly in INT8, by the types of its weights.
+"""How much of an ONNX graph's weights is INT8, and whether it multiplies mostly in that.
 
 ONNX Runtime's CPU has INT8 kernels for products whose weights are quantised. It does not say which
 it took; each weight is multiplied once for each row, so their numbers weigh the work.
@@ -24,6 +24,21 @@ def mostly_int8(path: Path) -> bool:
     Raises:
         EngineError: Where the file cannot be read or is not ONNX.
     """
+    narrow, wide = _counted(path)
+    return narrow > wide
+
+
+def int8_elements(path: Path) -> int:
+    """The elements of the file's INT8 weights of two axes or more.
+
+    Raises:
+        EngineError: As `mostly_int8`.
+    """
+    return _counted(path)[0]
+
+
+def _counted(path: Path) -> tuple[int, int]:
+    """The elements of weights of two axes or more: INT8 ones, and those of floating point."""
     narrow = wide = 0
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -34,7 +49,7 @@ def mostly_int8(path: Path) -> bool:
                     wide += size * (kind in _FLOATS)
     except (OSError, ValueError, IndexError) as error:
         raise EngineError(f"{path} is not an ONNX file that can be read ({error})") from None
-    return narrow > wide
+    return narrow, wide
 
 
 def _parts(data: mmap.mmap, span: Span, wanted: int) -> Iterator[Span]:

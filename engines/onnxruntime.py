@@ -39,7 +39,7 @@ from ris.engines.base import (
 from ris.engines.devices import index_of, kind_of
 from ris.engines.errors import EngineError
 from ris.engines.linked import linked_weights
-from ris.engines.onnx_int8 import mostly_int8
+from ris.engines.onnx_int8 import int8_elements, mostly_int8
 from ris.engines.onnx_widen import widened
 from ris.engines.processor import has_vnni, usable_cores
 
@@ -53,6 +53,16 @@ CUDA_OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",
 }
 """The options of the CUDA provider, but for the number of the GPU."""
+
+MOST_WIDENED = 4 << 30
+"""The most bytes that weights in 8 bits are widened to when a session is opened."""
+
+# how weights in 8 or 4 bits are multiplied; by itself it takes 4
+_ACCURACY, _IN_FP32, _IN_INT8 = "session.qdq_matmulnbits_accuracy_level", "1", "4"
+# DequantizeLinear is then a constant, and is computed
+_WIDENED_ONCE = {"session.disable_quant_qdq": "1"}
+# or stays a node that makes FP32 of a matrix, whose memory the next one takes
+_IN_EACH_RUN = {"optimization.disable_specified_optimizers": "QDQSelectorActionTransformer"}
 
 # versions without it do not refuse weights outside of the graph's folder
 _FROM_MEMORY = "add_external_initializers_from_files_in_memory"
@@ -230,12 +240,13 @@ class OnnxRuntimeEngine(Engine):
             EngineError: Where the file cannot be loaded or the provider does not start.
         """
         of_artifact = replace(graph, path=artifact)
+        entries = self._weight_entries(of_artifact)
         if self.options.device == "cpu" and graph.precision == "fp16":
             folder = str(artifact.parent.resolve())  # of the data file, which the bytes do not name
-            entries = {"session.model_external_initializers_file_folder_path": folder}
+            entries["session.model_external_initializers_file_folder_path"] = folder
             session = self.start(of_artifact, widened(artifact), self.providers(), entries)
         else:
-            session = self.start(of_artifact, str(artifact), self.providers())
+            session = self.start(of_artifact, str(artifact), self.providers(), entries)
         return self._session(graph, session)
 
     def open_in_order(self, graph: Graph, artifact: Path) -> Session:
@@ -259,10 +270,28 @@ class OnnxRuntimeEngine(Engine):
             providers=tuple(session.get_providers()),
             nodes=nodes_by(session),
             precision=self._computes(graph),
+            weights=graph.weights,
+            activations="int8" if graph.weights and self._int8_activations() else None,
         )
         return OnnxRuntimeSession(
             graph, info, session, self.options.device, self.options.low_memory
         )
+
+    def _int8_activations(self) -> bool:
+        return self.options.device == "cpu" and self.options.int8_activations
+
+    def _weight_entries(self, graph: Graph) -> dict[str, str]:
+        """What a session is told of weights in 8 or 4 bits, on the CPU."""
+        if graph.weights is None or self.options.device != "cpu":
+            return {}
+        if self._int8_activations():
+            return {_ACCURACY: _IN_INT8}
+        if graph.weights == "int8":
+            # its kernel for 8 bits that rounds no activations takes ten times as long as one of
+            # FP32, so the weights are widened: once, or in each run where they are many
+            many = int8_elements(graph.path) * 4 > MOST_WIDENED
+            return _IN_EACH_RUN if many else _WIDENED_ONCE
+        return {_ACCURACY: _IN_FP32}
 
     def _computes(self, graph: Graph) -> str:
         """What most of the graph's products compute in."""

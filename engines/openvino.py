@@ -15,6 +15,9 @@ A graph of which only a part may be bfloat16 is compiled in two parts, cut at th
 part begins. OpenVINO's own marks for nodes that stay FP32 would not do: they are lost when it makes
 fully connected layers of products.
 
+Weights in 8 or 4 bits stay so, and what they are multiplied with is not rounded unless
+`EngineOptions.int8_activations` asks for it.
+
 On CPUs without VNNI instructions INT8 products add pairs of products in 16 bits, which overflow.
 There an INT8 graph is compiled without OpenVINO's low precision transformations: its weights stay
 INT8, its sums are in floating point.
@@ -58,6 +61,8 @@ T = TypeVar("T")
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
 _FILE = 3  # the format of what is kept; 1 was one blob, 2 had attention that was computed wrongly
+_QUANTISES = ("CPU", "GPU")  # devices that may round activations by themselves
+_ACTIVATION_GROUP = 32  # activations that share a scale; what it takes by itself on a CPU
 # where the blobs of a compiled graph begin in its file: OpenVINO reads their weights in place
 _PAGE = 4096
 
@@ -124,7 +129,8 @@ class OpenVinoEngine(Engine):
             with without_links(graph, file.parent) as onnx:
                 compiled = self._compile(graph, onnx, computes, widens)
                 _write_blobs(file, [part.export_model().getbuffer() for part in compiled])
-            return {"layers": layers(compiled, widens), "layers_from": "OpenVINO's runtime graph"}
+            counted = layers(compiled, self._narrow_in(graph))
+            return {"layers": counted, "layers_from": "OpenVINO's runtime graph"}
 
         recipe = self._recipe(graph, computes, widens)
         return cache.obtain(recipe, graph.cache, compile_to, self.options, progress, anew=anew)
@@ -160,7 +166,7 @@ class OpenVinoEngine(Engine):
             ) from error
         entry.let_go(data)  # OpenVINO has the weights in its own order by now
 
-        info = self._info(compiled, self._widens(graph))
+        info = self._info(graph, compiled)
         imported = Imported(compiled, blobs, self._fixed())
         return OpenVinoSession(graph, info, imported, self.options.low_memory)
 
@@ -168,6 +174,8 @@ class OpenVinoEngine(Engine):
         options = {"compute": ", then ".join(computes), "mode": self._mode(), "file": _FILE}
         if graph.int8:
             options["int8"] = "widened" if widens else "joins held"
+        if graph.weights:
+            options["activations"] = self._activations(graph) or "kept"
         version, device = self.here
         return Recipe(
             stage=graph.stage,
@@ -213,8 +221,9 @@ class OpenVinoEngine(Engine):
             hold_joins(model)
         return model
 
-    def _info(self, compiled: list[Any], widens: bool) -> SessionInfo:
-        counted = layers(compiled, widens)
+    def _info(self, graph: Graph, compiled: list[Any]) -> SessionInfo:
+        narrow_in = self._narrow_in(graph)
+        counted = layers(compiled, narrow_in)
         nodes = {f"{self.device} {precision}": count for precision, count in counted.items()}
         return SessionInfo(
             engine=self.name,
@@ -222,7 +231,9 @@ class OpenVinoEngine(Engine):
             device=self.options.device,
             providers=tuple(nodes),
             nodes=nodes,
-            precision=main_precision(compiled, widens),
+            precision=main_precision(compiled, narrow_in),
+            weights=graph.weights,
+            activations=self._activations(graph),
         )
 
     def _tried(self, doing: str, graph: Graph, make: Callable[[], T]) -> T:
@@ -263,6 +274,19 @@ class OpenVinoEngine(Engine):
         """Whether the graph's INT8 products run in floating point here."""
         return graph.int8 and self.device == "CPU" and int8_overflows()
 
+    def _narrow_in(self, graph: Graph) -> str | None:
+        """What layers compute in that have INT8 or INT4 weights alone; None where there are none.
+
+        With `EngineOptions.int8_activations` as well: what is rounded is said apart.
+        """
+        if graph.weights:
+            return self._compute(graph)
+        return "fp32" if self._widens(graph) else None
+
+    def _activations(self, graph: Graph) -> str | None:
+        """As `SessionInfo.activations`."""
+        return "int8" if graph.weights and self.options.int8_activations else None
+
     def _mode(self) -> str:
         return "THROUGHPUT" if self.options.throughput else "LATENCY"
 
@@ -272,6 +296,10 @@ class OpenVinoEngine(Engine):
             "INFERENCE_PRECISION_HINT": _HINTS[compute],
             "PERFORMANCE_HINT": self._mode(),
         }
+        if self.device in _QUANTISES:
+            # left to itself, it rounds to INT8 what compressed weights are multiplied with
+            group = _ACTIVATION_GROUP if self.options.int8_activations else 0
+            settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = group
         threads = self.options.threads or core_limit()
         if threads is not None and self.device == "CPU":
             settings["INFERENCE_NUM_THREADS"] = threads

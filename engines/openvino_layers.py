@@ -15,7 +15,8 @@ import numpy as np
 import openvino
 from openvino import opset13 as opset
 
-_NAMES = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8"}  # of precisions: theirs, ours
+# of precisions: theirs, ours
+_NAMES = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
 _SIDE, _TRIES = 1024, 10  # of the product that is timed
 _NO_WORK = ("Input", "Output", "Const", "Reorder", "")
 
@@ -66,22 +67,24 @@ def bf16_gain() -> float:
     return min(seconds[2::2]) / min(seconds[3::2])
 
 
-def layers(compiled: Sequence[Any], widened: bool = False) -> dict[str, int]:
+def layers(compiled: Sequence[Any], narrow_in: str | None = None) -> dict[str, int]:
     """The number of layers of compiled graphs by precision, most first.
 
-    widened: What OpenVINO calls INT8 are layers with INT8 weights and sums in FP32.
+    narrow_in: What layers compute in that OpenVINO calls INT8 or INT4 for their weights alone; None
+        where it means what it says.
     """
-    return dict(Counter(precision for _, _, precision in _running(compiled, widened)).most_common())
+    running = _running(compiled, narrow_in)
+    return dict(Counter(precision for _, _, precision in running).most_common())
 
 
-def main_precision(compiled: Sequence[Any], widened: bool = False) -> str | None:
+def main_precision(compiled: Sequence[Any], narrow_in: str | None = None) -> str | None:
     """The precision of most of the work in matrix products and convolutions; None without any.
 
     A layer's work is the number of its results. For a product it is multiplied by the length of
-    each sum, that of its input's rows, where that is known. `widened` is as in `layers`.
+    each sum, that of its input's rows, where that is known. `narrow_in` is as in `layers`.
     """
     work: Counter[str] = Counter()
-    for node, kind, precision in _running(compiled, widened):
+    for node, kind, precision in _running(compiled, narrow_in):
         if kind in PRODUCTS:
             sizes = [_size(node.output(0).get_partial_shape())]
             if kind in ("FullyConnected", "MatMul"):
@@ -90,7 +93,7 @@ def main_precision(compiled: Sequence[Any], widened: bool = False) -> str | None
     return work.most_common(1)[0][0] if work else None
 
 
-def _running(compiled: Sequence[Any], widened: bool) -> Iterator[tuple[Any, str, str]]:
+def _running(compiled: Sequence[Any], narrow_in: str | None) -> Iterator[tuple[Any, str, str]]:
     """The layers of compiled graphs that compute something: node, kind and precision."""
     for part in compiled:
         for node in part.get_runtime_model().get_ordered_ops():
@@ -100,7 +103,9 @@ def _running(compiled: Sequence[Any], widened: bool) -> Iterator[tuple[Any, str,
                 continue
             precision = _text(about, "runtimePrecision", "unknown")
             name = _NAMES.get(precision, precision)
-            yield node, kind, "fp32" if widened and name == "int8" else name
+            if narrow_in is not None and name in ("int8", "int4"):
+                name = narrow_in
+            yield node, kind, name
 
 
 def _text(about: Any, name: str, otherwise: str = "") -> str:

@@ -141,7 +141,7 @@ TABLE: tuple[EngineSpec, ...] = (
         package="openvino",
         distributions=("openvino",),
         module="ris.engines.openvino",
-        options=("compute", "low_memory", "throughput"),
+        options=("compute", "low_memory", "throughput", "int8_activations"),
         auto_features=("avx512f",),
         fixed_shapes=("cpu",),
     ),
@@ -153,7 +153,7 @@ TABLE: tuple[EngineSpec, ...] = (
         package="onnxruntime",
         distributions=("onnxruntime", "onnxruntime-gpu"),
         module="ris.engines.onnxruntime",
-        options=("low_memory",),
+        options=("low_memory", "int8_activations"),
         cuda_provider="CUDAExecutionProvider",
     ),
     EngineSpec(

@@ -25,6 +25,7 @@ from ris.engines.text import echoed
 from ris.evaluation.protocols.masks import from_logits
 from ris.evaluation.protocols.questions import Question
 from ris.evaluation.protocols.table import PROTOCOLS
+from ris.evaluation.protocols.truths import Side
 from ris.evaluation.results import writing
 from ris.evaluation.run import Answer, Segmenter
 from ris.evaluation.scoring import protocols_of
@@ -63,10 +64,10 @@ def to_ask(files: ReferFiles, split: str, names: Sequence[str]) -> list[ToAsk]:
     return [ToAsk(number, tuple(questions.values())) for number, questions in found.items()]
 
 
-def sides_of(dataset: str) -> list[int | None]:
-    """The sizes at which a data set's evaluators compare: sides of squares; None: the image's."""
+def sides_of(dataset: str) -> list[Side]:
+    """The sizes at which a data set's evaluators compare."""
     sides = {PROTOCOLS[name].rules[dataset].truth.side for name in protocols_of(dataset)}
-    return sorted(sides, key=lambda side: side or 0)
+    return sorted(sides, key=lambda side: (isinstance(side, int), side or ""))
 
 
 def answer_all(
@@ -227,7 +228,7 @@ def _row(
     answer: Answer,
     size: tuple[int, int],
     rule: MaskRule,
-    sides: Sequence[int | None],
+    sides: Sequence[Side],
 ) -> dict[str, Any]:
     """The line of an answer.
 
@@ -236,7 +237,7 @@ def _row(
         answer: What the model said, of the picture as it is stored.
         size: The picture's (height, width) as it is stored.
         rule: The way from logits to a mask.
-        sides: The sizes of the masks; None is the image's own.
+        sides: The sizes of the masks.
     """
     masks = {
         "image" if side is None else str(side): dict(

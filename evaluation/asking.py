@@ -181,22 +181,32 @@ def model_id(bundle: Path) -> str:
 
 @contextmanager
 def open_bundle_to_ask(
-    path: Path, running: Running, cache: FeatureCache | None, draws: Draws = ONE_DRAW
+    path: Path,
+    running: Running,
+    cache: FeatureCache | None,
+    draws: Draws = ONE_DRAW,
+    form: str | None = None,
 ) -> Iterator[Opened]:
-    """A bundle through the runtime; its answers depend on its manifest, the engine and the draws.
+    """A bundle through the runtime.
+
+    Its answers depend on its manifest, the engine, the draws and the form.
 
     Args:
         path: The bundle.
         running: How it runs.
         cache: Encoded images, where they are kept.
         draws: The random numbers, for a model that draws any.
+        form: As for `Scene.segment_many`.
 
     Raises:
-        RisError: Where the model draws nothing, and a seed or a number of draws is given.
+        RisError: Where the model draws nothing, and a seed or a number of draws is given, and where
+            it has no such form.
     """
     with running.load(path) as model:
         drawn = model.bundle.manifest.host.drawn
         draws.check(drawn)
+        text = model.bundle.manifest.host.text
+        text.form_named(form)  # raises for an unknown one
         if cache is not None and not model.bundle.wiring.image_stages:
             click.echo(
                 "--features keeps nothing: no stage of this model runs once an image", err=True
@@ -213,10 +223,13 @@ def open_bundle_to_ask(
         if drawn:
             about["draws"] = vars(draws.of(drawn))
             name += f", seed {about['draws']['seed']}, draws {about['draws']['count']}"
+        if text.forms:
+            about["form"] = form or text.form
+            name += f", asked as a {about['form']}"
         yield Opened(
             name=f"{name}, {model.bundle.manifest.precision}, {engine}",
             about=about,
-            segmenter=BundleSegmenter(model, cache, draws),
+            segmenter=BundleSegmenter(model, cache, draws, form),
         )
 
 

@@ -111,7 +111,7 @@ def score_showing(files: ReferFiles, split: str, name: str, answers: Predictions
 def where_compared(name: str, dataset: str) -> str:
     """The size at which an evaluator compares masks, for people."""
     side = rules_of(name, dataset).truth.side
-    return "the image's own size" if side is None else f"{side}x{side}"
+    return f"{side}x{side}" if isinstance(side, int) else "the image's own size"
 
 
 def described(files: ReferFiles, split: str) -> dict[str, Any]:

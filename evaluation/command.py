@@ -44,6 +44,7 @@ from ris.runtime.commands.console import (
     print_json,
 )
 from ris.runtime.commands.drawing import draw_options
+from ris.runtime.commands.forms import form_option
 from ris.runtime.commands.named_files import with_named
 from ris.runtime.commands.running import Running
 from ris.runtime.commands.weight_files import (
@@ -76,6 +77,7 @@ def main() -> None:
 @main.command(cls=RisCommand)
 @click.argument("bundle", required=False, type=click.Path())
 @sample_options
+@form_option
 @draw_options
 @click.option(
     "--out",
@@ -96,6 +98,7 @@ def run(
     bundle: str | None,
     asked: Asked,
     running: Running,
+    form: str | None,
     draws: Draws,
     out: Path | None,
     restart: bool,
@@ -128,13 +131,15 @@ def run(
     if restart and out is None:
         raise RisError("--restart throws away what --out has; there is no --out")
     if pytorch:
+        if form is not None:
+            raise RisError("--form is for a bundle; it does not go with --pytorch")
         _require_no_bundle(bundle, asked, running, draws)
 
     cache, left = asked.cache(), LeftOut()
     if pytorch:
         model = open_reference(with_named(files), family, chosen, running)
     else:
-        model = open_bundle_to_ask(find_bundle(bundle), running, cache, draws)
+        model = open_bundle_to_ask(find_bundle(bundle), running, cache, draws, form)
     if asked.source.published:
         _run_published(asked, model, out, restart, as_json, left)
     else:

@@ -22,6 +22,7 @@ from ris.data.datasets.mask_files import read_mask
 from ris.data.datasets.outlines import decode_any_rle
 from ris.data.datasets.polygons import coco_masks, unusable
 from ris.engines.errors import RisError
+from ris.evaluation.protocols.truths import OWN
 from ris.runtime.json_lines import parse_json
 
 Mask: TypeAlias = NDArray[np.bool_]
@@ -52,6 +53,10 @@ class Prediction:
 
     refused: bool
     """Whether the model says that nothing is meant."""
+
+    own: Mask | None = None
+    """The mask of the image's size as the model's own code makes it; None where the file names none
+    "own"."""
 
 
 class Predictions:
@@ -121,8 +126,10 @@ class Predictions:
                 row = parse_json(file.readline())
         where = f"{self.path}, the answer to sentence {key[1]}"
         try:
-            masks = tuple(_masks(row, size, self.path.parent))
-            return Prediction(masks, _refused(row))
+            masks = dict(_masks(row, size, self.path.parent))
+            own = masks.get(OWN)
+            others = tuple(mask for name, mask in masks.items() if name != OWN)
+            return Prediction(others or tuple(masks.values()), _refused(row), own)
         except _BROKEN as error:
             said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise RisError(f"{where} cannot be read: {said}") from None
@@ -174,8 +181,8 @@ def _key(row: dict[str, Any], where: str) -> Key:
     return reference, sentence, text if isinstance(text, str) else None
 
 
-def _masks(row: dict[str, Any], size: tuple[int, int], folder: Path) -> Iterator[Mask]:
-    """The answer's mask at every size that it has."""
+def _masks(row: dict[str, Any], size: tuple[int, int], folder: Path) -> Iterator[tuple[str, Mask]]:
+    """The answer's mask at every size that it has, by name; "" where it has one alone."""
     given = row["mask"] if "mask" in row else row["segmentation"]
     ties = row.get("tie") or {}
     if isinstance(given, dict) and "counts" not in given:
@@ -183,10 +190,10 @@ def _masks(row: dict[str, Any], size: tuple[int, int], folder: Path) -> Iterator
             raise ValueError("a mask at no size")
         for name, code in given.items():
             mask = _mask(code, size, folder)
-            yield mask & ~_mask(ties[name], size, folder) if name in ties else mask
+            yield name, mask & ~_mask(ties[name], size, folder) if name in ties else mask
     else:
         mask = _mask(given, size, folder)
-        yield mask & ~_mask(ties, size, folder) if ties else mask
+        yield "", mask & ~_mask(ties, size, folder) if ties else mask
 
 
 def _mask(given: Any, size: tuple[int, int], folder: Path) -> Mask:

@@ -64,9 +64,21 @@ class BundleSegmenter:
     """A bundle, through the runtime; images that the cache has are not encoded again."""
 
     def __init__(
-        self, model: Model, cache: FeatureCache | None = None, draws: Draws = ONE_DRAW
+        self,
+        model: Model,
+        cache: FeatureCache | None = None,
+        draws: Draws = ONE_DRAW,
+        form: str | None = None,
     ) -> None:
-        self._model, self._cache, self._draws = model, cache, draws
+        """Takes an opened bundle.
+
+        Args:
+            model: The bundle.
+            cache: Encoded images, where they are kept.
+            draws: The random numbers, for a model that draws any.
+            form: As for `Scene.segment_many`.
+        """
+        self._model, self._cache, self._draws, self._form = model, cache, draws, form
         manifest = model.bundle.manifest
         self.square = manifest.side
         self.rule = manifest.mask_rule
@@ -88,6 +100,7 @@ class BundleSegmenter:
             no_target_threshold=None,
             seed=self._draws.seed,
             draws=self._draws.count,
+            form=self._form,
         )
         return [Answer(result.logits, result.no_target) for result in found]
 

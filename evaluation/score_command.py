@@ -126,7 +126,7 @@ def to_json(found: Scored, data: str, doubled: Sequence[Key] = ()) -> dict[str, 
     return {
         "protocol": found.protocol,
         "source": PROTOCOLS[found.protocol].source,
-        "compared_at": "image" if side is None else side,
+        "compared_at": side if isinstance(side, int) else "image",
         "metrics": found.metrics,
         "printed": found.printed,
         "left_out": {str(number): reason for number, reason in found.left_out.items()},

@@ -24,7 +24,7 @@ from ris.evaluation.protocols.counting import Counted, Metrics
 from ris.evaluation.protocols.masks import from_mask
 from ris.evaluation.protocols.questions import Question, Questions
 from ris.evaluation.protocols.table import PROTOCOLS, Rules
-from ris.evaluation.protocols.truths import Mask
+from ris.evaluation.protocols.truths import OWN, Mask, Side
 
 _AT_ONCE = 64  # questions that a worker is given
 
@@ -255,7 +255,7 @@ def _compare(work: _Work, portion: Portion) -> _Found:
                 answer = work.predictions.read(key, size)
             except RisError as error:
                 unreadable.append(str(error))
-        mask = at_size(answer.masks, work.rules.truth.side, size)
+        mask = compared_mask(answer, work.rules.truth.side, size)
         refused = answer.refused and work.rules.refusals
         tally.add(mask, truths[meant], refused, question.targeted)
     return _Found(tally.rows, unreadable)
@@ -277,7 +277,8 @@ def mask_and_truth(
     truth = rules.truth(question, files)
     if key is not None:
         with contextlib.suppress(RisError):  # `score` names it
-            return at_size(predictions.read(key, size).masks, rules.truth.side, size), truth
+            answer = predictions.read(key, size)
+            return compared_mask(answer, rules.truth.side, size), truth
     return np.zeros_like(truth), truth
 
 
@@ -287,15 +288,28 @@ def _size(files: ReferFiles, question: Question) -> tuple[int, int]:
     return int(image["height"]), int(image["width"])
 
 
-def at_size(masks: Sequence[Mask], side: int | None, size: tuple[int, int]) -> Mask:
+def compared_mask(answer: Prediction, side: Side, size: tuple[int, int]) -> Mask:
+    """An answer's mask where an evaluator compares.
+
+    Args:
+        answer: The answer.
+        side: Where it compares.
+        size: The image's (height, width).
+    """
+    if side == OWN and answer.own is not None:
+        return at_size((answer.own,), side, size)
+    return at_size(answer.masks, side, size)
+
+
+def at_size(masks: Sequence[Mask], side: Side, size: tuple[int, int]) -> Mask:
     """Of a mask at several sizes, the one that fits an evaluator best, brought to its size.
 
     Args:
         masks: bool [h, w] each.
-        side: The side of the evaluator's square; None: the image's own size.
+        side: Where it compares.
         size: The image's (height, width).
     """
     order = {(480, 480): 2, size: 1}
-    order[size if side is None else (side, side)] = 0
+    order[(side, side) if isinstance(side, int) else size] = 0
     best = min(masks, key=lambda mask: (order.get(mask.shape, 3), -mask.size))
     return from_mask(best, side, size)

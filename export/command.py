@@ -85,6 +85,13 @@ _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "on
     "otherwise; may be repeated.",
 )
 @click.option(
+    "--weight-format",
+    multiple=True,
+    metavar="[GRAPH=]FORMAT",
+    help="Store matrices as int8 or int4, in groups of 128; products stay in --precision. For the"
+    " graphs that the family names, or for GRAPH; may be repeated.",
+)
+@click.option(
     "--random-weights",
     type=int,
     metavar="SEED",
@@ -199,6 +206,7 @@ def main(
       ris-export --model rela-swin-base --checkpoint gres_swin_base.pth
       ris-export --checkpoint model_final.pth --dry-run
       ris-export --checkpoint model_final.pth --precision fp16
+      ris-export --model evf-sam-multitask --weight-format int4
       ris-export --checkpoint trained.pth --sam-checkpoint sam_vit_b_01ec64.pth \\
           --clip-checkpoint ViT-L-14-336px.pt
       ris-export --random-weights 0 --out full-size
@@ -349,6 +357,7 @@ def _export(
             vocabulary=request.vocabulary or source.vocabulary,
             overwrite=request.force,
             ranges=ranges,
+            weights=request.weights,
         )
         result = export_bundle(
             source.make,
@@ -396,6 +405,7 @@ def _dry_run(request: Request, as_json: bool) -> None:
         vocabulary=request.vocabulary or source.vocabulary,
         check_target=lambda: check_target(request.out, request.force),
         fp32=request.fp32,
+        weights=request.weights,
     )
     if as_json:
         print_json(plans.report(source, plan), indent=2)

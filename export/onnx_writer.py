@@ -7,7 +7,8 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from ris.engines.errors import ParityError
 from ris.export.families.design import StageDesign
+from ris.export.held import HeldBack
+from ris.export.streaming import Traced, save_graph
 
 OPSET = 20
 """The version of ONNX's operators."""
@@ -45,7 +48,34 @@ def trace_inputs(
 def write_onnx(
     module: nn.Module, stage: StageDesign, path: Path, *, one_image: bool = False
 ) -> dict[str, list[str]]:
-    """Traces `module` and writes `path` and `path.data`, without the names of source files.
+    """Traces `module` and writes `path` and `path.data`.
+
+    Args:
+        module: As of `trace_onnx`.
+        stage: As of `trace_onnx`.
+        path: As of `trace_onnx`.
+        one_image: As of `trace_onnx`.
+
+    Returns:
+        `Traced.scopes`. FP32 islands are chosen by these.
+
+    Raises:
+        ParityError: As `trace_onnx` does.
+    """
+    traced = trace_onnx(module, stage, path, one_image=one_image)
+    traced.write()
+    return traced.scopes
+
+
+def trace_onnx(
+    module: nn.Module,
+    stage: StageDesign,
+    path: Path,
+    *,
+    one_image: bool = False,
+    held: HeldBack | None = None,
+) -> Traced:
+    """Traces `module` and writes `path`, without the names of source files; its data is to follow.
 
     The names of the module's arguments are those of the graph's inputs.
 
@@ -55,10 +85,7 @@ def write_onnx(
         path: The file to write.
         one_image: Whether all expressions of a call are about one image, as nothing says which: a
             graph that takes images and expressions then has one image for good.
-
-    Returns:
-        For every node the paths of the modules it came from, outermost first, its own name last.
-        FP32 islands are chosen by these.
+        held: The matrices that the module does not hold; None: it has all.
 
     Raises:
         ParityError: Where an input or output has other axes than the stage says.
@@ -71,7 +98,8 @@ def write_onnx(
         spec.name: {i: axes[d] for i, d in enumerate(spec.shape) if d in axes}
         for spec in stage.inputs
     }
-    with _quiet(), torch.no_grad():
+    running = nullcontext() if held is None else held.traced()
+    with _quiet(), torch.no_grad(), running:
         program = torch.onnx.export(
             module,
             kwargs=trace_inputs(stage, sizes),
@@ -84,9 +112,21 @@ def write_onnx(
         )
         assert program is not None
         _share_buffers(program, module)
-        program.save(path, external_data=True)
+    found = {} if held is None else _held(program, held)
+    parts = save_graph(program.model, path, {name: read for name, (_, read) in found.items()})
     _require_axes(path, stage, {name: 1 for name in sizes if name not in axes})
-    return _strip(path)
+    return Traced(path, parts, _strip(path), {name: key for name, (key, _) in found.items()})
+
+
+def _held(
+    program: torch.onnx.ONNXProgram, held: HeldBack
+) -> dict[str, tuple[int, Callable[[], Any]]]:
+    """The graph's weights that the module does not hold: what `HeldBack.find` gives, by name."""
+    found = {}
+    for name, value in program.model.graph.initializers.items():
+        if (one := held.find(value.const_value)) is not None:
+            found[name] = one
+    return found
 
 
 def _share_buffers(program: torch.onnx.ONNXProgram, module: nn.Module) -> None:

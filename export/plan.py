@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from torch import nn
+
+from ris.calibration.weights.groups import BITS, GROUP, WeightFormat, group_of
 from ris.engines.errors import RisError
 from ris.export.families import DESIGNS
 from ris.export.families.design import StageDesign, keep_fp32
+from ris.export.held import held_elements
 from ris.export.sources import ModelSource
 from ris.export.space import disk_needed, require_disk
+from ris.export.weights import formats_of
 from ris.reference.families import FAMILIES
 from ris.runtime.manifest import Precision
 
@@ -35,6 +41,9 @@ class GraphPlan:
 
     bytes: int
     """The size of its weights in this precision; the FP32 layers of an FP16 graph add a little."""
+
+    weights: WeightFormat | None = None
+    """What its matrices would be stored in; None: in its precision."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,7 @@ def make_plan(
     vocabulary: Path | None,
     check_target: Callable[[], None],
     fp32: Sequence[str] = (),
+    weights: Mapping[str, WeightFormat] = MappingProxyType({}),
 ) -> Plan:
     """The plan of an export; writes nothing. Reads the weights, to find those that are no numbers.
 
@@ -87,15 +97,18 @@ def make_plan(
         vocabulary: A file as of `Family.tokenizer`; None for the preset's own.
         check_target: Raises RisError where `out` is in the way.
         fp32: The graphs that stay FP32 because they were named.
+        weights: What matrices are stored in, as of `ExportOptions.weights`.
 
     Raises:
-        RisError: Where one of them is none of the model's.
+        RisError: Where one of the graphs is none of the model's.
     """
     family, design, config = FAMILIES[source.family], DESIGNS[source.family], source.config
     model = family.empty_model(config)
     designs = keep_fp32(design.stages(config), fp32, precision_name)
-    stages = _graph_plans(designs, model, precision_name)
-    disk = disk_needed(sum(p.numel() for p in model.parameters()))
+    formats = formats_of(designs, weights)
+    stages = _graph_plans(designs, model, precision_name, formats)
+    large = 0 if source.inspection is None else held_elements(model, source.inspection.entries)
+    disk = disk_needed(sum(p.numel() for p in model.parameters()), large, formats.values())
 
     problems = []
     if source.inspection is not None and not source.inspection.keys.fits:
@@ -116,7 +129,7 @@ def make_plan(
         disk_bytes=disk,
         memory_bytes=round(
             _LIBRARIES
-            + _COPIES * 4 * sum(stage.parameters for stage in stages)
+            + _COPIES * sum(s.bytes if s.weights else 4 * s.parameters for s in stages)
             + design.memory(config)
         ),
         problems=tuple(problems),
@@ -124,7 +137,10 @@ def make_plan(
 
 
 def _graph_plans(
-    stages: Sequence[StageDesign], model: Any, bundle_precision: Precision
+    stages: Sequence[StageDesign],
+    model: Any,
+    bundle_precision: Precision,
+    formats: Mapping[str, WeightFormat],
 ) -> tuple[GraphPlan, ...]:
     plans = []
     for stage in stages:
@@ -132,8 +148,17 @@ def _graph_plans(
         tensors = {id(t): t.numel() for t in (*module.parameters(), *module.buffers())}
         parameters = sum(tensors.values())
         own: Precision = "fp32" if bundle_precision in stage.whole else bundle_precision
-        size = parameters * (4 if own == "fp32" else 2)
-        plans.append(GraphPlan(stage.name, parameters, own, size))
+        narrow, format = 0, formats.get(stage.name)
+        if format is not None:
+            narrow = sum(
+                part.weight.numel()
+                for part in module.modules()
+                if isinstance(part, nn.Linear) and group_of(part.in_features)
+            )
+        size = (parameters - narrow) * (4 if own == "fp32" else 2)
+        if format is not None:
+            size += round(narrow * (BITS[format] / 8 + 4 / GROUP))
+        plans.append(GraphPlan(stage.name, parameters, own, size, format))
     return tuple(plans)
 
 
@@ -215,7 +240,8 @@ def lines(source: ModelSource, plan: Plan) -> list[str]:
     width = max(len(graph.stage) for graph in plan.graphs)
     for graph in plan.graphs:
         weights = f"{graph.parameters / 1e6:8.2f} M weights {graph.bytes / 1e6:8.1f} MB"
-        text.append(f"  {graph.stage:<{width + 1}} {graph.precision} {weights}")
+        stored = f", matrices {graph.weights}" if graph.weights else ""
+        text.append(f"  {graph.stage:<{width + 1}} {graph.precision} {weights}{stored}")
     text.append(
         f"  needs about {plan.disk_bytes / 1e6:.0f} MB of disk while it works and "
         f"{plan.memory_bytes / 1e9:.1f} GB of memory"

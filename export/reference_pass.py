@@ -18,7 +18,7 @@ from torch import Tensor
 from ris.reference.families import Family
 from ris.reference.preprocess import token_ids
 from ris.runtime.drawn import draw, for_each
-from ris.runtime.host import fitted_size, resize_picture
+from ris.runtime.host import fit_picture
 from ris.runtime.manifest import PICTURE, Host
 
 Arrays = dict[str, NDArray[Any]]
@@ -97,7 +97,7 @@ class ReferencePass:
             found.pop(name or "", None)
         for name, image in self.host.images.items():
             if image.of == PICTURE and image.antialias:
-                found[name] = resize_picture(self.rgb, fitted_size(image, self.rgb.shape[:2]))
+                found[name] = fit_picture(self.rgb, image, self.rgb.shape[:2])
         return found
 
 
@@ -143,6 +143,7 @@ def text_values(
     host: Host,
     expressions: Sequence[str],
     categories: Sequence[str | None],
+    form: str | None = None,
 ) -> dict[str, Tensor]:
     """The host's values of N expressions: ids, mask, rows of categories, random numbers.
 
@@ -153,9 +154,12 @@ def text_values(
         host: How the host's values are made.
         expressions: What is asked.
         categories: The category of each expression, where the model asks by one; None for none.
+        form: The form that the expressions stand in; None for the model's own choice.
     """
     text = host.text
-    ids = token_ids(tokenizer, expressions, text.max_tokens, text.pad_id, text.end_id)
+    inside = text.form_named(form)
+    asked = [inside.asked(expression) if inside else expression for expression in expressions]
+    ids = token_ids(tokenizer, asked, text.max_tokens, text.pad_id, text.end_id)
     values = {text.ids: ids}
     if text.mask is not None:
         values[text.mask] = (ids != text.pad_id).float()

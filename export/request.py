@@ -22,8 +22,9 @@ from ris.runtime.manifest import Precision
 
 if TYPE_CHECKING:
     from ris.calibration.numerics import Ranges
-    from ris.export.bundle_writer import Resizing
+    from ris.calibration.weights.groups import WeightFormat
     from ris.export.named import Named
+    from ris.export.options import Resizing
     from ris.export.sources import ModelSource
     from ris.reference.layers.deformable import Sampling
 
@@ -48,6 +49,9 @@ class Request:
 
     fp32: tuple[str, ...]
     """The graphs that stay FP32."""
+
+    weight_format: tuple[str, ...]
+    """What matrices are stored in, words such as "int4" and "fusion=int8"."""
 
     random_weights: int | None
     """The seed of made-up weights; None where they were not asked for."""
@@ -139,6 +143,10 @@ class Request:
             raise RisError("--ranges says what FP16 has to spare; it belongs to --precision fp16")
         if self.fp32 and self.precision == "fp32":
             raise RisError("--fp32 names graphs of a narrower bundle; give --precision as well")
+        if self.weights and self.precision == "fp16":
+            raise RisError(
+                "--weight-format is for products in FP32 or bfloat16; leave --precision fp16 out"
+            )
         if self.files and self.random_weights is not None:
             raise CheckpointError(
                 "--random-weights and weight files contradict each other; give one of them"
@@ -228,6 +236,16 @@ class Request:
         from ris.runtime.hub.push import require_licence
 
         require_licence(self.licence, self.entry)
+
+    @cached_property
+    def weights(self) -> dict[str, WeightFormat]:
+        """What matrices are stored in, by stage; under "" that of the stages that a family names.
+
+        Raises RisError for a format that there is not.
+        """
+        from ris.export.weights import parse_formats
+
+        return parse_formats(self.weight_format) if self.weight_format else {}
 
     def read_ranges(self) -> Ranges | None:
         """The measured ranges, where a file was named. Raises RisError for another file."""

@@ -154,8 +154,10 @@ def from_files(
         raise _no_variants(inspection.family.name, name)
 
     def make() -> Any:
+        from ris.export.held import held_model
+
         inspection.require()
-        return build_model(inspection)
+        return held_model(inspection)
 
     return ModelSource(
         origin=" with ".join(str(path) for path in inspection.weights.values()),

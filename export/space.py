@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
+from ris.calibration.weights.groups import BITS, GROUP, WeightFormat
 from ris.engines.errors import BundleError
 
+DIRECT_FROM = 8_000_000_000
+"""The bytes of FP32 weights from which on a graph's matrices are rounded as they are written.
 
-def disk_needed(parameters: int) -> int:
-    """The bytes that an export of a model with this many parameters needs at most."""
+A graph of less is written and checked in FP32 first.
+"""
+
+
+def disk_needed(parameters: int, large: int = 0, formats: Collection[WeightFormat] = ()) -> int:
+    """The bytes that an export of a model needs at most.
+
+    Args:
+        parameters: The model's parameters.
+        large: Those of large matrices that the model does not hold.
+        formats: What each graph with narrow weights stores them in.
+    """
+    narrow = large if formats and 4 * large >= DIRECT_FROM else 0
+    each = sum(BITS[format] / 8 + 4 / GROUP for format in formats)
     # four bytes a parameter in FP32, and a fifth for everything else
-    return round(1.2 * 4 * parameters)
+    return round(1.2 * (4 * (parameters - narrow) + each * narrow))
 
 
 def require_disk(out: Path, needed: int) -> None:

@@ -14,10 +14,12 @@ from ris.reference.cgformer.family import CgformerFamily
 from ris.reference.dfam.family import Dfam
 from ris.reference.evfsam.family import EvfsamFamily
 from ris.reference.family import Choice, Family
+from ris.reference.lisa.family import LisaFamily
 from ris.reference.rela.family import RelaFamily
 
 FAMILIES: dict[str, Family[Any, Any]] = {
-    family.name: family for family in (Dfam(), RelaFamily(), CgformerFamily(), EvfsamFamily())
+    family.name: family
+    for family in (Dfam(), RelaFamily(), CgformerFamily(), EvfsamFamily(), LisaFamily())
 }
 """Every family by its name. The first is taken where nothing says which."""
 

@@ -18,7 +18,7 @@ def whole_tokenizer(
         normalizers: The normaliser's steps before a blank is put in front and blanks become `▁`.
         model: The model, with its vocabulary.
         added_tokens: Entries as `added_token` makes them.
-        template: What stands around a text, as `template` makes it; None for nothing.
+        template: What stands around a text, as `around` makes it; None for nothing.
     """
     blanks_marked = [{"type": "Prepend", "prepend": "▁"}, replacing({"String": " "}, "▁")]
     return {

@@ -40,6 +40,7 @@ def segment_each(
     step: int,
     check: Callable[[], None] = lambda: None,
     draws: Draws = ONE_DRAW,
+    form: str | None = None,
 ) -> list[Segmentation | ExpressionError]:
     """`Scene.segment_many`, with an error in the place of each answer that cannot be given.
 
@@ -51,6 +52,7 @@ def segment_each(
         step: How many expressions are asked together, `Model.max_expressions`.
         check: Called before the model is asked; what it raises ends the asking.
         draws: The random numbers, for a model that draws any.
+        form: As for `Scene.segment_many`.
 
     Raises:
         RisError: Where the model draws nothing, and a seed or a number of draws is given.
@@ -64,6 +66,7 @@ def segment_each(
             no_target_threshold=no_target_threshold,
             seed=draws.seed,
             draws=draws.count,
+            form=form,
         )
 
     answers: list[Segmentation | ExpressionError] = []

@@ -73,6 +73,7 @@ class Bundle:
             bf16=entry.bfloat16,
             bf16_from=entry.bfloat16_from,
             int8=entry.int8 is not None,
+            weights=entry.weights.format if entry.weights else None,
         )
 
     def file(self, name: str) -> Path:

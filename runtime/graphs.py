@@ -29,6 +29,9 @@ class EncodedText:
     expressions: tuple[str, ...]
     """What was encoded."""
 
+    form: str | None
+    """The form that they were asked in, as it was named; None for the model's own choice."""
+
     tokens: Tokens
     """Their ids."""
 
@@ -103,14 +106,19 @@ class Graphs:
             waiting = [stage for stage in waiting if stage not in ready]
         return {name: values[name] for name in self._wiring.kept}
 
-    def encode_text(self, expressions: Sequence[str]) -> EncodedText:
-        """Runs the tokenizer and the stages that depend on the words alone."""
+    def encode_text(self, expressions: Sequence[str], form: str | None = None) -> EncodedText:
+        """Runs the tokenizer and the stages that depend on the words alone.
+
+        Args:
+            expressions: What to find.
+            form: The form that they stand in; None for the model's own choice.
+        """
         timings: Timings = {}
         with timed(timings, "tokenize"):
-            tokens = self.host.tokenize(expressions)
+            tokens = self.host.tokenize(expressions, form)
         values = self.host.texts(tokens)
         self._run_all(self._wiring.text_stages, values, timings)
-        return EncodedText(tuple(expressions), tokens, values, timings)
+        return EncodedText(tuple(expressions), form, tokens, values, timings)
 
     def encode_text_ahead(self, expressions: Sequence[str]) -> EncodedText | None:
         """None where one of the expressions is none: whoever asks it gets the error."""

@@ -17,7 +17,7 @@ from ris.runtime.bundle import Bundle
 from ris.runtime.categories import CategoryTable, read_table
 from ris.runtime.drawn import draw, for_each
 from ris.runtime.interpolate import Float, resize_maps, resize_rows
-from ris.runtime.letterbox import letterbox_size
+from ris.runtime.letterbox import covering_size, letterbox_size
 from ris.runtime.manifest import PICTURE, HostImage, Resize
 from ris.runtime.masks import Size
 from ris.runtime.picture_files import Pixels
@@ -26,6 +26,8 @@ from ris.runtime.text import ExpressionTokenizer, Tokens
 
 Levels = NDArray[np.uint8]
 """RGB of 8 bits, [H, W, 3]."""
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def prepare_images(
@@ -43,14 +45,14 @@ def prepare_images(
         The images by the names of their values.
     """
     own = size or _size(rgb)
-    fitted: dict[Size, Levels] = {}
+    fitted: dict[tuple[str, str, int], Levels] = {}
 
     def levels(image: HostImage) -> Levels:
         """Those of an image of the picture."""
-        wanted = fitted_size(image, own)
-        if wanted not in fitted:
-            fitted[wanted] = resize_picture(rgb, wanted)
-        return fitted[wanted]
+        way = image.fit, image.filter, image.size
+        if way not in fitted:
+            fitted[way] = fit_picture(rgb, image, own)
+        return fitted[way]
 
     def made(image: HostImage) -> Float:
         if image.antialias:
@@ -60,11 +62,26 @@ def prepare_images(
     return {name: made(image) for name, image in images.items()}
 
 
-def fitted_size(image: HostImage, picture: Size) -> Size:
-    """The (height, width) that a picture has inside one of the host's images."""
+def fit_picture(rgb: Pixels, image: HostImage, own: Size) -> Levels:
+    """A picture's levels as one of the host's images has them, [S, S, 3], or less of a letterbox.
+
+    Args:
+        rgb: The picture.
+        image: How the image is made.
+        own: The picture's own (height, width).
+
+    Raises:
+        ImageError: Where the picture is too narrow for an image that the middle is cut out for.
+    """
+    side = image.size
     if image.fit == "letterbox":
-        return letterbox_size(*picture, image.size)
-    return image.size, image.size
+        return resize_picture(rgb, letterbox_size(*own, side), image.filter)
+    if image.fit == "square":
+        return resize_picture(rgb, (side, side), image.filter)
+    height, width = covering_size(*own, side)
+    top, left = (height - side) // 2, (width - side) // 2
+    whole = resize_picture(rgb, (height, width), image.filter)
+    return whole[top : top + side, left : left + side]
 
 
 def _size(rgb: Pixels) -> Size:
@@ -73,12 +90,12 @@ def _size(rgb: Pixels) -> Size:
     return rgb.shape[0], rgb.shape[1]
 
 
-def resize_picture(rgb: Pixels, size: Size) -> Levels:
-    """A picture of another (height, width), uint8 [*size, 3], by Pillow's bilinear filter."""
+def resize_picture(rgb: Pixels, size: Size, filter_: str = "bilinear") -> Levels:
+    """A picture of another (height, width), uint8 [*size, 3], by Pillow's filter of that name."""
     if isinstance(rgb, np.ndarray) and rgb.shape[:2] != size:
         rgb = Image.fromarray(rgb)
     if isinstance(rgb, Image.Image) and (rgb.height, rgb.width) != size:
-        rgb = rgb.resize(size[::-1], Image.Resampling.BILINEAR)
+        rgb = rgb.resize(size[::-1], _FILTERS[filter_])
     return np.asarray(rgb)
 
 
@@ -131,7 +148,11 @@ class HostSide:
         self._resizes = bundle.wiring.resizes
         text = self._host.text
         self.tokenize = ExpressionTokenizer(
-            bundle.file(text.tokenizer), text.max_tokens, text.pad_id, text.end_id
+            bundle.file(text.tokenizer),
+            text.max_tokens,
+            text.pad_id,
+            text.end_id,
+            text.form_named,
         )
         self.categories = None
         self._features: Float | None = None

@@ -82,6 +82,10 @@ class LoadOptions(TypedDict, total=False):
     cuda_graphs: bool
     """Launch CUDA graphs, in engines that do. Default: True."""
 
+    int8_activations: bool
+    """On a CPU, round to INT8 what INT8 and INT4 weights are multiplied with; faster, and less
+    precise. Default: False."""
+
 
 def load(
     bundle: str | Path,
@@ -98,7 +102,7 @@ def load(
         verify: Check every file's hash against the manifest.
         progress: Called while a file is downloaded, and while an engine compiles.
         **options: `LoadOptions`: engine, device, threads, strict, max_expressions, build, compute,
-            overlap, low_memory, throughput, cuda_graphs.
+            overlap, low_memory, throughput, cuda_graphs, int8_activations.
 
     Raises:
         BundleError: Where the bundle is missing, damaged or too new.
@@ -158,6 +162,7 @@ def settle_for(
         low_memory=options.get("low_memory", False),
         throughput=options.get("throughput", False),
         cuda_graphs=options.get("cuda_graphs", True),
+        int8_activations=options.get("int8_activations", False),
     )
     if options.get("max_expressions") is None:
         together = compiled_together(bundle, create(row.name, wanted), max_expressions)

@@ -37,6 +37,8 @@ from ris.runtime.manifest_kinds import (
     Threshold,
 )
 from ris.runtime.manifest_source import Source
+from ris.runtime.manifest_text import Text as Text
+from ris.runtime.manifest_weights import StoredWeights
 from ris.runtime.masks import MaskRule
 
 FORMAT_VERSION = 2
@@ -163,10 +165,14 @@ class GraphEntry:
     relative error that stands beside an output, where it accepts less of others.
     """
 
+    weights: StoredWeights | None = None
+    """The matrices that are stored in fewer bits; None without any. May be absent."""
+
     @property
     def shown(self) -> str:
         """The precision for people."""
-        return f"int8 and {self.precision}" if self.int8 else self.precision
+        shown = f"int8 and {self.precision}" if self.int8 else self.precision
+        return f"{shown}, {self.weights.format} weights" if self.weights else shown
 
 
 @dataclass(frozen=True)
@@ -180,8 +186,8 @@ class HostImage:
     """How the whole gets into a square.
 
     "square" changes the aspect ratio. "letterbox" makes the longest side `size`, and adds zeros at
-    the right and below behind the normalisation. "crop" cuts the middle out; this version does not
-    make it.
+    the right and below behind the normalisation. "crop" makes the shortest side `size`, rounds the
+    other one down and cuts the middle out.
     """
 
     size: Side
@@ -204,29 +210,6 @@ class HostImage:
 
     std: Deviations
     """What each channel is divided by after that."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """How expressions become token ids."""
-
-    tokenizer: FileName
-    """The tokenizer's file."""
-
-    max_tokens: Annotated[int, within(2, 4096)]
-    """The length T of a row of ids; what is longer is cut."""
-
-    pad_id: Annotated[int, within(0, (1 << 31) - 1)]
-    """The id that fills a row."""
-
-    ids: Name
-    """The value that the ids become, int32 [N, T]."""
-
-    mask: Name | None
-    """The value that is 1 on tokens and 0 on padding, float32 [N, T]; None: nothing takes it."""
-
-    end_id: Annotated[int, within(0, (1 << 31) - 1)] | None = None
-    """The id that a cut row ends with; None: it ends with what stands there. May be absent."""
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ class Scene:
         no_target_threshold: float | None = 0.5,
         seed: int | None = None,
         draws: int | None = None,
+        form: str | None = None,
     ) -> Segmentation:
         """The mask of one expression.
 
@@ -95,6 +96,7 @@ class Scene:
             no_target_threshold: As for `segment_many`.
             seed: As for `segment_many`.
             draws: As for `segment_many`.
+            form: As for `segment_many`.
 
         Raises:
             ExpressionError: Where the model cannot be asked the expression or the category.
@@ -106,6 +108,7 @@ class Scene:
             no_target_threshold=no_target_threshold,
             seed=seed,
             draws=draws,
+            form=form,
         )[0]
 
     def segment_many(
@@ -116,6 +119,7 @@ class Scene:
         no_target_threshold: float | None = 0.5,
         seed: int | None = None,
         draws: int | None = None,
+        form: str | None = None,
     ) -> list[Segmentation]:
         """The masks of several expressions, `max_expressions` of them at a time.
 
@@ -131,6 +135,8 @@ class Scene:
                 rounding of its logits.
             draws: Over how many draws, 1 to 1000, the mask logits of such a model are averaged.
                 None: one draw. What does not depend on the numbers runs once.
+            form: The form that the expressions are asked in, for a model that has some, such as
+                "phrase" or "sentence". None: the model's own choice.
 
         Returns:
             An answer for each expression, in their order.
@@ -159,7 +165,7 @@ class Scene:
             for start in range(0, len(expressions), step):
                 part = slice(start, start + step)
                 results += model._ask(
-                    self, expressions[part], asked[part], no_target_threshold, numbers
+                    self, expressions[part], asked[part], no_target_threshold, numbers, form
                 )
         return results
 
@@ -247,6 +253,7 @@ class Model:
         no_target_threshold: float | None = 0.5,
         seed: int | None = None,
         draws: int | None = None,
+        form: str | None = None,
     ) -> Segmentation:
         """The mask of one expression in one image.
 
@@ -276,6 +283,7 @@ class Model:
                 no_target_threshold=no_target_threshold,
                 seed=seed,
                 draws=draws,
+                form=form,
             )
 
     def encode_image(
@@ -349,6 +357,7 @@ class Model:
         asked: Sequence[Guess | None],
         no_target_threshold: float | None,
         draws: Draws,
+        form: str | None,
     ) -> list[Segmentation]:
         """Asks a scene expressions that go through the graphs together.
 
@@ -358,10 +367,11 @@ class Model:
             asked: The category of each expression, None for models that ask by none.
             no_target_threshold: As for `Scene.segment_many`.
             draws: The random numbers, for models that draw any.
+            form: As for `Scene.segment_many`.
         """
         text = scene._text
-        if text is None or text.expressions != tuple(expressions):
-            text = self._graphs.encode_text(expressions)
+        if text is None or (text.expressions, text.form) != (tuple(expressions), form):
+            text = self._graphs.encode_text(expressions, form)
         timings = dict(text.timings)
         rows = [self._table.row(guess.category) for guess in asked if guess] if self._table else []
         logits, probabilities = self._graphs.ask(scene.values, text, rows, timings, draws)
@@ -386,6 +396,7 @@ class Model:
                     timings=scene.timings | own,
                     notes=(*notes, *_guess_notes(guess)),
                     category_word=guess.word if guess else None,
+                    form=form or self.bundle.manifest.host.text.form,
                     draws=draws.of(self.bundle.manifest.host.drawn),
                     rule=self.bundle.manifest.mask_rule,
                 )

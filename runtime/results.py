@@ -248,6 +248,8 @@ def describe(image: Path, result: Segmentation, model: Model) -> dict[str, Any]:
         "mask_pixels": int(result.mask.sum()),
         "box": result.box,
         "rle": dict(result.rle()),
+        "tells_no_target": manifest.no_target,
+        "form": result.form,
         "seed": result.draws.seed,
         "draws": result.draws.count,
         "notes": list(result.notes),

@@ -74,6 +74,9 @@ class Segmentation:
     category_word: str | None = None
     """The expression's word that the category was guessed from; None where it was given."""
 
+    form: str | None = None
+    """The form that the expression was asked in; None for models that ask it as it is."""
+
     draws: Draws = ONE_DRAW
     """The random numbers that it was made with; both None for models that draw none."""
 

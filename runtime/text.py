@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from ris.engines.errors import BundleError, ExpressionError
 from ris.engines.text import is_fault, quoted, reason_of, shown
 from ris.runtime.from_json import read_text
 from ris.runtime.interpolate import Float
+from ris.runtime.manifest_text import Form
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -72,11 +73,25 @@ class ExpressionTokenizer:
     """
 
     def __init__(
-        self, path: Path, max_tokens: int, pad_id: int = 0, end_id: int | None = None
+        self,
+        path: Path,
+        max_tokens: int,
+        pad_id: int = 0,
+        end_id: int | None = None,
+        form_named: Callable[[str | None], Form | None] = lambda name: None,
     ) -> None:
+        """Reads the file.
+
+        Args:
+            path: The tokenizer.json.
+            max_tokens: The length of a row.
+            pad_id: What fills a row.
+            end_id: What a row that was cut ends with; None for what stands there.
+            form_named: The form of a name (`ris.runtime.manifest_text.Text.form_named`).
+        """
         from tokenizers import Tokenizer  # importing the runtime alone loads no tokenizer
 
-        self._path = path
+        self._path, self._form_named = path, form_named
         self._max_tokens, self._pad, self._end = max_tokens, pad_id, end_id
         text = read_text(path)
         with self._refusing():
@@ -88,27 +103,39 @@ class ExpressionTokenizer:
             self._own = _own_tokens(self._tokenizer)
         self._ids_of(_PROBE)
 
-    def __call__(self, expressions: Sequence[str]) -> Tokens:
+    def __call__(self, expressions: Sequence[str], form: str | None = None) -> Tokens:
         """The ids of some expressions.
 
+        Args:
+            expressions: What to find.
+            form: The name of the form that they stand in; None for the model's own choice.
+
         Raises:
-            ExpressionError: Where an expression is empty, too long, not text, or has a token in it
-                that only the model's own texts have.
+            ExpressionError: Where there is no such form; where an expression is empty, too long,
+                not text, or has a token in it that only the model's own texts have.
         """
+        inside = self._form_named(form)
         ids = np.full((len(expressions), self._max_tokens), self._pad, np.int32)
         notes = []
         for row, expression in zip(ids, expressions, strict=True):
-            encoding = self._encode(expression)
+            encoding = self._encode(expression, inside)
             found = encoding.ids[: self._max_tokens]
             row[: len(found)] = found
             if len(encoding.ids) > self._max_tokens and self._end is not None:
                 row[-1] = self._end
-            notes.append(self._notes(expression, encoding))
+            # a form's own words are known, and its end is never cut off
+            notes.append(() if inside else self._notes(expression, encoding))
         return Tokens(ids, (ids != self._pad).astype(np.float32), tuple(notes))
 
-    def _encode(self, expression: str) -> Encoding:
+    def _encode(self, expression: str, form: Form | None) -> Encoding:
         check_expression(expression)
-        encoding = self._ids_of(expression)
+        encoding = self._ids_of(form.asked(expression) if form else expression)
+        if form is not None and len(encoding.ids) > self._max_tokens:
+            raise ExpressionError(
+                f"the expression {quoted(expression)} is too long: its question has"
+                f" {len(encoding.ids)} tokens, and the model reads {self._max_tokens}; say it in"
+                " fewer words"
+            )
         self._refuse_own_tokens(expression, encoding)
         if len(encoding.ids) <= self._added:  # such as [CLS] and [SEP]
             raise ExpressionError(f"the expression {expression!r} has no words in it")

@@ -147,7 +147,8 @@ def problems(manifest: Manifest) -> list[str]:
     if found:  # what follows would say it again
         return found
     given = _given(manifest)
-    found += [*_resizes(manifest, given), *_stages(manifest, given), *_drawn(manifest)]
+    found += [*_forms(manifest), *_resizes(manifest, given), *_stages(manifest, given)]
+    found += _drawn(manifest)
     return [*found, *_answer(manifest, given), *_mean(manifest, given), *_mask_rule(manifest)]
 
 
@@ -219,8 +220,9 @@ def _images(manifest: Manifest) -> Iterator[str]:
             yield f"host.images.{name} is made of {image.of!r}, which is no image of the host"
         elif image.of != PICTURE and images[image.of].of != PICTURE:
             yield f"host.images.{name} is made of {image.of!r}, which is not made of the {PICTURE}"
-        elif image.of != PICTURE and images[image.of].fit == "letterbox":
-            yield f"host.images.{name} is made of {image.of!r}, which is a letterbox and no square"
+        elif image.of != PICTURE and images[image.of].fit != "square":
+            kind = f"a {images[image.of].fit} and no square"
+            yield f"host.images.{name} is made of {image.of!r}, which is {kind}"
         elif image.of != PICTURE and not images[image.of].antialias:
             yield f"host.images.{name} is made of {image.of!r}, which has no 8-bit levels"
         elif not _is_made_here(image):
@@ -233,8 +235,17 @@ def _images(manifest: Manifest) -> Iterator[str]:
 
 def _is_made_here(image: HostImage) -> bool:
     if image.of == PICTURE and image.antialias:
-        return image.fit in ("square", "letterbox") and image.filter == "bilinear"
+        return image.filter == ("bicubic" if image.fit == "crop" else "bilinear")
     return image.fit == "square" and not image.antialias
+
+
+def _forms(manifest: Manifest) -> Iterator[str]:
+    """A sentence where the form of who names none is not there."""
+    text = manifest.host.text
+    if text.form is None and text.forms:
+        yield "host.text.form is null, and host.text.forms has some"
+    elif text.form is not None and text.form not in text.forms:
+        yield f"host.text.form is {text.form!r}, which is none of host.text.forms"
 
 
 def _resizes(manifest: Manifest, given: dict[str, Given]) -> Iterator[str]:

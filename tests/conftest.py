@@ -23,6 +23,7 @@ FULL_SIZE = (
     "export/test_rela_full_size.py",
     "export/test_cgformer_full_size.py",
     "export/test_evfsam_full_size.py",
+    "export/test_lisa_full_size.py",
     "reference/cgformer/test_golden_end_to_end.py",
     "reference/cgformer/test_golden_modules.py",
     "reference/dfam/test_golden_modules.py",
@@ -57,6 +58,9 @@ MARKED = {
         "export/test_rela.py",
         "export/test_cgformer.py",
         "export/test_evfsam.py",
+        "export/test_lisa.py",
+        "export/test_held.py",
+        "export/test_weight_format.py",
         "runtime/test_bench.py",
         "runtime/test_processes.py",
         "test_demo.py",
@@ -277,6 +281,28 @@ def evfsam_bf16_bundle(tmp_path_factory):
 @pytest.fixture(scope="session")
 def evfsam2_bf16_bundle(tmp_path_factory):
     return _export_evfsam(tmp_path_factory.mktemp("evfsam2-bf16"), "tiny-evfsam2", "bf16")
+
+
+def _export_lisa(folder, precision="fp32"):
+    from ris.reference.lisa.config import PRESETS
+
+    return export_made_up(folder, PRESETS["tiny-lisa"], precision, family="lisa")
+
+
+@pytest.fixture(scope="session")
+def lisa_bundle(tmp_path_factory):
+    """LISA's, FP32: what `ris-export --preset tiny-lisa --random-weights 0` writes."""
+    return _export_lisa(tmp_path_factory.mktemp("lisa"))
+
+
+@pytest.fixture(scope="session")
+def lisa_half_bundle(tmp_path_factory):
+    return _export_lisa(tmp_path_factory.mktemp("lisa-fp16"), "fp16")
+
+
+@pytest.fixture(scope="session")
+def lisa_bf16_bundle(tmp_path_factory):
+    return _export_lisa(tmp_path_factory.mktemp("lisa-bf16"), "bf16")
 
 
 @pytest.fixture(scope="session")

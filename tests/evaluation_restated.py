@@ -1,9 +1,9 @@
-"""The five published evaluators once more, in plain loops, to check the product's against.
+"""The published evaluators once more, in plain loops, to check the product's against.
 
 It is written from the rules alone and shares nothing with the product. What a loader stops at with
 an error is not restated. Numbers and formulas follow the authors' repositories as the rules have
 them: LAVT (yz93/LAVT-RIS), ReLA (henghuiding/ReLA), released (hitachi-rd-cv/dfam), DMMI
-(toggle1995/RIS-DMMI), CGFormer (SooLab/CGFormer).
+(toggle1995/RIS-DMMI), CGFormer (SooLab/CGFormer), LISA (dvlab-research/LISA).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def restated(
 
     Args:
         folder: Holds the data set's folder.
-        protocol: One of lavt, rela, released, dmmi, cgformer.
+        protocol: One of lavt, rela, released, dmmi, cgformer, lisa.
         data: One of refcoco, refcoco+, refcocog, grefcoco, ref-zom.
         split_by: As in the name of the list of references.
         split: As its authors ask for it.
@@ -79,6 +79,8 @@ def restated(
         added, metrics = rela(rows)
     elif protocol == "cgformer":
         added, metrics = cgformer(rows)
+    elif protocol == "lisa":
+        added, metrics = lisa(rows)
     else:
         added, metrics = lavt(rows, general=data == "ref-zom")
     return {
@@ -155,7 +157,11 @@ def asked(
             number = sentence["sent_id"]
             owner = last[number] if data == "ref-zom" else ref
             answer = answers[ref["ref_id"], number]
-            text = sentence["sent"].strip() if protocol == "cgformer" else sentence["raw"]
+            text = sentence["raw"]
+            if protocol in ("cgformer", "lisa"):
+                text = sentence["sent"].strip()
+            if protocol == "lisa":
+                text = text.lower()
             yield Row(
                 question=(ref["ref_id"], number, ref["image_id"], text),
                 category=category,
@@ -185,7 +191,7 @@ def object_ids(ref: dict) -> list[int]:
 
 
 def own_size_truth(objects: list[dict], image: dict, protocol: str) -> np.ndarray:
-    """The mask of LAVT and DMMI, resized to 480 x 480, and that of CGFormer at the image's size."""
+    """The mask of LAVT and DMMI, resized to 480 x 480; CGFormer's and LISA's of own size."""
     height, width = image["height"], image["width"]
     layers = np.zeros((height, width), np.uint8)
     for entry in objects:
@@ -194,7 +200,7 @@ def own_size_truth(objects: list[dict], image: dict, protocol: str) -> np.ndarra
             code = coco.frPyObjects(code, height, width)
         layers += coco.decode(code).sum(axis=2).astype(np.uint8)
     mask = (layers != 0 if protocol in ("dmmi", "released") else layers == 1).astype(np.uint8)
-    if protocol == "cgformer":
+    if protocol in ("cgformer", "lisa"):
         return mask
     resized = Image.fromarray(mask).resize((480, 480), Image.Resampling.NEAREST)
     return np.asarray(resized)
@@ -240,6 +246,9 @@ def answered(answer: dict, side: int, protocol: str, image: dict) -> np.ndarray:
         return (bicubic(down.T, image["width"]).T > 0.5).astype(np.uint8)
     if answer["tie"]:
         mask = mask & (1 - coco.decode(answer["tie"][str(side)]))
+    if protocol == "lisa":
+        size = image["width"], image["height"]
+        return np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
     return mask
 
 
@@ -302,6 +311,21 @@ def cgformer(rows: list[Row]) -> tuple[list, dict]:
     for x in LIMITS:
         hits = sum(iou > float(f32(x)) for iou in ious)
         metrics[f"Pr@{x * 100:.0f}"] = 100 * float(f32(hits) / f32(len(ious)))
+    return added, metrics
+
+
+def lisa(rows: list[Row]) -> tuple[list, dict]:
+    """LISA's figures, in percent; where nothing is and nothing is said, the answer is right."""
+    added = [row.counted() for row in rows]
+    sum_i, sum_u = sum(i for i, _ in added), sum(u for _, u in added)
+    ious = [i / (u + 1e-5) if u else 1.0 for i, u in added]
+    metrics = {
+        "gIoU": 100 * sum(ious) / (len(ious) + 1e-5),
+        "cIoU": 100 * sum_i / (sum_u + 1e-10),
+        "cum_I": sum_i,
+        "cum_U": sum_u,
+        "count": len(ious),
+    }
     return added, metrics
 
 

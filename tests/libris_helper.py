@@ -99,6 +99,7 @@ class AskOptions(ctypes.Structure):
         ("use_seed", ctypes.c_int32),
         ("seed", ctypes.c_int32),
         ("reserved", ctypes.c_int32),
+        ("form", ctypes.c_char_p),
     ]
 
 
@@ -153,12 +154,13 @@ class Libris:
         return scene
 
     def ask(
-        self, scene, expressions, categories=None, threshold=0.5, *, seed=None, draws=0
+        self, scene, expressions, categories=None, threshold=0.5, *, seed=None, draws=0, form=None
     ) -> list[dict]:
         """Each answer's fields, copied."""
         texts = (ctypes.c_char_p * len(expressions))(*[e.encode() for e in expressions])
         use_seed = seed is not None
         how = AskOptions(ctypes.sizeof(AskOptions), None, threshold, draws, use_seed, seed or 0)
+        how.form = None if form is None else form.encode()
         if categories:
             how.categories = (ctypes.c_char_p * len(categories))(*[c.encode() for c in categories])
         result = ctypes.c_void_p()

@@ -108,9 +108,10 @@ def settings_of(config: LisaConfig) -> dict[str, object]:
 
 
 def added_tokens_of(config: LisaConfig) -> dict[str, int]:
-    """A released added_tokens.json."""
+    """A released added_tokens.json; the 7B's has a token that nothing reads."""
     tokens = config.tokens
-    return {"<im_start>": tokens.im_start, "<im_end>": tokens.im_end, "[SEG]": tokens.seg}
+    patch = {"<im_patch>": tokens.im_start - 1} if tokens.seg > tokens.im_start else {}
+    return patch | {"<im_start>": tokens.im_start, "<im_end>": tokens.im_end, "[SEG]": tokens.seg}
 
 
 def write_folder(

@@ -15,6 +15,7 @@ import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 REPO = Path(__file__).parent.parent
@@ -32,12 +33,13 @@ def export_made_up(
     sampling: Any = "native",
     family: str = "dfam",
     resizing: Any = "host",
+    weights: Any = MappingProxyType({}),
 ) -> Path:
     """The bundle of a model with the weights of seed 0, in a folder of `folder`."""
     from ris.reference.families import FAMILIES
 
     out = folder / "ris-bundle"
-    asked = config, precision, sampling, family, resizing
+    asked = config, precision, sampling, family, resizing, dict(weights)
     if config.preset not in FAMILIES[family].small_presets:
         _export(out, *asked)
         return out
@@ -60,7 +62,13 @@ def export_made_up(
 
 
 def _export(
-    out: Path, config: Any, precision: Any, sampling: Any, family: str, resizing: Any
+    out: Path,
+    config: Any,
+    precision: Any,
+    sampling: Any,
+    family: str,
+    resizing: Any,
+    weights: Any,
 ) -> None:
     from ris.export.bundle_writer import ExportOptions, export_bundle
     from ris.reference.families import FAMILIES
@@ -77,7 +85,9 @@ def _export(
         out,
         family=family,
         source=source,
-        options=ExportOptions(precision=precision, sampling=sampling, resizing=resizing),
+        options=ExportOptions(
+            precision=precision, sampling=sampling, resizing=resizing, weights=weights
+        ),
     )
 
 

@@ -265,7 +265,7 @@ OF_THE_FAMILY = re.compile(
 OWN_KEYS = re.compile(r"\b(clip_mlpl|txt2txt|nt_weight)\b")
 """Of `dfam`'s checkpoints. The training, which is for `dfam` alone, names them, too."""
 
-ALSO_WORDS = ("segmenter", "pyramid", "backbone", "grouping", "assignment")
+ALSO_WORDS = ("segmenter", "pyramid", "backbone", "grouping", "assignment", "template")
 """Stages and choices that are words of something else, too: these are looked for in quotes."""
 
 

@@ -31,10 +31,10 @@ _LARGEST = 30e6  # numbers in a module
 
 def share_traces() -> None:
     """From here on `export_bundle` takes what was traced before; may be called twice."""
-    from ris.export import bundle_writer
+    from ris.export import graph_writer
 
-    if not hasattr(bundle_writer.write_onnx, "traces"):
-        bundle_writer.write_onnx = shared(bundle_writer.write_onnx)
+    if not hasattr(graph_writer.write_onnx, "traces"):
+        graph_writer.write_onnx = shared(graph_writer.write_onnx)
 
 
 def shared(trace: Any) -> Any:

@@ -86,6 +86,10 @@ def _check(bundle: Bundle, samples: SampleSet) -> None:
     precision = bundle.manifest.precision
     if precision != "fp32":
         raise BundleError(f"{bundle.path} is {precision}; INT8 is made from an FP32 bundle")
+    if narrow := next((s.weights for s in bundle.manifest.stages if s.weights), None):
+        raise BundleError(
+            f"{bundle.path} has {narrow.format} weights; INT8 is made from a bundle without them"
+        )
     if not len(samples):
         raise RisError("there are no calibration samples")
 

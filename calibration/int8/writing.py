@@ -17,6 +17,7 @@ from ris.runtime.bundle import MANIFEST, hash_files
 from ris.runtime.bundle_folder import building
 from ris.runtime.loading import open_model
 from ris.runtime.manifest import GraphEntry, Int8
+from ris.runtime.onnx_weights import data_files
 from ris.runtime.parity import ParityReport, check_model, load_golden
 
 WRITER = "ris-calibrate int8"
@@ -82,7 +83,11 @@ def _quantised_entry(stage: str, entry: GraphEntry, report: Int8Report, folder: 
         samples=report.samples,
     )
     # small weights are in the graph's own file, and leave none beside it
-    files = [name for name in entry.sha256 if (folder / name).exists()]
+    beside = [f"{entry.file}.data", *entry.sha256]
+    named = {
+        Path(entry.file).with_name(name).as_posix() for name in data_files(folder / entry.file)
+    }
+    files = [entry.file, *(name for name in dict.fromkeys(beside) if name in named)]
     return dataclasses.replace(
         entry,
         sha256=hash_files(folder, files),

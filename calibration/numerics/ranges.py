@@ -15,12 +15,15 @@ import onnx
 from onnx import TensorProto, helper
 
 from ris.calibration.numerics.half import value_types
+from ris.calibration.numerics.weights import content_of
 from ris.calibration.samples import CalibrationSample
 from ris.engines import EngineOptions, Graph, Session, TensorSpec, Value
 from ris.engines.errors import BundleError, RisError
 from ris.engines.onnxruntime import OnnxRuntimeEngine
 from ris.engines.temporary import write_atomically
 from ris.runtime import Bundle, Model
+from ris.runtime.manifest import GraphEntry
+from ris.runtime.onnx_weights import data_files
 
 FP16_MAX = 65504.0
 """The largest finite FP16 number."""
@@ -204,8 +207,23 @@ def measure_ranges(
     if not done:
         raise RisError("there are no calibration samples")
     stages = {stage: session.ranges() for stage, session in sessions.items()}
-    hashes = {stage: dict(entry.sha256) for stage, entry in bundle.manifest.graphs.items()}
+    hashes = {entry.name: _measured(bundle, entry) for entry in bundle.manifest.stages}
     return Ranges(stages, done, hashes)
+
+
+def _measured(bundle: Bundle, entry: GraphEntry) -> dict[str, str]:
+    """Which graph was measured: the hashes of its own files, or of what it has where it shares one.
+
+    An export knows the file that graphs share when all of them are written.
+    """
+    if all(name in (entry.file, f"{entry.file}.data") for name in entry.sha256):
+        return dict(entry.sha256)
+    return content_hash(bundle.path, entry.file)
+
+
+def content_hash(folder: Path, file: str) -> dict[str, str]:
+    """What stands in `Ranges.sha256` of a graph that shares its weights' file."""
+    return {file: content_of(folder / file)}
 
 
 def _run_all(
@@ -223,15 +241,17 @@ def _run_all(
 
 
 def copy_data(graph: Path, folder: Path) -> None:
-    """Copies the data file beside `graph`, if it has one, into `folder`.
+    """Copies the data files of `graph`, if it has any, into `folder`.
 
     It is a copy because ONNX Runtime refuses symbolic links, and the onnx package hard ones, to the
     original too. Raises BundleError where the copy fails.
     """
-    data = graph.with_name(graph.name + ".data")
-    if not data.exists():
-        return
-    try:
-        shutil.copyfile(data, folder / data.name)
-    except OSError as error:
-        raise BundleError(f"{data} cannot be copied to {folder}: {error.strerror}") from None
+    for name in data_files(graph):
+        if (folder / name).exists():
+            continue  # of another graph that shares it
+        try:
+            shutil.copyfile(graph.with_name(name), folder / name)
+        except OSError as error:
+            raise BundleError(
+                f"{graph.with_name(name)} cannot be copied to {folder}: {error.strerror}"
+            ) from None

@@ -23,6 +23,7 @@ Options:
   --engine-cache F   folder in which the provider tensorrt keeps compiled engines
   --out FOLDER       where the files go; made if need be (default: ris-output)
   --threads N        CPU threads of a graph (default: all cores)
+  --form NAME        for a model that asks in forms: phrase, or sentence
   --seed N           for a model that takes random numbers: what they are drawn from
   --draws K          for such a model: average the logits of K draws
   --no-verify        do not check the bundle's hashes
@@ -64,12 +65,12 @@ int whole_number(const std::string &text, const std::string &option) {
 // Takes out what the model cannot read, with its category, and says so of each. Returns whether
 // there was any.
 bool drop_unreadable(const ris::Model &model, std::vector<std::string> &expressions,
-                     std::vector<std::string> &categories) {
+                     std::vector<std::string> &categories, const std::string &form) {
     const bool paired = categories.size() == expressions.size();
     std::vector<std::string> kept, kept_categories;
     for (std::size_t i = 0; i < expressions.size(); ++i) {
         try {
-            model.tokenize(expressions[i]);
+            model.tokenize(expressions[i], form);
         } catch (const ris::Error &error) {
             if (error.status() != RIS_ERROR_EXPRESSION) throw;
             std::cerr << "ris-infer: expression " << i + 1 << ": " << error.what() << "\n";
@@ -118,6 +119,7 @@ int run(int argc, char **argv) {
         else if (word == "--engine-cache") engine_cache = value();
         else if (word == "--out") out = value();
         else if (word == "--threads") options.threads = whole_number(value(), word);
+        else if (word == "--form") how.form = value();
         else if (word == "--seed") how.seed = whole_number(value(), word);
         else if (word == "--draws") how.draws = whole_number(value(), word);
         else if (word == "--no-verify") options.verify = 0;
@@ -136,7 +138,7 @@ int run(int argc, char **argv) {
     Clock clock;
     const ris::Model model(words[0], options);
     const double opened = clock.lap();
-    const bool dropped = drop_unreadable(model, expressions, how.categories);
+    const bool dropped = drop_unreadable(model, expressions, how.categories, how.form);
     if (expressions.empty()) return 2;
     const pictures::Picture picture = pictures::read(words[1]);
     const double read = clock.lap();

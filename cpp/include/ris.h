@@ -118,9 +118,12 @@ typedef struct ris_ask_options {
     int32_t use_seed;
     int32_t seed;
     int32_t reserved; /* 0 */
+    /* The form that the expressions are asked in, one of those that ris_info lists, such as
+     * "phrase"; NULL: the model's own choice. ris_ask_tokens takes none. */
+    const char *form;
 } ris_ask_options;
 
-#define RIS_ASK_INIT {sizeof(ris_ask_options), NULL, 0.5, 0, 0, 0, 0}
+#define RIS_ASK_INIT {sizeof(ris_ask_options), NULL, 0.5, 0, 0, 0, 0, NULL}
 
 /* The answer to one expression. Start from RIS_ANSWER_INIT. Pointers last as long as the result. */
 typedef struct ris_answer {
@@ -159,6 +162,11 @@ RIS_API ris_status ris_info(const ris_model *model, const char **json);
  * which `*count` gets. RIS_ERROR_ARGUMENT where `capacity` is below that number. */
 RIS_API ris_status ris_tokenize(const ris_model *model, const char *expression, int32_t *ids,
                                 size_t capacity, size_t *count);
+
+/* The same of an expression in a form, as in ris_ask_options. */
+RIS_API ris_status ris_tokenize_form(const ris_model *model, const char *expression,
+                                     const char *form, int32_t *ids, size_t capacity,
+                                     size_t *count);
 
 /* Runs the graphs that need no expression. rgb: 8-bit RGB, the top row first. stride: bytes from
  * one row to the next, at least 3 * width. The picture must be upright: what a viewer would show.

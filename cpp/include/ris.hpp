@@ -55,6 +55,8 @@ struct Ask {
     std::optional<std::int32_t> draws;
     /// What such a model's numbers are drawn from; by default the bundle's own seed.
     std::optional<std::int32_t> seed;
+    /// The form that the expressions are asked in; by default the model's own choice.
+    std::string form;
 };
 
 /// Its pointers last as long as the Result that it is from.
@@ -144,6 +146,7 @@ private:
         }
         options.use_seed = how.seed.has_value() ? 1 : 0;
         options.seed = how.seed.value_or(0);
+        options.form = how.form.empty() ? nullptr : how.form.c_str();
         ris_result *result = nullptr;
         check(call(&options, &result));
         return Result(result, count);
@@ -168,15 +171,20 @@ public:
         return json;
     }
 
-    /// The token ids that the model reads, padded.
-    std::vector<std::int32_t> tokenize(const std::string &expression) const {
+    /// The token ids that the model reads, padded. form: as of Ask.
+    std::vector<std::int32_t> tokenize(const std::string &expression,
+                                       const std::string &form = "") const {
         std::size_t count = 0;
         std::vector<std::int32_t> ids(64);
-        const char *text = expression.c_str();
-        ris_status status = ris_tokenize(handle_.get(), text, ids.data(), ids.size(), &count);
+        const char *const text = expression.c_str(), *const named =
+                                                         form.empty() ? nullptr : form.c_str();
+        const auto fill = [&] {
+            return ris_tokenize_form(handle_.get(), text, named, ids.data(), ids.size(), &count);
+        };
+        ris_status status = fill();
         if (status == RIS_ERROR_ARGUMENT && count > ids.size()) {
             ids.resize(count);
-            status = ris_tokenize(handle_.get(), text, ids.data(), ids.size(), &count);
+            status = fill();
         }
         check(status);
         ids.resize(count);

@@ -87,6 +87,22 @@ std::vector<std::string> all_damage(const Bundle &bundle, bool verify) {
 
 }  // namespace
 
+const Form *Text::form_named(const std::string &name) const {
+    const std::string &wanted = name.empty() ? form : name;
+    if (wanted.empty()) return nullptr;
+    const auto found = forms.find(wanted);
+    if (found != forms.end()) return &found->second;
+    if (forms.empty()) {
+        throw Error(RIS_ERROR_EXPRESSION,
+                    "the model asks every expression as it is; leave the form " + quoted(name) +
+                        " out");
+    }
+    std::string names;
+    for (const auto &[known, about] : forms) names += (names.empty() ? "" : " and ") + known;
+    throw Error(RIS_ERROR_EXPRESSION,
+                "there is no form " + quoted(name) + "; the model has " + names);
+}
+
 bool Stage::is_of_questions() const {
     return std::any_of(inputs.begin(), inputs.end(), [](const TensorSpec &spec) {
         return std::count(spec.shape.begin(), spec.shape.end(), TensorSpec::expressions) > 0;

@@ -43,13 +43,15 @@ struct Stage {
     std::map<std::string, std::string> sha256;
     std::vector<TensorSpec> inputs, outputs;
     double operations = 0;  // of one image and one expression; 0 where they were not counted
+    std::string weights;    // what matrices are stored in, "int8" or "int4"; "" for the precision
+    double narrow_weights = 0;  // how many weights are stored so
 
     // Runs for each question; else once an image.
     bool is_of_questions() const;
 };
 
 // A square that the host makes, float32 [1, 3, size, size]. fit: "square" changes the aspect ratio,
-// "letterbox" keeps it and has zeros at the right and below; "crop" is not made here.
+// "letterbox" keeps it and has zeros at the right and below; "crop" is the picture's middle.
 struct HostImage {
     std::string name;
     std::string of;  // "picture", or the image whose 8-bit levels it is made of
@@ -62,11 +64,18 @@ struct HostImage {
 
     bool is_of_picture() const { return of == "picture"; }
     bool is_letterbox() const { return fit == "letterbox"; }
+    bool is_crop() const { return fit == "crop"; }
 
     // What a picture of that size has inside the square.
     Size fitted(Size picture) const {
         return is_letterbox() ? letterbox_size(picture, size) : Size{size, size};
     }
+};
+
+// A text that an expression stands in, when a model is asked.
+struct Form {
+    std::string before, behind;
+    bool lower;  // whether the expression is lower-cased
 };
 
 // How expressions become token ids. mask: "" where no stage takes one. end_id: what a row that was
@@ -76,6 +85,12 @@ struct Text {
     int max_tokens, pad_id;
     std::string ids, mask;
     int end_id = -1;
+    std::map<std::string, Form> forms;  // none: an expression is asked as it is
+    std::string form;                   // where the user names none; "" where there are none
+
+    // The form of a name, "" for the model's own choice; null where expressions are asked as they
+    // are. Throws Error for one that is not there.
+    const Form *form_named(const std::string &name) const;
 };
 
 // The table of a model that asks by category: its files, and the value that rows of it become.

@@ -5,6 +5,7 @@
 #include <utf8proc.h>
 
 #include <algorithm>
+#include <iterator>
 
 namespace libris {
 namespace {
@@ -19,6 +20,30 @@ char32_t composition(char32_t first, char32_t second) {
                                static_cast<utf8proc_int32_t>(second)};
     const auto options = static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE);
     return utf8proc_normalize_utf32(pair, 2, options) == 1 ? static_cast<char32_t>(pair[0]) : 0;
+}
+
+constexpr char32_t kCapitalDottedI = 0x130, kDotAbove = 0x307;
+constexpr char32_t kCapitalSigma = 0x3a3, kSmallSigma = 0x3c3, kFinalSigma = 0x3c2;
+
+utf8proc_category_t category_of(const Character &c) {
+    return utf8proc_category(static_cast<utf8proc_int32_t>(c.code));
+}
+
+// Whether a character has a case, and whether one leaves a word whole: Unicode's Cased and
+// Case_Ignorable, which Python tells a final sigma by.
+bool is_cased(const Character &c) {
+    const utf8proc_category_t kind = category_of(c);
+    return kind == UTF8PROC_CATEGORY_LU || kind == UTF8PROC_CATEGORY_LL ||
+           kind == UTF8PROC_CATEGORY_LT;
+}
+
+bool joins(const Character &c) {
+    const utf8proc_category_t kind = category_of(c);
+    return kind == UTF8PROC_CATEGORY_MN || kind == UTF8PROC_CATEGORY_ME ||
+           kind == UTF8PROC_CATEGORY_CF || kind == UTF8PROC_CATEGORY_LM ||
+           kind == UTF8PROC_CATEGORY_SK || c.code == U'\'' || c.code == U'.' || c.code == U':' ||
+           c.code == 0xb7 || c.code == 0x2018 || c.code == 0x2019 || c.code == 0x2024 ||
+           c.code == 0x2027;
 }
 
 }  // namespace
@@ -52,6 +77,37 @@ bool is_whitespace(char32_t c) {
 }
 
 bool is_blank(char32_t c) { return is_whitespace(c) || (c >= 0x1c && c <= 0x1f); }
+
+std::string stripped(std::string_view text) {
+    const Characters all = characters_of(text);
+    const auto is_word = [](const Character &c) { return !is_blank(c.code); };
+    const auto first = std::find_if(all.begin(), all.end(), is_word);
+    if (first == all.end()) return "";
+    const auto last = std::find_if(all.rbegin(), all.rend(), is_word);
+    return std::string(text.substr(first->begin, last->end - first->begin));
+}
+
+std::string lower_cased(std::string_view text) {
+    const Characters all = characters_of(text);
+    std::string out;
+    for (auto at = all.begin(); at != all.end(); ++at) {
+        const char32_t c = at->code;
+        if (c == kCapitalDottedI) {
+            append_utf8(out, U'i');
+            append_utf8(out, kDotAbove);
+        } else if (c == kCapitalSigma) {
+            // final where a letter stands before and none behind
+            const auto before = std::find_if_not(std::make_reverse_iterator(at), all.rend(), joins);
+            const auto behind = std::find_if_not(at + 1, all.end(), joins);
+            const bool is_final = before != all.rend() && is_cased(*before) &&
+                                  (behind == all.end() || !is_cased(*behind));
+            append_utf8(out, is_final ? kFinalSigma : kSmallSigma);
+        } else {
+            append_utf8(out, static_cast<char32_t>(utf8proc_tolower(static_cast<int32_t>(c))));
+        }
+    }
+    return out;
+}
 
 Characters decomposed(const Characters &text) {
     Characters out;

@@ -32,6 +32,10 @@ bool is_whitespace(char32_t c);
 // What Python's str.strip() takes: the separators too.
 bool is_blank(char32_t c);
 
+// A text without the blanks around it, as Python's str.strip(), and lower-cased as its str.lower().
+std::string stripped(std::string_view text);
+std::string lower_cased(std::string_view text);
+
 // Canonical decomposition, with marks in canonical order (NFD); and its composition (NFC).
 Characters decomposed(const Characters &text);
 Characters composed(const Characters &text);

@@ -148,9 +148,26 @@ void append_tensorrt(Ort::SessionOptions &session, const Settings &settings) {
     session.AppendExecutionProvider_TensorRT_V2(*tensorrt);
 }
 
+// The bytes up to which weights in 8 bits are widened when a session is opened.
+constexpr double kMostWidened = 4.0 * (1 << 30);
+
+// Weights in 8 or 4 bits: left to itself, ONNX Runtime rounds to INT8 what they are multiplied
+// with. Its kernel for 8 bits that does not is slow, so those weights are widened: once, or in
+// each run where they are many.
+void keep_activations(Ort::SessionOptions &session, const Stage &stage) {
+    if (stage.weights == "int4") {
+        session.AddConfigEntry("session.qdq_matmulnbits_accuracy_level", "1");
+    } else if (stage.weights == "int8" && stage.narrow_weights * 4 > kMostWidened) {
+        session.AddConfigEntry("optimization.disable_specified_optimizers",
+                               "QDQSelectorActionTransformer");
+    } else if (stage.weights == "int8") {
+        session.AddConfigEntry("session.disable_quant_qdq", "1");
+    }
+}
+
 // tensorrt: the TensorRT provider's settings; used with that provider alone.
 Ort::SessionOptions session_options(Provider provider, const EngineOptions &options,
-                                    const Settings &tensorrt) {
+                                    const Settings &tensorrt, const Stage &stage) {
     Ort::SessionOptions session;
     session.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);
 
@@ -161,7 +178,10 @@ Ort::SessionOptions session_options(Provider provider, const EngineOptions &opti
     // INT8 products that do not overflow; slower ones, which it would take with VNNI too
     if (!has_vnni()) session.AddConfigEntry("session.x64quantprecision", "1");
     session.SetIntraOpNumThreads(options.threads);
-    if (provider == Provider::cpu) return session;
+    if (provider == Provider::cpu) {
+        keep_activations(session, stage);
+        return session;
+    }
 
     if (options.strict) session.AddConfigEntry("session.disable_cpu_ep_fallback", "1");
     if (provider == Provider::tensorrt) append_tensorrt(session, tensorrt);
@@ -307,7 +327,7 @@ Session::Session(const Bundle &bundle, const Stage &stage, Provider provider,
         if (provider != Provider::tensorrt || options.engine_cache.empty()) {
             const bool widen = provider == Provider::cpu && stage.precision == "fp16";
             open_graph(bundle.file(stage.file), widen,
-                       session_options(provider, options, tensorrt));
+                       session_options(provider, options, tensorrt, stage));
             return;
         }
 
@@ -316,7 +336,7 @@ Session::Session(const Bundle &bundle, const Stage &stage, Provider provider,
         const ContextModel context(options.engine_cache, stage, built_for);
         if (context.is_whole()) {
             try {
-                open(context.path(), session_options(provider, options, tensorrt));
+                open(context.path(), session_options(provider, options, tensorrt, stage));
                 context_ = "read";
                 return;
             } catch (const std::exception &) {
@@ -326,7 +346,7 @@ Session::Session(const Bundle &bundle, const Stage &stage, Provider provider,
         }
 
         context.discard();
-        Ort::SessionOptions writing = session_options(provider, options, tensorrt);
+        Ort::SessionOptions writing = session_options(provider, options, tensorrt, stage);
         writing.AddConfigEntry("ep.context_enable", "1");
         writing.AddConfigEntry("ep.context_file_path", context.path().c_str());
         // the engine inside the file, whose hash is kept

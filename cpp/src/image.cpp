@@ -6,7 +6,8 @@
 #include <cmath>
 #include <cstring>
 #include <map>
-#include <utility>
+#include <string>
+#include <tuple>
 
 namespace libris {
 namespace {
@@ -20,9 +21,20 @@ struct Window {
     std::vector<int32_t> weight;
 };
 
-std::vector<Window> windows(int source, int target) {
+// Pillow's filters at a distance of so many source pixels, or target pixels where an image shrinks.
+double weight_at(double distance, Interpolation filter) {
+    if (filter == Interpolation::bilinear) return distance < 1 ? 1 - distance : 0;
+    constexpr double a = -0.5;
+    if (distance < 1) return ((a + 2) * distance - (a + 3)) * distance * distance + 1;
+    if (distance < 2) return (((distance - 5) * distance + 8) * distance - 4) * a;
+    return 0;
+}
+
+std::vector<Window> windows(int source, int target, Interpolation filter) {
     const double scale = static_cast<double>(source) / target;
-    const double support = std::max(scale, 1.0);  // the triangle's half width in source pixels
+    const double step = std::max(scale, 1.0);
+    const double reach = filter == Interpolation::bicubic ? 2 : 1;
+    const double support = reach * step;  // the filter's half width in source pixels
     std::vector<Window> all;
     all.reserve(static_cast<size_t>(target));
     std::vector<double> exact;
@@ -33,14 +45,13 @@ std::vector<Window> windows(int source, int target) {
         exact.clear();
         double sum = 0;
         for (int x = first; x < last; ++x) {
-            const double distance = std::abs((x - centre + 0.5) * (1.0 / support));
-            exact.push_back(distance < 1 ? 1 - distance : 0);
+            exact.push_back(weight_at(std::abs((x - centre + 0.5) * (1.0 / step)), filter));
             sum += exact.back();
         }
         Window window{first, {}};
         for (const double weight : exact) {
-            window.weight.push_back(
-                static_cast<int32_t>(0.5 + (sum != 0 ? weight / sum : weight) * (1 << kBits)));
+            const double share = (sum != 0 ? weight / sum : weight) * (1 << kBits);
+            window.weight.push_back(static_cast<int32_t>(share + (share < 0 ? -0.5 : 0.5)));
         }
         all.push_back(std::move(window));
     }
@@ -134,12 +145,37 @@ std::vector<float> sampled(const Image &levels, const HostImage &wanted) {
     return planes;
 }
 
+// The middle square of levels.
+Levels middle(const Levels &levels, Size whole, int side) {
+    const size_t row = kChannels * static_cast<size_t>(whole.width);
+    const size_t part = kChannels * static_cast<size_t>(side);
+    const size_t top = static_cast<size_t>((whole.height - side) / 2);
+    const size_t left = kChannels * static_cast<size_t>((whole.width - side) / 2);
+    Levels found(static_cast<size_t>(side) * part);
+    for (size_t y = 0; y < static_cast<size_t>(side); ++y) {
+        std::memcpy(&found[y * part], &levels[(top + y) * row + left], part);
+    }
+    return found;
+}
+
+// The picture's levels as one of the host's images has them.
+Levels fitted(const Image &image, const HostImage &one) {
+    const Size picture{image.height, image.width};
+    if (!one.is_crop()) {
+        const Size size = one.fitted(picture);
+        return resize_pillow(image, size.width, size.height, one.filter);
+    }
+    const Size whole = covering_size(picture, one.size);
+    return middle(resize_pillow(image, whole.width, whole.height, one.filter), whole, one.size);
+}
+
 }  // namespace
 
-std::vector<uint8_t> resize_pillow(const Image &image, int width, int height) {
+std::vector<uint8_t> resize_pillow(const Image &image, int width, int height,
+                                   Interpolation filter) {
     const size_t out_stride = kChannels * static_cast<size_t>(width);
-    const std::vector<Window> columns = windows(image.width, width);
-    const std::vector<Window> rows = windows(image.height, height);
+    const std::vector<Window> columns = windows(image.width, width, filter);
+    const std::vector<Window> rows = windows(image.height, height, filter);
     std::vector<uint8_t> out(static_cast<size_t>(height) * out_stride);
     const auto source_row = [&](size_t row) { return image.rgb + row * image.stride; };
 
@@ -191,11 +227,11 @@ std::vector<uint8_t> resize_pillow(const Image &image, int width, int height) {
 
 std::vector<std::vector<float>> prepare_images(const Image &image,
                                                const std::vector<HostImage> &wanted) {
-    std::map<std::pair<int, int>, Levels> resizes;  // of the picture, by height and width
+    using Way = std::tuple<std::string, int, Interpolation>;
+    std::map<Way, Levels> resizes;  // of the picture
     const auto levels_of = [&](const HostImage &one) -> const Levels & {
-        const Size size = one.fitted({image.height, image.width});
-        const auto [found, is_new] = resizes.insert({{size.height, size.width}, {}});
-        if (is_new) found->second = resize_pillow(image, size.width, size.height);
+        const auto [found, is_new] = resizes.insert({{one.fit, one.size, one.filter}, {}});
+        if (is_new) found->second = fitted(image, one);
         return found->second;
     };
     std::vector<std::vector<float>> images;

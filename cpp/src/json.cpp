@@ -67,6 +67,11 @@ Stage stage(const Fields &fields) {
     stage.sha256 = fields.hashes("sha256");
     stage.inputs = tensors(fields, "inputs", true);
     stage.outputs = tensors(fields, "outputs", false);
+    if (fields.has("weights") && !fields.get("weights").is_null()) {
+        const Fields weights = fields.object("weights");
+        stage.weights = weights.word("format", {"int8", "int4"});
+        stage.narrow_weights = weights.count("elements");
+    }
     if (fields.has("operations") && !fields.get("operations").is_null()) {
         const Fields operations = fields.object("operations");
         stage.operations =
@@ -130,10 +135,19 @@ Host host(const Fields &fields, std::vector<std::string> &problems) {
                  text.whole("pad_id", 0, std::numeric_limits<int>::max()),
                  text.name("ids"),
                  text.name_or_null("mask"),
-                 -1};
+                 -1,
+                 {},
+                 ""};
     if (text.has("end_id") && !text.get("end_id").is_null()) {
         host.text.end_id = text.whole("end_id", 0, std::numeric_limits<int>::max());
     }
+    if (text.has("forms")) {
+        for (const auto &[name, entry] : text.objects("forms", true)) {
+            host.text.forms[name] = {entry.text("before"), entry.text("behind"),
+                                     entry.boolean("lower")};
+        }
+    }
+    if (text.has("form")) host.text.form = text.name_or_null("form");
     host.image_index = fields.name_or_null("image_index");
     const json &categories = fields.get("categories");
     if (!categories.is_null()) {
@@ -247,6 +261,8 @@ std::string info_json(const Bundle &bundle, const Info &info) {
         graph = {{"precision", manifest.stages[i].precision}, {"provider", info.providers[i]}};
         if (!info.contexts[i].empty()) graph["ep_context"] = info.contexts[i];
     }
+    json forms = json::array();
+    for (const auto &[name, form] : manifest.host.text.forms) forms.push_back(name);
     const json all = {{"libris", ris_version()},
                       {"onnxruntime", info.onnxruntime},
                       {"bundle", bundle.path},
@@ -262,6 +278,7 @@ std::string info_json(const Bundle &bundle, const Info &info) {
                       {"mask_logits", {info.mask_size, info.mask_size}},
                       {"no_target", !manifest.no_target_logits.empty()},
                       {"draws", !manifest.host.drawn.empty()},
+                      {"forms", forms},
                       {"categories", info.categories}};
     return all.dump(2, ' ', false, json::error_handler_t::replace);
 }

@@ -1,10 +1,15 @@
 #include "masks.h"
 
+#include "error.h"
+
 #include <algorithm>
 #include <cmath>
+#include <string>
 
 namespace libris {
 namespace {
+
+constexpr int kMostSides = 100;  // of a picture whose middle is cut out, as in Python
 
 double sigmoid(float logit) { return 1 / (1 + std::exp(-static_cast<double>(logit))); }
 
@@ -97,6 +102,19 @@ Size letterbox_size(Size picture, int side) {
     const double scale = static_cast<double>(side) / std::max(picture.height, picture.width);
     return {std::max(static_cast<int>(picture.height * scale + 0.5), 1),
             std::max(static_cast<int>(picture.width * scale + 0.5), 1)};
+}
+
+Size covering_size(Size picture, int side) {
+    const auto [height, width] = picture;
+    if (int64_t{std::max(height, width)} > int64_t{kMostSides} * std::min(height, width)) {
+        throw Error(RIS_ERROR_IMAGE,
+                    "the picture has " + std::to_string(width) + "x" + std::to_string(height) +
+                        " pixels; this model takes none that is more than " +
+                        std::to_string(kMostSides) + " times as long as it is wide");
+    }
+    const double all = static_cast<double>(side);
+    if (width <= height) return {static_cast<int>(all * height / width), side};
+    return {side, static_cast<int>(all * width / height)};
 }
 
 std::vector<uint8_t> mask_from_logits(const float *logits, int h, int w, Size picture,

@@ -25,6 +25,10 @@ struct Size {
 };
 Size letterbox_size(Size picture, int side);
 
+// Those of a picture around a square, whose shortest side becomes `side`; the other one is rounded
+// down. Throws Error where one side is more than a hundred times the other.
+Size covering_size(Size picture, int side);
+
 // Logits [h, w] -> bytes [picture.height, picture.width], 1 in the mask.
 std::vector<uint8_t> mask_from_logits(const float *logits, int h, int w, Size picture,
                                       const MaskRule &rule);

@@ -46,6 +46,7 @@ struct Question {
     double no_target_threshold;
     std::optional<int> seed;
     int draws;
+    std::string form;  // that the expressions stand in; "": the model's own choice
 };
 
 // An image's values that questions take. They are in memory of their own: a process that was forked
@@ -69,7 +70,10 @@ public:
     const std::string &info() const { return info_; }
     int max_tokens() const { return text().max_tokens; }
     int32_t pad_id() const { return text().pad_id; }
-    Tokens tokenize(std::string_view expression) const { return (*tokenizer_)(expression); }
+    // form: a name, or "" for the model's own choice.
+    Tokens tokenize(std::string_view expression, const std::string &form) const {
+        return (*tokenizer_)(expression, text().form_named(form));
+    }
 
     // `row`: token ids, padded or not. Throws Error where the model has no such ids.
     Tokens tokens_of(const int32_t *row, size_t length) const;

@@ -222,7 +222,8 @@ Question question_of(const ris_ask_options *given, size_t count) {
     require_range(found.use_seed, 0, 1, "options.use_seed");
     require_range(found.seed, 0, INT32_MAX, "options.seed");
     require_range(found.reserved, 0, 0, "options.reserved");
-    Question question{{}, {}, found.no_target_threshold, std::nullopt, found.draws};
+    Question question{{}, {}, found.no_target_threshold, std::nullopt, found.draws, ""};
+    if (found.form != nullptr) question.form = found.form;
     if (found.use_seed != 0) question.seed = found.seed;
     for (size_t i = 0; found.categories != nullptr && i < count; ++i) {
         question.categories.emplace_back(&require(found.categories[i], "a category"));
@@ -275,12 +276,18 @@ ris_status ris_info(const ris_model *model, const char **json) {
 
 ris_status ris_tokenize(const ris_model *model, const char *expression, int32_t *ids,
                         size_t capacity, size_t *count) {
+    return ris_tokenize_form(model, expression, nullptr, ids, capacity, count);
+}
+
+ris_status ris_tokenize_form(const ris_model *model, const char *expression, const char *form,
+                             int32_t *ids, size_t capacity, size_t *count) {
     return guarded([&] {
         const auto opened = models().get(model);
         const size_t length = static_cast<size_t>(opened->max_tokens());
         require(count, "count") = length;
         require(ids, "ids");
-        const Tokens tokens = opened->tokenize(&require(expression, "expression"));
+        const Tokens tokens =
+            opened->tokenize(&require(expression, "expression"), form == nullptr ? "" : form);
         if (capacity < length) {
             throw Error(RIS_ERROR_ARGUMENT, "capacity is " + std::to_string(capacity) +
                                                 ", the model reads " + std::to_string(length) +
@@ -323,7 +330,7 @@ ris_status ris_ask(const ris_scene *scene, const char *const *expressions, size_
         for (size_t i = 0; i < count; ++i) {
             const char *const expression = &require(expressions[i], "an expression");
             try {
-                question.expressions.push_back(model->tokenize(expression));
+                question.expressions.push_back(model->tokenize(expression, question.form));
             } catch (const Error &error) {
                 if (count == 1) throw;
                 throw Error(error.status,
@@ -343,6 +350,10 @@ ris_status ris_ask_tokens(const ris_scene *scene, const int32_t *ids, size_t cou
         require_range(static_cast<int64_t>(std::min<size_t>(length, INT32_MAX)), 1,
                       model->max_tokens(), "length");
         Question question = question_of(options, count);
+        if (!question.form.empty()) {
+            throw Error(RIS_ERROR_ARGUMENT, "token ids are a whole question; leave the form " +
+                                                quoted(question.form) + " out");
+        }
         for (size_t i = 0; i < count; ++i) {
             question.expressions.push_back(model->tokens_of(ids + i * length, length));
         }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <utility>
 
 namespace libris {
 namespace {
@@ -34,14 +35,9 @@ struct MakeSubwords {
     auto operator()(const BpeFile &file) const { return byte_pairs(file, path); }
 };
 
-std::string stripped(std::string_view text) {
-    while (!text.empty() && is_blank(static_cast<unsigned char>(text.front()))) {
-        text.remove_prefix(1);
-    }
-    while (!text.empty() && is_blank(static_cast<unsigned char>(text.back()))) {
-        text.remove_suffix(1);
-    }
-    return std::string(text);
+std::string asked(std::string_view expression, const Form &form) {
+    const std::string words = stripped(expression);
+    return form.before + (form.lower ? lower_cased(words) : words) + form.behind;
 }
 
 }  // namespace
@@ -67,7 +63,7 @@ Tokenizer::Tokenizer(const TokenizerFile &file, const std::string &path, int max
     }
 }
 
-Tokens Tokenizer::operator()(std::string_view expression) const {
+Tokens Tokenizer::operator()(std::string_view expression, const Form *form) const {
     const Characters text = characters_of(expression);
     const bool blank =
         std::all_of(text.begin(), text.end(), [](const Character &c) { return is_blank(c.code); });
@@ -82,7 +78,9 @@ Tokens Tokenizer::operator()(std::string_view expression) const {
                                               std::to_string(max_tokens_) + " tokens)");
     }
 
-    std::vector<Token> tokens = tokens_of(expression, text);
+    const std::string question = form == nullptr ? "" : asked(expression, *form);
+    std::vector<Token> tokens = form == nullptr ? tokens_of(expression, text)
+                                                : tokens_of(question, characters_of(question));
     refuse_own_tokens(expression, tokens);
     if (tokens.empty()) {
         throw Error(RIS_ERROR_EXPRESSION,
@@ -92,6 +90,21 @@ Tokens Tokenizer::operator()(std::string_view expression) const {
     std::transform(before_.begin(), before_.end(), std::inserter(tokens, tokens.begin()), around);
     std::transform(after_.begin(), after_.end(), std::back_inserter(tokens), around);
 
+    if (form != nullptr && tokens.size() > static_cast<size_t>(max_tokens_)) {
+        throw Error(RIS_ERROR_EXPRESSION,
+                    "the expression " + quoted(std::string(expression)) +
+                        " is too long: its question has " + std::to_string(tokens.size()) +
+                        " tokens, and the model reads " + std::to_string(max_tokens_) +
+                        "; say it in fewer words");
+    }
+    if (form == nullptr) return cut(expression, std::move(tokens));
+    Tokens result;  // a form's own words are known, and its end is never cut off
+    for (const Token &token : tokens) result.ids.push_back(token.id);
+    return result;
+}
+
+// The ids that the model reads, and what its user should know about the others.
+Tokens Tokenizer::cut(std::string_view expression, std::vector<Token> tokens) const {
     Tokens result;
     const size_t most = static_cast<size_t>(max_tokens_);
     const bool is_cut = tokens.size() > most, is_ended = is_cut && end_id_ >= 0;

@@ -1,6 +1,7 @@
 // Expressions to token ids, as a bundle's tokenizer.json says.
 #pragma once
 
+#include "bundle.h"
 #include "subwords.h"
 
 #include <map>
@@ -26,9 +27,10 @@ public:
     Tokenizer(const Tokenizer &) = delete;
     Tokenizer &operator=(const Tokenizer &) = delete;
 
-    // Throws Error for an expression that is empty, too long, not UTF-8, or has a token in it that
-    // only the model's own texts have.
-    Tokens operator()(std::string_view expression) const;
+    // form: what the expression stands in, null where it is asked as it is. Throws Error for an
+    // expression that is empty, too long, not UTF-8, or has a token in it that only the model's own
+    // texts have.
+    Tokens operator()(std::string_view expression, const Form *form = nullptr) const;
 
     int32_t largest_id() const { return largest_id_; }
 
@@ -42,6 +44,7 @@ private:
     const AddedToken *added_at(std::string_view rest) const;
     std::vector<Place> places_of_added(std::string_view expression, const Characters &text) const;
     std::vector<Token> tokens_of(std::string_view expression, const Characters &text) const;
+    Tokens cut(std::string_view expression, std::vector<Token> tokens) const;
     void refuse_own_tokens(std::string_view expression, const std::vector<Token> &tokens) const;
 
     std::unique_ptr<Subwords> subwords_;

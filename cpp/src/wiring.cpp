@@ -56,6 +56,7 @@ public:
         find_names();
         find_images();
         if (found_.size() > before) return found_;  // what follows would say it again
+        find_forms();
         find_resizes();
         std::set<std::string> ran{""};  // the host
         for (const Stage &stage : manifest_.stages) find_stage(stage, ran);
@@ -179,16 +180,26 @@ private:
                 tell(place + "of " + quoted(image.of) + ", which is no image of the host");
             } else if (!is_first && !of->is_of_picture()) {
                 tell(place + "of " + quoted(image.of) + ", which is not made of the picture");
-            } else if (!is_first && of->is_letterbox()) {
-                tell(place + "of " + quoted(image.of) + ", which is a letterbox and no square");
+            } else if (!is_first && of->fit != "square") {
+                tell(place + "of " + quoted(image.of) + ", which is a " + of->fit +
+                     " and no square");
             } else if (!is_first && !of->antialias) {
                 tell(place + "of " + quoted(image.of) + ", which has no 8-bit levels");
-            } else if (is_first && image.antialias ? image.fit == "crop" || is_cubic
+            } else if (is_first && image.antialias ? image.is_crop() != is_cubic
                                                    : image.fit != "square" || image.antialias) {
                 tell(place + "in a way that this version does not have: of " + quoted(image.of) +
                      ", fit " + image.fit + (is_cubic ? ", bicubic, " : ", bilinear, ") +
                      (image.antialias ? "with" : "without") + " antialias");
             }
+        }
+    }
+
+    void find_forms() {
+        const Text &text = manifest_.host.text;
+        if (text.form.empty() && !text.forms.empty()) {
+            tell("host.text.form is null, and host.text.forms has some");
+        } else if (!text.form.empty() && text.forms.count(text.form) == 0) {
+            tell("host.text.form is " + quoted(text.form) + ", which is none of host.text.forms");
         }
     }
 

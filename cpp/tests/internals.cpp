@@ -30,8 +30,9 @@ EXPORT void test_resize_maps(const float *in, size_t maps, int h, int w, int hei
 }
 
 EXPORT void test_resize_pillow(const uint8_t *rgb, int w, int h, size_t stride, int width,
-                               int height, uint8_t *out) {
-    const std::vector<uint8_t> resized = resize_pillow({rgb, w, h, stride}, width, height);
+                               int height, int bicubic, uint8_t *out) {
+    const auto filter = bicubic != 0 ? Interpolation::bicubic : Interpolation::bilinear;
+    const std::vector<uint8_t> resized = resize_pillow({rgb, w, h, stride}, width, height, filter);
     std::copy(resized.begin(), resized.end(), out);
 }
 
@@ -147,6 +148,11 @@ EXPORT void test_user_key(char *hex) {
 }
 
 // The folders for the key, a line each.
+// The lower-cased text without the blanks around it, as bytes that end with a 0.
+EXPORT void test_lower(const char *text, char *out, size_t room) {
+    std::strncpy(out, lower_cased(stripped(text)).c_str(), room - 1);
+}
+
 EXPORT void test_state_folders(char *lines, size_t room) {
     std::string all;
     for (const std::string &folder : state_folders()) all += folder + "\n";

@@ -77,6 +77,13 @@ def emptied(figures: Figures) -> Counted:
     return Counted(kept.intersection, union, iou)
 
 
+def nothing_is_right(figures: Figures) -> Counted:
+    """LISA: 1e-5 is added to the union, and IoU is 1 where there is no pixel at all."""
+    union = figures.union
+    iou = np.where(union == 0, 1.0, figures.intersection / (union + 1e-5))
+    return Counted(figures.intersection, union, iou)
+
+
 def _overall(counted: Counted) -> float:
     """The sum of intersections over that of unions, in percent."""
     intersection, union = counted.sums
@@ -122,6 +129,17 @@ def cgformer_metrics(figures: Figures) -> Metrics:
     for limit in LIMITS:
         hits = (counted.iou > float(np.float32(limit))).astype(np.float32)
         found[f"Pr@{round(limit * 100)}"] = 100 * _mean(hits)
+    return found | _counts(counted)
+
+
+def lisa_metrics(figures: Figures) -> Metrics:
+    """cIoU and gIoU in percent, each with something added to what it is divided by."""
+    counted = nothing_is_right(figures)
+    intersection, union = counted.sums
+    found = {
+        "gIoU": 100 * float(counted.iou.sum()) / (len(counted.iou) + 1e-5),
+        "cIoU": 100 * intersection / (union + 1e-10),
+    }
     return found | _counts(counted)
 
 

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ris.evaluation.protocols.truths import Mask, nearest
+from ris.evaluation.protocols.truths import OWN, Mask, Side, nearest
 from ris.runtime.masks import PLAIN, MaskRule, mask_from_logits, resize_logits
 
 Floats = NDArray[np.float32]
@@ -27,17 +27,17 @@ INSIDE, OUTSIDE = 4.0, -6.0
 """The logits that a mask stands for where CGFormer's evaluator wants logits."""
 
 
-def from_logits(
-    logits: Floats, side: int | None, size: tuple[int, int], rule: MaskRule = PLAIN
-) -> Mask:
+def from_logits(logits: Floats, side: Side, size: tuple[int, int], rule: MaskRule = PLAIN) -> Mask:
     """A model's mask at the size of an evaluator.
 
     Args:
         logits: float32 [m, n], of the picture alone.
-        side: The side of the evaluator's square; None for CGFormer's, the image's own size.
+        side: Where the evaluator compares.
         size: The image's (height, width).
         rule: The model's own way from logits to a mask, without a letterbox.
     """
+    if side == OWN:
+        return mask_from_logits(logits, *size, rule)
     if side is not None:
         return mask_from_logits(logits, side, side, rule)
     square = resize_logits(logits, CGFORMER_SIDE, CGFORMER_SIDE, rule)
@@ -54,21 +54,21 @@ def _logit(rule: MaskRule) -> float:
     return math.log(share / (1 - share))
 
 
-def from_mask(mask: Mask, side: int | None, size: tuple[int, int]) -> Mask:
+def from_mask(mask: Mask, side: Side, size: tuple[int, int]) -> Mask:
     """A mask of some size at the size of an evaluator.
 
-    One that has that size already stays as it is. For a square it is resized by nearest neighbour;
-    for the image's own size it stands for logits, which are resized as CGFormer does.
+    One that has that size already stays as it is. It is resized by nearest neighbour; for CGFormer
+    it stands for logits, which are resized as that does.
 
     Args:
         mask: bool [h, w].
         side: As in `from_logits`.
         size: The image's (height, width).
     """
-    wanted = size if side is None else (side, side)
+    wanted = (side, side) if isinstance(side, int) else size
     if mask.shape == wanted:
         return mask
     if side is not None:
-        return nearest(mask, side)
+        return nearest(mask, wanted)
     logits = np.where(mask, np.float32(INSIDE), np.float32(OUTSIDE))
     return mask_from_logits(logits, *size, CGFORMER_RULE)

@@ -184,6 +184,11 @@ def sent(sentence: Any) -> str:
     return str(sentence["sent"]).strip()
 
 
+def lower_sent(sentence: Any) -> str:
+    """The same in lower case, whatever the file has."""
+    return sent(sentence).lower()
+
+
 # --- what the loaders stop at or drop, one rule a function ---
 
 
@@ -261,10 +266,16 @@ def unreadable_layers(reference: Any, files: ReferFiles) -> str | None:
     return None
 
 
+def unreadable_layers_if_any(reference: Any, files: ReferFiles) -> str | None:
+    """The same, where an object without an outline has no pixels."""
+    outlines = (files.annotations[number].get("segmentation") for number in meant(reference))
+    return unreadable_layers(reference, files) if all(outlines) else None
+
+
 def not_numbers(reference: Any, files: ReferFiles) -> str | None:
     """A polygon with a coordinate that is no finite number, or millions of pixels away."""
     for number in meant(reference):
-        outline = files.annotations[number]["segmentation"]
+        outline = files.annotations[number].get("segmentation")
         polygons = outline if isinstance(outline, list) else []
         said = unusable([polygon for polygon in polygons if isinstance(polygon, list)])
         if said is not None:

@@ -12,7 +12,7 @@ from ris.evaluation.protocols import counting, questions
 from ris.evaluation.protocols.counting import Count, Metrics, Sum
 from ris.evaluation.protocols.printed import cgformer_lines, dmmi_lines, lavt_lines, plain_lines
 from ris.evaluation.protocols.questions import Asking, Fault
-from ris.evaluation.protocols.truths import OwnSize, Scaled, Truth
+from ris.evaluation.protocols.truths import OWN, OwnSize, Scaled, Truth
 
 REFCOCO = ("refcoco", "refcoco+", "refcocog")
 """The data sets with one object a reference."""
@@ -148,6 +148,22 @@ _CGFORMER = Rules(
     metrics=counting.cgformer_metrics,
     lines=cgformer_lines,
 )
+_LISA = Rules(
+    _always(
+        Asking(
+            questions.lower_sent,
+            (
+                questions.unknown_annotation,
+                questions.unreadable_layers_if_any,
+                questions.not_numbers,
+            ),
+        )
+    ),
+    OwnSize(OWN, overlap=False),
+    refusals=False,
+    count=counting.nothing_is_right,
+    metrics=counting.lisa_metrics,
+)
 
 
 def _rela(asking: Callable[[str], Asking]) -> Rules:
@@ -188,6 +204,7 @@ PROTOCOLS: dict[str, Protocol] = {
             dict.fromkeys(REFCOCO, _DMMI) | {"ref-zom": _DMMI_ZOM},
         ),
         Protocol("cgformer", "CGFormer's engine.py", dict.fromkeys(REFCOCO, _CGFORMER)),
+        Protocol("lisa", "LISA's train_ds.py", dict.fromkeys(REFCOCO, _LISA)),
     )
 }
 """Name, as `--protocol` takes it -> the evaluator."""

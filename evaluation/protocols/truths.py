@@ -6,7 +6,7 @@ Layers are decoded by pycocotools, squares are resized by Pillow, as the authors
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,19 @@ Mask = NDArray[np.bool_]
 """bool [H, W]."""
 
 
+OWN: Final = "own"
+"""The image's own size, with the mask as the model's released code makes it."""
+
+Side: TypeAlias = int | Literal["own"] | None
+"""Where masks are compared: in a square of that side; `OWN`; None: at the image's own size, as
+CGFormer's evaluator makes a mask of a model's logits."""
+
+
 class Truth(Protocol):
     """How one evaluator makes the truth of a question."""
 
-    side: int | None
-    """The side of the square in which masks are compared; None: the image's own size."""
+    side: Side
+    """Where masks are compared."""
 
     def __call__(self, question: Question, files: ReferFiles) -> Mask:
         """The mask, bool [H, W], at the size at which the evaluator compares."""
@@ -36,11 +44,11 @@ class OwnSize:
     """Layers at the image's own size, and then maybe a square by nearest neighbour.
 
     Args:
-        side: The side of the square; None: the image's own size.
+        side: The side of the square; None or `OWN`: the image's own size.
         overlap: Whether a pixel of two layers is object; else it is background.
     """
 
-    def __init__(self, side: int | None, overlap: bool) -> None:
+    def __init__(self, side: Side, overlap: bool) -> None:
         self.side, self.overlap = side, overlap
 
     def __call__(self, question: Question, files: ReferFiles) -> Mask:
@@ -49,11 +57,14 @@ class OwnSize:
         height, width = int(image["height"]), int(image["width"])
         total = np.zeros((height, width), np.uint8, order="F")
         for number in question.annotations:
-            layers = _layers(files.annotations[number]["segmentation"], height, width)
+            outline = files.annotations[number].get("segmentation")
+            if not outline:
+                continue  # an evaluator that asks for such an object has an empty truth
+            layers = _layers(outline, height, width)
             for i in range(layers.shape[-1]):
                 total += layers[..., i]
         mask: Mask = total > 0 if self.overlap else total == 1
-        return mask if self.side is None else nearest(mask, self.side)
+        return nearest(mask, self.side) if isinstance(self.side, int) else mask
 
 
 class Scaled:
@@ -64,7 +75,7 @@ class Scaled:
     """
 
     def __init__(self, side: int) -> None:
-        self.side: int | None = side
+        self.side: Side = side
         self._square = side
 
     def __call__(self, question: Question, files: ReferFiles) -> Mask:
@@ -97,15 +108,16 @@ def decode(codes: Sequence[Any]) -> NDArray[np.uint8]:
     return found
 
 
-def nearest(mask: Mask, side: int) -> Mask:
-    """The mask as a square, by Pillow's nearest neighbour.
+def nearest(mask: Mask, wanted: int | tuple[int, int]) -> Mask:
+    """The mask as a square, or at a (height, width), by Pillow's nearest neighbour.
 
     pycocotools' masks have their columns in a row: such a mask is resized lying on its side, where
     Pillow reads it as it is.
     """
+    height, width = (wanted, wanted) if isinstance(wanted, int) else wanted
     lying = mask.flags.f_contiguous and not mask.flags.c_contiguous
     levels = np.ascontiguousarray(mask.T if lying else mask).view(np.uint8)
-    square = np.asarray(
-        Image.fromarray(levels).resize((side, side), Image.Resampling.NEAREST)
-    ).view(np.bool_)
-    return square.T if lying else square
+    size = (height, width) if lying else (width, height)  # Pillow's order is the other one
+    resized = np.asarray(Image.fromarray(levels).resize(size, Image.Resampling.NEAREST))
+    found = resized.view(np.bool_)
+    return found.T if lying else found

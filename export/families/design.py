@@ -74,6 +74,16 @@ class StageDesign:
     int8_by_default: bool = False
     """Whether it is quantised where the user names no graph."""
 
+    narrow_weights: bool = False
+    """Whether its matrices are stored in fewer bits where that is asked for and no graph is named.
+
+    It is for graphs whose time goes into reading their weights: large ones, and few rows.
+    """
+
+    shared_weights: str | None = None
+    """The name of the file that its weights lie in with those of other stages that name it; what
+    two of them have is there once. None: a file of its own."""
+
     thresholded: Mapping[str, float] = field(default_factory=dict)
     """The outputs that lie behind a threshold, as of an attention mask, each with the relative
     error that a step there may make."""

@@ -28,17 +28,25 @@ class SamMasks(nn.Module):
         self.positions = nn.Buffer(prompts.get_dense_pe())
 
     def forward(
-        self, image_embeddings: Tensor, sparse_prompt: Tensor, image_index: Tensor
+        self,
+        image_embeddings: Tensor,
+        sparse_prompt: Tensor,
+        image_index: Tensor | None = None,
     ) -> Tensor:
         """The masks of N expressions about B images, as logits [N, 1, 4s, 4s].
 
         Args:
             image_embeddings: SAM's embeddings [B, C, s, s].
             sparse_prompt: The sparse prompt [N, 1, C].
-            image_index: The image of each expression, int32 [N].
+            image_index: The image of each expression, int32 [N]. None: all are about one image.
         """
-        source = (image_embeddings + self.dense_prompt).index_select(0, image_index.long())
-        tokens = torch.cat([self.tokens.expand(sparse_prompt.shape[0], -1, -1), sparse_prompt], 1)
+        count = sparse_prompt.shape[0]
+        source = image_embeddings + self.dense_prompt
+        if image_index is None:
+            source = source.expand(count, -1, -1, -1)
+        else:
+            source = source.index_select(0, image_index.long())
+        tokens = torch.cat([self.tokens.expand(count, -1, -1), sparse_prompt], 1)
         tokens, image_tokens = self.transformer(source, self.positions, tokens)
         upscaled = self.upscale(image_tokens.transpose(1, 2).unflatten(2, source.shape[2:]))
         hyper = self.hypernetwork(tokens[:, 1:2])  # mask token 0 stands behind the IoU token

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -232,7 +232,7 @@ def load_model(
     """
     inspection = inspect(files, family, None, chosen, **options)
     inspection.require()
-    return build_model(inspection, **options), inspection
+    return build_model(inspection, (), **options), inspection
 
 
 def partial_weights(
@@ -259,19 +259,27 @@ def partial_weights(
     return entries, tuple(note for note in notes if is_whole or "checkpoint has none" not in note)
 
 
-def build_model(inspection: Inspection, **options: bool) -> Any:
+def build_model(inspection: Inspection, without: Collection[str] = (), **options: bool) -> Any:
     """The model of an inspection whose keys fit; what the files may lack is zeros.
 
-    options: as of `inspect`. Raises CheckpointError as `Inspection.require_finite`.
+    Args:
+        inspection: The inspection.
+        without: The keys of weights that are not read; they stay on the meta device.
+        options: As of `inspect`.
+
+    Raises:
+        CheckpointError: As `Inspection.require_finite`.
     """
     inspection.require_finite()
     model = inspection.family.empty_model(inspection.config, **options).requires_grad_(False)
     state = {}
     for key, value in model.state_dict().items():
+        if key in without:
+            continue
         entry = inspection.entries.get(key)
         found = torch.zeros(value.shape) if entry is None else entry.read()
         state[key] = found.to(value.dtype)  # itself, but for integers of another size
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(state, assign=True, strict=not without)
     return model
 
 

@@ -16,6 +16,7 @@ from ris.reference.evfsam.beit3 import Beit3
 from ris.reference.evfsam.config import EvfsamConfig
 from ris.reference.evfsam.sam2_decoder import ImageMaps, Sam2
 from ris.reference.layers.encoders import build_sam
+from ris.reference.layers.sam_masks import masks_of_prompts
 
 FINER_MAPS = ("high_res_1", "high_res_0")
 """The names of SAM 2's two finer maps."""
@@ -103,20 +104,7 @@ class EvfsamModel(nn.Module):
         if self.config.version == "2":
             maps = ImageMaps(embeddings, *(encoded[name] for name in FINER_MAPS))
             return self.sam2.decode(maps, sparse_prompt).mask_logits
-        pairs = zip(embeddings.split(1), sparse_prompt.split(1), strict=True)
-        return torch.cat([self._sam_mask(one, its) for one, its in pairs])
-
-    def _sam_mask(self, embeddings: Tensor, sparse_prompt: Tensor) -> Tensor:
-        """SAM's decoder with single-mask output: one image's embeddings, one prompt."""
-        prompts = self.sam.prompt_encoder
-        masks, _ = self.sam.mask_decoder(
-            image_embeddings=embeddings,
-            image_pe=prompts.get_dense_pe(),
-            sparse_prompt_embeddings=sparse_prompt,
-            dense_prompt_embeddings=prompts.no_mask_embed.weight[..., None, None],
-            multimask_output=False,
-        )
-        return masks
+        return masks_of_prompts(self.sam, embeddings, sparse_prompt)
 
 
 def empty_model(config: EvfsamConfig) -> EvfsamModel:

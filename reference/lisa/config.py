@@ -100,7 +100,7 @@ class LisaConfig:
     """Hidden channels of the feed-forward layers of SAM's mask decoder."""
 
     max_tokens: int = 64
-    """Tokens of a question, from behind the picture up to the colon; longer ones are cut.
+    """Tokens of a question, from behind the picture up to the colon; longer ones are refused.
 
     Padding has no effect.
     """

@@ -206,7 +206,7 @@ class LlamaLayer(nn.Module):
         normed = self.input_layernorm(x)
         own = self.self_attn.keys_values(normed, rotary)
         queries = self.self_attn.queries(normed, rotary)
-        return self._behind(x, self.self_attn.read(queries, past, own, bias)), own
+        return self.behind(x, self.self_attn.read(queries, past, own, bias)), own
 
     def remember(self, x: Tensor, rotary: Rotary) -> KeysValues:
         """Keys and values of x [N, T, width] alone: all that the last layer has to keep."""
@@ -231,9 +231,9 @@ class LlamaLayer(nn.Module):
         own = self.self_attn.keys_values(normed, rotary)
         queries = self.self_attn.queries(pick(normed, rows), rotary.at(rows))
         seen = bias[rows][:, None, None]
-        return self._behind(pick(x, rows), self.self_attn.read(queries, past, own, seen))
+        return self.behind(pick(x, rows), self.self_attn.read(queries, past, own, seen))
 
-    def _behind(self, x: Tensor, attention: Tensor) -> Tensor:
+    def behind(self, x: Tensor, attention: Tensor) -> Tensor:
         """The states x with what attention and then the feed-forward part add."""
         x = x + attention
         return x + self.mlp(self.post_attention_layernorm(x))

@@ -16,6 +16,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from ris.reference.layers.encoders import build_clip, build_sam
+from ris.reference.layers.sam_masks import masks_of_prompts
 from ris.reference.lisa.config import LisaConfig
 from ris.reference.lisa.llama import Kept, Llama
 
@@ -75,6 +76,7 @@ class LisaModel(Llama):
         self.visual_model = build_sam(
             config.sam, config.prompt_width, config.decoder_heads, config.decoder_mlp_width
         )
+        self._kept_constant: Kept | None = None
 
     # --- parts by what they are, not by their keys in a checkpoint ---
 
@@ -112,12 +114,21 @@ class LisaModel(Llama):
         ids = torch.tensor([self.config.constant_ids], device=self.norm.weight.device)
         return self.remember(self.embed_tokens(ids))
 
+    def keep_constant_prefix(self) -> Kept:
+        """`constant_prefix`, which `read_picture` takes from here on, as a graph that holds it.
+
+        It then stays what it is where the weights are rounded later.
+        """
+        self._kept_constant = self.constant_prefix()
+        return self._kept_constant
+
     def read_picture(self, image_tokens: Tensor, constant: Kept | None = None) -> Kept:
         """What is kept of everything in front of the question.
 
-        image_tokens: [B, g*g, D]. constant: of `constant_prefix`; None computes it. Returns keys
-        and values [B, L, H, P, D/H].
+        image_tokens: [B, g*g, D]. constant: of `constant_prefix`; None for what is kept of it, or
+        computes it. Returns keys and values [B, L, H, P, D/H].
         """
+        constant = self._kept_constant if constant is None else constant
         before = self.constant_prefix() if constant is None else constant
         end = self.embed_tokens.weight[self.config.tokens.im_end]
         rows = torch.cat([image_tokens, end.expand(len(image_tokens), 1, -1)], 1)
@@ -148,21 +159,7 @@ class LisaModel(Llama):
         Embeddings [N, C, s, s], or one picture's for all; sparse prompt [N, 1, C] -> mask logits
         [N, 1, 4s, 4s].
         """
-        prompts = self.sam.prompt_encoder
-        grid = self.config.sam.grid
-        dense = prompts.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, grid, grid)
-        embeddings = image_embeddings.expand(len(sparse_prompt), -1, -1, -1)
-        masks = [
-            self.sam.mask_decoder(
-                image_embeddings=embeddings[i : i + 1],
-                image_pe=prompts.get_dense_pe(),
-                sparse_prompt_embeddings=sparse_prompt[i : i + 1],
-                dense_prompt_embeddings=dense,
-                multimask_output=False,
-            )[0]
-            for i in range(len(sparse_prompt))
-        ]
-        return torch.cat(masks)
+        return masks_of_prompts(self.sam, image_embeddings, sparse_prompt)
 
     # --- the whole ---
 

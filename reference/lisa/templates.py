@@ -16,6 +16,9 @@ Template = Literal["llava_v1", "llava_llama_2"]
 Form = Literal["phrase", "sentence"]
 """How an expression is asked: as a noun phrase, or as a sentence that stands by itself."""
 
+FORMS: tuple[Form, ...] = ("phrase", "sentence")
+"""The forms; the first is that of the referring sets, and of who names none."""
+
 
 @dataclass(frozen=True)
 class _Words:
@@ -42,9 +45,10 @@ _WORDS: dict[Template, _Words] = {
     ),
 }
 
-_FORMS: dict[Form, str] = {
-    "phrase": "What is {} in this image? Please output segmentation mask.",
-    "sentence": "{} Please output segmentation mask.",
+# in front of an expression and behind it
+_ASKED: dict[Form, tuple[str, str]] = {
+    "phrase": ("What is ", " in this image? Please output segmentation mask."),
+    "sentence": ("", " Please output segmentation mask."),
 }
 
 
@@ -99,9 +103,15 @@ def question_text(expression: str, form: Form, template: Template) -> str:
     A phrase is lower-cased, as the authors' evaluation does; a sentence is not. The text is
     tokenized by itself, without `<s>`.
     """
+    before, behind, lower = question_parts(form, template)
     words = expression.strip()
-    asked = _FORMS[form].format(words.lower() if form == "phrase" else words)
-    return f"{asked} {_WORDS[template].answer}"
+    return before + (words.lower() if lower else words) + behind
+
+
+def question_parts(form: Form, template: Template) -> tuple[str, str, bool]:
+    """What stands in front of an expression and behind it, and whether it is lower-cased."""
+    before, behind = _ASKED[form]
+    return before, f"{behind} {_WORDS[template].answer}", form == "phrase"
 
 
 def system_ids(template: Template, vocab_size: int) -> tuple[int, ...]:

@@ -10,16 +10,17 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
+from ris.reference.layers.letterbox import letterbox
 from ris.reference.lisa.llama import Kept
 from ris.reference.lisa.model import LisaModel
-from ris.reference.lisa.preprocess import clip_input, sam_input
+from ris.reference.lisa.preprocess import clip_input
 
 
 def prepare(model: LisaModel, rgb: np.ndarray) -> dict[str, Tensor]:
     """A picture, uint8 RGB [H, W, 3] -> `sam_image` [1, 3, S, S], `clip_image` [1, 3, c, c]."""
     config = model.config
     return {
-        "sam_image": sam_input(rgb, config.sam.image_size),
+        "sam_image": letterbox(rgb, config.sam.image_size),
         "clip_image": clip_input(rgb, config.clip.image_size),
     }
 

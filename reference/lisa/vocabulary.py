@@ -8,11 +8,13 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from ris.engines.errors import CheckpointError
-from ris.reference.bpe import bpe_from
+from ris.reference.bpe import bpe_from, bpe_tokenizer
 from ris.reference.lisa.config import LisaConfig
 from ris.reference.lisa.templates import system_text
+from ris.reference.sentencepiece_model import read_sentencepiece
 
 _STAND_IN = "tiny-lisa-tokenizer.model"  # 800 pieces of made-up sentences
+_ADDED = ("<im_patch>", "<im_start>", "<im_end>", "[SEG]")  # what the 7B's file adds, in its order
 
 
 def tokenizer_from(path: Path | None, config: LisaConfig) -> Tokenizer:
@@ -25,7 +27,9 @@ def tokenizer_from(path: Path | None, config: LisaConfig) -> Tokenizer:
     if path is None:
         file = resources.files("ris.reference").joinpath("data", _STAND_IN)
         with resources.as_file(file) as found:
-            return bpe_from(found, start=False)
+            pieces = read_sentencepiece(found)
+        added = {token: len(pieces.pieces) + i for i, token in enumerate(_ADDED)}
+        return bpe_tokenizer(pieces, added, start=False)
     tokenizer = bpe_from(path, start=False)
     if problems := _problems(tokenizer, config):
         raise CheckpointError(f"{path} does not fit the model: {'; '.join(problems)}")

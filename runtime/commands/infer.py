@@ -21,6 +21,7 @@ from ris.runtime.commands.console import (
     track,
 )
 from ris.runtime.commands.drawing import draw_options
+from ris.runtime.commands.forms import form_option
 from ris.runtime.commands.running import Running, running_options
 from ris.runtime.cost import once_an_image_words, operations_in
 from ris.runtime.drawn import Draws
@@ -91,6 +92,7 @@ from ris.runtime.segmentation import Segmentation
     show_default=True,
     help='Above this probability the answer is "no target" and the mask is empty.',
 )
+@form_option
 @draw_options
 @running_options
 @click.option(
@@ -149,6 +151,7 @@ def main(
     writer = ResultWriter(options.out, options.formats, images, options.simplify)
     with running.load(find_bundle(bundle), verify=not no_verify, build=not no_build) as model:
         options.draws.check(model.bundle.manifest.host.drawn)
+        model.bundle.manifest.host.text.form_named(options.form)  # raises for an unknown one
         if not model.trained:
             click.echo(
                 "Warning: this bundle has made-up weights; its masks mean nothing.", err=True
@@ -179,6 +182,9 @@ class Options:
 
     no_target_threshold: float
     """Above this probability the answer is "no target"."""
+
+    form: str | None
+    """The form that expressions are asked in; None for the model's own choice."""
 
     draws: Draws
     """The random numbers, for models that draw any."""
@@ -285,7 +291,9 @@ def _ask(
     """
     texts, names = request.expressions, request.categories
     threshold, step = options.no_target_threshold, model.max_expressions
-    answers = segment_each(scene, texts, names, threshold, step, draws=options.draws)
+    answers = segment_each(
+        scene, texts, names, threshold, step, draws=options.draws, form=options.form
+    )
     results = [answer for answer in answers if isinstance(answer, Segmentation)]
     for number, answer in enumerate(answers):
         if isinstance(answer, ExpressionError):
@@ -304,6 +312,8 @@ def _print(request: Request, result: Segmentation, verbose: bool) -> None:
         found = f"{result.mask.mean():.1%} of the image, score {result.score:.2f}"
     if result.no_target is not None:
         found += f", no-target probability {result.no_target:.2f}"
+    else:
+        found += ' (the model cannot tell "no target")'
     click.echo(f'{one_line(request.image)}: "{one_line(result.expression)}": {found}')
     for note in result.notes:
         click.echo(f"  note: {one_line(note)}", err=True)
@@ -316,7 +326,7 @@ def _say_what_runs(model: Model) -> None:
     """A line for each graph, and one on those that run once an image."""
     for stage, info in model.sessions.items():
         graph = model.bundle.manifest.graphs[stage]
-        computes = f" in {info.precision}" if info.precision else ""
+        computes = f" in {info.computes}" if info.computes else ""
         click.echo(
             f"{stage}: {graph.precision} graph on {info.engine} {info.version},"
             f" {info.device}{computes} ({info.where})",

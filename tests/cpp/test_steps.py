@@ -88,17 +88,19 @@ SIZES = [
 ]
 
 
+@pytest.mark.parametrize("bicubic", [False, True])
 @pytest.mark.parametrize("size", SIZES)
-def test_resampling_is_pillows(internals, size):
+def test_resampling_is_pillows(internals, size, bicubic):
     rgb = picture(np.random.default_rng(0), *size)
     padded = np.full((size[0], 3 * size[1] + 5), 99, np.uint8)
     padded[:, : 3 * size[1]] = rgb.reshape(size[0], -1)
+    method = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
     for square in (256, 1024):
-        want = np.asarray(Image.fromarray(rgb).resize((square, square), Image.Resampling.BILINEAR))
+        want = np.asarray(Image.fromarray(rgb).resize((square, square), method))
         out = np.empty_like(want)
         stride = ctypes.c_size_t(padded.strides[0])
         internals.test_resize_pillow(
-            pointer(padded), size[1], size[0], stride, square, square, pointer(out)
+            pointer(padded), size[1], size[0], stride, square, square, int(bicubic), pointer(out)
         )
         np.testing.assert_array_equal(out, want)
 
@@ -115,6 +117,22 @@ def test_letterboxes(internals, noisy_bundle):
     check_images(internals, noisy_bundle, wanted)
 
 
+def test_cropped_middles(internals, lisa_bundle):
+    wanted = open_bundle(lisa_bundle, verify=False).manifest.host.images
+    assert {image.fit for image in wanted.values()} == {"letterbox", "crop"}
+    sizes = [size for size in SIZES if max(size) <= 100 * min(size)]
+    check_images(internals, lisa_bundle, wanted, ("sam_image", "clip_image"), sizes)
+
+
+def test_words_are_stripped_and_lower_cased_as_pythons(internals):
+    texts = ["  Left MAN\u2003", "\x1cÉCOLE\xa0", "İstanbul", "ΟΔΟΣ ΣΟΦΙΑΣ", "ΑΣ.", "Σ", "ẞ ǅ Ⅷ"]
+    texts += ["A\u0345Σ", "ΑΣ'Α", "ΑΣ\u0301 b", "Ⴀ Ꭰ 𐐀"]
+    for text in texts:
+        out = ctypes.create_string_buffer(200)
+        internals.test_lower(text.encode(), out, ctypes.c_size_t(200))
+        assert out.value.decode() == text.strip().lower()
+
+
 def test_squares_of_the_picture_without_antialiasing(internals, noisy_bundle, tmp_path):
     manifest = json.loads((noisy_bundle / "manifest.json").read_text())
     own = manifest["host"]["images"]["view"]
@@ -126,9 +144,9 @@ def test_squares_of_the_picture_without_antialiasing(internals, noisy_bundle, tm
     check_images(internals, tmp_path, wanted)
 
 
-def check_images(internals, bundle, wanted, exact=("sam_image", "view")):
+def check_images(internals, bundle, wanted, exact=("sam_image", "view"), sizes=SIZES):
     """libris makes a bundle's images as Python does."""
-    for size in SIZES:
+    for size in sizes:
         rgb = picture(np.random.default_rng(1), *size)
         stride = ctypes.c_size_t(rgb.strides[0])
         for name, image in prepare_images(rgb, wanted).items():

@@ -130,6 +130,26 @@ def test_lisas_own_ids(internals, bpe, tmp_path):
         assert [*row[: len(case["ids"])]] == case["ids"], case["text"]
 
 
+def test_lisas_own_ids_around_added_tokens(internals, bpe, tmp_path):
+    """Also whole questions, in the two parts beside the picture; nothing is refused for once."""
+    model = read_sentencepiece(LISA / "tokenizer_small.model")
+    data = json.loads(bpe_tokenizer(model, ADDED, start=False).to_str())
+    for token in data["added_tokens"]:
+        token["special"] = False
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    cases = json.loads((LISA / "tokenizer_tests.json").read_text(encoding="utf-8"))
+    wanted = {case["text"]: case["ids"] for case in cases["added"] if case["text"].strip()}
+    for case in cases["template"]:
+        place = case["ids"].index(-200)
+        before, behind = case["string"].split("<image>")
+        wanted[before] = case["ids"][1:place]  # without the <s>
+        wanted[behind] = case["ids"][place + 1 :]
+    found = tokenize(internals, path, list(wanted))[0]
+    for (text, ids), row in zip(wanted.items(), found, strict=True):
+        assert [*row[: len(ids)]] == ids[:MAX_TOKENS], text
+
+
 def test_notes_are_those_of_python(internals, unigram, made_up):
     asked = ["left ☃ man 🐶🐱", "the " * 40 + "end", "left man", f"{SEMANTIC} ☃"]
     for path in (unigram[0] / "tokenizer.json", made_up):

@@ -27,7 +27,10 @@ PROTOCOLS = {
     "grefcoco": ("rela", "released"),
     "ref-zom": ("released", "dmmi"),
 }
-"""Data set -> who can count it."""
+"""Data set -> whose code counted the golden set."""
+
+COUNTS = {name: (*known, "lisa") if "lavt" in known else known for name, known in PROTOCOLS.items()}
+"""Data set -> who can count it; of LISA's evaluator nothing but the rules was at hand."""
 
 SPLITS = [
     *(f"refcoco/unc/{split}" for split in ("val", "testA", "testB")),
@@ -114,7 +117,7 @@ def test_the_product_finds_what_the_restatement_finds(made, where):
     done = CliRunner().invoke(main, ["score", *map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     product = json.loads(done.stdout)["protocols"]
-    assert sorted(product) == sorted(PROTOCOLS[data])
+    assert sorted(product) == sorted(COUNTS[data])
 
     right = {protocol: restate(made, protocol, where) for protocol in product}
     references = {p: {question[0] for question in right[p]["questions"]} for p in right}

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from stages import STAGES
 
 from ris.engines.temporary import temporary_folder, temporary_sibling
-from ris.export import bundle_writer
+from ris.export import graph_writer
 from ris.export.command import main
 from ris.export.families.dfam.prompts_and_masks import MaskDecoder
 from ris.runtime import bundle_folder, open_bundle
@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_the_old_bundle(here, tiny_bundle, monkeypatch):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(bundle_writer, "write_onnx", full)
+    monkeypatch.setattr(graph_writer, "write_onnx", full)
     done = export("--preset", "tiny", "--force")
     assert done.exit_code == 2
     assert "Error: ris-bundle: the disk is full; nothing was written" in done.output

@@ -17,6 +17,7 @@ from ris.runtime import BUILT_IN, BundleError, load, manifest, open_bundle
 from ris.runtime.manifest import FORMAT_VERSION, Resize, manifest_from_dict
 from ris.runtime.manifest_kinds import Taken
 from ris.runtime.manifest_source import ComponentFile, Published
+from ris.runtime.manifest_weights import StoredWeights
 from ris.runtime.parity import check_model, load_golden
 
 SCHEMA = json.loads((REPO / "runtime" / "manifest.schema.json").read_text())
@@ -60,6 +61,7 @@ def test_the_schema_and_the_reader_know_the_same_fields():
         manifest.Drawn: host["drawn"]["additionalProperties"],
         manifest.HostImage: definitions["image"],
         manifest.GraphEntry: definitions["stage"],
+        StoredWeights: definitions["stage"]["properties"]["weights"]["anyOf"][1],
         manifest.Answer: SCHEMA["properties"]["answer"],
         manifest.Source: source,
         ComponentFile: source["properties"]["components"]["items"],

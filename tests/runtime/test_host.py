@@ -12,11 +12,14 @@ from torch.nn import functional
 
 from conftest import GOLDEN
 from golden import inputs
+from golden.lisa.inputs import SIZES
+from ris.engines.errors import ImageError
 from ris.reference.dfam.config import PRESETS
 from ris.reference.dfam.preprocess import CLIP_MEAN, CLIP_STD, SAM_MEAN, SAM_STD
 from ris.reference.dfam.preprocess import prepare_image as reference_prepare
 from ris.runtime.bundle import open_bundle
-from ris.runtime.host import HostSide, fitted_size, prepare_images
+from ris.runtime.host import HostSide, prepare_images
+from ris.runtime.letterbox import covering_size, letterbox_size
 from ris.runtime.manifest import PICTURE, HostImage
 
 LARGE = HostImage(PICTURE, "square", 256, "bilinear", True, 255, SAM_MEAN, SAM_STD)
@@ -40,13 +43,36 @@ def test_a_letterbox_is_the_authors(number):
     golden = np.load(GOLDEN / "evfsam" / "module_preprocess.npz")
     size = tuple(int(n) for n in golden[f"size_{number}"])
     box = replace(LARGE, fit="letterbox", size=1024)
-    height, width = fitted_size(box, size)
+    height, width = letterbox_size(*size, 1024)
     assert [height, width] == golden[f"resize_shape_{number}"].tolist()
     rgb = inputs.image(0, *size)
     image = prepare_images(rgb, {"box": box})["box"]
     assert inputs.compare(golden, f"sam_input_{number}", image)["max"] < 1e-6
     assert not image[:, :, height:].any()
     assert not image[..., width:].any()
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_cropped_middle_is_the_authors(number):
+    golden = np.load(GOLDEN / "lisa" / "module_preprocess.npz")
+    crop = HostImage(PICTURE, "crop", 224, "bicubic", True, 1, CLIP_MEAN, CLIP_STD)
+    rgb = inputs.image(0, *SIZES[number])
+    for pixels in (rgb, Image.fromarray(rgb)):
+        image = prepare_images(pixels, {"crop": crop})["crop"]
+        assert inputs.compare(golden, f"clip_input_{number}", image)["max"] < 1e-6
+
+
+def test_a_cropped_middle_rounds_down_and_has_an_end():
+    assert covering_size(480, 640, 224) == (224, 298)
+    assert covering_size(640, 480, 224) == (298, 224)
+    assert covering_size(3, 3, 224) == (224, 224)
+    assert covering_size(1, 100, 224) == (224, 22400)
+    with pytest.raises(ImageError) as caught:
+        covering_size(1, 101, 224)
+    assert str(caught.value) == (
+        "the picture has 101x1 pixels; this model takes none that is more than 100 times as long"
+        " as it is wide"
+    )
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -65,13 +91,13 @@ def test_a_square_without_antialiasing_is_the_authors(number):
 
 def test_a_letterbox_of_a_picture_that_was_decoded_smaller_is_of_its_own_size():
     box = replace(LARGE, fit="letterbox")
-    assert fitted_size(box, (801, 1600)) == (128, 256)
-    assert fitted_size(box, (401, 800)) == (128, 256)
-    assert fitted_size(box, (803, 1600)) == (128, 256)
+    assert letterbox_size(801, 1600, 256) == (128, 256)
+    assert letterbox_size(401, 800, 256) == (128, 256)
+    assert letterbox_size(803, 1600, 256) == (128, 256)
     image = prepare_images(noise(101, 200), {"box": box}, (803, 1600))["box"]
     assert image[0, 0, 127].any()
     assert not image[0, 0, 128:].any()
-    assert fitted_size(box, (1, 5000)) == (1, 256)
+    assert letterbox_size(1, 5000, 256) == (1, 256)
 
 
 def test_an_image_does_not_depend_on_the_others():

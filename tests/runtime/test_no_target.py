@@ -117,7 +117,8 @@ def test_a_model_without_the_head(infer, tiny_category_bundle):
     options = ["--category", "person", "--no-target-threshold", "0"]
     done = infer("park.png", "left man", *options, *ALL_FORMATS, bundle=tiny_category_bundle)
     assert done.exit_code == 0, done.output
-    assert "no target" not in done.stdout
+    assert ": no target" not in done.stdout
+    assert done.stdout.splitlines()[0].endswith('(the model cannot tell "no target")')
     assert "no-target probability" not in done.stdout
     report = json.loads(Path("ris-output/park.left-man.json").read_text())
     assert report["no_target_probability"] is None

@@ -8,8 +8,8 @@ computed B times, not N.
 from __future__ import annotations
 
 from ris.engines import TensorSpec
+from ris.export.families.clip import ClipImageEncoder
 from ris.export.families.design import StageDesign
-from ris.export.families.dfam.clip_and_bert import ClipImageEncoder, TextEncoder
 from ris.export.families.dfam.prompts_and_masks import Fusion, ImageFeatures, MaskDecoder
 from ris.export.families.dfam.rules import (
     FUSED,
@@ -19,6 +19,7 @@ from ris.export.families.dfam.rules import (
     WHOLE_MASK_DECODER,
     WHOLE_TEXT_ENCODER,
 )
+from ris.export.families.dfam.words import TextEncoder
 from ris.export.families.sam_encoder import SamImageEncoder
 from ris.export.families.signatures import IMAGE_INDEX, of_expression, of_image, plain, taken
 from ris.reference.dfam.config import ModelConfig
@@ -91,7 +92,7 @@ def _clip_image_encoder(config: ModelConfig) -> StageDesign:
         name="clip_image_encoder",
         inputs=(taken(of_image("image", 3, size, size), "clip_image"),),
         outputs=(_tokens(config),),
-        build=plain(ClipImageEncoder),
+        build=plain(lambda model: ClipImageEncoder(model.clip_dense.clip_model.visual)),
         islands=ISLANDS,
         int8_by_default=True,
     )

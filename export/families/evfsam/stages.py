@@ -138,6 +138,7 @@ def _fusion(config: EvfsamConfig) -> StageDesign:
         islands=FUSION,
         whole=WHOLE_FUSION,
         int8_by_default=True,
+        narrow_weights=True,
     )
 
 

@@ -17,7 +17,8 @@ from golden_files import GoldenFile, Seen
 from ris.reference.evfsam.config import PRESETS
 from ris.reference.evfsam.deterministic import deterministic_model
 from ris.reference.evfsam.model import EvfsamModel
-from ris.reference.evfsam.preprocess import picture_logits, prepare_image, resize_longest
+from ris.reference.evfsam.preprocess import picture_logits, prepare_image
+from ris.reference.layers.letterbox import resize_longest
 from ris.reference.preprocess import resize_to_square
 
 # what to accept of the maximum and of the 99th percentile, in standard deviations of the stage

@@ -18,6 +18,7 @@ from ris.reference.evfsam import preprocess
 from ris.reference.evfsam.beit3 import Beit3
 from ris.reference.evfsam.config import PRESETS
 from ris.reference.evfsam.model import empty_model
+from ris.reference.layers.letterbox import resize_longest
 
 ACCEPT = 1e-4
 CONFIG = PRESETS["evfsam"]
@@ -47,7 +48,7 @@ def test_pictures(golden):
         golden.equal(f"size_{number}", size)
         rgb = inputs.image(0, *size)
         golden.equal(f"image_crc32_{number}", zlib.crc32(rgb.tobytes()))
-        resized = preprocess.resize_longest(rgb, 1024)
+        resized = resize_longest(rgb, 1024)
         golden.equal(f"resize_shape_{number}", resized.shape[:2])
         golden.compare(f"resized_{number}", torch.from_numpy(resized.copy()), 0)
         golden.equal(f"resized_crc32_{number}", zlib.crc32(resized.tobytes()))

@@ -15,10 +15,10 @@ from golden import inputs as pictures
 from golden.lisa.inputs import ANSWER, EXPRESSIONS, IM_END, IM_START, IMAGE, SEG, questions
 from golden_files import GoldenFile, Seen, filled
 from ris.reference.layers.encoders import build_sam
+from ris.reference.layers.letterbox import letterbox_logits, letterbox_size
 from ris.reference.lisa.config import PRESETS
 from ris.reference.lisa.deterministic import make_tensor
 from ris.reference.lisa.llama import Kept
-from ris.reference.lisa.preprocess import letterbox_logits, letterbox_size
 from ris.reference.lisa.values import ask, prepare
 
 # what to accept of the maximum and of the 99th percentile, in standard deviations of the stage

@@ -14,17 +14,16 @@ from golden import inputs as pictures
 from golden.lisa.inputs import SIZES
 from golden_files import GoldenFile, Seen, filled, tensor
 from ris.reference.layers.encoders import build_sam
+from ris.reference.layers.letterbox import (
+    letterbox,
+    letterbox_logits,
+    letterbox_size,
+    resize_longest,
+)
 from ris.reference.lisa.config import PRESETS
 from ris.reference.lisa.deterministic import make_tensor
 from ris.reference.lisa.llama import KeysValues, RmsNorm, causal_bias, rotary_tables
-from ris.reference.lisa.preprocess import (
-    clip_input,
-    crop_square,
-    letterbox_logits,
-    letterbox_size,
-    resize_to_letterbox,
-    sam_input,
-)
+from ris.reference.lisa.preprocess import clip_input, crop_square
 
 CONFIG = PRESETS["lisa-7b"]
 ACCEPT = 1e-4
@@ -52,12 +51,12 @@ def test_pictures(golden):
         golden.equal(f"image_crc32_{i}", zlib.crc32(rgb.tobytes()))
         golden.equal(f"resize_shape_{i}", letterbox_size(*size, 1024))
         for name, levels in (
-            ("resized", resize_to_letterbox(rgb, 1024)),
+            ("resized", resize_longest(rgb, 1024)),
             ("clip_square", crop_square(rgb, 224)),
         ):
             golden.compare(f"{name}_{i}", torch.tensor(levels), 0)
             golden.equal(f"{name}_crc32_{i}", zlib.crc32(np.ascontiguousarray(levels).tobytes()))
-        golden.compare(f"sam_input_{i}", sam_input(rgb, 1024), 1e-6)
+        golden.compare(f"sam_input_{i}", letterbox(rgb, 1024), 1e-6)
         golden.compare(f"clip_input_{i}", clip_input(rgb, 224), 1e-6)
 
 

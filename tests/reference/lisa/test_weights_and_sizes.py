@@ -15,13 +15,14 @@ from lisa_helper import clip_keys, official_keys
 from conftest import GOLDEN
 from golden.lisa.inputs import ANSWER, EXPRESSIONS, IM_END, IM_START, question
 from ris.engines.errors import CheckpointError
+from ris.reference.layers.letterbox import letterbox_size
 from ris.reference.lisa.config import PRESETS, LisaConfig
 from ris.reference.lisa.deterministic import clip_file_tensor, deterministic_model, make_tensor
 from ris.reference.lisa.family import LisaFamily
 from ris.reference.lisa.keys import MODULES
 from ris.reference.lisa.llama import Kept, causal_bias, rotary_tables
 from ris.reference.lisa.model import empty_model
-from ris.reference.lisa.preprocess import covering_size, letterbox_size
+from ris.reference.lisa.preprocess import covering_size
 from ris.reference.lisa.templates import question_text, system_ids, system_text
 
 LISA = LisaFamily()

@@ -1,4 +1,4 @@
-"""CLIP's image encoder and BERT, in the form that exports well."""
+"""CLIP's image encoder in the form that exports well."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from ris.export.families.bert import BertEncoder
-from ris.reference.dfam.model import RISModel
 
 
 class _ClipBlock(nn.Module):
@@ -41,11 +38,14 @@ class _ClipBlock(nn.Module):
 
 
 class ClipImageEncoder(nn.Module):
-    """`image` [B, 3, c, c] -> `clip_tokens` [B, g*g, width] (docs/reference/models/dfam.md 4)."""
+    """`image` [B, 3, c, c] -> the patch tokens behind the last block, [B, g*g, width].
 
-    def __init__(self, model: RISModel) -> None:
+    The class token is left out, and the norm behind the blocks.
+    """
+
+    def __init__(self, visual: Any) -> None:
+        """Takes the layers of an image tower as open_clip has it."""
         super().__init__()
-        visual: Any = model.clip_dense.clip_model.visual
         self.conv1, self.ln_pre = visual.conv1, visual.ln_pre
         class_token = visual.class_embedding + visual.positional_embedding[0]
         self.class_token = nn.Buffer(class_token[None, None])
@@ -59,14 +59,3 @@ class ClipImageEncoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x
-
-
-class TextEncoder(BertEncoder):
-    """`input_ids` [N, T] -> `text_features` [N, T, C] (docs/reference/models/dfam.md 5)."""
-
-    def __init__(self, model: RISModel) -> None:
-        super().__init__(model.text_encoder, model.config.max_tokens)
-        self.lang_mlp = model.lang_mlp
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.lang_mlp(super().forward(input_ids))

@@ -1,0 +1,283 @@
+"""LISA through export, engines and INT8, with the tiny preset."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from lisa_helper import released_state, write_clip, write_folder
+from onnx import TensorProto
+
+from conftest import GOLDEN
+from golden import inputs
+from ris.engines.errors import ExpressionError, ImageError
+from ris.export.command import main
+from ris.export.families import DESIGNS
+from ris.export.families.lisa.language import ClipTokens, LanguagePrefix, LanguageQuestion
+from ris.export.families.sam_masks import SamMasks
+from ris.reference.families import FAMILIES
+from ris.reference.layers.letterbox import letterbox_logits
+from ris.reference.lisa.config import PRESETS
+from ris.reference.lisa.deterministic import deterministic_model
+from ris.reference.lisa.templates import question_text
+from ris.reference.lisa.values import ask, encode, prepare
+from ris.reference.preprocess import token_ids
+from ris.runtime import load, open_bundle
+from ris.runtime.commands.running import Running
+from ris.runtime.comparing import mask_iou
+from ris.runtime.parity import check_model, load_golden
+from ris.serving.triton.config import ServerOptions
+from ris.serving.triton.repository import write_repository
+
+STAGES = (
+    "sam_image_encoder",
+    "clip_image_encoder",
+    "language_prefix",
+    "language_question",
+    "mask_decoder",
+)
+TINY = PRESETS["tiny-lisa"]
+ASKED = ["left man", "The Red Ball, on the right.", " a dog "]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return deterministic_model(TINY)
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def questions(texts, form="phrase", config=TINY):
+    """The reference's ids and mask of expressions."""
+    tokenizer = FAMILIES["lisa"].tokenizer(None, config)
+    asked = [question_text(text, form, config.template) for text in texts]
+    ids = token_ids(tokenizer, asked, config.max_tokens, 0)
+    return {"input_ids": ids, "text_mask": (ids != 0).float()}
+
+
+def test_what_runs_when(lisa_bundle):
+    opened = open_bundle(lisa_bundle)
+    manifest = opened.manifest
+    assert (manifest.family, opened.stages) == ("lisa", STAGES)
+    assert opened.wiring.image_stages == STAGES[:3]
+    assert opened.wiring.text_stages == ()
+    assert set(opened.wiring.kept) == {"image_embeddings", "prefix_keys", "prefix_values"}
+    assert not manifest.no_target
+    assert manifest.host.image_index is None
+
+
+def test_pictures_are_made_from_the_picture_itself(lisa_bundle):
+    """SAM's is a letterbox and its mask is cut; CLIP's is the middle."""
+    manifest = open_bundle(lisa_bundle).manifest
+    images = manifest.host.images
+    assert {one.of for one in images.values()} == {"picture"}
+    assert images["sam_image"].fit == "letterbox"
+    clip = images["clip_image"]
+    assert (clip.fit, clip.filter, clip.antialias, clip.levels) == ("crop", "bicubic", True, 1)
+    rule = manifest.mask_rule
+    assert (rule.of, rule.interpolation, rule.threshold) == ("logits", "bilinear", 0.0)
+    assert rule.letterbox == images["sam_image"].size
+
+
+def test_graphs_are_plain(lisa_bundle):
+    """No loop, no choice of rows; constants fit into FP16; each weight is read."""
+    gone = {"Loop", "If", "Scan", "GatherND", "GatherElements", "ScatterND", "NonZero", "Tile"}
+    gone |= {"Attention", "Where", "Range", "Trilu", "Cos", "Sin"}
+    for stage in STAGES:
+        path = lisa_bundle / f"graphs/{stage}.onnx"
+        onnx.checker.check_model(str(path))
+        graph = onnx.load(path).graph
+        operators = Counter(node.op_type for node in graph.node)
+        assert not operators.keys() & gone
+        read = {name for node in graph.node for name in node.input}
+        assert {tensor.name for tensor in graph.initializer} <= read
+        for tensor in graph.initializer:
+            if tensor.data_type == TensorProto.FLOAT:
+                assert np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0) < 65504
+
+
+def test_the_last_layer_computes_what_is_read_alone(lisa_bundle):
+    """Of the picture its keys and values, of a question its last token behind those."""
+    found = {}
+    for stage in ("language_prefix", "language_question"):
+        graph = onnx.load(lisa_bundle / f"graphs/{stage}.onnx", load_external_data=False).graph
+        weights = {t.name for t in graph.initializer if len(t.dims) == 2}
+        products = [n for n in graph.node if n.op_type == "MatMul" and n.input[1] in weights]
+        found[stage] = len(products)
+    layers = TINY.llama.layers
+    assert found["language_prefix"] == 7 * (layers - 1) + 2
+    assert found["language_question"] == 7 * layers + 2 + 2  # the prompt, the last token's tables
+
+
+@torch.no_grad()
+def test_the_language_model_in_two_graphs_is_the_reference(model):
+    """Prefix and question apart are one pass over both, for several questions at once."""
+    image = drawn(2, 3, TINY.clip.image_size, TINY.clip.image_size)
+    tokens = ClipTokens(model)(image)
+    torch.testing.assert_close(tokens, model.project(model.encode_clip(image)))
+    keys, values = LanguagePrefix(model)(tokens)
+    want = model.read_picture(tokens)
+    torch.testing.assert_close(keys, want.keys, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(values, want.values, rtol=1e-5, atol=1e-5)
+
+    texts = questions(ASKED)
+    ids, mask = texts["input_ids"], texts["text_mask"]
+    got = LanguageQuestion(model)(ids.int(), mask, keys[:1], values[:1])
+    constant = torch.tensor([TINY.constant_ids])
+    end = torch.tensor([[TINY.tokens.im_end]])
+    for row, count, prompt in zip(ids, mask.sum(1).long(), got, strict=True):
+        parts = [constant, None, end, row[None, :count]]
+        rows = [tokens[:1] if part is None else model.embed_tokens(part) for part in parts]
+        whole = model.norm(model.run(torch.cat(rows, 1)))[:, -1]
+        torch.testing.assert_close(prompt, model.sparse_prompt(whole)[0], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_masks_of_prompts_are_the_references(model):
+    side = TINY.sam.grid
+    embeddings = drawn(1, TINY.prompt_width, side, side)
+    prompts = 4 * drawn(5, 1, TINY.prompt_width, seed=3)
+    got = SamMasks(model.sam)(embeddings, prompts)
+    torch.testing.assert_close(got, model.decode_masks(embeddings, prompts), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("precision", ["", "half_", "bf16_"])
+def test_masks_are_the_references(precision, engine, request):
+    pytest.importorskip(engine, reason=f"{engine} is not installed")
+    with load(request.getfixturevalue(f"lisa_{precision}bundle"), engine=engine) as runtime:
+        report = check_model(runtime, load_golden(runtime.bundle))
+        assert report.no_target is None
+        assert not report.failures
+
+
+@pytest.mark.parametrize("size", [(480, 640), (613, 427), (97, 200), (256, 256)])
+@torch.no_grad()
+def test_pictures_of_any_shape_get_the_references_masks(lisa_bundle, model, size):
+    """Expressions of different lengths at once, in either form."""
+    picture = inputs.image(1, *size)
+    values = encode(model, prepare(model, picture))
+    with load(lisa_bundle, engine="onnxruntime") as runtime:
+        scene = runtime.encode_image(picture)
+        for form in (None, "phrase", "sentence"):
+            answers = scene.segment_many(ASKED, form=form)
+            for expression, answer in zip(ASKED, answers, strict=True):
+                texts = questions([expression], form or "phrase")
+                logits = ask(model, values | texts)["mask_logits"]
+                np.testing.assert_allclose(answer.logits, logits[0, 0].numpy(), atol=2e-3)
+                want = letterbox_logits(logits, *size, TINY.sam.image_size)[0, 0] > 0
+                assert (want.numpy() != answer.mask).mean() <= 1e-4
+                assert (answer.no_target, answer.is_no_target) == (None, False)
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(lisa_bundle, picture):
+    with load(lisa_bundle, engine="onnxruntime") as runtime:
+        scene = runtime.encode_image(picture)
+        for expression, one in zip(ASKED, scene.segment_many(ASKED), strict=True):
+            np.testing.assert_allclose(scene.segment(expression).logits, one.logits, atol=1e-4)
+
+
+def test_several_expressions_share_what_is_kept(lisa_bundle, picture):
+    """The arrays of the scene go into the graph as the other one gave them."""
+    with load(lisa_bundle, engine="onnxruntime") as runtime:
+        scene = runtime.encode_image(picture)
+        assert scene.values["prefix_keys"].shape[0] == 1
+        session, seen = runtime.open_sessions["language_question"], []
+        run = session.run_and_keep
+        session.run_and_keep = lambda feeds, *steps: seen.append(feeds) or run(feeds, *steps)
+        scene.segment_many(ASKED)
+        (feeds,) = seen
+        assert feeds["prefix_keys"] is scene.values["prefix_keys"]
+        assert feeds["prefix_values"] is scene.values["prefix_values"]
+        assert len(feeds["input_ids"]) == len(ASKED)
+
+
+def test_what_cannot_be_asked_is_refused(lisa_bundle, picture):
+    """Nothing is cut: a question's end is what the model answers."""
+    with load(lisa_bundle, engine="onnxruntime") as runtime:
+        scene = runtime.encode_image(picture)
+        with pytest.raises(ExpressionError) as caught:
+            scene.segment("a very long one " * 9)
+        assert "is too long: its question has" in str(caught.value)
+        assert str(caught.value).endswith("the model reads 64; say it in fewer words")
+        for text in ("the [SEG] thing", "<im_start>", "a</s>", "<unk>"):
+            with pytest.raises(ExpressionError, match="a token of the model's own; leave it out"):
+                scene.segment(text)
+        with pytest.raises(ExpressionError) as caught:
+            scene.segment("left man", form="question")
+        expected = "there is no form 'question'; the model has phrase and sentence"
+        assert str(caught.value) == expected
+        with pytest.raises(ImageError, match="more than 100 times as long as it is wide"):
+            runtime.encode_image(np.zeros((4, 401, 3), np.uint8))
+
+
+def test_other_models_have_no_forms(tiny_bundle, picture):
+    with load(tiny_bundle, engine="onnxruntime") as runtime:
+        with pytest.raises(ExpressionError) as caught:
+            runtime.segment(picture, "left man", form="phrase")
+        expected = "the model asks every expression as it is; leave the form 'phrase' out"
+        assert str(caught.value) == expected
+
+
+def test_what_stays_fp32_says_why(lisa_half_bundle):
+    graphs = open_bundle(lisa_half_bundle).manifest.graphs
+    for stage in ("language_prefix", "language_question"):
+        assert graphs[stage].precision == "fp16"
+        assert any("RMS norm" in reason for reason in graphs[stage].fp32_islands.values())
+    assert graphs["mask_decoder"].precision == "fp32"
+    assert graphs["mask_decoder"].fp32_islands["*"]
+
+
+def test_a_released_folder_gives_the_references_masks(tmp_path, picture):
+    """From files with exactly the official keys, cut short, to masks, by the command."""
+    state = released_state(TINY)
+    folder = write_folder(tmp_path / "LISA-7B-v1", TINY, state)
+    shutil.copy(GOLDEN / "lisa" / "tokenizer_small.model", folder / "tokenizer.model")
+    clip = write_clip(tmp_path / "clip.safetensors", TINY)
+    given = ["--checkpoint", folder, "--clip-checkpoint", clip, "--template", "llava_llama_2"]
+    out = tmp_path / "bundle"
+    done = CliRunner().invoke(main, [*map(str, given), "--out", str(out), "--json"])
+    assert done.exit_code == 0, done.output
+    manifest = open_bundle(out).manifest
+    assert manifest.model["template"] == "llava_llama_2"
+    assert manifest.host.text.forms["phrase"].behind.endswith("mask. [/INST]")
+
+    config = replace(TINY, template="llava_llama_2")
+    reference = FAMILIES["lisa"].empty_model(config)
+    rounded = deterministic_model(config, 3).state_dict()
+    rounded |= {key: state[f"model.{key}"].float() for key in rounded if f"model.{key}" in state}
+    reference.load_state_dict(rounded, assign=True)
+    with torch.no_grad(), load(out, engine="onnxruntime") as runtime:
+        values = encode(reference, prepare(reference, picture))
+        scene = runtime.encode_image(picture)
+        for expression in ASKED:
+            texts = questions([expression], config=config)
+            logits = ask(reference, values | texts)["mask_logits"]
+            want = letterbox_logits(logits, *picture.shape[:2], TINY.sam.image_size)[0, 0] > 0
+            assert mask_iou(scene.segment(expression).mask, want.numpy()) >= 0.9999
+    assert manifest.mask_iou >= 0.9999
+
+
+def test_triton_gets_the_shared_weights_beside_each_graph(lisa_bundle, tmp_path):
+    options = ServerOptions(Running("onnxruntime", "cpu", threads=1, compute=None), graphs="onnx")
+    names = write_repository(open_bundle(lisa_bundle), tmp_path / "models", options)
+    assert names == ["ris", *(f"ris_{stage}" for stage in STAGES)]
+    for stage in ("language_prefix", "language_question"):
+        version = tmp_path / "models" / f"ris_{stage}" / "1"
+        assert {file.name for file in version.iterdir()} == {"model.onnx", "language.data"}
+        onnx.checker.check_model(str(version / "model.onnx"))
+
+
+def test_all_blocks_repeat(model):
+    """Most of the weights are in what `torch.compile` compiles."""
+    repeated = [p.numel() for part in DESIGNS["lisa"].repeated(model) for p in part.parameters()]
+    whole = sum(p.numel() for p in model.parameters())
+    assert 0.4 * whole < sum(repeated) < whole
