@@ -174,8 +174,8 @@ class OpenVinoEngine(Engine):
         options = {"compute": ", then ".join(computes), "mode": self._mode(), "file": _FILE}
         if graph.int8:
             options["int8"] = "widened" if widens else "joins held"
-        if graph.weights:
-            options["activations"] = self._activations(graph) or "kept"
+        if graph.weights or graph.int8:
+            options["activations"] = "int8" if self.options.int8_activations else "kept"
         version, device = self.here
         return Recipe(
             stage=graph.stage,

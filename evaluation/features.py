@@ -88,7 +88,10 @@ class FeatureCache:
         files = [manifest.graphs[stage].sha256 for stage in stages]
         # another engine, version or precision rounds differently
         ran = [model.sessions[stage] for stage in stages]
-        engines = [[info.engine, info.version, info.device, info.providers] for info in ran]
+        engines = [
+            [info.engine, info.version, info.device, info.providers, info.activations]
+            for info in ran
+        ]
         images = {name: asdict(image) for name, image in manifest.host.images.items()}
         resizes = [
             {name: asdict(resize) for name, resize in wiring.resizes[stage].items()}

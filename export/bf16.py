@@ -15,6 +15,7 @@ import ml_dtypes
 import onnx
 from onnx import numpy_helper
 
+from ris.calibration.numerics.weights import load_whole
 from ris.export.families.design import NarrowFrom
 from ris.export.precision import save_with_data
 
@@ -30,7 +31,7 @@ def convert_to_bf16(path: Path, begins: NarrowFrom | None = None) -> dict[str, s
 
     Returns the products that keep their weights, by node name, with the reason.
     """
-    model = onnx.load(path)
+    model = load_whole(path)
     graph = model.graph
     later = _depending(graph, begins.value) if begins else {node.name for node in graph.node}
 
@@ -69,7 +70,10 @@ def _depending(graph: onnx.GraphProto, value: str) -> set[str]:
 
 
 def _multiplied(graph: onnx.GraphProto, later: set[str]) -> set[str]:
-    """The inputs of the products among `later` that no node outside of `later` reads."""
+    """The inputs of the products among `later` that no other node reads.
+
+    What another reads as well, such as a table of rotations, is no weight of a product alone.
+    """
     multiplied = {
         name
         for node in graph.node
@@ -77,7 +81,10 @@ def _multiplied(graph: onnx.GraphProto, later: set[str]) -> set[str]:
         for name in node.input
     }
     return multiplied - {
-        name for node in graph.node if node.name not in later for name in node.input
+        name
+        for node in graph.node
+        if node.op_type not in MULTIPLY or node.name not in later
+        for name in node.input
     }
 
 

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 from ris import __version__
 from ris.calibration.numerics import emulated
-from ris.engines.errors import BundleError
+from ris.engines.errors import BundleError, RisError
 from ris.export.families import DESIGNS
 from ris.export.families.design import Questions, StageDesign, keep_fp32
 from ris.export.graph_writer import GraphJob, require, write_graphs
@@ -106,6 +106,7 @@ def export_bundle(
         BundleError: Where the family's design contradicts itself, `out` is in the way or the disk
             is full.
         CheckpointError: For a vocabulary that does not fit the model.
+        RisError: For narrow weights that there is nothing to be stored in, or in FP16.
         ParityError: Where a graph does not agree with the reference.
     """
     design = DESIGNS[family]
@@ -115,6 +116,8 @@ def export_bundle(
         require_resizes(host, family)
         stages, host = resizes_inside(stages, host)
     formats = formats_of(stages, options.weights)
+    if formats and options.precision == "fp16":
+        raise RisError("narrow weights are for products in FP32 or bfloat16, not for FP16")
     planned = _planned(family, config, source, options, stages, host)
     with building(out, options.overwrite) as folder:
         tokenizer = FAMILIES[family].tokenizer_of(options.vocabulary, config, source.trained)

@@ -135,7 +135,8 @@ def write_graphs(
     for stage, one in zip(stages, written, strict=True):
         rows = one.rows
         if one.rounded:
-            _check_graph(job.graph(stage), "fp32", dataclasses.replace(job, reference=against))
+            checked = dataclasses.replace(job, reference=against)
+            _check_graph(job.graph(stage), one.entry.precision, checked)
             rows = _measured(job.graph(stage), job)
         parity |= rows
     return tuple(one.entry for one in written), parity

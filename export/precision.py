@@ -17,6 +17,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from ris.calibration.numerics.ranges import FP16_MAX, TensorRange
+from ris.calibration.numerics.weights import load_whole
 from ris.export.families.design import IslandRules
 
 SMALLEST = 2.0**-24
@@ -134,7 +135,7 @@ def out_of_range(path: Path, ranges: Mapping[str, TensorRange]) -> dict[str, str
     Readers are found too: on its way into an FP16 operator such a value would be cast, and become
     infinite.
     """
-    graph = onnx.load(path).graph
+    graph = load_whole(path).graph
     # the comparisons are negated, so that a NaN counts as too large
     too_large = {
         name: f"{name} reaches {entry.largest:.3g} in calibration; FP16 ends at {FP16_MAX:.0f}"
@@ -161,7 +162,7 @@ def convert_to_fp16(source: Path, target: Path, keep_fp32: Mapping[str, str]) ->
 
     The nodes of `keep_fp32` (name -> reason) stay FP32.
     """
-    model = onnx.load(source)
+    model = load_whole(source)
     blocked = [op for op in DEFAULT_OP_BLOCK_LIST if op not in ("Min", "Max")]
     half = convert_float_to_float16(
         model,

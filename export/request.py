@@ -211,18 +211,20 @@ class Request:
 
     def _check_graphs(self, entry: Entry) -> None:
         """Raises RisError for what the published model's family or its graphs do not have."""
-        if not self.chosen and not self.fp32 and self.resizing == "host":
+        if not (self.chosen or self.fp32 or self.weights) and self.resizing == "host":
             return  # without the seconds that the imports take
         from ris.export.families import DESIGNS
         from ris.export.families.design import keep_fp32
         from ris.export.resizing import require_resizes
+        from ris.export.weights import formats_of
 
         assert entry.family is not None, "a model has one"
         family, design = FAMILIES[entry.family], DESIGNS[entry.family]
         for config in family.presets.values():
             if config.preset == entry.preset:
                 family.choose(config, self.chosen)
-                keep_fp32(design.stages(config), self.fp32, self.precision)
+                stages = keep_fp32(design.stages(config), self.fp32, self.precision)
+                formats_of(stages, self.weights)
                 if self.resizing == "graph":
                     require_resizes(design.host(config), entry.family)
 

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 
+from ris import __version__
 from ris.calibration.weights.data import Part, Report, journal_of, link_or_copy, write_data
 from ris.calibration.weights.graph import (
     Quantised,
@@ -28,6 +30,7 @@ from ris.calibration.weights.graph import (
     rewrite,
 )
 from ris.calibration.weights.groups import WeightFormat
+from ris.export.space import kept_folder
 
 _INSIDE = 256  # bytes up to which torch's exporter leaves a weight in the graph's own file
 
@@ -128,7 +131,9 @@ class Kept:
 def kept_beside(out: Path, sources: Sequence[Path]) -> Kept:
     """Where an export of these files into the bundle `out` keeps what it has written."""
     about = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
-    return Kept(out.with_name(f".{out.name}.export"), json.dumps(sorted(about)))
+    # what is computed of the weights on the way depends on who computes
+    versions = {"ris-runtime": __version__, "torch": torch.__version__}
+    return Kept(kept_folder(out), json.dumps([versions, sorted(about)]))
 
 
 def save_graph(

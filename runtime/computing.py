@@ -320,7 +320,11 @@ def _measured(
         version=version,
         device=" ".join([device, *features]),
         profiles={},
-        options={"ris-runtime": __version__, "format": _FORMAT},
+        options={
+            "ris-runtime": __version__,
+            "format": _FORMAT,
+            "activations": "int8" if engine.options.int8_activations else "kept",
+        },
     )
 
     def measure(file: Path) -> dict[str, Any]:

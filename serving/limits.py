@@ -50,7 +50,11 @@ def status_of(error: RisError) -> int:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a door accepts."""
+    """What a door accepts.
+
+    `answer_pixels`, `mask_bytes` and `held_bytes` are of Triton alone; `HttpSettings` has what
+    bounds the memory of `ris-serve http`.
+    """
 
     image_bytes: int = 32_000_000
     """Bytes of an image file as it is sent."""
@@ -75,7 +79,10 @@ class Limits:
     """Requests in the queue."""
 
     seconds: float = 60.0
-    """Seconds that a request may wait, and then that many again for the work on it."""
+    """Seconds that a request may wait, and then that many again for the work on it.
+
+    `ris-serve http` and the page: from a request's first byte to its answer, both together.
+    """
 
     answer_pixels: int = 400_000_000
     """Width times height times expressions of one request: the pixels of all its masks."""

@@ -225,7 +225,7 @@ SET_BY_US = {
     "guide/batch.md": r".",  # arithmetic over the figures that it links to
     "reference/bundle.md": r"at most 64 MB",
     "reference/serving.md": r"\d+ MB|\d+,? of work",  # limits
-    "reference/serving-http.md": r"\d+ MB",  # the same
+    "reference/serving-http.md": r"\d+ MB|\d+ s\b",  # the same
     "reference/evaluation.md": r"95 %\s+of the differences",
     "reference/int8.md": r"99\.99 %",
     "reference/models/demo.md": r"decay 0\.998",

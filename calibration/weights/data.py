@@ -84,6 +84,10 @@ def write_data(
     """
     journal = journal_of(path)
     kept = _kept(path, journal, parts, recipe) if recipe is not None else []
+    if len(kept) < len(parts) and path.exists() and path.stat().st_nlink > 1:
+        kept = []  # a bundle has this very file
+    if not kept:
+        path.unlink(missing_ok=True)
     done, whole = sum(part.length for part in parts[: len(kept)]), sum(p.length for p in parts)
     with path.open("r+b" if kept else "wb") as file, _Journal(journal, recipe, kept) as note:
         file.seek(done)

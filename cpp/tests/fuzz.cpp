@@ -71,9 +71,9 @@ void cut(const libris::Tokenizer &tokenizer, const std::string &text) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     using namespace libris;
-    static const Tokenizer fixed(parse_tokenizer(kTokenizer, "fixed"), "fixed", 35, 0);
-    static const Tokenizer pieces(parse_tokenizer(kUnigram, "fixed"), "fixed", 35, 1);
-    static const Tokenizer pairs(parse_tokenizer(byte_pairs_file(), "fixed"), "fixed", 35, 0);
+    static const Tokenizer fixed(parse_tokenizer(kTokenizer, "fixed"), "fixed", 35, 0, -1);
+    static const Tokenizer pieces(parse_tokenizer(kUnigram, "fixed"), "fixed", 35, 1, 2);
+    static const Tokenizer pairs(parse_tokenizer(byte_pairs_file(), "fixed"), "fixed", 35, 0, -1);
     if (size == 0) return 0;
     const std::string text(reinterpret_cast<const char *>(data + 1), size - 1);
     try {
@@ -101,7 +101,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             }
             case 't': {
                 const Tokenizer made(parse_tokenizer(text, "tokenizer.json"), "tokenizer.json", 35,
-                                     0);
+                                     0, -1);
                 made("left A\u0301man \u00e9[MASK]\u00bd\r\n[semantic]  \U0001f436");
                 break;
             }

@@ -42,10 +42,13 @@ def create_app(service: Service, supervisor: int | None = None) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
-        undo = _listen_to_signals(service)
-        watch = asyncio.ensure_future(_end_with(supervisor)) if supervisor else None
+        undo = _listen_to_signals(service)  # SIGHUP ends a process that does not listen to it
+        watch = None
         try:
+            await service.start()
+            if supervisor:
+                service.when_broken = _end
+                watch = asyncio.ensure_future(_end_with(supervisor))
             yield
         finally:
             undo()
@@ -121,7 +124,7 @@ def _add_state(app: FastAPI, service: Service, supervisor: int | None) -> None:
 
     @app.get("/health", tags=["state"], summary="Whether the process works")
     async def health() -> Response:
-        """503 where the engine failed several times in a row: start the process anew."""
+        """503 where the engine fails at everything: start the process anew."""
         live = service.live
         return JSONResponse({"live": live}, 200 if live else 503)
 
@@ -228,4 +231,9 @@ async def _end_with(supervisor: int) -> None:
     while os.getppid() == supervisor:
         await asyncio.sleep(_SUPERVISOR_LOOKED_FOR)
     _log.error("the supervisor is gone; this worker ends")
+    _end()
+
+
+def _end() -> None:
+    """Ends this worker; its supervisor, where there is one, starts another."""
     os.kill(os.getpid(), signal.SIGTERM)

@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ris.engines.errors import RisError
+from ris.serving.http.connections import abort_connection
 from ris.serving.http.service import Service
 from ris.serving.http.settings import BODY_COPIES
 from ris.serving.http.turns import BusyError, Held
@@ -38,6 +39,8 @@ OPEN_PATHS = re.compile(
 _ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _CHUNK = 64 * 1024  # bytes; uvicorn waits for slow clients between chunks
 _SMALL = 16_000  # bytes; what is not about a picture needs no place
+_SETUP_PATH = "/label-studio/setup"
+_SETUP = 2_000_000  # bytes; its body is a labelling configuration
 _GONE = 499  # as nginx has it
 
 
@@ -108,16 +111,16 @@ class Visits:
         outgoing = _Outgoing(visit, send, self._service.settings.limits.seconds)
         try:
             self._check_token(scope)
-            with self._let_in(scope, visit):
-                incoming = _Incoming(visit, receive, self._most(scope), self._service)
+            with self._let_in(scope, visit) as size:
+                incoming = _Incoming(visit, receive, size, self._service)
                 await self._until_gone(scope, incoming, outgoing)
         except RisError as error:
             await outgoing.refuse(error, scope["method"])
         except ClientDisconnect:
             visit.status = visit.status or _GONE
         except NotFetchedError:
-            # uvicorn closes the connection of an answer that is not whole
             visit.fields["error"] = "the client did not fetch the answer"
+            abort_connection(scope)
         except asyncio.CancelledError:
             # the server's time to shut down is over; better a word than a cut line
             with contextlib.suppress(Exception):
@@ -151,14 +154,23 @@ class Visits:
 
     def _most(self, scope: Scope) -> int:
         """The most bytes of this request's body."""
-        return _SMALL if _is_small(scope) else self._service.settings.most_body
+        if _is_small(scope):
+            return _SMALL
+        most = self._service.settings.most_body
+        return min(most, _SETUP) if scope["path"] == _SETUP_PATH else most
 
     @contextmanager
-    def _let_in(self, scope: Scope, visit: Visit) -> Iterator[None]:
-        """A place for what has a body, by the size that it says; nothing of it is read yet."""
+    def _let_in(self, scope: Scope, visit: Visit) -> Iterator[int]:
+        """A place for what has a body, by the size that it says; nothing of it is read yet.
+
+        Yields the bytes of body that there is a place for.
+        """
         length = _header(scope, b"content-length")
         most = self._most(scope)
-        size = int(length) if length.isdecimal() and len(length) < 20 else most
+        # what comes in chunks says no length, whatever another header says
+        known = not _header(scope, b"transfer-encoding")
+        known = known and length.isdecimal() and len(length) < 20
+        size = int(length) if known else most
         if size > most:
             raise LimitError(
                 f"the request has {size / 1e6:.1f} MB, at most {most / 1e6:.1f} MB are accepted",
@@ -172,7 +184,7 @@ class Visits:
             place = self._service.door.enter(client, BODY_COPIES * size, retry_after)
         with place as visit.held:
             self._service.metrics.refresh()
-            yield
+            yield size
 
     async def _until_gone(self, scope: Scope, incoming: _Incoming, send: Send) -> None:
         """Runs the route, and cancels it when the client goes."""

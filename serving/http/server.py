@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,19 +18,23 @@ from fastapi import FastAPI
 from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
 
 from ris.engines.errors import RisError
 from ris.engines.processor import usable_cores
 from ris.runtime import Model, load
 from ris.runtime.commands.running import Running
 from ris.serving.http.app import create_app
+from ris.serving.http.connections import Connection
 from ris.serving.http.logs import logging_config
 from ris.serving.http.metrics import SHARED_FOLDER
 from ris.serving.http.service import Service
 from ris.serving.http.settings import HttpSettings
 
+_log = logging.getLogger("ris.http")
 _KEEP_ALIVE = 30  # seconds that an idle connection is kept
 _HEALTH = 30  # seconds after which the supervisor kills a worker that does not move
+_PAUSE = 10.0  # seconds before a worker that could not start is tried again
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def uvicorn_config(serving: Serving, app: Any, factory: bool = False) -> uvicorn
         app,
         factory=factory,
         workers=serving.workers,
-        http="h11",  # it bounds the size of headers
+        http=Connection,  # over h11, which bounds the size of headers
         ws="none",
         loop="asyncio",
         lifespan="on",
@@ -156,10 +162,13 @@ class _Supervisor(Multiprocess):
     failed = False
     """Whether it ended since a worker could not start."""
 
+    _started = False  # whether all workers have been there at once
+    _next_try = 0.0
+
     def handle_hup(self) -> None:
         """Each worker opens the bundle anew while it goes on answering."""
         for process in self.processes:
-            if process.pid is not None:
+            if process.pid is not None and process.exitcode is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGHUP)
 
@@ -170,12 +179,41 @@ class _Supervisor(Multiprocess):
         super().terminate_all()
 
     def keep_subprocess_alive(self) -> None:
-        """Starts workers that died anew, and forgets what the dead ones had running."""
-        before = {process.pid for process in self.processes}
-        super().keep_subprocess_alive()
-        self.failed = any(one.exitcode == STARTUP_FAILURE for one in self.processes)
-        for gone in before - {process.pid for process in self.processes}:
-            mark_process_dead(gone)
+        """Starts workers that died anew, and forgets what the dead ones had running.
+
+        uvicorn ends all of them where one cannot start. Here that holds until all have started
+        once: afterwards the others go on, and the one is tried again after a pause.
+        """
+        for place, process in enumerate(self.processes):
+            if self.should_exit.is_set():
+                return
+            if process.is_alive(timeout=_HEALTH):
+                continue
+            if process.exitcode is None:  # it hangs
+                process.kill()
+                process.join()
+            if process.exitcode == STARTUP_FAILURE and not self._may_try_again(process):
+                continue
+            mark_process_dead(process.pid)
+            _log.warning("a worker died", extra={"fields": {"pid": process.pid}})
+            self.processes[place] = Process(self.config, self.sockets)
+            self.processes[place].start()
+        self._started = self._started or all(one.is_ready() for one in self.processes)
+
+    def _may_try_again(self, process: Process) -> bool:
+        """Whether a worker that could not start is to be started anew now."""
+        if not self._started:
+            self.failed = True
+            self.should_exit.set()
+            return False
+        if not self._next_try:
+            self._next_try = time.monotonic() + _PAUSE
+            fields = {"pid": process.pid, "tried_again_after_seconds": _PAUSE}
+            _log.error("a worker could not start", extra={"fields": fields})
+        if time.monotonic() < self._next_try:
+            return False
+        self._next_try = 0.0
+        return True
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -185,8 +185,11 @@ class Service:
             self.settings.body_bytes,
             self.settings.per_client,
         )
+        # what to do where the engine fails at everything, such as ending the process
+        self.when_broken: Callable[[], None] = lambda: None
         self._turns: Turns | None = None
         self._faults = 0
+        self._examining: asyncio.Task[None] | None = None
         self._readers = ThreadPoolExecutor(2, "ris-read")
         self._askers = ThreadPoolExecutor(self.settings.parallel, "ris-ask")
 
@@ -247,8 +250,20 @@ class Service:
 
     @property
     def live(self) -> bool:
-        """False where the engine failed several times in a row: a new process may help."""
+        """False where the engine failed several times in a row: a new process may help.
+
+        A picture that nothing is wrong with is asked about then; where that is answered, the
+        questions were to blame, and the server is live again.
+        """
         return self._faults < _BROKEN_AFTER
+
+    async def _examine(self) -> None:
+        with self.models.lease() as answerer:
+            if await asyncio.to_thread(answerer.is_well):
+                self._faults = 0
+        if not self.live:  # nor reloaded meanwhile
+            _log.error("the engine fails at everything")
+            self.when_broken()
 
     @property
     def ready(self) -> bool:
@@ -326,6 +341,8 @@ class Service:
             raise
         except EngineError:
             self._faults += 1
+            if not self.live and (self._examining is None or self._examining.done()):
+                self._examining = asyncio.ensure_future(self._examine())
             raise
         self._faults = 0
         self.metrics.answered(answered)

@@ -176,10 +176,12 @@ def start(repository: Path, host: str, http_port: int, grpc_port: int, metrics_p
       ris-serve start models
       ris-serve start models --host 0.0.0.0 --http-port 9000
     """
-    with TritonServer(repository, Address(host, http_port, grpc_port, metrics_port)) as server:
+    address = Address(host, http_port, grpc_port, metrics_port)
+    with TritonServer(repository, address) as server:
+        name = address.name
         click.echo(
-            f"ready: http {host}:{http_port}, grpc {host}:{grpc_port}, "
-            f"metrics {host}:{metrics_port}"
+            f"ready: http {name}:{http_port}, grpc {name}:{grpc_port}, "
+            f"metrics {name}:{metrics_port}"
         )
         raise ServerDiedError(server.wait())
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ris.engines import TensorSpec
 from ris.engines.devices import CUDA, index_of, kind_of
+from ris.engines.errors import BundleError
 from ris.runtime.bundle import Bundle
 from ris.runtime.commands.running import Running
 from ris.runtime.cost import expressions_at_once
@@ -184,8 +185,16 @@ def graph_config(bundle: Bundle, stage: str, options: ServerOptions) -> str:
 
     Triton's own batches are for graphs whose first axis counts the same in all tensors. It may
     count images in some, and expressions in others.
+
+    Raises BundleError for a graph that Triton's backend would compute less exactly.
     """
     entry = bundle.manifest.graphs[stage]
+    if entry.weights and options.graphs == "onnx":
+        # its ONNX Runtime would round what narrow weights are multiplied with, and cannot be told
+        raise BundleError(
+            f"the weights of {stage} are narrow, and Triton's own ONNX Runtime computes them less"
+            " exactly than this bundle was checked; leave --graphs onnx out"
+        )
     batched = _is_batched(entry)
     # 0: tensors without a batch axis
     largest = _largest_batch(entry, options, bundle.manifest) if batched else 0

@@ -42,9 +42,14 @@ class Address:
     """The port of the metrics, over HTTP."""
 
     @property
+    def name(self) -> str:
+        """The host as it stands before a port: an IPv6 address is in brackets."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
     def reach(self) -> str:
-        """The host to connect to from this machine."""
-        return "127.0.0.1" if self.host == "0.0.0.0" else self.host
+        """The host to connect to from this machine, as it stands before a port."""
+        return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.name)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def check_http(body: bytes, json_length: str | None, limits: Limits) -> None:
             413,
         )
     try:
-        asked = json.loads(body[:length])
+        asked = json.loads(body[:length], object_pairs_hook=_keys_once)
     except (ValueError, RecursionError) as error:
         kind = "nested too deeply" if isinstance(error, RecursionError) else "not valid"
         raise LimitError(f"the request's JSON is {kind}", 400) from None
@@ -68,6 +68,18 @@ def check_http(body: bytes, json_length: str | None, limits: Limits) -> None:
             about = one.get("parameters")
             size = about.get("binary_data_size") if isinstance(about, dict) else 0
             _check_size(one.get("name"), size if isinstance(size, int) else 0)
+
+
+def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises LimitError for a key that it has twice.
+
+    tritonserver would take the first of them where Python takes the last: what was checked would
+    not be what is used.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise LimitError("an object of the request's JSON has a key twice", 400)
+    return found
 
 
 def check_grpc(message: bytes, limits: Limits) -> None:

@@ -34,6 +34,9 @@ _CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+_ARRIVES = 10.0
+"""Seconds that a request's message has to arrive; few are read at once, and the others wait."""
+
 _LARGE_AT_ONCE = 4  # answers that are read back from disk and sent
 _IDLE = 64  # calls beyond those that have a place, which are told so
 
@@ -56,7 +59,7 @@ async def grpc_door(address: Address, behind: Guarded, room: Room) -> AsyncItera
         maximum_concurrent_rpcs=behind.requests + _IDLE,
     )
     server.add_generic_rpc_handlers([_Door(behind, room, channel)])
-    server.add_insecure_port(f"{address.host}:{address.grpc}")
+    server.add_insecure_port(f"{address.name}:{address.grpc}")
     await server.start()
     try:
         yield
@@ -115,8 +118,12 @@ class _Door(grpc.GenericRpcHandler):
             await self._send(context, await self._ask(_INFER, message), place)
 
     async def _message(self, context: Any) -> bytes:
-        async with asyncio.timeout(self._seconds):
-            message = await context.read()
+        seconds = min(_ARRIVES, self._seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                message = await context.read()
+        except TimeoutError:
+            raise LimitError(f"the request did not arrive within {seconds:g} s", 504) from None
         if message is grpc.aio.EOF:
             raise LimitError("there is no request", 400)
         return bytes(message)

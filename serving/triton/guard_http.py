@@ -140,11 +140,15 @@ class _Door:
                 response = web.StreamResponse(status=answer.status, headers=kept)
                 response.content_length = file.tell()
                 file.seek(0)
-                async with asyncio.timeout(self._seconds):
-                    await response.prepare(request)
-                    while chunk := file.read(_CHUNK):
-                        await response.write(chunk)
-                    await response.write_eof()
+                try:
+                    async with asyncio.timeout(self._seconds):
+                        await response.prepare(request)
+                        while chunk := file.read(_CHUNK):
+                            await response.write(chunk)
+                        await response.write_eof()
+                except TimeoutError:  # another answer would be read as the rest of this one
+                    if request.transport is not None:
+                        request.transport.abort()
                 return response
 
 

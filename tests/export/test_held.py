@@ -28,7 +28,7 @@ from ris.export.streaming import kept_beside
 from ris.reference.checkpoint import WeightFiles, load_model
 from ris.reference.checkpoint.entries import Entry
 from ris.reference.families import FAMILIES
-from ris.runtime import load
+from ris.runtime import load, open_bundle
 from ris.runtime.manifest import Source
 
 LEAST = 64
@@ -314,3 +314,17 @@ def test_a_whole_bundle_answers_and_leaves_nothing_beside_it(lisa, direct, tmp_p
         scene = model.encode_image(np.zeros((60, 80, 3), np.uint8))
         assert scene.segment("left man").mask.shape == (60, 80)
         assert model.sessions["language_question"].computes == "fp32, int8 weights"
+
+
+def test_a_bfloat16_bundle_is_made_of_matrices_that_were_held_back(lisa, tmp_path):
+    export_bundle(
+        lisa.model,
+        lisa.config,
+        tmp_path / "b",
+        family="lisa",
+        source=UNTRAINED,
+        options=ExportOptions(precision="bf16"),
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["b"]
+    manifest = open_bundle(tmp_path / "b").manifest
+    assert manifest.graphs["language_question"].precision == "bf16"

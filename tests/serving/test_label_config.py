@@ -67,6 +67,24 @@ def test_a_typed_phrase_finds_its_label(typed, label, phrase):
             '<View><Image name="i" value="$x"/><BrushLabels name="m" toName="i"/></View>',
             "has no labels to mark in i",
         ),
+        (
+            '<View><Image name="i" value="$x"/><BrushLabels name="m" toName="i">'
+            + "".join(f'<Label value="{number}"/>' for number in range(1001)),
+            "not valid XML",
+        ),
+        (
+            '<View><Image name="i" value="$x"/><BrushLabels name="m" toName="i">'
+            + "".join(f'<Label value="{number}"/>' for number in range(1001))
+            + "</BrushLabels></View>",
+            "has more than 1000 labels",
+        ),
+        (
+            '<View><Image name="i" value="$x"/>'
+            + '<BrushLabels name="m" toName="i">' * 101
+            + "</BrushLabels>" * 101
+            + "</View>",
+            "has more than 100 tags with labels",
+        ),
         ('<!DOCTYPE a [<!ENTITY b "c">]><View/>', "has a document type, which is not read"),
     ],
 )

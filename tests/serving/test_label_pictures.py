@@ -139,6 +139,28 @@ def test_a_path_cannot_leave_label_studio(studio, elsewhere):
     assert not elsewhere.asked
 
 
+@pytest.mark.parametrize("before", ["/" * 12, " " * 13, "/ " * 9, "\t" * 13, "upload/../////"])
+def test_what_stands_before_an_address_does_not_hide_its_host(studio, elsewhere, before):
+    source = PictureSource(studio.address, "0123abcd")
+    assert "picture" in refusal(source, f"{before}{elsewhere.address}/a.png")
+    assert not elsewhere.asked
+
+
+@pytest.mark.parametrize(
+    ("address", "task"),
+    [
+        ("aaaaaaaaaaaa://x/y", 1),
+        ("mailto:x", 1),
+        ("s3://bucket/a.png", [1]),
+        ("s3://bucket/a.png", float("inf")),
+        ("s3://bucket/a.png", "x"),
+    ],
+)
+def test_whatever_a_task_has_is_a_sentence(studio, address, task):
+    assert "picture" in refusal(PictureSource(studio.address), address, task=task)
+    assert not studio.asked
+
+
 def test_a_picture_that_is_too_large_is_not_read_to_its_end(studio):
     studio.files["/data/big.png"] = bytes(MOST + 1)
     said = refusal(PictureSource(studio.address), "/data/big.png")

@@ -156,6 +156,19 @@ def test_a_request_of_a_million_parts_is_refused(backend):
     assert "too many parts" in found["error"]["message"]
 
 
+def test_tasks_phrases_and_regions_have_limits(served_bundle, studio, monkeypatch, backend):
+    from ris.serving.http.labelling import tasks
+
+    failed = failure(backend, typed("\n".join(map(str, range(1001)))))
+    assert failed["error"] == "more than 1000 phrases for a picture"
+    monkeypatch.setattr(tasks, "_MOST_TASKS", 1)
+    status, found = ask(f"{backend}/predict", SENT["predict"] | {"tasks": [{}, {}]})
+    assert (status, found["error"]["message"]) == (413, "2 tasks, at most 1 are answered at once")
+    with serving(served_bundle, settings(studio, answer_bytes=100)) as server:
+        small = f"http://127.0.0.1:{server.port}/label-studio"
+        assert "regions have more than 0.0001 MB" in failure(small, typed("left man"))["error"]
+
+
 # Phrases and labels
 
 

@@ -145,6 +145,14 @@ def test_an_error_is_a_sentence_beside_the_picture_and_keeps_what_was_drawn(
     assert found["data"] == data
 
 
+def test_shapes_have_the_servers_limit(served_bundle, server):
+    with serving(served_bundle, HttpSettings(answer_bytes=100)) as running:
+        found = predicted(f"http://127.0.0.1:{running.port}", "left man")
+    assert "the shapes have more than 0.0001 MB" in found["error"]["message"]
+    said = predicted(server, ";" * 100_000)["error"]["message"]
+    assert said.startswith("the prompt has 100000 characters, at most ")
+
+
 def test_another_model_is_not_found(server):
     body = {"model": "sam", "image": DATA, "params": {}}
     error = ask(f"{server}/v1/predict", body)[1]["error"]

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
+from ris.engines.errors import BundleError
 from ris.runtime import open_bundle
+from ris.runtime.bundle import Bundle
 from ris.runtime.commands.running import Running
+from ris.runtime.manifest_weights import StoredWeights
 from ris.serving.triton.config import ServerOptions, front_config, graph_config
 
 OPTIONS = ServerOptions(
@@ -36,3 +43,17 @@ def test_a_numbered_gpu_is_tritons_to_give(made_up_bundle):
         assert "cuda:1" not in front
         graph = graph_config(bundle, stage, ServerOptions(running, graphs="onnx"))
         assert f"kind: {kind} }} ]" in graph
+
+
+def test_narrow_weights_are_not_left_to_tritons_own_onnx_runtime(made_up_bundle):
+    bundle = open_bundle(made_up_bundle)
+    stage = bundle.stages[0]
+    narrow = StoredWeights("int4", 128, 1, 128, "nearest", 0.1)
+    stages = tuple(
+        replace(entry, weights=narrow) if entry.name == stage else entry
+        for entry in bundle.manifest.stages
+    )
+    narrowed = Bundle(bundle.path, replace(bundle.manifest, stages=stages))
+    with pytest.raises(BundleError, match="leave --graphs onnx out"):
+        graph_config(narrowed, stage, OPTIONS)
+    front_config(narrowed, ServerOptions(OPTIONS.running))

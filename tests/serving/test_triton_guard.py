@@ -9,7 +9,7 @@ import pytest
 
 from ris.serving.limits import LimitError, Limits
 from ris.serving.triton.config import read_limits
-from ris.serving.triton.guard import Room
+from ris.serving.triton.guard import Address, Room
 from ris.serving.triton.guard_checks import JSON_BYTES, check_grpc, check_http, largest_request
 from ris.serving.triton.server import instances_of
 
@@ -39,6 +39,9 @@ def test_what_an_honest_client_sends_over_http_passes():
         (b'{"a":' * 150_000, None, 400, "JSON is nested too deeply"),
         (b"[" * 150_000 + b"]" * 150_000, "300000", 400, "JSON is nested too deeply"),
         (b"no json", None, 400, "JSON is not valid"),
+        (b'{"inputs": [], "a": 0, "inputs": []}', None, 400, "has a key twice"),
+        (b'{"inputs": [{"shape": [1, 9], "sh\\u0061pe": [1, 1]}]}', None, 400, "has a key twice"),
+        (b'{"a": {"b": [{"c": 1, "c": 1}]}}', None, 400, "has a key twice"),
         (b"\xff{}", None, 400, "JSON is not valid"),
         (b"{}", "3", 400, "not a length in the request"),
         (b"{}", "-1", 400, "not a length in the request"),
@@ -124,6 +127,21 @@ def test_a_room_holds_so_many_requests_and_bytes():
         second.hold(90)
     with room.place() as after:
         after.hold(100)
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "reach"),
+    [
+        ("127.0.0.1", "127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "0.0.0.0", "127.0.0.1"),
+        ("::1", "[::1]", "[::1]"),
+        ("::", "[::]", "[::1]"),
+        ("localhost", "localhost", "localhost"),
+    ],
+)
+def test_an_address_of_ipv6_is_in_brackets_before_a_port(host, name, reach):
+    address = Address(host)
+    assert (address.name, address.reach) == (name, reach)
 
 
 def test_an_image_of_the_largest_size_fits_into_a_request():

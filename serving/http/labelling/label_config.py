@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from xml.etree import ElementTree
 
 from ris.engines.errors import RisError
@@ -23,6 +25,10 @@ ANSWER = "answer"
 
 _KINDS = {"BrushLabels": BRUSH, "PolygonLabels": POLYGON, "RectangleLabels": BOX}
 _LONGEST = 1_000_000  # characters of a configuration
+_LONGEST_NAME = 1000  # characters of a label
+_MOST_CONTROLS = 100  # tags that mark regions
+MOST_LABELS = 1000
+"""Labels of a configuration, and phrases of all of them."""
 
 
 class LabelConfigError(RisError):
@@ -53,12 +59,13 @@ class Label:
 
     def says(self, phrase: str) -> int | None:
         """Where the phrase has the label's value or name in it, as whole words."""
-        places = [
-            found.start()
-            for word in {self.shown, self.name}
-            if (found := re.search(rf"(?<!\w){re.escape(word)}(?!\w)", phrase, re.IGNORECASE))
-        ]
-        return min(places, default=None)
+        found = self._pattern.search(phrase)
+        return found.start() if found else None
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        words = "|".join(map(re.escape, sorted({self.shown, self.name})))
+        return re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -88,9 +95,9 @@ class LabelConfig:
         """
         head, colon, rest = phrase.partition(":")
         if colon and rest.strip():
-            for label in self.labels:
-                if head.strip().casefold() in (label.shown.casefold(), label.name.casefold()):
-                    return label, rest.strip()
+            label = self._by_name.get(head.strip().casefold())
+            if label:
+                return label, rest.strip()
 
         named = [
             (place, -len(label.shown), number)
@@ -98,6 +105,15 @@ class LabelConfig:
             if (place := label.says(phrase)) is not None
         ]
         return self.labels[min(named)[2] if named else 0], phrase
+
+    @cached_property
+    def _by_name(self) -> dict[str, Label]:
+        """The labels by value and name in small letters; of several, the first."""
+        found: dict[str, Label] = {}
+        for label in self.labels:
+            found.setdefault(label.shown.casefold(), label)
+            found.setdefault(label.name.casefold(), label)
+        return found
 
 
 def read_label_config(text: str) -> LabelConfig:
@@ -122,7 +138,11 @@ def read_label_config(text: str) -> LabelConfig:
             ' field with a dollar sign is expected, such as value="$image"'
         )
 
-    labels = tuple(_labels(root, name))
+    labels = tuple(islice(_labels(root, name), MOST_LABELS + 1))
+    if len(labels) > MOST_LABELS or sum(len(each.phrases) for each in labels) > MOST_LABELS:
+        raise LabelConfigError(
+            f"the labelling configuration has more than {MOST_LABELS} labels, or phrases of labels"
+        )
     if not labels:
         raise LabelConfigError(
             f"the labelling configuration has no labels to mark in {echoed(name)}: it needs"
@@ -152,13 +172,24 @@ def _parsed(text: str) -> ElementTree.Element:
 def _labels(root: ElementTree.Element, image: str) -> Iterator[Label]:
     """The labels of every tag that marks regions of the image, in the configuration's order."""
     seen = set()
+    controls = 0
     for tag in root.iter():
         kind = _KINDS.get(tag.tag)
         if kind is None or tag.get("toName") != image or not tag.get("name"):
             continue
+        controls += 1
+        if controls > _MOST_CONTROLS:  # they may stand in one another
+            raise LabelConfigError(
+                f"the labelling configuration has more than {_MOST_CONTROLS} tags with labels"
+            )
         for child in tag.iter("Label"):
             value = (child.get("value") or "").strip()
             name = (child.get("alias") or value).strip()
+            if max(len(value), len(name), len(tag.get("name", ""))) > _LONGEST_NAME:
+                raise LabelConfigError(
+                    f"a label of the labelling configuration has more than {_LONGEST_NAME}"
+                    " characters"
+                )
             if value and name not in seen:
                 seen.add(name)
                 yield Label(

@@ -11,15 +11,14 @@ import functools
 import hashlib
 import json
 import logging
-import re
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ValidationError
 
 from ris.engines.errors import EngineError, ExpressionError, ImageError, RisError
 from ris.engines.text import echoed, shown
@@ -31,9 +30,9 @@ from ris.serving.http.labelling.label_config import (
     BRUSH,
     Label,
     LabelConfig,
-    read_label_config,
 )
 from ris.serving.http.labelling.regions import box_value, brush_value, polygon_values
+from ris.serving.http.labelling.tasks import Order, Task, check_setup, prompts_of, read_order
 from ris.serving.http.middleware import visit_of
 from ris.serving.http.service import Answered, Question, Service
 from ris.serving.limits import LimitError
@@ -42,43 +41,8 @@ PREFIX = "/label-studio"
 """Where the backend stands: http://localhost:8000/label-studio is what a project is given."""
 
 _log = logging.getLogger("ris.http")
-_RUN_LENGTHS = re.compile(rb'"rle":\s*\[[\d,\s]*\]')
-_MOST_PARTS = 1_000_000  # parts of a request's JSON; each may take some hundred bytes of memory
-
-
-class _Task(BaseModel):
-    """A task, as far as it is read."""
-
-    id: Any = None
-    data: dict[str, Any] = {}
-
-
-class _Typed(BaseModel):
-    """A part of what an annotator did just now."""
-
-    type: str = ""
-    from_name: str = ""
-    value: dict[str, Any] = {}
-
-
-class _Context(BaseModel):
-    """What an annotator did just now."""
-
-    result: list[_Typed] = []
-
-
-class _Params(BaseModel):
-    """What comes along with tasks."""
-
-    context: _Context | None = None
-
-
-class _Predict(BaseModel):
-    """The body of /predict. What else Label Studio sends is left alone."""
-
-    tasks: list[_Task]
-    label_config: str
-    params: _Params | None = None
+_MOST_SECONDS = 3600.0  # of a request; Label Studio is told to wait as long
+_MOST_COMPARED = 20_000  # phrases of a task times labels
 
 
 @dataclass(frozen=True)
@@ -99,8 +63,8 @@ class _Asked:
 class _Found:
     """What was found in one picture."""
 
-    regions: list[dict[str, Any]] = field(default_factory=list)
-    """Label Studio's results."""
+    regions: list[bytes] = field(default_factory=list)
+    """Label Studio's results, as JSON."""
 
     scores: list[float] = field(default_factory=list)
     """A score for each region."""
@@ -113,8 +77,8 @@ class _Found:
 class _Drawn:
     """An answer as regions, before it is known whose they are."""
 
-    values: dict[str, list[dict[str, Any]]]
-    """The values of regions, by kind; none where nothing is meant."""
+    values: dict[str, list[bytes]]
+    """The values of regions as JSON, by kind; none where nothing is meant."""
 
     score: float
     """The mean foreground probability."""
@@ -124,20 +88,45 @@ class _Drawn:
 
 
 class _Drawer:
-    """Makes regions of the answers to a request, up to a size. One thread at a time uses it."""
+    """Makes regions of the answers to a request, up to a size and a time.
 
-    def __init__(self, most: int) -> None:
-        """most: bytes of all regions, as JSON."""
-        self._most = most
+    One thread at a time uses it.
+    """
+
+    def __init__(self, most: int, hold: Callable[[int], None]) -> None:
+        """most: bytes of all regions, as JSON; hold: told how many there are, on the loop."""
+        self._most, self._hold = most, hold
         self._size = 0
+        self._end = time.monotonic() + _MOST_SECONDS
 
     def __call__(self, answer: Segmentation, kinds: Sequence[str]) -> _Drawn:
         """The regions of an answer. kinds: of regions."""
-        values = {kind: list(_values(kind, answer)) for kind in kinds}
-        self._size += len(json.dumps(values, separators=(",", ":")))
+        values = {kind: [self.counted(value) for value in _values(kind, answer)] for kind in kinds}
+        return _Drawn(values, float(answer.score), answer.no_target)
+
+    def counted(self, value: dict[str, Any]) -> bytes:
+        """The value as JSON. Raises LimitError where there is too much of it."""
+        written = _json(value)
+        self._size += len(written)
+        self._check_size()
+        return written
+
+    def check(self) -> None:
+        """Raises LimitError where nothing more is to be drawn."""
+        self._check_size()
+        if time.monotonic() > self._end:
+            raise LimitError(
+                f"the request took longer than {_MOST_SECONDS:g} s; send fewer tasks at once", 504
+            )
+        self._hold(self._size)
+
+    def _check_size(self) -> None:
         if self._size > self._most:
             raise LimitError(f"the regions have more than {self._most / 1e6:g} MB", 413)
-        return _Drawn(values, float(answer.score), answer.no_target)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _values(kind: str, answer: Segmentation) -> Iterator[dict[str, Any]]:
@@ -166,44 +155,37 @@ class LabelStudio:
         digest = hashlib.sha256(manifest.to_json().encode()).hexdigest()
         return f"ris-{manifest.family}-{digest[:8]}"
 
-    async def predict(self, body: bytes) -> dict[str, Any]:
-        """The answer to /predict: a prediction for each task.
+    async def predict(self, order: Order, hold: Callable[[int], None]) -> bytes:
+        """The answer to /predict, JSON: a prediction for each task.
 
         A task that cannot be answered has `error` in place of `result`: Label Studio writes it into
         its log and keeps no prediction. Where an annotator waits, the field `answer` has it, too.
 
-        Raises:
-            RisError: Where the request itself cannot be understood.
+        hold: told how many bytes of the answer there are; may raise LimitError.
         """
-        request = await asyncio.to_thread(_parsed, body)
-        version = self.model_version
-        drawer = _Drawer(self._service.settings.answer_bytes)
+        version = b',"model_version":' + _json(self.model_version) + b"}"
+        drawer = _Drawer(self._service.settings.answer_bytes, hold)
         results = [
-            await self._answered(task, request, drawer) | {"model_version": version}
-            for task in request.tasks
+            (await self._answered(task, order, drawer))[:-1] + version for task in order.tasks
         ]
-        return {"results": results, "model_version": version}
+        return b'{"results":[' + b",".join(results) + b"]" + version
 
-    async def _answered(self, task: _Task, request: _Predict, drawer: _Drawer) -> dict[str, Any]:
+    async def _answered(self, task: Task, order: Order, drawer: _Drawer) -> bytes:
         """The place of one task in the answer to /predict."""
-        context = request.params.context if request.params else None
-        config = None
+        if order.config is None or order.error:
+            return self._failed(order.error or RisError("nothing can be asked"), task, order)
         try:
-            config = read_label_config(request.label_config)
-            typed = None if context is None else _texts(context, config)
             async with self._pictures:
-                found = await self._find(task, config, typed, drawer)
+                found = await self._find(task, order.config, order.typed, drawer)
+            return await asyncio.to_thread(_prediction, found, order, drawer)
         except RisError as error:
-            return self._failed(error, task, config if context else None)
-        if context:
-            found.regions += _said(config, found.said)
-        return _prediction(found)
+            return self._failed(error, task, order)
 
     async def _find(
-        self, task: _Task, config: LabelConfig, typed: list[str] | None, drawer: _Drawer
+        self, task: Task, config: LabelConfig, typed: list[str] | None, drawer: _Drawer
     ) -> _Found:
-        """typed: what an annotator typed; None where nobody waits: tasks are annotated ahead."""
-        asked = list(self._asked(task, config, typed))
+        drawer.check()
+        asked = await asyncio.to_thread(self._asked, task, config, typed)
         if not asked:  # the annotator took the phrase away
             return _Found()
         image = await asyncio.to_thread(self._picture, task, config)
@@ -215,20 +197,32 @@ class LabelStudio:
         for start in range(0, len(asked), step):
             part = asked[start : start + step]
             answered = await self._service.answer(self._question(part, image), draw)
-            _collect(found, part, answered, config)
+            await asyncio.to_thread(_collect, found, part, answered, config, drawer)
+            drawer.check()
         return found
 
-    def _asked(self, task: _Task, config: LabelConfig, typed: list[str] | None) -> Iterator[_Asked]:
+    def _asked(self, task: Task, config: LabelConfig, typed: list[str] | None) -> list[_Asked]:
         """What is asked of a picture: what was typed, what the task says, or every label."""
-        phrases = _prompts_of(task, config) if typed is None else typed
-        for text in phrases:
-            label, phrase = config.label_for(text)
-            category = label.category if label.says(phrase) is not None else None
-            yield _Asked(label, phrase, category)
+        phrases = prompts_of(task, config) if typed is None else typed
         if typed is None and not phrases:
-            for label in config.labels:
-                for phrase in label.phrases:
-                    yield _Asked(label, phrase, self._category(label))
+            return [
+                _Asked(label, phrase, self._category(label))
+                for label in config.labels
+                for phrase in label.phrases
+            ]
+        if len(phrases) * len(config.labels) > _MOST_COMPARED:
+            raise LimitError(
+                f"{len(phrases)} phrases for {len(config.labels)} labels are too many; send fewer"
+                " phrases at a time",
+                413,
+            )
+        return [self._for_a_label(text, config) for text in phrases]
+
+    def _for_a_label(self, text: str, config: LabelConfig) -> _Asked:
+        self._service.settings.limits.check_expressions([text])
+        label, phrase = config.label_for(text)
+        category = label.category if label.says(phrase) is not None else None
+        return _Asked(label, phrase, category)
 
     def _category(self, label: Label) -> str | None:
         """The category of a label that is asked by its name."""
@@ -243,7 +237,7 @@ class LabelStudio:
             categories = [each.category or AUTO for each in asked]
         return Question([each.phrase for each in asked], image, categories=categories)
 
-    def _picture(self, task: _Task, config: LabelConfig) -> bytes:
+    def _picture(self, task: Task, config: LabelConfig) -> bytes:
         address = task.data.get(config.field)
         if not isinstance(address, str) or not address:
             raise ImageError(
@@ -252,18 +246,15 @@ class LabelStudio:
         settings = self._service.settings
         return settings.pictures.get(address, settings.limits.image_bytes, task.id)
 
-    def _failed(self, error: RisError, task: _Task, config: LabelConfig | None) -> dict[str, Any]:
-        """The place of a prediction that there is not.
-
-        config: where an annotator waits, and may have a field for it.
-        """
+    def _failed(self, error: RisError, task: Task, order: Order) -> bytes:
+        """The place of a prediction that there is not."""
         fields = {"task": shown(str(task.id)), "error": str(error)}
         trace = error if isinstance(error, EngineError) else None
         _log.warning("a task is not answered", exc_info=trace, extra={"fields": fields})
         failed: dict[str, Any] = {"error": str(error)}
-        if config:
-            failed["result"] = _said(config, [str(error)])
-        return failed
+        if order.waits and order.config:
+            failed["result"] = _said(order.config, [str(error)])
+        return _json(failed)
 
 
 def _collect(
@@ -271,8 +262,9 @@ def _collect(
     asked: Sequence[_Asked],
     answered: Answered[_Drawn],
     config: LabelConfig,
+    drawer: _Drawer,
 ) -> None:
-    """Adds the regions of answers, with their labels.
+    """Adds the regions of answers, with their labels. Runs in a thread.
 
     Raises the first ExpressionError where no phrase at all could be asked.
     """
@@ -287,19 +279,20 @@ def _collect(
         found.said.append(_line(each, answer, bool(values)))
         for value in values:
             found.scores.append(answer.score)
+            region = {
+                "id": uuid.uuid4().hex[:10],
+                "type": each.label.kind,
+                "from_name": each.label.control,
+                "to_name": config.image,
+                "original_width": answered.width,
+                "original_height": answered.height,
+                "image_rotation": 0,
+                "score": round(answer.score, 6),
+                "meta": {"text": [shown(each.phrase)]},
+            }
+            names = _json({each.label.kind: [each.label.name]})
             found.regions.append(
-                {
-                    "id": uuid.uuid4().hex[:10],
-                    "type": each.label.kind,
-                    "from_name": each.label.control,
-                    "to_name": config.image,
-                    "original_width": answered.width,
-                    "original_height": answered.height,
-                    "image_rotation": 0,
-                    "score": round(answer.score, 6),
-                    "value": value | {each.label.kind: [each.label.name]},
-                    "meta": {"text": [shown(each.phrase)]},
-                }
+                drawer.counted(region)[:-1] + b',"value":' + value[:-1] + b"," + names[1:] + b"}"
             )
 
 
@@ -325,51 +318,12 @@ def _said(config: LabelConfig, lines: list[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _prediction(found: _Found) -> dict[str, Any]:
-    scores = found.scores
-    return {
-        "result": found.regions,
-        "score": round(sum(scores) / len(scores), 6) if scores else 0.0,
-    }
-
-
-def _texts(context: _Context, config: LabelConfig) -> list[str]:
-    """What stands in the text fields for phrases, each once.
-
-    Raises ExpressionError where somebody drew, and typed nothing.
-    """
-    texts: list[str] = []
-    for part in context.result:
-        if part.type == "textarea" and part.from_name in config.prompts:
-            texts += _lines(part.value.get("text"))
-    if not texts and any(part.type != "textarea" for part in context.result):
-        raise ExpressionError("this model takes words: type a phrase into the text field")
-    return list(dict.fromkeys(texts))
-
-
-def _prompts_of(task: _Task, config: LabelConfig) -> list[str]:
-    """The phrases in a task's own data, of the fields that fill the text fields."""
-    fields = filter(None, config.prompts.values())
-    return list(dict.fromkeys(line for name in fields for line in _lines(task.data.get(name))))
-
-
-def _lines(value: Any) -> list[str]:
-    several = value if isinstance(value, list) else [value]
-    lines = (line for each in several if isinstance(each, str) for line in each.splitlines())
-    return [line.strip() for line in lines if line.strip()]
-
-
-def _parsed(body: bytes) -> _Predict:
-    """The body of /predict; run lengths of regions that are there already are not read."""
-    body = _RUN_LENGTHS.sub(b'"rle":[]', body)
-    if sum(body.count(mark) for mark in (b",", b":", b"[", b"{")) > _MOST_PARTS:
-        raise LimitError("the tasks have too many parts; send fewer of them at once", 413)
-    try:
-        return _Predict.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"]))[:100]
-        raise ExpressionError(f"{place or 'the request'}: {first['msg']}") from None
+def _prediction(found: _Found, order: Order, drawer: _Drawer) -> bytes:
+    scores, results = found.scores, found.regions
+    if order.waits and order.config:
+        results = results + [drawer.counted(one) for one in _said(order.config, found.said)]
+    score = round(sum(scores) / len(scores), 6) if scores else 0.0
+    return b'{"result":[' + b",".join(results) + b'],"score":' + _json(score) + b"}"
 
 
 def label_studio_router(service: Service) -> APIRouter:
@@ -386,21 +340,21 @@ def label_studio_router(service: Service) -> APIRouter:
     @router.post("/setup", summary="A project connects, or asks for the model's version")
     async def setup(request: Request) -> dict[str, str]:
         """A configuration without a place for masks is told in the log; it may be written later."""
-        body = await request.body()
-        try:
-            schema = json.loads(body).get("schema") or ""
-            read_label_config(str(schema))
-        except (ValueError, AttributeError, RecursionError):
-            raise ExpressionError("/setup takes a JSON object with schema") from None
-        except RisError as error:
-            visit_of(request.scope).fields["label_config"] = str(error)
+        said = await asyncio.to_thread(check_setup, await request.body())
+        if said:
+            visit_of(request.scope).fields["label_config"] = said
         return {"model_version": backend.model_version}
 
     @router.post("/predict", summary="Masks for tasks")
-    async def predict(request: Request) -> JSONResponse:
-        body = await request.body()
+    async def predict(request: Request) -> Response:
+        visit = visit_of(request.scope)
+        reading = asyncio.to_thread(read_order, await request.body())
         request._body = b""  # Starlette keeps it
-        return JSONResponse(await backend.predict(body))
+        order = await reading
+        taken = visit.held.size if visit.held else 0
+        answer = await backend.predict(order, lambda more: visit.hold(taken + more))
+        visit.hold(len(answer))
+        return Response(answer, media_type="application/json")
 
     @router.api_route("/versions", methods=["GET", "POST"], summary="The model's version")
     async def versions() -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPMessage
 from typing import IO, Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from ris.engines.errors import ImageError, RisError
 from ris.engines.text import echoed, reason_of
@@ -27,6 +27,7 @@ KEY_VARIABLE = "LABEL_STUDIO_API_KEY"
 
 _DATA = re.compile(r"data:image/[\w.+-]+(?:;[\w=-]+)*;base64,", re.ASCII)
 _CLOUDS = ("s3:", "gs:", "azure-blob:")
+_ABSOLUTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE | re.ASCII)
 _PIECE = 1 << 18  # bytes that are read at once
 _KEPT = "%/:=&?~#+!$,;'@()*[]"  # characters of an address that mean something
 _QUIET = 10.0  # seconds that a host may say nothing
@@ -74,35 +75,37 @@ class PictureSource:
         if address.startswith("data:"):
             return _inside(address, most)
         try:
-            url = quote(self._url(address, task), safe=_KEPT)
-        except ValueError:
+            url = quote(self._url(address.strip(), task), safe=_KEPT)
+            allowed = self.allows(url)
+        except (ValueError, TypeError, OverflowError):
             raise ImageError(f"the picture {echoed(address)} has no valid address") from None
+        if not allowed:  # of what is fetched in the end, whatever made it
+            raise ImageError(
+                f"the picture {echoed(address)} is on a host that this server does not ask; start"
+                f" it with --picture-host {echoed(urlsplit(url).netloc)}"
+            )
         return _Fetch(self, most).get(url)
 
     def allows(self, url: str) -> bool:
         """Whether the address may be asked for."""
         parts = urlsplit(url)
-        known = parts.netloc.lower() in self.hosts or self.is_label_studio(url)
-        return known and parts.scheme in ("http", "https") and "@" not in parts.netloc
+        host = unquote(parts.netloc).lower()  # urllib asks this one
+        known = host in self.hosts or self.is_label_studio(url)
+        return known and parts.scheme in ("http", "https") and "@" not in host
 
     def is_label_studio(self, url: str) -> bool:
         """Whether the address is Label Studio's, by scheme, host and port."""
         return self.label_studio is not None and _origin(url) == _origin(self.label_studio)
 
     def _url(self, address: str, task: Any) -> str:
-        """The address that is asked for."""
+        """The address that is meant; whether it may be asked for is not looked at here."""
         if address.startswith(_CLOUDS):
             coded = base64.urlsafe_b64encode(address.encode()).decode()
             return self._own(f"tasks/{int(task or 0)}/resolve/?fileuri={coded}", address)
-        if "://" not in address[:12]:
-            path = address.lstrip("/")
-            return self._own(f"data/{path}" if path.startswith("upload/") else path, address)
-        if not self.allows(address):
-            raise ImageError(
-                f"the picture {echoed(address)} is on a host that this server does not ask; start"
-                f" it with --picture-host {echoed(urlsplit(address).netloc)}"
-            )
-        return address
+        if _ABSOLUTE.match(address):
+            return address
+        path = address.lstrip("/")
+        return self._own(f"data/{path}" if path.startswith("upload/") else path, address)
 
     def _own(self, path: str, address: str) -> str:
         if self.label_studio is None:
@@ -110,6 +113,9 @@ class PictureSource:
                 f"the picture {echoed(address)} is in Label Studio itself; start this server with"
                 f" --label-studio-url and with its key in {KEY_VARIABLE}"
             )
+        parts = urlsplit(path.strip())
+        if parts.scheme or parts.netloc:
+            raise ValueError("no path")
         return urljoin(self.label_studio.rstrip("/") + "/", path)
 
 

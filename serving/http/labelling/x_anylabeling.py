@@ -7,13 +7,14 @@ server under the AGPL: facts were taken, and no code.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
@@ -66,8 +67,9 @@ class _Wanted:
 class _Outlined:
     """An answer as rings."""
 
-    rings: list[list[list[float]]]
-    """A ring of points x, y in pixels for each part of the mask; none where nothing is meant."""
+    rings: list[bytes]
+    """A ring of points x, y in pixels for each part of the mask, as JSON; none where nothing is
+    meant."""
 
     score: float
     """The mean foreground probability."""
@@ -108,43 +110,75 @@ def wanted(prompt: str) -> list[_Wanted]:
     return found
 
 
-def _outlined(answer: Segmentation, fineness: float | None) -> _Outlined:
-    """fineness: the share of a ring's length that it may be off, at least a pixel; 0: exact."""
+class _Outliner:
+    """Makes rings of the answers to a request, up to a size. One thread at a time uses it."""
 
-    def finished(ring: Ring) -> Ring:
-        if fineness == 0:
+    def __init__(self, fineness: float | None, most: int) -> None:
+        """Takes the limits.
+
+        fineness: the share of a ring's length that it may be off, at least a pixel; 0: exact.
+        most: bytes of the answer.
+        """
+        self._fineness, self._most = fineness, most
+        self._size = 0
+
+    def __call__(self, answer: Segmentation) -> _Outlined:
+        """The rings of an answer."""
+        rings = []
+        for part in answer.polygons():
+            whole = Polygon(self._finished(part.outer), tuple(map(self._finished, part.holes)))
+            rings.append(self.counted(np.round(whole.joined(), 2).tolist()))
+        return _Outlined(rings, float(answer.score))
+
+    def counted(self, value: Any) -> bytes:
+        """The value as JSON. Raises LimitError where there is too much of it."""
+        written = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+        self._size += len(written)
+        if self._size > self._most:
+            raise LimitError(
+                f"the shapes have more than {self._most / 1e6:g} MB; ask for fewer phrases", 413
+            )
+        return written
+
+    def _finished(self, ring: Ring) -> Ring:
+        if self._fineness == 0:
             return ring
         length = np.linalg.norm(np.roll(ring, -1, axis=0) - ring, axis=1).sum()
-        return simplified(ring, max(TOLERANCE, (fineness or 0) * float(length)))
-
-    parts = [
-        Polygon(finished(part.outer), tuple(map(finished, part.holes)))
-        for part in answer.polygons()
-    ]
-    rings = [np.round(part.joined(), 2).tolist() for part in parts]
-    return _Outlined(rings, float(answer.score))
+        return simplified(ring, max(TOLERANCE, (self._fineness or 0) * float(length)))
 
 
-async def _shapes(asked: _Predict, image: bytes, service: Service) -> list[dict[str, Any]]:
-    params = asked.params or _Params()
+async def _answer(asked: _Predict, image: bytes, service: Service) -> bytes:
+    params, settings = asked.params or _Params(), service.settings
     if params.marks:
         raise ExpressionError("this model takes words; points and boxes it does not")
-    phrases = wanted(params.text_prompt or "")
+    prompt = params.text_prompt or ""
+    most = 2 * settings.limits.expressions * (settings.limits.characters + 2)
+    if len(prompt) > most:
+        raise LimitError(f"the prompt has {len(prompt)} characters, at most {most} are read", 413)
+    phrases = wanted(prompt)
     if not phrases:
         raise ExpressionError('type what to look for, such as "left man", and send it')
 
-    def render(answer: Segmentation) -> _Outlined:
-        return _outlined(answer, params.epsilon_factor)
-
-    answered = await service.answer(Question([each.phrase for each in phrases], image), render)
+    outliner = _Outliner(params.epsilon_factor, settings.answer_bytes)
+    answered = await service.answer(Question([each.phrase for each in phrases], image), outliner)
     least = params.conf_threshold or 0.0
-    return list(_written(phrases, answered, least))
+    return await asyncio.to_thread(_body, phrases, answered, least, outliner)
+
+
+def _body(
+    phrases: Sequence[_Wanted], answered: Answered[_Outlined], least: float, outliner: _Outliner
+) -> bytes:
+    """The answer as JSON."""
+    shapes = list(_written(phrases, answered, least, outliner))
+    # nothing is meant: what was drawn before stays
+    rest = b'],"description":""' + (b"" if shapes else b',"replace":false') + b"}}"
+    return b'{"success":true,"data":{"shapes":[' + b",".join(shapes) + rest
 
 
 def _written(
-    phrases: Sequence[_Wanted], answered: Answered[_Outlined], least: float
-) -> Iterator[dict[str, Any]]:
-    """The shapes of answers.
+    phrases: Sequence[_Wanted], answered: Answered[_Outlined], least: float, outliner: _Outliner
+) -> Iterator[bytes]:
+    """The shapes of answers, as JSON.
 
     Raises the first ExpressionError: the client has one place for a sentence.
     """
@@ -154,10 +188,9 @@ def _written(
         if answer.score < least:
             continue
         for ring in answer.rings:
-            yield {
+            shape = {
                 "label": shown(each.label),
                 "shape_type": "polygon",
-                "points": ring,
                 "score": round(answer.score, 6),
                 "description": shown(each.phrase) if each.phrase != each.label else None,
                 "attributes": {},
@@ -168,6 +201,7 @@ def _written(
                 "group_id": number if len(answer.rings) > 1 else None,
                 "kie_linking": [],
             }
+            yield outliner.counted(shape)[:-1] + b',"points":' + ring + b"}"
 
 
 def _failed(error: RisError) -> JSONResponse:
@@ -208,27 +242,26 @@ def x_anylabeling_router(service: Service) -> APIRouter:
         return JSONResponse({"success": True, "data": describe_model(service)})
 
     @router.post("/predict", summary="Shapes for a picture and a text prompt")
-    async def predict(request: Request) -> JSONResponse:
+    async def predict(request: Request) -> Response:
+        visit = visit_of(request.scope)
         try:
             asked = await read_json(request, service.settings.limits, _Predict)
             if asked.model != MODEL:
                 return _not_found(asked.model)
             image = await asyncio.to_thread(decode_base64, asked.image)
             asked.image = ""
-            visit_of(request.scope).hold(len(image))
-            shapes = await _shapes(asked, image, service)
+            visit.hold(len(image))
+            answer = await _answer(asked, image, service)
+            visit.hold(len(answer))
         except RisError as error:
             if isinstance(error, LimitError) and error.status == 503:
                 raise  # the contract has this status for a full queue
             fields = {"error": str(error)}
-            visit_of(request.scope).fields.update(fields)
+            visit.fields.update(fields)
             if isinstance(error, EngineError):
                 _log.error("the engine failed", exc_info=error, extra={"fields": fields})
             return _failed(error)
 
-        data: dict[str, Any] = {"shapes": shapes, "description": ""}
-        if not shapes:
-            data["replace"] = False  # nothing is meant: what was drawn before stays
-        return JSONResponse({"success": True, "data": data})
+        return Response(answer, media_type="application/json")
 
     return router

@@ -1,0 +1,129 @@
+"""The guard's two doors before a tritonserver that the test plays: slow and silent clients."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from ris.serving.limits import Limits
+from ris.serving.triton.guard import Address, Guarded, Room, Sockets
+from serving_helpers import free_ports
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+REQUEST = b"\x0a\x03ris"  # model_name: "ris"
+
+
+def guarded(folder, seconds):
+    """What the doors stand before: one message of gRPC is read at a time."""
+    limits = Limits(image_bytes=1000, seconds=seconds, held_bytes=3_000_000)
+    return Guarded(Sockets(folder), limits, 4, lambda: None)
+
+
+def room_of(behind):
+    return Room(behind.requests, behind.limits.held_bytes)
+
+
+async def until(condition):
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def triton_http(behind, answer):
+    web = pytest.importorskip("aiohttp.web")
+
+    async def infer(request):
+        await request.read()
+        return web.Response(body=answer)
+
+    application = web.Application()
+    application.router.add_post("/v2/models/ris/infer", infer)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.UnixSite(runner, str(behind.sockets.http)).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def test_a_client_too_slow_for_its_answer_gets_the_beginning_of_it_and_nothing_else(tmp_path):
+    """Not an error in the midst of what was announced as the answer, on a connection that stays."""
+    pytest.importorskip("aiohttp")
+    from ris.serving.triton.guard_http import http_door
+
+    length = 16_000_000  # more than the sockets hold
+    behind = guarded(tmp_path, seconds=1)
+    head = b"POST /v2/models/ris/infer HTTP/1.1\r\nHost: ris\r\nContent-Length: 2\r\n\r\n{}"
+
+    async def run():
+        address, room = Address("127.0.0.1", *free_ports(3)), room_of(behind)
+        async with triton_http(behind, b"\0" * length), http_door(address, behind, room):
+            reader, writer = await asyncio.open_connection(address.host, address.http, limit=1000)
+            writer.write(head)
+            await until(lambda: room._inside == 1)
+            await until(lambda: room._inside == 0)  # it reads nothing meanwhile
+            got = b""
+            try:
+                while piece := await reader.read(1 << 20):
+                    got += piece
+            except ConnectionResetError:
+                pass
+            writer.close()
+            return got
+
+    started, _, body = asyncio.run(run()).partition(b"\r\n\r\n")
+    assert started.startswith(b"HTTP/1.1 200")
+    assert f"Content-Length: {length}".encode() in started
+    assert len(body) < length
+    assert not body.strip(b"\0")
+
+
+@asynccontextmanager
+async def triton_grpc(behind):
+    grpc = pytest.importorskip("grpc")
+
+    class Echo(grpc.GenericRpcHandler):
+        def service(self, details):
+            async def answer(message, context):
+                return message
+
+            return grpc.unary_unary_rpc_method_handler(answer)
+
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers([Echo()])
+    server.add_insecure_port(behind.sockets.grpc)
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(0)
+
+
+def test_a_caller_that_sends_nothing_is_not_waited_for_as_long_as_a_request(tmp_path, monkeypatch):
+    """Where one message is read at a time, those behind it come to their turn."""
+    grpc = pytest.importorskip("grpc")
+    from ris.serving.triton import guard_grpc
+
+    monkeypatch.setattr(guard_grpc, "_ARRIVES", 0.2)
+    behind = guarded(tmp_path, seconds=60)
+
+    async def run():
+        address, room = Address("127.0.0.1", *free_ports(3)), room_of(behind)
+        async with (
+            triton_grpc(behind),
+            guard_grpc.grpc_door(address, behind, room),
+            grpc.aio.insecure_channel(f"{address.name}:{address.grpc}") as channel,
+        ):
+            silent = channel.stream_stream(INFER)()
+            await until(lambda: room._inside == 1)
+            answer = await channel.unary_unary(INFER)(REQUEST, timeout=30)
+            return answer, await silent.code(), await silent.details()
+
+    answer, code, said = asyncio.run(run())
+    assert answer == REQUEST
+    assert code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert said == "504: the request did not arrive within 0.2 s"
