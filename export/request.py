@@ -51,7 +51,7 @@ class Request:
     """The graphs that stay FP32."""
 
     weight_format: tuple[str, ...]
-    """What matrices are stored in, words such as "int4" and "fusion=int8"."""
+    """What matrices are stored in, words such as "int4" and "GRAPH=int8"."""
 
     random_weights: int | None
     """The seed of made-up weights; None where they were not asked for."""

@@ -32,7 +32,7 @@ _WORTH_SAYING = 1_000_000_000  # bytes of a data file
 
 
 def parse_formats(words: Sequence[str]) -> dict[str, WeightFormat]:
-    """The formats by graph, of words such as "int4" and "fusion=int8".
+    """The formats by graph, of words such as "int4" and "GRAPH=int8".
 
     A word without a graph is for those that the family names, under the key "".
 
