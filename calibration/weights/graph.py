@@ -37,21 +37,6 @@ _KINDS = {"int8": TensorProto.INT8, "int4": TensorProto.INT4}
 Values = Callable[[], NDArray[np.float32]]
 """Reads a matrix."""
 
-Rounding = Callable[[str, NDArray[np.float32], WeightFormat, int], Rounded]
-"""Rounds the matrix of a name to a format, in groups of so many rows."""
-
-
-def nearest(name: str, matrix: NDArray[np.float32], format: WeightFormat, group: int) -> Rounded:
-    """Each weight at the nearest level; the arguments are those of any `Rounding`.
-
-    Args:
-        name: The matrix's name in the graph.
-        matrix: Its values.
-        format: What it is stored in.
-        group: How many rows share a scale.
-    """
-    return round_in_groups(matrix, format, group)
-
 
 @dataclass(frozen=True)
 class Matrix:
@@ -147,22 +132,20 @@ def parts_of(
     values: Values,
     format: WeightFormat,
     errors: dict[str, float],
-    rounding: Rounding = nearest,
 ) -> list[Part]:
-    """What a data file holds of a matrix: its levels, then its scales.
+    """What a data file holds of a matrix, each weight at the nearest level: levels, then scales.
 
     Args:
         one: The matrix.
         values: Reads it.
         format: What it is stored in.
         errors: Where what rounding changed is noted, as in `Quantised.errors`.
-        rounding: What rounds it.
     """
     held: list[Rounded] = []
 
     def round_it() -> Rounded:
         matrix = values()
-        rounded = rounding(one.name, matrix, format, one.group)
+        rounded = round_in_groups(matrix, format, one.group)
         errors[one.name] = relative_error(matrix, rounded)
         return rounded
 
@@ -185,7 +168,6 @@ def quantise_file(
     source: Path,
     target: Path,
     format: WeightFormat,
-    rounding: Rounding = nearest,
     report: Report = lambda done, whole: None,
 ) -> Quantised:
     """Writes the FP32 graph at `source` to `target` with its matrices in a format.
@@ -194,7 +176,6 @@ def quantise_file(
         source: The graph, with a data file or without.
         target: The file to write, with a data file of its own; may be `source`.
         format: What the matrices are stored in.
-        rounding: What rounds them.
         report: Called behind each tensor.
     """
     model = onnx.load(source, load_external_data=False)
@@ -205,7 +186,7 @@ def quantise_file(
     parts: list[Part] = []
     for name, one in chosen.items():
         reader = _reader(old[name], source.parent)
-        parts += parts_of(one, reader, format, errors, rounding)
+        parts += parts_of(one, reader, format, errors)
     fresh = {part.name for part in parts}
     for tensor in model.graph.initializer:
         if tensor.name not in fresh and uses_external_data(tensor):
