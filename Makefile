@@ -27,7 +27,7 @@ demo: $(VENV)/installed
 # environment of their own: make test-serving
 PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 SERVING_TESTS := tests/serving/test_triton.py tests/serving/test_page.py
-SHARED := $(SERVING_TESTS:%=--ignore=%) -n 2 --no-loadscope-reorder
+SHARED := $(SERVING_TESTS:%=--ignore=%) -n 2 --no-loadscope-reorder --max-worker-restart=0
 QUICK := not full and not full_size and not training and not cpp and not ray and not slow
 
 test: lint libris-packages

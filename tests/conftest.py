@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import sys
@@ -103,6 +105,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         share_traces()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Gives back the gigabytes of full size, which the C library would keep to the end."""
+    if _file(item) in FULL_SIZE and (nextitem is None or _file(nextitem) != _file(item)):
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Groups by `_group`.
@@ -122,15 +133,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def golden_keys() -> dict[str, dict]:
     """Every key of an official checkpoint with shape, dtype and use."""
     return json.loads((GOLDEN / "keys.json").read_text())
-
-
-@pytest.fixture(scope="session")
-def full_size_model():
-    """The paper's model, [CLS] variant, with the golden weights (seed 0)."""
-    from ris.reference.dfam.config import PRESETS
-    from ris.reference.dfam.deterministic import deterministic_model
-
-    return deterministic_model(PRESETS["vitb-vitl336"])
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,16 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 RIS_ERROR_BUNDLE, RIS_ERROR_ENGINE = 3, 4
 MAX_TOKENS = 35
 """Of the rows that `tokenize` gives."""
 
 REPO = Path(__file__).resolve().parents[1]
+
+SCENES = (20, pytest.param(100, marks=pytest.mark.full))
+"""How many drawn scenes both are asked about."""
 
 
 def run(*command, **options):

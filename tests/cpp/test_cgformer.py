@@ -11,7 +11,7 @@ from made_up_exports import export_made_up
 from conftest import GOLDEN
 from golden import inputs
 from golden.cgformer.inputs import EXPRESSIONS
-from libris_helper import mask_iou
+from libris_helper import SCENES, mask_iou
 from ris.data.scenes import make_samples, make_scene
 from ris.reference.cgformer.config import PRESETS
 from ris.runtime import load
@@ -52,8 +52,9 @@ def compared(libris):
     return compare
 
 
-def test_its_masks_are_pythons(compared, cgformer_bundle):
-    assert compared(cgformer_bundle, map(asked, range(100)))[1] >= 0.9999
+@pytest.mark.parametrize("scenes", SCENES)
+def test_its_masks_are_pythons(compared, cgformer_bundle, scenes):
+    assert compared(cgformer_bundle, map(asked, range(scenes)))[1] >= 0.9999
 
 
 @pytest.mark.parametrize("how", [{"seed": 5, "draws": 3}, {"seed": 2**31 - 1}, {}])

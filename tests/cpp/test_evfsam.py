@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from golden import inputs
-from libris_helper import mask_iou
+from libris_helper import SCENES, mask_iou
 from ris.data.scenes import make_samples, make_scene
 from ris.runtime import load
 
@@ -45,10 +45,11 @@ def compared(libris):
     return compare
 
 
+@pytest.mark.parametrize("scenes", SCENES)
 @pytest.mark.parametrize("version", ["evfsam", "evfsam2"])
-def test_its_masks_are_pythons(compared, version, request):
+def test_its_masks_are_pythons(compared, version, scenes, request):
     bundle = request.getfixturevalue(f"{version}_bundle")
-    assert compared(bundle, map(asked, range(100))) >= 0.9999
+    assert compared(bundle, map(asked, range(scenes))) >= 0.9999
 
 
 @pytest.mark.parametrize("version", ["evfsam", "evfsam2"])

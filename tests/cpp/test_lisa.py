@@ -37,7 +37,7 @@ def model(libris, lisa_bundle):
 
 @pytest.mark.parametrize("form", [None, "phrase", "sentence"])
 def test_its_masks_are_pythons(libris, model, lisa_bundle, form):
-    pictures = [asked(number) for number in range(30)]
+    pictures = [asked(number) for number in range(10)]
     pictures += [(inputs.image(2, *size), ["left man", "Is it red?"]) for size in SIZES]
     with load(lisa_bundle, engine="onnxruntime") as python:
         for rgb, expressions in pictures:

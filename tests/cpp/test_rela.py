@@ -10,7 +10,7 @@ import pytest
 from made_up_exports import export_made_up
 
 from golden import inputs
-from libris_helper import REPO, mask_iou
+from libris_helper import REPO, SCENES, mask_iou
 from ris.data.scenes import make_samples, make_scene
 from ris.reference.preprocess import resize_to_square
 from ris.reference.rela.config import PRESETS
@@ -18,7 +18,6 @@ from ris.runtime import load
 from ris.runtime.masks import mask_from_logits
 
 FIRST = 2_000_000  # of scenes that no other test draws
-SCENES = 100
 NEVER, SOME = 1.0, 0.36  # thresholds: nothing is refused, and about half of the drawn questions
 
 
@@ -39,12 +38,13 @@ def compared(libris, model, python, rgb, expressions, threshold=NEVER):
     return answers, min(mask_iou(got["mask"], want.mask) for got, want in pairs)
 
 
-def test_its_masks_are_pythons(libris, rela_bundle):
+@pytest.mark.parametrize("scenes", SCENES)
+def test_its_masks_are_pythons(libris, rela_bundle, scenes):
     """On drawn scenes: logits, masks, and whether there is a target."""
     model = libris.open(rela_bundle)
     worst, refused = 1.0, set()
     with load(rela_bundle, engine="onnxruntime") as python:
-        for number in range(FIRST, FIRST + SCENES):
+        for number in range(FIRST, FIRST + scenes):
             scene = make_scene(number, "train", 160)
             expressions = [one.expression for one in make_samples(scene, number, 2)]
             threshold = SOME if number % 4 == 0 else NEVER

@@ -13,6 +13,8 @@ import torch
 
 from conftest import GOLDEN
 from golden import inputs
+from ris.reference.dfam.config import PRESETS
+from ris.reference.dfam.deterministic import deterministic_model
 from ris.reference.dfam.model import empty_model
 from ris.reference.dfam.preprocess import prepare_image
 from ris.reference.preprocess import resize_logits, resize_to_square
@@ -23,6 +25,12 @@ PLAIN = (1e-4, 1e-4)
 AMPLIFIED = (1e-3, 2e-4)
 # behind DFAM's thresholded masks: a logit near zero may fall on the other side
 MASKED = (np.inf, 1e-3)
+
+
+@pytest.fixture(scope="module")
+def full_size_model():
+    """The paper's model, [CLS] variant, with the golden weights (seed 0)."""
+    return deterministic_model(PRESETS["vitb-vitl336"])
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from ris.reference.lisa.config import PRESETS
 from ris.reference.lisa.deterministic import deterministic_model
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def two_layers():
     """The model of the golden files, seed 0: 3.6 GB.
 
