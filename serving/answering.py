@@ -131,7 +131,30 @@ def gradient_picture() -> NDArray[np.uint8]:
 class Answerer:
     """A model behind limits, with a cache of encoded images. Several threads may use it."""
 
-    def __init__(self, model: Model, limits: Limits | None = None, cached_images: int = 16) -> None:
+    form: str | None
+    """The form of questions that name none; None where the model asks every expression as it is."""
+
+    def __init__(
+        self,
+        model: Model,
+        limits: Limits | None = None,
+        cached_images: int = 16,
+        form: str | None = None,
+    ) -> None:
+        """Over an open model.
+
+        Args:
+            model: The model that is asked.
+            limits: What a request may be. None: `Limits()`.
+            cached_images: Encoded images that are kept.
+            form: The form of questions that name none. None: the model's own choice.
+
+        Raises:
+            ExpressionError: Where the model has no such form.
+        """
+        text = model.bundle.manifest.host.text
+        text.form_named(form)  # raises for an unknown one
+        self.form = text.form if form is None else form
         self.model = model
         self.limits = limits or Limits()
         self.cache = SceneCache(cached_images)
@@ -180,6 +203,7 @@ class Answerer:
         no_target_threshold: float | None = 0.5,
         deadline: Deadline | None = None,
         draws: Draws = ONE_DRAW,
+        form: str | None = None,
     ) -> list[Segmentation | ExpressionError]:
         """An answer to each expression, or the error that says why it cannot be asked.
 
@@ -190,13 +214,16 @@ class Answerer:
             no_target_threshold: Above this no-target probability the mask is empty. None: never.
             deadline: Checked before each group. None: the request may take any time.
             draws: The random numbers, for models that draw any.
+            form: The form that the expressions are asked in, for models that have some. None: that
+                of the answerer.
 
         Raises:
             LimitError: When the time is up.
             EngineError: Where the engine fails.
             RisError: For a seed where the model draws nothing.
         """
-        return list(self.each(scene, expressions, categories, no_target_threshold, deadline, draws))
+        threshold = no_target_threshold
+        return list(self.each(scene, expressions, categories, threshold, deadline, draws, form))
 
     def each(
         self,
@@ -206,6 +233,7 @@ class Answerer:
         no_target_threshold: float | None = 0.5,
         deadline: Deadline | None = None,
         draws: Draws = ONE_DRAW,
+        form: str | None = None,
     ) -> Iterator[Segmentation | ExpressionError]:
         """What `ask` returns, an answer after the other.
 
@@ -219,19 +247,20 @@ class Answerer:
             no_target_threshold: As for `ask`.
             deadline: As for `ask`.
             draws: As for `ask`.
+            form: As for `ask`.
 
         Raises:
             RisError: As `ask`.
         """
         check = deadline.check if deadline else lambda: None
         step = self.model.max_expressions
+        asked_in = self.form if form is None else form
         for start in range(0, len(expressions), step):
             part = slice(start, start + step)
             own = None if categories is None else categories[part]
             with _engine_faults():
-                answers = segment_each(
-                    scene, expressions[part], own, no_target_threshold, step, check, draws
-                )
+                texts, threshold = expressions[part], no_target_threshold
+                answers = segment_each(scene, texts, own, threshold, step, check, draws, asked_in)
             answers.reverse()
             while answers:
                 yield answers.pop()  # and holds it no longer
@@ -244,7 +273,8 @@ class Answerer:
         """
         try:
             scene = self.model.encode_image(gradient_picture())
-            scene.segment("left man", category=AUTO if self.model.categories else None)
+            category = AUTO if self.model.categories else None
+            scene.segment("left man", category=category, form=self.form)
         except Exception:
             return False
         return True

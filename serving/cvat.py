@@ -77,7 +77,12 @@ class PhraseFunction:
     """CVAT's detection function: each phrase is asked, and marked with its label."""
 
     def __init__(
-        self, model: Model, wanted: Sequence[Wanted], no_target_threshold: float, tolerance: float
+        self,
+        model: Model,
+        wanted: Sequence[Wanted],
+        no_target_threshold: float,
+        tolerance: float,
+        form: str | None = None,
     ) -> None:
         """Over an open model.
 
@@ -86,6 +91,7 @@ class PhraseFunction:
             wanted: What to look for.
             no_target_threshold: Above this no-target probability nothing is marked.
             tolerance: Of polygons, in pixels.
+            form: The form that phrases are asked in. None: the model's own choice.
 
         Raises:
             RisError: For numbers out of range, and for an expression that no picture can be asked.
@@ -95,7 +101,7 @@ class PhraseFunction:
         if not tolerance >= 0:
             raise RisError(f"the tolerance is a number of pixels from 0 up, not {tolerance}")
         self._model, self._wanted = model, wanted
-        self._threshold, self._tolerance = no_target_threshold, tolerance
+        self._threshold, self._tolerance, self._form = no_target_threshold, tolerance, form
         self._asked = [
             (number, phrase) for number, each in enumerate(wanted) for phrase in each.phrases
         ]
@@ -145,6 +151,7 @@ class PhraseFunction:
             categories if known else None,
             self._threshold,
             self._model.max_expressions,
+            form=self._form,
         )
         for answer in answers:
             if isinstance(answer, ExpressionError):
@@ -172,6 +179,7 @@ def create(
     threads: int = 0,
     no_target: float = 0.5,
     tolerance: float = 1.0,
+    form: str = "",
 ) -> PhraseFunction:
     """What `cvat-cli` calls, with the values of its `-p`.
 
@@ -182,10 +190,11 @@ def create(
         threads: Of the engine. 0: all cores.
         no_target: Above this no-target probability nothing is marked.
         tolerance: Of polygons, in pixels; for `--conv-mask-to-poly`.
+        form: As for `ris-infer --form`. "": the model's own choice.
 
     Raises:
         RisError: For whatever cannot be opened or asked, in one sentence.
     """
     wanted = read_phrases(phrases)
     model = load(find_bundle(bundle or None), engine=engine, threads=threads or None)
-    return PhraseFunction(model, wanted, no_target, tolerance)
+    return PhraseFunction(model, wanted, no_target, tolerance, form or None)

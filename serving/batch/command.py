@@ -25,6 +25,7 @@ from ris.runtime.commands.console import (
     find_bundle,
     print_json,
 )
+from ris.runtime.commands.forms import form_option
 from ris.runtime.commands.running import Running, running_options
 from ris.runtime.computing import computes_by_stage
 from ris.runtime.hub.address import is_address
@@ -108,6 +109,7 @@ _MOST_REASONS = 3  # that a sentence repeats
     show_default=True,
     help='Above this probability the answer is "no target" and the mask is empty.',
 )
+@form_option
 @running_options
 @click.option(
     "--json",
@@ -129,6 +131,7 @@ def main(
     address: str | None,
     part_rows: int,
     no_target_threshold: float,
+    form: str | None,
     running: Running,
     as_json: bool,
 ) -> None:
@@ -156,7 +159,9 @@ def main(
     if cpus is None:
         cpus = float(running.threads or 1) if address else usable_cores() / workers
     options = BatchOptions(workers, cpus, gpus, address, part_rows, no_target_threshold)
-    options = replace(options, retry_errors=retry_errors, bundle_address=_remote_bundle(bundle))
+    options = replace(
+        options, retry_errors=retry_errors, form=form, bundle_address=_remote_bundle(bundle)
+    )
     given = Given(tuple(map(typed, expressions)), category)
     elsewhere = options.bundle_address
     here = str(find_bundle(bundle)) if elsewhere is None or is_address(elsewhere) else elsewhere

@@ -56,6 +56,10 @@ SCHEMA = pa.schema(
 )
 """The columns of the answers: a row for each pair of an image and an expression."""
 
+_WITH_FORM = SCHEMA.insert(SCHEMA.get_field_index("category") + 1, pa.field("form", pa.string()))
+"""The same of models that ask in forms: the form that was asked in, null where there is an error.
+"""
+
 DEATHS = 3
 """An image on which so many workers died is given up."""
 
@@ -165,10 +169,24 @@ class Job:
         done = {file.name for file in self.folder.glob("part-*.parquet")}
         return [part for part in range(parts) if self.file(part).name not in done]
 
-    def write_answers(self, part: int, rows: list[dict[str, Any]], about: dict[str, str]) -> None:
-        """Writes a part's file; about: goes into its schema's metadata."""
+    def write_answers(
+        self,
+        part: int,
+        rows: list[dict[str, Any]],
+        about: dict[str, str],
+        has_forms: bool = False,
+    ) -> None:
+        """Writes a part's file.
+
+        Args:
+            part: Its number.
+            rows: What goes into it, in any order.
+            about: Goes into its schema's metadata.
+            has_forms: Whether the model asks in forms, so that rows say theirs.
+        """
+        schema = _WITH_FORM if has_forms else SCHEMA
         ordered = sorted(rows, key=lambda row: row["row"])
-        table = pa.Table.from_pylist(ordered, SCHEMA.with_metadata(about))
+        table = pa.Table.from_pylist(ordered, schema.with_metadata(about))
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         write(self.file(part), sink.getvalue())

@@ -72,6 +72,9 @@ class BatchOptions:
     retry_errors: bool = False
     """Ask the rows again that have an error in place of an answer."""
 
+    form: str | None = None
+    """The form that expressions are asked in. None: the model's own choice."""
+
 
 @dataclass(frozen=True)
 class BatchReport:
@@ -126,7 +129,7 @@ def plan_batch(
         bundle: The model. The hashes of its files are checked.
         sources: Folders, .jsonl, .parquet and .tar files.
         given: What is asked where the sources do not say.
-        options: Of them the rows of a part and the threshold.
+        options: Of them the rows of a part, the threshold and the form.
         restart: Throw away an earlier batch in the folder.
         noted: Gets a sentence for what folders have that looks like a picture and is not taken.
 
@@ -134,16 +137,20 @@ def plan_batch(
         RisError: Where the folder has the plan of another question, or files that are not a
             batch's, and where the sources cannot be read or have nothing in them.
         BundleError: Where the bundle is missing or damaged.
+        ExpressionError: Where the model has no form of that name.
     """
-    manifest = open_bundle(bundle).path / MANIFEST  # the hashes are checked once, here
+    opened = open_bundle(bundle)  # the hashes are checked once, here
+    text = opened.manifest.host.text
+    text.form_named(options.form)  # raises for an unknown one
     job = Job(out)
     if restart:
         job.clear()
 
     asked = {
         **_question(sources, given),
-        "bundle_manifest_sha256": sha256_of(manifest),
+        "bundle_manifest_sha256": sha256_of(opened.path / MANIFEST),
         "no_target_threshold": options.no_target_threshold,
+        "form": text.form if options.form is None else options.form,
     }
     plan = job.planned()
     if plan is None:
@@ -207,7 +214,7 @@ def run_batch(
         parts: How many parts the plan has.
         bundle: The model that the plan was made for.
         running: What runs it in each worker. Without `threads`, a worker uses its `cpus`.
-        options: Workers, their resources, and the threshold.
+        options: Workers, their resources, the threshold and the form.
         limits: What an image may be; None: `Limits()`.
 
     Raises:
@@ -236,6 +243,7 @@ def run_batch(
             "sources": _sources(job),
             "no_target_threshold": options.no_target_threshold,
             "compute": decide(job, bundle, running),
+            "form": options.form,
         }
         with _cluster(options):
             most = _MOST_FAILURES * options.workers

@@ -69,6 +69,7 @@ class Worker:
         no_target_threshold: float,
         sources: Sequence[str] = (),
         compute: str = AUTO,
+        form: str | None = None,
     ) -> None:
         """Opens the model; where that fails, every part says why.
 
@@ -80,6 +81,7 @@ class Worker:
             no_target_threshold: Above this no-target probability the mask is empty.
             sources: What the driver sees of the input and this machine must see, too.
             compute: What all workers compute in where `running` says nothing for the whole model.
+            form: The form that expressions are asked in. None: the model's own choice.
         """
         self._job = Job(place(out))
         self._threshold = no_target_threshold
@@ -94,11 +96,11 @@ class Worker:
             opened = open_bundle(folder, verify=is_remote(bundle))
             self._model = open_model(opened, **with_compute(running, opened, compute))
             self._about |= _about(self._model)
+            # a part has each image once: nothing to keep
+            self._answerer = Answerer(self._model, limits, cached_images=0, form=form)
         except Exception as error:
             self._refused = _reason(error)
             return
-        # a part has each image once: nothing to keep
-        self._answerer = Answerer(self._model, limits, cached_images=0)
         self._ahead = Ahead(self._answerer, sources)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +178,8 @@ class Worker:
         with self._journal(part) as journal:
             rows = list(self._rows(tasks, journal))
             seconds = time.perf_counter() - start
-            self._job.write_answers(part, answered + rows, self._about)
+            has_forms = self._answerer.form is not None
+            self._job.write_answers(part, answered + rows, self._about, has_forms)
         errors = sum(row["error"] is not None for row in rows)
         return _Counts(len(rows), errors, len(tasks), seconds)
 
@@ -362,6 +365,7 @@ def _answer(task: ImageTask, i: int, answer: Segmentation) -> dict[str, Any]:
     return {
         **_base(task, i),
         "category": answer.category,
+        "form": answer.form,
         "rle": dict(answer.rle()),
         "score": answer.score,
         "no_target": answer.no_target,

@@ -63,6 +63,8 @@ class Writer:
             "seed": answer.draws.seed,
             "notes": [shown(note) for note in answer.notes],
         }
+        if answer.form is not None:
+            fields["form"] = answer.form
         body = json.dumps(fields, ensure_ascii=False).encode()
         parts = [body[:-1]]
         for form in FORMS:

@@ -157,16 +157,19 @@ def _add_state(app: FastAPI, service: Service, supervisor: int | None) -> None:
 def describe(service: Service) -> dict[str, Any]:
     """The model, what runs its graphs, and what a request may be."""
     model, limits = service.answerer.model, service.settings.limits
+    manifest = model.bundle.manifest
     return {
         "trained": model.trained,
-        "family": model.bundle.manifest.family,
+        "family": manifest.family,
         "categories": model.categories,
-        "no_target": model.bundle.manifest.no_target,
+        "forms": [*manifest.host.text.forms],
+        "form": service.answerer.form,
+        "no_target": manifest.no_target,
         "graphs": {
             stage: {
                 "engine": f"{info.engine} {info.version}",
                 "device": info.device,
-                "precision": model.bundle.manifest.graphs[stage].precision,
+                "precision": manifest.graphs[stage].precision,
                 "computes_in": info.precision,
             }
             for stage, info in model.sessions.items()

@@ -14,6 +14,7 @@ from ris import pip_install
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
 from ris.runtime.commands.console import RisCommand, find_bundle, print_json
+from ris.runtime.commands.forms import default_form_option
 from ris.runtime.commands.options import Command, add_options
 from ris.runtime.commands.running import Running, running_options
 from ris.runtime.hub.address import is_address
@@ -87,6 +88,7 @@ _HTTP_OPTIONS = (
         multiple=True,
         help="Another host that pictures of tasks may be fetched from; several times for several.",
     ),
+    default_form_option,
 )
 
 
@@ -127,6 +129,7 @@ def _take(given: dict[str, Any]) -> HttpSettings:
             os.environ.get(KEY_VARIABLE, "").strip() or None,
             frozenset(host.lower() for host in given.pop("picture_hosts")),
         ),
+        form=given.pop("form"),
     )
 
 
@@ -213,13 +216,15 @@ def serve_bundle(
 
     Raises:
         RisError: Where a package is missing, or the bundle or the port cannot be used.
+        ExpressionError: Where the model has no form of that name.
     """
     require_http()
     from ris.serving.http.server import Serving, listen, serve
 
     place = bundle or os.environ.get("RIS_BUNDLE")
     found = find_bundle(bundle)
-    open_bundle(found, verify=False)  # a mistake shows here, before workers start
+    # a mistake shows here, before workers start
+    open_bundle(found, verify=False).manifest.host.text.form_named(settings.form)
     again = place if place and is_address(place) else str(found.absolute())
     serving = Serving(again, running, settings, host, port, **vars(process))
 

@@ -32,8 +32,19 @@ class Served:
 class Models:
     """Hands out the model. Belongs to one event loop; models are opened and closed in threads."""
 
-    def __init__(self, open_model: OpenModel, limits: Limits, cached_images: int) -> None:
+    def __init__(
+        self, open_model: OpenModel, limits: Limits, cached_images: int, form: str | None = None
+    ) -> None:
+        """Over a bundle that `load` opens.
+
+        Args:
+            open_model: Opens it.
+            limits: What a request may be.
+            cached_images: Encoded images that are kept.
+            form: The form of questions that name none. None: the model's own choice.
+        """
         self._open_model, self._limits, self._cached = open_model, limits, cached_images
+        self._form = form
         self._served: Served | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
@@ -54,7 +65,8 @@ class Models:
         The one before answers what it has begun, and is closed. Until then both are in memory.
 
         Raises:
-            RisError: Where the bundle cannot be opened; the one before goes on.
+            RisError: Where the bundle cannot be opened, or is not asked in the form that this
+                server was given; the one before goes on.
         """
         async with self._lock:
             opened = await asyncio.to_thread(self._opened)
@@ -65,15 +77,16 @@ class Models:
     def _opened(self) -> Served:
         model = self._open_model()
         try:
+            answerer = Answerer(model, self._limits, self._cached, self._form)
             # engines allocate and compile at the first question, and a broken device shows there
             categories = [model.categories[0]] if model.categories else None
             scene = model.encode_image(np.zeros((64, 64, 3), np.uint8))
-            scene.segment_many(["left man"], categories=categories)
+            scene.segment_many(["left man"], categories=categories, form=answerer.form)
         except BaseException:
             model.close()
             raise
         size = sum(math.prod(v.shape) * v.dtype.itemsize for v in scene.values.values())
-        return Served(Answerer(model, self._limits, self._cached), size)
+        return Served(answerer, size)
 
     @contextmanager
     def lease(self) -> Iterator[Answerer]:

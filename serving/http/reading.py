@@ -67,6 +67,11 @@ class SegmentRequest(BaseModel):
     )
     seed: int | None = Field(None, description="Only for models that take random numbers.")
     draws: int | None = Field(None, description="Over how many draws the logits are averaged.")
+    form: str | None = Field(
+        None,
+        description="Only for models that ask in forms, whose names /v1/model has, such as 'phrase'"
+        " and 'sentence'. Left out: the server's default.",
+    )
     answer: Annotated[
         list[Literal["rle", "polygons", "coco", "png"]], BeforeValidator(_as_list)
     ] = Field(["rle"], description="How each mask is written.")
@@ -122,6 +127,7 @@ def _question(
         categories,
         asked.no_target_threshold,
         draws,
+        asked.form,
         seconds,
     )
 

@@ -58,6 +58,9 @@ class Answer(BaseModel):
     box: list[int] | None = Field(None, description="x, y, width, height; null where empty.")
     area: int | None = Field(None, description="Pixels of the mask.")
     seed: int | None = None
+    form: str | None = Field(
+        None, description="The form that it was asked in; only of models that ask in forms."
+    )
     notes: list[str] = []
     rle: Rle | None = None
     polygons: list[Rings] | None = None

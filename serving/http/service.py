@@ -51,6 +51,9 @@ class Question:
     draws: Draws = ONE_DRAW
     """The random numbers, for models that draw any."""
 
+    form: str | None = None
+    """The form that the expressions are asked in, for models that have some. None: the server's."""
+
     seconds: float | None = None
     """How long the answer may take. None, and at most: `Limits.seconds`."""
 
@@ -138,6 +141,7 @@ class _Job(Generic[T]):
                 self.question.no_target_threshold,
                 self.watch,
                 self.question.draws,
+                self.question.form,
             )
             # masks of one group at a time: the written answers are much smaller
             answers += self._rendered(found, seconds)
@@ -179,7 +183,8 @@ class Service:
         self.draining = False
         self.failure: RisError | None = None  # why `start` did not work
         limits = self.settings.limits
-        self.models = Models(open_model, limits, self.settings.cached_images)
+        cached, form = self.settings.cached_images, self.settings.form
+        self.models = Models(open_model, limits, cached, form)
         self.door = Door(
             limits.waiting + self.settings.parallel,
             self.settings.body_bytes,
@@ -327,7 +332,7 @@ class Service:
         try:
             async with asyncio.timeout(seconds):
                 with self.models.lease() as answerer:
-                    self._check_draws(answerer, question.draws)
+                    self._check_way(answerer, question)
                     answered = await self._asked(question, answerer, watch, render, masks)
         except TimeoutError:
             watch.gone.set()
@@ -408,9 +413,12 @@ class Service:
             )
         return key, None, size
 
-    def _check_draws(self, answerer: Answerer, draws: Draws) -> None:
+    def _check_way(self, answerer: Answerer, question: Question) -> None:
+        """Raises ExpressionError for a form or random numbers that the model does not take."""
+        host = answerer.model.bundle.manifest.host
+        host.text.form_named(question.form)
         try:
-            draws.check(answerer.model.bundle.manifest.host.drawn)
+            question.draws.check(host.drawn)
         except RisError as error:
             raise ExpressionError(str(error)) from None  # the client's mistake
 

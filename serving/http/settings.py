@@ -60,6 +60,9 @@ class HttpSettings:
     pictures: PictureSource = field(default_factory=PictureSource)
     """Where the pictures of labelling tasks may come from."""
 
+    form: str | None = None
+    """The form of questions that name none. None: the model's own choice."""
+
     @property
     def most_body(self) -> int:
         """The most bytes of a request's body: an image in base64, and words."""

@@ -63,6 +63,9 @@ class Ask:
     draws: Draws = ONE_DRAW
     """The random numbers, for models that draw any."""
 
+    form: str | None = None
+    """The form that the expressions are asked in; None where the model has none."""
+
     since: float = field(default_factory=lambda: time.monotonic())
     """When it was handed over, by the monotonic clock."""
 
@@ -94,7 +97,8 @@ class TritonPythonModel:
         self._limits = Limits(**settings["limits"])
         bundle = Path(args["model_repository"]) / args["model_version"] / "bundle"
         model = self._open(bundle, settings)
-        self._answerer = Answerer(model, self._limits, settings["cached_images"])
+        form = settings.get("form")  # a repository may be older than this setting
+        self._answerer = Answerer(model, self._limits, settings["cached_images"], form)
         self._metrics = Metrics(args["model_name"], args["model_instance_name"])
 
         running = "; ".join(
@@ -157,6 +161,7 @@ class TritonPythonModel:
         if threshold is not None:
             ask.threshold = float(threshold.as_numpy().reshape(-1)[0])
         ask.draws = self._draws(request)
+        ask.form = self._form(request)
 
     def _categories(self, request: Any, expressions: list[str]) -> list[str] | None:
         """The request's categories; "auto" for each expression where it names none."""
@@ -180,6 +185,15 @@ class TritonPythonModel:
         except RisError as error:
             raise ExpressionError(str(error)) from None  # the client's mistake
         return draws
+
+    def _form(self, request: Any) -> str | None:
+        """The request's form; Triton knows the input where the model has forms."""
+        text = self._answerer.model.bundle.manifest.host.text
+        if not text.forms or pb_utils.get_input_tensor_by_name(request, "form") is None:
+            return self._answerer.form
+        [form] = _texts(request, "form")
+        text.form_named(form)  # raises for an unknown one
+        return form
 
     def _answer(self, group: list[Ask]) -> None:
         """All requests about one image."""
@@ -209,14 +223,14 @@ class TritonPythonModel:
     def _parts(self, asks: list[Ask]) -> Iterator[list[Ask]]:
         """What is asked together: each request by itself, or joined up to the size of the largest.
 
-        Those that are joined have one threshold and one seed.
+        Those that are joined have one threshold, one seed and one form.
         """
         if not self._join:
             yield from ([ask] for ask in asks)
             return
-        alike: dict[tuple[float, Draws], list[Ask]] = {}
+        alike: dict[tuple[float, Draws, str | None], list[Ask]] = {}
         for ask in asks:
-            alike.setdefault((ask.threshold, ask.draws), []).append(ask)
+            alike.setdefault((ask.threshold, ask.draws, ask.form), []).append(ask)
         for together in alike.values():
             part: list[Ask] = []
             for ask in together:
@@ -228,7 +242,7 @@ class TritonPythonModel:
             yield part
 
     def _ask(self, part: list[Ask]) -> None:
-        """Requests about one image with one threshold and one seed, in one pass of the graphs.
+        """Requests about one image that are asked alike (`_parts`), in one pass of the graphs.
 
         Their time begins here: nothing of what others took counts as theirs.
         """
@@ -256,7 +270,7 @@ class TritonPythonModel:
 
         first = part[0]
         found = self._answerer.each(
-            scene, expressions, categories, first.threshold, deadline, first.draws
+            scene, expressions, categories, first.threshold, deadline, first.draws, first.form
         )
         for ask in part:
             columns = Columns(len(ask.expressions), "mask" in ask.wanted)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ris.runtime import Segmentation
 
-_TEXTS = ("rle_counts", "note", "category_asked")
+_TEXTS = ("rle_counts", "note", "category_asked", "form_asked")
 
 
 class Columns:
@@ -36,7 +36,7 @@ class Columns:
             self._masks[len(self)] = answer.mask
 
         counts = answer.rle()["counts"] if "rle_counts" in wanted else ""
-        texts = (counts, "; ".join(answer.notes), answer.category or "")
+        texts = (counts, "; ".join(answer.notes), answer.category or "", answer.form or "")
         for name, text in zip(_TEXTS, texts, strict=True):
             self._texts[name].append(text.encode())
         self._no_target.append(np.nan if answer.no_target is None else answer.no_target)

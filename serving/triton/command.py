@@ -10,6 +10,7 @@ import click
 
 from ris.runtime import open_bundle
 from ris.runtime.commands.console import RisCommand, RisGroup, disk_errors, find_bundle
+from ris.runtime.commands.forms import default_form_option
 from ris.runtime.commands.running import Running, running_options
 from ris.serving.http.command import http, load_test_http
 from ris.serving.limits import Limits
@@ -108,6 +109,7 @@ main.add_command(load_test_http)
     show_default=True,
     help="Of all requests that are inside at once.",
 )
+@default_form_option
 @running_options
 def triton(
     bundle: str | None,
@@ -123,6 +125,7 @@ def triton(
     max_answer_megapixels: float,
     max_mask_mb: float,
     max_held_mb: float,
+    form: str | None,
     running: Running,
 ) -> None:
     """Writes a model repository that tritonserver loads as it is.
@@ -148,6 +151,7 @@ def triton(
         join=join,
         graphs=graphs,
         limits=limits,
+        form=form,
     )
     with disk_errors(out):
         names = write_repository(open_bundle(find_bundle(bundle)), out, options, force=force)

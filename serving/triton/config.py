@@ -56,6 +56,9 @@ class ServerOptions:
     limits: Limits = field(default_factory=Limits)
     """What a request may be."""
 
+    form: str | None = None
+    """The form of requests that name none. None: the model's own choice."""
+
     @property
     def device(self) -> str:
         """The device of an instance: "cpu" where `running` leaves it open.
@@ -111,6 +114,8 @@ def _front_inputs(manifest: Manifest) -> list[str]:
     inputs.append(_tensor("no_target_threshold", "TYPE_FP32", [1], optional=True))
     if manifest.host.drawn:
         inputs.append(_tensor("seed", "TYPE_INT32", [1], optional=True))
+    if manifest.host.text.forms:
+        inputs.append(_tensor("form", "TYPE_STRING", [1], optional=True))
     return inputs
 
 
@@ -128,6 +133,8 @@ def _front_outputs(manifest: Manifest) -> list[str]:
         outputs.append(_tensor("no_target", "TYPE_FP32", [-1]))
     if manifest.categories is not None:
         outputs.append(_tensor("category_asked", "TYPE_STRING", [-1]))
+    if manifest.host.text.forms:
+        outputs.append(_tensor("form_asked", "TYPE_STRING", [-1]))
     return outputs
 
 
@@ -159,6 +166,7 @@ def _settings(options: ServerOptions) -> dict[str, Any]:
         "throughput": running.throughput,
         "cached_images": options.cached_images,
         "join": options.join,
+        "form": options.form,
         "graphs": options.graphs,
         "limits": asdict(options.limits),
         "requests": options.limits.waiting + options.batch * options.instances,

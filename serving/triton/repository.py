@@ -50,8 +50,10 @@ def write_repository(
         RisError: Where the folder exists and is not to be replaced, and where the disk refuses.
         BundleError: Where `graphs` asks for TensorRT plans that the bundle does not have.
         EngineError: Where the options name a graph that the bundle does not have.
+        ExpressionError: Where they name a form that it does not have.
     """
     computes_by_stage(options.running.compute, bundle)  # it says what is no graph
+    bundle.manifest.host.text.form_named(options.form)  # and this, what is no form
     target = behind_links(out)
     try:
         recover_folder(target, _keep_nothing)

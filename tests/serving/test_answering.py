@@ -116,3 +116,26 @@ def test_an_engine_that_fails_at_everything_is_not_well(served_model, monkeypatc
 
     monkeypatch.setattr(served_model, "_ask", lost)
     assert not answerer.is_well()
+
+
+def test_a_question_is_asked_in_its_own_form_or_the_answerers(formed_model):
+    def asked(usual, form=None):
+        answerer = Answerer(formed_model, form=usual)
+        scene, _ = answerer.scene(picture_bytes(3))
+        [answer] = answerer.ask(scene, ["Left man"], form=form)
+        return answerer.form, answer.form, answer.rle()
+
+    scene = formed_model.encode_image(Limits().decode(picture_bytes(3)))
+    one, other = (scene.segment("Left man", form=form) for form in ("phrase", "sentence"))
+    assert one.rle() != other.rle()
+    assert asked(None) == ("phrase", "phrase", one.rle())
+    assert asked("sentence") == ("sentence", "sentence", other.rle())
+    assert asked("sentence", "phrase") == ("sentence", "phrase", one.rle())
+
+
+def test_an_answerer_has_no_form_that_its_model_has_not(formed_model, served_model):
+    with pytest.raises(ExpressionError, match="no form 'riddle'; the model has phrase and senten"):
+        Answerer(formed_model, form="riddle")
+    with pytest.raises(ExpressionError, match="asks every expression as it is; leave the form"):
+        Answerer(served_model, form="phrase")
+    assert Answerer(served_model).form is None

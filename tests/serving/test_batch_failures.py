@@ -444,6 +444,26 @@ def test_mended_images_of_a_folder_may_be_asked_again(folder, served_bundle, tmp
         plan_batch(tmp_path / "out2", served_bundle, [lines], GIVEN, again)
 
 
+def test_a_batch_goes_on_in_its_form_alone(folder, formed_bundle, served_bundle, tmp_path):
+    out = tmp_path / "out"
+
+    def plan(form, bundle=formed_bundle, **more):
+        return plan_batch(out, bundle, [folder], GIVEN, BatchOptions(form=form), **more)
+
+    with pytest.raises(RisError, match="there is no form 'riddle'; the model has phrase and sent"):
+        plan("riddle")
+    assert not out.exists()
+    job, _ = plan(None)
+    assert job.planned()["asked"]["form"] == "phrase"
+    assert plan("phrase")[0].planned() == job.planned()
+    with pytest.raises(RisError, match="has a batch with other form; use another --out"):
+        plan("sentence")
+    with pytest.raises(RisError, match="leave the form 'sentence' out"):
+        plan("sentence", served_bundle, restart=True)
+    assert job.planned()["asked"]["form"] == "phrase", "nothing was thrown away"
+    assert plan("sentence", restart=True)[0].planned()["asked"]["form"] == "sentence"
+
+
 class SickAtFirst(Worker):
     """Its engine fails at each part until three have failed; `sick` in `out` counts them."""
 

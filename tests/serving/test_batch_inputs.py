@@ -214,9 +214,9 @@ def answers(job):
     return pq.read_table(job.folder).sort_by("row").to_pylist()
 
 
-def worker(job, bundle: Bundle):
+def worker(job, bundle: Bundle, **more):
     running = {"engine": "onnxruntime", "device": "cpu", "threads": 1, "compute": None}
-    return Worker(str(job.folder), str(bundle.path), running, Limits(), 0.5)
+    return Worker(str(job.folder), str(bundle.path), running, Limits(), 0.5, **more)
 
 
 def test_a_worker_does_parts_and_records_failures_by_row(job, served_bundle, served_model):
@@ -233,6 +233,21 @@ def test_a_worker_does_parts_and_records_failures_by_row(job, served_bundle, ser
     assert rows[4]["rle"] is None
     assert job.open_parts(3) == []
     assert not list((job.folder / "_running").iterdir())
+
+
+def test_rows_say_their_form_where_the_model_has_some(job, formed_bundle, formed_model):
+    bundle = open_bundle(formed_bundle)
+    worker(job, bundle)({"part": [0]})
+    worker(job, bundle, form="sentence")({"part": [1]})
+    columns = ["row", "image", "expression", "category", "form", "rle"]
+    assert pq.read_schema(job.file(0)).names[: len(columns)] == columns
+    rows = answers(job)
+    for number, form in ((0, "phrase"), (6, "sentence")):
+        row = rows[number]
+        image = job.folder.parent / row["image"]
+        expected = formed_model.segment(image, "left man", form=form)
+        assert (row["form"], row["rle"]) == (form, dict(expected.rle()))
+    assert rows[1]["form"] is None  # it could not be asked
 
 
 def test_an_image_that_kills_workers_is_given_up(job, served_bundle, monkeypatch):

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 for needed in ("fastapi", "uvicorn", "prometheus_client", "fastapi_offline"):
@@ -18,6 +19,7 @@ for needed in ("fastapi", "uvicorn", "prometheus_client", "fastapi_offline"):
 
 from http_helper import Client, form, serving, wait_until  # noqa: E402
 from ris.runtime.masks import decode_rle  # noqa: E402
+from ris.serving.http.command import http as http_command  # noqa: E402
 from ris.serving.http.settings import HttpSettings  # noqa: E402
 from ris.serving.limits import Limits  # noqa: E402
 from serving_helpers import picture_bytes  # noqa: E402
@@ -122,6 +124,44 @@ def test_the_category_is_the_requests(served_category_bundle):
         assert found[1]["error"]["status"] == 400
 
 
+@pytest.mark.parametrize("usual", ["phrase", "sentence"])
+def test_the_form_is_the_requests_or_the_servers(formed_bundle, formed_model, usual):
+    image = picture_bytes(16)
+    wanted = {
+        form: dict(expected(formed_model, image, ["Left man"], form=form)[0].rle())
+        for form in ("phrase", "sentence")
+    }
+    assert wanted["phrase"] != wanted["sentence"]
+    settings = HttpSettings(form=None if usual == "phrase" else usual)
+    with serving(formed_bundle, settings) as running:
+        client = running.client()
+        described = client.get("/v1/model").json
+        assert (described["forms"], described["form"]) == (["phrase", "sentence"], usual)
+        first = client.segment(image, ["Left man"]).json
+        text = base64.b64encode(image).decode()
+        for form in ("phrase", "sentence"):  # about one encoded image
+            by_form = client.segment(image, ["Left man"], form=form).json
+            by_json = client.segment_json(image=text, expression="Left man", form=form).json
+            assert by_form["answers"] == by_json["answers"]
+            [answer] = by_form["answers"]
+            assert (answer["form"], answer["rle"]) == (form, wanted[form])
+            assert by_form["from_cache"]
+            assert (first["answers"] == by_form["answers"]) == (form == usual)
+        refused = client.segment(image, ["left man"], form="riddle")
+        said = "there is no form 'riddle'; the model has phrase and sentence"
+        assert (refused.status, refused.message) == (400, said)
+        for given in (["phrase", "sentence"], "x" * 5000):
+            refused = client.segment(image, ["left man"], form=given)
+            assert refused.status == 400
+            assert len(refused.message) < 150
+
+
+def test_a_server_has_no_form_that_its_model_has_not(served_bundle):
+    done = CliRunner().invoke(http_command, [str(served_bundle), "--form", "sentence"])
+    assert done.exit_code == 2
+    assert "the model asks every expression as it is; leave the form 'sentence' out" in done.output
+
+
 # The cache
 
 
@@ -181,6 +221,7 @@ PICTURE = picture_bytes(1)
         (form(PICTURE, ["x"], no_target_threshold=2), 400, "no_target_threshold is a probability"),
         (form(PICTURE, ["x"], category="dog"), 400, "this model does not ask by category"),
         (form(PICTURE, ["x"], seed=3), 400, "seed"),
+        (form(PICTURE, ["x"], form="phrase"), 400, "leave the form 'phrase' out"),
         (form(PICTURE, ["x"], answer="gif"), 400, "answer.0: Input should be 'rle'"),
         (form(PICTURE, ["x"], tolerance=-1), 400, "tolerance: Input should be greater"),
         (form(PICTURE, ["x"], colour="red"), 400, "colour: Extra inputs are not permitted"),
@@ -301,6 +342,9 @@ def test_the_documents_ask_no_other_host(client):
     described = client.get("/openapi.json").json
     bodies = described["paths"]["/v1/segment"]["post"]["requestBody"]["content"]
     assert set(bodies) == {"multipart/form-data", "application/json"}
+    for body in bodies.values():
+        assert {"image", "expression", "form"} <= set(body["schema"]["properties"])
+    assert "form" in described["components"]["schemas"]["Answer"]["properties"]
 
 
 def test_the_model_is_described(client, served_model):
@@ -308,6 +352,7 @@ def test_the_model_is_described(client, served_model):
     assert set(found["graphs"]) == set(served_model.bundle.stages)
     assert found["limits"]["pixels"] == SMALL.pixels
     assert found["trained"] is False
+    assert (found["forms"], found["form"]) == ([], None)
 
 
 # Tokens

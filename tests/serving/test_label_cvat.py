@@ -151,3 +151,14 @@ def test_cvats_own_driver_takes_the_shapes(function, park):
         assert not tags
         assert {shape.label_id for shape in remapped} <= {31, 32}
         assert {shape.frame for shape in remapped} == {5}
+
+
+def test_phrases_are_asked_in_the_form_that_was_given(formed_bundle, formed_model, park):
+    ways = {"engine": "onnxruntime", "threads": 1}
+    for form, wanted in (("", "phrase"), ("sentence", "sentence")):
+        made = create(str(formed_bundle), "dog", **ways, form=form)
+        [answer] = made._answers(park)
+        expected = formed_model.segment(park, "dog", form=wanted)
+        assert (answer.form, answer.rle()) == (wanted, expected.rle())
+    with pytest.raises(ExpressionError, match="there is no form 'riddle'"):
+        create(str(formed_bundle), "dog", **ways, form="riddle")

@@ -363,3 +363,20 @@ def test_label_studios_basic_authentication_carries_the_token(served_bundle, stu
         assert ask(health, Authorization=f"Basic {wrong}")[0] == 401
         assert ask(health, Authorization="Basic @")[0] == 401
         assert ask(health, Authorization=f"Basic {right}")[0] == 200
+
+
+def test_tasks_are_asked_in_the_servers_form_and_the_version_says_it(
+    formed_bundle, formed_model, studio
+):
+    """Label Studio keeps the predictions of a version, and asks again for another one."""
+    versions, scene = [], formed_model.encode_image(Limits().decode(PICTURE))
+    for form in ("phrase", "sentence"):
+        with serving(formed_bundle, settings(studio, form=form)) as server:
+            backend = f"http://127.0.0.1:{server.port}/label-studio"
+            [found] = predicted(backend, SENT["predict"])
+            versions.append(found["model_version"])
+        region = found["result"][0]
+        wanted = scene.segment(region["meta"]["text"][0], form=form).mask
+        np.testing.assert_array_equal(brush_mask(region["value"]["rle"], *wanted.shape), wanted)
+    assert versions[0].startswith("ris-dfam-")
+    assert versions[1] == f"{versions[0]}-sentence"

@@ -273,6 +273,19 @@ def test_an_example_fills_the_page(visit):
     page.locator("#ris-answers tbody tr").first.wait_for()
 
 
+def test_the_form_is_chosen_where_the_model_has_some(visit, formed_bundle):
+    assert visit().locator("#ris-form-label").is_hidden()
+    with serving(formed_bundle, HttpSettings(form="sentence")) as server:
+        page = visit(at=f"http://127.0.0.1:{server.port}")
+        assert page.locator("#ris-form").input_value() == "sentence"
+        upload(page, PHOTO)
+        for form in ("sentence", "phrase"):
+            page.locator("#ris-form").select_option(form)
+            ask(page, "left man")
+            page.locator("#ris-answers", has_text=f"asked as a {form}").wait_for()
+        picture(page, "form")
+
+
 def test_a_token_is_asked_for_and_used(served_bundle, browser):
     with serving(served_bundle, HttpSettings(token="secret")) as server:
         page = browser.new_page()

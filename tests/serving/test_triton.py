@@ -73,6 +73,7 @@ def ask(
     *,
     grpc=False,
     names=("rle_counts", "rle_size", "from_cache"),
+    form=None,
     **more,
 ):
     import tritonclient.grpc
@@ -85,6 +86,8 @@ def ask(
 
     inputs = []
     asked = {"image": [image], "expression": [text.encode() for text in expressions]}
+    if form:
+        asked["form"] = [form.encode()]
     for name, values in asked.items():
         inputs.append(triton.InferInput(name, [1, len(values)], "BYTES"))
         inputs[-1].set_data_from_numpy(np.array([values], np.object_))
@@ -120,6 +123,26 @@ def test_answers_are_the_local_runtimes(server, served_model, grpc):
         assert bool(found["is_no_target"][0, i]) == answer.is_no_target
         assert found["note"][0, i].decode() == "; ".join(answer.notes)
     assert ask(server, image, ["the dog"], grpc=grpc)["from_cache"].item()
+
+
+@needs_server
+def test_the_form_is_the_requests_or_the_servers(formed_bundle, formed_model, tmp_path):
+    """Requests with the input and without it come at once, and get their own answers."""
+    image, names = picture_bytes(22), ("rle_counts", "form_asked")
+    chosen = options(form="sentence", delay_us=200_000)
+    with serve(tmp_path, formed_bundle, chosen) as server, ThreadPoolExecutor(6) as pool:
+        forms = (None, "phrase", "sentence") * 2
+
+        def found(form):
+            return ask(server, image, ["Left man"], names=names, form=form)
+
+        for form, answer in zip(forms, pool.map(found, forms), strict=True):
+            form = form or "sentence"
+            [wanted] = expected(formed_model, image, ["Left man"], form=form)
+            assert answer["form_asked"].tolist() == [[form.encode()]]
+            assert answer["rle_counts"][0, 0].decode() == wanted.rle()["counts"]
+        with pytest.raises(Exception, match="400: there is no form 'riddle'; the model has phra"):
+            found("riddle")
 
 
 @needs_server

@@ -240,3 +240,31 @@ def test_nobody_pays_for_those_that_he_was_joined_with(model):
     assert passes == [3, 4]
     assert asked[1].found["score"].shape == (1, 2)
     assert asked[2].said.startswith("400: the expression is empty")
+
+
+@pytest.mark.parametrize("join", [False, True])
+def test_each_request_is_asked_in_its_own_form(model, formed_model, join):
+    """What names none is asked in the server's, together with what names that one."""
+    ours = model(join)
+    names = ("rle_counts", "form_asked")
+    ours._outputs = {*names}
+    ours._answerer = Answerer(formed_model, ours._limits, form="sentence")
+    passes, honest = [], ours._answerer.each
+
+    def each(scene, expressions, *more):
+        passes.append(len(expressions))
+        return honest(scene, expressions, *more)
+
+    ours._answerer.each = each
+    image = picture_bytes(1)
+    asked = [Request(image, "Left man", names=names) for _ in range(4)]
+    for request, form in zip(asked[1:], (b"phrase", b"sentence", b"riddle"), strict=True):
+        request.tensors["form"] = [form]
+    ours.execute(asked)
+    scene, _ = ours._answerer.scene(image)
+    for request, form in zip(asked[:3], ("sentence", "phrase", "sentence"), strict=True):
+        wanted = scene.segment("Left man", form=form).rle()["counts"]
+        assert request.found["form_asked"].tolist() == [[form.encode()]]
+        assert request.found["rle_counts"].tolist() == [[wanted.encode()]]
+    assert passes == ([2, 1] if join else [1, 1, 1])
+    assert asked[3].said == "400: there is no form 'riddle'; the model has phrase and sentence"

@@ -10,12 +10,15 @@ from ris.engines.errors import BundleError
 from ris.runtime import open_bundle
 from ris.runtime.bundle import Bundle
 from ris.runtime.commands.running import Running
+from ris.runtime.manifest_text import Form
 from ris.runtime.manifest_weights import StoredWeights
 from ris.serving.triton.config import ServerOptions, front_config, graph_config
 
 OPTIONS = ServerOptions(
     Running(engine="onnxruntime", device="cpu", threads=None, compute=None), graphs="onnx"
 )
+
+FORMS = {"phrase": Form("what is ", " here?", True), "sentence": Form("", "", False)}
 
 
 def test_batches_of_other_families(made_up_bundle):
@@ -57,3 +60,16 @@ def test_narrow_weights_are_not_left_to_tritons_own_onnx_runtime(made_up_bundle)
     with pytest.raises(BundleError, match="leave --graphs onnx out"):
         graph_config(narrowed, stage, OPTIONS)
     front_config(narrowed, ServerOptions(OPTIONS.running))
+
+
+def test_a_form_is_an_input_of_models_that_have_some(made_up_bundle):
+    bundle = open_bundle(made_up_bundle)
+    assert 'name: "form' not in front_config(bundle, ServerOptions(OPTIONS.running))
+
+    text = replace(bundle.manifest.host.text, forms=FORMS, form="phrase")
+    host = replace(bundle.manifest.host, text=text)
+    formed = Bundle(bundle.path, replace(bundle.manifest, host=host))
+    front = front_config(formed, ServerOptions(OPTIONS.running, form="sentence"))
+    assert '{ name: "form" data_type: TYPE_STRING dims: [ 1 ] optional: true }' in front
+    assert '{ name: "form_asked" data_type: TYPE_STRING dims: [ -1 ] }' in front
+    assert r"\"form\": \"sentence\"" in front

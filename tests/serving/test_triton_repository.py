@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ris.engines.errors import BundleError, EngineError, RisError
+from ris.engines.errors import BundleError, EngineError, ExpressionError, RisError
 from ris.engines.recipe import file_hash, operating_system
 from ris.engines.trust import seal
 from ris.runtime import open_bundle
@@ -22,10 +22,12 @@ def options(**more):
     return ServerOptions(Running("onnxruntime", "cpu", threads=1, compute=None), **more)
 
 
-def test_a_repository_is_for_graphs_that_the_bundle_has(served_bundle, tmp_path):
+def test_a_repository_is_for_graphs_and_forms_that_the_bundle_has(served_bundle, tmp_path):
     running = Running(engine="openvino", device="cpu", threads=None, compute={"decoder": "bf16"})
     with pytest.raises(EngineError, match="there is no graph decoder; there are sam_image_enc"):
         write_repository(open_bundle(served_bundle), tmp_path / "m", ServerOptions(running))
+    with pytest.raises(ExpressionError, match="leave the form 'sentence' out"):
+        write_repository(open_bundle(served_bundle), tmp_path / "m", options(form="sentence"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -150,10 +150,12 @@ class LabelStudio:
 
     @property
     def model_version(self) -> str:
-        """Another one for another bundle: Label Studio keeps a prediction of each version."""
-        manifest = self._service.answerer.model.bundle.manifest
+        """Another one for another bundle or form: Label Studio keeps a prediction of each."""
+        answerer = self._service.answerer
+        manifest, form = answerer.model.bundle.manifest, answerer.form
         digest = hashlib.sha256(manifest.to_json().encode()).hexdigest()
-        return f"ris-{manifest.family}-{digest[:8]}"
+        version = f"ris-{manifest.family}-{digest[:8]}"
+        return version if form == manifest.host.text.form else f"{version}-{form}"
 
     async def predict(self, order: Order, hold: Callable[[int], None]) -> bytes:
         """The answer to /predict, JSON: a prediction for each task.

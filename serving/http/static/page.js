@@ -69,6 +69,10 @@ async function learn() {
   $("ris-category-label").hidden = !model.categories.length;
   $("ris-category").replaceChildren(
     ...["auto", ...model.categories].map((name) => make("option", { value: name }, name)));
+  $("ris-form-label").hidden = !model.forms.length;
+  $("ris-form").replaceChildren(
+    ...model.forms.map((name) => make("option", { value: name }, name)));
+  $("ris-form").value = model.form;
   const { image_bytes: bytes, pixels, expressions } = model.limits;
   $("ris-limits").textContent =
     `at most ${bytes / 1e6} MB, ${pixels / 1e6} megapixels, ${expressions} expressions`;
@@ -84,6 +88,7 @@ function form(withFile) {
   else data.append("image_id", image.id);
   for (const line of image.expressions) data.append("expression", line);
   if (model.categories.length) data.append("category", $("ris-category").value);
+  if (model.forms.length) data.append("form", $("ris-form").value);
   if (model.no_target) data.append("no_target_threshold", $("ris-threshold").value);
   for (const kind of ["rle", "polygons", "coco"]) data.append("answer", kind);
   return data;
@@ -143,6 +148,7 @@ function show() {
     swatch.setAttribute("aria-pressed", String(answer.shown));
     swatch.setAttribute("aria-label", `mask ${number + 1}`);
     const name = [swatch, answer.expression];
+    if (answer.form) name.push(make("div", { className: "ris-note" }, `asked as a ${answer.form}`));
     if (answer.error) {
       return [name, make("span", { className: "ris-error" }, answer.error.message), "", ""];
     }
