@@ -54,7 +54,8 @@ class TensorSpec:
     """Either "float32" or "int32"."""
 
     shape: tuple[int | str, ...]
-    """The length of each axis; the name of an axis of any length, "images" or "expressions"."""
+    """The length of each axis; the name of one whose length differs from call to call: "images" or
+    "expressions", as many as there are, or "tokens", one of `Graph.lengths`."""
 
     def mismatch(self, array: Value) -> str | None:
         """Why `array` does not fit, or None where it does."""
@@ -114,6 +115,9 @@ class Graph:
     weights: str | None = None
     """What the graph's matrices are stored in where that is "int8" or "int4" and the products are
     of floating point; None else."""
+
+    lengths: tuple[int, ...] = ()
+    """The lengths that the axis "tokens" may have, ascending; empty where no input has it."""
 
 
 def require_gathers(graph: Graph, engine: str) -> None:

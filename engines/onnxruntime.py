@@ -287,8 +287,8 @@ class OnnxRuntimeEngine(Engine):
         if self._int8_activations():
             return {_ACCURACY: _IN_INT8}
         if graph.weights == "int8":
-            # its kernel for 8 bits that rounds no activations takes ten times as long as one of
-            # FP32, so the weights are widened: once, or in each run where they are many
+            # its kernel for 8 bits that rounds no activations is slower than one of FP32, so the
+            # weights are widened: once, or in each run where they are many
             many = int8_elements(graph.path) * 4 > MOST_WIDENED
             return _IN_EACH_RUN if many else _WIDENED_ONCE
         return {_ACCURACY: _IN_FP32}

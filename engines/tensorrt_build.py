@@ -59,12 +59,17 @@ class BuildRequest:
 def profiles(graph: Graph, options: EngineOptions) -> dict[str, list[list[int]]]:
     """The smallest, usual and largest shape of every input with an axis of any length.
 
-    TensorRT picks its kernels for the usual shape: a single image and a single expression.
+    TensorRT picks its kernels for the usual shape: a single image and a single expression, in a row
+    of the shortest length.
 
     Raises:
-        EngineError: For an axis that is neither images nor expressions.
+        EngineError: For an axis that is neither images nor expressions, nor tokens of which the
+            graph has the lengths.
     """
+    smallest = {"images": 1, "expressions": 1}
     largest = {"images": options.max_batch, "expressions": options.max_expressions}
+    if graph.lengths:
+        smallest["tokens"], largest["tokens"] = graph.lengths[0], graph.lengths[-1]
     found = {}
     for spec in graph.inputs:
         axes = [axis for axis in spec.shape if isinstance(axis, str)]
@@ -73,7 +78,7 @@ def profiles(graph: Graph, options: EngineOptions) -> dict[str, list[list[int]]]
                 f"{graph.stage}: input {spec.name!r} has an unknown axis {sorted(unknown)[0]!r}"
             )
         if axes:
-            one = [1 if isinstance(axis, str) else axis for axis in spec.shape]
+            one = [smallest[axis] if isinstance(axis, str) else axis for axis in spec.shape]
             most = [largest[axis] if isinstance(axis, str) else axis for axis in spec.shape]
             found[spec.name] = [one, one, most]
     return found

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from ris import __version__
 from ris.calibration.numerics import emulated
 from ris.engines.errors import BundleError, RisError
+from ris.export.alone import alone
 from ris.export.families import DESIGNS
 from ris.export.families.design import Questions, StageDesign, keep_fp32
 from ris.export.graph_writer import GraphJob, require, write_graphs
@@ -31,13 +32,13 @@ from ris.export.options import DEFAULTS, ExportOptions, Resizing
 from ris.export.reference_pass import Arrays, Asked, ReferencePass, reference_pass
 from ris.export.resizing import require_resizes, resizes_inside
 from ris.export.sharing import share_weights
-from ris.export.space import disk_needed, require_disk
+from ris.export.space import disk_needed, graph_sizes, require_disk
 from ris.export.streaming import kept_beside
 from ris.export.weights import ANY, formats_of, require_finite
 from ris.reference.families import FAMILIES
 from ris.reference.family import Config
 from ris.runtime.bundle import MANIFEST, Bundle, hash_files
-from ris.runtime.bundle_folder import building
+from ris.runtime.bundle_folder import building, check_target
 from ris.runtime.loading import open_model
 from ris.runtime.manifest import (
     FORMAT_VERSION,
@@ -103,8 +104,8 @@ def export_bundle(
         report: Called with the name of each step as it begins.
 
     Raises:
-        BundleError: Where the family's design contradicts itself, `out` is in the way or the disk
-            is full.
+        BundleError: Where the family's design contradicts itself, `out` is in the way, another
+            export writes it or the disk is full.
         CheckpointError: For a vocabulary that does not fit the model.
         RisError: For narrow weights that there is nothing to be stored in, or in FP16.
         ParityError: Where a graph does not agree with the reference.
@@ -119,41 +120,45 @@ def export_bundle(
     if formats and options.precision == "fp16":
         raise RisError("narrow weights are for products in FP32 or bfloat16, not for FP16")
     planned = _planned(family, config, source, options, stages, host)
-    with building(out, options.overwrite) as folder:
-        tokenizer = FAMILIES[family].tokenizer_of(options.vocabulary, config, source.trained)
-        report("weights")
-        model = make_model()
-        parameters, held = sum(p.numel() for p in model.parameters()), held_back(model)
-        large = held.elements if held else 0
-        require_disk(out, disk_needed(parameters, large, formats.values()))
+    check_target(out, options.overwrite)
+    with alone(out):
+        with building(out, options.overwrite) as folder:
+            tokenizer = FAMILIES[family].tokenizer_of(options.vocabulary, config, source.trained)
+            report("weights")
+            model = make_model()
+            held = held_back(model)
+            empty = FAMILIES[family].empty_model(config)
+            about = stages, empty, options.precision, formats
+            sizes = graph_sizes(*about, sampling=options.sampling, large=held is not None)
+            require_disk(out, disk_needed(sizes, out, kept=held is not None))
 
-        report("reference pass")
-        questions = design.questions(config, source.trained)
-        asked = _asked(questions, host)
-        again = partial(reference_pass, FAMILIES[family], model, tokenizer, host, asked)
-        passed = again()
-        kept = kept_beside(out, held.files) if held else None
-        job = GraphJob(planned, model, passed, folder, options, report, formats, held, kept)
-        entries, parity = write_graphs(stages, job, again)
-        shared = {stage.name: name for stage in stages if (name := stage.shared_weights)}
-        entries = share_weights(folder, entries, shared)
-        if host.categories is not None and design.categories is not None:
-            _write_categories(folder, host.categories, *design.categories(model))
-        del model, job, held, again  # half of the memory, before the graphs are opened together
+            report("reference pass")
+            questions = design.questions(config, source.trained)
+            asked = _asked(questions, host)
+            again = partial(reference_pass, FAMILIES[family], model, tokenizer, host, asked)
+            passed = again()
+            kept = kept_beside(out, held.files) if held else None
+            job = GraphJob(planned, model, passed, folder, options, report, formats, held, kept)
+            entries, parity = write_graphs(stages, job, again)
+            shared = {stage.name: name for stage in stages if (name := stage.shared_weights)}
+            entries = share_weights(folder, entries, shared)
+            if host.categories is not None and design.categories is not None:
+                _write_categories(folder, host.categories, *design.categories(model))
+            del model, job, held, again  # half of the memory, before the graphs are opened together
 
-        report("end to end")
-        passed = passed.first_image()
-        files = _write_files(folder, tokenizer, passed)
-        manifest = dataclasses.replace(planned, stages=entries, files=files, parity=parity)
-        checked = _check_end_to_end(Bundle(folder, manifest), passed.arrays)
+            report("end to end")
+            passed = passed.first_image()
+            files = _write_files(folder, tokenizer, passed)
+            manifest = dataclasses.replace(planned, stages=entries, files=files, parity=parity)
+            checked = _check_end_to_end(Bundle(folder, manifest), passed.arrays)
 
-        report("bundle")
-        manifest = dataclasses.replace(
-            manifest, parity=parity | checked.rows, mask_iou=checked.mask_iou
-        )
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    if kept is not None:
-        kept.remove()
+            report("bundle")
+            manifest = dataclasses.replace(
+                manifest, parity=parity | checked.rows, mask_iou=checked.mask_iou
+            )
+            (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        if kept is not None:
+            kept.remove()
     return ExportResult(out, manifest, checked)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import resource
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from ris.reference.families import FAMILIES, all_choices
 from ris.runtime.bundle import Bundle
 from ris.runtime.categories import CategoryTable
 from ris.runtime.commands.compile import build_options, compile_and_show
-from ris.runtime.commands.console import RisCommand, StepProgress, print_json, size
+from ris.runtime.commands.console import RisCommand, StepProgress, print_json
 from ris.runtime.commands.downloading import DownloadProgress
 from ris.runtime.commands.models import announced, pushed_data, pushed_line
 from ris.runtime.commands.named_files import fetch_given, would_download
@@ -34,7 +33,6 @@ from ris.runtime.commands.weight_files import (
 from ris.runtime.hub.given import given_names
 from ris.runtime.hub.models import Entry, PublishedFile, as_data
 from ris.runtime.hub.push import Pushed, push, require_login
-from ris.runtime.parity import END_TO_END
 
 if TYPE_CHECKING:
     from ris.calibration.numerics import Ranges
@@ -238,7 +236,9 @@ def main(
     start = time.perf_counter()
     source, result = _export(request, row, ranges)
     if not as_json:
-        _print(source, result, time.perf_counter() - start)
+        from ris.export.summary import print_summary
+
+        print_summary(source, result, time.perf_counter() - start)
     engines = _compile(request, row, result, quiet=as_json)
     pushed = _push(request, result)
 
@@ -415,53 +415,6 @@ def _dry_run(request: Request, as_json: bool) -> None:
         raise click.exceptions.Exit(2)
 
 
-def _print(source: ModelSource, result: ExportResult, seconds: float) -> None:
-    """What was written: its size, and how each graph and the whole agree with PyTorch."""
-    from ris.export.families import DESIGNS
-
-    manifest, out = result.manifest, result.path
-    total = size(sum(file.stat().st_size for file in out.rglob("*") if file.is_file()))
-    peak = size(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    click.echo(
-        f"Wrote {out}: {manifest.precision}, {total}, in {seconds:.0f} s, peak memory {peak}"
-    )
-    width = max(map(len, manifest.graphs))
-    for stage in manifest.graphs:
-        click.echo(_graph_line(result, stage, width))
-
-    end = manifest.parity[END_TO_END].relative
-    click.echo(
-        f"  end to end: mask logits {end:.1e}, mask IoU {manifest.mask_iou:.6f} against PyTorch"
-    )
-    if manifest.source.trained:
-        variants = DESIGNS[source.family].variants
-        of = f", {variants.name(source.config)} variant" if variants else ""
-        click.echo(f"  Made from {manifest.source.checkpoint}{of}.")
-    else:
-        click.echo(
-            "  The weights are made up: this bundle shows speed and parity, its masks mean nothing."
-        )
-
-
-def _graph_line(result: ExportResult, stage: str, width: int) -> str:
-    """One graph: its size, its weights, its error and what stayed FP32.
-
-    width: that of the longest name.
-    """
-    entry = result.manifest.graphs[stage]
-    total = size(sum((result.path / name).stat().st_size for name in entry.sha256))
-    parity = result.manifest.parity
-    worst = max(row.relative for name, row in parity.items() if name.startswith(f"{stage}."))
-
-    kept = ""
-    if "*" in entry.fp32_islands:
-        kept = ", kept FP32"
-    elif entry.fp32_islands:
-        kept = f", {len(entry.fp32_islands)} nodes kept FP32"
-    weights = f"{entry.parameters / 1e6:7.2f} M weights"
-    return f"  {stage:<{width + 1}} {total:>8}  {weights}  relative error {worst:.1e}{kept}"
-
-
 def _print_json(
     result: ExportResult,
     source: ModelSource,
@@ -474,6 +427,13 @@ def _print_json(
         "parity": json.loads(result.manifest.to_json())["parity"],
         "warnings": source.warnings,
     }
+    weights = {
+        stage: asdict(entry.weights)
+        for stage, entry in result.manifest.graphs.items()
+        if entry.weights is not None
+    }
+    if weights:
+        data["weights"] = weights
     if engines:
         data["engines"] = engines
     if pushed is not None:

@@ -81,7 +81,7 @@ class GraphJob:
     def graph(self, stage: StageDesign) -> Graph:
         """A stage's graph."""
         path = self.folder / self.planned.graphs[stage.name].file
-        return Graph(stage.name, path, stage.inputs, stage.outputs)
+        return Graph(stage.name, path, stage.inputs, stage.outputs, lengths=stage.lengths)
 
     def files(self, stage: str) -> dict[str, str]:
         """The sha256 of a graph's files: the graph, and its data where it has any."""
@@ -178,7 +178,7 @@ def _write(stage: StageDesign, job: GraphJob) -> _Written:
     if (narrow := stage.narrow_from) is not None:
         name_input(graph.path, scopes, narrow.module, narrow.value)
     # before the precision changes: the shapes and the measured graph are those of FP32
-    operations = count_operations(graph.path)
+    operations = count_operations(graph.path, *stage.lengths[:1])
     parameters = precision.count_parameters(graph.path)
     entry = dataclasses.replace(entry, operations=operations, parameters=parameters)
 
@@ -189,7 +189,7 @@ def _write(stage: StageDesign, job: GraphJob) -> _Written:
         traced.write(_progress(job, stage.name), job.kept)
     _require_own_ranges(job, stage)
     if format is not None:
-        return _round(stage, job, entry, format)
+        return _round(stage, job, entry, format, scopes)
 
     converted = _convert(stage, job, scopes)
     written = dataclasses.replace(
@@ -244,14 +244,20 @@ def _write_rounded(
             sha256=job.files(stage.name),
             precision=kept.precision,
             fp32_islands=kept.kept,
-            weights=stored(found, format),
+            weights=stored(found, format, traced.scopes),
         ),
         {},
         rounded,
     )
 
 
-def _round(stage: StageDesign, job: GraphJob, entry: GraphEntry, format: WeightFormat) -> _Written:
+def _round(
+    stage: StageDesign,
+    job: GraphJob,
+    entry: GraphEntry,
+    format: WeightFormat,
+    scopes: dict[str, list[str]],
+) -> _Written:
     """Checks the FP32 graph, and then rounds its matrices."""
     graph = job.graph(stage)
     _check_graph(graph, "fp32", job)
@@ -263,7 +269,7 @@ def _round(stage: StageDesign, job: GraphJob, entry: GraphEntry, format: WeightF
         sha256=job.files(stage.name),
         precision=kept.precision,
         fp32_islands=kept.kept,
-        weights=stored(found, format),
+        weights=stored(found, format, scopes),
     )
     return _Written(written, _measured(graph, job), {})
 

@@ -26,7 +26,8 @@ OPSET = 20
 """The version of ONNX's operators."""
 
 # unequal, and above one: the exporter makes an axis of size 1 a constant
-_TRACE_SIZES = {"images": 2, "expressions": 3}
+_TRACE_SIZES = {"images": 2, "expressions": 3, "tokens": 5}
+_MOST = 1024  # images or expressions
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -91,8 +92,12 @@ def trace_onnx(
         ParityError: Where an input or output has other axes than the stage says.
     """
     sizes = _TRACE_SIZES | ({"images": 1} if one_image and _takes_both(stage) else {})
+    # a graph may hold tables of as many tokens as there can be
+    most = {"tokens": stage.lengths[-1]} if stage.lengths else {}
     axes = {
-        name: torch.export.Dim(name, min=1, max=1024) for name, size in sizes.items() if size > 1
+        name: torch.export.Dim(name, min=1, max=most.get(name, _MOST))
+        for name, size in sizes.items()
+        if size > 1
     }
     shapes = {
         spec.name: {i: axes[d] for i, d in enumerate(spec.shape) if d in axes}
@@ -149,7 +154,7 @@ def _share_buffers(program: torch.onnx.ONNXProgram, module: nn.Module) -> None:
 def _takes_both(stage: StageDesign) -> bool:
     """Whether the stage takes values of images and of expressions."""
     axes = {axis for spec in stage.inputs for axis in spec.shape}
-    return axes >= _TRACE_SIZES.keys()
+    return {"images", "expressions"} <= axes
 
 
 def _require_axes(path: Path, stage: StageDesign, fixed: Mapping[str, int]) -> None:

@@ -16,16 +16,19 @@ import onnx
 from ris.runtime.manifest import Operations
 
 
-def count_operations(path: Path) -> Operations:
+def count_operations(path: Path, tokens: int = 1) -> Operations:
     """The operations of the graph at `path`, two for each multiply-add.
 
     They are a linear function of the numbers of images and expressions. Raises ValueError where a
-    shape that is needed is not in the file, or is no multiple of an axis.
+    shape that is needed is not in the file, or is not made of one axis.
+
+    tokens: the length of the axis of that name.
     """
     graph = onnx.load(path, load_external_data=False).graph
-    one = _count(graph, {"images": 1, "expressions": 1})
-    image = _count(graph, {"images": 2, "expressions": 1}) - one
-    expression = _count(graph, {"images": 1, "expressions": 2}) - one
+    sizes = {"images": 1, "expressions": 1, "tokens": tokens}
+    one = _count(graph, sizes)
+    image = _count(graph, sizes | {"images": 2}) - one
+    expression = _count(graph, sizes | {"expressions": 2}) - one
     return Operations(fixed=one - image - expression, image=image, expression=expression)
 
 
@@ -65,10 +68,10 @@ def _shape(node: onnx.NodeProto, name: str, shapes: Mapping[str, list[int]]) -> 
 
 
 def _size(axis: onnx.TensorShapeProto.Dimension, sizes: Mapping[str, int]) -> int:
-    """The length of an axis: a number, a dynamic axis, or a multiple of one ("4*images")."""
+    """The length of an axis: a number, or made of a dynamic one ("4*images", "tokens + 292")."""
     if not axis.dim_param:
         return int(axis.dim_value)
-    match = re.fullmatch(r"(?:(\d+)\*)?(\w+)", axis.dim_param)
+    match = re.fullmatch(r"(?:(\d+)\*)?(\w+)(?: ([+-] \d+))?", axis.dim_param)
     if match is None or match[2] not in sizes:
-        raise ValueError(f"the axis {axis.dim_param!r} is no multiple of {' or '.join(sizes)}")
-    return int(match[1] or 1) * sizes[match[2]]
+        raise ValueError(f"the axis {axis.dim_param!r} is not made of one of {', '.join(sizes)}")
+    return int(match[1] or 1) * sizes[match[2]] + int((match[3] or "0").replace(" ", ""))

@@ -8,15 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
-
-from ris.calibration.weights.groups import BITS, GROUP, WeightFormat, group_of
+from ris.calibration.weights.groups import WeightFormat
 from ris.engines.errors import RisError
 from ris.export.families import DESIGNS
-from ris.export.families.design import StageDesign, keep_fp32
+from ris.export.families.design import keep_fp32
 from ris.export.held import held_elements
 from ris.export.sources import ModelSource
-from ris.export.space import disk_needed, require_disk
+from ris.export.space import GraphSize, bundle_size, disk_needed, graph_sizes, require_disk
 from ris.export.weights import formats_of
 from ris.reference.families import FAMILIES
 from ris.runtime.manifest import Precision
@@ -106,9 +104,11 @@ def make_plan(
     model = family.empty_model(config)
     designs = keep_fp32(design.stages(config), fp32, precision_name)
     formats = formats_of(designs, weights)
-    stages = _graph_plans(designs, model, precision_name, formats)
-    large = 0 if source.inspection is None else held_elements(model, source.inspection.entries)
-    disk = disk_needed(sum(p.numel() for p in model.parameters()), large, formats.values())
+    found = source.inspection
+    large = found is not None and held_elements(model, found.entries) > 0
+    sizes = graph_sizes(designs, model, precision_name, formats, large=large)
+    stages = tuple(map(_graph_plan, sizes))
+    disk = disk_needed(sizes, out, kept=large)
 
     problems = []
     if source.inspection is not None and not source.inspection.keys.fits:
@@ -125,7 +125,7 @@ def make_plan(
         precision=precision_name,
         tokenizer=str(vocabulary) if vocabulary else "the built-in vocabulary",
         graphs=stages,
-        bundle_bytes=sum(stage.bytes for stage in stages),
+        bundle_bytes=bundle_size(sizes),
         disk_bytes=disk,
         memory_bytes=round(
             _LIBRARIES
@@ -136,30 +136,8 @@ def make_plan(
     )
 
 
-def _graph_plans(
-    stages: Sequence[StageDesign],
-    model: Any,
-    bundle_precision: Precision,
-    formats: Mapping[str, WeightFormat],
-) -> tuple[GraphPlan, ...]:
-    plans = []
-    for stage in stages:
-        module = stage.build(model, "native")
-        tensors = {id(t): t.numel() for t in (*module.parameters(), *module.buffers())}
-        parameters = sum(tensors.values())
-        own: Precision = "fp32" if bundle_precision in stage.whole else bundle_precision
-        narrow, format = 0, formats.get(stage.name)
-        if format is not None:
-            narrow = sum(
-                part.weight.numel()
-                for part in module.modules()
-                if isinstance(part, nn.Linear) and group_of(part.in_features)
-            )
-        size = (parameters - narrow) * (4 if own == "fp32" else 2)
-        if format is not None:
-            size += round(narrow * (BITS[format] / 8 + 4 / GROUP))
-        plans.append(GraphPlan(stage.name, parameters, own, size, format))
-    return tuple(plans)
+def _graph_plan(size: GraphSize) -> GraphPlan:
+    return GraphPlan(size.stage, size.parameters, size.precision, size.written, size.weights)
 
 
 def _refusals(*checks: Callable[[], object]) -> list[str]:

@@ -74,7 +74,7 @@ def islands(path: Path, scopes: Mapping[str, list[str]], rules: IslandRules) -> 
     found: dict[str, str] = {}
     for node in graph.node:
         modules = scopes.get(node.name, [])
-        reason = _by_module(modules, rules) or ISLAND_OPERATORS.get(node.op_type)
+        reason = module_reason(modules, rules) or ISLAND_OPERATORS.get(node.op_type)
         if reason is None and _is_beside_sigmoid(node, beside_sigmoid):
             reason = SIGMOID
         is_attention = any(module.endswith(rules.attention) for module in modules)
@@ -85,7 +85,7 @@ def islands(path: Path, scopes: Mapping[str, list[str]], rules: IslandRules) -> 
     return found | dict.fromkeys(sorted(_between(graph, found.keys())), BETWEEN)
 
 
-def _by_module(modules: list[str], rules: IslandRules) -> str | None:
+def module_reason(modules: list[str], rules: IslandRules) -> str | None:
     """The reason of the first of the family's modules that is in one of the paths."""
     for part, reason in rules.modules.items():
         if any(f".{part}." in f".{module}." for module in modules):

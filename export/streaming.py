@@ -30,7 +30,7 @@ from ris.calibration.weights.graph import (
     rewrite,
 )
 from ris.calibration.weights.groups import WeightFormat
-from ris.export.space import kept_folder
+from ris.export.alone import kept_folder
 
 _INSIDE = 256  # bytes up to which torch's exporter leaves a weight in the graph's own file
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from ris.calibration.weights.data import Report
-from ris.calibration.weights.graph import Quantised
+from ris.calibration.weights.graph import Matrix, Quantised
 from ris.calibration.weights.groups import FORMATS, WeightFormat
 from ris.engines.errors import RisError
 from ris.engines.text import quoted
@@ -28,6 +29,7 @@ What it costs depends on the weights. It is measured, said and in the manifest, 
 cost more.
 """
 
+_NUMBERED = re.compile(r".*?\.\d+(?=\.|$)")  # "layers.3" of "layers.3.mlp.up_proj"
 _WORTH_SAYING = 1_000_000_000  # bytes of a data file
 
 
@@ -86,8 +88,17 @@ def formats_of(
     return found
 
 
-def stored(quantised: Quantised, format: WeightFormat) -> StoredWeights | None:
-    """What the manifest says of a graph's matrices, once they are written; None without any."""
+def stored(
+    quantised: Quantised, format: WeightFormat, scopes: Mapping[str, Sequence[str]]
+) -> StoredWeights | None:
+    """What the manifest says of a graph's matrices, once they are written; None without any.
+
+    Args:
+        quantised: The matrices, and what rounding changed in each.
+        format: What they are stored in.
+        scopes: For every node the paths of the modules it came from, outermost first, its own name
+            last.
+    """
     if not quantised.matrices:
         return None
     return StoredWeights(
@@ -97,7 +108,24 @@ def stored(quantised: Quantised, format: WeightFormat) -> StoredWeights | None:
         elements=sum(one.rows * one.columns for one in quantised.matrices),
         rounding="nearest",
         error=quantised.error,
+        layers=_layers(quantised, scopes),
     )
+
+
+def _layers(quantised: Quantised, scopes: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """What rounding changed in each layer: the blocks that are numbered, and what is in none."""
+    found: dict[str, list[Matrix]] = {}
+    for one in quantised.matrices:
+        *modules, own = scopes.get(one.reader) or [one.reader]
+        path = modules[-1] if modules and modules[-1] else own
+        layer = _NUMBERED.match(path)
+        found.setdefault(layer[0] if layer else path, []).append(one)
+    return {layer: quantised.error_of(matrices) for layer, matrices in found.items()}
+
+
+def worst_layers(weights: StoredWeights, count: int = 3) -> list[tuple[str, float]]:
+    """The layers in which rounding changed most, and how much, the worst first."""
+    return sorted(weights.layers.items(), key=lambda pair: -pair[1])[:count]
 
 
 def require_matrices(stage: str, quantised: Quantised) -> None:

@@ -74,6 +74,7 @@ class Bundle:
             bf16_from=entry.bfloat16_from,
             int8=entry.int8 is not None,
             weights=entry.weights.format if entry.weights else None,
+            lengths=self.manifest.host.text.lengths,
         )
 
     def file(self, name: str) -> Path:

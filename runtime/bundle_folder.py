@@ -24,7 +24,7 @@ def building(out: Path, overwrite: bool) -> Iterator[Path]:
     recover(out)
     check_target(out, overwrite)
     target = behind_links(out)
-    with _refusing(out):
+    with refusing(out):
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(target) as folder:
             yield folder
@@ -34,7 +34,7 @@ def building(out: Path, overwrite: bool) -> Iterator[Path]:
 
 def check_target(out: Path, overwrite: bool) -> None:
     """Raises BundleError where `out` is something that a new bundle must not or cannot replace."""
-    with _refusing(out):
+    with refusing(out):
         _check_target(out, behind_links(out), overwrite)
 
 
@@ -59,7 +59,7 @@ def recover(out: Path) -> None:
     What is half-written is removed. Where a process was killed between its two renames, the old
     bundle comes back. What may belong to a living process stays.
     """
-    with _refusing(out):
+    with refusing(out):
         recover_folder(behind_links(out), _keep_engines)
 
 
@@ -106,7 +106,7 @@ def _keep_engines(old: Path, out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _refusing(out: Path) -> Iterator[None]:
+def refusing(out: Path) -> Iterator[None]:
     """Makes a sentence of what the disk refuses."""
     try:
         yield

@@ -153,6 +153,7 @@ class HostSide:
             text.pad_id,
             text.end_id,
             text.form_named,
+            text.lengths,
         )
         self.categories = None
         self._features: Float | None = None

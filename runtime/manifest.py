@@ -97,7 +97,7 @@ class Operations:
     """For each image of a call."""
 
     expression: Count
-    """For each expression of a call."""
+    """For each expression of a call; in a row of the shortest length, where rows have several."""
 
     def of(self, images: int, expressions: int) -> int:
         """The operations of one call."""

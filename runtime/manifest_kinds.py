@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ LARGEST_SEED = (1 << 31) - 1
 _LARGEST_FLOAT32 = 3.4e38
 _SMALLEST_FLOAT32 = 1.2e-38  # a smaller one may be rounded to zero
 _LARGEST_AXIS = 1 << 24
+_AXES = ("images", "expressions", "tokens")  # whose length differs from call to call
 
 
 def _is_inside(name: str) -> bool:
@@ -36,7 +38,7 @@ def _is_name(name: str) -> bool:
 
 def _is_tensor(spec: TensorSpec) -> bool:
     return spec.dtype in ("float32", "int32") and all(
-        size in ("images", "expressions") if isinstance(size, str) else 1 <= size <= _LARGEST_AXIS
+        size in _AXES if isinstance(size, str) else 1 <= size <= _LARGEST_AXIS
         for size in spec.shape
     )
 
@@ -67,6 +69,21 @@ Share = Annotated[float, Rule(lambda share: 0 <= share <= 1, "a number from 0 to
 Step = Annotated[float, Rule(lambda step: 0 < step <= 0.1, "a number above 0 and up to 0.1")]
 """A relative error that a step behind a threshold may make."""
 
+MOST_TOKENS = 4096
+"""The longest row of token ids."""
+
+
+def _are_lengths(lengths: tuple[int, ...]) -> bool:
+    rising = all(a < b for a, b in itertools.pairwise(lengths))
+    return rising and all(2 <= length <= MOST_TOKENS for length in lengths)
+
+
+Lengths = Annotated[
+    tuple[int, ...],
+    Rule(_are_lengths, f"an ascending list of whole numbers from 2 to {MOST_TOKENS}"),
+]
+"""Lengths of rows of token ids."""
+
 Name = Annotated[str, Rule(_is_name, "a name of small letters, digits and _")]
 """The name of a stage or of a value."""
 
@@ -81,8 +98,8 @@ class Taken(TensorSpec):
 
 _ARE_TENSORS = Rule(
     _are_tensors,
-    "a list of tensors of float32 or int32, whose axes are whole numbers from 1 on, images or"
-    " expressions",
+    "a list of tensors of float32 or int32, whose axes are whole numbers from 1 on, images,"
+    " expressions or tokens",
 )
 
 Inputs = Annotated[tuple[Taken, ...], _ARE_TENSORS]

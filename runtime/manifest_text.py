@@ -8,7 +8,7 @@ from typing import Annotated
 from ris.engines.errors import ExpressionError
 from ris.engines.text import quoted
 from ris.runtime.from_json import within
-from ris.runtime.manifest_kinds import FileName, Name
+from ris.runtime.manifest_kinds import MOST_TOKENS, FileName, Lengths, Name
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Text:
     tokenizer: FileName
     """The tokenizer's file."""
 
-    max_tokens: Annotated[int, within(2, 4096)]
-    """The length T of a row of ids.
+    max_tokens: Annotated[int, within(2, MOST_TOKENS)]
+    """The length T of a row of ids; with `lengths` the longest.
 
     What is longer is cut. An expression in a form is refused, as the form's end would be cut off.
     """
@@ -63,6 +63,13 @@ class Text:
 
     form: Name | None = None
     """The form where the user names none; None where there are no forms. May be absent."""
+
+    lengths: Lengths = ()
+    """The lengths that the rows of a call may have, ascending up to `max_tokens`. May be absent.
+
+    All rows of a call have the first one that holds the longest of them, and the graphs have the
+    axis `tokens` for it. Empty: all rows have `max_tokens`.
+    """
 
     def form_named(self, name: str | None) -> Form | None:
         """The form of a name; None where expressions are asked as they are.

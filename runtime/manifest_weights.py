@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from ris.runtime.from_json import Rule, within
@@ -38,3 +38,6 @@ class StoredWeights:
 
     error: RelativeError
     """The root mean square of what rounding changed in the matrices, divided by theirs."""
+
+    layers: dict[str, RelativeError] = field(default_factory=dict)
+    """The same of the matrices of each layer, by its path in the model. May be absent."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -66,6 +66,13 @@ class Tolerance:
 
     In a mask of a few pixels, one of them is a large part of the IoU.
     """
+
+    graphs: Mapping[str, float] = field(default_factory=dict)
+    """By graph what is accepted of its outputs in the place of `stage`."""
+
+    def of(self, row: str) -> float:
+        """What is accepted of a row, "stage.output", that has no rule of its own."""
+        return self.graphs.get(row.partition(".")[0], self.stage)
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
@@ -129,20 +136,40 @@ def tolerance_of(model: Model) -> Tolerance:
     narrowest = next(name for name in reversed(TOLERANCES) if name in running or name == "fp32")
     found = TOLERANCES[narrowest]
     if any(stage.weights for stage in manifest.stages):
-        return _wider(_measured_tolerance(manifest), found)
+        return _narrow_tolerance(manifest, found)
     if narrowest == "fp16" and not manifest.source.trained:
         return replace(found, mask_iou=MADE_UP_FP16_IOU)
     return found
 
 
-def _wider(measured: Tolerance, usual: Tolerance) -> Tolerance:
-    """What either accepts: narrow weights cost what was measured, and what runs its usual error."""
+def _narrow_tolerance(manifest: Manifest, usual: Tolerance) -> Tolerance:
+    """What is accepted where graphs have narrow weights.
+
+    Of each graph it is a little more than rounding its own weights cost, or the usual error of what
+    runs, so that no graph may have the error of another.
+    """
+    measured = _measured_tolerance(manifest)
+    graphs = {
+        stage: max(INT8_MARGIN * error, usual.stage)
+        for stage, error in _measured_errors(manifest).items()
+    }
     return replace(
         measured,
-        stage=max(measured.stage, usual.stage),
+        stage=usual.stage,
+        graphs=graphs,
         mask_logits=max(measured.mask_logits, usual.mask_logits),
         mask_iou=min(measured.mask_iou, usual.mask_iou),
     )
+
+
+def _measured_errors(manifest: Manifest) -> dict[str, float]:
+    """By graph the largest relative error that its outputs had, the no-target logits aside."""
+    found: dict[str, float] = {}
+    for name in manifest.parity.keys() - {END_TO_END, no_target_row(manifest)}:
+        stage = name.partition(".")[0]
+        if stage in manifest.graphs:
+            found[stage] = max(found.get(stage, 0.0), manifest.parity[name].relative)
+    return found
 
 
 def no_target_row(manifest: Manifest) -> str | None:
@@ -435,7 +462,7 @@ def failed_rows(
         no_target: tolerance.no_target_logits,
     }
     for name, row in rows.items():
-        accepted = own.get(name, tolerance.stage)
+        accepted = own.get(name, tolerance.of(name))
         if accepted is None:
             if not math.isfinite(row.relative):
                 failures.append(f"{name}: values that are not finite")

@@ -37,7 +37,7 @@ class Tokens:
     """N expressions as the text encoder takes them."""
 
     ids: NDArray[np.int32]
-    """[N, T], padded."""
+    """[N, T], padded to the same length."""
 
     mask: Float
     """[N, T], 1 on the tokens and 0 on the padding."""
@@ -68,7 +68,8 @@ def check_expression(expression: str) -> None:
 class ExpressionTokenizer:
     """A bundle's tokenizer.json; rows of ids have `max_tokens`, and end with `pad_id`.
 
-    A text with more tokens is cut; `end_id` is the last id of its row, where that is not None. The
+    With `lengths` the rows of a call have the first length that holds the longest of them. A text
+    with more tokens is cut; `end_id` is the last id of its row, where that is not None. The
     constructor raises BundleError where the file cannot be read.
     """
 
@@ -79,20 +80,24 @@ class ExpressionTokenizer:
         pad_id: int = 0,
         end_id: int | None = None,
         form_named: Callable[[str | None], Form | None] = lambda name: None,
+        lengths: Sequence[int] = (),
     ) -> None:
         """Reads the file.
 
         Args:
             path: The tokenizer.json.
-            max_tokens: The length of a row.
+            max_tokens: The length of a row, or of the longest.
             pad_id: What fills a row.
             end_id: What a row that was cut ends with; None for what stands there.
             form_named: The form of a name (`ris.runtime.manifest_text.Text.form_named`).
+            lengths: The lengths that rows may have, ascending up to `max_tokens`; empty: all have
+                that.
         """
         from tokenizers import Tokenizer  # importing the runtime alone loads no tokenizer
 
         self._path, self._form_named = path, form_named
         self._max_tokens, self._pad, self._end = max_tokens, pad_id, end_id
+        self._lengths = tuple(lengths) or (max_tokens,)
         text = read_text(path)
         with self._refusing():
             self._tokenizer = Tokenizer.from_str(text)
@@ -125,7 +130,15 @@ class ExpressionTokenizer:
                 row[-1] = self._end
             # a form's own words are known, and its end is never cut off
             notes.append(() if inside else self._notes(expression, encoding))
+        ids = self._shortened(ids)
         return Tokens(ids, (ids != self._pad).astype(np.float32), tuple(notes))
+
+    def _shortened(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The rows without the padding that all of them can do without."""
+        used = np.flatnonzero((ids != self._pad).any(0))
+        longest = int(used[-1]) + 1 if len(used) else 0
+        length = next(one for one in self._lengths if one >= longest)
+        return np.ascontiguousarray(ids[:, :length])
 
     def _encode(self, expression: str, form: Form | None) -> Encoding:
         check_expression(expression)

@@ -16,7 +16,7 @@ from ris.engines import TensorSpec
 from ris.runtime.manifest import PICTURE, GraphEntry, HostImage, Manifest, Resize
 
 Shape = tuple[int | str | None, ...]
-"""Sizes of axes; "images" or "expressions" for as many as there are; None for any size."""
+"""Sizes of axes; "images", "expressions" or "tokens" for as many as there are; None for any."""
 
 _KEPT_NAMES = frozenset({PICTURE, "rgb", "expressions", "categories", "file", "allow_pickle"})
 """Of no value: what golden.npz has beside values, and what `numpy.savez` takes."""
@@ -147,7 +147,12 @@ def problems(manifest: Manifest) -> list[str]:
     if found:  # what follows would say it again
         return found
     given = _given(manifest)
-    found += [*_forms(manifest), *_resizes(manifest, given), *_stages(manifest, given)]
+    found += [
+        *_forms(manifest),
+        *_lengths(manifest),
+        *_resizes(manifest, given),
+        *_stages(manifest, given),
+    ]
     found += _drawn(manifest)
     return [*found, *_answer(manifest, given), *_mean(manifest, given), *_mask_rule(manifest)]
 
@@ -164,7 +169,7 @@ def _all_given(manifest: Manifest) -> Iterator[tuple[str, Given]]:
         square: Shape = ("images", 3, image.size, image.size)
         yield name, Given("", f"host.images.{name}", "float32", square)
     text = host.text
-    row: Shape = ("expressions", text.max_tokens)
+    row: Shape = ("expressions", "tokens" if text.lengths else text.max_tokens)
     yield text.ids, Given("", "host.text.ids", "int32", row)
     if text.mask is not None:
         yield text.mask, Given("", "host.text.mask", "float32", row)
@@ -246,6 +251,16 @@ def _forms(manifest: Manifest) -> Iterator[str]:
         yield "host.text.form is null, and host.text.forms has some"
     elif text.form is not None and text.form not in text.forms:
         yield f"host.text.form is {text.form!r}, which is none of host.text.forms"
+
+
+def _lengths(manifest: Manifest) -> Iterator[str]:
+    """A sentence where the longest row is not the last of the lengths of rows."""
+    text = manifest.host.text
+    if text.lengths and text.lengths[-1] != text.max_tokens:
+        yield (
+            f"host.text.lengths ends with {text.lengths[-1]}, and host.text.max_tokens is"
+            f" {text.max_tokens}"
+        )
 
 
 def _resizes(manifest: Manifest, given: dict[str, Given]) -> Iterator[str]:

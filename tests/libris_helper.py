@@ -170,8 +170,12 @@ class Libris:
         result = ctypes.c_void_p()
         count = ctypes.c_size_t(len(expressions))
         self.check(self.abi.ris_ask(scene, texts, count, ctypes.byref(how), ctypes.byref(result)))
+        return self.answers(result, len(expressions))
+
+    def answers(self, result: ctypes.c_void_p, count: int) -> list[dict]:
+        """Each answer's fields, copied; frees the result."""
         answers = []
-        for i in range(len(expressions)):
+        for i in range(count):
             answer = Answer(struct_size=ctypes.sizeof(Answer))
             self.check(self.abi.ris_result_get(result, ctypes.c_size_t(i), ctypes.byref(answer)))
             answers.append(

@@ -5,14 +5,15 @@
     python tests/lisa_full_run.py run FOLDER int4 openvino
     python tests/lisa_full_run.py tensorrt FOLDER int4
     python tests/lisa_full_run.py graph FOLDER int4 language_question 32
-    python tests/lisa_full_run.py run-graph FOLDER int4 language_question-32-int4.onnx openvino
+    python tests/lisa_full_run.py run-graph FOLDER int4 language_question-32-int4.onnx openvino 19
 
 `files` writes two shards, bfloat16 and float32, the files beside them, and CLIP's: 17 GB. `export`
 and `run` are processes of their own; they print their peak memory. Times of `run` are of one run,
 so that they compare with each other. `tensorrt` compiles the question's graph with four layers for
 TensorRT-RTX, which needs no GPU for that. `graph` writes one graph alone, of matrices that are
-drawn as they are read, and `run-graph` runs it; neither they nor `tensorrt` need the files. No test
-runs this: docs/measurements has what came out.
+drawn as they are read, and `run-graph` runs it, a question's with so many tokens (several numbers:
+one after the other); neither they nor `tensorrt` need the files. No test runs this:
+docs/measurements has what came out.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +45,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from conftest import GOLDEN, REPO
 from ris.engines import EngineOptions, Graph, TensorSpec, create
 from ris.export.families import DESIGNS
+from ris.export.families.design import StageDesign
 from ris.export.held import LEAST, HeldBack, held_back
 from ris.export.onnx_writer import trace_onnx
 from ris.reference.checkpoint.entries import Entry
@@ -189,7 +192,7 @@ def write_graph(folder: Path, stage_name: str, format: str, layers: int) -> Grap
         "largest_matrix_gb": max(4e-9 * one.rows * one.columns for one in stored.matrices),
     }
     print(json.dumps({"graph": path.name, **report, **_memory()}, indent=1), flush=True)
-    return Graph(stage.name, path, stage.inputs, stage.outputs, cache=folder, weights=format)
+    return _graph_of(stage, path, format)
 
 
 def compile_question(folder: Path, format: str, layers: int = 4) -> None:
@@ -201,39 +204,56 @@ def compile_question(folder: Path, format: str, layers: int = 4) -> None:
     print(json.dumps({**plan, "report": built.report}, indent=1))
 
 
-def run_graph(folder: Path, path: Path, format: str, engine: str, rounds: bool) -> None:
-    """How long one of these graphs takes alone, on made-up inputs; a question's in tens, too."""
+def run_graph(path: Path, format: str, engine: str, tokens: list[int], rounds: bool) -> None:
+    """How long one of these graphs takes alone, on made-up inputs; a question's in tens, too.
+
+    tokens: of a question; its row is as long as the runtime would make it.
+    """
     layers = int(path.stem.split("-")[1])
     config = dataclasses.replace(CONFIG, llama=dataclasses.replace(CONFIG.llama, layers=layers))
     name = path.stem.split("-")[0]
     stage = next(one for one in DESIGNS["lisa"].stages(config) if one.name == name)
-    graph = Graph(name, path, stage.inputs, stage.outputs, cache=folder, weights=format)
+    graph = _graph_of(stage, path, format)
     options = EngineOptions("cpu", max_expressions=10, int8_activations=rounds)
     start, times = time.perf_counter(), {}
     with create(engine, options).load(graph) as session:
         times["load"] = time.perf_counter() - start
-        for count in (1, 10) if name == "language_question" else (1,):
-            feeds = {spec.name: _made_up(spec, count) for spec in stage.inputs}
+        calls = [(1, 0, 0)]
+        if stage.lengths:
+            rows = [(asked, min(n for n in stage.lengths if n >= asked)) for asked in tokens]
+            calls = [(count, *row) for row in rows for count in (1, 10)]
+        for count, asked, length in calls:
+            sizes = {"images": 1, "expressions": count, "tokens": length}
+            feeds = {spec.name: _made_up(spec, sizes, asked) for spec in stage.inputs}
             taken = []
             for _ in range(4):
                 start = time.perf_counter()
                 values = session.run(feeds).values()
                 taken.append(time.perf_counter() - start)
             assert all(np.isfinite(value).all() for value in values)
-            times[f"{count}"] = min(taken)
+            times[f"{count} of {asked} in {length}" if length else "1"] = min(taken)
         said = session.info.computes
     print(
         json.dumps({"graph": path.name, "engine": engine, "computes": said, **times, **_memory()})
     )
 
 
-def _made_up(spec: TensorSpec, count: int) -> np.ndarray:
-    """An input of a graph: a question of 19 tokens, and values of about 1."""
-    shape = [{"images": 1, "expressions": count}.get(axis, axis) for axis in spec.shape]
+def _graph_of(stage: StageDesign, path: Path, format: str) -> Graph:
+    return Graph(
+        *(stage.name, path, stage.inputs, stage.outputs),
+        cache=path.parent,
+        weights=format,
+        lengths=stage.lengths,
+    )
+
+
+def _made_up(spec: TensorSpec, sizes: Mapping[str, int], tokens: int) -> np.ndarray:
+    """An input of a graph: questions of so many tokens, and values of about 1."""
+    shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
     if spec.dtype == "int32":
         return np.full(shape, 338, np.int32)
     if spec.name == "text_mask":
-        return np.tile((np.arange(shape[1]) < 19).astype(np.float32), (count, 1))
+        return np.tile((np.arange(shape[1]) < tokens).astype(np.float32), (shape[0], 1))
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
@@ -278,9 +298,8 @@ if __name__ == "__main__":
     elif what == "graph":
         write_graph(Path(place), more[1], more[0], int(more[2]))
     elif what == "run-graph":
-        run_graph(
-            Path(place), Path(place) / more[1], more[0], more[2], "--int8-activations" in more
-        )
+        asked = [int(one) for one in more[3:] if one.isdigit()] or [19]
+        run_graph(Path(place) / more[1], more[0], more[2], asked, "--int8-activations" in more)
     else:
         assert open_bundle(Path(place) / more[0], verify=False)
         run(Path(place), more[0], more[1], "--int8-activations" in more)

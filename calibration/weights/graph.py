@@ -6,7 +6,7 @@ tables and convolutions stay as they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,9 @@ class Matrix:
     group: int
     """How many rows share a scale."""
 
+    reader: str = ""
+    """The product that reads it, the first of several."""
+
 
 @dataclass(frozen=True)
 class Quantised:
@@ -67,18 +70,24 @@ class Quantised:
 
     @property
     def error(self) -> float:
-        """That of all matrices together, each by its number of weights."""
-        sizes = {one.name: one.rows * one.columns for one in self.matrices}
-        squares = sum(sizes[name] * error**2 for name, error in self.errors.items())
+        """That of all matrices together."""
+        return self.error_of(self.matrices)
+
+    def error_of(self, matrices: Sequence[Matrix]) -> float:
+        """That of some matrices together, each by its number of weights."""
+        sizes = {one.name: one.rows * one.columns for one in matrices}
+        squares = sum(size * self.errors.get(name, 0.0) ** 2 for name, size in sizes.items())
         return (squares / sum(sizes.values())) ** 0.5 if sizes else 0.0
 
 
 def find_matrices(graph: onnx.GraphProto) -> dict[str, Matrix]:
     """The FP32 matrices that nothing but products read, as their second factor, by name."""
     readers: dict[str, list[bool]] = {}
+    first: dict[str, str] = {}
     for node in graph.node:
         for i, name in enumerate(node.input):
             readers.setdefault(name, []).append(node.op_type == "MatMul" and i == 1)
+            first.setdefault(name, node.name)
     given = {value.name for value in graph.output}
     found = {}
     for tensor in graph.initializer:
@@ -87,7 +96,7 @@ def find_matrices(graph: onnx.GraphProto) -> dict[str, Matrix]:
         rows, columns = tensor.dims
         group = group_of(rows)
         if group is not None and columns > 1 and all(readers.get(tensor.name, [False])):
-            found[tensor.name] = Matrix(tensor.name, rows, columns, group)
+            found[tensor.name] = Matrix(tensor.name, rows, columns, group, first[tensor.name])
     return found
 
 

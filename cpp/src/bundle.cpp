@@ -103,6 +103,12 @@ const Form *Text::form_named(const std::string &name) const {
                 "there is no form " + quoted(name) + "; the model has " + names);
 }
 
+int Text::row_length(size_t tokens) const {
+    const auto holds = [&](int length) { return static_cast<size_t>(length) >= tokens; };
+    const auto found = std::find_if(lengths.begin(), lengths.end(), holds);
+    return found == lengths.end() ? max_tokens : *found;
+}
+
 bool Stage::is_of_questions() const {
     return std::any_of(inputs.begin(), inputs.end(), [](const TensorSpec &spec) {
         return std::count(spec.shape.begin(), spec.shape.end(), TensorSpec::expressions) > 0;

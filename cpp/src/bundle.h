@@ -17,11 +17,11 @@ constexpr int kFormatVersion = 2;  // the newest that is read
 
 // A value: an array that the host or one of the stages gives, and stages take by its name.
 struct TensorSpec {
-    static constexpr int images = -1, expressions = -2;
+    static constexpr int images = -1, expressions = -2, tokens = -3;
     std::string name;
     std::string value;  // that an input takes; an output's is its name
     bool is_int32;
-    std::vector<int> shape;  // sizes, or a kind of batch axis
+    std::vector<int> shape;  // sizes, or a kind of axis whose length differs from call to call
 };
 
 // The item of that name; null where there is none.
@@ -79,7 +79,8 @@ struct Form {
 };
 
 // How expressions become token ids. mask: "" where no stage takes one. end_id: what a row that was
-// cut ends with, -1 for what stands there.
+// cut ends with, -1 for what stands there. lengths: those that the rows of a call may have,
+// ascending up to max_tokens; none: all rows have max_tokens.
 struct Text {
     std::string tokenizer;
     int max_tokens, pad_id;
@@ -87,6 +88,10 @@ struct Text {
     int end_id = -1;
     std::map<std::string, Form> forms;  // none: an expression is asked as it is
     std::string form;                   // where the user names none; "" where there are none
+    std::vector<int> lengths;
+
+    // The length of the rows of a call whose longest has so many tokens.
+    int row_length(size_t tokens) const;
 
     // The form of a name, "" for the model's own choice; null where expressions are asked as they
     // are. Throws Error for one that is not there.

@@ -112,12 +112,13 @@ void append_cuda(Ort::SessionOptions &session, int device_id) {
     session.AppendExecutionProvider_CUDA_V2(*cuda);
 }
 
-// The sizes of a graph's inputs as the TensorRT provider takes them, for `expressions` of them.
-std::string profile(const Stage &stage, int expressions) {
+// The sizes of a graph's inputs as the TensorRT provider takes them, for `expressions` of them in
+// rows of `tokens`.
+std::string profile(const Stage &stage, int expressions, int tokens) {
     std::string all;
     for (const TensorSpec &spec : stage.inputs) {
         std::string sizes;
-        for (const int64_t size : real_shape(spec, expressions)) {
+        for (const int64_t size : real_shape(spec, expressions, tokens)) {
             sizes += (sizes.empty() ? "" : "x") + std::to_string(size);
         }
         all += (all.empty() ? "" : ",") + spec.name + ":" + sizes;
@@ -125,11 +126,13 @@ std::string profile(const Stage &stage, int expressions) {
     return all;
 }
 
-Settings tensorrt_settings(const Stage &stage, const EngineOptions &options) {
+Settings tensorrt_settings(const Stage &stage, const Text &text, const EngineOptions &options) {
+    const std::string one = profile(stage, 1, text.row_length(0));
+    const std::string most = profile(stage, options.max_expressions, text.max_tokens);
     Settings settings = {{"device_id", std::to_string(options.device_id)},
-                         {"trt_profile_min_shapes", profile(stage, 1)},
-                         {"trt_profile_opt_shapes", profile(stage, 1)},
-                         {"trt_profile_max_shapes", profile(stage, options.max_expressions)}};
+                         {"trt_profile_min_shapes", one},
+                         {"trt_profile_opt_shapes", one},
+                         {"trt_profile_max_shapes", most}};
     if (!options.engine_cache.empty()) {
         settings["trt_timing_cache_enable"] = "1";
         settings["trt_timing_cache_path"] = options.engine_cache;
@@ -225,11 +228,12 @@ const char *provider_name(Provider provider) {
     return "cpu";
 }
 
-std::vector<int64_t> real_shape(const TensorSpec &spec, int64_t expressions) {
+std::vector<int64_t> real_shape(const TensorSpec &spec, int64_t expressions, int64_t tokens) {
     std::vector<int64_t> sizes;
     for (const int size : spec.shape) {
         sizes.push_back(size == TensorSpec::images        ? 1
                         : size == TensorSpec::expressions ? expressions
+                        : size == TensorSpec::tokens      ? tokens
                                                           : size);
     }
     return sizes;
@@ -322,8 +326,9 @@ Session::Session(const Bundle &bundle, const Stage &stage, Provider provider,
     }
 
     try {
-        const Settings tensorrt =
-            provider == Provider::tensorrt ? tensorrt_settings(stage, options) : Settings{};
+        const Settings tensorrt = provider == Provider::tensorrt
+                                      ? tensorrt_settings(stage, bundle.manifest.host.text, options)
+                                      : Settings{};
         if (provider != Provider::tensorrt || options.engine_cache.empty()) {
             const bool widen = provider == Provider::cpu && stage.precision == "fp16";
             open_graph(bundle.file(stage.file), widen,

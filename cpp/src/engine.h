@@ -76,8 +76,9 @@ private:
     mutable Ort::Session session_{nullptr};
 };
 
-// The sizes of an input or output, for one image and `expressions`.
-std::vector<int64_t> real_shape(const TensorSpec &spec, int64_t expressions);
+// The sizes of an input or output, for one image and `expressions`. tokens: of a row; no output has
+// that axis.
+std::vector<int64_t> real_shape(const TensorSpec &spec, int64_t expressions, int64_t tokens = 0);
 
 // An array in memory of its own, which is no session's.
 struct Array {

@@ -13,7 +13,8 @@ namespace {
 constexpr int kLargestSide = 1 << 14;  // of anything that is an image or a map
 constexpr int kLargestAxis = 1 << 24;
 constexpr size_t kMostAxes = 7;  // of random numbers
-constexpr int kDeepest = 64;     // nesting; a copy of a deeper value could overflow the stack
+constexpr int kMostTokens = 4096;
+constexpr int kDeepest = 64;  // nesting; a copy of a deeper value could overflow the stack
 
 // Adds the sizes of a shape to `sizes`; false where one of them is none.
 bool read_shape(const json &shape, std::vector<int> &sizes) {
@@ -21,6 +22,7 @@ bool read_shape(const json &shape, std::vector<int> &sizes) {
     for (const json &size : shape) {
         if (size == "images") sizes.push_back(TensorSpec::images);
         else if (size == "expressions") sizes.push_back(TensorSpec::expressions);
+        else if (size == "tokens") sizes.push_back(TensorSpec::tokens);
         else if (is_whole(size, 1, kLargestAxis)) sizes.push_back(size.get<int>());
         else return false;
     }
@@ -45,7 +47,7 @@ std::vector<TensorSpec> tensors(const Fields &stage, const char *list, bool are_
     if (!good) {
         stage.wrong(list,
                     "a list of tensors of float32 or int32, whose axes are whole numbers from 1 "
-                    "on, images or expressions",
+                    "on, images, expressions or tokens",
                     stage.get(list));
     } else if (!named) {
         stage.wrong(list, "a list of tensors with names of small letters, digits and _",
@@ -124,6 +126,24 @@ Drawn drawn(const std::string &name, const Fields &fields) {
     return drawn;
 }
 
+std::vector<int> lengths(const Fields &text) {
+    std::vector<int> all;
+    const json &found = text.get("lengths");
+    bool good = found.is_array();
+    for (size_t i = 0; good && i < found.size(); ++i) {
+        good = is_whole(found[i], all.empty() ? 2 : all.back() + 1, kMostTokens);
+        if (good) all.push_back(found[i].get<int>());
+    }
+    if (!good) {
+        text.wrong("lengths",
+                   found.is_array() ? "an ascending list of whole numbers from 2 to " +
+                                          std::to_string(kMostTokens)
+                                    : "a list",
+                   found);
+    }
+    return all;
+}
+
 Host host(const Fields &fields, std::vector<std::string> &problems) {
     Host host;
     for (const auto &[name, entry] : fields.objects("images", true)) {
@@ -131,13 +151,14 @@ Host host(const Fields &fields, std::vector<std::string> &problems) {
     }
     const Fields text = fields.object("text");
     host.text = {text.file("tokenizer"),
-                 text.whole("max_tokens", 2, 4096),
+                 text.whole("max_tokens", 2, kMostTokens),
                  text.whole("pad_id", 0, std::numeric_limits<int>::max()),
                  text.name("ids"),
                  text.name_or_null("mask"),
                  -1,
                  {},
-                 ""};
+                 "",
+                 {}};
     if (text.has("end_id") && !text.get("end_id").is_null()) {
         host.text.end_id = text.whole("end_id", 0, std::numeric_limits<int>::max());
     }
@@ -148,6 +169,7 @@ Host host(const Fields &fields, std::vector<std::string> &problems) {
         }
     }
     if (text.has("form")) host.text.form = text.name_or_null("form");
+    if (text.has("lengths")) host.text.lengths = lengths(text);
     host.image_index = fields.name_or_null("image_index");
     const json &categories = fields.get("categories");
     if (!categories.is_null()) {

@@ -289,11 +289,21 @@ Result Model::ask(const Encoded &scene, const Question &question) const {
 void Model::give_expressions(const Question &question, size_t start, size_t count,
                              const std::vector<size_t> &category_rows, Values &values) const {
     const Host &host = bundle_.manifest.host;
-    const int64_t n = static_cast<int64_t>(count), length = max_tokens();
+    const auto used = [&](const Tokens &tokens) {  // without the padding that ids may come with
+        const auto is_read = [&](int32_t id) { return id != pad_id(); };
+        const auto &row = tokens.ids;
+        return static_cast<size_t>(row.rend() - std::find_if(row.rbegin(), row.rend(), is_read));
+    };
+    size_t longest = 0;
+    for (size_t i = 0; i < count; ++i) {
+        longest = std::max(longest, used(question.expressions[start + i]));
+    }
+    const int64_t n = static_cast<int64_t>(count), length = host.text.row_length(longest);
     std::vector<int32_t> ids(static_cast<size_t>(n * length), pad_id());
     for (size_t i = 0; i < count; ++i) {
-        const std::vector<int32_t> &row = question.expressions[start + i].ids;
-        std::copy(row.begin(), row.end(), ids.begin() + static_cast<std::ptrdiff_t>(i) * length);
+        const Tokens &tokens = question.expressions[start + i];
+        std::copy_n(tokens.ids.begin(), used(tokens),
+                    ids.begin() + static_cast<std::ptrdiff_t>(i) * length);
     }
     if (!host.text.mask.empty()) {
         std::vector<float> mask(ids.size());

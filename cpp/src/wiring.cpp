@@ -33,6 +33,7 @@ std::string words(const TensorSpec &spec, const char *any = "any") {
         sizes += size == kAny                      ? any
                  : size == TensorSpec::images      ? "images"
                  : size == TensorSpec::expressions ? "expressions"
+                 : size == TensorSpec::tokens      ? "tokens"
                                                    : std::to_string(size);
     }
     return (spec.is_int32 ? "int32 [" : "float32 [") + sizes + "]";
@@ -57,6 +58,7 @@ public:
         find_images();
         if (found_.size() > before) return found_;  // what follows would say it again
         find_forms();
+        find_lengths();
         find_resizes();
         std::set<std::string> ran{""};  // the host
         for (const Stage &stage : manifest_.stages) find_stage(stage, ran);
@@ -123,7 +125,8 @@ private:
             give(image.name, "host.images." + image.name, false,
                  {TensorSpec::images, 3, image.size, image.size});
         }
-        const std::vector<int> row{kEach, host.text.max_tokens};
+        const bool varies = !host.text.lengths.empty();
+        const std::vector<int> row{kEach, varies ? TensorSpec::tokens : host.text.max_tokens};
         give(host.text.ids, "host.text.ids", true, row);
         if (!host.text.mask.empty()) give(host.text.mask, "host.text.mask", false, row);
         if (!host.image_index.empty()) give(host.image_index, "host.image_index", true, {kEach});
@@ -201,6 +204,13 @@ private:
         } else if (!text.form.empty() && text.forms.count(text.form) == 0) {
             tell("host.text.form is " + quoted(text.form) + ", which is none of host.text.forms");
         }
+    }
+
+    void find_lengths() {
+        const Text &text = manifest_.host.text;
+        if (text.lengths.empty() || text.lengths.back() == text.max_tokens) return;
+        tell("host.text.lengths ends with " + std::to_string(text.lengths.back()) +
+             ", and host.text.max_tokens is " + std::to_string(text.max_tokens));
     }
 
     void find_resizes() {

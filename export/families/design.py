@@ -94,6 +94,10 @@ class StageDesign:
     whole: Mapping[Precision, str] = field(default_factory=dict)
     """By a bundle's precision the reason why the graph stays FP32 in it, as a whole."""
 
+    lengths: tuple[int, ...] = ()
+    """The lengths of the axis "tokens", as the host's text has them; empty where no input has that
+    axis."""
+
     resizes: Mapping[str, Resize] = field(default_factory=dict)
     """The inputs that the graph itself resizes, by name, before the module takes them."""
 

@@ -20,7 +20,7 @@ def of_image(name: str, *shape: int) -> TensorSpec:
     return TensorSpec(name, "float32", ("images", *shape))
 
 
-def of_expression(name: str, *shape: int) -> TensorSpec:
+def of_expression(name: str, *shape: int | str) -> TensorSpec:
     """A float32 value with a row for each expression."""
     return TensorSpec(name, "float32", ("expressions", *shape))
 

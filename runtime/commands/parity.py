@@ -27,6 +27,7 @@ from ris.runtime.loading import select_for
 from ris.runtime.model import Model
 from ris.runtime.parity import (
     ParityReport,
+    Tolerance,
     check_model,
     load_golden,
     thresholded_rows,
@@ -190,7 +191,8 @@ def _print(model: Model, report: ParityReport, against: str) -> None:
     click.echo(
         f"masks: IoU {report.mask_iou:.6f} (accepted from {tolerance.mask_iou:.5g}),"
         f" flipped pixels {report.flipped:.5%}; relative error accepted:"
-        f" {tolerance.stage:.0e} a stage,{head} {tolerance.mask_logits:.0e} end to end{behind}"
+        f" {tolerance.stage:.0e} a stage,{_of_graphs(tolerance)}{head}"
+        f" {tolerance.mask_logits:.0e} end to end{behind}"
     )
     if (found := report.no_target) is not None:
         click.echo(
@@ -198,3 +200,12 @@ def _print(model: Model, report: ParityReport, against: str) -> None:
             f" reference's probability is within {tolerance.no_target_margin:g} of 0.5);"
             f" probabilities moved by {found.moved:.1e} at most"
         )
+
+
+def _of_graphs(tolerance: Tolerance) -> str:
+    """What is accepted of single graphs, where it is more than of others."""
+    return "".join(
+        f" {accepted:.0e} of {graph},"
+        for graph, accepted in tolerance.graphs.items()
+        if accepted > tolerance.stage
+    )

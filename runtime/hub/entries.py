@@ -31,6 +31,9 @@ OPTIONS = {
 }
 """The options that take weight files, by role."""
 
+_PARTS = ("sam", "clip", "bert")
+"""Roles of files that a checkpoint is put together with."""
+
 _FOLDERS = ("bert",)
 """Roles whose option takes the folder of the files."""
 
@@ -139,9 +142,17 @@ def fetch_entry(entry: Entry, report: Report = silent, *, verify: bool = False) 
 def place(fetched: FetchedEntry, out: Path) -> FetchedEntry:
     """Copies of the files in a folder of the user's; the cache's own are shared by programs.
 
+    The file of a part, such as CLIP's, that comes with a checkpoint lies in a folder of its role.
+
     Raises HubError where it cannot be written.
     """
-    placed = {name: out / name for name in fetched.files}
+    roles = {file.name: file.role for file in fetched.entry.files}
+    # a folder with the checkpoint's files is read as a whole
+    apart = _PARTS if "checkpoint" in roles.values() else ()
+    placed = {
+        name: out / str(roles[name]) / name if roles[name] in apart else out / name
+        for name in fetched.files
+    }
     try:
         for name, target in placed.items():
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -215,7 +216,8 @@ def graph_config(bundle: Bundle, stage: str, options: ServerOptions) -> str:
     if options.graphs == "onnx" and options.running.threads:
         threads = _parameter("intra_op_thread_count", str(options.running.threads))
 
-    zeros = "".join(_zeros(spec, batched) for spec in entry.inputs)
+    sizes = {"tokens": next(iter(bundle.manifest.host.text.lengths), 1)}
+    zeros = "".join(_zeros(spec, batched, sizes) for spec in entry.inputs)
     return f"""# written by ris-serve from the bundle's manifest
 name: "ris_{stage}"
 {backend}
@@ -241,9 +243,9 @@ def _largest_batch(entry: GraphEntry, options: ServerOptions, manifest: Manifest
     return 1 if options.graphs == "tensorrt" else 8
 
 
-def _zeros(spec: TensorSpec, batched: bool) -> str:
-    """A warm-up input of zeros, 1 for each axis of variable length."""
-    dims = [1 if isinstance(axis, str) else axis for axis in spec.shape]
+def _zeros(spec: TensorSpec, batched: bool, sizes: Mapping[str, int]) -> str:
+    """A warm-up input of zeros; an axis of variable length has that of `sizes`, or 1."""
+    dims = [sizes.get(axis, 1) if isinstance(axis, str) else axis for axis in spec.shape]
     value = (
         f"{{ data_type: {_TYPES[spec.dtype]} {_dims(dims[1:] if batched else dims)} zero_data:"
         " true }"

@@ -51,6 +51,38 @@ def test_its_masks_are_pythons(libris, model, lisa_bundle, form):
             libris.check(libris.abi.ris_free_scene(scene))
 
 
+def test_short_and_long_questions_are_pythons(libris, model, lisa_bundle):
+    """Rows of every length: each question alone, all at once, and as padded token ids."""
+    texts = ["man", "man " * 20, "man " * 30, "man " * 50]
+    picture = inputs.image(2, 97, 200)
+    scene = libris.encode_image(model, picture)
+    with load(lisa_bundle, engine="onnxruntime") as python:
+        tokenize = python._graphs.host.tokenize
+        lengths = [tokenize([text], "sentence").ids.shape[1] for text in texts]
+        assert lengths == [24, 32, 40, 64]
+        asking = python.encode_image(picture)
+        together = libris.ask(scene, texts, form="sentence")
+        for text, neighbour in zip(texts, together, strict=True):
+            want = asking.segment(text, form="sentence")
+            alone = libris.ask(scene, [text], form="sentence")[0]
+            for answer in (alone, neighbour, ask_ids(libris, model, scene, text.encode())):
+                np.testing.assert_allclose(answer["logits"], want.logits, atol=1e-3)
+                assert mask_iou(answer["mask"], want.mask) >= 0.9999
+    libris.check(libris.abi.ris_free_scene(scene))
+
+
+def ask_ids(libris, model, scene, text):
+    """The answer to a sentence's ids, which are padded to the longest row."""
+    count, ids = ctypes.c_size_t(), (ctypes.c_int32 * 64)()
+    arguments = ids, ctypes.c_size_t(64), ctypes.byref(count)
+    libris.check(libris.abi.ris_tokenize_form(model, text, b"sentence", *arguments))
+    result, one = ctypes.c_void_p(), ctypes.c_size_t(1)
+    given = scene, ids, one, ctypes.c_size_t(64), None, ctypes.byref(result)
+    libris.check(libris.abi.ris_ask_tokens(*given))
+    [answer] = libris.answers(result, 1)
+    return answer
+
+
 def test_the_forms_are_in_its_info(libris, model):
     text = ctypes.c_char_p()
     libris.check(libris.abi.ris_info(model, ctypes.byref(text)))

@@ -305,6 +305,13 @@ def test_profiles_come_from_the_axes():
         profiles(odd, EngineOptions())
 
 
+def test_a_profile_covers_the_lengths_of_rows():
+    ids = TensorSpec("ids", "int32", ("expressions", "tokens"))
+    graph = Graph("fusion", None, (ids,), (), lengths=(24, 32, 64))
+    shapes = profiles(graph, EngineOptions(max_expressions=6))
+    assert shapes == {"ids": [[1, 24], [1, 24], [6, 64]]}
+
+
 def test_a_phase_is_part_of_its_parents_step():
     tree = PhaseTree()
     tree.start("build", None, 4)

@@ -173,7 +173,8 @@ def test_a_killed_export_leaves_the_old_bundle(here, tiny_bundle, sign):
     open_bundle(here / "ris-bundle")
     assert (here / "ris-bundle" / "manifest.json").read_bytes() == before
     if sign == signal.SIGKILL:  # nobody could clean up; the next export does
-        [left, whole] = names(here)
+        [beside, left, whole] = names(here)
+        assert beside == ".ris-bundle.export"  # the lock, which died with the process
         assert left.startswith(".ris-bundle.partial-")
         assert f"-{process.pid}-" in left
         assert whole == "ris-bundle"

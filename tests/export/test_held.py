@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from held_files import LEAST, UNTRAINED, Files
 from lisa_helper import released_state, write_clip, write_folder
 from torch import nn
 
@@ -29,36 +30,6 @@ from ris.reference.checkpoint import WeightFiles, load_model
 from ris.reference.checkpoint.entries import Entry
 from ris.reference.families import FAMILIES
 from ris.runtime import load, open_bundle
-from ris.runtime.manifest import Source
-
-LEAST = 64
-"""The weights of a matrix from which on it is held back here."""
-
-
-class Files:
-    """A tiny model, and its weights as entries of a file that count how often they are read."""
-
-    def __init__(self, family, preset, folder):
-        self.family, self.config = FAMILIES[family], FAMILIES[family].presets[preset]
-        self.file = folder / "weights"
-        self.file.write_text("stands for a checkpoint")
-        whole = self.family.made_up_model(self.config, 0)
-        self.weights = {name: value.detach() for name, value in whole.state_dict().items()}
-        self.reads = []
-
-    def entry(self, name):
-        value = self.weights[name]
-
-        def read():
-            self.reads.append(name)
-            return value
-
-        return Entry(tuple(value.shape), value.dtype, self.file, (read,), mapped=False)
-
-    def model(self):
-        model = self.family.made_up_model(self.config, 0)
-        HeldBack(model, {name: self.entry(name) for name in self.weights}, LEAST)
-        return model
 
 
 @pytest.fixture(scope="module")
@@ -188,9 +159,6 @@ def test_a_model_of_files_does_not_hold_them_and_computes_the_same(tmp_path, mon
 # --- graphs with narrow weights, and whole bundles ---
 
 QUESTION = "language_question"
-UNTRAINED = Source(
-    kind="deterministic", trained=False, seed=0, checkpoint=None, checkpoint_sha256=None
-)
 
 
 def write(files, folder, formats, model=None):

@@ -16,11 +16,13 @@ from onnx import TensorProto
 
 from conftest import GOLDEN
 from golden import inputs
+from ris.engines import EngineOptions, Graph, create
 from ris.engines.errors import ExpressionError, ImageError
 from ris.export.command import main
 from ris.export.families import DESIGNS
 from ris.export.families.lisa.language import ClipTokens, LanguagePrefix, LanguageQuestion
 from ris.export.families.sam_masks import SamMasks
+from ris.export.onnx_writer import write_onnx
 from ris.reference.families import FAMILIES
 from ris.reference.layers.letterbox import letterbox_logits
 from ris.reference.lisa.config import PRESETS
@@ -114,7 +116,7 @@ def test_the_last_layer_computes_what_is_read_alone(lisa_bundle):
         found[stage] = len(products)
     layers = TINY.llama.layers
     assert found["language_prefix"] == 7 * (layers - 1) + 2
-    assert found["language_question"] == 7 * layers + 2 + 2  # the prompt, the last token's tables
+    assert found["language_question"] == 7 * layers + 2  # the prompt
 
 
 @torch.no_grad()
@@ -138,6 +140,91 @@ def test_the_language_model_in_two_graphs_is_the_reference(model):
         rows = [tokens[:1] if part is None else model.embed_tokens(part) for part in parts]
         whole = model.norm(model.run(torch.cat(rows, 1)))[:, -1]
         torch.testing.assert_close(prompt, model.sparse_prompt(whole)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_rows_are_as_long_as_the_longest_question_of_a_call(lisa_bundle, picture):
+    """One graph takes every length; what is longer than a call's questions is not computed."""
+    manifest = open_bundle(lisa_bundle).manifest
+    assert manifest.host.text.lengths == (24, 32, 40, 64)
+    inputs_of = {one.name: one.inputs for one in manifest.stages}
+    shapes = {spec.name: spec.shape for spec in inputs_of["language_question"]}
+    assert shapes["input_ids"] == shapes["text_mask"] == ("expressions", "tokens")
+    count = manifest.graphs["language_question"].operations
+    assert (count.fixed, count.image) == (0, 0)
+
+    tokenizer = FAMILIES["lisa"].tokenizer(None, TINY)
+    texts = ["man", "man " * 20, "man " * 30, "man " * 50]
+    with load(lisa_bundle, engine="onnxruntime") as runtime:
+        scene = runtime.encode_image(picture)
+        session, seen = runtime.open_sessions["language_question"], []
+        run = session.run_and_keep
+        session.run_and_keep = lambda feeds, *steps: seen.append(feeds) or run(feeds, *steps)
+        for asked in ([text] for text in texts):
+            scene.segment_many(asked, form="sentence")
+        scene.segment_many(texts[:2], form="sentence")
+    used = [
+        len(tokenizer.encode(question_text(one, "sentence", TINY.template)).ids) for one in texts
+    ]
+    lengths = manifest.host.text.lengths
+    want = [next(length for length in lengths if length >= one) for one in [*used, max(used[:2])]]
+    assert set(want) == set(lengths)
+    assert [feeds["input_ids"].shape[1] for feeds in seen] == want
+    assert [feeds["text_mask"].shape[1] for feeds in seen] == want
+
+
+@pytest.mark.parametrize("most", [1, 8])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_question_has_the_same_prompt_at_every_length(lisa_bundle, engine, most):
+    """Alone, where the first axis is fixed, and with others that are shorter."""
+    pytest.importorskip(engine, reason=f"{engine} is not installed")
+    bundle = open_bundle(lisa_bundle)
+    golden = load_golden(bundle)
+    kept = {name: golden[name] for name in ("prefix_keys", "prefix_values")}
+    texts = {name: value.numpy() for name, value in questions(["it", "dog"][:most]).items()}
+    ids, mask = texts["input_ids"].astype(np.int32), texts["text_mask"]
+    longest = int(mask.sum(1).max())
+    with create(engine, EngineOptions("cpu", max_expressions=most)).load(
+        bundle.graph("language_question")
+    ) as session:
+
+        def prompt(length):
+            rows = {"input_ids": ids[:, :length], "text_mask": mask[:, :length]}
+            feeds = {name: np.ascontiguousarray(value) for name, value in rows.items()}
+            return session.run({**feeds, **kept})["sparse_prompt"]
+
+        want = prompt(TINY.max_tokens)
+        lengths = [one for one in (longest, *bundle.manifest.host.text.lengths) if one >= longest]
+        for length in (*lengths, lengths[0]):  # and again, behind longer ones
+            found = prompt(length)
+            assert np.abs(found - want).max() <= 1e-6 * np.abs(want).max(), length
+
+
+def test_as_many_tokens_as_heads(tmp_path):
+    """OpenVINO computes such an attention wrongly where it knows every shape: here it does not."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    config = replace(TINY, llama=replace(TINY.llama, width=256, layers=2, heads=32))
+    small = deterministic_model(config)
+    stage = next(one for one in DESIGNS["lisa"].stages(config) if one.name == "language_question")
+    module, path = stage.build(small, "native"), tmp_path / "question.onnx"
+    write_onnx(module, stage, path, one_image=True)
+    graph = Graph(
+        *(stage.name, path, stage.inputs, stage.outputs),
+        cache=tmp_path / "engines",
+        lengths=stage.lengths,
+    )
+    sizes = {"images": 1, "expressions": 1, "tokens": 32}
+    feeds = {
+        spec.name: drawn(*(sizes[n] if isinstance(n, str) else n for n in spec.shape))
+        for spec in stage.inputs
+    }
+    feeds["input_ids"] = (feeds["input_ids"].abs() * 100).int()
+    feeds["text_mask"] = (torch.arange(32)[None] < 27).float()
+    with torch.no_grad():
+        want = module(**feeds).numpy()
+    assert 32 in stage.lengths
+    with create("openvino", EngineOptions("cpu", max_expressions=1)).load(graph) as session:
+        got = session.run({name: value.numpy() for name, value in feeds.items()})["sparse_prompt"]
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
 
 
 @torch.no_grad()
@@ -274,6 +361,9 @@ def test_triton_gets_the_shared_weights_beside_each_graph(lisa_bundle, tmp_path)
         version = tmp_path / "models" / f"ris_{stage}" / "1"
         assert {file.name for file in version.iterdir()} == {"model.onnx", "language.data"}
         onnx.checker.check_model(str(version / "model.onnx"))
+    config = (tmp_path / "models" / "ris_language_question" / "config.pbtxt").read_text()
+    assert 'name: "input_ids" data_type: TYPE_INT32 dims: [ -1, -1 ]' in config
+    assert 'key: "input_ids" value { data_type: TYPE_INT32 dims: [ 1, 24 ]' in config
 
 
 def test_all_blocks_repeat(model):

@@ -82,6 +82,44 @@ def test_each_operator(tmp_path):
         count_operations(path)
 
 
+def test_an_axis_of_tokens_is_counted_at_the_length_that_is_asked_for(tmp_path):
+    """What was kept is joined with a question's own: a sum of an axis and a number."""
+
+    def value(name, *shape):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    nodes = [
+        helper.make_node("MatMul", ["x", "kept"], ["before"]),
+        helper.make_node("Concat", ["before", "own"], ["both"], axis=2),
+        helper.make_node("MatMul", ["both", "v"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "question",
+        [
+            value("x", "expressions", "tokens", 6),
+            value("kept", 6, 50),
+            value("own", "expressions", "tokens", "tokens"),
+            value("v", "expressions", "tokens + 50", 3),
+        ],
+        [value("y", "expressions", "tokens", 3)],
+        value_info=[
+            value("before", "expressions", "tokens", 50),
+            value("both", "expressions", "tokens", "tokens + 50"),
+        ],
+    )
+    path = tmp_path / "question.onnx"
+    onnx.save(helper.make_model(graph), path)
+    for tokens in (24, 64):
+        expression = 2 * (tokens * 50 * 6 + tokens * 3 * (tokens + 50))
+        assert count_operations(path, tokens) == Operations(0, 0, expression)
+
+    graph.value_info[1].type.tensor_type.shape.dim[2].dim_param = "tokens + expressions"
+    onnx.save(helper.make_model(graph), path)
+    with pytest.raises(ValueError, match=r"the axis 'tokens \+ expressions' is not made of one of"):
+        count_operations(path)
+
+
 def test_bfloat16_weights(tiny_bundle, tiny_bf16_bundle):
     full = open_bundle(tiny_bundle).graph("sam_image_encoder")
     narrow = open_bundle(tiny_bf16_bundle).graph("sam_image_encoder")

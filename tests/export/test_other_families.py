@@ -225,6 +225,10 @@ class Refusing(toy_family.ToyModel):
 
 
 class RefusingToy(toy_family.Toy):
+    def empty_model(self, config, **options):
+        with torch.device("meta"):
+            return Refusing(config).eval()
+
     def made_up_model(self, config, seed):
         model = Refusing(config).eval().requires_grad_(False)
         model.load_state_dict(toy().state_dict(), strict=False)

@@ -13,16 +13,27 @@ from click.testing import CliRunner
 from made_up_exports import export_made_up
 
 from conftest import REPO
+from ris.calibration.numerics.weights import weight_values
+from ris.calibration.weights.graph import find_matrices
 from ris.calibration.weights.groups import FORMATS
 from ris.engines import create
 from ris.engines.errors import RisError
+from ris.export.bundle_writer import ExportResult
 from ris.export.command import main
 from ris.export.families import DESIGNS
+from ris.export.summary import print_summary
 from ris.export.weights import formats_of, parse_formats
 from ris.reference.evfsam.config import PRESETS
 from ris.runtime import load, open_bundle
 from ris.runtime.commands.parity import main as parity_command
-from ris.runtime.parity import END_TO_END, check_model, load_golden
+from ris.runtime.parity import (
+    END_TO_END,
+    TOLERANCES,
+    check_model,
+    failed_rows,
+    load_golden,
+    tolerance_of,
+)
 
 STAGE = "fusion"
 """The graph that EVF-SAM names."""
@@ -73,6 +84,63 @@ def test_what_rounding_costs_is_in_the_manifest(narrow, evfsam_bundle):
     assert entry.parameters == plain.graphs[STAGE].parameters, "rounding leaves no weight out"
 
 
+def test_what_rounding_changed_is_known_layer_by_layer(narrow, evfsam_bundle):
+    """As the FP32 graph's matrices and those of the levels and scales differ."""
+    _, bundle = narrow
+    stored = bundle.manifest.graphs[STAGE].weights
+    path, before = bundle.graph(STAGE).path, evfsam_bundle / "graphs" / f"{STAGE}.onnx"
+    tensors = {t.name: t for t in onnx.load(path, load_external_data=False).graph.initializer}
+    sizes, squares = {}, {}
+    for name, one in find_matrices(onnx.load(before, load_external_data=False).graph).items():
+        layer = _layer(before, one.reader)
+        levels = weight_values(tensors[f"{name}.{stored.format}"], path.parent).astype(np.float32)
+        scales = weight_values(tensors[f"{name}.scale"], path.parent)
+        [exact] = [t for t in onnx.load(before).graph.initializer if t.name == name]
+        exact = onnx.numpy_helper.to_array(exact)
+        changed = levels * np.repeat(scales, one.group, 0) - exact
+        error = np.linalg.norm(changed) / np.linalg.norm(exact)
+        sizes[layer] = sizes.get(layer, 0) + exact.size
+        squares[layer] = squares.get(layer, 0.0) + exact.size * error**2
+    want = {layer: (squares[layer] / sizes[layer]) ** 0.5 for layer in sizes}
+    assert stored.layers == pytest.approx(want, rel=1e-3)
+    assert set(stored.layers) > {"layers.0", "layers.1"}
+    whole = (sum(squares.values()) / sum(sizes.values())) ** 0.5
+    assert stored.error == pytest.approx(whole, rel=1e-3)
+
+
+def _layer(path, product):
+    """The layer of a product, by the biases that are added behind products of its block."""
+    graph = onnx.load(path, load_external_data=False).graph
+    [made] = [node.output[0] for node in graph.node if node.name == product]
+    [bias] = {
+        name
+        for node in graph.node
+        if node.op_type == "Add" and made in node.input
+        for name in node.input
+        if name != made
+    }
+    return ".".join(bias.split(".")[:2])
+
+
+def test_the_command_says_which_layers_rounding_changed_most(narrow, capsys):
+    format, bundle = narrow
+    manifest = bundle.manifest
+    layers = {"layers.0": 0.02, "layers.1": 0.04, "layers.2": 0.01, "layers.3": 0.03}
+    entry = manifest.graphs[STAGE]
+    weights = dataclasses.replace(entry.weights, error=0.025, layers=layers)
+    stages = tuple(
+        dataclasses.replace(stage, weights=weights) if stage.name == STAGE else stage
+        for stage in manifest.stages
+    )
+    shown = dataclasses.replace(manifest, stages=stages)
+    print_summary(None, ExportResult(bundle.path, shown, None), 1.0)
+    [line] = [line for line in capsys.readouterr().out.splitlines() if f" {format}: " in line]
+    assert line.strip() == (
+        f"{format}: {weights.matrices} matrices, relative error 2.50e-02;"
+        " most in layers.1 4.00e-02, layers.3 3.00e-02, layers.0 2.00e-02"
+    )
+
+
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_both_engines_give_what_was_measured(narrow, engine):
     """Neither rounds more than the weights: the errors are those of the export to 1 %."""
@@ -112,6 +180,28 @@ def test_parity_of_the_bundle_is_accepted_and_a_worse_one_is_not(narrow, tmp_pat
         model.bundle = dataclasses.replace(bundle, manifest=claims_more)
         failures = check_model(model, load_golden(bundle)).failures
     assert any(END_TO_END in failure for failure in failures)
+
+
+def test_each_graph_is_held_to_what_rounding_cost_itself(narrow):
+    """The error of the one that was rounded is accepted of no other."""
+    _, bundle = narrow
+    with load(bundle.path, engine="onnxruntime") as model:
+        tolerance = tolerance_of(model)
+    usual = TOLERANCES["fp32"].stage
+    rows, own = bundle.manifest.parity, f"{STAGE}.{bundle.manifest.graphs[STAGE].outputs[0].name}"
+    assert tolerance.of(own) == pytest.approx(1.5 * rows[own].relative)
+    assert {tolerance.of(row) for row in rows if not row.startswith(f"{STAGE}.")} == {usual}
+    found = {row: dataclasses.replace(rows[row], relative=rows[own].relative) for row in rows}
+    failures = failed_rows(found, tolerance)
+    judged = {row for row in rows if row != END_TO_END}
+    assert {text.partition(":")[0] for text in failures} >= judged - {own}
+    assert own not in {text.partition(":")[0] for text in failures}
+
+
+def test_parity_says_what_is_accepted_of_the_graph(narrow):
+    _, bundle = narrow
+    done = CliRunner().invoke(parity_command, [str(bundle.path), "--engine", "onnxruntime"])
+    assert f" of {STAGE}," in done.output.replace("\n", " ")
 
 
 def test_a_bfloat16_bundle_may_have_narrow_matrices(tmp_path):

@@ -77,6 +77,30 @@ def test_golden_expressions(full_vocabulary, seed):
     assert tokens.mask.dtype == np.float32
 
 
+def test_rows_of_a_call_have_the_first_length_that_holds_the_longest(full_vocabulary):
+    path = full_vocabulary / "tokenizer.json"
+    tokenize, whole = (
+        ExpressionTokenizer(path, 35, lengths=(4, 8, 35)),
+        ExpressionTokenizer(path, 35),
+    )
+    for texts, length in (
+        (["man"], 4),  # [CLS] man [SEP]
+        (["left man"], 4),
+        (["the left man"], 8),
+        (["man", "the left man", "dog"], 8),
+        (["man " * 7], 35),
+        (["man", "man " * 40], 35),
+        (["[PAD]"], 4),
+    ):
+        tokens, want = tokenize(texts), whole(texts)
+        assert tokens.ids.shape == tokens.mask.shape == (len(texts), length)
+        assert tokens.ids.flags.c_contiguous
+        np.testing.assert_array_equal(tokens.ids, want.ids[:, :length])
+        np.testing.assert_array_equal(tokens.mask, want.mask[:, :length])
+        assert not want.mask[:, length:].any()
+        assert tokens.notes == want.notes
+
+
 def test_a_long_sentence_loses_its_end_and_says_so(full_vocabulary):
     tokenize = ExpressionTokenizer(full_vocabulary / "tokenizer.json", 35)
     tokens = tokenize(["man " * 33, "man " * 40 + "dog"])

@@ -6,7 +6,7 @@ a question of T tokens, C channels of the prompt.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,16 @@ class ClipTokens(nn.Module):
         return self.projector(self.encoder(image))
 
 
+class _Tables(NamedTuple):
+    """What T positions need beside their states."""
+
+    rotary: Rotary
+    """The rotary tables, [T, d] each."""
+
+    bias: Tensor
+    """What keeps each from seeing those behind it, [T, T]."""
+
+
 class _Layers(nn.Module):
     """The layers, and the tables of the positions that they are run at."""
 
@@ -49,24 +59,29 @@ class _Layers(nn.Module):
         self.bias = nn.Buffer(causal_bias(count, like))
 
     @property
-    def rotary(self) -> Rotary:
-        """The rotary tables of the positions."""
-        return Rotary(self.cos, self.sin)
+    def tables(self) -> _Tables:
+        """The tables of all the positions."""
+        return _Tables(Rotary(self.cos, self.sin), self.bias)
+
+    def tables_of(self, count: int) -> _Tables:
+        """Those of the first `count` positions."""
+        return _Tables(Rotary(self.cos[:count], self.sin[:count]), self.bias[:count, :count])
 
     def below_the_last(
-        self, x: Tensor, keys: Tensor, values: Tensor
+        self, x: Tensor, tables: _Tables, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, list[KeysValues]]:
         """The states behind all layers but the last, and what each of those has of them.
 
         Args:
             x: The states in front of the first layer, [N, T, D].
+            tables: Of the T positions.
             keys: Those of the positions before, [1, L, H, P, d].
             values: As `keys`.
         """
         found = []
         for index, layer in enumerate(self.layers[:-1]):
             past = KeysValues(keys[:, index], values[:, index])
-            x, own = layer(x, self.rotary, past, self.bias)
+            x, own = layer(x, tables.rotary, past, tables.bias)
             found.append(own)
         return x, found
 
@@ -86,9 +101,9 @@ class LanguagePrefix(_Layers):
 
     def forward(self, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
         rows = torch.cat([image_tokens, self.end.expand(image_tokens.shape[0], -1, -1)], 1)
-        states, found = self.below_the_last(rows, self.keys, self.values)
+        states, found = self.below_the_last(rows, self.tables, self.keys, self.values)
         last = cast(LlamaLayer, self.layers[-1])
-        found.append(last.remember(states, self.rotary))
+        found.append(last.remember(states, self.tables.rotary))
         both = []
         for constant, own in zip((self.keys, self.values), zip(*found, strict=True), strict=True):
             before = constant.expand(image_tokens.shape[0], -1, -1, -1, -1)
@@ -99,8 +114,9 @@ class LanguagePrefix(_Layers):
 class LanguageQuestion(_Layers):
     """A question behind what was kept of a picture -> `sparse_prompt` [N, 1, C].
 
-    The last layer computes the question's last token alone. That is taken by a product with a row
-    of 0 and 1, as not every engine gathers by row.
+    The rows of a call may be of any length up to `max_tokens`, and cost what they are long. The
+    last layer computes the question's last token alone. That is taken by a product with a row of 0
+    and 1, as not every engine gathers by row.
     """
 
     def __init__(self, model: LisaModel) -> None:
@@ -124,26 +140,27 @@ class LanguageQuestion(_Layers):
         Returns:
             `sparse_prompt` [N, 1, C].
         """
+        tables = self.tables_of(input_ids.shape[1])
         states, _ = self.below_the_last(
-            self.embed_tokens(input_ids.long()), prefix_keys, prefix_values
+            self.embed_tokens(input_ids.long()), tables, prefix_keys, prefix_values
         )
-        last = (text_mask - F.pad(text_mask[:, 1:], (0, 1)))[:, None]  # [N, 1, T], a single 1
         past = KeysValues(prefix_keys[:, -1], prefix_values[:, -1])
-        return self.prompt(self.norm(self._at(states, text_mask, last, past)))
+        return self.prompt(self.norm(self._at(states, tables.rotary, text_mask, past)))
 
-    def _at(self, x: Tensor, text_mask: Tensor, last: Tensor, past: KeysValues) -> Tensor:
+    def _at(self, x: Tensor, rotary: Rotary, text_mask: Tensor, past: KeysValues) -> Tensor:
         """The last layer at the last token of each row, [N, 1, D].
 
         Args:
             x: The states in front of it, [N, T, D].
+            rotary: The tables of the T positions.
             text_mask: As of `forward`.
-            last: 1 at the token, [N, 1, T].
             past: What the layer kept of the positions before.
         """
         layer = cast(LlamaLayer, self.layers[-1])
         normed = layer.input_layernorm(x)
-        own = layer.self_attn.keys_values(normed, self.rotary)
-        there = Rotary((last @ self.cos)[:, None], (last @ self.sin)[:, None])
+        own = layer.self_attn.keys_values(normed, rotary)
+        last = (text_mask - F.pad(text_mask[:, 1:], (0, 1)))[:, None]  # [N, 1, T], a single 1
+        there = Rotary((last @ rotary.cos)[:, None], (last @ rotary.sin)[:, None])
         queries = layer.self_attn.queries(last @ normed, there)
         seen = ((text_mask - 1.0) * -BLOCKED)[:, None, None]
         return layer.behind(last @ x, layer.self_attn.read(queries, past, own, seen))

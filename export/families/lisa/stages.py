@@ -25,6 +25,14 @@ from ris.runtime.manifest_text import Form, Text
 PAD_ID = 0
 """The id of `<unk>`, which fills a row. Nothing looks at what it is."""
 
+LENGTHS = (24, 32, 40)
+"""The lengths that a row of ids may have, below `LisaConfig.max_tokens`.
+
+A phrase's question has 17 tokens and those of the phrase, a sentence's 11 and those of the
+sentence. An engine that compiles prepares kernels and buffers for each length that comes, so that
+there are few.
+"""
+
 WEIGHTS = "language.data"
 """The file of both graphs of the language model."""
 
@@ -66,11 +74,17 @@ def host(config: LisaConfig) -> Host:
             *("tokenizer.json", config.max_tokens, PAD_ID, "input_ids", "text_mask"),
             forms=forms,
             form=FORMS[0],
+            lengths=row_lengths(config),
         ),
         image_index=None,
         categories=None,
         resizes={},
     )
+
+
+def row_lengths(config: LisaConfig) -> tuple[int, ...]:
+    """The lengths that a row of ids may have."""
+    return (*(one for one in LENGTHS if one < config.max_tokens), config.max_tokens)
 
 
 def answer(config: LisaConfig) -> Answer:
@@ -121,12 +135,13 @@ def _language_prefix(config: LisaConfig) -> StageDesign:
 
 
 def _language_question(config: LisaConfig) -> StageDesign:
-    input_ids = TensorSpec("input_ids", "int32", ("expressions", config.max_tokens))
-    text_mask = of_expression("text_mask", config.max_tokens)
+    input_ids = TensorSpec("input_ids", "int32", ("expressions", "tokens"))
+    text_mask = of_expression("text_mask", "tokens")
     return StageDesign(
         name="language_question",
         shared_weights=WEIGHTS,
         inputs=tuple(map(taken, (input_ids, text_mask, *_kept(config)))),
+        lengths=row_lengths(config),
         outputs=(_prompt(config),),
         build=plain(LanguageQuestion),
         islands=LANGUAGE,

@@ -257,6 +257,30 @@ def test_out_is_a_folder_of_copies(hub, monkeypatch, tmp_path):
         assert cached.read_bytes() == CONTENT
 
 
+def test_out_keeps_a_part_out_of_the_checkpoints_folder(hub, monkeypatch, tmp_path):
+    """A folder is read as a whole: CLIP's file would be taken for a model's."""
+    hub.repository("lab/lisa", {"part-1.bin": b"1", "part-2.bin": b"2", "config.json": b"{}"})
+    hub.repository("lab/clip", {"model.safetensors": b"3"})
+    files = [
+        {"role": role, "name": name, "repository": f"lab/{where}"}
+        for role, name, where in (
+            ("checkpoint", "part-1.bin", "lisa"),
+            ("checkpoint", "part-2.bin", "lisa"),
+            ("beside", "config.json", "lisa"),
+            ("clip", "model.safetensors", "clip"),
+        )
+    ]
+    more = {"kind": "model", "family": "lisa"}
+    listed(monkeypatch, tmp_path, entry(files=files, **more))
+    out = tmp_path / "out"
+    done = run("fetch", "sam-x", "--out", out, "--json")
+    assert done.exit_code == 0, done.output
+    clip = out / "clip" / "model.safetensors"
+    options = {"--checkpoint": str(out), "--clip-checkpoint": str(clip)}
+    assert json.loads(done.stdout)["options"] == options
+    assert sorted(os.listdir(out)) == ["clip", "config.json", "part-1.bin", "part-2.bin"]
+
+
 def test_a_file_that_may_be_absent(hub, monkeypatch, tmp_path):
     files = [
         {"role": "bert", "name": "vocab.txt", "repository": "lab/bert", "optional": True},
