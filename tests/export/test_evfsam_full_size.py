@@ -113,7 +113,7 @@ def test_fp32_gives_the_golden_masks(version, given, tmp_path, computes):
 
 
 def test_true_fp16_keeps_the_golden_masks(tmp_path):
-    """As made-up weights: as trained ones, 0.998 of the sample's mask is asked, and 0.99795 kept."""
+    """Of made-up weights: of trained ones an IoU of 0.998 is asked, and these keep 0.99795."""
     made_up = ["--preset", "evfsam2", "--random-weights", "0"]
     bundle = exported(tmp_path, *made_up, "--precision", "fp16")
     with emulated(bundle) as rounded:
