@@ -233,13 +233,17 @@ def _new(path: Path, kind: str, folder: bool) -> tuple[Path, int]:
 
 def _prefix(name: str, kind: str) -> str:
     """`.NAME.KIND-`, with a long NAME cut and the digest of the whole at its end."""
-    room = _LONGEST - len(f"..{kind}-") - _REST_LENGTH
-    if len(os.fsencode(name)) > room:
-        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
-        while len(os.fsencode(name)) > room - len(digest) - 1:
-            name = name[:-1]
-        name = f"{name}~{digest}"
-    return f".{name}.{kind}-"
+    return f".{shortened(name, _LONGEST - len(f'..{kind}-') - _REST_LENGTH)}.{kind}-"
+
+
+def shortened(name: str, room: int) -> str:
+    """A file's name of at most `room` bytes; a longer one is cut, and ends with its digest."""
+    if len(os.fsencode(name)) <= room:
+        return name
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+    while len(os.fsencode(name)) > room - len(digest) - 1:
+        name = name[:-1]
+    return f"{name}~{digest}"
 
 
 def _siblings(path: Path, kind: str) -> Iterator[Path]:

@@ -8,18 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ris.engines.errors import BundleError
-from ris.engines.temporary import lock
+from ris.engines.temporary import lock, shortened
 from ris.runtime.bundle_folder import behind_links, refusing
 
 _LOCK = "lock"
 """The locked file, in the folder of what is kept. NFS locks no folders, and no file for who may
 not write to it."""
 
+_LONGEST = 255  # bytes of a file's name
+
 
 def kept_folder(out: Path) -> Path:
     """Where an export into `out` keeps what it writes: beside the folder that `out` leads to."""
     folder = behind_links(out)
-    return folder.with_name(f".{folder.name}.export")
+    return folder.with_name(f".{shortened(folder.name, _LONGEST - len('..export'))}.export")
 
 
 @contextlib.contextmanager
@@ -47,7 +49,7 @@ def _locked(folder: Path, out: Path) -> int:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # who held it has just removed it
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            handle = _opened(path)
             try:
                 if lock(handle) == "busy":
                     raise BundleError(
@@ -60,3 +62,11 @@ def _locked(folder: Path, out: Path) -> int:
                 os.close(handle)
                 raise
             os.close(handle)
+
+
+def _opened(path: Path) -> int:
+    """The descriptor of a lock file; one that another user has left is locked as it is."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -114,6 +114,8 @@ class Graphs:
             form: The form that they stand in; None for the model's own choice.
         """
         timings: Timings = {}
+        if form is None:
+            form = self._manifest.host.text.form
         with timed(timings, "tokenize"):
             tokens = self.host.tokenize(expressions, form)
         values = self.host.texts(tokens)

@@ -370,6 +370,8 @@ class Model:
             form: As for `Scene.segment_many`.
         """
         text = scene._text
+        if form is None:
+            form = self.bundle.manifest.host.text.form
         if text is None or (text.expressions, text.form) != (tuple(expressions), form):
             text = self._graphs.encode_text(expressions, form)
         timings = dict(text.timings)
@@ -396,7 +398,7 @@ class Model:
                     timings=scene.timings | own,
                     notes=(*notes, *_guess_notes(guess)),
                     category_word=guess.word if guess else None,
-                    form=form or self.bundle.manifest.host.text.form,
+                    form=form,
                     draws=draws.of(self.bundle.manifest.host.drawn),
                     rule=self.bundle.manifest.mask_rule,
                 )

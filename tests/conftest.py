@@ -112,8 +112,9 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """Gives back the gigabytes of full size, which the C library would keep to the end."""
     if _file(item) in FULL_SIZE and (nextitem is None or _file(nextitem) != _file(item)):
         gc.collect()
-        if sys.platform == "linux":
-            ctypes.CDLL(None).malloc_trim(0)
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim is not None:
+            trim(0)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -236,14 +236,15 @@ def plot(report: BenchReport, path: Path) -> None:
     from matplotlib.figure import Figure
 
     alternatives = report.alternatives
-    figure = Figure((10, 1.5 + 0.5 * len(alternatives)), layout="constrained")
+    figure = Figure((10, 2.0 + 0.5 * len(alternatives)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     _draw(left, "first mask", report, report.stages, [m.first_mask for m in alternatives])
     following = [m.next_expression for m in alternatives]
     _draw(right, "next expression", report, report.per_expression, following)
     left.invert_yaxis()
-    right.legend(loc="lower right")
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)  # over no bar
     figure.suptitle(f"{report.machine['cpu']}, {report.machine['cores']} cores")
     figure.savefig(path, dpi=120, format="png")
 

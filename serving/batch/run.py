@@ -162,7 +162,7 @@ def plan_batch(
         if not job.write_plan(tasks, options.rows_per_part, asked):
             raise RisError("there is nothing in the input")
         plan = job.planned()
-    elif differing := _differing(plan["asked"], asked, sources, options):
+    elif differing := _differing({"form": text.form} | plan["asked"], asked, sources, options):
         raise RisError(
             f"{out} has a batch with other {', '.join(differing)}; use another --out, or --restart"
             " to throw it away"

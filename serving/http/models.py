@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from ris.engines.errors import RisError
+from ris.engines.errors import BundleError, ExpressionError, RisError
 from ris.runtime import Model
 from ris.runtime.categories import AUTO
 from ris.serving.answering import Answerer
@@ -77,7 +77,10 @@ class Models:
     def _opened(self) -> Served:
         model = self._open_model()
         try:
-            answerer = Answerer(model, self._limits, self._cached, self._form)
+            try:
+                answerer = Answerer(model, self._limits, self._cached, self._form)
+            except ExpressionError as error:  # the bundle's fault, and not a question's
+                raise BundleError(f"the bundle does not fit --form: {error}") from None
             # engines allocate and compile at the first question, and a broken device shows there
             categories = [model.categories[0]] if model.categories else None
             scene = model.encode_image(np.zeros((64, 64, 3), np.uint8))

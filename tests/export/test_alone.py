@@ -122,3 +122,13 @@ def test_without_locks_it_goes_on(tmp_path, monkeypatch):
     with alone(tmp_path / "bundle"), alone(tmp_path / "bundle"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("length", [8, 248, 255])
+def test_a_name_may_be_as_long_as_any(tmp_path, length):
+    out = tmp_path / ("b" * length)
+    with alone(out):
+        assert len(kept_folder(out).name) <= 255
+        assert kept_folder(out).is_dir()
+    assert not kept_folder(out).exists()
+    assert kept_folder(out) != kept_folder(tmp_path / ("b" * (length - 1) + "c"))

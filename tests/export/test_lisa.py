@@ -33,7 +33,7 @@ from ris.reference.preprocess import token_ids
 from ris.runtime import load, open_bundle
 from ris.runtime.commands.running import Running
 from ris.runtime.comparing import mask_iou
-from ris.runtime.parity import check_model, load_golden
+from ris.runtime.parity import check_model, check_stage, load_golden
 from ris.serving.triton.config import ServerOptions
 from ris.serving.triton.repository import write_repository
 
@@ -351,6 +351,27 @@ def test_a_released_folder_gives_the_references_masks(tmp_path, picture):
             want = letterbox_logits(logits, *picture.shape[:2], TINY.sam.image_size)[0, 0] > 0
             assert mask_iou(scene.segment(expression).mask, want.numpy()) >= 0.9999
     assert manifest.mask_iou >= 0.9999
+
+
+def test_parity_looks_at_shorter_rows_too(lisa_bundle):
+    """An engine that is right at the longest rows alone does not agree."""
+    bundle = open_bundle(lisa_bundle)
+    seen = []
+    with create("onnxruntime", EngineOptions()).load(bundle.graph("language_question")) as session:
+
+        class WrongAtShortRows:
+            graph = session.graph
+
+            def run(self, feeds):
+                seen.append(feeds["input_ids"].shape[1])
+                found = session.run(feeds)
+                return found if seen[-1] == 64 else {name: -one for name, one in found.items()}
+
+        [right] = check_stage("language_question", session, load_golden(bundle)).values()
+        [wrong] = check_stage("language_question", WrongAtShortRows(), load_golden(bundle)).values()
+    assert right.relative < 1e-4 < 1 < wrong.relative
+    assert set(seen) > {64}
+    assert set(seen) < set(bundle.manifest.host.text.lengths)
 
 
 def test_triton_gets_the_shared_weights_beside_each_graph(lisa_bundle, tmp_path):

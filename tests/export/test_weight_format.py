@@ -198,6 +198,17 @@ def test_each_graph_is_held_to_what_rounding_cost_itself(narrow):
     assert own not in {text.partition(":")[0] for text in failures}
 
 
+def test_what_runs_less_precisely_than_it_was_written_may_err_twice(narrow, monkeypatch):
+    """The error of bfloat16 comes on top of what rounding the weights cost."""
+    _, bundle = narrow
+    with load(bundle.path, engine="onnxruntime") as model:
+        own, running = tolerance_of(model).graphs[STAGE], dict(model.sessions)
+        first = next(iter(running))
+        running[first] = dataclasses.replace(running[first], precision="bf16")
+        monkeypatch.setattr(type(model), "sessions", running)
+        assert tolerance_of(model).graphs[STAGE] == own + TOLERANCES["bf16"].stage
+
+
 def test_parity_says_what_is_accepted_of_the_graph(narrow):
     _, bundle = narrow
     done = CliRunner().invoke(parity_command, [str(bundle.path), "--engine", "onnxruntime"])

@@ -456,6 +456,14 @@ def test_a_batch_goes_on_in_its_form_alone(folder, formed_bundle, served_bundle,
     job, _ = plan(None)
     assert job.planned()["asked"]["form"] == "phrase"
     assert plan("phrase")[0].planned() == job.planned()
+    old = job.planned()
+    del old["asked"]["form"]  # as before there were forms: the model's own was asked
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(job), "planned", lambda self: old)
+        plan(None)
+        with pytest.raises(RisError, match="has a batch with other form"):
+            plan("sentence")
+
     with pytest.raises(RisError, match="has a batch with other form; use another --out"):
         plan("sentence")
     with pytest.raises(RisError, match="leave the form 'sentence' out"):
