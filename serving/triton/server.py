@@ -180,7 +180,7 @@ class TritonServer:
             text=True,
         )
         end = time.monotonic() + seconds
-        while not self._says_ready():
+        while not self._is_up():
             if ended := self._ended():
                 raise ServerDiedError(ended)
             if time.monotonic() > end:
@@ -190,8 +190,17 @@ class TritonServer:
                     " came"
                 )
             time.sleep(0.2)
-        self._instances = instances_of(self._process.pid)
         self._started = True  # clients are told from now on: a death is seen from now on
+
+    def _is_up(self) -> bool:
+        """Whether all models are ready. It notes their instances, which may die from now on.
+
+        It looks for them before it asks: what is ready when it answers may be dead when it is
+        looked for.
+        """
+        if self._process:
+            self._instances |= instances_of(self._process.pid)
+        return self._says_ready()
 
     def _ended(self) -> str | None:
         """How tritonserver ended; None while it runs."""
@@ -208,6 +217,8 @@ class TritonServer:
         """
         if ended := self._ended():
             return ended
+        if not self._started:
+            return "the server has not started yet"
         if self._process and not all(
             is_instance(one, self._process.pid) for one in self._instances
         ):
