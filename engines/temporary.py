@@ -30,7 +30,9 @@ Save = Callable[[IO[bytes]], Any]
 Keep = Callable[[Path, Path], None]
 """Moves what is to stay from a folder to the one that has taken its place."""
 
-_LONGEST = 255  # bytes of a file's name
+LONGEST_NAME = 255
+"""The bytes of a file's name."""
+
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 _HALF = 6  # hexadecimal digits of each half of a place
@@ -233,7 +235,7 @@ def _new(path: Path, kind: str, folder: bool) -> tuple[Path, int]:
 
 def _prefix(name: str, kind: str) -> str:
     """`.NAME.KIND-`, with a long NAME cut and the digest of the whole at its end."""
-    return f".{shortened(name, _LONGEST - len(f'..{kind}-') - _REST_LENGTH)}.{kind}-"
+    return f".{shortened(name, LONGEST_NAME - len(f'..{kind}-') - _REST_LENGTH)}.{kind}-"
 
 
 def shortened(name: str, room: int) -> str:

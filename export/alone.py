@@ -8,20 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ris.engines.errors import BundleError
-from ris.engines.temporary import lock, shortened
+from ris.engines.temporary import LONGEST_NAME, lock, shortened
 from ris.runtime.bundle_folder import behind_links, refusing
 
 _LOCK = "lock"
 """The locked file, in the folder of what is kept. NFS locks no folders, and no file for who may
 not write to it."""
 
-_LONGEST = 255  # bytes of a file's name
-
 
 def kept_folder(out: Path) -> Path:
     """Where an export into `out` keeps what it writes: beside the folder that `out` leads to."""
     folder = behind_links(out)
-    return folder.with_name(f".{shortened(folder.name, _LONGEST - len('..export'))}.export")
+    return folder.with_name(f".{shortened(folder.name, LONGEST_NAME - len('..export'))}.export")
 
 
 @contextlib.contextmanager

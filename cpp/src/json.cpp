@@ -129,17 +129,26 @@ Drawn drawn(const std::string &name, const Fields &fields) {
 std::vector<int> lengths(const Fields &text) {
     std::vector<int> all;
     const json &found = text.get("lengths");
-    bool good = found.is_array();
-    for (size_t i = 0; good && i < found.size(); ++i) {
-        good = is_whole(found[i], all.empty() ? 2 : all.back() + 1, kMostTokens);
-        if (good) all.push_back(found[i].get<int>());
+    if (!found.is_array()) {
+        text.wrong("lengths", "a list", found);
+        return all;
     }
-    if (!good) {
-        text.wrong("lengths",
-                   found.is_array() ? "an ascending list of whole numbers from 2 to " +
-                                          std::to_string(kMostTokens)
-                                    : "a list",
-                   found);
+    bool are_whole = true;
+    for (size_t i = 0; i < found.size(); ++i) {
+        if (found[i].is_number_integer()) continue;
+        text.wrong("lengths." + std::to_string(i), "a whole number", found[i]);
+        are_whole = false;
+    }
+    if (!are_whole) return all;
+    for (const json &length : found) {
+        if (!is_whole(length, all.empty() ? 2 : all.back() + 1, kMostTokens)) {
+            text.wrong("lengths",
+                       "an ascending list of whole numbers from 2 to " +
+                           std::to_string(kMostTokens),
+                       found);
+            break;
+        }
+        all.push_back(length.get<int>());
     }
     return all;
 }

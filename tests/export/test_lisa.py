@@ -353,6 +353,14 @@ def test_a_released_folder_gives_the_references_masks(tmp_path, picture):
     assert manifest.mask_iou >= 0.9999
 
 
+def test_tensorrt_rtx_compiles_rows_of_every_length(lisa_bundle, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    graph = replace(open_bundle(lisa_bundle).graph("language_question"), cache=tmp_path)
+    built = create("tensorrt-rtx", EngineOptions()).build(graph)
+    assert built.artifact.stat().st_size > 0
+    assert set(built.report["layers"]) <= {"fp32", "integer"}
+
+
 def test_parity_looks_at_shorter_rows_too(lisa_bundle):
     """An engine that is right at the longest rows alone does not agree."""
     bundle = open_bundle(lisa_bundle)
