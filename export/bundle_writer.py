@@ -34,6 +34,7 @@ from ris.export.resizing import require_resizes, resizes_inside
 from ris.export.sharing import share_weights
 from ris.export.space import disk_needed, graph_sizes, require_disk
 from ris.export.streaming import kept_beside
+from ris.export.turns import open_by_turns
 from ris.export.weights import ANY, formats_of, require_finite
 from ris.reference.families import FAMILIES
 from ris.reference.family import Config
@@ -49,6 +50,7 @@ from ris.runtime.manifest import (
     Source,
     joined,
 )
+from ris.runtime.model import Model
 from ris.runtime.parity import ParityReport, check_model
 from ris.runtime.wiring import problems
 
@@ -144,13 +146,14 @@ def export_bundle(
             entries = share_weights(folder, entries, shared)
             if host.categories is not None and design.categories is not None:
                 _write_categories(folder, host.categories, *design.categories(model))
-            del model, job, held, again  # half of the memory, before the graphs are opened together
+            opened = open_by_turns if held is not None else _open_together
+            del model, job, held, again  # half of the memory, before the graphs are opened
 
             report("end to end")
             passed = passed.first_image()
             files = _write_files(folder, tokenizer, passed)
             manifest = dataclasses.replace(planned, stages=entries, files=files, parity=parity)
-            checked = _check_end_to_end(Bundle(folder, manifest), passed.arrays)
+            checked = _check_end_to_end(Bundle(folder, manifest), passed.arrays, opened)
 
             report("bundle")
             manifest = dataclasses.replace(
@@ -232,12 +235,21 @@ def _asked(questions: Questions, host: Host) -> Asked:
     return Asked(images, questions.expressions, questions.categories, index)
 
 
-def _check_end_to_end(bundle: Bundle, golden: Arrays) -> ParityReport:
-    """The masks of the bundle against the reference's; FP16 as its hardware computes it."""
+def _open_together(bundle: Bundle) -> Model:
+    return open_model(bundle, engine="onnxruntime")
+
+
+def _check_end_to_end(
+    bundle: Bundle, golden: Arrays, opened: Callable[[Bundle], Model]
+) -> ParityReport:
+    """The masks of the bundle against the reference's; FP16 as its hardware computes it.
+
+    opened: Opens the bundle, on ONNX Runtime.
+    """
     exact: AbstractContextManager[Bundle] = (
         emulated(bundle) if bundle.manifest.precision == "fp16" else nullcontext(bundle)
     )
-    with exact as checked, open_model(checked, engine="onnxruntime") as runtime:
+    with exact as checked, opened(checked) as runtime:
         rounded = any(stage.weights for stage in bundle.manifest.stages)
         report = check_model(runtime, golden, ANY if rounded else None)
     if rounded:

@@ -140,7 +140,7 @@ def local_masks(commands: Path, folder: Path, phrases: list[str]) -> list[np.nda
     subprocess.run(
         [commands / "ris-infer", PHOTO, *phrases, "--out", out], check=True, capture_output=True
     )
-    names = [out / f"park.{phrase.replace(' ', '-')}.png" for phrase in phrases]
+    names = [out / f"park.{phrase.replace(' ', '-')}.mask.png" for phrase in phrases]
     return [np.asarray(Image.open(name).convert("L")) > 127 for name in names]
 
 
@@ -270,14 +270,8 @@ def drive(commands: Path, folder: Path, picture: Path, chromium: str) -> None:
     legacy, studio_port, port = uuid.uuid4().hex, free_port(), free_port()
     studio = Studio(f"http://127.0.0.1:{studio_port}", legacy)
     start = [Path(sys.executable).parent / "label-studio", "start", "--no-browser"]
-    start += [
-        "--data-dir",
-        folder / "studio",
-        "--port",
-        studio_port,
-        "--internal-host",
-        "127.0.0.1",
-    ]
+    start += ["--data-dir", folder / "studio"]
+    start += ["--port", studio_port, "--internal-host", "127.0.0.1"]
     start += ["--username", USER, "--password", PASSWORD, "--user-token", legacy]
     start += ["--enable-legacy-api-token"]
     quiet = {"COLLECT_ANALYTICS": "False", "SENTRY_DSN": "", "FRONTEND_SENTRY_DSN": ""}
@@ -289,9 +283,9 @@ def drive(commands: Path, folder: Path, picture: Path, chromium: str) -> None:
         ready = f"http://127.0.0.1:{port}/ready"
         key = {"LABEL_STUDIO_API_KEY": access_token(studio)}
         with running([str(part) for part in serve], folder / "ris-serve.log", ready, **key):
-            check(
-                studio, f"http://127.0.0.1:{port}/label-studio", commands, folder, picture, chromium
-            )
+            backend = f"http://127.0.0.1:{port}/label-studio"
+            masks = local_masks(commands, folder, [PHRASE, "right man", "the tree"])
+            check(studio, backend, masks, picture, chromium)
 
 
 def check(

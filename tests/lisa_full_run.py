@@ -3,6 +3,8 @@
     python tests/lisa_full_run.py files FOLDER
     python tests/lisa_full_run.py export FOLDER int4
     python tests/lisa_full_run.py run FOLDER int4 openvino
+    python tests/lisa_full_run.py run FOLDER int4 openvino bf16
+    python tests/lisa_full_run.py pytorch 32
     python tests/lisa_full_run.py tensorrt FOLDER int4
     python tests/lisa_full_run.py graph FOLDER int4 language_question 32
     python tests/lisa_full_run.py run-graph FOLDER int4 language_question-32-int4.onnx openvino 19
@@ -10,9 +12,11 @@
 `files` writes two shards, bfloat16 and float32, the files beside them, and CLIP's: 17 GB. `export`
 and `run` are processes of their own; they print their peak memory. Times of `run` are of one run,
 so that they compare with each other. `tensorrt` compiles the question's graph with four layers for
-TensorRT-RTX, which needs no GPU for that. `graph` writes one graph alone, of matrices that are
-drawn as they are read, and `run-graph` runs it, a question's with so many tokens (several numbers:
-one after the other); neither they nor `tensorrt` need the files. No test runs this:
+TensorRT-RTX, which needs no GPU for that. `pytorch` times PyTorch eager in bfloat16, with so many
+layers of the language model, all of whose matrices are in memory. `graph` writes one graph alone,
+of matrices that are drawn as they are read, and `run-graph` runs it, a question's with so many
+tokens (several numbers: one after the other). Only `export` and `run` need the files. No test runs
+this:
 docs/measurements has what came out.
 """
 
@@ -26,9 +30,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,12 +138,12 @@ def export(folder: Path, format: str) -> None:
     print(json.dumps({"peak_gb": used.ru_maxrss / 1e6, "bytes": sizes, **taken}, indent=1))
 
 
-def run(folder: Path, format: str, engine: str, int8_activations: bool) -> None:
-    """First mask, next expression alone and in tens, and the language model's whole pass."""
+def run(folder: Path, format: str, engine: str, compute: str, int8_activations: bool) -> None:
+    """First mask, next expression alone and in tens, and what the picture costs the LLaMA."""
     rgb = np.load(folder / "picture.npy") if (folder / "picture.npy").exists() else _picture()
     began = time.perf_counter()
     with load(
-        folder / format, engine=engine, compute="fp32", int8_activations=int8_activations
+        folder / format, engine=engine, compute=compute, int8_activations=int8_activations
     ) as model:
         loaded = time.perf_counter() - began
         for stage, info in model.sessions.items():
@@ -149,7 +154,7 @@ def run(folder: Path, format: str, engine: str, int8_activations: bool) -> None:
             scene = model.encode_image(rgb)
             answer = scene.segment(ASKED[0])
             firsts.append(time.perf_counter() - start)
-            prefix.append(scene.timings["language_prefix"])
+            prefix.append(scene.timings["image.language_prefix"])
             for asked in ASKED[:3]:
                 start = time.perf_counter()
                 scene.segment(asked)
@@ -158,9 +163,56 @@ def run(folder: Path, format: str, engine: str, int8_activations: bool) -> None:
             scene.segment_many(ASKED)
             tens.append(time.perf_counter() - start)
         assert np.isfinite(answer.logits).all()
+        memory = _memory()
     found = {"first mask": firsts, "next": alone, "ten": tens, "language_prefix": prefix}
     medians = {name: statistics.median(values) for name, values in found.items()}
-    print(json.dumps({"load": loaded, **medians, **_memory()}, indent=1))
+    print(json.dumps({"load": loaded, **medians, **memory}, indent=1))
+
+
+@torch.no_grad()
+def run_pytorch(layers: int) -> None:
+    """PyTorch eager in bfloat16: a first mask, and a next expression as the authors' code has it.
+
+    That is the whole pass over what stands in front of the question, too; SAM's and CLIP's
+    features are kept. Beside it the same model with keys and values kept. Weights are drawn.
+    """
+    config = dataclasses.replace(CONFIG, llama=dataclasses.replace(CONFIG.llama, layers=layers))
+    model = empty_model(config)
+    state = {
+        name: torch.empty(value.shape, dtype=torch.bfloat16).normal_(0, 0.02)
+        for name, value in model.state_dict().items()
+    }
+    model.load_state_dict(state, assign=True)
+    del state
+    inputs = {
+        "sam": torch.randn(1, 3, 1024, 1024, dtype=torch.bfloat16),
+        "clip": torch.randn(1, 3, 224, 224, dtype=torch.bfloat16),
+    }
+    ids, last = torch.full((1, 19), 338), torch.tensor([18])
+    taken: dict[str, list[float]] = {}
+
+    def timed(name: str, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        found = call()
+        taken.setdefault(name, []).append(time.perf_counter() - start)
+        return found
+
+    for _ in range(3):
+        embeddings = timed("sam", lambda: model.encode_sam(inputs["sam"]))
+        tokens = timed("clip", lambda: model.project(model.encode_clip(inputs["clip"])))
+        end = model.embed_tokens.weight[config.tokens.im_end].expand(1, 1, -1)
+        front = model.embed_tokens(torch.tensor([config.constant_ids]))
+
+        def whole() -> torch.Tensor:
+            rows = torch.cat([front, tokens, end, model.embed_tokens(ids)], 1)  # noqa: B023
+            return model.state_at(rows, last + rows.shape[1] - ids.shape[1])
+
+        hidden = timed("language, whole pass", whole)
+        timed("decoder", lambda: model.decode_masks(embeddings, model.sparse_prompt(hidden)))  # noqa: B023
+        prefix = timed("language, picture", lambda: model.read_picture(tokens))  # noqa: B023
+        timed("language, question", lambda: model.read_question(ids, last, prefix))  # noqa: B023
+    medians = {name: statistics.median(values) for name, values in taken.items()}
+    print(json.dumps({"layers": layers, **medians, **_memory()}, indent=1))
 
 
 def write_graph(folder: Path, stage_name: str, format: str, layers: int) -> Graph:
@@ -300,6 +352,10 @@ if __name__ == "__main__":
     elif what == "run-graph":
         asked = [int(one) for one in more[3:] if one.isdigit()] or [19]
         run_graph(Path(place) / more[1], more[0], more[2], asked, "--int8-activations" in more)
+    elif what == "pytorch":
+        with torch.autocast("cpu", torch.bfloat16):
+            run_pytorch(int(place))
     else:
         assert open_bundle(Path(place) / more[0], verify=False)
-        run(Path(place), more[0], more[1], "--int8-activations" in more)
+        compute = next((word for word in more[2:] if not word.startswith("--")), "fp32")
+        run(Path(place), more[0], more[1], compute, "--int8-activations" in more)
