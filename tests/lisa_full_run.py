@@ -189,28 +189,30 @@ def run_pytorch(layers: int) -> None:
         "clip": torch.randn(1, 3, 224, 224, dtype=torch.bfloat16),
     }
     ids, last = torch.full((1, 19), 338), torch.tensor([18])
+    end = model.embed_tokens.weight[config.tokens.im_end].expand(1, 1, -1)
+    front = model.embed_tokens(torch.tensor([config.constant_ids]))
+
+    def whole(tokens: torch.Tensor) -> torch.Tensor:
+        rows = torch.cat([front, tokens, end, model.embed_tokens(ids)], 1)
+        return model.state_at(rows, last + rows.shape[1] - ids.shape[1])
+
     taken: dict[str, list[float]] = {}
 
-    def timed(name: str, call: Callable[[], Any]) -> Any:
+    def timed(name: str, call: Callable[..., Any], *given: Any) -> Any:
         start = time.perf_counter()
-        found = call()
+        found = call(*given)
         taken.setdefault(name, []).append(time.perf_counter() - start)
         return found
 
     for _ in range(3):
-        embeddings = timed("sam", lambda: model.encode_sam(inputs["sam"]))
-        tokens = timed("clip", lambda: model.project(model.encode_clip(inputs["clip"])))
-        end = model.embed_tokens.weight[config.tokens.im_end].expand(1, 1, -1)
-        front = model.embed_tokens(torch.tensor([config.constant_ids]))
-
-        def whole() -> torch.Tensor:
-            rows = torch.cat([front, tokens, end, model.embed_tokens(ids)], 1)  # noqa: B023
-            return model.state_at(rows, last + rows.shape[1] - ids.shape[1])
-
-        hidden = timed("language, whole pass", whole)
-        timed("decoder", lambda: model.decode_masks(embeddings, model.sparse_prompt(hidden)))  # noqa: B023
-        prefix = timed("language, picture", lambda: model.read_picture(tokens))  # noqa: B023
-        timed("language, question", lambda: model.read_question(ids, last, prefix))  # noqa: B023
+        embeddings = timed("sam", model.encode_sam, inputs["sam"])
+        tokens = timed(
+            "clip", lambda image: model.project(model.encode_clip(image)), inputs["clip"]
+        )
+        hidden = timed("language, whole pass", whole, tokens)
+        timed("decoder", model.decode_masks, embeddings, model.sparse_prompt(hidden))
+        prefix = timed("language, picture", model.read_picture, tokens)
+        timed("language, question", model.read_question, ids, last, prefix)
     medians = {name: statistics.median(values) for name, values in taken.items()}
     print(json.dumps({"layers": layers, **medians, **_memory()}, indent=1))
 

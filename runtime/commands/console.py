@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -314,7 +314,7 @@ class CompileProgress:
             click.echo(f"[{seconds:6.1f} s] Compile {stage}: {what}, {done:.0%}", err=True)
 
 
-def track(items: Iterable[T], total: int, title: str) -> Iterator[T]:
+def track(items: Iterable[T], total: int, title: str) -> Generator[T, None, None]:
     """`items`, with progress; silent for a single one."""
     console = Console(stderr=True)
     if total < 2:

@@ -88,7 +88,8 @@ def _ask_http(
     with http_server(bundle, running, options) as port:
         for loop in loops:
             before = _hits(port)
-            served = ask_from(loop.requests, options.clients, http_clients(port, category))
+            connect = http_clients(port, category)
+            served = ask_from(loop.requests, options.clients, connect, "ris-serve http")
             found.append(half_of(loop, served, _hits(port) - before))
             first_error = first_error or next(iter(served.errors), None)
     return LoadReport(options.clients, found[0], found[1], first_error)

@@ -37,10 +37,6 @@ Texts = Annotated[list[str], BeforeValidator(_as_list)]
 """A list of texts; one alone is a list of one."""
 
 
-Forms = Annotated[list[Literal["rle", "polygons", "coco", "png"]], BeforeValidator(_as_list)]
-"""Of `answers.FORMS`."""
-
-
 class SegmentRequest(BaseModel):
     """What is asked of one image."""
 

@@ -198,7 +198,7 @@ def ask_triton(
             connect = triton_clients(options.http, address, category)
             for loop in loops:
                 before = _hits(server)
-                served = ask_from(loop.requests, options.clients, connect)
+                served = ask_from(loop.requests, options.clients, connect, "Triton")
                 found.append(half_of(loop, served, round(_hits(server) - before)))
                 first_error = first_error or next(iter(served.errors), None)
     return LoadReport(options.clients, found[0], found[1], first_error)
@@ -287,12 +287,21 @@ def _inputs(request: LoadRequest, category: str | None) -> dict[str, list[bytes]
     return values
 
 
-def ask_from(requests: Sequence[LoadRequest], clients: int, connect: Connect) -> ServedHalf:
-    """So many clients, each of which takes the next request as soon as it has an answer."""
+def ask_from(
+    requests: Sequence[LoadRequest], clients: int, connect: Connect, server: str
+) -> ServedHalf:
+    """So many clients, each of which takes the next request as soon as it has an answer.
+
+    Args:
+        requests: What is asked.
+        clients: How many ask at once.
+        connect: Makes a client, in its thread.
+        server: The server's name, for the progress.
+    """
     answers: list[Answers | None] = [None] * len(requests)
     times: list[float] = []
     errors: list[str] = []
-    numbers = iter(range(len(requests)))
+    numbers = track(range(len(requests)), len(requests), server)
     lock = threading.Lock()
 
     def work() -> None:
@@ -319,4 +328,5 @@ def ask_from(requests: Sequence[LoadRequest], clients: int, connect: Connect) ->
         thread.start()
     for thread in threads:
         thread.join()
+    numbers.close()  # clients that cannot connect leave some
     return ServedHalf(answers, time.perf_counter() - start, times, errors)
