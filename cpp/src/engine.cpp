@@ -3,6 +3,7 @@
 #include "context.h"
 #include "error.h"
 #include "external.h"
+#include "gpu.h"
 #include "processor.h"
 #include "widen.h"
 
@@ -337,6 +338,7 @@ Session::Session(const Bundle &bundle, const Stage &stage, Provider provider,
         }
 
         std::string built_for = "onnxruntime " + onnxruntime_version();
+        built_for += "\n" + gpu_key(options.device_id);
         for (const auto &[key, value] : tensorrt) built_for += "\n" + key + "=" + value;
         const ContextModel context(options.engine_cache, stage, built_for);
         if (context.is_whole()) {

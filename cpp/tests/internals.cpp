@@ -2,6 +2,7 @@
 #include "context.h"
 #include "drawn.h"
 #include "error.h"
+#include "gpu.h"
 #include "image.h"
 #include "interpolate.h"
 #include "masks.h"
@@ -78,6 +79,9 @@ EXPORT size_t test_widened(const char *path, uint8_t *out, size_t room) {
         return 0;
     }
 }
+
+// What a compiled engine depends on of a GPU; `key` gets it.
+EXPORT void test_gpu_key(int device, char *key) { std::strncpy(key, gpu_key(device).c_str(), 999); }
 
 // What becomes of an EPContext model in `folder`: 1 where it is whole. `action` 's' seals it first,
 // 'd' discards it.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import sys
 
 import pytest
 
 from libris_helper import run
 from ris.engines import processor, trust, user_folders
+from ris.engines.cuda import Gpu
 
 V2 = "0::/slice/box\n"
 V1 = "4:memory:/box\n3:cpu,cpuacct:/box\n0::/\n"
@@ -65,6 +67,42 @@ def test_a_containers_share_of_the_processor(internals, tmp_path, monkeypatch, n
     root = str(tmp_path).encode()
     assert internals.test_cpu_quota(root) == (processor.cpu_quota() or 0)
     assert internals.test_usable_cores(root) == processor.usable_cores()
+
+
+# a driver with one GPU
+DRIVER = """
+#include <string.h>
+int cuInit(unsigned flags) { return flags; }
+int cuDeviceGet(int *found, int device) { *found = device; return device == 0 ? 0 : 101; }
+int cuDeviceGetName(char *name, int room, int device) {
+    strncpy(name, "NVIDIA H200 MIG 1g.18gb", room);
+    return device;
+}
+int cuDeviceTotalMem_v2(unsigned long *found, int device) { *found = 16ul << 30; return device; }
+int cuDeviceGetAttribute(int *found, int what, int device) {
+    *found = what == 16 ? 16 : what == 75 ? 9 : what == 76 ? 0 : -1;
+    return device;
+}
+"""
+ASKED = """
+import ctypes, sys
+key = ctypes.create_string_buffer(1000)
+ctypes.CDLL(sys.argv[1]).test_gpu_key(int(sys.argv[2]), key)
+print(key.value.decode())
+"""
+
+
+def test_an_engine_is_kept_under_its_gpu_as_pythons_are(cpp_build, tmp_path):
+    (tmp_path / "driver.c").write_text(DRIVER)
+    run("gcc", "-shared", "-fPIC", tmp_path / "driver.c", "-o", tmp_path / "libcuda.so.1")
+    library = cpp_build / "tests" / "libris_internals.so"
+
+    def key(device):
+        asked = (sys.executable, "-c", ASKED, library, device)
+        return run("env", f"LD_LIBRARY_PATH={tmp_path}", *asked).strip()
+
+    assert key(0) == Gpu("NVIDIA H200 MIG 1g.18gb", (9, 0), 16, 16 << 30).key
+    assert key(1) == ""
 
 
 def key_of(internals) -> str:
