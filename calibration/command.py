@@ -17,6 +17,7 @@ from rich.table import Table
 from ris import pip_install
 from ris.calibration.asking import Asked, sample_options, threads_option
 from ris.calibration.int8.command import int8
+from ris.calibration.weights.command import weights
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
 from ris.runtime.commands.console import (
@@ -34,17 +35,20 @@ if TYPE_CHECKING:
 
 @click.group(cls=RisGroup)
 def main() -> None:
-    """Measures what calculation in fewer bits would do to a bundle, and writes INT8 bundles.
+    """Measures what calculation in fewer bits would do to a bundle, writes INT8 bundles, and
+    chooses the levels of narrow weights.
 
     \b
     Examples:
       ris-calibrate ranges ris-bundle
       ris-calibrate emulate fp16-bundle --out emulated
       ris-calibrate int8 ris-bundle --out int8-bundle
+      ris-calibrate weights --checkpoint LISA-7B-v1 --out rounded.safetensors
     """
 
 
 main.add_command(int8)
+main.add_command(weights)
 
 
 def _require_onnx() -> None:

@@ -31,6 +31,7 @@ from ris.export.held import held_back
 from ris.export.options import DEFAULTS, ExportOptions, Resizing
 from ris.export.reference_pass import Arrays, Asked, ReferencePass, reference_pass
 from ris.export.resizing import require_resizes, resizes_inside
+from ris.export.rounded_file import About
 from ris.export.sharing import share_weights
 from ris.export.space import disk_needed, graph_sizes, require_disk
 from ris.export.streaming import kept_beside
@@ -109,7 +110,8 @@ def export_bundle(
         BundleError: Where the family's design contradicts itself, `out` is in the way, another
             export writes it or the disk is full.
         CheckpointError: For a vocabulary that does not fit the model.
-        RisError: For narrow weights that there is nothing to be stored in, or in FP16.
+        RisError: For narrow weights that there is nothing to be stored in, or in FP16, and for
+            levels of another model.
         ParityError: Where a graph does not agree with the reference.
     """
     design = DESIGNS[family]
@@ -121,6 +123,9 @@ def export_bundle(
     formats = formats_of(stages, options.weights)
     if formats and options.precision == "fp16":
         raise RisError("narrow weights are for products in FP32 or bfloat16, not for FP16")
+    rounded = options.rounded
+    if rounded is not None:
+        rounded.require(About(family, config, source, formats))
     planned = _planned(family, config, source, options, stages, host)
     check_target(out, options.overwrite)
     with alone(out):
@@ -139,7 +144,9 @@ def export_bundle(
             asked = _asked(questions, host)
             again = partial(reference_pass, FAMILIES[family], model, tokenizer, host, asked)
             passed = again()
-            kept = kept_beside(out, held.files) if held else None
+            read = held.files if held else ()
+            read += (rounded.path,) if rounded else ()
+            kept = kept_beside(out, read) if held else None
             job = GraphJob(planned, model, passed, folder, options, report, formats, held, kept)
             entries, parity = write_graphs(stages, job, again)
             shared = {stage.name: name for stage in stages if (name := stage.shared_weights)}

@@ -37,6 +37,7 @@ from ris.runtime.hub.push import Pushed, push, require_login
 if TYPE_CHECKING:
     from ris.calibration.numerics import Ranges
     from ris.export.bundle_writer import ExportResult
+    from ris.export.rounded_file import RoundedFile
     from ris.export.sources import ModelSource
 
 PRESET_NAMES = tuple(name for family in FAMILIES.values() for name in family.presets)
@@ -88,6 +89,12 @@ _NEEDED = ("torch", "onnx", "segment_anything", "open_clip", "transformers", "on
     metavar="[GRAPH=]FORMAT",
     help="Store matrices as int8 or int4, in groups of 128; products stay in --precision. For the"
     " graphs that the family names, or for GRAPH; may be repeated.",
+)
+@click.option(
+    "--weights-from",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="With --weight-format: the levels that ris-calibrate weights chose for these weights, in "
+    "place of the nearest ones.",
 )
 @click.option(
     "--random-weights",
@@ -212,7 +219,7 @@ def main(
     _require_packages()
     request = Request(files={k: v for k, v in files.items() if v is not None}, **given)
     request.check()
-    ranges = request.read_ranges()
+    ranges, rounded = request.read_ranges(), request.read_rounded()
     row = request.engine_row()
     if request.is_demo:
         click.echo(
@@ -234,7 +241,7 @@ def main(
         return
 
     start = time.perf_counter()
-    source, result = _export(request, row, ranges)
+    source, result = _export(request, row, ranges, rounded)
     if not as_json:
         from ris.export.summary import print_summary
 
@@ -286,6 +293,17 @@ def _fetch_parts(request: Request, dry_run: bool, as_json: bool) -> Request | No
     return replace(request, files={**request.files, **fetch_given(names)})
 
 
+def with_files(request: Request) -> Request:
+    """The request with the files that it names, fetched where they are not here yet."""
+    with_parts = _fetch_parts(request, dry_run=False, as_json=False)
+    assert with_parts is not None, "only a dry run ends here"
+    if with_parts.entry is None:
+        return with_parts
+    found = _fetch(with_parts, with_parts.entry, dry_run=False, as_json=False)
+    assert found is not None, "only a dry run ends here"
+    return found
+
+
 def _say_download(files: Sequence[PublishedFile]) -> None:
     for file in files:
         click.echo(f"would download {would_download(file)}; what is in it is not known before that")
@@ -328,7 +346,10 @@ def _push(request: Request, result: ExportResult) -> Pushed | None:
 
 
 def _export(
-    request: Request, row: EngineSpec | None, ranges: Ranges | None
+    request: Request,
+    row: EngineSpec | None,
+    ranges: Ranges | None,
+    rounded: RoundedFile | None,
 ) -> tuple[ModelSource, ExportResult]:
     """Writes the bundle, with progress.
 
@@ -358,6 +379,7 @@ def _export(
             overwrite=request.force,
             ranges=ranges,
             weights=request.weights,
+            rounded=rounded,
         )
         result = export_bundle(
             source.make,
@@ -380,6 +402,7 @@ def _compile(
     """
     if row is None:
         return {}
+    assert request.compiling is not None, "an engine comes with it"
     written = Bundle(request.out, result.manifest)
     compiler = create(row.name, request.compiling.engine_options(row, written))
     return {row.name: compile_and_show(written, row, compiler, quiet=quiet)}

@@ -17,7 +17,7 @@ import onnx
 
 from ris.calibration.numerics.ranges import content_hash
 from ris.calibration.weights.graph import quantise_file
-from ris.calibration.weights.groups import WeightFormat
+from ris.calibration.weights.groups import Rounder, WeightFormat, round_in_groups
 from ris.engines import EngineOptions, Graph, create
 from ris.engines.errors import BundleError, ParityError, RisError
 from ris.export import precision
@@ -35,6 +35,7 @@ from ris.export.streaming import Kept, Traced
 from ris.export.weights import every_tenth, require_finite, require_matrices, stored
 from ris.runtime.bundle import hash_files
 from ris.runtime.manifest import GraphEntry, Manifest, Precision, StageParity
+from ris.runtime.manifest_weights import Rounding
 from ris.runtime.parity import (
     TOLERANCES,
     check_stage,
@@ -77,6 +78,16 @@ class GraphJob:
 
     kept: Kept | None = None
     """Where a stopped export left what it wrote; None: nobody goes on with this one."""
+
+    @property
+    def rounder(self) -> Rounder:
+        """How matrices are rounded."""
+        return self.options.rounded or round_in_groups
+
+    @property
+    def rounding(self) -> Rounding:
+        """The same in the manifest's word."""
+        return "gptq" if self.options.rounded else "nearest"
 
     def graph(self, stage: StageDesign) -> Graph:
         """A stage's graph."""
@@ -165,7 +176,7 @@ def _rounded_pass(
 ) -> ReferencePass:
     assert job.held is not None, "only matrices that are not held are rounded unchecked"
     job.report("reference pass with rounded matrices")
-    with job.held.rounded(formats):
+    with job.held.rounded(formats, job.rounder):
         return reference_pass()
 
 
@@ -233,7 +244,7 @@ def _write_rounded(
     format: WeightFormat,
 ) -> _Written:
     """Writes a graph whose matrices are rounded on their way into the file."""
-    narrow, found = traced.quantised(format)
+    narrow, found = traced.quantised(format, job.rounder)
     require_matrices(stage.name, found)
     narrow.write(_progress(job, stage.name), job.kept)
     rounded = {traced.held[one.name]: format for one in found.matrices}
@@ -244,7 +255,7 @@ def _write_rounded(
             sha256=job.files(stage.name),
             precision=kept.precision,
             fp32_islands=kept.kept,
-            weights=stored(found, format, traced.scopes),
+            weights=stored(found, format, traced.scopes, job.rounding),
         ),
         {},
         rounded,
@@ -261,7 +272,8 @@ def _round(
     """Checks the FP32 graph, and then rounds its matrices."""
     graph = job.graph(stage)
     _check_graph(graph, "fp32", job)
-    found = quantise_file(graph.path, graph.path, format, report=_progress(job, stage.name))
+    report = _progress(job, stage.name)
+    found = quantise_file(graph.path, graph.path, format, report, job.rounder)
     require_matrices(stage.name, found)
     kept = _convert_rest(stage, job)
     written = dataclasses.replace(
@@ -269,7 +281,7 @@ def _round(
         sha256=job.files(stage.name),
         precision=kept.precision,
         fp32_islands=kept.kept,
-        weights=stored(found, format, scopes),
+        weights=stored(found, format, scopes, job.rounding),
     )
     return _Written(written, _measured(graph, job), {})
 

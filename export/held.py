@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ris.calibration.weights.groups import WeightFormat, group_of, round_in_groups
+from ris.calibration.weights.groups import Rounder, WeightFormat, group_of, round_in_groups
 from ris.reference.checkpoint import Inspection, build_model
 from ris.reference.checkpoint.entries import Entry, give_back
 
@@ -119,6 +119,7 @@ class HeldBack:
         self._by_place: dict[int, _Matrix] = {}
         self._reading = True
         self._rounded: Mapping[int, WeightFormat] = {}
+        self._rounder: Rounder = round_in_groups
         for name in names:
             layer = model.get_submodule(name.removesuffix(".weight"))
             assert isinstance(layer, nn.Linear), "it was looked for"
@@ -162,7 +163,7 @@ class HeldBack:
         group = group_of(values.shape[1])
         if format is None or group is None:
             return values
-        rounded = round_in_groups(np.ascontiguousarray(values.numpy().T), format, group)
+        rounded = self._rounder(np.ascontiguousarray(values.numpy().T), format, group)
         return torch.from_numpy(rounded.values()).t()
 
     @contextlib.contextmanager
@@ -175,16 +176,20 @@ class HeldBack:
             self._reading = True
 
     @contextlib.contextmanager
-    def rounded(self, formats: Mapping[int, WeightFormat]) -> Iterator[None]:
+    def rounded(
+        self, formats: Mapping[int, WeightFormat], rounder: Rounder = round_in_groups
+    ) -> Iterator[None]:
         """Layers run with matrices as a graph stores them.
 
-        formats: what each is stored in, by its key as of `find`.
+        Args:
+            formats: What each is stored in, by its key as of `find`.
+            rounder: How it is rounded.
         """
-        self._rounded = formats
+        self._rounded, self._rounder = formats, rounder
         try:
             yield
         finally:
-            self._rounded = {}
+            self._rounded, self._rounder = {}, round_in_groups
 
     def build(self, make: Callable[[], nn.Module]) -> nn.Module:
         """The module that `make` builds of the model.
@@ -202,6 +207,11 @@ class HeldBack:
                 held.layer.weight = nn.Parameter(held.entry.read(), requires_grad=False)
                 for hook in held.hooks:
                     hook.remove()
+
+    def read(self, layer: nn.Linear) -> NDArray[np.float32] | None:
+        """A layer's matrix [K, N], as a graph reads it; None where the model has it."""
+        held = self._by_place.get(layer.weight.data_ptr())
+        return None if held is None else _read(held, turned=True)
 
     def find(self, tensor: Any) -> tuple[int, Callable[[], NDArray[Any]]] | None:
         """The key of the matrix that a traced weight is a placeholder of, and how to read it.

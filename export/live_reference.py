@@ -8,12 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from ris.calibration.samples import SampleSet
 from ris.engines.devices import CUDA, kind_of
 from ris.engines.errors import RisError
 from ris.engines.processor import core_limit
@@ -116,6 +118,30 @@ def timed_reference(
         return middle - start, time.perf_counter() - middle
 
     return run
+
+
+def calibrate_weights(
+    model: Mapping[str, Any], samples: SampleSet, out: Path, running: Mapping[str, Any]
+) -> dict[str, tuple[float, float]]:
+    """Writes levels for a model's matrices, for `ris-calibrate weights`.
+
+    Args:
+        model: What the command line says of the model, by the fields of `Request`.
+        samples: What its layers' inputs are taken from.
+        out: The file to write.
+        running: The fields of `ris.export.weight_calibration.Running`, and `threads`.
+
+    Returns:
+        By matrix what rounding it changed in its products: with the nearest levels, and with those
+        of the file.
+
+    Raises:
+        RisError: As `ris.export.weight_calibration.calibrate_weights` does, and for options that
+            contradict each other.
+    """
+    from ris.export.weight_calibration import calibrate_request
+
+    return calibrate_request(model, samples, out, running)
 
 
 def _tokenizer(bundle: Bundle) -> Tokenizer:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ris.calibration.numerics import Ranges
 from ris.calibration.weights.groups import WeightFormat
+from ris.export.rounded_file import RoundedFile
 from ris.reference.layers.deformable import Sampling
 from ris.runtime.manifest import Precision
 
@@ -49,6 +50,9 @@ class ExportOptions:
 
     Under "" stands that of the stages that the family names (`StageDesign.narrow_weights`).
     """
+
+    rounded: RoundedFile | None = None
+    """Their levels, as `ris-calibrate weights` found them; None: the nearest."""
 
 
 DEFAULTS = ExportOptions()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ris.calibration.weights.groups import WeightFormat
     from ris.export.named import Named
     from ris.export.options import Resizing
+    from ris.export.rounded_file import RoundedFile
     from ris.export.sources import ModelSource
     from ris.reference.layers.deformable import Sampling
 
@@ -68,26 +69,29 @@ class Request:
     chosen: dict[str, str]
     """What was chosen of the families' `choices`, by field."""
 
-    grid_sample: Sampling | None
+    grid_sample: Sampling | None = None
     """The form of the bilinear sampling; None for what the engine needs."""
 
-    resizing: Resizing
+    resizing: Resizing = "host"
     """What resizes maps between two graphs."""
 
-    engine: str | None
+    engine: str | None = None
     """The engine to compile for; None for no engine."""
 
-    compiling: Compiling
-    """How to compile."""
+    compiling: Compiling | None = None
+    """How to compile; None with no engine alone."""
 
-    vocabulary: Path | None
+    vocabulary: Path | None = None
     """A vocab.txt; None for that of --bert, else the preset's own."""
 
-    ranges_file: Path | None
+    ranges_file: Path | None = None
     """What `ris-calibrate ranges` wrote; None where it was not given."""
 
-    force: bool
+    force: bool = False
     """Replace the bundle if it exists."""
+
+    weights_from: Path | None = None
+    """What `ris-calibrate weights` wrote; None where it was not given."""
 
     model: str | None = None
     """The name of a published model; None where none is named."""
@@ -146,6 +150,10 @@ class Request:
         if self.weights and self.precision == "fp16":
             raise RisError(
                 "--weight-format is for products in FP32 or bfloat16; leave --precision fp16 out"
+            )
+        if self.weights_from and not self.weights:
+            raise RisError(
+                "--weights-from has levels for narrow weights; give --weight-format as well"
             )
         if self.files and self.random_weights is not None:
             raise CheckpointError(
@@ -257,6 +265,14 @@ class Request:
 
         return read_ranges(self.ranges_file)
 
+    def read_rounded(self) -> RoundedFile | None:
+        """The levels, where a file was named. Raises RisError for another file."""
+        if self.weights_from is None:
+            return None
+        from ris.export.rounded_file import RoundedFile
+
+        return RoundedFile(self.weights_from)
+
     def engine_row(self) -> EngineSpec | None:
         """The engine to compile for; None for no engine.
 
@@ -265,6 +281,7 @@ class Request:
         """
         if self.engine is None:
             return None
+        assert self.compiling is not None, "an engine comes with it"
         row = select(self.engine)
         create(row.name, self.compiling.engine_options(row, None))
         if self.engine == "auto":

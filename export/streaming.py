@@ -29,7 +29,7 @@ from ris.calibration.weights.graph import (
     place_all,
     rewrite,
 )
-from ris.calibration.weights.groups import WeightFormat
+from ris.calibration.weights.groups import Rounder, WeightFormat, round_in_groups
 from ris.export.alone import kept_folder
 
 _INSIDE = 256  # bytes up to which torch's exporter leaves a weight in the graph's own file
@@ -71,12 +71,14 @@ class Traced:
         write_data(file, self.parts, report, kept.recipe(self))
         link_or_copy(file, self.data)
 
-    def quantised(self, format: WeightFormat) -> tuple[Traced, Quantised]:
+    def quantised(
+        self, format: WeightFormat, rounder: Rounder = round_in_groups
+    ) -> tuple[Traced, Quantised]:
         """The graph with its matrices in a format; their errors are known when it is written.
 
         The graph's own file is written again. Weights that a stage computed of others when it was
         built stay FP32, where any are read from the model's files: no pass of the reference rounds
-        them.
+        them. rounder: as of `parts_of`.
         """
         model = onnx.load(self.path, load_external_data=False)
         chosen = {
@@ -90,7 +92,7 @@ class Traced:
         parts: list[Part] = []
         for name, one in chosen.items():
             values = _matrix_of(old[name], (one.rows, one.columns))
-            parts += parts_of(one, values, format, found.errors)
+            parts += parts_of(one, values, format, found.errors, rounder)
         parts += [part for name, part in old.items() if name not in chosen]
         place_all(model, parts, self.data.name)
         onnx.save_model(model, self.path)

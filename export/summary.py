@@ -65,7 +65,8 @@ def _graph_line(result: ExportResult, stage: str, width: int) -> str:
 def _weights_line(weights: StoredWeights, width: int) -> str:
     """What rounding changed in a graph's matrices, and in which layers most."""
     worst = ", ".join(f"{layer} {error:.2e}" for layer, error in worst_layers(weights))
+    how = " by GPTQ" if weights.rounding == "gptq" else ""
     return (
-        f"  {'':<{width + 1}} {weights.format}: {weights.matrices} matrices,"
+        f"  {'':<{width + 1}} {weights.format}{how}: {weights.matrices} matrices,"
         f" relative error {weights.error:.2e}; most in {worst}"
     )

@@ -12,7 +12,7 @@ from ris.calibration.weights.groups import FORMATS, WeightFormat
 from ris.engines.errors import RisError
 from ris.engines.text import quoted
 from ris.export.families.design import StageDesign
-from ris.runtime.manifest_weights import StoredWeights
+from ris.runtime.manifest_weights import Rounding, StoredWeights
 from ris.runtime.parity import StageParity, Tolerance
 
 ANY = Tolerance(
@@ -89,7 +89,10 @@ def formats_of(
 
 
 def stored(
-    quantised: Quantised, format: WeightFormat, scopes: Mapping[str, Sequence[str]]
+    quantised: Quantised,
+    format: WeightFormat,
+    scopes: Mapping[str, Sequence[str]],
+    rounding: Rounding = "nearest",
 ) -> StoredWeights | None:
     """What the manifest says of a graph's matrices, once they are written; None without any.
 
@@ -98,6 +101,7 @@ def stored(
         format: What they are stored in.
         scopes: For every node the paths of the modules it came from, outermost first, its own name
             last.
+        rounding: How levels were chosen.
     """
     if not quantised.matrices:
         return None
@@ -106,7 +110,7 @@ def stored(
         group=max(one.group for one in quantised.matrices),
         matrices=len(quantised.matrices),
         elements=sum(one.rows * one.columns for one in quantised.matrices),
-        rounding="nearest",
+        rounding=rounding,
         error=quantised.error,
         layers=_layers(quantised, scopes),
     )

@@ -13,6 +13,9 @@ RelativeError = Annotated[
 ]
 """A root mean square of differences, divided by that of what they are from."""
 
+Rounding = Literal["nearest", "gptq"]
+"""How levels are chosen."""
+
 
 @dataclass(frozen=True)
 class StoredWeights:
@@ -33,8 +36,9 @@ class StoredWeights:
     elements: Count
     """How many weights they have together."""
 
-    rounding: Literal["nearest"]
-    """How levels were chosen: each weight at the nearest."""
+    rounding: Rounding
+    """How levels were chosen: each weight at the nearest, or as `ris-calibrate weights` found them,
+    for the products; there too single matrices may be at the nearest."""
 
     error: RelativeError
     """The root mean square of what rounding changed in the matrices, divided by theirs."""

@@ -126,6 +126,23 @@ class PyTorchReference(Protocol):
             chosen: What was chosen of the family's `choices`, by field; None for nothing.
         """
 
+    def calibrate_weights(
+        self, model: Mapping[str, Any], samples: Any, out: Path, running: Mapping[str, Any]
+    ) -> Mapping[str, tuple[float, float]]:
+        """Writes levels for a model's matrices, for `ris-calibrate weights`.
+
+        Args:
+            model: What the command line says of the model and of its matrices' formats, by the
+                fields of `ris.export.request.Request`.
+            samples: A `ris.calibration.samples.SampleSet`.
+            out: The file to write.
+            running: The fields of `ris.export.weight_calibration.Running`.
+
+        Returns:
+            By matrix what rounding it changed in its products: with the nearest levels, and with
+            those of the file.
+        """
+
 
 class PyTorchProducts(Protocol):
     """What the entry point `products` offers."""

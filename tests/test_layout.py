@@ -128,6 +128,7 @@ with load({str(tiny_bundle)!r}) as model:
         ("ris.calibration.command", ["ranges"], "onnx"),
         ("ris.calibration.command", ["emulate", "bundle", "--out", "x"], "onnx"),
         ("ris.calibration.command", ["int8", "bundle", "--out", "x"], "onnx"),
+        ("ris.calibration.command", ["weights", "--out", "x"], "torch"),
         ("ris.evaluation.command", ["--pytorch", "--checkpoint", "x.pth"], "torch"),
         ("ris.serving.batch.command", ["photos", "-e", "x"], "pyarrow"),
         ("ris.serving.page.command", ["bundle"], "fastapi"),

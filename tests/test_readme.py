@@ -125,7 +125,7 @@ def test_options_exist(here, line):
 
     for folder in ("reference", "results", "emulated", "int8-bundle", "models", "made-up"):
         Path(folder).mkdir()  # click looks whether they exist
-    for file in ("ranges.json", "answers.jsonl"):
+    for file in ("ranges.json", "rounded.safetensors", "answers.jsonl"):
         Path(file).touch()
     command.make_context(program, arguments)
 

@@ -22,6 +22,7 @@ from ris.calibration.weights.data import Part, Report, place, write_data
 from ris.calibration.weights.groups import (
     BITS,
     Rounded,
+    Rounder,
     WeightFormat,
     group_of,
     relative_error,
@@ -141,20 +142,22 @@ def parts_of(
     values: Values,
     format: WeightFormat,
     errors: dict[str, float],
+    rounder: Rounder = round_in_groups,
 ) -> list[Part]:
-    """What a data file holds of a matrix, each weight at the nearest level: levels, then scales.
+    """What a data file holds of a matrix: levels, then scales.
 
     Args:
         one: The matrix.
         values: Reads it.
         format: What it is stored in.
         errors: Where what rounding changed is noted, as in `Quantised.errors`.
+        rounder: How it is rounded: to the nearest levels where nothing else is said.
     """
     held: list[Rounded] = []
 
     def round_it() -> Rounded:
         matrix = values()
-        rounded = round_in_groups(matrix, format, one.group)
+        rounded = rounder(matrix, format, one.group)
         errors[one.name] = relative_error(matrix, rounded)
         return rounded
 
@@ -178,6 +181,7 @@ def quantise_file(
     target: Path,
     format: WeightFormat,
     report: Report = lambda done, whole: None,
+    rounder: Rounder = round_in_groups,
 ) -> Quantised:
     """Writes the FP32 graph at `source` to `target` with its matrices in a format.
 
@@ -186,6 +190,7 @@ def quantise_file(
         target: The file to write, with a data file of its own; may be `source`.
         format: What the matrices are stored in.
         report: Called behind each tensor.
+        rounder: How they are rounded, as of `parts_of`.
     """
     model = onnx.load(source, load_external_data=False)
     old = {tensor.name: tensor for tensor in _copies(model)}
@@ -195,7 +200,7 @@ def quantise_file(
     parts: list[Part] = []
     for name, one in chosen.items():
         reader = _reader(old[name], source.parent)
-        parts += parts_of(one, reader, format, errors)
+        parts += parts_of(one, reader, format, errors, rounder)
     fresh = {part.name for part in parts}
     for tensor in model.graph.initializer:
         if tensor.name not in fresh and uses_external_data(tensor):

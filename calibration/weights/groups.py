@@ -6,7 +6,7 @@ zero points, in groups of 128 along the axis that a product sums over.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -69,6 +69,22 @@ class Rounded:
         return np.bitwise_or(low, high, dtype=np.uint8)
 
 
+Rounder = Callable[[NDArray[np.float32], WeightFormat, int], Rounded]
+"""Rounds a matrix; takes what `round_in_groups` takes."""
+
+
+def largest_level(format: WeightFormat) -> int:
+    """The largest level; the least is its negative."""
+    return _LARGEST[format]
+
+
+def scales_of(weights: NDArray[np.float32], format: WeightFormat) -> NDArray[np.float32]:
+    """What a level of each column is worth where the weights [g, N] are a group."""
+    scale = np.maximum(weights.max(0), -weights.min(0)) / np.float32(_LARGEST[format])
+    scale[scale == 0] = 1.0  # a group of zeros
+    return np.asarray(scale, np.float32)
+
+
 def group_of(rows: int) -> int | None:
     """The rows of a matrix that share a scale; None where a matrix of so many is left as it is."""
     return next((size for size in (GROUP, _SMALLER_GROUP) if rows and rows % size == 0), None)
@@ -88,8 +104,7 @@ def round_in_groups(matrix: NDArray[np.float32], format: WeightFormat, group: in
     largest = np.float32(_LARGEST[format])
     for block, place in _blocks(matrix.shape, group):
         weights = matrix[block]
-        scale = np.maximum(weights.max(0), -weights.min(0)) / largest
-        scale[scale == 0] = 1.0  # a group of zeros
+        scale = scales_of(weights, format)
         found = weights / scale
         np.rint(found, out=found)
         # division may round the largest of a group up

@@ -22,6 +22,7 @@ MODULES = {
     "shard": ("fuzz.tables", "tables"),
     "parquet": ("fuzz.tables", "tables"),
     "weights": ("fuzz.weights", "weights"),
+    "rounded": ("fuzz.rounded", "weights"),
     "model": ("fuzz.models", "model"),
     "broken": ("fuzz.broken", "broken"),
 }
@@ -58,6 +59,7 @@ SHARES = {
     "weights-pickle": 150,
     "weights-torchscript": 50,
     "weights-model": 50,
+    "rounded-safetensors": 100,
     "model-manifest": 50,
 }
 """Kind -> its part of all inputs."""

@@ -1,0 +1,245 @@
+"""The file of `ris-calibrate weights`: levels and scales of a model's matrices, as safetensors.
+
+Of each matrix [K, N], as a graph reads it, under its parameter's name: `NAME.levels` int8 [K, N],
+`NAME.scales` float32 [K / g, N], `NAME.sha256` of its FP32 values, by which an export finds it, and
+`NAME.errors`, two numbers. The metadata say which weights it was made of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from ris import __version__
+from ris.calibration.weights.groups import Rounded, WeightFormat, largest_level, round_in_groups
+from ris.engines.errors import RisError
+from ris.engines.text import quoted
+from ris.reference.families import FAMILIES
+from ris.reference.family import Config
+from ris.runtime.manifest_source import Source
+
+VERSION = "1"
+"""The version of the file's form."""
+
+_KIND = "ris-rounded-weights"
+Form = tuple[str, str, tuple[int, ...]]
+"""A tensor's name, type ("I8", "F32" or "U8") and shape."""
+
+_BYTES = {"I8": 1, "F32": 4, "U8": 1}  # of a number
+
+
+class Errors(NamedTuple):
+    """What rounding a matrix changed in its products with the calibration's inputs.
+
+    Each is a root mean square, divided by that of the products.
+    """
+
+    nearest: float
+    """With each weight at the nearest level."""
+
+    chosen: float
+    """With GPTQ's levels; that of the nearest where those are better, and are in the file."""
+
+    @property
+    def better(self) -> bool:
+        """Whether GPTQ's levels are in the file."""
+        return self.chosen < self.nearest
+
+
+@dataclass(frozen=True)
+class About:
+    """What a file says of itself."""
+
+    family: str
+    """The model's family."""
+
+    config: Config
+    """Its configuration."""
+
+    source: Source
+    """Where its weights come from."""
+
+    formats: Mapping[str, WeightFormat]
+    """What the matrices of each stage are stored in."""
+
+    inputs: str = ""
+    """The fingerprint of what it was calibrated with."""
+
+    def weights(self) -> dict[str, Any]:
+        """What tells these weights from others, as JSON has it."""
+        model = self.config.to_dict()
+        for choice in FAMILIES[self.family].choices:  # what nobody reads off the weights
+            model.pop(choice.field, None)
+        source = self.source
+        parts = sorted((one.component, one.sha256) for one in source.components)
+        about = {
+            "family": self.family,
+            "model": model,
+            "seed": source.seed,
+            "checkpoint": source.checkpoint_sha256,
+            "components": parts,
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(about))
+        return plain
+
+    def metadata(self) -> dict[str, str]:
+        """As the file has it."""
+        return {
+            "kind": _KIND,
+            "version": VERSION,
+            "writer": f"ris-runtime {__version__}",
+            "formats": json.dumps(dict(self.formats), sort_keys=True),
+            "weights": json.dumps(self.weights(), sort_keys=True),
+            "inputs": self.inputs,
+            "rounding": "gptq",
+        }
+
+
+def length_of(tensor: Form) -> int:
+    """The bytes of a tensor."""
+    _, kind, shape = tensor
+    return _BYTES[kind] * math.prod(shape)
+
+
+def header(about: Mapping[str, str], tensors: Sequence[Form]) -> NDArray[np.uint8]:
+    """What a safetensors file begins with: a length of 8 bytes, and JSON.
+
+    Args:
+        about: The metadata.
+        tensors: What follows, in order.
+    """
+    told: dict[str, Any] = {"__metadata__": dict(about)}
+    offset = 0
+    for tensor in tensors:
+        (name, kind, shape), end = tensor, offset + length_of(tensor)
+        told[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(told).encode()
+    text += b" " * (-len(text) % 8)
+    return np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
+
+
+def digest_of(matrix: NDArray[np.float32], format: WeightFormat) -> bytes:
+    """The sha256 of a matrix [K, N], of its shape and of what it is to be stored in."""
+    found = hashlib.sha256(repr((format, *matrix.shape)).encode())
+    found.update(np.ascontiguousarray(matrix).reshape(-1).view(np.uint8).data)
+    return found.digest()
+
+
+class RoundedFile:
+    """An opened file. It rounds matrices as it says, and others to the nearest level.
+
+    Raises RisError where there is another file.
+    """
+
+    path: Path
+    """The file."""
+
+    formats: dict[str, WeightFormat]
+    """What the matrices of each stage were rounded to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file: Any = safe_open(path, "numpy")
+            about = self._file.metadata() or {}
+            if about.get("kind") != _KIND:
+                raise self._wrong("is no file of ris-calibrate weights")
+            if about.get("version") != VERSION:
+                raise self._wrong(
+                    f"is of version {quoted(str(about.get('version')))} of its form, and this"
+                    f" ris-runtime reads {VERSION}; run ris-calibrate weights again"
+                )
+            self._weights = json.loads(about["weights"])
+            self.formats = json.loads(about["formats"])
+            if not isinstance(self.formats, dict):
+                raise ValueError("formats")
+            self._require_tensors()
+        except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+            said = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+            raise self._wrong(f"is no whole file of ris-calibrate weights{said}") from None
+
+    def require(self, about: About) -> None:
+        """Raises RisError where it was made of other weights, or for other formats.
+
+        about: The model, and the formats that are asked for.
+        """
+        if self._weights != about.weights():
+            raise self._wrong(
+                "was made of other weights than these; run ris-calibrate weights on the same"
+                " checkpoint"
+            )
+        for stage, format in about.formats.items():
+            found = self.formats.get(stage)
+            if found is None:
+                raise self._wrong(
+                    f"has no matrices of {stage}; run ris-calibrate weights with --weight-format"
+                    f" {stage}={format}"
+                )
+            if found != format:
+                raise self._wrong(
+                    f"has the matrices of {stage} in {quoted(str(found))}, and {format} is asked"
+                    f" for; run ris-calibrate weights with --weight-format {stage}={format}"
+                )
+
+    def errors(self) -> dict[str, Errors]:
+        """What rounding changed, by the matrices' names."""
+        return {
+            name: Errors(*map(float, self._file.get_tensor(f"{name}.errors")))
+            for name in self._names
+        }
+
+    def __call__(self, matrix: NDArray[np.float32], format: WeightFormat, group: int) -> Rounded:
+        """The matrix as the file has it; to the nearest level where it does not have it."""
+        found = self._by_digest.get(digest_of(matrix, format))
+        if found is None:
+            return round_in_groups(matrix, format, group)
+        levels, scales = (self._file.get_tensor(f"{found}.{part}") for part in ("levels", "scales"))
+        is_sound = (
+            levels.shape == matrix.shape
+            and scales.shape == (len(matrix) // group, matrix.shape[1])
+            and np.abs(levels.astype(np.int16)).max() <= largest_level(format)
+            and np.isfinite(scales).all()
+        )
+        if not is_sound:
+            raise self._wrong(f"is damaged at {found}; run ris-calibrate weights again")
+        return Rounded(format, levels, scales)
+
+    def _require_tensors(self) -> None:
+        """Raises ValueError where something of a matrix is not there or of another form."""
+        for name in self._names:
+            rows, columns = self._form(f"{name}.levels", "I8")
+            groups, width = self._form(f"{name}.scales", "F32")
+            fits = width == columns and groups > 0 and rows % groups == 0
+            digest, errors = self._form(f"{name}.sha256", "U8"), self._form(f"{name}.errors", "F32")
+            if not fits or (digest, errors) != ([32], [2]):
+                raise ValueError(name)
+
+    def _form(self, name: str, kind: str) -> list[int]:
+        """The shape of a tensor. Raises ValueError where it is of another type."""
+        part = self._file.get_slice(name)
+        if part.get_dtype() != kind:
+            raise ValueError(name)
+        return list(part.get_shape())
+
+    @cached_property
+    def _names(self) -> list[str]:
+        end = ".levels"
+        return [name.removesuffix(end) for name in self._file.offset_keys() if name.endswith(end)]
+
+    @cached_property
+    def _by_digest(self) -> dict[bytes, str]:
+        return {self._file.get_tensor(f"{name}.sha256").tobytes(): name for name in self._names}
+
+    def _wrong(self, what: str) -> RisError:
+        return RisError(f"{self.path} {what}")

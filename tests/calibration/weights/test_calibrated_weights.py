@@ -1,0 +1,327 @@
+"""`ris-calibrate weights`, `ris-export --weights-from`: levels for the inputs that layers have."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from held_files import UNTRAINED, Files
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from ris.calibration.command import main as calibrate
+from ris.calibration.samples import scene_set
+from ris.calibration.weights.gptq import output_error
+from ris.calibration.weights.groups import Rounded, round_in_groups
+from ris.engines import EngineOptions, create
+from ris.engines.errors import RisError
+from ris.export import bundle_writer, graph_writer
+from ris.export.bundle_writer import ExportOptions
+from ris.export.command import main as export
+from ris.export.families import DESIGNS
+from ris.export.graph_writer import GraphJob, write_graphs
+from ris.export.held import held_back
+from ris.export.reference_pass import reference_pass
+from ris.export.rounded_file import About, RoundedFile
+from ris.export.sources import made_up
+from ris.export.weight_calibration import Running, _Model, calibrate_weights
+from ris.reference.families import FAMILIES
+from ris.runtime import load, open_bundle
+from ris.runtime.parity import check_stage
+
+INT4 = {"": "int4"}
+QUESTION = "language_question"
+SOURCE = made_up("tiny-lisa", 0)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return scene_set(16)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, samples):
+    """The file of tiny LISA."""
+    path = tmp_path_factory.mktemp("made") / "rounded.safetensors"
+    calibrate_weights(SOURCE, samples, path, INT4)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The same model, whose matrices are read from files."""
+    return Files("lisa", "tiny-lisa", tmp_path_factory.mktemp("files"))
+
+
+def about(source=SOURCE, **formats):
+    return About(source.family, source.config, source.describe(), formats)
+
+
+def test_products_change_less_on_scenes_that_the_levels_were_not_chosen_on(made):
+    """In every layer, its own inputs taken from other scenes."""
+    formats = RoundedFile(made).formats
+    model = _Model(SOURCE, about(**formats), None)
+    stages = DESIGNS["lisa"].stages(SOURCE.config)
+    targets = model.targets([stage for stage in stages if stage.name in formats])
+    grams = {one: np.zeros((one.width, one.width), np.float32) for one in targets}
+    others, seen = scene_set(28), len(scene_set(16))
+    assert len(others) > seen
+    for i in range(seen, len(others)):
+        model.add_inputs(others[i], grams)
+    rounded = RoundedFile(made)
+    assert len(targets) == 23
+    for one, gram in grams.items():
+        matrix = model.matrix(one.layer)
+        nearest, chosen = (how(matrix, "int4", one.group) for how in (round_in_groups, rounded))
+        errors = output_error(matrix, nearest, gram), output_error(matrix, chosen, gram)
+        assert 0 < errors[1] < 0.9 * errors[0], one.name
+
+
+def test_the_file_is_safetensors_by_the_models_names_and_says_what_it_was_made_of(made):
+    with safe_open(made, "numpy") as opened:
+        assert opened.metadata()["rounding"] == "gptq"
+        levels = opened.get_tensor("layers.0.mlp.down_proj.weight.levels")
+        scales = opened.get_tensor("layers.0.mlp.down_proj.weight.scales")
+    assert (levels.dtype, levels.shape, scales.shape) == (np.int8, (256, 128), (2, 128))
+    errors = RoundedFile(made).errors()
+    assert len(errors) == 23
+    assert all(one.better for one in errors.values())
+
+
+def test_nearest_levels_are_kept_where_they_change_products_less(tmp_path, samples, monkeypatch):
+    def worse(matrix, gram, format, group):
+        nearest = round_in_groups(matrix, format, group)
+        return Rounded(format, -nearest.levels, nearest.scales)
+
+    monkeypatch.setattr("ris.export.weight_calibration.round_for_inputs", worse)
+    said = []
+    running = Running(say=said.append)
+    found = calibrate_weights(SOURCE, samples, tmp_path / "r", INT4, running=running)
+    assert not any(one.better for one in found.errors().values())
+    assert all(line.endswith("nearest levels kept") for line in said)
+    matrix = np.ascontiguousarray(SOURCE.make().layers[0].mlp.up_proj.weight.detach().numpy().T)
+    nearest = round_in_groups(matrix, "int4", 128)
+    np.testing.assert_array_equal(found(matrix, "int4", 128).levels, nearest.levels)
+
+
+def test_a_model_that_does_not_hold_its_matrices_gives_the_same_file(
+    made, files, samples, tmp_path
+):
+    """With memory for the inputs of some layers alone, too."""
+    passes = []
+
+    def track(items, total, title):
+        passes.append(title)
+        return items
+
+    source = dataclasses.replace(SOURCE, make=files.model)
+    running = Running(memory=800_000, track=track)
+    calibrate_weights(source, samples, tmp_path / "held", INT4, running=running)
+    assert 1 < len(passes) < 6
+    assert (tmp_path / "held").read_bytes() == made.read_bytes()
+
+
+def test_a_stopped_calibration_goes_on_behind_the_last_matrix(made, samples, tmp_path):
+    out, said = tmp_path / "rounded.safetensors", []
+
+    def stop(line):
+        said.append(line)
+        if len(said) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate_weights(SOURCE, samples, out, INT4, running=Running(say=stop))
+    assert not out.exists()
+    again = []
+    calibrate_weights(SOURCE, samples, out, INT4, running=Running(say=again.append))
+    assert len(again) == 23 - 4
+    assert again[0] == said[4]
+    assert out.read_bytes() == made.read_bytes()
+    assert [file.name for file in tmp_path.iterdir()] == [out.name]
+
+
+def test_other_samples_do_not_go_on_with_what_is_there(tmp_path):
+    out, count = tmp_path / "rounded.safetensors", []
+
+    def stop(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate_weights(SOURCE, scene_set(4), out, INT4, running=Running(say=stop))
+    calibrate_weights(SOURCE, scene_set(2), out, INT4, running=Running(say=count.append))
+    assert len(count) == 23
+
+
+# --- graphs and bundles ---
+
+
+def write(model, rounded, folder):
+    """The graph of a question, as an export writes it; its entry and the job."""
+    family, config, design = FAMILIES["lisa"], SOURCE.config, DESIGNS["lisa"]
+    host, every, formats = design.host(config), design.stages(config), {QUESTION: "int4"}
+    options = ExportOptions(weights=formats, rounded=rounded)
+    planned = bundle_writer._planned("lisa", config, UNTRAINED, options, every, host)
+    tokenizer = family.tokenizer_of(None, config, False)
+    asked = bundle_writer._asked(design.questions(config, False), host)
+    again = partial(reference_pass, family, model, tokenizer, host, asked)
+    (folder / "bundle").mkdir(parents=True)
+    job = GraphJob(
+        *(planned, model, again(), folder / "bundle", options, lambda step: None, formats),
+        held=held_back(model),
+    )
+    [stage] = [stage for stage in every if stage.name == QUESTION]
+    [entry], _ = write_graphs([stage], job, again)
+    return entry, job.graph(stage), again
+
+
+@pytest.fixture(scope="module")
+def graph(made, tmp_path_factory):
+    """The graph of the whole model: written in FP32 and checked, then rounded."""
+    return write(SOURCE.make(), RoundedFile(made), tmp_path_factory.mktemp("whole"))
+
+
+def test_both_engines_compute_what_the_reference_does_with_the_same_matrices(made, graph):
+    _, written, _ = graph
+    model, levels = SOURCE.make(), load_file(made)
+    for name, layer in model.named_modules():
+        if (found := levels.get(f"{name}.weight.levels")) is not None:
+            rounded = Rounded("int4", found, levels[f"{name}.weight.scales"])
+            layer.weight.data = torch.from_numpy(rounded.values().T)
+    family, host = FAMILIES["lisa"], DESIGNS["lisa"].host(SOURCE.config)
+    asked = bundle_writer._asked(DESIGNS["lisa"].questions(SOURCE.config, False), host)
+    tokenizer = family.tokenizer_of(None, SOURCE.config, False)
+    arrays = reference_pass(family, model, tokenizer, host, asked).arrays
+    for name in ("onnxruntime", "openvino"):
+        pytest.importorskip(name)
+        narrow = dataclasses.replace(written, weights="int4")
+        options = EngineOptions() if name == "onnxruntime" else EngineOptions(compute="fp32")
+        with create(name, options).load(narrow) as session:
+            [row] = check_stage(QUESTION, session, arrays).values()
+        assert row.relative < 1e-4, name
+
+
+def test_matrices_that_are_read_on_the_way_give_the_same_graph(
+    made, files, graph, tmp_path, monkeypatch
+):
+    """It is checked against a pass of the reference whose matrices have the same levels."""
+    monkeypatch.setattr(graph_writer, "DIRECT_FROM", 0)
+    entry, _, _ = write(files.model(), RoundedFile(made), tmp_path)
+    assert (entry.sha256, entry.weights) == (graph[0].sha256, graph[0].weights)
+    assert entry.weights.rounding == "gptq"
+
+
+def test_the_commands_make_a_bundle_with_these_levels_that_both_engines_open(tmp_path, monkeypatch):
+    """Of EVF-SAM, whose graph has matrices that the export computes: they are in the file too."""
+    monkeypatch.chdir(tmp_path)
+    model = ["--preset", "tiny-evfsam", "--random-weights", "0"]
+    done = CliRunner().invoke(calibrate, ["weights", *model, "--samples", "4", "--out", "r"])
+    assert done.exit_code == 0, done.output
+    assert "Wrote r: 34 of 34 matrices with other than the nearest levels" in done.output
+    assert "ris-export --weight-format int4 --weights-from r" in done.output
+    done = CliRunner().invoke(
+        export, [*model, "--weight-format", "int4", "--weights-from", "r", "--out", "b"]
+    )
+    assert done.exit_code == 0, done.output
+    stored = open_bundle(tmp_path / "b").manifest.graphs["fusion"].weights
+    assert (stored.rounding, stored.matrices) == ("gptq", 34)
+    assert "int4 by GPTQ: 34 matrices" in done.output
+    for engine in ("onnxruntime", "openvino"):
+        pytest.importorskip(engine)
+        with load(tmp_path / "b", engine=engine, device="cpu") as opened:
+            scene = opened.encode_image(np.zeros((60, 80, 3), np.uint8))
+            assert scene.segment("left man").mask.shape == (60, 80)
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (about(made_up("tiny-lisa", 1), language_question="int4"), "was made of other weights"),
+        (about(made_up("tiny-evfsam", 0), fusion="int4"), "was made of other weights"),
+        (about(language_question="int8"), "in 'int4', and int8 is asked for; run ris-"),
+        (about(mask_decoder="int4"), "has no matrices of mask_decoder; run ris-calibrate weights"),
+    ],
+)
+def test_a_file_of_another_model_or_format_is_refused(made, wanted, message):
+    with pytest.raises(RisError, match=message):
+        RoundedFile(made).require(wanted)
+
+
+@pytest.mark.parametrize("damage", ["text", "other tensors", "cut", "later", "no scales"])
+def test_what_is_no_such_file_is_refused(made, tmp_path, damage):
+    path = tmp_path / "f"
+    with safe_open(made, "numpy") as opened:
+        metadata = opened.metadata()
+    if damage == "text":
+        path.write_text("levels")
+    elif damage == "cut":
+        path.write_bytes(made.read_bytes()[:-100])
+    elif damage == "other tensors":
+        save_file({"a": np.zeros(3)}, path)
+    elif damage == "later":
+        save_file(load_file(made), path, metadata | {"version": "2"})
+    else:
+        tensors = {name: value for name, value in load_file(made).items() if ".scales" not in name}
+        save_file(tensors, path, metadata)
+    message = "reads 1; run" if damage == "later" else "f is no (whole )?file of ris-calibrate"
+    with pytest.raises(RisError, match=message):
+        RoundedFile(path)
+
+
+@pytest.mark.parametrize("part", ["levels", "scales"])
+def test_levels_that_four_bits_do_not_hold_and_odd_scales_are_refused(made, tmp_path, part):
+    tensors, name = load_file(made), "layers.0.mlp.up_proj.weight"
+    tensors[f"{name}.{part}"][0, 0] = 8 if part == "levels" else np.nan
+    with safe_open(made, "numpy") as opened:
+        save_file(tensors, tmp_path / "f", opened.metadata())
+    matrix = np.ascontiguousarray(SOURCE.make().layers[0].mlp.up_proj.weight.detach().numpy().T)
+    with pytest.raises(RisError, match=f"is damaged at {name}; run ris-calibrate weights again"):
+        RoundedFile(tmp_path / "f")(matrix, "int4", 128)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "tiny-nobody"], "there is no preset 'tiny-nobody'; there are "),
+        (["--preset", "tiny-lisa", "--weight-format", "int2"], "expected int8 or int4"),
+        (["--preset", "tiny"], "name them, as in --weight-format sam_image_encoder=int4"),
+        (["--preset", "tiny-lisa", "--out", "there"], "there exists; choose another --out, or"),
+        (["--preset", "tiny-lisa", "--out", "no/r"], "no: no such folder; make it"),
+        (["--preset", "tiny-lisa", "-e", "left man"], "--expression is asked of IMAGES"),
+    ],
+)
+def test_calibrations_that_cannot_be_are_refused(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").touch()
+    out = [] if "--out" in arguments else ["--out", "r"]
+    done = CliRunner().invoke(calibrate, ["weights", "--samples", "2", *arguments, *out])
+    assert done.exit_code == 2, done.output
+    assert message in done.output
+    assert [file.name for file in tmp_path.iterdir()] == ["there"]
+
+
+def test_levels_without_a_format_and_those_of_another_model_write_no_bundle(made, tmp_path):
+    words = ["--preset", "tiny-lisa", "--weights-from", str(made), "--out", str(tmp_path / "b")]
+    done = CliRunner().invoke(export, words)
+    assert done.exit_code == 2
+    assert "give --weight-format as well" in done.output
+    done = CliRunner().invoke(export, [*words, "--weight-format", "int4", "--random-weights", "7"])
+    assert done.exit_code == 2
+    assert "was made of other weights than these" in done.output
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_errors_are_there_for_programs(tmp_path):
+    words = ["--preset", "tiny-evfsam", "--random-weights", "0", "--samples", "2", "--json"]
+    done = CliRunner().invoke(calibrate, ["weights", *words, "--out", str(tmp_path / "r")])
+    assert done.exit_code == 0, done.output
+    errors = json.loads(done.stdout)
+    assert len(errors) == 34
+    assert all(0 <= one["chosen"] <= one["nearest"] for one in errors.values())
