@@ -27,7 +27,7 @@ def alone(out: Path) -> Iterator[None]:
     """No other export writes to `out` during the block, where the file system has locks.
 
     The system takes the lock back when a process dies, so that nobody has to clear up behind one
-    that was killed. Raises BundleError where another export holds it, or the disk refuses.
+    that was killed. Raises BundleError where another run holds it, or the disk refuses.
     """
     folder = kept_folder(out)
     with refusing(out):
@@ -51,7 +51,7 @@ def _locked(folder: Path, out: Path) -> int:
             try:
                 if lock(handle) == "busy":
                     raise BundleError(
-                        f"another export writes {out} at the moment; wait until it has ended, or"
+                        f"another run writes {out} at the moment; wait until it has ended, or"
                         " choose another --out"
                     )
                 if os.path.samestat(os.fstat(handle), path.stat()):

@@ -149,6 +149,8 @@ def export_bundle(
             kept = kept_beside(out, read) if held else None
             job = GraphJob(planned, model, passed, folder, options, report, formats, held, kept)
             entries, parity = write_graphs(stages, job, again)
+            if rounded is not None:
+                report(rounded.require_taken())
             shared = {stage.name: name for stage in stages if (name := stage.shared_weights)}
             entries = share_weights(folder, entries, shared)
             if host.categories is not None and design.categories is not None:

@@ -148,8 +148,14 @@ class RoundedFile:
     formats: dict[str, WeightFormat]
     """What the matrices of each stage were rounded to."""
 
+    taken: set[bytes]
+    """The digests of the matrices that were rounded as the file says."""
+
+    missed: set[bytes]
+    """Of those that it does not have."""
+
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.taken, self.missed = path, set(), set()
         try:
             self._file: Any = safe_open(path, "numpy")
             about = self._file.metadata() or {}
@@ -192,8 +198,20 @@ class RoundedFile:
                     f" for; run ris-calibrate weights with --weight-format {stage}={format}"
                 )
 
+    def require_taken(self) -> str:
+        """How many of the matrices that were rounded it had, in words.
+
+        Raises RisError where it had none: the bundle would be what it is without the file.
+        """
+        if not self.taken:
+            raise self._wrong(
+                "has none of the matrices of these graphs; run ris-calibrate weights again, with"
+                " the packages that are installed now, or leave --weights-from out"
+            )
+        return f"{len(self.taken)} of {len(self.taken | self.missed)} matrices as {self.path} says"
+
     def errors(self) -> dict[str, Errors]:
-        """What rounding changed, by the matrices' names."""
+        """What rounding changed, by the matrices' names; NaN where no inputs were seen."""
         return {
             name: Errors(*map(float, self._file.get_tensor(f"{name}.errors")))
             for name in self._names
@@ -201,15 +219,19 @@ class RoundedFile:
 
     def __call__(self, matrix: NDArray[np.float32], format: WeightFormat, group: int) -> Rounded:
         """The matrix as the file has it; to the nearest level where it does not have it."""
-        found = self._by_digest.get(digest_of(matrix, format))
+        digest = digest_of(matrix, format)
+        found = self._by_digest.get(digest)
         if found is None:
+            self.missed.add(digest)
             return round_in_groups(matrix, format, group)
+        self.taken.add(digest)
         levels, scales = (self._file.get_tensor(f"{found}.{part}") for part in ("levels", "scales"))
         is_sound = (
             levels.shape == matrix.shape
             and scales.shape == (len(matrix) // group, matrix.shape[1])
             and np.abs(levels.astype(np.int16)).max() <= largest_level(format)
             and np.isfinite(scales).all()
+            and scales.min() > 0
         )
         if not is_sound:
             raise self._wrong(f"is damaged at {found}; run ris-calibrate weights again")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from ris.export.rounded_file import About, Errors, Form, RoundedFile, digest_of,
 from ris.export.sources import ModelSource
 from ris.export.weights import formats_of
 from ris.reference.families import FAMILIES
+from ris.runtime.bundle_folder import behind_links
 
 Floats = NDArray[np.float32]
 
@@ -134,13 +136,14 @@ def calibrate_weights(
     about = About(
         source.family, source.config, source.describe(), formats, inputs=samples.fingerprint
     )
+    target = behind_links(out)
     with alone(out):
         kept = kept_folder(out) / "weights.safetensors"
         model = _Model(source, about, vocabulary or source.vocabulary)
         targets = model.targets([stage for stage in stages if stage.name in formats])
         parts, recipe = _Work(model, targets, samples, running).parts(about)
         write_data(kept, parts, recipe=recipe)
-        kept.replace(out)
+        kept.replace(target)
         journal_of(kept).unlink()
     return RoundedFile(out)
 
@@ -283,7 +286,10 @@ class _Model:
 
 
 def _layers(module: nn.Module) -> dict[str, tuple[nn.Linear, int]]:
-    """The layers whose matrices can be rounded, each with the rows that share a scale, by name."""
+    """The layers whose matrices can be rounded, each with the rows that share a scale, by name.
+
+    Those inside of PyTorch's own attention are among them, though it runs them unseen.
+    """
     return {
         name: (layer, group)
         for name, layer in module.named_modules()
@@ -380,15 +386,19 @@ class _Work:
         digest = digest_of(matrix, one.format)
         nearest = round_in_groups(matrix, one.format, one.group)
         if not gram.any():
-            self._running.say(f"{one.name}: nothing is multiplied with it; nearest levels")
-            return _Found(nearest, digest, Errors(0.0, 0.0))
+            self._running.say(f"{one.name}: none of its inputs were seen; nearest levels")
+            return _Found(nearest, digest, Errors(math.nan, math.nan))
         if not np.isfinite(gram).all():
             raise RisError(
                 f"the inputs of {one.name} are not finite on these samples, so no levels can be"
                 " chosen for them; look for the sample with ris-calibrate ranges"
             )
         before = output_error(matrix, nearest, gram)
-        found = round_for_inputs(matrix, gram, one.format, one.group)
+        try:
+            found = round_for_inputs(matrix, gram, one.format, one.group)
+        except np.linalg.LinAlgError:
+            self._running.say(f"{one.name}: its inputs are too much alike; nearest levels")
+            return _Found(nearest, digest, Errors(before, before))
         after = output_error(matrix, found, gram)
         kept, word = (found, "") if after < before else (nearest, "; nearest levels kept")
         self._running.say(f"{one.name}: error {before:.2e} nearest, {after:.2e} GPTQ{word}")

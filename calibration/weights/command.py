@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import click
 from ris import pip_install
 from ris.calibration.asking import Asked, sample_options, threads_option
 from ris.engines.errors import RisError
+from ris.runtime.bundle_folder import behind_links
 from ris.runtime.commands.console import RisCommand, disk_errors, print_json, track
 from ris.runtime.commands.options import Command, Option, add_options
 from ris.runtime.commands.weight_files import choice_options, family_option, weight_file_options
@@ -125,7 +127,7 @@ def weights(
     asked.check()
     if out.exists() and not force:
         raise RisError(f"{out} exists; choose another --out, or --force to replace it")
-    if not out.parent.is_dir():
+    if not behind_links(out).parent.is_dir():
         raise RisError(f"{out.parent}: no such folder; make it, or choose another --out")
 
     samples = asked.sample_set()
@@ -150,9 +152,10 @@ def _require_packages() -> None:
 
 
 def _report(errors: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
-    """The errors for programs."""
+    """The errors for programs; None for a matrix whose inputs were not seen."""
     return {
-        name: {"nearest": nearest, "chosen": chosen} for name, (nearest, chosen) in errors.items()
+        name: None if math.isnan(nearest) else {"nearest": nearest, "chosen": chosen}
+        for name, (nearest, chosen) in errors.items()
     }
 
 
@@ -164,10 +167,13 @@ def _lines(
     table = [f"  {'':<{width}}  nearest   chosen"]
     table += [
         f"  {name:<{width}}  {nearest:.2e}  {chosen:.2e}"
+        if not math.isnan(nearest)
+        else f"  {name:<{width}}  not seen"
         for name, (nearest, chosen) in errors.items()
     ]
     better = sum(chosen < nearest for nearest, chosen in errors.values())
-    means = [sum(each) / len(errors) for each in zip(*errors.values(), strict=True)]
+    seen = [both for both in errors.values() if not math.isnan(both[0])] or [(0.0, 0.0)]
+    means = [sum(each) / len(seen) for each in zip(*seen, strict=True)]
     words = " ".join(f"--weight-format {word}" for word in formats)
     return [
         f"Wrote {out}: {better} of {len(errors)} matrices with other than the nearest levels",

@@ -7,7 +7,7 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
-#include <memory>
+#include <string>
 
 namespace libris {
 namespace {
@@ -30,10 +30,9 @@ bool call(void *driver, const char *name, Arguments... arguments) {
 
 std::string gpu_key(int device) {
 #if defined(__unix__)
-    const std::unique_ptr<void, int (*)(void *)> driver(
-        dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL), dlclose);
-    if (driver == nullptr) return "";
-    void *const cuda = driver.get();
+    // never closed: a driver that has begun has threads of its own
+    static void *const cuda = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (cuda == nullptr) return "";
     int handle = 0, processors = 0, major = 0, minor = 0;
     std::array<char, 256> name{};
     size_t memory = 0;

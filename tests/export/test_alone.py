@@ -47,7 +47,7 @@ def test_a_second_export_is_refused_in_a_sentence(holder, tmp_path, monkeypatch)
     refused = export(out)
     assert refused.exit_code == 2
     assert refused.stderr.splitlines()[-1] == (
-        f"Error: another export writes {out} at the moment; wait until it has ended, or choose"
+        f"Error: another run writes {out} at the moment; wait until it has ended, or choose"
         " another --out"
     )
     assert [file.name for file in tmp_path.iterdir()] == [kept_folder(out).name]
@@ -55,7 +55,7 @@ def test_a_second_export_is_refused_in_a_sentence(holder, tmp_path, monkeypatch)
 
 def test_a_link_to_the_bundle_is_the_bundle(holder, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "bundle")
-    with pytest.raises(BundleError, match="another export writes"), alone(tmp_path / "link"):
+    with pytest.raises(BundleError, match="another run writes"), alone(tmp_path / "link"):
         pass
 
 

@@ -230,6 +230,7 @@ def test_the_commands_make_a_bundle_with_these_levels_that_both_engines_open(tmp
     stored = open_bundle(tmp_path / "b").manifest.graphs["fusion"].weights
     assert (stored.rounding, stored.matrices) == ("gptq", 34)
     assert "int4 by GPTQ: 34 matrices" in done.output
+    assert "34 of 34 matrices as r says" in done.output
     for engine in ("onnxruntime", "openvino"):
         pytest.importorskip(engine)
         with load(tmp_path / "b", engine=engine, device="cpu") as opened:
@@ -275,15 +276,55 @@ def test_what_is_no_such_file_is_refused(made, tmp_path, damage):
         RoundedFile(path)
 
 
-@pytest.mark.parametrize("part", ["levels", "scales"])
-def test_levels_that_four_bits_do_not_hold_and_odd_scales_are_refused(made, tmp_path, part):
+@pytest.mark.parametrize(("part", "value"), [("levels", 8), ("scales", np.nan), ("scales", 0)])
+def test_levels_that_four_bits_do_not_hold_and_odd_scales_are_refused(made, tmp_path, part, value):
     tensors, name = load_file(made), "layers.0.mlp.up_proj.weight"
-    tensors[f"{name}.{part}"][0, 0] = 8 if part == "levels" else np.nan
+    tensors[f"{name}.{part}"][0, 0] = value
     with safe_open(made, "numpy") as opened:
         save_file(tensors, tmp_path / "f", opened.metadata())
     matrix = np.ascontiguousarray(SOURCE.make().layers[0].mlp.up_proj.weight.detach().numpy().T)
     with pytest.raises(RisError, match=f"is damaged at {name}; run ris-calibrate weights again"):
         RoundedFile(tmp_path / "f")(matrix, "int4", 128)
+
+
+def test_matrices_that_it_does_not_have_are_counted_and_none_at_all_is_refused(made, tmp_path):
+    tensors, name = load_file(made), "layers.0.mlp.up_proj.weight"
+    tensors[f"{name}.sha256"][0] ^= 1
+    with safe_open(made, "numpy") as opened:
+        save_file(tensors, tmp_path / "f", opened.metadata())
+    found, layer = RoundedFile(tmp_path / "f"), SOURCE.make().layers[0].mlp
+    with pytest.raises(RisError, match="f has none of the matrices of these graphs; run ris-"):
+        found.require_taken()
+    for each in (layer.up_proj, layer.gate_proj):
+        matrix = np.ascontiguousarray(each.weight.detach().numpy().T)
+        rounded, nearest = found(matrix, "int4", 128), round_in_groups(matrix, "int4", 128)
+        assert np.array_equal(rounded.levels, nearest.levels) == (each is layer.up_proj)
+    assert found.require_taken() == f"1 of 2 matrices as {tmp_path / 'f'} says"
+
+
+def test_matrices_whose_inputs_are_not_seen_are_named(tmp_path):
+    """PyTorch's own attention multiplies with them itself."""
+    words = ["--preset", "tiny", "--random-weights", "0", "--samples", "1", "--json"]
+    words += ["--weight-format", "clip_image_encoder=int4", "--out", str(tmp_path / "r")]
+    done = CliRunner().invoke(calibrate, ["weights", *words])
+    assert done.exit_code == 0, done.output
+    errors = json.loads(done.stdout)
+    unseen = [name for name, one in errors.items() if one is None]
+    assert unseen == [name for name in errors if name.endswith(".attn.out_proj.weight")]
+    assert 0 < len(unseen) < len(errors)
+    assert f"{unseen[0]}: none of its inputs were seen; nearest levels" in done.stderr
+
+
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "r")
+    words = ["--preset", "tiny", "--random-weights", "0", "--samples", "1"]
+    words += ["--weight-format", "clip_image_encoder=int4", "--out", str(tmp_path / "link")]
+    done = CliRunner().invoke(calibrate, ["weights", *words])
+    assert done.exit_code == 0, done.output
+    assert "not seen" in done.output
+    assert (tmp_path / "link").is_symlink()
+    assert [file.name for file in (tmp_path / "far").iterdir()] == ["r"]
 
 
 @pytest.mark.parametrize(
