@@ -65,14 +65,16 @@ def test_a_worker_that_is_killed_is_started_anew(served_bundle, tmp_path):
         wait_until(lambda: len(server.workers) == 2)
         before = server.workers
         [wanted] = {served(served_bundle, port, 1).json["answers"][0]["rle"]["counts"]}
+        # a request is counted after its answer, by the worker that is about to die, perhaps
+        counted = 'ris_http_requests_total{route="/v1/segment",status="200"} '
+        wait_until(lambda: f"{counted}1.0" in Client(port).get("/metrics").body.decode())
         dead = min(before)
         os.kill(dead, signal.SIGKILL)
         wait_until(lambda: len(server.workers - {dead}) == 2)
 
         assert served(served_bundle, port, 1).json["answers"][0]["rle"]["counts"] == wanted
-        # of all workers, the dead one's past among them; a request is counted after its answer
-        counted = 'ris_http_requests_total{route="/v1/segment",status="200"} 2.0'
-        wait_until(lambda: counted in Client(port).get("/metrics").body.decode())
+        # of all workers, the dead one's past among them
+        wait_until(lambda: f"{counted}2.0" in Client(port).get("/metrics").body.decode())
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(PATIENCE) == 0
 
