@@ -50,11 +50,6 @@ class Errors(NamedTuple):
     chosen: float
     """With GPTQ's levels; that of the nearest where those are better, and are in the file."""
 
-    @property
-    def better(self) -> bool:
-        """Whether GPTQ's levels are in the file."""
-        return self.chosen < self.nearest
-
 
 @dataclass(frozen=True)
 class About:
