@@ -2,6 +2,7 @@
 
     python tests/lisa_full_run.py files FOLDER
     python tests/lisa_full_run.py export FOLDER int4
+    python tests/lisa_full_run.py export FOLDER int4-bf16
     python tests/lisa_full_run.py run FOLDER int4 openvino
     python tests/lisa_full_run.py run FOLDER int4 openvino bf16
     python tests/lisa_full_run.py pytorch 32
@@ -10,14 +11,14 @@
     python tests/lisa_full_run.py run-graph FOLDER int4 language_question-32-int4.onnx openvino 19
 
 `files` writes two shards, bfloat16 and float32, the files beside them, and CLIP's: 17 GB. `export`
-and `run` are processes of their own; they print their peak memory. Times of `run` are of one run,
-so that they compare with each other. `tensorrt` compiles the question's graph with four layers for
-TensorRT-RTX, which needs no GPU for that. `pytorch` times PyTorch eager in bfloat16, with so many
-layers of the language model, all of whose matrices are in memory. `graph` writes one graph alone,
-of matrices that are drawn as they are read, and `run-graph` runs it, a question's with so many
-tokens (several numbers: one after the other). Only `export` and `run` need the files. No test runs
-this:
-docs/measurements has what came out.
+and `run` are processes of their own; they print their peak memory. A bundle is named by the
+language model's weights and, behind a dash, by `--precision` where that is not fp32. Times of `run`
+are of one run, so that they compare with each other. `tensorrt` compiles the question's graph with
+four layers for TensorRT-RTX, which needs no GPU for that. `pytorch` times PyTorch eager in
+bfloat16, with so many layers of the language model, all of whose matrices are in memory. `graph`
+writes one graph alone, of matrices that are drawn as they are read, and `run-graph` runs it, a
+question's with so many tokens (several numbers: one after the other). Only `export` and `run` need
+the files. No test runs this: docs/measurements has what came out.
 """
 
 from __future__ import annotations
@@ -120,13 +121,15 @@ def _values(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return drawn.mul_(scale)
 
 
-def export(folder: Path, format: str) -> None:
+def export(folder: Path, bundle: str) -> None:
     """The bundle, by the command, and what it took."""
-    model, out = folder / "LISA-7B-v1", folder / format
+    model, out = folder / "LISA-7B-v1", folder / bundle
+    format, _, precision = bundle.partition("-")
     command = [
         *(Path(sys.executable).parent / "ris-export", "--checkpoint", model),
         *("--clip-checkpoint", folder / "clip.safetensors"),
         *("--vocabulary", model / "tokenizer.model", "--weight-format", format, "--out", out),
+        *("--precision", precision or "fp32"),
     ]
     start = time.perf_counter()
     done = subprocess.run([str(part) for part in command], check=False)
@@ -138,12 +141,12 @@ def export(folder: Path, format: str) -> None:
     print(json.dumps({"peak_gb": used.ru_maxrss / 1e6, "bytes": sizes, **taken}, indent=1))
 
 
-def run(folder: Path, format: str, engine: str, compute: str, int8_activations: bool) -> None:
+def run(folder: Path, bundle: str, engine: str, compute: str, int8_activations: bool) -> None:
     """First mask, next expression alone and in tens, and what the picture costs the LLaMA."""
     rgb = np.load(folder / "picture.npy") if (folder / "picture.npy").exists() else _picture()
     began = time.perf_counter()
     with load(
-        folder / format, engine=engine, compute=compute, int8_activations=int8_activations
+        folder / bundle, engine=engine, compute=compute, int8_activations=int8_activations
     ) as model:
         loaded = time.perf_counter() - began
         for stage, info in model.sessions.items():
