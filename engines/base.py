@@ -23,7 +23,7 @@ from ris.engines.values import DeviceValue as DeviceValue
 from ris.engines.values import HostStep as HostStep
 from ris.engines.values import Value as Value
 
-DTYPES = {"float32": np.float32, "int32": np.int32}
+DTYPES = {"float32": np.float32, "float16": np.float16, "int32": np.int32}
 """The dtypes of a graph's inputs and outputs, by the name that a `TensorSpec` has."""
 
 Progress = Callable[[str, str, float | None], None]
@@ -51,7 +51,7 @@ class TensorSpec:
     """Its name in the graph."""
 
     dtype: str
-    """Either "float32" or "int32"."""
+    """One of `DTYPES`."""
 
     shape: tuple[int | str, ...]
     """The length of each axis; the name of one whose length differs from call to call: "images" or

@@ -3,10 +3,16 @@
 Left to itself, ONNX Runtime casts around every operator that it has no FP16 kernel for, and takes
 softmax and GELU apart into many operators. Here the weights are widened once, when the graph is
 loaded, and the casts between disappear. So an FP16 bundle runs the same kernels as an FP32 one.
+
+Inputs and outputs that are FP16 themselves stay so. The exporter has put casts between them and
+what computes: those behind an input become casts to FP32 like any, and those in front of an output
+are left as they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from ris.engines.errors import EngineError
@@ -16,18 +22,22 @@ _FLOAT, _FLOAT16 = 1, 10  # of TensorProto.DataType
 
 # numbers of fields in onnx.proto
 _GRAPH = 7  # of ModelProto
-_NODE, _INITIALIZER = 1, 5  # of GraphProto
+_NODE, _INITIALIZER, _GRAPH_OUTPUT = 1, 5, 12  # of GraphProto
 _INPUT, _OUTPUT, _NAME, _OPERATOR, _ATTRIBUTE = 1, 2, 3, 4, 5  # of NodeProto
 _ATTRIBUTE_NAME, _ATTRIBUTE_INTEGER, _ATTRIBUTE_TYPE = 1, 3, 20  # of AttributeProto
 _INTEGER = 2  # of AttributeProto.AttributeType
 _TENSOR_TYPE, _TENSOR_NAME = 2, 8  # of TensorProto
+_VALUE_NAME, _VALUE_TYPE = 1, 2  # of ValueInfoProto
+_OF_TENSORS, _ELEMENTS = 1, 1  # of TypeProto, and of its Tensor
+
+_Field = tuple[int, int | bytes | None, bytes]  # as of `raw_fields`
 
 
 def widened(path: Path) -> bytes:
     """The ONNX file at `path`, changed so that it computes in FP32.
 
-    Every FP16 weight stands behind a cast to FP32, and every cast to FP16 is one to FP32. Weights
-    in a data file stay there.
+    Every FP16 weight stands behind a cast to FP32, and every cast to FP16 is one to FP32, but for
+    the last ones in front of an FP16 output. Weights in a data file stay there.
 
     Raises:
         EngineError: Where the file cannot be read or is not ONNX.
@@ -44,9 +54,11 @@ def widened(path: Path) -> bytes:
 def _graph(data: bytes) -> bytes:
     """The GraphProto with its weights and casts changed; the new casts come before its nodes."""
     casts, rest = [], []
-    for field, value, raw in raw_fields(data):
+    found = list(raw_fields(data))
+    edge = _edge(found)
+    for field, value, raw in found:
         if field == _NODE and isinstance(value, bytes):
-            raw = part(_NODE, _node(value))
+            raw = part(_NODE, _node(value, edge))
         elif field == _INITIALIZER and isinstance(value, bytes):
             tensor, name = _tensor(value)
             if name is not None:
@@ -56,10 +68,48 @@ def _graph(data: bytes) -> bytes:
     return b"".join(casts + rest)
 
 
-def _node(data: bytes) -> bytes:
-    """A NodeProto; a cast to FP16 becomes one to FP32."""
+def _edge(graph: Iterable[_Field]) -> set[bytes]:
+    """The values that FP16 outputs are joined of, up to the last casts; they stay FP16."""
+    nodes = []
+    edge: set[bytes] = set()
+    for field, value, _ in graph:
+        if field == _NODE and isinstance(value, bytes):
+            nodes.append(value)
+        elif field == _GRAPH_OUTPUT and isinstance(value, bytes):
+            edge |= _half_name(value)
+    for node in reversed(nodes) if edge else ():
+        about = [(field, value) for field, value, _ in raw_fields(node)]
+        is_inside = any(field == _OUTPUT and value in edge for field, value in about)
+        if is_inside and (_OPERATOR, b"Cast") not in about:
+            edge.update(
+                value for field, value in about if field == _INPUT and isinstance(value, bytes)
+            )
+    return edge
+
+
+def _half_name(data: bytes) -> set[bytes]:
+    """The name in a ValueInfoProto, where that is of an FP16 tensor."""
+    name, is_half = b"", False
+    for field, value, _ in raw_fields(data):
+        if field == _VALUE_NAME and isinstance(value, bytes):
+            name = value
+        elif field == _VALUE_TYPE and isinstance(value, bytes):
+            tensors = (one for kind, one, _ in raw_fields(value) if kind == _OF_TENSORS)
+            is_half = any(
+                (kind, one) == (_ELEMENTS, _FLOAT16)
+                for tensor in tensors
+                if isinstance(tensor, bytes)
+                for kind, one, _ in raw_fields(tensor)
+            )
+    return {name} if is_half else set()
+
+
+def _node(data: bytes, edge: AbstractSet[bytes]) -> bytes:
+    """A NodeProto; a cast to FP16 becomes one to FP32, but for what writes a value of the edge."""
     found = list(raw_fields(data))
     if (_OPERATOR, b"Cast") not in [(field, value) for field, value, _ in found]:
+        return data
+    if any(field == _OUTPUT and value in edge for field, value, _ in found):
         return data
     return b"".join(
         part(_ATTRIBUTE, _to(value)) if field == _ATTRIBUTE and isinstance(value, bytes) else raw

@@ -28,6 +28,7 @@ from ris.export.families import DESIGNS
 from ris.export.families.design import Questions, StageDesign, keep_fp32
 from ris.export.graph_writer import GraphJob, require, write_graphs
 from ris.export.held import held_back
+from ris.export.narrow_values import halve_kept
 from ris.export.options import DEFAULTS, ExportOptions, Resizing
 from ris.export.reference_pass import Arrays, Asked, ReferencePass, reference_pass
 from ris.export.resizing import require_resizes, resizes_inside
@@ -121,6 +122,7 @@ def export_bundle(
         require_resizes(host, family)
         stages, host = resizes_inside(stages, host)
     formats = formats_of(stages, options.weights)
+    stages = halve_kept(stages, options.precision, formats)
     if formats and options.precision == "fp16":
         raise RisError("narrow weights are for products in FP32 or bfloat16, not for FP16")
     rounded = options.rounded

@@ -25,6 +25,7 @@ from ris.export.bf16 import convert_to_bf16
 from ris.export.families.design import StageDesign
 from ris.export.fp16 import make_fp16
 from ris.export.held import HeldBack
+from ris.export.narrow_values import full_edges, halve_edges
 from ris.export.onnx_writer import name_input, trace_onnx, write_onnx
 from ris.export.operations import count_operations
 from ris.export.options import ExportOptions
@@ -217,7 +218,7 @@ def _write(stage: StageDesign, job: GraphJob) -> _Written:
 def _trace(stage: StageDesign, job: GraphJob) -> tuple[dict[str, list[str]], Traced | None]:
     """Writes the FP32 graph; what is still to be written of it, where the model has not all."""
     graph, held = job.graph(stage), job.held
-    traced_stage = dataclasses.replace(stage, inputs=stage.module_inputs)
+    traced_stage = dataclasses.replace(full_edges(stage), inputs=stage.module_inputs)
     one_image = job.planned.host.image_index is None
     if held is None:
         module = stage.build(job.model, job.options.sampling)
@@ -270,8 +271,8 @@ def _round(
     scopes: dict[str, list[str]],
 ) -> _Written:
     """Checks the FP32 graph, and then rounds its matrices."""
+    _check_graph(job.graph(full_edges(stage)), "fp32", job)
     graph = job.graph(stage)
-    _check_graph(graph, "fp32", job)
     report = _progress(job, stage.name)
     found = quantise_file(graph.path, graph.path, format, report, job.rounder)
     require_matrices(stage.name, found)
@@ -307,7 +308,7 @@ def _convert(stage: StageDesign, job: GraphJob, scopes: dict[str, list[str]]) ->
         job: What all graphs have in common.
         scopes: For every node the paths of the modules it came from.
     """
-    graph, options = job.graph(stage), job.options
+    graph, options = job.graph(full_edges(stage)), job.options
     if options.precision == "fp16" and "fp16" not in stage.whole:
         known = options.ranges.stages[stage.name] if options.ranges else None
         kept, rounded = make_fp16(
@@ -319,18 +320,22 @@ def _convert(stage: StageDesign, job: GraphJob, scopes: dict[str, list[str]]) ->
             no_target_row(job.planned),
             lambda what: job.report(f"{stage.name}: {what}"),
         )
+        halve_edges(graph.path, stage)
         return _Converted("fp16", kept, rounded)
     return _convert_rest(stage, job)
 
 
 def _convert_rest(stage: StageDesign, job: GraphJob) -> _Converted:
     """The same for precisions that round weights alone."""
-    asked = job.options.precision
+    asked, path = job.options.precision, job.graph(stage).path
     if (reason := stage.whole.get(asked)) is not None:
-        return _Converted("fp32", {"*": reason}, {})
-    if asked == "bf16":
-        return _Converted("bf16", convert_to_bf16(job.graph(stage).path, stage.narrow_from), {})
-    return _Converted("fp32", {}, {})
+        converted = _Converted("fp32", {"*": reason}, {})
+    elif asked == "bf16":
+        converted = _Converted("bf16", convert_to_bf16(path, stage.narrow_from), {})
+    else:
+        converted = _Converted("fp32", {}, {})
+    halve_edges(path, stage)
+    return converted
 
 
 def _require_own_ranges(job: GraphJob, stage: StageDesign) -> None:

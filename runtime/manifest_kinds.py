@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ris.engines import TensorSpec
+from ris.engines.base import DTYPES
 from ris.runtime.from_json import Rule, within
 
 LARGEST_SIDE = 1 << 14
@@ -37,7 +38,7 @@ def _is_name(name: str) -> bool:
 
 
 def _is_tensor(spec: TensorSpec) -> bool:
-    return spec.dtype in ("float32", "int32") and all(
+    return spec.dtype in DTYPES and all(
         size in _AXES if isinstance(size, str) else 1 <= size <= _LARGEST_AXIS
         for size in spec.shape
     )
@@ -98,8 +99,8 @@ class Taken(TensorSpec):
 
 _ARE_TENSORS = Rule(
     _are_tensors,
-    "a list of tensors of float32 or int32, whose axes are whole numbers from 1 on, images,"
-    " expressions or tokens",
+    "a list of tensors of float32, float16 or int32, whose axes are whole numbers from 1 on,"
+    " images, expressions or tokens",
 )
 
 Inputs = Annotated[tuple[Taken, ...], _ARE_TENSORS]

@@ -246,11 +246,10 @@ class ParityReport:
 
 
 def graph_feeds(graph: Graph, reference: Arrays) -> dict[str, NDArray[Any]]:
-    """The reference's values under the names of the graph's inputs."""
-    return {
-        spec.name: np.asarray(reference[spec.value if isinstance(spec, Taken) else spec.name])
-        for spec in graph.inputs
-    }
+    """The reference's values under the names of the graph's inputs, in FP16 where it takes that."""
+    names = {spec: spec.value if isinstance(spec, Taken) else spec.name for spec in graph.inputs}
+    half = {"float16": np.float16}
+    return {one.name: np.asarray(reference[at], half.get(one.dtype)) for one, at in names.items()}
 
 
 def check_stage(
@@ -371,8 +370,8 @@ def _golden_problem(found: Arrays, manifest: Manifest) -> str | None:
     return None
 
 
-# how a dtype begins, as numpy writes it
-_KINDS = {"float32": "f4", "int32": "i4"}
+# how the dtype of the reference's values begins, as numpy writes it; none of them is FP16
+_KINDS = {"float32": "f4", "float16": "f4", "int32": "i4"}
 
 
 def check_model(

@@ -301,6 +301,16 @@ def lisa_bundle(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def lisa_narrow_bundle(tmp_path_factory):
+    """Weights in 8 bits in the picture's graph of the language model, in 4 in the question's."""
+    from ris.reference.lisa.config import PRESETS
+
+    folder, weights = tmp_path_factory.mktemp("lisa-narrow"), {"language_prefix": "int8"}
+    weights |= {"language_question": "int4"}
+    return export_made_up(folder, PRESETS["tiny-lisa"], family="lisa", weights=weights)
+
+
+@pytest.fixture(scope="session")
 def lisa_half_bundle(tmp_path_factory):
     return _export_lisa(tmp_path_factory.mktemp("lisa-fp16"), "fp16")
 

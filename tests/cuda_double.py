@@ -300,7 +300,8 @@ class IExecutionContext:
 
         def view(name, dtype):
             shape = self.get_tensor_shape(name)
-            memory = (ctypes.c_char * (int(np.prod(shape)) * 4)).from_address(addresses[name])
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            memory = (ctypes.c_char * size).from_address(addresses[name])
             return np.frombuffer(memory, dtype).reshape(shape)
 
         def work():

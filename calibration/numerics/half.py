@@ -5,7 +5,7 @@ ONNX Runtime's CPU runs most of an FP16 graph in FP32 and drops the casts in bet
 goes through FP16 and back, as on hardware with FP16 operators and FP32 accumulation (tensor cores):
 products and sums inside one operator are FP32, its output is FP16. A product with weights and the
 bias added to it count as one operator, as in torch's float16 linear layers and in TensorRT. An
-engine that rounds in between loses a little more.
+engine that rounds in between loses a little more. Inputs and outputs that are FP16 stay so.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ _NOTHING_TO_ROUND = frozenset(
     }
 )
 
+_AT_THE_EDGE = _NOTHING_TO_ROUND | {"Cast"}
+
 
 def emulate_half(source: Path, target: Path) -> int:
     """Writes the FP16 graph of `source` to `target` so that it rounds as FP16 hardware does.
@@ -61,12 +63,15 @@ def emulate_half(source: Path, target: Path) -> int:
     graph = model.graph
     half = _half_values(model) - _products_before_a_bias(model)
 
+    edge = _edge(graph)
     nodes = _widened_weights(graph)
     rounded = 0
     for node in graph.node:
         _refuse_subgraphs(node, source)
-        _widen(node)
         nodes.append(node)
+        if node.op_type in _AT_THE_EDGE and not edge.isdisjoint(node.output):
+            continue
+        _widen(node)
         if node.op_type not in _NOTHING_TO_ROUND:
             casts = _rounding(node, half)
             nodes += casts
@@ -77,6 +82,16 @@ def emulate_half(source: Path, target: Path) -> int:
     del graph.value_info[:]  # the values are FP32 now
     onnx.save_model(model, target)
     return rounded
+
+
+def _edge(graph: onnx.GraphProto) -> set[str]:
+    """The values that FP16 outputs are joined of, up to the last casts; they are FP16 here too."""
+    kind = TensorProto.FLOAT16
+    edge = {value.name for value in graph.output if value.type.tensor_type.elem_type == kind}
+    for node in reversed(graph.node):
+        if node.op_type in _NOTHING_TO_ROUND and not edge.isdisjoint(node.output):
+            edge.update(node.input)
+    return edge
 
 
 def _widened_weights(graph: onnx.GraphProto) -> list[onnx.NodeProto]:

@@ -15,12 +15,15 @@ namespace libris {
 
 constexpr int kFormatVersion = 2;  // the newest that is read
 
+// The types of values. What the host gives or takes is never float16.
+enum class Dtype { float32, float16, int32 };
+
 // A value: an array that the host or one of the stages gives, and stages take by its name.
 struct TensorSpec {
     static constexpr int images = -1, expressions = -2, tokens = -3;
     std::string name;
     std::string value;  // that an input takes; an output's is its name
-    bool is_int32;
+    Dtype dtype;
     std::vector<int> shape;  // sizes, or a kind of axis whose length differs from call to call
 };
 
@@ -37,7 +40,7 @@ const Item *named(const std::vector<Item> &items, const std::string &name) {
 struct Stage {
     std::string name;
     std::string file;  // relative to the bundle
-    // for its user's eyes: it is in the graph, whose inputs and outputs are float32
+    // for its user's eyes: it is in the graph
     std::string precision;
     std::string sampling;  // "native", "gather" or "" where nothing is sampled
     std::map<std::string, std::string> sha256;

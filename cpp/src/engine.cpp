@@ -218,6 +218,15 @@ fs::path folder_above(const Places &places, const fs::path &folder) {
     return above;
 }
 
+ONNXTensorElementDataType element_type(Dtype dtype) {
+    switch (dtype) {
+        case Dtype::float16: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+        case Dtype::int32: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+        case Dtype::float32: break;
+    }
+    return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+}
+
 }  // namespace
 
 const char *provider_name(Provider provider) {
@@ -442,9 +451,7 @@ std::vector<Ort::Value> Session::run(const std::vector<const Ort::Value *> &valu
 
     for (size_t i = 0; i < results.size(); ++i) {
         const auto info = results[i].GetTensorTypeAndShapeInfo();
-        const auto kind = outputs_[i].is_int32 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32
-                                               : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-        if (info.GetElementType() != kind ||
+        if (info.GetElementType() != element_type(outputs_[i].dtype) ||
             info.GetShape() != real_shape(outputs_[i], expressions)) {
             throw Error(RIS_ERROR_BUNDLE, name_ + ": the output " + outputs_[i].name +
                                               " has not the shape that the manifest says; "
@@ -474,9 +481,12 @@ Array copied(const Ort::Value &value) {
         using T = std::decay_t<decltype(*from)>;
         return Array{info.GetShape(), std::vector<T>(from, from + info.GetElementCount())};
     };
-    return info.GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32
-               ? copy(value.GetTensorData<int32_t>())
-               : copy(value.GetTensorData<float>());
+    switch (info.GetElementType()) {
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32: return copy(value.GetTensorData<int32_t>());
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+            return copy(value.GetTensorData<Ort::Float16_t>());
+        default: return copy(value.GetTensorData<float>());
+    }
 }
 
 }  // namespace libris

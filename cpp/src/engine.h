@@ -83,7 +83,7 @@ std::vector<int64_t> real_shape(const TensorSpec &spec, int64_t expressions, int
 // An array in memory of its own, which is no session's.
 struct Array {
     std::vector<int64_t> shape;
-    std::variant<std::vector<float>, std::vector<int32_t>> data;
+    std::variant<std::vector<float>, std::vector<Ort::Float16_t>, std::vector<int32_t>> data;
 };
 
 // A tensor over an array's memory, which must outlive it.

@@ -34,20 +34,21 @@ std::vector<TensorSpec> tensors(const Fields &stage, const char *list, bool are_
     bool good = true, named = true;
     std::vector<TensorSpec> all;
     for (const auto &[at, fields] : stage.objects(list, false)) {
-        TensorSpec spec{fields.text("name"), "", false, {}};
+        TensorSpec spec{fields.text("name"), "", Dtype::float32, {}};
         spec.value = are_inputs ? fields.name("value") : spec.name;
         named = named && is_name(spec.value);
         const std::string dtype = fields.text("dtype");
-        spec.is_int32 = dtype == "int32";
+        if (dtype == "float16") spec.dtype = Dtype::float16;
+        if (dtype == "int32") spec.dtype = Dtype::int32;
         good = read_shape(fields.get("shape"), spec.shape) && good &&
-               (spec.is_int32 || dtype == "float32");
+               (spec.dtype != Dtype::float32 || dtype == "float32");
         all.push_back(std::move(spec));
     }
     if (stage.told() != before) return all;
     if (!good) {
         stage.wrong(list,
-                    "a list of tensors of float32 or int32, whose axes are whole numbers from 1 "
-                    "on, images, expressions or tokens",
+                    "a list of tensors of float32, float16 or int32, whose axes are whole numbers "
+                    "from 1 on, images, expressions or tokens",
                     stage.get(list));
     } else if (!named) {
         stage.wrong(list, "a list of tensors with names of small letters, digits and _",

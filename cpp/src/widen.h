@@ -7,7 +7,8 @@
 namespace libris {
 
 // The ONNX file `onnx` with every FP16 weight behind a cast to FP32, and every cast to FP16 one to
-// FP32. Weights in a data file stay there. Throws Error, naming `path`, where it is no ONNX.
+// FP32, but for the last ones in front of an FP16 output. Weights in a data file stay there. Throws
+// Error, naming `path`, where it is no ONNX.
 std::string widened(const std::string &onnx, const std::string &path);
 
 }  // namespace libris

@@ -36,13 +36,16 @@ std::string words(const TensorSpec &spec, const char *any = "any") {
                  : size == TensorSpec::tokens      ? "tokens"
                                                    : std::to_string(size);
     }
-    return (spec.is_int32 ? "int32 [" : "float32 [") + sizes + "]";
+    const char *const dtype = spec.dtype == Dtype::int32     ? "int32 ["
+                              : spec.dtype == Dtype::float16 ? "float16 ["
+                                                             : "float32 [";
+    return dtype + sizes + "]";
 }
 
 // Whether a tensor is of the kind and shape that another says.
 bool fits(const TensorSpec &spec, const TensorSpec &wanted) {
     const auto equal = [](int size, int wants) { return wants == kAny ? size > 0 : size == wants; };
-    return spec.is_int32 == wanted.is_int32 && spec.shape.size() == wanted.shape.size() &&
+    return spec.dtype == wanted.dtype && spec.shape.size() == wanted.shape.size() &&
            std::equal(spec.shape.begin(), spec.shape.end(), wanted.shape.begin(), equal);
 }
 
@@ -122,25 +125,26 @@ private:
             tell("host.resizes." + resize.name + shares);
         }
         for (const HostImage &image : host.images) {
-            give(image.name, "host.images." + image.name, false,
+            give(image.name, "host.images." + image.name, Dtype::float32,
                  {TensorSpec::images, 3, image.size, image.size});
         }
         const bool varies = !host.text.lengths.empty();
         const std::vector<int> row{kEach, varies ? TensorSpec::tokens : host.text.max_tokens};
-        give(host.text.ids, "host.text.ids", true, row);
-        if (!host.text.mask.empty()) give(host.text.mask, "host.text.mask", false, row);
-        if (!host.image_index.empty()) give(host.image_index, "host.image_index", true, {kEach});
+        give(host.text.ids, "host.text.ids", Dtype::int32, row);
+        if (!host.text.mask.empty()) give(host.text.mask, "host.text.mask", Dtype::float32, row);
+        if (!host.image_index.empty())
+            give(host.image_index, "host.image_index", Dtype::int32, {kEach});
         if (host.categories) {
-            give(host.categories->value, "host.categories", false, {kEach, kAny});
+            give(host.categories->value, "host.categories", Dtype::float32, {kEach, kAny});
         }
         for (const Drawn &drawn : host.drawn) {
             std::vector<int> numbers{kEach};
             numbers.insert(numbers.end(), drawn.shape.begin(), drawn.shape.end());
-            give(drawn.name, "host.drawn." + drawn.name, false, std::move(numbers));
+            give(drawn.name, "host.drawn." + drawn.name, Dtype::float32, std::move(numbers));
         }
         for (const Stage &stage : manifest_.stages) {
             for (const TensorSpec &spec : stage.outputs) {
-                give(spec.name, "the stage " + quoted(stage.name), spec.is_int32, spec.shape,
+                give(spec.name, "the stage " + quoted(stage.name), spec.dtype, spec.shape,
                      stage.name);
                 outputs_[spec.name] = &given_[spec.name];
             }
@@ -150,15 +154,15 @@ private:
             std::vector<int> shape = of == nullptr ? std::vector<int>() : of->shape;
             shape.resize(std::min<size_t>(shape.size(), 2));
             if (of != nullptr) shape.insert(shape.end(), 2, resize.size);
-            give(resize.name, "host.resizes." + resize.name, false, std::move(shape),
+            give(resize.name, "host.resizes." + resize.name, Dtype::float32, std::move(shape),
                  of == nullptr ? "" : of->by);
         }
     }
 
-    void give(const std::string &name, const std::string &place, bool is_int32,
+    void give(const std::string &name, const std::string &place, Dtype dtype,
               std::vector<int> shape, const std::string &by = "") {
         const auto [first, is_new] =
-            given_.insert({name, {{name, name, is_int32, std::move(shape)}, by, place}});
+            given_.insert({name, {{name, name, dtype, std::move(shape)}, by, place}});
         if (kKeptNames.count(name) != 0) {
             tell("the value " + quoted(name) + " has a name that is kept for something else");
             return;
@@ -225,7 +229,7 @@ private:
             const Given *const of = output(resize.of);
             if (of == nullptr) {
                 tell(place + " no stage gives");
-            } else if (of->is_int32 || of->shape.size() != 4 || of->shape[3] < 0) {
+            } else if (of->dtype != Dtype::float32 || of->shape.size() != 4 || of->shape[3] < 0) {
                 tell(place + " is " + words(*of) +
                      ", no maps [N, channels, height, width] of float32");
             } else if (!taken.insert(resize.of).second) {
@@ -299,7 +303,7 @@ private:
         const std::string place = "answer.mean_of is the value " + quoted(name) + ", which";
         const Given *const value = output(name);
         if (value == nullptr) return tell(place + " no stage gives");
-        if (value->is_int32) tell(place + " is " + words(*value) + ", not float32");
+        if (value->dtype != Dtype::float32) tell(place + " is " + words(*value) + ", not float32");
         std::set<std::string> numbers;
         for (const Drawn &drawn : manifest_.host.drawn) numbers.insert(drawn.name);
         if (made_of(numbers).first.count(name) == 0) {
@@ -346,7 +350,7 @@ private:
     }
 
     void find_answer(const char *field, const std::string &name, const std::vector<int> &shape) {
-        const TensorSpec wanted{name, name, false, shape};
+        const TensorSpec wanted{name, name, Dtype::float32, shape};
         const std::string place =
             std::string("answer.") + field + " is the value " + quoted(name) + ", which";
         const Given *const value = output(name);

@@ -84,6 +84,10 @@ class StageDesign:
     """The name of the file that its weights lie in with those of other stages that name it; what
     two of them have is there once. None: a file of its own."""
 
+    halved: tuple[str, ...] = ()
+    """The outputs that are FP16 where the graphs that have them are not FP32: large values that a
+    scene keeps (`ris.export.narrow_values`)."""
+
     thresholded: Mapping[str, float] = field(default_factory=dict)
     """The outputs that lie behind a threshold, as of an attention mask, each with the relative
     error that a step there may make."""

@@ -150,12 +150,14 @@ class LlamaAttention(nn.Module):
         Returns:
             [N, T, width], behind the last projection.
         """
-        logits = queries @ own.keys.transpose(-1, -2) * self.scale + bias
+        # of the queries, not of the logits: OpenVINO would multiply all that is kept, in each layer
+        queries = queries * self.scale
+        logits = queries @ own.keys.transpose(-1, -2) + bias
         if past is None:
             read = logits.softmax(-1) @ own.values
         else:
             # two products, not one over both joined: what is kept is not copied for each row
-            before = queries @ past.keys.transpose(-1, -2) * self.scale
+            before = queries @ past.keys.transpose(-1, -2)
             shares = torch.cat([before, logits], -1).softmax(-1)
             read = shares[..., : past.keys.shape[2]] @ past.values
             read = read + shares[..., past.keys.shape[2] :] @ own.values

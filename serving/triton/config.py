@@ -23,7 +23,7 @@ Graphs = Literal["onnx", "tensorrt"]
 """What runs the graphs where each is a Triton model of its own."""
 
 _SETTINGS = re.compile(r'key: "ris" value \{ string_value: ("(?:[^"\\]|\\.)*") \}')
-_TYPES = {"float32": "TYPE_FP32", "int32": "TYPE_INT32"}
+_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int32": "TYPE_INT32"}
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,25 @@ def test_its_masks_are_pythons(libris, model, lisa_bundle, form):
             libris.check(libris.abi.ris_free_scene(scene))
 
 
+@pytest.mark.parametrize("precision", ["half", "bf16", "narrow"])
+def test_it_keeps_keys_and_values_in_fp16(libris, precision, request):
+    """Its masks are Python's; a scene is asked twice, as what it keeps is in its own memory."""
+    bundle = request.getfixturevalue(f"lisa_{precision}_bundle")
+    opened = libris.open(bundle)
+    rgb, expressions = asked(3)
+    scene = libris.encode_image(opened, rgb)
+    with load(bundle, engine="onnxruntime") as python:
+        kept = python.encode_image(rgb)
+        assert kept.values["prefix_keys"].dtype == np.float16
+        for texts in (expressions, expressions[::-1]):
+            want = kept.segment_many(texts)
+            for got, one in zip(libris.ask(scene, texts), want, strict=True):
+                np.testing.assert_allclose(got["logits"], one.logits, atol=1e-3)
+                assert mask_iou(got["mask"], one.mask) >= 0.9999
+    libris.check(libris.abi.ris_free_scene(scene))
+    libris.check(libris.abi.ris_close(opened))
+
+
 def test_short_and_long_questions_are_pythons(libris, model, lisa_bundle):
     """Rows of every length: each question alone, all at once, and as padded token ids."""
     texts = ["man", "man " * 20, "man " * 30, "man " * 50]

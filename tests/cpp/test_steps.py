@@ -315,9 +315,13 @@ def test_notes(internals, tiny_bundle, padding, end_id):
     assert f"{padding} is padding to the model" in lines
 
 
-def test_fp16_graphs_are_widened_as_in_python(internals, tiny_fp16_bundle, tmp_path):
+def test_fp16_graphs_are_widened_as_in_python(
+    internals, tiny_fp16_bundle, lisa_half_bundle, tmp_path
+):
+    """Those with FP16 edges as well."""
     internals.test_widened.restype = ctypes.c_size_t
-    for path in sorted(tiny_fp16_bundle.glob("**/*.onnx")):
+    bundles = (tiny_fp16_bundle, lisa_half_bundle)
+    for path in sorted(path for bundle in bundles for path in bundle.glob("**/*.onnx")):
         want = widened(path)
         assert want != path.read_bytes() or b"fp16" not in want
         out = ctypes.create_string_buffer(2 * len(want))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +78,30 @@ def test_values_stay_on_the_device_between_sessions(cuda, engine, graph):
     closed = "the value on the device was closed; encode the image again"
     with pytest.raises(EngineError, match=closed):
         kept.numpy()
+
+
+def test_fp16_values_take_half_the_bytes(cuda, engine, graph, monkeypatch):
+    """They stay on the device as they are, and nothing is copied beyond them."""
+    half = {"x": np.float16, "y": np.float16, "index": np.int32}
+    specs = [replace(spec, dtype=np.dtype(half[spec.name]).name) for spec in graph.inputs]
+    narrow = replace(graph, inputs=tuple(specs), outputs=(replace(specs[0], name="y"),))
+
+    def compute(view):
+        x, index = view("x", np.float16), view("index", np.int32)
+        np.copyto(view("y", np.float16), (2 * x + index[0]).astype(np.float16))
+
+    monkeypatch.setattr(engine, "_compute", compute)
+    given = {"x": np.full((2, 4), 1.5, np.float16), "index": np.array([1], np.int32)}
+    with open_it(cuda, narrow) as encoder, open_it(cuda, narrow) as decoder:
+        kept = encoder.run_and_keep(given)["y"]
+        assert kept.dtype == np.float16
+        np.testing.assert_array_equal(kept.numpy(), np.full((2, 4), 4, np.float16))
+        found = decoder.run({"x": kept, "index": np.array([1], np.int32)})["y"]
+        np.testing.assert_array_equal(found, np.full((2, 4), 9, np.float16))
+        with pytest.raises(EngineError, match=r"'x' is float32 \[2, 4\], expected float16"):
+            decoder.run(given | {"x": np.ones((2, 4), np.float32)})
+    kept.close()
+    assert not cuda.leaks
 
 
 def test_a_forgotten_value_gives_its_memory_back(cuda, engine, graph):

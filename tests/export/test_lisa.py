@@ -237,7 +237,7 @@ def test_masks_of_prompts_are_the_references(model):
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("precision", ["", "half_", "bf16_"])
+@pytest.mark.parametrize("precision", ["", "half_", "bf16_", "narrow_"])
 def test_masks_are_the_references(precision, engine, request):
     pytest.importorskip(engine, reason=f"{engine} is not installed")
     with load(request.getfixturevalue(f"lisa_{precision}bundle"), engine=engine) as runtime:
@@ -285,6 +285,62 @@ def test_several_expressions_share_what_is_kept(lisa_bundle, picture):
         assert feeds["prefix_keys"] is scene.values["prefix_keys"]
         assert feeds["prefix_values"] is scene.values["prefix_values"]
         assert len(feeds["input_ids"]) == len(ASKED)
+
+
+@pytest.mark.parametrize("precision", ["half_", "bf16_", "narrow_"])
+def test_a_scene_keeps_half_the_bytes(precision, lisa_bundle, request, picture):
+    """In FP16 where the graphs are narrow; the FP32 bundle's are FP32 to the last bit."""
+    sizes, kinds = [], []
+    for bundle in (lisa_bundle, request.getfixturevalue(f"lisa_{precision}bundle")):
+        specs = [
+            spec
+            for stage in open_bundle(bundle).manifest.stages
+            for spec in (*stage.inputs, *stage.outputs)
+            if spec.name.startswith("prefix_")
+        ]
+        assert len(specs) == 4
+        kinds += {spec.dtype for spec in specs}
+        with load(bundle, engine="onnxruntime") as runtime:
+            values = runtime.encode_image(picture).values
+            kept = [values[name] for name in ("prefix_keys", "prefix_values")]
+        assert {str(value.dtype) for value in kept} == {specs[0].dtype}
+        sizes.append(sum(value.nbytes for value in kept))
+    assert kinds == ["float32", "float16"]
+    assert sizes[0] == 2 * sizes[1]
+
+
+@pytest.mark.parametrize("precision", ["half_", "bf16_", "narrow_"])
+def test_no_graph_casts_all_that_is_kept(precision, request):
+    """Each layer casts its own part."""
+    bundle = request.getfixturevalue(f"lisa_{precision}bundle")
+    for stage in ("language_prefix", "language_question"):
+        model = onnx.load(bundle / f"graphs/{stage}.onnx", load_external_data=False)
+        onnx.checker.check_model(str(bundle / f"graphs/{stage}.onnx"), full_check=True)
+        values = onnx.shape_inference.infer_shapes(model).graph
+        whole = {
+            value.name
+            for value in (*values.value_info, *values.input, *values.output)
+            if len(shape := value.type.tensor_type.shape.dim) == 5
+            and shape[3].dim_value == TINY.prefix_length
+        }
+        assert {"prefix_keys", "prefix_values"} <= whole
+        casts = [node for node in model.graph.node if node.op_type == "Cast"]
+        assert len(casts) >= 2 * TINY.llama.layers
+        assert whole.isdisjoint(name for node in casts for name in (*node.input, *node.output))
+
+
+def test_openvino_multiplies_no_whole_keys(lisa_bundle):
+    """It would move a factor of the logits to all keys of all layers, in each layer."""
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    model = openvino.Core().read_model(str(lisa_bundle / "graphs/language_question.onnx"))
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    whole = [
+        node.get_friendly_name()
+        for node in compiled.get_runtime_model().get_ordered_ops()
+        if node.get_output_size() and len(node.get_output_partial_shape(0)) == 5
+    ]
+    assert sorted(whole) == ["prefix_keys", "prefix_values"]
 
 
 def test_what_cannot_be_asked_is_refused(lisa_bundle, picture):
@@ -361,6 +417,17 @@ def test_tensorrt_rtx_compiles_rows_of_every_length(lisa_bundle, tmp_path):
     assert set(built.report["layers"]) <= {"fp32", "integer"}
 
 
+@pytest.mark.parametrize("stage", ["language_prefix", "language_question"])
+def test_tensorrt_rtx_compiles_fp16_edges(lisa_half_bundle, tmp_path, stage):
+    """An FP16 graph has no layer more in FP32 for them."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    graph = replace(open_bundle(lisa_half_bundle).graph(stage), cache=tmp_path)
+    assert "float16" in {spec.dtype for spec in (*graph.inputs, *graph.outputs)}
+    built = create("tensorrt-rtx", EngineOptions()).build(graph)
+    assert built.artifact.stat().st_size > 0
+    assert built.report["layers"].get("fp16")
+
+
 def test_parity_looks_at_shorter_rows_too(lisa_bundle):
     """An engine that is right at the longest rows alone does not agree."""
     bundle = open_bundle(lisa_bundle)
@@ -382,15 +449,16 @@ def test_parity_looks_at_shorter_rows_too(lisa_bundle):
     assert set(seen) < set(bundle.manifest.host.text.lengths)
 
 
-def test_triton_gets_the_shared_weights_beside_each_graph(lisa_bundle, tmp_path):
+def test_triton_gets_the_shared_weights_beside_each_graph(lisa_bf16_bundle, tmp_path):
     options = ServerOptions(Running("onnxruntime", "cpu", threads=1, compute=None), graphs="onnx")
-    names = write_repository(open_bundle(lisa_bundle), tmp_path / "models", options)
+    names = write_repository(open_bundle(lisa_bf16_bundle), tmp_path / "models", options)
     assert names == ["ris", *(f"ris_{stage}" for stage in STAGES)]
     for stage in ("language_prefix", "language_question"):
         version = tmp_path / "models" / f"ris_{stage}" / "1"
         assert {file.name for file in version.iterdir()} == {"model.onnx", "language.data"}
         onnx.checker.check_model(str(version / "model.onnx"))
     config = (tmp_path / "models" / "ris_language_question" / "config.pbtxt").read_text()
+    assert 'name: "prefix_keys" data_type: TYPE_FP16' in config
     assert 'name: "input_ids" data_type: TYPE_INT32 dims: [ -1, -1 ]' in config
     assert 'key: "input_ids" value { data_type: TYPE_INT32 dims: [ 1, 24 ]' in config
 

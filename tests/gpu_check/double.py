@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 import cuda_double
 from ris.engines import cuda, table, tensorrt_build
 
-_DTYPES = {"float32": np.float32, "int32": np.int32}
+_DTYPES = {"float32": np.float32, "float16": np.float16, "int32": np.int32}
 
 
 class OnnxEngine(cuda_double.ICudaEngine):

@@ -128,6 +128,7 @@ def _language_prefix(config: LisaConfig) -> StageDesign:
         shared_weights=WEIGHTS,
         inputs=(taken(_image_tokens(config)),),
         outputs=_kept(config),
+        halved=tuple(spec.name for spec in _kept(config)),
         build=plain(LanguagePrefix),
         islands=LANGUAGE,
         narrow_weights=True,
