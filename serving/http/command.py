@@ -33,9 +33,9 @@ _HTTP_OPTIONS = (
     click.option(
         "--parallel",
         type=click.IntRange(1),
-        default=2,
+        default=1,
         show_default=True,
-        help="Questions that a worker's model is asked at once.",
+        help="Questions that a worker's model is asked at once. On a CPU one keeps all cores busy.",
     ),
     click.option(
         "--cached-images",
@@ -262,7 +262,7 @@ def read_token(file: Path | None) -> str | None:
 @click.option("--requests", type=click.IntRange(2), default=2000, show_default=True)
 @click.option("--clients", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--parallel", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--parallel", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--triton", is_flag=True, help="Ask Triton as well, over HTTP.")
 @click.option(
     "--port",

@@ -33,8 +33,11 @@ class HttpSettings:
     limits: Limits = field(default_factory=Limits)
     """What is accepted. `seconds` is a request's time from its first byte to its answer."""
 
-    parallel: int = 2
-    """Questions that the model is asked at once, in threads."""
+    parallel: int = 1
+    """Questions that the model is asked at once, in threads.
+
+    On a CPU one keeps all cores busy, and two get into each other's way.
+    """
 
     cached_images: int = 64
     """Encoded images that are kept."""
