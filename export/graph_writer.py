@@ -143,15 +143,19 @@ def write_graphs(
 
     rounded = _together(written)
     parity: Rows = {}
+    entries: list[GraphEntry] = []
     against = _rounded_pass(job, rounded, reference_pass) if rounded else job.reference
     for stage, one in zip(stages, written, strict=True):
-        rows = one.rows
+        entry, rows = one.entry, one.rows
         if one.rounded:
             checked = dataclasses.replace(job, reference=against)
-            _check_graph(job.graph(stage), one.entry.precision, checked)
+            _check_graph(job.graph(full_edges(stage)), entry.precision, checked)
+            halve_edges(job.graph(stage).path, stage)
+            entry = dataclasses.replace(entry, sha256=job.files(stage.name))
             rows = _measured(job.graph(stage), job)
+        entries.append(entry)
         parity |= rows
-    return tuple(one.entry for one in written), parity
+    return tuple(entries), parity
 
 
 def _together(written: Sequence[_Written]) -> dict[int, WeightFormat]:
@@ -244,7 +248,10 @@ def _write_rounded(
     traced: Traced,
     format: WeightFormat,
 ) -> _Written:
-    """Writes a graph whose matrices are rounded on their way into the file."""
+    """Writes a graph whose matrices are rounded on their way into the file.
+
+    Its edges are FP32, and its files have no sums yet: it is checked once all graphs are there.
+    """
     narrow, found = traced.quantised(format, job.rounder)
     require_matrices(stage.name, found)
     narrow.write(_progress(job, stage.name), job.kept)
@@ -253,7 +260,6 @@ def _write_rounded(
     return _Written(
         dataclasses.replace(
             entry,
-            sha256=job.files(stage.name),
             precision=kept.precision,
             fp32_islands=kept.kept,
             weights=stored(found, format, traced.scopes, job.rounding),
@@ -277,6 +283,7 @@ def _round(
     found = quantise_file(graph.path, graph.path, format, report, job.rounder)
     require_matrices(stage.name, found)
     kept = _convert_rest(stage, job)
+    halve_edges(graph.path, stage)
     written = dataclasses.replace(
         entry,
         sha256=job.files(stage.name),
@@ -320,22 +327,21 @@ def _convert(stage: StageDesign, job: GraphJob, scopes: dict[str, list[str]]) ->
             no_target_row(job.planned),
             lambda what: job.report(f"{stage.name}: {what}"),
         )
-        halve_edges(graph.path, stage)
-        return _Converted("fp16", kept, rounded)
-    return _convert_rest(stage, job)
+        converted = _Converted("fp16", kept, rounded)
+    else:
+        converted = _convert_rest(stage, job)
+    halve_edges(graph.path, stage)
+    return converted
 
 
 def _convert_rest(stage: StageDesign, job: GraphJob) -> _Converted:
-    """The same for precisions that round weights alone."""
-    asked, path = job.options.precision, job.graph(stage).path
+    """The same for precisions that round weights alone; edges stay FP32."""
+    asked = job.options.precision
     if (reason := stage.whole.get(asked)) is not None:
-        converted = _Converted("fp32", {"*": reason}, {})
-    elif asked == "bf16":
-        converted = _Converted("bf16", convert_to_bf16(path, stage.narrow_from), {})
-    else:
-        converted = _Converted("fp32", {}, {})
-    halve_edges(path, stage)
-    return converted
+        return _Converted("fp32", {"*": reason}, {})
+    if asked == "bf16":
+        return _Converted("bf16", convert_to_bf16(job.graph(stage).path, stage.narrow_from), {})
+    return _Converted("fp32", {}, {})
 
 
 def _require_own_ranges(job: GraphJob, stage: StageDesign) -> None:

@@ -92,12 +92,11 @@ def halve_edges(path: Path, stage: StageDesign) -> None:
     if not inputs and not outputs:
         return
     model = onnx.load(path, load_external_data=False)
-    edges = _Edges(model.graph)
-    for name in inputs:
-        edges.halve_input(name)
-    for name in outputs:
-        edges.halve_output(name)
-    edges.put_back()
+    for names, halve in ((inputs, _Edges.halve_input), (outputs, _Edges.halve_output)):
+        edges = _Edges(model.graph)
+        for name in names:
+            halve(edges, name)
+        edges.put_back()
     onnx.save_model(model, path)
 
 
@@ -188,7 +187,9 @@ class _Edges:
     def _is_join(self, name: str) -> bool:
         """Whether a value is joined of others, or laid out anew, for a single reader."""
         node = self._maker(name)
-        return node is not None and node.op_type in _JOINS and self._readers(name) == 1
+        if node is None or name in self._outputs:
+            return False
+        return node.op_type in _JOINS and self._readers(name) == 1
 
     def _maker(self, name: str) -> NodeProto | None:
         return next((node for node in self._nodes if name in node.output), None)

@@ -53,6 +53,7 @@ from ris.engines import EngineOptions, Graph, TensorSpec, create
 from ris.export.families import DESIGNS
 from ris.export.families.design import StageDesign
 from ris.export.held import LEAST, HeldBack, held_back
+from ris.export.narrow_values import full_edges, halve_edges, halve_kept
 from ris.export.onnx_writer import trace_onnx
 from ris.reference.checkpoint.entries import Entry
 from ris.reference.lisa.config import PRESETS, LisaConfig
@@ -231,14 +232,15 @@ def write_graph(folder: Path, stage_name: str, format: str, layers: int) -> Grap
     held = held_back(model)
     assert held is not None
     start = time.perf_counter()
-    stage = next(one for one in DESIGNS["lisa"].stages(config) if one.name == stage_name)
+    stage = _stage(config, stage_name)
     path = folder / f"{stage_name}-{layers}-{format}.onnx"
     with torch.no_grad():
         module = held.build(lambda: stage.build(model, "gather"))
-    traced = trace_onnx(module, stage, path, one_image=True, held=held)
+    traced = trace_onnx(module, full_edges(stage), path, one_image=True, held=held)
     begun = time.perf_counter()
     narrow, stored = traced.quantised(format)
     narrow.write()
+    halve_edges(path, stage)
     report = {
         "traced_seconds": begun - start,
         "written_seconds": time.perf_counter() - begun,
@@ -268,8 +270,7 @@ def run_graph(path: Path, format: str, engine: str, tokens: list[int], rounds: b
     """
     layers = int(path.stem.split("-")[1])
     config = dataclasses.replace(CONFIG, llama=dataclasses.replace(CONFIG.llama, layers=layers))
-    name = path.stem.split("-")[0]
-    stage = next(one for one in DESIGNS["lisa"].stages(config) if one.name == name)
+    stage = _stage(config, path.stem.split("-")[0])
     graph = _graph_of(stage, path, format)
     options = EngineOptions("cpu", max_expressions=10, int8_activations=rounds)
     start, times = time.perf_counter(), {}
@@ -295,6 +296,13 @@ def run_graph(path: Path, format: str, engine: str, tokens: list[int], rounds: b
     )
 
 
+def _stage(config: LisaConfig, name: str) -> StageDesign:
+    """A graph whose matrices are narrow; keys and values of a picture are FP16 then."""
+    stages = DESIGNS["lisa"].stages(config)
+    narrow = [one.name for one in stages if one.narrow_weights]
+    return next(one for one in halve_kept(stages, "fp32", narrow) if one.name == name)
+
+
 def _graph_of(stage: StageDesign, path: Path, format: str) -> Graph:
     return Graph(
         *(stage.name, path, stage.inputs, stage.outputs),
@@ -311,7 +319,7 @@ def _made_up(spec: TensorSpec, sizes: Mapping[str, int], tokens: int) -> np.ndar
         return np.full(shape, 338, np.int32)
     if spec.name == "text_mask":
         return np.tile((np.arange(shape[1]) < tokens).astype(np.float32), (shape[0], 1))
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    return np.random.default_rng(0).standard_normal(shape).astype(spec.dtype)
 
 
 def _drawn_model(config: LisaConfig, folder: Path) -> LisaModel:

@@ -85,8 +85,8 @@ class StageDesign:
     two of them have is there once. None: a file of its own."""
 
     halved: tuple[str, ...] = ()
-    """The outputs that are FP16 where the graphs that have them are not FP32: large values that a
-    scene keeps (`ris.export.narrow_values`)."""
+    """The outputs that are FP16 where the graphs that have them are narrow, in what they compute or
+    in their weights: large values that a scene keeps (`ris.export.narrow_values`)."""
 
     thresholded: Mapping[str, float] = field(default_factory=dict)
     """The outputs that lie behind a threshold, as of an attention mask, each with the relative

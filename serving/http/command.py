@@ -35,7 +35,7 @@ _HTTP_OPTIONS = (
         type=click.IntRange(1),
         default=1,
         show_default=True,
-        help="Questions that a worker's model is asked at once. On a CPU one keeps all cores busy.",
+        help="Questions that a worker's model is asked at once, each with all of its threads.",
     ),
     click.option(
         "--cached-images",

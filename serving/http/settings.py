@@ -36,7 +36,7 @@ class HttpSettings:
     parallel: int = 1
     """Questions that the model is asked at once, in threads.
 
-    On a CPU one keeps all cores busy, and two get into each other's way.
+    A question's graphs run on all cores; with two at once ONNX Runtime was slower on a CPU.
     """
 
     cached_images: int = 64

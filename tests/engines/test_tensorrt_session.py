@@ -80,8 +80,8 @@ def test_values_stay_on_the_device_between_sessions(cuda, engine, graph):
         kept.numpy()
 
 
-def test_fp16_values_take_half_the_bytes(cuda, engine, graph, monkeypatch):
-    """They stay on the device as they are, and nothing is copied beyond them."""
+def test_fp16_values_stay_on_the_device_as_they_are(cuda, engine, graph, monkeypatch):
+    """Nothing is copied beyond them, and FP32 is not taken for them."""
     half = {"x": np.float16, "y": np.float16, "index": np.int32}
     specs = [replace(spec, dtype=np.dtype(half[spec.name]).name) for spec in graph.inputs]
     narrow = replace(graph, inputs=tuple(specs), outputs=(replace(specs[0], name="y"),))

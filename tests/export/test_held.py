@@ -282,6 +282,8 @@ def test_a_whole_bundle_answers_and_leaves_nothing_beside_it(lisa, direct, tmp_p
         scene = model.encode_image(np.zeros((60, 80, 3), np.uint8))
         assert scene.segment("left man").mask.shape == (60, 80)
         assert model.sessions["language_question"].computes == "fp32, int8 weights"
+    [keys, values] = open_bundle(tmp_path / "b").graph("language_prefix").outputs
+    assert keys.dtype == values.dtype == "float16"
 
 
 def test_a_bfloat16_bundle_is_made_of_matrices_that_were_held_back(lisa, tmp_path):

@@ -419,7 +419,7 @@ def test_tensorrt_rtx_compiles_rows_of_every_length(lisa_bundle, tmp_path):
 
 @pytest.mark.parametrize("stage", ["language_prefix", "language_question"])
 def test_tensorrt_rtx_compiles_fp16_edges(lisa_half_bundle, tmp_path, stage):
-    """An FP16 graph has no layer more in FP32 for them."""
+    """FP16 graphs, whose edges are FP16 too."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     graph = replace(open_bundle(lisa_half_bundle).graph(stage), cache=tmp_path)
     assert "float16" in {spec.dtype for spec in (*graph.inputs, *graph.outputs)}
