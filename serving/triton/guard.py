@@ -3,7 +3,8 @@
 tritonserver listens on Unix sockets in a folder that is this user's alone. The guard listens at the
 address that clients know, over HTTP and gRPC. It holds no more than `Limits` say, looks at the form
 of each request (`guard_checks`), passes on what is asked of the model `ris`, and refuses the calls
-that would change the server. It says "not ready" as soon as an instance has died.
+that would change the server. It says "not ready" as soon as an instance has died, or nothing that
+tritonserver was asked has been answered for long.
 
 Answers that are large are taken from tritonserver at once and wait for a slow client on disk.
 """
@@ -11,6 +12,7 @@ Answers that are large are taken from tritonserver at once and wait for a slow c
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +25,9 @@ from ris.serving.limits import LimitError, Limits
 
 SMALL = 1_000_000
 """Bytes of an answer that waits in memory for its client; larger ones wait on disk."""
+
+# tritonserver asks its Python instances for a sign of life, and refuses requests without one
+_SICK = re.compile(r"Stub process \S+ is not healthy")
 
 
 @dataclass(frozen=True)
@@ -92,13 +97,57 @@ class Guarded:
     """Says why the server is not ready although tritonserver may say so; None: it is well."""
 
 
+class Silence:
+    """For how long requests have waited for tritonserver while it answered none of them."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+        self._before = 0.0  # seconds of the silence in which something waited, up to `_since`
+        self._since = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since its last answer, as far as a request was waiting for one."""
+        return self._before + (time.monotonic() - self._since if self._asked else 0.0)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A request that tritonserver has; leaving the block by an error is no answer."""
+        answered = False
+        self._count(+1)
+        try:
+            yield
+            answered = True
+        finally:
+            self._count(-1)
+            if answered:
+                self._before = 0.0
+
+    def _count(self, more: int) -> None:
+        self._before, self._since = self.seconds, time.monotonic()
+        self._asked += more
+
+
 class Room:
     """How many requests are inside at once, and how many bytes of them."""
+
+    silence: Silence
+    """How long tritonserver has been silent."""
+
+    sick: bool
+    """Whether tritonserver has said that an instance does not react any more."""
 
     def __init__(self, requests: int, held_bytes: int) -> None:
         self._requests, self._bytes = requests, held_bytes
         self._inside = self._held = 0
         self._closed = False
+        self.silence = Silence()
+        self.sick = False
+
+    def look_at(self, refusal: str) -> None:
+        """Takes note of what tritonserver says where it refuses a request."""
+        if _SICK.search(refusal):
+            self.sick = True
 
     async def close(self, seconds: float) -> None:
         """Lets nobody in, and waits for those inside, at most so long."""
@@ -157,6 +206,17 @@ class Guard:
         """Why it could not listen, or ended."""
 
         self._patience = 0.0
+        self._room = Room(behind.requests, behind.limits.held_bytes)
+
+    @property
+    def silence(self) -> float:
+        """Seconds for which requests have waited for tritonserver and none was answered."""
+        return self._room.silence.seconds
+
+    @property
+    def sick(self) -> bool:
+        """Whether tritonserver has said that an instance does not react any more."""
+        return self._room.sick
 
     def start(self) -> None:
         """Listens. Raises RisError where an address cannot be had."""
@@ -188,7 +248,7 @@ class Guard:
         from ris.serving.triton.guard_http import http_door
 
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        room = Room(self._behind.requests, self._behind.limits.held_bytes)
+        room = self._room
         async with (
             http_door(self._address, self._behind, room),
             grpc_door(self._address, self._behind, room),

@@ -37,6 +37,13 @@ _CODES = {
 _ARRIVES = 10.0
 """Seconds that a request's message has to arrive; few are read at once, and the others wait."""
 
+# how a call ends that tritonserver did not answer
+_SILENT = (
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNAVAILABLE,
+)
+
 _LARGE_AT_ONCE = 4  # answers that are read back from disk and sent
 _IDLE = 64  # calls beyond those that have a place, which are told so
 
@@ -115,7 +122,7 @@ class _Door(grpc.GenericRpcHandler):
                 place.hold(len(message))
             check_grpc(message, self._behind.limits)
             # no name for the answer here, so that one that waits on disk is not in memory, too
-            await self._send(context, await self._ask(_INFER, message), place)
+            await self._send(context, await self._answer(message), place)
 
     async def _message(self, context: Any) -> bytes:
         seconds = min(_ARRIVES, self._seconds)
@@ -129,9 +136,22 @@ class _Door(grpc.GenericRpcHandler):
         return bytes(message)
 
     async def _ask(self, method: str, message: bytes) -> bytes:
-        """What tritonserver answers: waiting for its turn, in its batch, and being worked on."""
+        """What tritonserver answers."""
         call = self._channel.unary_unary(method)
         return bytes(await call(message, timeout=3 * self._seconds))
+
+    async def _answer(self, message: bytes) -> bytes:
+        """The same to an inference: waiting for its turn, in its batch, and being worked on."""
+        refused = None
+        with self._room.silence.waiting():
+            try:
+                return await self._ask(_INFER, message)
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _SILENT:
+                    raise
+                refused = error  # an answer as well
+                self._room.look_at(error.details() or "")
+        raise refused
 
     async def _send(self, context: Any, answer: bytes, place: Place) -> None:
         """Sends an answer; a large one waits on disk while others are sent."""

@@ -128,10 +128,15 @@ class _Door:
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=3 * self._seconds),
         )
-        async with asked as answer:
+        with self._room.silence.waiting():
+            answer = await asked
+        async with answer:
             kept = {name: answer.headers[name] for name in _KEPT if name in answer.headers}
             if (answer.content_length or SMALL + 1) <= SMALL:
-                return web.Response(status=answer.status, headers=kept, body=await answer.read())
+                small = await answer.read()
+                if answer.status >= 400:
+                    self._room.look_at(small.decode(errors="replace"))
+                return web.Response(status=answer.status, headers=kept, body=small)
 
             with tempfile.TemporaryFile() as file:
                 async for chunk in answer.content.iter_chunked(_CHUNK):

@@ -5,10 +5,12 @@ It listens on the loopback address unless told otherwise, and loads nothing from
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -115,6 +117,8 @@ class TritonServer:
         self._started = False
 
         limits, requests = read_limits(repository)
+        # a request that waited so long gets no answer: three steps of it may take `seconds` each
+        self._most_silent = 3 * limits.seconds
         self._guard = Guard(
             self.address, Guarded(self._sockets, limits, requests, self.why_not_ready)
         )
@@ -225,6 +229,10 @@ class TritonServer:
             return "an instance of the model died; the output of tritonserver may say why"
         if problem := self._guard.problem:
             return f"the guard ended: {problem}"
+        if self._guard.sick:
+            return "an instance of the model hangs"
+        if (silent := self._guard.silence) > self._most_silent:
+            return f"tritonserver has answered nothing for {silent:.0f} s that requests waited"
         return None
 
     def _says_ready(self) -> bool:
@@ -270,6 +278,8 @@ class TritonServer:
         self._guard.stop(20 if is_well else 0)  # tritonserver would wait for its connections
         if self._process and self._process.poll() is None:
             patience = 30 if is_well else 2
+            for one in () if is_well else instances_of(self._process.pid):
+                _kill(one)  # one that hangs does not see that its server ends
             self._process.terminate()
             try:
                 self._process.wait(patience)
@@ -295,6 +305,11 @@ class TritonServer:
     ) -> None:
         self.stop()
         self._folder.cleanup()
+
+
+def _kill(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
 
 
 def instances_of(server: int) -> set[int]:

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -302,8 +303,9 @@ def test_a_full_queue_refuses_and_recovers(served_bundle, served_model, tmp_path
 
 
 @needs_server
-@pytest.mark.parametrize("victim", ["instance", "server"])
+@pytest.mark.parametrize("victim", ["instance", "server", "hangs", "hangs, asked over gRPC"])
 def test_a_death_is_seen_and_the_command_ends_with_1(served_bundle, tmp_path, victim):
+    """As is an instance that does not react any more, once somebody asks it."""
     write_repository(open_bundle(served_bundle), tmp_path / "models", options())
     http, grpc, metrics = free_ports(3)
     ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
@@ -318,7 +320,13 @@ def test_a_death_is_seen_and_the_command_ends_with_1(served_bundle, tmp_path, vi
         [stub] = triton.children()
         regions = shared_regions() - others
         assert regions
-        (stub if victim == "instance" else triton).kill()
+        if victim.startswith("hangs"):
+            stub.suspend()
+            server = SimpleNamespace(address=Address("127.0.0.1", http, grpc, metrics))
+            with pytest.raises(Exception, match="not healthy"):
+                ask(server, picture_bytes(1, 90, 70), ["left man"], grpc="gRPC" in victim)
+        else:
+            (stub if victim == "instance" else triton).kill()
         assert started.wait(60) == 1
     finally:
         started.kill()
@@ -326,8 +334,13 @@ def test_a_death_is_seen_and_the_command_ends_with_1(served_bundle, tmp_path, vi
     assert not psutil.pid_exists(triton.pid)
     wait_until(lambda: not psutil.pid_exists(stub.pid))
     assert not regions & shared_regions()
-    said = "an instance of the model died" if victim == "instance" else "ended by signal 9"
-    assert f"Error: {said}" in (tmp_path / "log").read_text().replace("tritonserver ", "")
+    said = {
+        "instance": "an instance of the model died",
+        "server": "ended by signal 9",
+        "hangs": "an instance of the model hangs",
+        "hangs, asked over gRPC": "an instance of the model hangs",
+    }
+    assert f"Error: {said[victim]}" in (tmp_path / "log").read_text().replace("tritonserver ", "")
 
 
 def is_ready(port):
