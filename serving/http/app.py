@@ -48,6 +48,7 @@ def create_app(service: Service, supervisor: int | None = None) -> FastAPI:
             await service.start()
             if supervisor:
                 service.when_broken = _end
+                service.when_hung = _kill
                 watch = asyncio.ensure_future(_end_with(supervisor))
             yield
         finally:
@@ -124,7 +125,7 @@ def _add_state(app: FastAPI, service: Service, supervisor: int | None) -> None:
 
     @app.get("/health", tags=["state"], summary="Whether the process works")
     async def health() -> Response:
-        """503 where the engine fails at everything: start the process anew."""
+        """503 where the engine fails at everything, or hangs: start the process anew."""
         live = service.live
         return JSONResponse({"live": live}, 200 if live else 503)
 
@@ -235,6 +236,11 @@ async def _end_with(supervisor: int) -> None:
         await asyncio.sleep(_SUPERVISOR_LOOKED_FOR)
     _log.error("the supervisor is gone; this worker ends")
     _end()
+
+
+def _kill() -> None:
+    """Ends this worker at once: the thread that hangs would be waited for."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _end() -> None:

@@ -28,6 +28,12 @@ _log = logging.getLogger("ris.http")
 _BROKEN_AFTER = 3
 """So many failures of the engine, one after the other, and the server says that it is not live."""
 
+_HANGS_AFTER = 3
+"""A question at work for so many times `Limits.seconds`, and the server says that it is not live.
+
+Between groups of expressions it would have seen that its time is up.
+"""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -192,6 +198,8 @@ class Service:
         )
         # what to do where the engine fails at everything, such as ending the process
         self.when_broken: Callable[[], None] = lambda: None
+        # the same where it does not come back, so that nothing can be waited for
+        self.when_hung: Callable[[], None] = lambda: None
         self._turns: Turns | None = None
         self._faults = 0
         self._examining: asyncio.Task[None] | None = None
@@ -258,9 +266,15 @@ class Service:
         """False where the engine failed several times in a row: a new process may help.
 
         A picture that nothing is wrong with is asked about then; where that is answered, the
-        questions were to blame, and the server is live again.
+        questions were to blame, and the server is live again. False, too, while the engine hangs.
         """
-        return self._faults < _BROKEN_AFTER
+        return self._faults < _BROKEN_AFTER and not self.hangs
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the engine has been at a question for far longer than one may take."""
+        longest = self._turns.longest if self._turns else 0.0
+        return longest > _HANGS_AFTER * self.settings.limits.seconds
 
     async def _examine(self) -> None:
         with self.models.lease() as answerer:
@@ -336,6 +350,9 @@ class Service:
                     answered = await self._asked(question, answerer, watch, render, masks)
         except TimeoutError:
             watch.gone.set()
+            if self.hangs:
+                _log.error("the engine hangs")
+                self.when_hung()
             raise LimitError(
                 f"the request took longer than {seconds:g} s; send fewer expressions at a time, or"
                 " come when fewer are waiting",

@@ -107,22 +107,34 @@ class Turn:
         """Gives the turn to the next; may be called twice."""
         if not self._over:
             self._over = True
-            self._turns._give_back(self._size, time.monotonic() - self._began)
+            self._turns._give_back(self, self._size)
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been taken."""
+        return time.monotonic() - self._began
 
 
 class Turns:
     """First come, first served, a few at a time. Belongs to one event loop."""
 
-    running: int
-    """How many have a turn now."""
-
     def __init__(self, most: int, size: int) -> None:
         """most: turns at once; size: bytes of all of them together."""
-        self.running = 0
+        self._taken: set[Turn] = set()
         self._most, self._free = most, size
         self._size = size
         self._waiting: deque[tuple[asyncio.Future[Turn], int]] = deque()
         self._seconds = 1.0  # of a turn, a running mean
+
+    @property
+    def running(self) -> int:
+        """How many have a turn now."""
+        return len(self._taken)
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the turn that has been taken for longest; 0 where there is none."""
+        return max((turn.seconds for turn in self._taken), default=0.0)
 
     @property
     def waiting(self) -> int:
@@ -161,12 +173,13 @@ class Turns:
             if self.running >= self._most or size > self._free:
                 return
             self._waiting.popleft()
-            self.running += 1
+            turn = Turn(self, size)
+            self._taken.add(turn)
             self._free -= size
-            future.set_result(Turn(self, size))
+            future.set_result(turn)
 
-    def _give_back(self, size: int, seconds: float) -> None:
-        self.running -= 1
+    def _give_back(self, turn: Turn, size: int) -> None:
+        self._taken.discard(turn)
         self._free += size
-        self._seconds += 0.1 * (seconds - self._seconds)
+        self._seconds += 0.1 * (turn.seconds - self._seconds)
         self._hand_out()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -91,6 +92,24 @@ def test_after_several_failures_a_picture_of_its_own_decides(running, monkeypatc
     wait_until(lambda: service.live or broken)
     assert service.live == well
     assert broken == ([] if well else [True])
+
+
+def test_an_engine_that_hangs_is_not_live_until_it_comes_back(running, monkeypatch):
+    service, hung, go = running.service, [], threading.Event()
+    limits = replace(service.settings.limits, seconds=0.2)
+    encode = service.answerer.scene
+    monkeypatch.setattr(service, "settings", replace(service.settings, limits=limits))
+    monkeypatch.setattr(service.answerer, "scene", lambda image: go.wait(60) and encode(image))
+    monkeypatch.setattr(service, "when_hung", lambda: hung.append(True))
+    assert running.client().segment(picture_bytes(1), ["x"]).status == 504
+    assert service.live
+    assert not hung
+    wait_until(lambda: not service.live)
+    assert not service.ready
+    assert running.client().segment(picture_bytes(2), ["x"]).status == 504
+    assert hung
+    go.set()
+    wait_until(lambda: service.live)
 
 
 class Worker:
