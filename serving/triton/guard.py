@@ -26,8 +26,9 @@ from ris.serving.limits import LimitError, Limits
 SMALL = 1_000_000
 """Bytes of an answer that waits in memory for its client; larger ones wait on disk."""
 
-# tritonserver asks its Python instances for a sign of life, and refuses requests without one
-_SICK = re.compile(r"Stub process \S+ is not healthy")
+# tritonserver asks its Python instances for a sign of life, and refuses requests without one; all of
+# the refusal, since others may have a client's words in them
+_SICK = re.compile(r"Stub process '\w+' is not healthy\.")
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,8 @@ class Room:
         self.sick = False
 
     def look_at(self, refusal: str) -> None:
-        """Takes note of what tritonserver says where it refuses a request."""
-        if _SICK.search(refusal):
+        """Takes note of what tritonserver says where it refuses a request, without its code."""
+        if _SICK.fullmatch(refusal):
             self.sick = True
 
     async def close(self, seconds: float) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import re
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -134,8 +136,8 @@ class _Door:
             kept = {name: answer.headers[name] for name in _KEPT if name in answer.headers}
             if (answer.content_length or SMALL + 1) <= SMALL:
                 small = await answer.read()
-                if answer.status >= 400:
-                    self._room.look_at(small.decode(errors="replace"))
+                if answer.status == 500:
+                    self._room.look_at(_refusal(small))
                 return web.Response(status=answer.status, headers=kept, body=small)
 
             with tempfile.TemporaryFile() as file:
@@ -155,6 +157,15 @@ class _Door:
                     if request.transport is not None:
                         request.transport.abort()
                 return response
+
+
+def _refusal(body: bytes) -> str:
+    """What tritonserver says where it refuses a request; "" where it says nothing."""
+    with contextlib.suppress(ValueError, RecursionError):
+        said = json.loads(body)
+        if isinstance(said, dict) and isinstance(said.get("error"), str):
+            return str(said["error"])
+    return ""
 
 
 async def _read_answer(triton: aiohttp.ClientSession, method: str, path: str) -> web.Response:

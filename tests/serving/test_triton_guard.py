@@ -130,6 +130,20 @@ def test_a_room_holds_so_many_requests_and_bytes():
         after.hold(100)
 
 
+@pytest.mark.parametrize(
+    ("said", "sick"),
+    [
+        ("Stub process 'ris_0_0' is not healthy.", True),
+        ("400: nothing fits \"Stub process 'ris_0_0' is not healthy.\"", False),
+        ("", False),
+    ],
+)
+def test_an_instance_is_sick_where_tritonserver_says_so_and_not_where_a_client_does(said, sick):
+    room = Room(requests=2, held_bytes=100)
+    room.look_at(said)
+    assert room.sick == sick
+
+
 def test_silence_is_what_requests_wait_for_an_answer(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("ris.serving.triton.guard.time.monotonic", lambda: now[0])
