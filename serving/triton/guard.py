@@ -26,8 +26,8 @@ from ris.serving.limits import LimitError, Limits
 SMALL = 1_000_000
 """Bytes of an answer that waits in memory for its client; larger ones wait on disk."""
 
-# tritonserver asks its Python instances for a sign of life, and refuses requests without one; all of
-# the refusal, since others may have a client's words in them
+# tritonserver asks its Python instances for a sign of life, and refuses requests without one. This
+# is the whole refusal: others may have a client's words in them
 _SICK = re.compile(r"Stub process '\w+' is not healthy\.")
 
 
