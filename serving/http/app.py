@@ -30,7 +30,7 @@ from ris.serving.limits import LimitError, status_of
 
 _log = logging.getLogger("ris.http")
 _OFFLINE = Path(fastapi_offline.__file__).parent / "static"  # Swagger UI and ReDoc as files
-_SUPERVISOR_LOOKED_FOR = 1.0  # seconds
+_LOOKED_FOR = 1.0  # seconds
 
 
 def create_app(service: Service, supervisor: int | None = None) -> FastAPI:
@@ -48,14 +48,13 @@ def create_app(service: Service, supervisor: int | None = None) -> FastAPI:
             await service.start()
             if supervisor:
                 service.when_broken = _end
-                service.when_hung = _kill
-                watch = asyncio.ensure_future(_end_with(supervisor))
+            watch = asyncio.ensure_future(_watch(service, supervisor))
             yield
         finally:
             undo()
+            await service.close()
             if watch:
                 watch.cancel()
-            await service.close()
 
     app = FastAPI(
         title="ris-runtime",
@@ -230,17 +229,19 @@ def _listen_to_signals(service: Service) -> Any:
     return undo
 
 
-async def _end_with(supervisor: int) -> None:
-    """A worker whose supervisor was killed would go on with nobody to stop it."""
-    while os.getppid() == supervisor:
-        await asyncio.sleep(_SUPERVISOR_LOOKED_FOR)
+async def _watch(service: Service, supervisor: int | None) -> None:
+    """Ends a process that nobody would end.
+
+    A worker whose supervisor was killed would go on. A thread that hangs in the engine would be
+    waited for, by a server that was asked to end, too; the only process goes on until it is asked.
+    """
+    while supervisor in (None, os.getppid()):
+        if service.hangs and (supervisor or service.draining):
+            _log.error("the engine hangs; this process ends")
+            os.kill(os.getpid(), signal.SIGKILL)
+        await asyncio.sleep(_LOOKED_FOR)
     _log.error("the supervisor is gone; this worker ends")
     _end()
-
-
-def _kill() -> None:
-    """Ends this worker at once: the thread that hangs would be waited for."""
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _end() -> None:

@@ -31,8 +31,11 @@ _BROKEN_AFTER = 3
 _HANGS_AFTER = 3
 """A question at work for so many times `Limits.seconds`, and the server says that it is not live.
 
-Between groups of expressions it would have seen that its time is up.
+Behind the image and each group of expressions it would have seen that its time is up.
 """
+
+_LEAST_HANG = 60.0
+"""No question hangs that has been at work for fewer seconds, however short the limit is."""
 
 
 @dataclass(frozen=True)
@@ -198,11 +201,10 @@ class Service:
         )
         # what to do where the engine fails at everything, such as ending the process
         self.when_broken: Callable[[], None] = lambda: None
-        # the same where it does not come back, so that nothing can be waited for
-        self.when_hung: Callable[[], None] = lambda: None
         self._turns: Turns | None = None
         self._faults = 0
         self._examining: asyncio.Task[None] | None = None
+        self._examined_from: float | None = None
         self._readers = ThreadPoolExecutor(2, "ris-read")
         self._askers = ThreadPoolExecutor(self.settings.parallel, "ris-ask")
 
@@ -268,19 +270,29 @@ class Service:
         A picture that nothing is wrong with is asked about then; where that is answered, the
         questions were to blame, and the server is live again. False, too, while the engine hangs.
         """
-        return self._faults < _BROKEN_AFTER and not self.hangs
+        return not self._fails and not self.hangs
+
+    @property
+    def _fails(self) -> bool:
+        return self._faults >= _BROKEN_AFTER
 
     @property
     def hangs(self) -> bool:
-        """Whether the engine has been at a question for far longer than one may take."""
+        """Whether the engine has been at something for far longer than a question may take."""
         longest = self._turns.longest if self._turns else 0.0
-        return longest > _HANGS_AFTER * self.settings.limits.seconds
+        if self._examined_from is not None:
+            longest = max(longest, time.monotonic() - self._examined_from)
+        return longest > max(_HANGS_AFTER * self.settings.limits.seconds, _LEAST_HANG)
 
     async def _examine(self) -> None:
-        with self.models.lease() as answerer:
-            if await asyncio.to_thread(answerer.is_well):
-                self._faults = 0
-        if not self.live:  # nor reloaded meanwhile
+        self._examined_from = time.monotonic()
+        try:
+            with self.models.lease() as answerer:
+                if await asyncio.to_thread(answerer.is_well):
+                    self._faults = 0
+        finally:
+            self._examined_from = None
+        if self._fails:  # nor reloaded meanwhile
             _log.error("the engine fails at everything")
             self.when_broken()
 
@@ -350,9 +362,6 @@ class Service:
                     answered = await self._asked(question, answerer, watch, render, masks)
         except TimeoutError:
             watch.gone.set()
-            if self.hangs:
-                _log.error("the engine hangs")
-                self.when_hung()
             raise LimitError(
                 f"the request took longer than {seconds:g} s; send fewer expressions at a time, or"
                 " come when fewer are waiting",
@@ -363,7 +372,7 @@ class Service:
             raise
         except EngineError:
             self._faults += 1
-            if not self.live and (self._examining is None or self._examining.done()):
+            if self._fails and (self._examining is None or self._examining.done()):
                 self._examining = asyncio.ensure_future(self._examine())
             raise
         self._faults = 0

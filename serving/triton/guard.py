@@ -3,8 +3,8 @@
 tritonserver listens on Unix sockets in a folder that is this user's alone. The guard listens at the
 address that clients know, over HTTP and gRPC. It holds no more than `Limits` say, looks at the form
 of each request (`guard_checks`), passes on what is asked of the model `ris`, and refuses the calls
-that would change the server. It says "not ready" as soon as an instance has died, or nothing that
-tritonserver was asked has been answered for long.
+that would change the server. It says "not ready" as soon as an instance has died, or tritonserver
+has said that one does not react.
 
 Answers that are large are taken from tritonserver at once and wait for a slow client on disk.
 """
@@ -98,42 +98,8 @@ class Guarded:
     """Says why the server is not ready although tritonserver may say so; None: it is well."""
 
 
-class Silence:
-    """For how long requests have waited for tritonserver while it answered none of them."""
-
-    def __init__(self) -> None:
-        self._asked = 0
-        self._before = 0.0  # seconds of the silence in which something waited, up to `_since`
-        self._since = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since its last answer, as far as a request was waiting for one."""
-        return self._before + (time.monotonic() - self._since if self._asked else 0.0)
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """A request that tritonserver has; leaving the block by an error is no answer."""
-        answered = False
-        self._count(+1)
-        try:
-            yield
-            answered = True
-        finally:
-            self._count(-1)
-            if answered:
-                self._before = 0.0
-
-    def _count(self, more: int) -> None:
-        self._before, self._since = self.seconds, time.monotonic()
-        self._asked += more
-
-
 class Room:
     """How many requests are inside at once, and how many bytes of them."""
-
-    silence: Silence
-    """How long tritonserver has been silent."""
 
     sick: bool
     """Whether tritonserver has said that an instance does not react any more."""
@@ -142,7 +108,6 @@ class Room:
         self._requests, self._bytes = requests, held_bytes
         self._inside = self._held = 0
         self._closed = False
-        self.silence = Silence()
         self.sick = False
 
     def look_at(self, refusal: str) -> None:
@@ -208,11 +173,6 @@ class Guard:
 
         self._patience = 0.0
         self._room = Room(behind.requests, behind.limits.held_bytes)
-
-    @property
-    def silence(self) -> float:
-        """Seconds for which requests have waited for tritonserver and none was answered."""
-        return self._room.silence.seconds
 
     @property
     def sick(self) -> bool:

@@ -37,13 +37,6 @@ _CODES = {
 _ARRIVES = 10.0
 """Seconds that a request's message has to arrive; few are read at once, and the others wait."""
 
-# how a call ends that tritonserver did not answer
-_SILENT = (
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.UNAVAILABLE,
-)
-
 _LARGE_AT_ONCE = 4  # answers that are read back from disk and sent
 _IDLE = 64  # calls beyond those that have a place, which are told so
 
@@ -103,6 +96,7 @@ class _Door(grpc.GenericRpcHandler):
             said = f"504: the request took longer than {self._seconds:g} s in one of its steps"
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, said)
         except grpc.aio.AioRpcError as error:
+            self._room.look_at(error.details() or "")
             await context.abort(error.code(), error.details())
 
     async def _read(self, method: str, context: Any) -> None:
@@ -122,7 +116,7 @@ class _Door(grpc.GenericRpcHandler):
                 place.hold(len(message))
             check_grpc(message, self._behind.limits)
             # no name for the answer here, so that one that waits on disk is not in memory, too
-            await self._send(context, await self._answer(message), place)
+            await self._send(context, await self._ask(_INFER, message), place)
 
     async def _message(self, context: Any) -> bytes:
         seconds = min(_ARRIVES, self._seconds)
@@ -136,22 +130,9 @@ class _Door(grpc.GenericRpcHandler):
         return bytes(message)
 
     async def _ask(self, method: str, message: bytes) -> bytes:
-        """What tritonserver answers."""
+        """What tritonserver answers: waiting for its turn, in its batch, and being worked on."""
         call = self._channel.unary_unary(method)
         return bytes(await call(message, timeout=3 * self._seconds))
-
-    async def _answer(self, message: bytes) -> bytes:
-        """The same to an inference: waiting for its turn, in its batch, and being worked on."""
-        refused = None
-        with self._room.silence.waiting():
-            try:
-                return await self._ask(_INFER, message)
-            except grpc.aio.AioRpcError as error:
-                if error.code() in _SILENT:
-                    raise
-                refused = error  # an answer as well
-                self._room.look_at(error.details() or "")
-        raise refused
 
     async def _send(self, context: Any, answer: bytes, place: Place) -> None:
         """Sends an answer; a large one waits on disk while others are sent."""

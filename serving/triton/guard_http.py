@@ -130,9 +130,7 @@ class _Door:
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=3 * self._seconds),
         )
-        with self._room.silence.waiting():
-            answer = await asked
-        async with answer:
+        async with asked as answer:
             kept = {name: answer.headers[name] for name in _KEPT if name in answer.headers}
             if (answer.content_length or SMALL + 1) <= SMALL:
                 small = await answer.read()

@@ -117,8 +117,6 @@ class TritonServer:
         self._started = False
 
         limits, requests = read_limits(repository)
-        # a request that waited so long gets no answer: three steps of it may take `seconds` each
-        self._most_silent = 3 * limits.seconds
         self._guard = Guard(
             self.address, Guarded(self._sockets, limits, requests, self.why_not_ready)
         )
@@ -231,8 +229,6 @@ class TritonServer:
             return f"the guard ended: {problem}"
         if self._guard.sick:
             return "an instance of the model hangs"
-        if (silent := self._guard.silence) > self._most_silent:
-            return f"tritonserver has answered nothing for {silent:.0f} s that requests waited"
         return None
 
     def _says_ready(self) -> bool:
@@ -278,14 +274,16 @@ class TritonServer:
         self._guard.stop(20 if is_well else 0)  # tritonserver would wait for its connections
         if self._process and self._process.poll() is None:
             patience = 30 if is_well else 2
-            for one in () if is_well else instances_of(self._process.pid):
-                _kill(one)  # one that hangs does not see that its server ends
             self._process.terminate()
             try:
                 self._process.wait(patience)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        for one in self._instances:
+            if _parent(one) is not None:  # it hangs, or would see later that its server is gone
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGKILL)
         for region in _SHARED.glob(f"{self._shared}*"):  # a killed server leaves its memory there
             region.unlink(missing_ok=True)
 
@@ -307,11 +305,6 @@ class TritonServer:
         self._folder.cleanup()
 
 
-def _kill(process: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
-
-
 def instances_of(server: int) -> set[int]:
     """The processes of a tritonserver's Python models that live, by their numbers."""
     processes = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
@@ -320,11 +313,16 @@ def instances_of(server: int) -> set[int]:
 
 def is_instance(process: int, server: int) -> bool:
     """Whether a process lives and is of a tritonserver's Python models."""
+    return _parent(process) == server
+
+
+def _parent(process: int) -> int | None:
+    """The parent of a Python model's process; None where this is none that lives."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:
-        return False  # it ended
+        return None  # it ended
     name, rest = stat.split("(", 1)[1].rsplit(")", 1)
     state, parent = rest.split()[:2]
     # one that ended is there until its parent asks, which tritonserver does not
-    return int(parent) == server and name.startswith("triton_python") and state not in "ZX"
+    return int(parent) if name.startswith("triton_python") and state not in "ZX" else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -15,7 +15,7 @@ from uvicorn.config import STARTUP_FAILURE  # noqa: E402
 
 from http_helper import serving, wait_until  # noqa: E402
 from ris.engines.errors import EngineError  # noqa: E402
-from ris.serving.http import connections  # noqa: E402
+from ris.serving.http import connections, turns  # noqa: E402
 from ris.serving.http import server as served  # noqa: E402
 from ris.serving.http.middleware import BODY_COPIES  # noqa: E402
 from serving_helpers import picture_bytes  # noqa: E402
@@ -95,21 +95,17 @@ def test_after_several_failures_a_picture_of_its_own_decides(running, monkeypatc
 
 
 def test_an_engine_that_hangs_is_not_live_until_it_comes_back(running, monkeypatch):
-    service, hung, go = running.service, [], threading.Event()
-    limits = replace(service.settings.limits, seconds=0.2)
-    encode = service.answerer.scene
-    monkeypatch.setattr(service, "settings", replace(service.settings, limits=limits))
+    service, go, encode = running.service, threading.Event(), running.service.answerer.scene
     monkeypatch.setattr(service.answerer, "scene", lambda image: go.wait(60) and encode(image))
-    monkeypatch.setattr(service, "when_hung", lambda: hung.append(True))
-    assert running.client().segment(picture_bytes(1), ["x"]).status == 504
-    assert service.live
-    assert not hung
-    wait_until(lambda: not service.live)
-    assert not service.ready
-    assert running.client().segment(picture_bytes(2), ["x"]).status == 504
-    assert hung
-    go.set()
-    wait_until(lambda: service.live)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(running.client().segment, picture_bytes(1), ["x"])
+        wait_until(lambda: service.running == 1)
+        assert service.live, "for a minute at least"
+        monkeypatch.setattr(turns.Turn, "seconds", 3 * service.settings.limits.seconds + 1)
+        assert (service.live, service.ready) == (False, False)
+        go.set()
+        assert asked.result().status == 200
+    assert (service.live, service.ready) == (True, True)
 
 
 class Worker:

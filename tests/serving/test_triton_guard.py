@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import struct
 
@@ -10,7 +9,7 @@ import pytest
 
 from ris.serving.limits import LimitError, Limits
 from ris.serving.triton.config import read_limits
-from ris.serving.triton.guard import Address, Room, Silence
+from ris.serving.triton.guard import Address, Room
 from ris.serving.triton.guard_checks import JSON_BYTES, check_grpc, check_http, largest_request
 from ris.serving.triton.server import instances_of
 
@@ -142,29 +141,6 @@ def test_an_instance_is_sick_where_tritonserver_says_so_and_not_where_a_client_d
     room = Room(requests=2, held_bytes=100)
     room.look_at(said)
     assert room.sick == sick
-
-
-def test_silence_is_what_requests_wait_for_an_answer(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr("ris.serving.triton.guard.time.monotonic", lambda: now[0])
-    silence = Silence()
-
-    def passes(seconds):
-        now[0] += seconds
-        return silence.seconds
-
-    assert passes(50) == 0, "nobody asked"
-    with contextlib.suppress(TimeoutError), silence.waiting():
-        assert passes(3) == 3
-        raise TimeoutError
-    assert passes(50) == 3, "nobody waits"
-    with silence.waiting():
-        assert passes(4) == 7
-        with silence.waiting():
-            assert passes(2) == 9
-        assert passes(0) == 0, "one of two was answered"
-        assert passes(1) == 1
-    assert passes(1) == 0
 
 
 @pytest.mark.parametrize(
