@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +20,7 @@ from uvicorn.config import STARTUP_FAILURE  # noqa: E402
 
 from http_helper import serving, wait_until  # noqa: E402
 from ris.engines.errors import EngineError  # noqa: E402
-from ris.serving.http import connections, turns  # noqa: E402
+from ris.serving.http import app, connections, turns  # noqa: E402
 from ris.serving.http import server as served  # noqa: E402
 from ris.serving.http.middleware import BODY_COPIES  # noqa: E402
 from serving_helpers import picture_bytes  # noqa: E402
@@ -106,6 +111,27 @@ def test_an_engine_that_hangs_is_not_live_until_it_comes_back(running, monkeypat
         go.set()
         assert asked.result().status == 200
     assert (service.live, service.ready) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("supervisor", "draining", "ends"),
+    [(os.getppid(), False, True), (None, True, True), (None, False, False)],
+    ids=["a worker", "the only process, asked to end", "the only process"],
+)
+def test_who_ends_a_process_whose_engine_hangs(monkeypatch, supervisor, draining, ends):
+    """A worker is replaced; the only process is for whoever runs it, until it is asked to end."""
+    killed = []
+    monkeypatch.setattr(app, "_LOOKED_FOR", 0.01)
+    monkeypatch.setattr(app.os, "kill", lambda *given: killed.append(given))
+    service = SimpleNamespace(hangs=True, draining=draining)
+
+    async def watched():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await app._watch(service, supervisor)
+
+    asyncio.run(watched())
+    assert set(killed) == ({(os.getpid(), signal.SIGKILL)} if ends else set())
 
 
 class Worker:
