@@ -170,8 +170,12 @@ def text_values(
 
 
 def _numpy(values: Mapping[str, Tensor]) -> Arrays:
-    """The values as arrays; ids of 64 bits become those of 32 that graphs take."""
+    """The values as arrays; ids of 64 bits become those of 32 that graphs take.
+
+    numpy has no bfloat16, which a pass under autocast gives: such values become float32.
+    """
+    taken = {torch.int64: torch.int32, torch.bfloat16: torch.float32}
     return {
-        name: (value.int() if value.dtype == torch.int64 else value).numpy()
+        name: value.to(taken.get(value.dtype, value.dtype)).numpy()
         for name, value in values.items()
     }

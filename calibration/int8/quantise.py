@@ -30,6 +30,7 @@ __all__ = [
     "work_folder",
 ]
 
+_FORMAT = 2  # of what the work folder has
 _RESULTS_SERVE_ANY = ("graphs", "max_iou_drop", "against", "calibrator", "sensitivity")
 """Options that may change between a stopped run and the next: what it found is good for all."""
 
@@ -122,6 +123,7 @@ def _setup(bundle: Bundle, samples: SampleSet, options: Int8Options) -> dict[str
         del asked[name]
     manifest = bundle.manifest
     return {
+        "format": _FORMAT,
         "options": asked,
         "samples": samples.fingerprint,
         "graphs": {stage: asdict(entry) for stage, entry in manifest.graphs.items()},

@@ -1,10 +1,12 @@
 """Smoothing and thresholds of one graph.
 
-It takes two passes over the samples. What they found is kept after every sample.
+It takes two passes over the samples, in as many rounds each as there are groups of activations.
+What they found is kept after every run.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +25,9 @@ from ris.engines import Graph
 from ris.engines.errors import ParityError
 from ris.runtime.comparing import compare
 from ris.runtime.parity import TOLERANCES
+
+_RUNS = "runs"
+"""What says among kept arrays how many runs they are of."""
 
 
 @dataclass(frozen=True)
@@ -107,14 +112,19 @@ def _check_same(chain: Chain, graph: Graph) -> None:
 def _pass(
     chain: Chain, reader: ActivationReader, done: int, title: str
 ) -> Iterator[tuple[int, dict[str, NDArray[Any]], Show]]:
-    """Every sample after the first `done`: its number, its feeds, and what shows activations."""
-    left = range(done, len(chain.samples))
-    if not left:
+    """Every sample by each group of activations, from the run after the first `done` on.
+
+    Gives how many runs there are with it, its feeds, and what shows the group's activations.
+    """
+    stage, samples = reader.graph.stage, range(len(chain.samples))
+    runs = list(enumerate(itertools.product(reader.groups, samples), 1))[done:]
+    if not runs:
         return
-    stage = reader.graph.stage
-    with reader.opened() as show:
-        for i in chain.execution.track(left, len(left), f"{title} {stage}"):
-            yield i, chain.feeds(stage, i, chain.samples[i], {}), show
+    shown = chain.execution.track(runs, len(runs), f"{title} {stage}")
+    for names, group in itertools.groupby(shown, lambda run: run[1][0]):
+        with reader.opened(names) as show:
+            for number, (_, i) in group:
+                yield number, chain.feeds(stage, i, chain.samples[i], {}), show
 
 
 def _reader(chain: Chain, graph: Graph, layers: Sequence[Layer], work: Work) -> ActivationReader:
@@ -129,7 +139,7 @@ def _channels(
     """The largest magnitude of each channel, float32 [K], by activation of the layers."""
     name = f"{graph.stage}.channels"
     found = work.load_arrays(name)
-    done = int(found.pop("samples", np.array(0)))
+    done = int(found.pop(_RUNS, np.array(0)))
     if not layers:
         return found
 
@@ -139,9 +149,9 @@ def _channels(
         found[activation] = largest if before is None else np.maximum(before, largest)
 
     reader = _reader(chain, graph, layers, work)
-    for i, feeds, show in _pass(chain, reader, done, "Channels"):
+    for number, feeds, show in _pass(chain, reader, done, "Channels"):
         show(feeds, look)
-        work.save_arrays(name, found | {"samples": np.array(i + 1)})
+        work.save_arrays(name, found | {_RUNS: np.array(number)})
     return found
 
 
@@ -151,7 +161,7 @@ def _histograms(
     """The magnitudes of each activation of the layers, by name."""
     name = f"{graph.stage}.histograms"
     kept = work.load_arrays(name)
-    done = int(kept.pop("samples", np.array(0)))
+    done = int(kept.pop(_RUNS, np.array(0)))
     names = list(dict.fromkeys(name for layer in layers for name in layer.activations))
     found = _unpacked(names, kept) if kept else {name: Histogram() for name in names}
 
@@ -159,9 +169,9 @@ def _histograms(
         found[activation].add(values)
 
     reader = _reader(chain, graph, layers, work)
-    for i, feeds, show in _pass(chain, reader, done, "Histograms"):
+    for number, feeds, show in _pass(chain, reader, done, "Histograms"):
         show(feeds, look)
-        work.save_arrays(name, _packed(names, found) | {"samples": np.array(i + 1)})
+        work.save_arrays(name, _packed(names, found) | {_RUNS: np.array(number)})
     return found
 
 

@@ -27,7 +27,7 @@ Look = Callable[[str, NDArray[np.float32]], None]
 """Called with an activation's name and values."""
 
 Show = Callable[[Mapping[str, NDArray], Look], None]
-"""Runs a graph on inputs, by name, and calls a `Look` once per activation."""
+"""Runs a graph on inputs, by name, and calls a `Look` once per activation of a group."""
 
 
 class ActivationReader:
@@ -63,33 +63,33 @@ class ActivationReader:
         self._folder, self._threads = folder, threads
 
     @contextmanager
-    def opened(self) -> Iterator[Show]:
-        """A function that takes inputs and shows every activation once."""
-        sessions: list[Session] = []
-        files: list[Path] = []
+    def opened(self, names: Sequence[str]) -> Iterator[Show]:
+        """A function that takes inputs and shows the activations of a group, each once.
+
+        One group is opened at a time, as each has a session with weights and memory of its own.
+        """
+        given = [name for name in names if name in self._inputs]
+        inner = [name for name in names if name not in self._inputs]
         if self._folder != self.graph.path.parent:
             copy_data(self.graph.path, self._folder)
+        file = self._folder / "shown.onnx"
+        session = None
 
         def show(feeds: Mapping[str, NDArray], look: Look) -> None:
-            for name in feeds.keys() & {n for names in self.groups for n in names}:
+            for name in given:
                 look(name, feeds[name])
-            for session in sessions:
+            if session is not None:
                 found = session.run(feeds)
-                for spec in session.graph.outputs:
-                    look(spec.name, found.pop(spec.name))
+                for name in inner:
+                    look(name, found.pop(name))
 
         try:
-            for number, names in enumerate(self.groups):
-                inner = [name for name in names if name not in self._inputs]
-                if inner:
-                    files.append(self._folder / f"shown-{number}.onnx")
-                    sessions.append(self._open(files[-1], inner))
+            session = self._open(file, inner) if inner else None
             yield show
         finally:
-            for session in sessions:
+            if session is not None:
                 session.close()
-            for file in files:
-                file.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
 
     def _open(self, path: Path, names: list[str]) -> Session:
         """A session whose outputs are the activations `names`; its graph goes to `path`."""

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ris import pip_install
-from ris.engines import ENGINE_NAMES, select
+from ris.engines import COMPUTES, ENGINE_NAMES, select
 from ris.engines.errors import RisError
 from ris.engines.processor import core_limit
 from ris.runtime.bench.compare import compare as compare_reports
@@ -38,6 +38,7 @@ from ris.runtime.commands.console import (
 )
 from ris.runtime.commands.named_files import with_named
 from ris.runtime.commands.options import DeviceName
+from ris.runtime.commands.running import collect_compute
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
 from ris.runtime.hub.address import is_address
 from ris.runtime.image import load_rgb
@@ -81,10 +82,10 @@ def main() -> None:
     "--engine",
     "engines",
     multiple=True,
-    metavar="ENGINE[:COMPUTE][,SWITCH=VALUE...][@BUNDLE]",
+    metavar="ENGINE[:COMPUTE][,GRAPH=COMPUTE...][,SWITCH=VALUE...][@BUNDLE]",
     help="A way of running it; may be repeated: openvino, openvino:bf16, "
-    "openvino:bf16@other-bundle. Switches: overlap, low_memory, throughput and cuda_graphs (0 or "
-    "1), max_expressions. Default: auto.",
+    "openvino:bf16,fusion=fp32, openvino:bf16@other-bundle. Switches: overlap, low_memory, "
+    "throughput and cuda_graphs (0 or 1), max_expressions. Default: auto.",
 )
 @click.option(
     "--device",
@@ -287,7 +288,7 @@ class Request:
 
 
 def parse_engine(text: str, bundle: Path, device: str, threads: int | None) -> Alternative:
-    """`ENGINE[:COMPUTE][,SWITCH=VALUE...][@BUNDLE]` as an alternative.
+    """`ENGINE[:COMPUTE][,GRAPH=COMPUTE...][,SWITCH=VALUE...][@BUNDLE]` as an alternative.
 
     Args:
         text: What --engine was given.
@@ -313,15 +314,21 @@ def parse_engine(text: str, bundle: Path, device: str, threads: int | None) -> A
 
     chosen = select(engine, device).name
     options: dict[str, Any] = {"engine": chosen, "device": device, "threads": threads}
-    if compute:
-        options["compute"] = compute
+    by_graph = []
     for switch in switches:
         name, _, value = switch.partition("=")
-        if name not in _SWITCHES or not value.isdigit():
+        if name not in _SWITCHES and name and value in COMPUTES:
+            by_graph.append((name, value))
+        elif name in _SWITCHES and value.isdigit():
+            options[name] = _SWITCHES[name](int(value))
+        else:
             raise RisError(
-                f"--engine {text}: {switch!r} is not one of {', '.join(_SWITCHES)} with =NUMBER"
+                f"--engine {text}: {switch!r} is not one of {', '.join(_SWITCHES)} with =NUMBER,"
+                f" nor a graph with ={', ='.join(COMPUTES)}"
             )
-        options[name] = _SWITCHES[name](int(value))
+    if compute or by_graph:
+        whole = [(None, compute)] if compute else []
+        options["compute"] = collect_compute((*whole, *by_graph))
     shown = text.replace("auto", chosen, 1) if engine == "auto" else text
     if is_address(other):  # a round must not wait for a Hub
         other = str(find_bundle(other))

@@ -146,3 +146,17 @@ def collect_compute(given: tuple[tuple[str | None, str], ...]) -> Compute:
     if not single:
         return whole
     return single if whole is None else {WHOLE: whole, **single}
+
+
+def as_arguments(running: Running) -> list[str]:
+    """The options that say the same to another command; `collect_compute` backwards."""
+    arguments = ["--engine", running.engine, "--device", running.device]
+    if running.threads is not None:
+        arguments += ["--threads", str(running.threads)]
+    compute = {WHOLE: running.compute} if isinstance(running.compute, str) else running.compute
+    for graph, precision in (compute or {}).items():
+        arguments += ["--compute", precision if graph == WHOLE else f"{graph}={precision}"]
+    if running.overlap is not None:
+        arguments.append("--overlap" if running.overlap else "--no-overlap")
+    arguments += ["--low-memory"] * running.low_memory + ["--throughput"] * running.throughput
+    return arguments

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ris.engines.errors import RisError
-from ris.runtime.commands.running import Running
+from ris.runtime.commands.running import Running, as_arguments
 from ris.serving.triton.load_report import Half, LoadReport
 from ris.serving.triton.load_test import (
     Answers,
@@ -102,11 +102,9 @@ def http_server(bundle: Path, running: Running, options: HttpLoadOptions) -> Ite
     command = [
         *(sys.executable, "-c", "from ris.serving.triton.command import main; main()"),
         *("http", str(bundle), "--port", "0", "--log-level", "warning"),
-        *("--engine", running.engine, "--device", running.device),
+        *as_arguments(running),
         *("--workers", str(options.workers), "--parallel", str(options.parallel)),
         *("--max-queue", str(limits.waiting), "--max-seconds", str(limits.seconds)),
-        *(("--threads", str(running.threads)) if running.threads else ()),
-        *(("--compute", running.compute) if isinstance(running.compute, str) else ()),
     ]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stderr=log)

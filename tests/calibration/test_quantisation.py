@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from linked_folders import hub
+from numpy.testing import assert_array_equal
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.calibrate import HistogramCollector
 from stages import STAGES
@@ -375,13 +377,69 @@ def test_activations_come_in_bounded_portions(tiny_bundle, tmp_path):
         def look(name, values, seen=seen):
             seen[name] = values.shape
 
-        with reader.opened() as show:
-            show({"image": image}, look)
+        for names in reader.groups:
+            with reader.opened(names) as show:
+                show({"image": image}, look)
+                assert names == list(seen)[-len(names) :]
         shapes[at_once] = (len(reader.groups), seen)
     assert shapes[1 << 27][0] == 1 < shapes[20_000][0]
     assert shapes[1 << 27][1] == shapes[20_000][1]
     assert {layer.activations[0] for layer in layers} == set(shapes[20_000][1])
     assert not list(tmp_path.glob("shown-*"))
+
+
+def test_groups_of_activations_go_on_where_they_stopped(tiny_bundle, tmp_path, monkeypatch):
+    """One session at a time, and the same as all activations at once."""
+    bundle, samples = open_bundle(tiny_bundle), scene_set(2)
+    chain = Chain(bundle, samples, tmp_path / "recorded")
+    chain.record()
+
+    def found(folder):
+        return measure(chain, CLIP, Work(folder, {}), alpha=0.5, attention=False)
+
+    at_once = found(tmp_path / "at-once")
+
+    opened, most, ran = [], [], []
+
+    class StoppedError(Exception):
+        """As if the process had been killed."""
+
+    class Reader(ActivationReader):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options, at_once=20_000)
+
+        @contextmanager
+        def opened(self, names):
+            with super().opened(names) as show:
+                opened.append(names)
+                most.append(len(opened))
+
+                def stopping(feeds, look):
+                    ran.append(names)
+                    if len(ran) in (2, 7):
+                        raise StoppedError
+                    show(feeds, look)
+
+                try:
+                    yield stopping
+                finally:
+                    opened.remove(names)
+
+    monkeypatch.setattr(statistics, "ActivationReader", Reader)
+    stops = 0
+    while True:
+        try:
+            in_groups = found(tmp_path / "in-groups")
+            break
+        except StoppedError:
+            stops += 1
+    assert (stops, max(most)) == (2, 1)
+    assert len({tuple(names) for names in ran}) > 2
+    for name, histogram in at_once.histograms.items():
+        assert_array_equal(in_groups.histograms[name].counts, histogram.counts)
+    assert in_groups.folds == at_once.folds
+    same = (statistics_of.path.read_bytes() for statistics_of in (at_once, in_groups))
+    assert len(set(same)) == 1
 
 
 # files that appear whole

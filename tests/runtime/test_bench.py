@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from stages import STAGES
 
+from ris.engines import EngineOptions, create
 from ris.engines.errors import RisError
 from ris.export import torch_rates
 from ris.export.live_reference import timed_reference
@@ -297,9 +298,31 @@ def test_ways_of_running(tmp_path):
         ("openvino:bf15", "no precision 'bf15'"),
         ("openvino,fast=1", f"'fast=1' is not one of {known}"),
         ("openvino,overlap=yes", "'overlap=yes' is not one of"),
+        ("openvino,fusion=bf15", "'fusion=bf15' is not one of .* nor a graph with =fp32"),
+        ("openvino,=bf16", "'=bf16' is not one of"),
     ):
         with pytest.raises(RisError, match=message):
             parse_engine(text, tmp_path, "auto", None)
+
+
+def test_a_way_names_the_precision_of_single_graphs(tmp_path):
+    whole = parse_engine("openvino:bf16,fusion=fp32,overlap=1", tmp_path, "auto", None)
+    assert whole.options["compute"] == {"*": "bf16", "fusion": "fp32"}
+    assert whole.options["overlap"] is True
+    single = parse_engine("openvino,fusion=bf16", tmp_path, "auto", None)
+    assert single.options["compute"] == {"fusion": "bf16"}
+
+
+def test_single_graphs_run_in_what_was_asked(tiny_bundle, folder):
+    ways = ["--engine", "openvino:fp32,text_encoder=bf16", "--engine", "openvino:fp32,text=bf16"]
+    done = run(tiny_bundle, "--runs", 1, "--cold", 0, *ways, "--out", folder / "single")
+    assert done.exit_code == 0, done.output
+    report = read_report(folder / "single.json")
+    [measured] = report.alternatives
+    bfloat16 = measured.precision["text_encoder"] == "bf16"
+    assert bfloat16 == ("bf16" in create("openvino", EngineOptions()).computes())
+    assert measured.precision["fusion"] == "fp32"
+    assert "there is no graph text" in done.output
 
 
 def test_the_same_way_twice(tiny_bundle):
