@@ -26,6 +26,16 @@ another file.
 """
 
 
+_HANGS_AFTER = 3
+"""What a request may take is over after so many times `Limits.seconds`.
+
+Behind the image and each group of expressions it would have seen that its time is up.
+"""
+
+_LEAST_HANG = 60.0
+"""Nothing hangs that has been at work for fewer seconds, however short the limit is."""
+
+
 class LimitError(RisError):
     """A request beyond a limit."""
 
@@ -81,7 +91,8 @@ class Limits:
     seconds: float = 60.0
     """Seconds that a request may wait, and then that many again for the work on it.
 
-    `ris-serve http` and the page: from a request's first byte to its answer, both together.
+    `ris-serve http` and the page: from a request's first byte to its answer, both together. In a
+    batch: of one step, such as encoding an image.
     """
 
     answer_pixels: int = 400_000_000
@@ -92,6 +103,11 @@ class Limits:
 
     held_bytes: int = 512_000_000
     """Bytes of all requests that a server has taken in and has not answered."""
+
+    @property
+    def hang_seconds(self) -> float:
+        """Seconds at work after which a request does not come back any more: the engine hangs."""
+        return max(_HANGS_AFTER * self.seconds, _LEAST_HANG)
 
     def check_expressions(self, expressions: Sequence[str]) -> None:
         """Raises ExpressionError for no expression, LimitError for too many or a too long one."""

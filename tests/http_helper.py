@@ -145,9 +145,11 @@ COMMAND = "import sys; from ris.serving.triton.command import main; main(sys.arg
 class Process:
     """`ris-serve http` in a process of its own; `lines` is its log as it stands."""
 
-    def __init__(self, bundle, log, *options, **more):
-        command = [sys.executable, "-c", COMMAND, "http", str(bundle), "--port", "0"]
-        command += ["--engine", "onnxruntime", "--threads", "1", *options]
+    def __init__(self, bundle, log, *options, command=None, **more):
+        """command: in place of `ris-serve http` with the options."""
+        if command is None:
+            command = [sys.executable, "-c", COMMAND, "http", str(bundle), "--port", "0"]
+            command += ["--engine", "onnxruntime", "--threads", "1", *options]
         self._log = log
         with log.open("w") as file:
             self.process = subprocess.Popen(command, stderr=file, **more)

@@ -30,6 +30,7 @@ from ris.runtime.commands.running import Running, running_options
 from ris.runtime.computing import computes_by_stage
 from ris.runtime.hub.address import is_address
 from ris.serving.batch.addresses import Address, is_remote, local_bundle
+from ris.serving.batch.watch import MAX_SECONDS
 
 if TYPE_CHECKING:
     from ris.serving.batch.run import BatchReport
@@ -109,6 +110,14 @@ _MOST_REASONS = 3  # that a sentence repeats
     show_default=True,
     help='Above this probability the answer is "no target" and the mask is empty.',
 )
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(1),
+    default=MAX_SECONDS,
+    show_default=True,
+    help="A worker that is longer at one step, an image or a group of its expressions, is ended,"
+    " and its part tried by another. Opening the model may take four times as long.",
+)
 @form_option
 @running_options
 @click.option(
@@ -131,6 +140,7 @@ def main(
     address: str | None,
     part_rows: int,
     no_target_threshold: float,
+    max_seconds: float,
     form: str | None,
     running: Running,
     as_json: bool,
@@ -160,7 +170,11 @@ def main(
         cpus = float(running.threads or 1) if address else usable_cores() / workers
     options = BatchOptions(workers, cpus, gpus, address, part_rows, no_target_threshold)
     options = replace(
-        options, retry_errors=retry_errors, form=form, bundle_address=_remote_bundle(bundle)
+        options,
+        retry_errors=retry_errors,
+        form=form,
+        max_seconds=max_seconds,
+        bundle_address=_remote_bundle(bundle),
     )
     given = Given(tuple(map(typed, expressions)), category)
     elsewhere = options.bundle_address

@@ -8,8 +8,9 @@ file last is in its metadata.
     OUT/part-00000.parquet ...     the answers; readers of Parquet skip names that begin with _
     OUT/_plan/plan.json            what was asked, written last; what all workers compute in
     OUT/_plan/part-00000.json ...  each part's images and rows
-    OUT/_running/part-00000.json   where a worker is, and where its engine failed: this finds images
-                                   that kill workers, and those at which an engine fails
+    OUT/_running/part-00000.json   where a worker is, where its engine failed, and what it did not
+                                   come back from: this finds images that kill workers, and those at
+                                   which an engine fails
     OUT/_running/halt              the workers leave the parts that are open alone
 """
 
@@ -20,7 +21,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -259,11 +260,28 @@ class Job:
         return self.folder / "_running" / f"part-{part:05}.json"
 
 
+@dataclass(frozen=True)
+class Hang:
+    """What an earlier worker did not come back from, so that it ended itself."""
+
+    said: str
+    """The sentence about it."""
+
+    image: int | None
+    """The part's image that the engine was at. None: it was at no image."""
+
+    is_sick: bool
+    """Whether the model was being opened, so that every part of this worker ends so."""
+
+
 class Journal:
     """Which images of a part a worker is at, and at which of them the engine failed.
 
     Images that a worker finds there are those at which an earlier worker died.
     """
+
+    hang: Hang | None
+    """What the worker before this one did not come back from; `begin` and `rest` forget it."""
 
     is_slow: bool
     """Whether writing to it takes longer than an image may take: it is not on a file system."""
@@ -273,14 +291,17 @@ class Journal:
         self.is_slow = is_remote(file)
         self._deaths: dict[str, int] = {}
         self._failures: dict[str, list[str]] = {}
+        self.hang = None
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             before = json.loads(file.read_text())
             self._deaths = before["deaths"]
             self._failures = before.get("failures", {})
+            if before.get("hang"):
+                self.hang = Hang(**before["hang"])
             for image in before["images"]:
                 self._deaths[str(image)] = self.deaths(image) + 1
-        except (FileNotFoundError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             pass  # the first worker of this part
 
     def deaths(self, image: int) -> int:
@@ -301,7 +322,16 @@ class Journal:
 
     def begin(self, *images: int) -> None:
         """Notes which of the part's images are worked on from now on, and no others."""
-        entry: dict[str, Any] = {"images": images, "deaths": self._deaths}
+        self._write({"images": images})
+
+    def hung(self, hang: Hang) -> None:
+        """Notes that the worker ends since it does not come back, which is no death of an image."""
+        if hang.image is not None:
+            self.fail(hang.image, hang.said)
+        self._write({"images": [], "hang": asdict(hang)})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        entry["deaths"] = self._deaths
         if self._failures:
             entry["failures"] = self._failures
         write(self._file, json.dumps(entry).encode())

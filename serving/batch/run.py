@@ -31,6 +31,7 @@ from ris.serving.batch.grouping import grouped
 from ris.serving.batch.inputs import read_sources
 from ris.serving.batch.parts import Job, fingerprint
 from ris.serving.batch.precision import decide, of_worker
+from ris.serving.batch.watch import MAX_SECONDS
 from ris.serving.batch.worker import NOT_TRIED, Worker
 from ris.serving.limits import Limits
 
@@ -74,6 +75,9 @@ class BatchOptions:
 
     form: str | None = None
     """The form that expressions are asked in. None: the model's own choice."""
+
+    max_seconds: float = MAX_SECONDS
+    """Seconds of a worker's step, such as encoding an image; it ends where one takes longer."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +219,7 @@ def run_batch(
         bundle: The model that the plan was made for.
         running: What runs it in each worker. Without `threads`, a worker uses its `cpus`.
         options: Workers, their resources, the threshold and the form.
-        limits: What an image may be; None: `Limits()`.
+        limits: What an image may be; None: `Limits()`. Its seconds are those of the options.
 
     Raises:
         EngineError: Where this machine alone is to run it and lacks the engine.
@@ -239,7 +243,7 @@ def run_batch(
             "out": str(job.folder.absolute()),
             "bundle": options.bundle_address or str(bundle.absolute()),
             "running": asdict(running),
-            "limits": limits or Limits(),
+            "limits": replace(limits or Limits(), seconds=options.max_seconds),
             "sources": _sources(job),
             "no_target_threshold": options.no_target_threshold,
             "compute": decide(job, bundle, running),
@@ -332,7 +336,8 @@ def _do(todo: dict[int, bool], tally: _Tally, work: Round, failing: Callable[[in
             if tally.take(done) or done.get("well"):  # an image that fails is no engine that does
                 worked, failures = True, 0
             else:
-                failures += 1
+                # one that hangs at everything takes long over each: it has had its failures
+                failures += _MOST_FAILURES if done.get("sick") else 1
                 failing(failures)
         left = {part: todo[part] for part in tally.failed}
         if not left or (number and not worked):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ris.engines.base import first_line
-from ris.engines.errors import EngineError, RisError
+from ris.engines.errors import EngineError, ExpressionError, RisError
 from ris.engines.text import echoed, one_line, shown
 from ris.runtime import Model, Segmentation, open_bundle
 from ris.runtime.bundle import MANIFEST, sha256_of
@@ -23,12 +25,19 @@ from ris.serving.answering import Answerer
 from ris.serving.batch.addresses import is_remote, local_bundle, place
 from ris.serving.batch.images import Ahead, StorageError, check_storage
 from ris.serving.batch.inputs import ImageTask
-from ris.serving.batch.parts import DEATHS, FAILURES, Job, Journal
+from ris.serving.batch.parts import DEATHS, FAILURES, Hang, Job, Journal
 from ris.serving.batch.precision import with_compute
+from ris.serving.batch.watch import Watch
 from ris.serving.limits import Limits
 
 NOT_TRIED = "not tried"
 """What `failed` says of a part that was left alone since the run had been halted."""
+
+_OPENING = 4
+"""How many times `Limits.seconds` a worker has for its model and a first answer of it.
+
+Graphs are compiled meanwhile, some of them for the first answer.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,12 +61,17 @@ class ItemError(EngineError):
     """An engine that failed at single images and is well: it answers about others."""
 
 
+class HungError(EngineError):
+    """What an earlier worker did not come back from; this one is another process."""
+
+
 class Worker:
     """A callable for `ray.data.Dataset.map_batches`: numbers of parts in, their counts out.
 
     An engine that failed may have left its process in any state, such as a CUDA context that fails
     at every call. Where it fails at a picture of the house, too, the process ends before the next
-    part, and Ray starts another, where it can.
+    part, and Ray starts another, where it can. One that does not come back ends its process, too,
+    and what it was at is a failure.
     """
 
     def __init__(
@@ -71,13 +85,13 @@ class Worker:
         compute: str = AUTO,
         form: str | None = None,
     ) -> None:
-        """Opens the model; where that fails, every part says why.
+        """Looks for what the model needs; where that fails, every part says why.
 
         Args:
             out: The batch's folder.
             bundle: The bundle's folder or address.
             running: What `ris.runtime.load` takes besides the bundle.
-            limits: What an image may be.
+            limits: What an image may be, and how long a step with it may take.
             no_target_threshold: Above this no-target probability the mask is empty.
             sources: What the driver sees of the input and this machine must see, too.
             compute: What all workers compute in where `running` says nothing for the whole model.
@@ -85,23 +99,44 @@ class Worker:
         """
         self._job = Job(place(out))
         self._threshold = no_target_threshold
-        self._failed = self._is_well = False
+        self._limits, self._sources = limits, sources
+        self._failed = self._is_well = self._is_sick = False
         self._refused = ""
         self._kept = ExitStack()  # what lives as long as the worker
+        self._at: tuple[Journal, Hang] | None = None  # the step
+        self._watch = Watch((_OPENING + 1) * limits.seconds, self._late)
         try:
             check_storage([out, *sources])
             folder = self._kept.enter_context(local_bundle(bundle))
             self._about = {"bundle_manifest_sha256": self._planned(folder)}
-            # the driver has checked the hashes of what it shares
-            opened = open_bundle(folder, verify=is_remote(bundle))
-            self._model = open_model(opened, **with_compute(running, opened, compute))
-            self._about |= _about(self._model)
-            # a part has each image once: nothing to keep
-            self._answerer = Answerer(self._model, limits, cached_images=0, form=form)
         except Exception as error:
             self._refused = _reason(error)
             return
-        self._ahead = Ahead(self._answerer, sources)
+
+        def opened() -> Answerer:
+            # the driver has checked the hashes of what it shares
+            around = open_bundle(folder, verify=is_remote(bundle))
+            model = open_model(around, **with_compute(running, around, compute))
+            # a part has each image once: nothing to keep
+            return Answerer(model, limits, cached_images=0, form=form)
+
+        self._open = opened
+
+    @cached_property
+    def _answerer(self) -> Answerer:
+        """The model, which was asked once."""
+        answerer = self._open()
+        self._about |= _about(answerer.model)
+        answerer.is_well()  # where it is not, the images find out
+        return answerer
+
+    @property
+    def _model(self) -> Model:
+        return self._answerer.model
+
+    @cached_property
+    def _ahead(self) -> Ahead:
+        return Ahead(self._answerer, self._sources)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Does each part that has no file yet, and returns columns.
@@ -115,26 +150,27 @@ class Worker:
         Returns:
             part, rows, errors, images: numbers; seconds: of the work, without reading the plan or
             writing; failed: why the part could not be done, "" where it was; well: whether the
-            engine is well all the same.
+            engine is well all the same; sick: whether it does not come back from anything.
         """
-        done, failed, well = [], [], []
+        done, failed, well, sick = [], [], [], []
         again = batch.get("again", [False] * len(batch["part"]))
         for part, once_more in zip(batch["part"], again, strict=True):
             counts, reason = self._try(int(part), bool(once_more))
             done.append(counts)
             failed.append(one_line(reason))
             well.append(bool(reason) and self._is_well)
+            sick.append(bool(reason) and self._is_sick)
         columns: dict[str, Any] = {
             name: np.array([getattr(counts, name) for counts in done])
             for name in ("rows", "errors", "images", "seconds")
         }
-        columns |= {"failed": np.array(failed), "well": np.array(well)}
+        columns |= {"failed": np.array(failed), "well": np.array(well), "sick": np.array(sick)}
         return {"part": batch["part"], **columns}
 
     def _try(self, part: int, again: bool) -> tuple[_Counts, str]:
         """What was done of a part, and why it could not be done."""
         try:
-            self._is_well = False
+            self._is_well = self._is_sick = False
             if self._job.halted():
                 return _Counts(), NOT_TRIED
             if self._failed:
@@ -142,6 +178,8 @@ class Worker:
             if self._refused:
                 raise EngineError(self._refused)
             return self._part(part, again), ""
+        except HungError as error:
+            return _Counts(), _reason(error)
         except Exception as error:
             self._is_well = isinstance(error, ItemError)
             self._failed = isinstance(error, EngineError) and not self._is_well
@@ -174,14 +212,66 @@ class Worker:
             answered = self._job.answered(part)
             tasks = _without(tasks, {row["row"] for row in answered})
 
-        start = time.perf_counter()
-        with self._journal(part) as journal:
+        with self._journal(part) as journal, self._watch.on():
+            self._begin(journal)
+            start = time.perf_counter()
             rows = list(self._rows(tasks, journal))
             seconds = time.perf_counter() - start
             has_forms = self._answerer.form is not None
             self._job.write_answers(part, answered + rows, self._about, has_forms)
         errors = sum(row["error"] is not None for row in rows)
         return _Counts(len(rows), errors, len(tasks), seconds)
+
+    def _begin(self, journal: Journal) -> None:
+        """Opens the model, where it is not open.
+
+        Raises:
+            HungError: Where the worker before this one hung at this part. Where it was the second
+                that hung at the same image, the image is given up instead.
+            EngineError: Where the model cannot be opened.
+        """
+        hang = journal.hang
+        if hang and hang.is_sick:
+            self._is_sick = True
+            raise HungError(hang.said)
+        if "_answerer" not in vars(self):
+            said = "the model did not open and answer about a small picture"
+            try:
+                with self._step(journal, said, opening=True):
+                    self._answerer  # noqa: B018
+            except Exception as error:
+                self._refused = _reason(error)
+                raise EngineError(self._refused) from error
+        if hang and not (hang.image is not None and _given_up(journal, hang.image)):
+            self._is_well = True  # it has just answered
+            raise HungError(hang.said)
+
+    @contextmanager
+    def _step(
+        self, journal: Journal, said: str, image: int | None = None, opening: bool = False
+    ) -> Iterator[None]:
+        """A step of the work; where it takes too long, the process ends.
+
+        Args:
+            journal: The part's.
+            said: What is said of it where it takes too long, before "within ... s".
+            image: The part's image that the engine is at. None: it is at none.
+            opening: Whether the model is opened, which may take longer.
+        """
+        seconds = (_OPENING if opening else 1) * self._limits.seconds
+        self._at = journal, Hang(f"{said} within {seconds:g} s", image, is_sick=opening)
+        with self._watch.step(seconds):
+            yield
+
+    def _late(self) -> None:
+        """Ends the process, from another thread; Ray starts another and gives it the part."""
+        with suppress(Exception):
+            if self._at:
+                journal, hang = self._at
+                journal.hung(hang)
+        with suppress(Exception):
+            self._kept.close()
+        os.kill(os.getpid(), signal.SIGKILL)
 
     @contextmanager
     def _journal(self, part: int) -> Iterator[Journal]:
@@ -193,7 +283,8 @@ class Worker:
             journal.rest()
             raise
         finally:
-            self._ahead.forget()
+            if "_ahead" in vars(self):
+                self._ahead.forget()
         journal.close()
 
     def _rows(self, tasks: Sequence[ImageTask], journal: Journal) -> Iterator[dict[str, Any]]:
@@ -249,13 +340,13 @@ class Worker:
             EngineError: Where it is not well.
         """
         suspected = bool(journal.failures(number))
-        if suspected and not self._answerer.is_well():
+        if suspected and not self._engine_is_well(journal):
             raise EngineError("the engine fails at a picture that nothing is wrong with")
         try:
-            return self._image(task)
+            return self._image(task, number, journal)
         except EngineError as error:
             journal.fail(number, one_line(str(error)))
-            is_well = self._answerer.is_well()
+            is_well = self._engine_is_well(journal)
             if not suspected and is_well:
                 raise ItemError(str(error)) from error
             if not suspected:
@@ -265,8 +356,18 @@ class Worker:
                 raise
         return _errors(task, _given_up(journal, number))
 
-    def _image(self, task: ImageTask) -> list[dict[str, Any]]:
+    def _engine_is_well(self, journal: Journal) -> bool:
+        said = "the engine did not answer about a picture that nothing is wrong with"
+        with self._step(journal, said):
+            return self._answerer.is_well()
+
+    def _image(self, task: ImageTask, number: int, journal: Journal) -> list[dict[str, Any]]:
         """The rows of one image. Nothing about an image or an expression ends the part.
+
+        Args:
+            task: The image.
+            number: Its place in the part.
+            journal: The part's.
 
         Raises:
             EngineError: Where the engine fails, which is about neither.
@@ -275,18 +376,22 @@ class Worker:
         if task.location is None:
             return _errors(task, task.error or "no image")
         try:
-            scene, _ = self._answerer.scene(self._ahead.take(task.location))
+            name = echoed(task.name)
+            with self._step(journal, f"{name} was not read"):  # a storage's fault, perhaps
+                decoded = self._ahead.take(task.location)
+            said = f"the engine did not answer about {name}"
+            with self._step(journal, said, number):
+                scene, _ = self._answerer.scene(decoded)
             categories = None
             if self._model.categories:
-                categories = [name or "" for name in task.categories]
+                categories = [given or "" for given in task.categories]
             answers = self._answerer.each(scene, task.expressions, categories, self._threshold)
+            rows = []
             # an answer becomes its row at once: a mask may be large, and expressions many
-            return [
-                _answer(task, i, answer)
-                if isinstance(answer, Segmentation)
-                else _error(task, i, str(answer))
-                for i, answer in enumerate(answers)
-            ]
+            for i in range(len(task.expressions)):
+                with self._step(journal, said, number):
+                    rows.append(_row(task, i, next(answers)))
+            return rows
         except EngineError as error:
             raise EngineError(f"{error} (at {echoed(task.name)})") from error
         except StorageError:
@@ -359,6 +464,12 @@ def _base(task: ImageTask, i: int) -> dict[str, Any]:
 
 def _error(task: ImageTask, i: int, reason: str) -> dict[str, Any]:
     return {**_base(task, i), "error": one_line(reason)}
+
+
+def _row(task: ImageTask, i: int, answer: Segmentation | ExpressionError) -> dict[str, Any]:
+    if isinstance(answer, Segmentation):
+        return _answer(task, i, answer)
+    return _error(task, i, str(answer))
 
 
 def _answer(task: ImageTask, i: int, answer: Segmentation) -> dict[str, Any]:

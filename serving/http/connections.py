@@ -9,8 +9,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEAD_SECONDS = 10.0
-"""Seconds from a connection, or from the first byte of its next request, to the whole head."""
+from ris.serving.arriving import HEAD_SECONDS
 
 _ABORT = "ris.abort"
 

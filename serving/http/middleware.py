@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ris.engines.errors import RisError
+from ris.serving.arriving import Arrival
 from ris.serving.http.connections import abort_connection
 from ris.serving.http.service import Service
 from ris.serving.http.settings import BODY_COPIES
@@ -229,7 +230,7 @@ class _Incoming:
 
     def __init__(self, visit: Visit, receive: Receive, most: int, service: Service) -> None:
         self._visit, self._receive, self._most = visit, receive, most
-        self._seconds = service.settings.limits.seconds
+        self._arrival = Arrival(service.settings.limits.seconds)
         self._whole = asyncio.Event()
         self._left = asyncio.Event()
 
@@ -238,12 +239,7 @@ class _Incoming:
         if self._whole.is_set():
             await self._left.wait()
             return {"type": "http.disconnect"}
-        try:
-            async with asyncio.timeout(max(self._seconds - self._visit.seconds, 0)):
-                message = await self._receive()
-        except TimeoutError:
-            raise LimitError(f"the body did not arrive within {self._seconds:g} s", 408) from None
-
+        message = await self._arrival.next(self._receive(), self._visit.received)
         if message["type"] == "http.request":
             self._visit.received += len(message.get("body", b""))
             if self._visit.received > self._most:

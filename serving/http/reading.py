@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-import functools
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -20,12 +21,19 @@ from ris.engines.errors import ExpressionError, ImageError
 from ris.runtime.drawn import ONE_DRAW, Draws
 from ris.serving.http.middleware import visit_of
 from ris.serving.http.service import Question
+from ris.serving.http.settings import BODY_COPIES
 from ris.serving.limits import LimitError, Limits
 
 _MARKS = (b'"', b",", b":", b"[", b"{")
+_PART_BYTES = 600  # that a part takes at its worst: an unknown field, and the error about it
+_WIDE_COPIES = 5  # more, of a text with a character that needs four bytes
+_FREE = 250_000  # bytes beside the body that every request may take
+_MOST_QUOTES = 100_000
+_BACKSLASH = ord("\\")
 _DATA_URL = re.compile(r"data:[\w.+/-]*(?:;[\w=-]+)*;base64,", re.ASCII)
 _FORM, _JSON = "multipart/form-data", "application/json"
 
+T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -33,7 +41,8 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Texts = Annotated[list[str], BeforeValidator(_as_list)]
+# one error of a list is enough: each takes a kilobyte
+Texts = Annotated[list[str], Field(fail_fast=True), BeforeValidator(_as_list)]
 """A list of texts; one alone is a list of one."""
 
 
@@ -69,7 +78,9 @@ class SegmentRequest(BaseModel):
         " and 'sentence'. Left out: the server's default.",
     )
     answer: Annotated[
-        list[Literal["rle", "polygons", "coco", "png"]], BeforeValidator(_as_list)
+        list[Literal["rle", "polygons", "coco", "png"]],
+        Field(fail_fast=True),
+        BeforeValidator(_as_list),
     ] = Field(["rle"], description="How each mask is written.")
     tolerance: float = Field(
         0.0, ge=0, le=1000, description="How far polygons may be from the mask's edge, in pixels."
@@ -134,31 +145,104 @@ async def read_json(request: Request, limits: Limits, model: type[Model]) -> Mod
     Raises:
         ExpressionError: For what is no such JSON, in one sentence.
     """
-    body = await request.body()
-    request._body = b""  # Starlette keeps it; parsed, it would be there twice
-    parse = functools.partial(parse_json, body, limits, model)
-    del body
-    return await asyncio.to_thread(parse)
-
-
-def parse_json(body: bytes, limits: Limits, model: type[Model]) -> Model:
-    """`read_json` of what was read.
-
-    A list of millions of tiny texts would take many times its length: what is not a text's inside
-    is counted first.
-    """
     most = 1000 + 8 * limits.expressions * (limits.characters + 1)
-    if sum(body.count(mark) for mark in _MARKS) > most:
-        raise LimitError("the JSON has too many parts", 413)
+
+    def few(body: bytes) -> bytes:
+        if sum(body.count(mark) for mark in _MARKS) > most:
+            raise LimitError("the JSON has too many parts", 413)
+        return body
+
+    return await parsed(request, lambda body: validated(body, model), without=few)
+
+
+async def parsed(
+    request: Request,
+    parse: Callable[[bytes], T],
+    part_bytes: int = _PART_BYTES,
+    without: Callable[[bytes], bytes] = bytes,
+) -> T:
+    """What `parse` makes of a request's JSON, in a thread; the memory is taken before.
+
+    Args:
+        request: The request.
+        parse: Makes something of the body, and keeps nothing of it.
+        part_bytes: Bytes that a part of the JSON takes at its worst.
+        without: Leaves out what is not parsed, before parts are counted.
+
+    Raises:
+        BusyError: Where there is not as much memory.
+        RisError: As the functions raise it.
+    """
+    bodies = [await request.body()]
+    request._body = b""  # Starlette keeps it; parsed, it would be there twice
+    bodies[0] = await asyncio.to_thread(without, bodies[0])
+    visit = visit_of(request.scope)
+    before = visit.held.size if visit.held else 0
+    visit.hold(max(before, await asyncio.to_thread(json_bytes, bodies[0], part_bytes)))
+    found = await asyncio.to_thread(lambda: parse(bodies.pop()))
+    visit.hold(before)
+    return found
+
+
+def json_bytes(body: bytes, part_bytes: int = _PART_BYTES) -> int:
+    """The most memory that JSON takes while it is parsed, itself among it; nothing is parsed."""
+    parts = sum(body.count(mark) for mark in (b",", b":", b"[", b"{"))
+    beside = part_bytes * parts + _WIDE_COPIES * _wide_bytes(body)
+    return BODY_COPIES * len(body) + max(beside - _FREE, 0)
+
+
+def _wide_bytes(body: bytes) -> int:
+    """Bytes of JSON's texts with a character that needs more than a byte.
+
+    Each character of such a text may take four. What lies between two quotes is a text, or more
+    than one where a backslash stands before the quote.
+    """
+    if not _is_wide(body):
+        return 0
+    if body.count(b'"') > _MOST_QUOTES:  # too many to look at
+        return len(body)
+    wide = start = at = 0
+    while start < len(body):
+        at = body.find(b'"', at) + 1 or len(body) + 1
+        if at <= len(body) and at > 1 and body[at - 2] == _BACKSLASH:
+            continue
+        if _is_wide(body[start : at - 1]):
+            wide += at - 1 - start
+        start = at
+    return wide
+
+
+def _is_wide(text: bytes) -> bool:
+    return not text.isascii() or text.count(b"\\u") > text.count(b"\\u00")
+
+
+def validated(body: bytes, model: type[Model], whole: str = "") -> Model:
+    """JSON as one of these.
+
+    It is parsed first: errors then hold what is there, and no copies of it.
+
+    Args:
+        body: The JSON.
+        model: What it should be.
+        whole: What the JSON is called in a sentence about all of it.
+
+    Raises:
+        ExpressionError: For what is no such JSON, in one sentence.
+    """
     try:
-        return model.model_validate_json(body)
+        found = from_json(body)
+    except ValueError as error:
+        raise ExpressionError(f"{whole and f'{whole}: '}Invalid JSON: {error}") from None
+    del body
+    try:
+        return model.model_validate(found)
     except ValidationError as error:
-        raise ExpressionError(_sentence(error)) from None
+        raise ExpressionError(_sentence(error, whole)) from None
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, whole: str = "") -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"])[:100]
+    place = ".".join(str(part) for part in first["loc"])[:100] or whole
     return f"{place}: {first['msg']}" if place else first["msg"]
 
 

@@ -28,15 +28,6 @@ _log = logging.getLogger("ris.http")
 _BROKEN_AFTER = 3
 """So many failures of the engine, one after the other, and the server says that it is not live."""
 
-_HANGS_AFTER = 3
-"""A question at work for so many times `Limits.seconds`, and the server says that it is not live.
-
-Behind the image and each group of expressions it would have seen that its time is up.
-"""
-
-_LEAST_HANG = 60.0
-"""No question hangs that has been at work for fewer seconds, however short the limit is."""
-
 
 @dataclass(frozen=True)
 class Question:
@@ -282,7 +273,7 @@ class Service:
         longest = self._turns.longest if self._turns else 0.0
         if self._examined_from is not None:
             longest = max(longest, time.monotonic() - self._examined_from)
-        return longest > max(_HANGS_AFTER * self.settings.limits.seconds, _LEAST_HANG)
+        return longest > self.settings.limits.hang_seconds
 
     async def _examine(self) -> None:
         self._examined_from = time.monotonic()

@@ -39,7 +39,9 @@ class Held:
         """Takes so many bytes from now on. Raises BusyError where there are not as many more."""
         more = size - self.size
         if more > 0 and self._door.bytes + more > self._door.most_bytes:
-            raise BusyError("answers that their clients have not fetched yet fill the memory")
+            raise BusyError(
+                "requests, and answers that their clients have not fetched yet, fill the memory"
+            )
         self._door.bytes += more
         self.size = size
 

@@ -9,6 +9,7 @@ requests that come later. Each is answered as soon as it is done, and is timed b
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import os
@@ -35,6 +36,7 @@ from ris.serving.triton.bls import triton_sessions
 from ris.serving.triton.columns import Columns
 
 _RUNNING = ("engine", "device", "threads", "compute", "overlap", "low_memory", "throughput")
+_STDERR = 2
 _CODES = {400: "INVALID_ARG", 413: "INVALID_ARG", 504: "UNAVAILABLE"}  # INTERNAL for any other
 
 
@@ -144,7 +146,9 @@ class TritonPythonModel:
         A device that is lost fails at every later request, and only a process that is started anew
         may find it again. `ris-serve start` sees the end of an instance, and ends, too.
         """
-        if not self._answerer.is_well():
+        with _ends_if_it_hangs(self._limits):
+            is_well = self._answerer.is_well()
+        if not is_well:
             pb_utils.Logger.log_error("the engine fails at everything; this instance ends")
             os._exit(1)
 
@@ -249,7 +253,7 @@ class TritonPythonModel:
         part = [ask for ask in part if not ask.request.is_cancelled()]
         if not part:
             return
-        with _costs(part):
+        with _costs(part), _ends_if_it_hangs(self._limits):
             deadline = self._limits.deadline()
             for ask in part:
                 self._check_waiting(ask)
@@ -332,6 +336,20 @@ def _costs(asks: list[Ask]) -> Iterator[None]:
         ours = RisError(f"internal error: {type(error).__name__}: {reason_of(error)}")
         for ask in asks:
             ask.error = ours
+
+
+@contextmanager
+def _ends_if_it_hangs(limits: Limits) -> Iterator[None]:
+    """Ends this process where the block does not come back, as where an engine fails at everything.
+
+    Python's own watchdog does it, with each thread's traceback: it needs no lock of Python's, which
+    a library may hold.
+    """
+    faulthandler.dump_traceback_later(limits.hang_seconds, exit=True, file=_STDERR)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _failed(error: RisError | None) -> Any:

@@ -122,15 +122,19 @@ class Room:
         while self._inside and time.monotonic() < end:
             await asyncio.sleep(0.05)
 
-    @contextmanager
-    def place(self) -> Iterator[Place]:
-        """A place for a request, for the block. Raises LimitError where there is none."""
+    def check(self) -> None:
+        """Raises LimitError where there is no place now."""
         if self._closed:
             raise LimitError("the server ends", 503)
         if self._inside >= self._requests:
             raise LimitError(
                 f"the server is busy with {self._requests} requests; try again later", 503
             )
+
+    @contextmanager
+    def place(self) -> Iterator[Place]:
+        """A place for a request, for the block. Raises LimitError where there is none."""
+        self.check()
         self._inside += 1
         place = Place(self)
         try:

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from ris.serving.arriving import HEAD_SECONDS
 from ris.serving.limits import LimitError
 from ris.serving.triton.guard import SMALL, Address, Guarded, Place, Room
 from ris.serving.triton.guard_checks import check_grpc, largest_request
@@ -55,6 +56,7 @@ async def grpc_door(address: Address, behind: Guarded, room: Room) -> AsyncItera
             ("grpc.max_send_message_length", -1),
             ("grpc.per_message_decompression", 0),  # a small message may unpack to anything
             ("grpc.so_reuseport", 0),  # or another server could have the port, too
+            ("grpc.server_handshake_timeout_ms", round(1000 * HEAD_SECONDS)),
         ],
         maximum_concurrent_rpcs=behind.requests + _IDLE,
     )
@@ -110,10 +112,12 @@ class _Door(grpc.GenericRpcHandler):
     async def _infer(self, context: Any) -> None:
         if ill := self._behind.ailing():
             raise LimitError(ill, 503)
+        self._room.check()
+        # whoever sends nothing takes no place: how much of a message has come is not known
+        async with asyncio.timeout(self._seconds), self._reading:
+            message = await self._message(context)
         with self._room.place() as place:
-            async with asyncio.timeout(self._seconds), self._reading:
-                message = await self._message(context)
-                place.hold(len(message))
+            place.hold(len(message))
             check_grpc(message, self._behind.limits)
             # no name for the answer here, so that one that waits on disk is not in memory, too
             await self._send(context, await self._ask(_INFER, message), place)

@@ -14,9 +14,11 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
+from ris.serving.arriving import Arrival
 from ris.serving.limits import LimitError
 from ris.serving.triton.guard import SMALL, Address, Guarded, Place, Room
 from ris.serving.triton.guard_checks import MODEL, check_http, largest_request
+from ris.serving.triton.guard_connections import Connection, at_work
 
 _VERSION = r"(?:/versions/\d+)?"
 _READ = re.compile(rf"/v2(?:/health/(?:live|ready)|/models/(?:stats|\w+{_VERSION}(?:/\w+)?))?")
@@ -54,16 +56,30 @@ def _session(socket: Path) -> aiohttp.ClientSession:
 
 @asynccontextmanager
 async def _listening(host: str, port: int, path: str, handler: Handler) -> AsyncIterator[None]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        with at_work(request):
+            return await handler(request)
+
     application = web.Application()
-    application.router.add_route("*", path, handler)
+    application.router.add_route("*", path, handle)
     # one that hangs up has its request cancelled
     runner = web.AppRunner(
-        application, handler_cancellation=True, access_log=None, auto_decompress=False
+        application,
+        handler_cancellation=True,
+        access_log=None,
+        auto_decompress=False,
+        shutdown_timeout=1,
     )
     await runner.setup()
+    served = runner.server
+    assert served is not None
+    loop = asyncio.get_running_loop()
     try:
-        await web.TCPSite(runner, host, port, shutdown_timeout=1).start()
-        yield
+        listening = await loop.create_server(lambda: Connection(served()), host, port, backlog=128)
+        try:
+            yield
+        finally:
+            listening.close()
     finally:
         await runner.cleanup()
 
@@ -101,21 +117,21 @@ class _Door:
         if request.headers.get("Content-Encoding", "identity") != "identity":
             raise LimitError("send the request without compression; images have their own", 415)
         with self._room.place() as place:
-            async with asyncio.timeout(self._seconds):
-                body = await self._body(request, place)
+            body = await self._body(request, place)
             check_http(body, request.headers.get(_JSON_LENGTH), self._behind.limits)
             return await self._ask(request, body, place)
 
     async def _body(self, request: web.Request, place: Place) -> bytes:
-        """All of a request. Raises LimitError for more than is held."""
+        """All of a request. Raises LimitError for more than is held, or what does not come."""
         most = largest_request(self._behind.limits)
+        arrival = Arrival(self._seconds)
         size = request.content_length or 0
         body = bytearray()
         while True:
             if size > most:
                 raise LimitError(f"at most {most / 1e6:g} MB are accepted", 413)
             place.hold(size)
-            chunk = await request.content.readany()
+            chunk = await arrival.next(request.content.readany(), len(body))
             if not chunk:
                 return bytes(body)
             body += chunk

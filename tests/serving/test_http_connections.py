@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 import threading
@@ -20,6 +21,7 @@ from uvicorn.config import STARTUP_FAILURE  # noqa: E402
 
 from http_helper import serving, wait_until  # noqa: E402
 from ris.engines.errors import EngineError  # noqa: E402
+from ris.serving import arriving  # noqa: E402
 from ris.serving.http import app, connections, turns  # noqa: E402
 from ris.serving.http import server as served  # noqa: E402
 from ris.serving.http.middleware import BODY_COPIES  # noqa: E402
@@ -72,6 +74,22 @@ def test_a_body_in_chunks_is_booked_whole_whatever_length_it_says(running):
         raw.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
         wait_until(lambda: service.door.requests == 1, 20)
         assert service.door.bytes == BODY_COPIES * service.settings.most_body
+    wait_until(lambda: service.door.requests == service.door.bytes == 0)
+
+
+@pytest.mark.parametrize("sent", [b"", b"x"], ids=["silent", "a byte now and then"])
+def test_a_body_that_does_not_come_gives_its_place_back(running, monkeypatch, sent):
+    monkeypatch.setattr(arriving, "SILENT_SECONDS", 0.3)
+    service = running.service
+    head = b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+    with connected(running) as raw:
+        raw.sendall(head + b"Content-Type: application/json\r\n\r\n")
+        answer = b""
+        while not answer:
+            raw.sendall(sent)
+            readable, _, _ = select.select([raw], [], [], 0.05)
+            answer = received(raw) if readable else b""
+        assert answer.startswith(b"HTTP/1.1 408 ")
     wait_until(lambda: service.door.requests == service.door.bytes == 0)
 
 

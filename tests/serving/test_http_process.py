@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -16,6 +17,8 @@ for needed in ("fastapi", "uvicorn", "prometheus_client", "fastapi_offline"):
 
 import psutil  # noqa: E402
 
+import http_hanging  # noqa: E402
+from conftest import REPO  # noqa: E402
 from http_helper import COMMAND, PATIENCE, Client, Process, wait_until  # noqa: E402
 from ris.runtime.commands.running import Running  # noqa: E402
 from serving_helpers import free_ports, picture_bytes  # noqa: E402
@@ -75,6 +78,31 @@ def test_a_worker_that_is_killed_is_started_anew(served_bundle, tmp_path):
         assert served(served_bundle, port, 1).json["answers"][0]["rle"]["counts"] == wanted
         # of all workers, the dead one's past among them
         wait_until(lambda: f"{counted}2.0" in Client(port).get("/metrics").body.decode())
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(PATIENCE) == 0
+
+
+def test_a_worker_whose_engine_hangs_is_killed_and_replaced(served_bundle, tmp_path):
+    command = [sys.executable, "-c", "import http_hanging; http_hanging.main()", served_bundle]
+    paths = [str(REPO / "tests"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    log = tmp_path / "log"
+    with Process(served_bundle, log, command=command, env=environment) as server:
+        port = server.port
+        wait_until(lambda: len(server.workers) == 2)
+        before = server.workers
+        with contextlib.suppress(OSError):  # the worker may be gone before it answers
+            asked = Client(port).segment(picture_bytes(1, http_hanging.WIDTH), ["left man"])
+            assert asked.status == 504
+        wait_until(lambda: len(server.workers) == 2 and server.workers != before)
+        assert len(server.workers & before) == 1, "the other one goes on"
+
+        def answered():
+            with contextlib.suppress(OSError):
+                return Client(port).segment(picture_bytes(2), ["left man"]).status == 200
+
+        wait_until(answered)
+        assert "the engine hangs; this process ends" in server.text
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(PATIENCE) == 0
 

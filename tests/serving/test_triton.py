@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -303,10 +304,16 @@ def test_a_full_queue_refuses_and_recovers(served_bundle, served_model, tmp_path
 
 
 @needs_server
-@pytest.mark.parametrize("victim", ["instance", "server", "hangs", "hangs, asked over gRPC"])
+@pytest.mark.parametrize(
+    "victim", ["instance", "server", "hangs", "hangs, asked over gRPC", "does not come back"]
+)
 def test_a_death_is_seen_and_the_command_ends_with_1(served_bundle, tmp_path, victim):
-    """As is an instance that does not react any more, once somebody asks it."""
-    write_repository(open_bundle(served_bundle), tmp_path / "models", options())
+    """As is an instance that does not react, or whose engine does not come back from a request."""
+    seconds = 1 if victim == "does not come back" else 120
+    limits = replace(SMALL, seconds=seconds)
+    write_repository(open_bundle(served_bundle), tmp_path / "models", options(limits=limits))
+    if seconds == 1:
+        (tmp_path / "models" / "ris" / "1" / "model.py").write_text(NEVER_BACK)
     http, grpc, metrics = free_ports(3)
     ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
     program = Path(sys.executable).parent / "ris-serve"
@@ -325,6 +332,10 @@ def test_a_death_is_seen_and_the_command_ends_with_1(served_bundle, tmp_path, vi
             server = SimpleNamespace(address=Address("127.0.0.1", http, grpc, metrics))
             with pytest.raises(Exception, match="not healthy"):
                 ask(server, picture_bytes(1, 90, 70), ["left man"], grpc="gRPC" in victim)
+        elif victim == "does not come back":
+            server = SimpleNamespace(address=Address("127.0.0.1", http, grpc, metrics))
+            with pytest.raises(Exception, match=r"504: |50\d|closed|refused|reset|not healthy"):
+                ask(server, picture_bytes(1, 90, 70), ["left man"])
         else:
             (stub if victim == "instance" else triton).kill()
         assert started.wait(60) == 1
@@ -339,8 +350,33 @@ def test_a_death_is_seen_and_the_command_ends_with_1(served_bundle, tmp_path, vi
         "server": "ended by signal 9",
         "hangs": "an instance of the model hangs",
         "hangs, asked over gRPC": "an instance of the model hangs",
+        "does not come back": "an instance of the model",  # died, or gives no sign of life
     }
-    assert f"Error: {said[victim]}" in (tmp_path / "log").read_text().replace("tritonserver ", "")
+    log = (tmp_path / "log").read_text()
+    assert f"Error: {said[victim]}" in log.replace("tritonserver ", "")
+    assert ("Timeout (0:00:03)!" in log) == (victim == "does not come back")
+
+
+# the written model, with an engine that does not come back from the picture that the test sends
+NEVER_BACK = """
+import time
+from ris.serving import limits
+from ris.serving.triton.backend import TritonPythonModel as Honest
+
+class TritonPythonModel(Honest):
+    def initialize(self, args):
+        limits._LEAST_HANG = 0.0  # a test does not wait for a minute
+        super().initialize(args)
+        model = self._answerer.model
+        honest = model.encode_image
+
+        def encode(pixels):
+            while pixels.shape[:2] == (70, 90):
+                time.sleep(600)
+            return honest(pixels)
+
+        model.encode_image = encode
+"""
 
 
 def is_ready(port):

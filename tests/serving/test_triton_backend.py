@@ -224,6 +224,37 @@ def test_an_engine_that_fails_at_everything_ends_the_instance(backend, model, mo
     assert ended == ([] if is_well else [1])
 
 
+@pytest.mark.parametrize(("limit", "longest"), [(60, 180), (1, 60)])
+def test_an_engine_that_does_not_come_back_ends_the_instance(
+    backend, model, monkeypatch, limit, longest
+):
+    """By Python's own watchdog, which is set for each piece of work and for nothing else."""
+    ours = model(seconds=limit)
+    set_to, work = [0], []
+    monkeypatch.setattr(
+        backend.faulthandler,
+        "dump_traceback_later",
+        lambda seconds, exit, file: set_to.append(seconds * exit),
+    )
+    monkeypatch.setattr(
+        backend.faulthandler, "cancel_dump_traceback_later", lambda: set_to.append(0)
+    )
+    honest = ours._answerer.scene
+
+    def scene(image):
+        work.append(set_to[-1])
+        if len(work) == 3:
+            raise EngineError("the device is lost")
+        return honest(image)
+
+    monkeypatch.setattr(ours._answerer, "scene", scene)
+    monkeypatch.setattr(ours._answerer, "is_well", lambda: work.append(set_to[-1]) or True)
+    asked = [Request(picture_bytes(number), "left man") for number in range(3)]
+    ours.execute(asked)
+    assert work == [longest] * 4, "three requests, and the picture of the house"
+    assert set_to == [0, *[longest, 0] * 4]
+
+
 def test_nobody_pays_for_those_that_he_was_joined_with(model):
     """A pass of several requests has no more expressions than one request may have."""
     ours = model(join=True, expressions=4)

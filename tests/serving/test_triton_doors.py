@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from contextlib import asynccontextmanager
 
@@ -84,6 +85,87 @@ def test_a_client_too_slow_for_its_answer_gets_the_beginning_of_it_and_nothing_e
 
 
 @asynccontextmanager
+async def connected(behind, room, answer=b"{}"):
+    """A client's connection to the guard's HTTP."""
+    from ris.serving.triton.guard_http import http_door
+
+    address = Address("127.0.0.1", *free_ports(3))
+    async with triton_http(behind, answer), http_door(address, behind, room):
+        reader, writer = await asyncio.open_connection(address.host, address.http)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+
+def ended(tmp_path, sent, trickled):
+    """What a client gets that sends something, and then a byte now and then, until it is ended."""
+
+    async def run():
+        behind = guarded(tmp_path, seconds=60)
+        room, answer = room_of(behind), b""
+        async with connected(behind, room) as (reader, writer), asyncio.timeout(60):
+            writer.write(sent)
+            with contextlib.suppress(ConnectionError):
+                while not reader.at_eof():
+                    writer.write(trickled)
+                    with contextlib.suppress(TimeoutError):
+                        answer += await asyncio.wait_for(reader.read(10_000), 0.05)
+            await until(lambda: room._inside == room._held == 0)
+        return answer
+
+    return asyncio.run(run())
+
+
+HEAD = b"POST /v2/models/ris/infer HTTP/1.1\r\nHost: ris\r\nConnection: close\r\n"
+GET = b"GET /v2/nothing HTTP/1.1\r\nHost: ris\r\n\r\n"
+
+
+@pytest.mark.parametrize("trickled", [b"", b"G"], ids=["silent", "a byte now and then"])
+@pytest.mark.parametrize("sent", [b"", HEAD, GET, GET + HEAD])
+def test_a_head_that_does_not_come_ends_its_connection(tmp_path, monkeypatch, sent, trickled):
+    pytest.importorskip("aiohttp")
+    from ris.serving.triton import guard_connections
+
+    for name in ("HEAD_SECONDS", "KEPT_SECONDS"):
+        monkeypatch.setattr(guard_connections, name, 0.3)
+    answer = ended(tmp_path, sent, trickled)
+    assert answer.startswith(b"HTTP/1.1 403 ") == sent.startswith(GET)
+
+
+@pytest.mark.parametrize("trickled", [b"", b"G"], ids=["silent", "a byte now and then"])
+def test_a_body_that_does_not_come_gives_its_place_back(tmp_path, monkeypatch, trickled):
+    pytest.importorskip("aiohttp")
+    from ris.serving import arriving
+    from ris.serving.triton import guard_connections
+
+    monkeypatch.setattr(arriving, "SILENT_SECONDS", 0.3)
+    for name in ("HEAD_SECONDS", "KEPT_SECONDS"):  # aiohttp waits for the rest of the body
+        monkeypatch.setattr(guard_connections, name, 0.3)
+    answer = ended(tmp_path, HEAD + b"Content-Length: 900\r\n\r\n", trickled)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_slow_upload_is_answered_and_its_connection_goes_on(tmp_path, monkeypatch):
+    pytest.importorskip("aiohttp")
+    head = b"POST /v2/models/ris/infer HTTP/1.1\r\nHost: ris\r\nContent-Length: 12\r\n\r\n"
+
+    async def run():
+        behind = guarded(tmp_path, seconds=60)
+        answers = []
+        async with connected(behind, room_of(behind)) as (reader, writer), asyncio.timeout(60):
+            for _ in range(2):
+                for piece in (head[:20], head[20:], b'{"a"', b': "b', b'"}  '):
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0.05)
+                answers.append(await reader.readuntil(b"{}"))
+        return answers
+
+    assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in asyncio.run(run()))
+
+
+@asynccontextmanager
 async def triton_grpc(behind, refusal=None):
     grpc = pytest.importorskip("grpc")
 
@@ -107,7 +189,10 @@ async def triton_grpc(behind, refusal=None):
 
 
 def test_a_caller_that_sends_nothing_is_not_waited_for_as_long_as_a_request(tmp_path, monkeypatch):
-    """Where one message is read at a time, those behind it come to their turn."""
+    """Where one message is read at a time, those behind it come to their turn.
+
+    It takes no place from those who send something, over HTTP among others.
+    """
     grpc = pytest.importorskip("grpc")
     from ris.serving.triton import guard_grpc
 
@@ -122,11 +207,13 @@ def test_a_caller_that_sends_nothing_is_not_waited_for_as_long_as_a_request(tmp_
             grpc.aio.insecure_channel(f"{address.name}:{address.grpc}") as channel,
         ):
             silent = channel.stream_stream(INFER)()
-            await until(lambda: room._inside == 1)
+            await silent.wait_for_connection()
+            inside = room._inside
             answer = await channel.unary_unary(INFER)(REQUEST, timeout=30)
-            return answer, await silent.code(), await silent.details()
+            return answer, await silent.code(), await silent.details(), inside
 
-    answer, code, said = asyncio.run(run())
+    answer, code, said, inside = asyncio.run(run())
+    assert inside == 0
     assert answer == REQUEST
     assert code == grpc.StatusCode.DEADLINE_EXCEEDED
     assert said == "504: the request did not arrive within 0.2 s"

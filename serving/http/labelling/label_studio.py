@@ -32,8 +32,17 @@ from ris.serving.http.labelling.label_config import (
     LabelConfig,
 )
 from ris.serving.http.labelling.regions import box_value, brush_value, polygon_values
-from ris.serving.http.labelling.tasks import Order, Task, check_setup, prompts_of, read_order
+from ris.serving.http.labelling.tasks import (
+    PART_BYTES,
+    Order,
+    Task,
+    check_setup,
+    counted,
+    prompts_of,
+    read_order,
+)
 from ris.serving.http.middleware import visit_of
+from ris.serving.http.reading import parsed
 from ris.serving.http.service import Answered, Question, Service
 from ris.serving.limits import LimitError
 
@@ -342,7 +351,7 @@ def label_studio_router(service: Service) -> APIRouter:
     @router.post("/setup", summary="A project connects, or asks for the model's version")
     async def setup(request: Request) -> dict[str, str]:
         """A configuration without a place for masks is told in the log; it may be written later."""
-        said = await asyncio.to_thread(check_setup, await request.body())
+        said = await parsed(request, check_setup, PART_BYTES, counted)
         if said:
             visit_of(request.scope).fields["label_config"] = said
         return {"model_version": backend.model_version}
@@ -350,9 +359,7 @@ def label_studio_router(service: Service) -> APIRouter:
     @router.post("/predict", summary="Masks for tasks")
     async def predict(request: Request) -> Response:
         visit = visit_of(request.scope)
-        reading = asyncio.to_thread(read_order, await request.body())
-        request._body = b""  # Starlette keeps it
-        order = await reading
+        order = await parsed(request, read_order, PART_BYTES, counted)
         taken = visit.held.size if visit.held else 0
         answer = await backend.predict(order, lambda more: visit.hold(taken + more))
         visit.hold(len(answer))

@@ -9,16 +9,20 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field
 
 from ris.engines.errors import ExpressionError, RisError
 from ris.serving.http.labelling.label_config import MOST_LABELS, LabelConfig, read_label_config
+from ris.serving.http.reading import validated
 from ris.serving.limits import LimitError
 
 _RUN_LENGTHS = re.compile(rb'"rle":\s*\[[\d,\s]*\]')
-_MOST_PARTS = 1_000_000  # parts of a request's JSON; each may take some hundred bytes of memory
+_MOST_PARTS = 1_000_000  # parts of a request's JSON
+PART_BYTES = 350
+"""Bytes of memory that a part takes at its worst: an empty task."""
+
 _MOST_TASKS = 10_000  # of a request
 _MOST_TEXT = 1_000_000  # characters of a text field
 
@@ -41,7 +45,7 @@ class _Typed(BaseModel):
 class _Context(BaseModel):
     """What an annotator did just now."""
 
-    result: list[_Typed] = []
+    result: Annotated[list[_Typed], Field(fail_fast=True)] = []
 
 
 class _Params(BaseModel):
@@ -53,7 +57,7 @@ class _Params(BaseModel):
 class _Predict(BaseModel):
     """The body of /predict. What else Label Studio sends is left alone."""
 
-    tasks: list[Task]
+    tasks: Annotated[list[Task], Field(fail_fast=True)]
     label_config: str
     params: _Params | None = None
 
@@ -120,11 +124,11 @@ def _lines(value: Any) -> Iterator[str]:
 
 
 def read_order(body: bytes) -> Order:
-    """The body of /predict, with all that its tasks share. Runs in a thread.
+    """The body of /predict, as `counted` left it, with all that its tasks share. Runs in a thread.
 
     Raises RisError where the request itself cannot be understood.
     """
-    request = _parsed(body)
+    request = validated(body, _Predict, "the request")
     if len(request.tasks) > _MOST_TASKS:
         raise LimitError(
             f"{len(request.tasks)} tasks, at most {_MOST_TASKS} are answered at once", 413
@@ -139,14 +143,19 @@ def read_order(body: bytes) -> Order:
     return Order(request.tasks, waits, config, typed)
 
 
-def _check_parts(body: bytes) -> None:
+def counted(body: bytes) -> bytes:
+    """A body without the run lengths of regions that are there already, which are not read.
+
+    Raises LimitError where it has too many parts all the same.
+    """
+    body = _RUN_LENGTHS.sub(b'"rle":[]', body)
     if sum(body.count(mark) for mark in (b",", b":", b"[", b"{")) > _MOST_PARTS:
         raise LimitError("the tasks have too many parts; send fewer of them at once", 413)
+    return body
 
 
 def check_setup(body: bytes) -> str | None:
     """Why a configuration leaves no place for masks; None where it does. Runs in a thread."""
-    _check_parts(body)
     try:
         read_label_config(str(json.loads(body).get("schema") or ""))
     except (ValueError, AttributeError, RecursionError):
@@ -154,15 +163,3 @@ def check_setup(body: bytes) -> str | None:
     except RisError as error:
         return str(error)
     return None
-
-
-def _parsed(body: bytes) -> _Predict:
-    """The body of /predict; run lengths of regions that are there already are not read."""
-    body = _RUN_LENGTHS.sub(b'"rle":[]', body)
-    _check_parts(body)
-    try:
-        return _Predict.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"]))[:100]
-        raise ExpressionError(f"{place or 'the request'}: {first['msg']}") from None

@@ -1,0 +1,67 @@
+"""Ends a worker that does not come back from a step of its work."""
+
+from __future__ import annotations
+
+import faulthandler
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+MAX_SECONDS = 900.0
+"""Seconds that no step takes which is still to end.
+
+It is sixteen times the slowest first mask that was measured, of LISA-7B on two cores.
+"""
+
+_LOOKED_FOR = 0.5  # seconds
+_STDERR = 2
+
+
+class Watch:
+    """Looks, from a thread of its own, at how long a step takes.
+
+    A thread that is inside a library cannot be interrupted, so `late` is to end the process. A
+    library that holds Python's lock meanwhile stops the looking thread, too: faulthandler's, which
+    needs no lock, then ends the process after the longest time that any step has.
+    """
+
+    def __init__(self, longest: float, late: Callable[[], None]) -> None:
+        """Looks at nothing yet.
+
+        Args:
+            longest: Seconds that no step takes.
+            late: Called from another thread where a step takes too long.
+        """
+        self._longest, self._late = longest, late
+        self._end = math.inf
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Looks for the block, which has the steps in it."""
+        done = threading.Event()
+        looking = threading.Thread(target=self._look, args=(done,), name="watch", daemon=True)
+        faulthandler.dump_traceback_later(self._longest, exit=True, file=_STDERR)
+        looking.start()
+        try:
+            yield
+        finally:
+            done.set()
+            looking.join()
+            faulthandler.cancel_dump_traceback_later()
+
+    @contextmanager
+    def step(self, seconds: float) -> Iterator[None]:
+        """A step that has so many seconds, alone and not inside another."""
+        self._end = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._end = math.inf
+
+    def _look(self, done: threading.Event) -> None:
+        while not done.wait(_LOOKED_FOR):
+            faulthandler.dump_traceback_later(self._longest, exit=True, file=_STDERR)
+            if time.monotonic() > self._end:
+                self._late()
