@@ -74,7 +74,8 @@ def ranges(
     magnitude.
 
     Without IMAGES the samples are drawn scenes. FP16 ends at 65504; `ris-export --precision fp16
-    --ranges FILE` keeps in FP32 whatever comes near it.
+    --ranges FILE` keeps in FP32 whatever comes near it. In a bundle of any precision it names what
+    one graph hands to another in FP16 and FP16 cannot hold, with the picture.
 
     \b
     Examples:
@@ -105,7 +106,10 @@ def ranges(
 
 
 def _print(found: Ranges) -> None:
-    """A table with a row per graph, and a line for every value beyond FP16."""
+    """A table with a row per graph, and a line for every value beyond FP16.
+
+    What is handed on in FP16 comes last: the rest matters to FP16 graphs alone.
+    """
     from ris.calibration.numerics import FP16_MAX
 
     table = Table(
@@ -127,6 +131,11 @@ def _print(found: Ranges) -> None:
     for stage, name, entry in found.above(FP16_MAX):
         writer = f"{entry.node} ({entry.operator})"
         click.echo(f"{stage}: {name} reaches {entry.largest:.4g}, written by {writer}")
+    for stage, name, edge in found.edges_above(FP16_MAX):
+        click.echo(
+            f"{stage}: {name} reaches {edge.largest:.4g} on {edge.picture} and is handed on in"
+            f" FP16, where it is infinite; export again with --fp32 {stage}, which keeps it FP32"
+        )
 
 
 @main.command(cls=RisCommand)

@@ -35,15 +35,19 @@ class CalibrationSample:
     truths: tuple[NDArray[np.bool_], ...] | None = None
     """The true mask of each expression, bool [H, W]. None: not known."""
 
+    name: str = ""
+    """The image for people: its file, or which scene it is."""
+
 
 def scene_samples(expressions: int, size: int = 256) -> Iterator[CalibrationSample]:
     """Drawn training scenes with that many expressions in all, the same every time."""
-    for image in scene_images("train", expressions, size=size):
+    for number, image in enumerate(scene_images("train", expressions, size=size)):
         yield CalibrationSample(
             rgb=image.rgb,
             expressions=tuple(truth.expression for truth in image.truths),
             categories=tuple(truth.category or "background" for truth in image.truths),
             truths=tuple(truth.mask for truth in image.truths),
+            name=f"scene {number}",
         )
 
 
@@ -51,7 +55,8 @@ def request_samples(requests: Sequence[Request]) -> Iterator[CalibrationSample]:
     """The user's images and expressions. An image is read when its turn comes."""
     for request in requests:
         rgb = load_rgb(request.image)
-        yield CalibrationSample(rgb, tuple(request.expressions), request.categories)
+        expressions, name = tuple(request.expressions), str(request.image)
+        yield CalibrationSample(rgb, expressions, request.categories, name=name)
 
 
 @dataclass(frozen=True)

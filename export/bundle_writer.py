@@ -122,7 +122,7 @@ def export_bundle(
         require_resizes(host, family)
         stages, host = resizes_inside(stages, host)
     formats = formats_of(stages, options.weights)
-    stages = halve_kept(stages, options.precision, formats)
+    stages = halve_kept(stages, options.precision, formats, options.ranges)
     if formats and options.precision == "fp16":
         raise RisError("narrow weights are for products in FP32 or bfloat16, not for FP16")
     rounded = options.rounded

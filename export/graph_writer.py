@@ -17,7 +17,7 @@ import onnx
 
 from ris.calibration.numerics.ranges import content_hash
 from ris.calibration.weights.graph import quantise_file
-from ris.calibration.weights.groups import Rounder, WeightFormat, round_in_groups
+from ris.calibration.weights.groups import Rounder, WeightFormat, nearest_levels
 from ris.engines import EngineOptions, Graph, create
 from ris.engines.errors import BundleError, ParityError, RisError
 from ris.export import precision
@@ -29,6 +29,7 @@ from ris.export.narrow_values import full_edges, halve_edges
 from ris.export.onnx_writer import name_input, trace_onnx, write_onnx
 from ris.export.operations import count_operations
 from ris.export.options import ExportOptions
+from ris.export.places import layer_places, node_places
 from ris.export.reference_pass import ReferencePass
 from ris.export.resizing import resize_inside
 from ris.export.space import DIRECT_FROM
@@ -83,7 +84,7 @@ class GraphJob:
     @property
     def rounder(self) -> Rounder:
         """How matrices are rounded."""
-        return self.options.rounded or round_in_groups
+        return self.options.rounded or nearest_levels
 
     @property
     def rounding(self) -> Rounding:
@@ -188,7 +189,7 @@ def _rounded_pass(
 def _write(stage: StageDesign, job: GraphJob) -> _Written:
     """Writes one graph in its precision, and checks it on two batch sizes where it can be."""
     graph, entry = job.graph(stage), job.planned.graphs[stage.name]
-    scopes, traced = _trace(stage, job)
+    scopes, traced, places = _trace(stage, job)
     if stage.resizes:
         scopes = resize_inside(graph.path, scopes, stage)
     if (narrow := stage.narrow_from) is not None:
@@ -205,7 +206,7 @@ def _write(stage: StageDesign, job: GraphJob) -> _Written:
         traced.write(_progress(job, stage.name), job.kept)
     _require_own_ranges(job, stage)
     if format is not None:
-        return _round(stage, job, entry, format, scopes)
+        return _round(stage, job, entry, format, _Nodes(scopes, places))
 
     converted = _convert(stage, job, scopes)
     written = dataclasses.replace(
@@ -219,17 +220,36 @@ def _write(stage: StageDesign, job: GraphJob) -> _Written:
     return _Written(written, converted.rounded or rows, {})
 
 
-def _trace(stage: StageDesign, job: GraphJob) -> tuple[dict[str, list[str]], Traced | None]:
-    """Writes the FP32 graph; what is still to be written of it, where the model has not all."""
+class _Nodes(NamedTuple):
+    """Where the nodes of a graph come from."""
+
+    scopes: dict[str, list[str]]
+    """For every node the paths of the modules it came from."""
+
+    places: dict[str, str]
+    """For the nodes of linear layers the names of their matrices in the model."""
+
+
+def _trace(
+    stage: StageDesign, job: GraphJob
+) -> tuple[dict[str, list[str]], Traced | None, dict[str, str]]:
+    """Writes the FP32 graph.
+
+    Returns:
+        Its scopes; what is still to be written of it, where the model has not all; and as
+        `_Nodes.places`.
+    """
     graph, held = job.graph(stage), job.held
     traced_stage = dataclasses.replace(full_edges(stage), inputs=stage.module_inputs)
     one_image = job.planned.host.image_index is None
     if held is None:
         module = stage.build(job.model, job.options.sampling)
-        return write_onnx(module, traced_stage, graph.path, one_image=one_image), None
+        scopes = write_onnx(module, traced_stage, graph.path, one_image=one_image)
+        return scopes, None, node_places(scopes, layer_places(job.model, stage.name, module))
     module = held.build(lambda: stage.build(job.model, job.options.sampling))
     traced = trace_onnx(module, traced_stage, graph.path, one_image=one_image, held=held)
-    return traced.scopes, traced
+    places = node_places(traced.scopes, layer_places(job.model, stage.name, module))
+    return traced.scopes, dataclasses.replace(traced, places=places), places
 
 
 def _weights(traced: Traced) -> int:
@@ -274,13 +294,14 @@ def _round(
     job: GraphJob,
     entry: GraphEntry,
     format: WeightFormat,
-    scopes: dict[str, list[str]],
+    nodes: _Nodes,
 ) -> _Written:
     """Checks the FP32 graph, and then rounds its matrices."""
     _check_graph(job.graph(full_edges(stage)), "fp32", job)
     graph = job.graph(stage)
     report = _progress(job, stage.name)
-    found = quantise_file(graph.path, graph.path, format, report, job.rounder)
+    rounding = job.rounder, nodes.places
+    found = quantise_file(graph.path, graph.path, format, report, *rounding)
     require_matrices(stage.name, found)
     kept = _convert_rest(stage, job)
     halve_edges(graph.path, stage)
@@ -289,7 +310,7 @@ def _round(
         sha256=job.files(stage.name),
         precision=kept.precision,
         fp32_islands=kept.kept,
-        weights=stored(found, format, scopes, job.rounding),
+        weights=stored(found, format, nodes.scopes, job.rounding),
     )
     return _Written(written, _measured(graph, job), {})
 
@@ -337,6 +358,8 @@ def _convert(stage: StageDesign, job: GraphJob, scopes: dict[str, list[str]]) ->
 def _convert_rest(stage: StageDesign, job: GraphJob) -> _Converted:
     """The same for precisions that round weights alone; edges stay FP32."""
     asked = job.options.precision
+    if asked == "fp32":
+        return _Converted("fp32", {}, {})
     if (reason := stage.whole.get(asked)) is not None:
         return _Converted("fp32", {"*": reason}, {})
     if asked == "bf16":

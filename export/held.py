@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ris.calibration.weights.groups import Rounder, WeightFormat, group_of, round_in_groups
+from ris.calibration.weights.groups import Rounder, WeightFormat, group_of, nearest_levels
 from ris.reference.checkpoint import Inspection, build_model
 from ris.reference.checkpoint.entries import Entry, give_back
 
@@ -79,6 +79,9 @@ def held_model(inspection: Inspection) -> nn.Module:
 class _Matrix:
     """A matrix that is not held."""
 
+    name: str
+    """Its name in the model."""
+
     layer: nn.Linear
     """Its layer."""
 
@@ -119,11 +122,11 @@ class HeldBack:
         self._by_place: dict[int, _Matrix] = {}
         self._reading = True
         self._rounded: Mapping[int, WeightFormat] = {}
-        self._rounder: Rounder = round_in_groups
+        self._rounder: Rounder = nearest_levels
         for name in names:
             layer = model.get_submodule(name.removesuffix(".weight"))
             assert isinstance(layer, nn.Linear), "it was looked for"
-            self._take(layer, entries[name])
+            self._take(name, layer, entries[name])
         _BACK[model] = self
 
     @property
@@ -134,9 +137,9 @@ class HeldBack:
     def __bool__(self) -> bool:
         return bool(self._by_place)
 
-    def _take(self, layer: nn.Linear, entry: Entry) -> None:
+    def _take(self, name: str, layer: nn.Linear, entry: Entry) -> None:
         line = torch.full((layer.in_features,), float("nan"))
-        held = _Matrix(layer, entry, line)
+        held = _Matrix(name, layer, entry, line)
         self._by_place[line.data_ptr()] = held
         # its strides tell the matrix from its transpose, in whatever shape
         empty = line.as_strided((layer.out_features, layer.in_features), (0, 1))
@@ -163,7 +166,7 @@ class HeldBack:
         group = group_of(values.shape[1])
         if format is None or group is None:
             return values
-        rounded = self._rounder(_copied(values.t()), format, group)
+        rounded = self._rounder(_copied(values.t()), format, group, held.name)
         return torch.from_numpy(rounded.values()).t()
 
     @contextlib.contextmanager
@@ -177,7 +180,7 @@ class HeldBack:
 
     @contextlib.contextmanager
     def rounded(
-        self, formats: Mapping[int, WeightFormat], rounder: Rounder = round_in_groups
+        self, formats: Mapping[int, WeightFormat], rounder: Rounder = nearest_levels
     ) -> Iterator[None]:
         """Layers run with matrices as a graph stores them.
 
@@ -189,7 +192,7 @@ class HeldBack:
         try:
             yield
         finally:
-            self._rounded, self._rounder = {}, round_in_groups
+            self._rounded, self._rounder = {}, nearest_levels
 
     def build(self, make: Callable[[], nn.Module]) -> nn.Module:
         """The module that `make` builds of the model.

@@ -20,8 +20,10 @@ from typing import TypeVar
 import onnx
 from onnx import NodeProto, TensorProto
 
+from ris.calibration.numerics.ranges import FP16_MAX, Ranges
 from ris.engines import TensorSpec
-from ris.export.families.design import StageDesign
+from ris.export.families.design import AS_ASKED, StageDesign
+from ris.export.precision import MARGIN
 from ris.runtime.manifest import Precision
 
 _HALF, _FULL = TensorProto.FLOAT16, TensorProto.FLOAT
@@ -37,24 +39,37 @@ Spec = TypeVar("Spec", bound=TensorSpec)
 
 
 def halve_kept(
-    stages: Sequence[StageDesign], precision: Precision, narrow: Collection[str]
+    stages: Sequence[StageDesign],
+    precision: Precision,
+    narrow: Collection[str],
+    ranges: Ranges | None = None,
 ) -> tuple[StageDesign, ...]:
     """The stages, with the values FP16 that they name for it.
 
     A value stays FP32 where one of the graphs that have it does: a graph that was asked for in FP32
-    is so up to its edges.
+    is so up to its edges, whatever its matrices are stored in. It stays so where it comes near
+    FP16's end as well.
 
     Args:
         stages: The graphs of a bundle.
         precision: What the bundle computes in.
         narrow: The graphs whose matrices are stored in 8 or 4 bits.
+        ranges: What was measured on samples; None where nothing was.
     """
     wide = {
         stage.name
         for stage in stages
-        if stage.name not in narrow and (precision == "fp32" or precision in stage.whole)
+        if (stage.name not in narrow and (precision == "fp32" or precision in stage.whole))
+        or stage.whole.get(precision) == AS_ASKED
     }
     named = {name for stage in stages for name in stage.halved}
+    if ranges is not None:
+        named -= {
+            name
+            for entries in ranges.stages.values()
+            for name in named & entries.keys()
+            if not entries[name].largest * MARGIN <= FP16_MAX
+        }
     for stage in stages:
         if stage.name in wide:
             named -= {spec.value for spec in stage.inputs}

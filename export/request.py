@@ -145,8 +145,11 @@ class Request:
         self._check_publishing()
         if self.ranges_file and self.precision != "fp16":
             raise RisError("--ranges says what FP16 has to spare; it belongs to --precision fp16")
-        if self.fp32 and self.precision == "fp32":
-            raise RisError("--fp32 names graphs of a narrower bundle; give --precision as well")
+        if self.fp32 and self.precision == "fp32" and not self.weights:
+            raise RisError(
+                "--fp32 names graphs of a narrower bundle; give --precision or --weight-format as"
+                " well"
+            )
         if self.weights and self.precision == "fp16":
             raise RisError(
                 "--weight-format is for products in FP32 or bfloat16; leave --precision fp16 out"

@@ -29,7 +29,7 @@ from ris.calibration.weights.graph import (
     place_all,
     rewrite,
 )
-from ris.calibration.weights.groups import Rounder, WeightFormat, round_in_groups
+from ris.calibration.weights.groups import Rounder, WeightFormat, nearest_levels
 from ris.export.alone import kept_folder
 
 _INSIDE = 256  # bytes up to which torch's exporter leaves a weight in the graph's own file
@@ -52,6 +52,9 @@ class Traced:
     """The weights that are read from the model's files when they are written: their keys as of
     `HeldBack.find`, by name."""
 
+    places: Mapping[str, str] = field(default_factory=dict)
+    """The names of the model's matrices, by the nodes of the layers that have them."""
+
     @property
     def data(self) -> Path:
         """The data file."""
@@ -72,7 +75,7 @@ class Traced:
         link_or_copy(file, self.data)
 
     def quantised(
-        self, format: WeightFormat, rounder: Rounder = round_in_groups
+        self, format: WeightFormat, rounder: Rounder = nearest_levels
     ) -> tuple[Traced, Quantised]:
         """The graph with its matrices in a format; their errors are known when it is written.
 
@@ -83,7 +86,7 @@ class Traced:
         model = onnx.load(self.path, load_external_data=False)
         chosen = {
             name: one
-            for name, one in find_matrices(model.graph).items()
+            for name, one in find_matrices(model.graph, self.places).items()
             if not self.held or name in self.held
         }
         rewrite(model, chosen, format)

@@ -3,7 +3,7 @@
 The reference runs over samples, in FP32. Each layer's inputs X are summed up as X'X, which is as
 large as the layer is wide. Where all of these are too many for the memory that is allowed, the
 samples are run again for the next layers. The file is written matrix by matrix, and a run that was
-stopped goes on behind the last.
+stopped goes on behind the last: what the file has of a matrix is of one run.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from ris.calibration.samples import CalibrationSample, SampleSet
@@ -33,9 +34,20 @@ from ris.export.alone import alone, kept_folder
 from ris.export.families import DESIGNS
 from ris.export.families.design import StageDesign
 from ris.export.held import held_back
+from ris.export.places import layer_places
 from ris.export.reference_pass import text_values
 from ris.export.request import Request
-from ris.export.rounded_file import About, Errors, Form, RoundedFile, digest_of, header, length_of
+from ris.export.rounded_file import (
+    About,
+    Errors,
+    Form,
+    Record,
+    RoundedFile,
+    digest_of,
+    forms_of,
+    header,
+    length_of,
+)
 from ris.export.sources import ModelSource
 from ris.export.weights import formats_of
 from ris.reference.families import FAMILIES
@@ -85,26 +97,7 @@ class _Target:
     @property
     def tensors(self) -> tuple[Form, ...]:
         """What the file has of it."""
-        rows, columns = self.layer.in_features, self.layer.out_features
-        return (
-            (f"{self.name}.levels", "I8", (rows, columns)),
-            (f"{self.name}.scales", "F32", (rows // self.group, columns)),
-            (f"{self.name}.sha256", "U8", (32,)),
-            (f"{self.name}.errors", "F32", (2,)),
-        )
-
-
-class _Found(NamedTuple):
-    """What the file gets of a matrix."""
-
-    rounded: Rounded
-    """Its levels and scales."""
-
-    digest: bytes
-    """Of its FP32 values."""
-
-    errors: Errors
-    """What rounding changed in its products."""
+        return forms_of(self.name, self.layer.in_features, self.layer.out_features, self.group)
 
 
 def calibrate_weights(
@@ -168,8 +161,7 @@ def calibrate_request(
     from ris.export.command import PRESET_NAMES, with_files
 
     how = dict(running)
-    if threads := how.pop("threads", None) or core_limit():
-        torch.set_num_threads(threads)
+    threads = how.pop("threads", None) or core_limit()
     request = Request(out=out, precision="fp32", fp32=(), **asked)
     if request.preset not in (None, *PRESET_NAMES):
         raise RisError(
@@ -178,15 +170,31 @@ def calibrate_request(
     request.check()
     request = with_files(request)
     source = request.find()
-    found = calibrate_weights(
-        source,
-        samples,
-        out,
-        request.weights,
-        vocabulary=request.vocabulary,
-        running=Running(**how),
-    )
+    with on_threads(threads):
+        found = calibrate_weights(
+            source,
+            samples,
+            out,
+            request.weights,
+            vocabulary=request.vocabulary,
+            running=Running(**how),
+        )
     return {name: (one.nearest, one.chosen) for name, one in found.errors().items()}
+
+
+@contextmanager
+def on_threads(count: int | None) -> Iterator[None]:
+    """PyTorch and numpy's matrix products use at most so many threads; None: as they are set."""
+    if count is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(count):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Model:
@@ -209,7 +217,7 @@ class _Model:
         with matrices that were computed of the model's. Such a module is run itself.
         """
         modules = {stage.name: self._build(stage) for stage in stages}
-        names = {id(layer): name for name, layer in self._model.named_modules()}
+        own_layers = {id(layer) for layer in self._model.modules()}
         found: dict[int, _Target] = {}
         for stage in stages:
             layers = _layers(modules[stage.name])
@@ -218,11 +226,12 @@ class _Model:
                     f"{stage.name} has no layer whose sums are over a multiple of 64 weights, so"
                     " there is nothing to round; leave it out of --weight-format"
                 )
-            itself = any(id(layer) not in names for layer, _ in layers.values())
+            itself = any(id(layer) not in own_layers for layer, _ in layers.values())
+            names = layer_places(self._model, stage.name, modules[stage.name])
             if itself:
                 self._modules[stage.name] = stage, modules[stage.name]
             for own, (layer, group) in layers.items():
-                name = f"{names.get(id(layer), f'{stage.name}.{own}')}.weight"
+                name = names[own]
                 format, runs = self._formats[stage.name], stage.name if itself else None
                 one = found.setdefault(id(layer), _Target(name, layer, format, group, runs))
                 if one.format != format:
@@ -332,38 +341,32 @@ class _Work:
         self._model, self._targets = model, targets
         self._samples, self._running = samples, running
         self._grams: dict[_Target, Floats] = {}
-        self._last: tuple[_Target, _Found] | None = None
 
     def parts(self, about: About) -> tuple[list[Part], str]:
         """What the file has, and the recipe: everything that it depends on, as a hash."""
+        told = about.metadata()
         tensors = [tensor for one in self._targets for tensor in one.tensors]
-        begin = header(about.metadata(), tensors)
+        begin = header(told, tensors)
         parts = [Part("header", len(begin), lambda: begin)]
-        for one in self._targets:
-            parts += self._parts(one)
+        parts += [self._part(one, told) for one in self._targets]
         versions = f"torch {torch.__version__} numpy {np.__version__}"
         recipe = hashlib.sha256(begin.tobytes())
         recipe.update(f"{versions} {self._model.computes}".encode())
         return parts, recipe.hexdigest()
 
-    def _parts(self, one: _Target) -> list[Part]:
-        makers: tuple[Callable[[], NDArray[Any]], ...] = (
-            lambda: self._found(one).rounded.levels,
-            lambda: self._found(one).rounded.scales,
-            lambda: np.frombuffer(self._found(one).digest, np.uint8),
-            lambda: np.array(self._found(one).errors, np.float32),
-        )
-        return [
-            Part(tensor[0], length_of(tensor), make)
-            for tensor, make in zip(one.tensors, makers, strict=True)
-        ]
+    def _part(self, one: _Target, told: Mapping[str, str]) -> Part:
+        """All that the file has of a matrix, in one part.
 
-    def _found(self, one: _Target) -> _Found:
-        if self._last is None or self._last[0] is not one:
+        Another run may compute other last bits, with other threads, and its scales do not fit these
+        levels.
+        """
+
+        def make() -> NDArray[np.uint8]:
             if one not in self._grams:
                 self._sum_inputs(one)
-            self._last = one, self._round(one, self._grams.pop(one))
-        return self._last[1]
+            return self._round(one, self._grams.pop(one)).whole(told, one.name)
+
+        return Part(one.name, sum(map(length_of, one.tensors)), make)
 
     def _sum_inputs(self, first: _Target) -> None:
         """X'X of a matrix, and of as many behind it as the memory allows."""
@@ -380,14 +383,21 @@ class _Work:
         for i in self._running.track(numbers, len(numbers), title):
             self._model.add_inputs(self._samples[i], self._grams)
 
-    def _round(self, one: _Target, gram: Floats) -> _Found:
+    def _round(self, one: _Target, gram: Floats) -> Record:
         """The better of GPTQ's levels and the nearest. Raises RisError for odd inputs."""
         matrix = self._model.matrix(one.layer)
         digest = digest_of(matrix, one.format)
+
+        def record(rounded: Rounded, before: float, after: float) -> Record:
+            """What the file gets."""
+            errors = np.array(Errors(before, after), np.float32)
+            values = np.frombuffer(digest, np.uint8)
+            return Record(rounded.levels, rounded.scales, values, errors)
+
         nearest = round_in_groups(matrix, one.format, one.group)
         if not gram.any():
             self._running.say(f"{one.name}: none of its inputs were seen; nearest levels")
-            return _Found(nearest, digest, Errors(math.nan, math.nan))
+            return record(nearest, math.nan, math.nan)
         if not np.isfinite(gram).all():
             raise RisError(
                 f"the inputs of {one.name} are not finite on these samples, so no levels can be"
@@ -398,8 +408,8 @@ class _Work:
             found = round_for_inputs(matrix, gram, one.format, one.group)
         except np.linalg.LinAlgError:
             self._running.say(f"{one.name}: its inputs are too much alike; nearest levels")
-            return _Found(nearest, digest, Errors(before, before))
+            return record(nearest, before, before)
         after = output_error(matrix, found, gram)
         kept, word = (found, "") if after < before else (nearest, "; nearest levels kept")
         self._running.say(f"{one.name}: error {before:.2e} nearest, {after:.2e} GPTQ{word}")
-        return _Found(kept, digest, Errors(before, min(before, after)))
+        return record(kept, before, min(before, after))

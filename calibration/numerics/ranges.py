@@ -7,13 +7,14 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from ris.calibration.numerics.edges import EdgeRange, Edges, edge_sources
 from ris.calibration.numerics.half import value_types
 from ris.calibration.numerics.weights import content_of
 from ris.calibration.samples import CalibrationSample
@@ -59,6 +60,9 @@ class Ranges:
     sha256: dict[str, dict[str, str]]
     """The hashes of each stage's files, by stage and by the file's name."""
 
+    edges: dict[str, dict[str, EdgeRange]] = field(default_factory=dict)
+    """The ranges of what a graph hands on in FP16, by stage and by the value's name."""
+
     def above(self, limit: float) -> list[tuple[str, str, TensorRange]]:
         """(stage, value, range) of all that are larger than `limit` or nan, the largest first."""
         found = [
@@ -68,6 +72,15 @@ class Ranges:
             if not entry.largest <= limit
         ]
         return sorted(found, key=lambda row: -np.nan_to_num(row[2].largest, nan=np.inf))
+
+    def edges_above(self, limit: float) -> list[tuple[str, str, EdgeRange]]:
+        """(stage, value, range) of the values handed on in FP16 that are larger, or nan."""
+        return [
+            (stage, name, edge)
+            for stage, edges in self.edges.items()
+            for name, edge in edges.items()
+            if not edge.largest <= limit
+        ]
 
     def write(self, path: Path) -> None:
         """Writes sorted JSON to a temporary file, which then replaces `path`."""
@@ -83,7 +96,11 @@ def read_ranges(path: Path) -> Ranges:
             stage: {name: TensorRange(**entry) for name, entry in values.items()}
             for stage, values in data["stages"].items()
         }
-        return Ranges(stages, int(data["samples"]), dict(data["sha256"]))
+        edges = {
+            stage: {name: EdgeRange(**edge) for name, edge in values.items()}
+            for stage, values in data.get("edges", {}).items()
+        }
+        return Ranges(stages, int(data["samples"]), dict(data["sha256"]), edges)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise RisError(f"{path} is not a file that ris-calibrate ranges wrote ({why})") from None
@@ -156,21 +173,29 @@ def _open(engine: OnnxRuntimeEngine, graph: Graph, folder: Path) -> _RangeSessio
     wider = dataclasses.replace(graph, path=path, outputs=outputs)
     # in order, so that a value is measured when it is there, and not kept until the end: gigabytes
     # at full size
-    return _RangeSession(graph, engine.open_in_order(wider, path), about)
+    model = onnx.load(graph.path, load_external_data=False)
+    edges = Edges(edge_sources(model), [name for name, _ in about])
+    return _RangeSession(graph, engine.open_in_order(wider, path), about, edges)
 
 
 class _RangeSession(Session):
     """A session that notes the ranges of each run and gives the rest of the outputs."""
 
-    def __init__(self, graph: Graph, inner: Session, about: list[tuple[str, TensorRange]]) -> None:
+    picture: str = ""
+    """The sample that is run."""
+
+    def __init__(
+        self, graph: Graph, inner: Session, about: list[tuple[str, TensorRange]], edges: Edges
+    ) -> None:
         super().__init__(graph, inner.info)
-        self._inner, self._about = inner, about
+        self._inner, self._about, self._edges = inner, about, edges
         self._largest = np.zeros(len(about))
 
     def _run(self, feeds: Mapping[str, Value]) -> dict[str, np.ndarray]:
         outputs = self._inner.run(feeds)
         seen = np.abs(outputs.pop(_OUTPUT).astype(np.float64)).reshape(-1, 2).max(1)
         self._largest = np.maximum(self._largest, seen)  # nan stays nan
+        self._edges.look(seen, self.picture)
         return outputs
 
     def ranges(self) -> dict[str, TensorRange]:
@@ -179,6 +204,10 @@ class _RangeSession(Session):
             name: dataclasses.replace(entry, largest=float(value))
             for (name, entry), value in zip(self._about, self._largest, strict=True)
         }
+
+    def edges(self) -> dict[str, EdgeRange]:
+        """The same of what the graph hands on in FP16."""
+        return dict(self._edges.found)
 
     def _close(self) -> None:
         self._inner.close()
@@ -208,7 +237,8 @@ def measure_ranges(
         raise RisError("there are no calibration samples")
     stages = {stage: session.ranges() for stage, session in sessions.items()}
     hashes = {entry.name: _measured(bundle, entry) for entry in bundle.manifest.stages}
-    return Ranges(stages, done, hashes)
+    edges = {stage: found for stage, session in sessions.items() if (found := session.edges())}
+    return Ranges(stages, done, hashes, edges)
 
 
 def _measured(bundle: Bundle, entry: GraphEntry) -> dict[str, str]:
@@ -227,12 +257,14 @@ def content_hash(folder: Path, file: str) -> dict[str, str]:
 
 
 def _run_all(
-    bundle: Bundle, sessions: Mapping[str, Session], samples: Iterable[CalibrationSample]
+    bundle: Bundle, sessions: Mapping[str, _RangeSession], samples: Iterable[CalibrationSample]
 ) -> int:
     """Asks the model every sample; returns how many expressions they had."""
     done = 0
     with Model(bundle, sessions, max_expressions=4) as model:
         for sample in samples:
+            for session in sessions.values():
+                session.picture = sample.name
             categories = sample.categories if model.categories else None
             scene = model.encode_image(sample.rgb)
             scene.segment_many(sample.expressions, categories=categories)

@@ -146,7 +146,7 @@ def weights(
 
 
 def _require_packages() -> None:
-    for package in ("torch", "onnx", "safetensors"):
+    for package in ("torch", "onnx", "safetensors", "threadpoolctl"):
         if importlib.util.find_spec(package) is None:
             raise RisError(f"ris-calibrate weights needs {package}: {pip_install('cpu', 'export')}")
 

@@ -1,7 +1,7 @@
 """A graph's data file, written tensor by tensor: no more than one of them is in memory.
 
 A run that was stopped goes on: beside the file stands a journal with the hash of each tensor, and
-what is there with its hash is not made again.
+what is there with its hash is not made again. A tensor is on the disk before it is in the journal.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor of a data file."""
+    """What is written to a data file at once, and kept as a whole or not at all: a tensor, or
+    several that belong together."""
 
     name: str
     """Its name."""
@@ -94,7 +95,9 @@ def write_data(
         file.truncate()
         for part in parts[len(kept) :]:
             digest = _append(file, part)
-            file.flush()
+            if recipe is not None:
+                file.flush()
+                os.fsync(file.fileno())
             note([part.name, part.length, digest, (part.notes or {}).get(part.noted)])
             done += part.length
             report(done, whole)
@@ -115,14 +118,19 @@ def _append(file: BinaryIO, part: Part) -> str:
 
 
 class _Journal:
-    """Notes each written part on disk; nothing where nobody will go on with the file."""
+    """Notes each written part on disk; nothing where nobody will go on with the file.
+
+    The journal of the run before stays whole until this one has its lines.
+    """
 
     def __init__(self, path: Path, recipe: str | None, kept: Sequence[Any]) -> None:
         self._file = None
         if recipe is not None:
-            self._file = path.open("w", encoding="utf-8")
+            fresh = path.with_name(f"{path.name}.new")
+            self._file = fresh.open("w", encoding="utf-8")
             for line in (recipe, *kept):
                 self._note(line)
+            fresh.replace(path)
 
     def __enter__(self) -> Callable[[Any], None]:
         return self._note

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ from ris.calibration.weights.groups import (
     Rounder,
     WeightFormat,
     group_of,
+    nearest_levels,
     relative_error,
-    round_in_groups,
 )
 
 OPSET = 21
@@ -34,6 +35,9 @@ OPSET = 21
 
 _IR_VERSION = 10  # of ONNX's files, the first with 4 bits
 _KINDS = {"int8": TensorProto.INT8, "int4": TensorProto.INT4}
+
+NOWHERE: Mapping[str, str] = MappingProxyType({})
+"""The places of matrices, where none is known."""
 
 Values = Callable[[], NDArray[np.float32]]
 """Reads a matrix."""
@@ -58,6 +62,9 @@ class Matrix:
     reader: str = ""
     """The product that reads it, the first of several."""
 
+    place: str = ""
+    """The matrix's name in the model; empty where that is not known."""
+
 
 @dataclass(frozen=True)
 class Quantised:
@@ -81,8 +88,11 @@ class Quantised:
         return (squares / sum(sizes.values())) ** 0.5 if sizes else 0.0
 
 
-def find_matrices(graph: onnx.GraphProto) -> dict[str, Matrix]:
-    """The FP32 matrices that nothing but products read, as their second factor, by name."""
+def find_matrices(graph: onnx.GraphProto, places: Mapping[str, str] = NOWHERE) -> dict[str, Matrix]:
+    """The FP32 matrices that nothing but products read, as their second factor, by name.
+
+    places: By a product's node the model's name of the matrix that it reads, where that is known.
+    """
     readers: dict[str, list[bool]] = {}
     first: dict[str, str] = {}
     for node in graph.node:
@@ -97,7 +107,9 @@ def find_matrices(graph: onnx.GraphProto) -> dict[str, Matrix]:
         rows, columns = tensor.dims
         group = group_of(rows)
         if group is not None and columns > 1 and all(readers.get(tensor.name, [False])):
-            found[tensor.name] = Matrix(tensor.name, rows, columns, group, first[tensor.name])
+            reader = first[tensor.name]
+            place = places.get(reader, "")
+            found[tensor.name] = Matrix(tensor.name, rows, columns, group, reader, place)
     return found
 
 
@@ -142,7 +154,7 @@ def parts_of(
     values: Values,
     format: WeightFormat,
     errors: dict[str, float],
-    rounder: Rounder = round_in_groups,
+    rounder: Rounder = nearest_levels,
 ) -> list[Part]:
     """What a data file holds of a matrix: levels, then scales.
 
@@ -157,7 +169,7 @@ def parts_of(
 
     def round_it() -> Rounded:
         matrix = values()
-        rounded = rounder(matrix, format, one.group)
+        rounded = rounder(matrix, format, one.group, one.place)
         errors[one.name] = relative_error(matrix, rounded)
         return rounded
 
@@ -181,7 +193,8 @@ def quantise_file(
     target: Path,
     format: WeightFormat,
     report: Report = lambda done, whole: None,
-    rounder: Rounder = round_in_groups,
+    rounder: Rounder = nearest_levels,
+    places: Mapping[str, str] = NOWHERE,
 ) -> Quantised:
     """Writes the FP32 graph at `source` to `target` with its matrices in a format.
 
@@ -191,10 +204,11 @@ def quantise_file(
         format: What the matrices are stored in.
         report: Called behind each tensor.
         rounder: How they are rounded, as of `parts_of`.
+        places: As of `find_matrices`.
     """
     model = onnx.load(source, load_external_data=False)
     old = {tensor.name: tensor for tensor in _copies(model)}
-    chosen = find_matrices(model.graph)
+    chosen = find_matrices(model.graph, places)
     rewrite(model, chosen, format)
     errors: dict[str, float] = {}
     parts: list[Part] = []

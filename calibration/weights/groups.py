@@ -69,8 +69,8 @@ class Rounded:
         return np.bitwise_or(low, high, dtype=np.uint8)
 
 
-Rounder = Callable[[NDArray[np.float32], WeightFormat, int], Rounded]
-"""Rounds a matrix; takes what `round_in_groups` takes."""
+Rounder = Callable[[NDArray[np.float32], WeightFormat, int, str], Rounded]
+"""Rounds a matrix; takes what `nearest_levels` takes."""
 
 
 def largest_level(format: WeightFormat) -> int:
@@ -112,6 +112,21 @@ def round_in_groups(matrix: NDArray[np.float32], format: WeightFormat, group: in
         levels[block] = found
         scales[place] = scale
     return Rounded(format, levels, scales)
+
+
+def nearest_levels(
+    matrix: NDArray[np.float32], format: WeightFormat, group: int, place: str
+) -> Rounded:
+    """The same as a `Rounder`.
+
+    Args:
+        matrix: As of `round_in_groups`.
+        format: As of `round_in_groups`.
+        group: As of `round_in_groups`.
+        place: The matrix's name in the model, "" where that is not known. Levels of a file are of
+            one place; the nearest ones are the same everywhere.
+    """
+    return round_in_groups(matrix, format, group)
 
 
 def relative_error(matrix: NDArray[np.float32], rounded: Rounded) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import onnx
@@ -188,6 +189,36 @@ def test_what_cannot_be_trusted_is_written_anew(tmp_path, damage):
     write_data(path, counted.parts(), recipe="s" if damage == "another recipe" else "r")
     assert counted.made == [name for name in counted.arrays if name not in kept]
     assert path.read_bytes() == counted.whole
+
+
+def test_whatever_a_killed_run_left_is_gone_on_with_to_the_same_bytes(tmp_path):
+    """Both files cut anywhere, whichever of them is ahead."""
+    write_data(tmp_path / "whole", Counted().parts(), recipe="r")
+    bytes_, journal = (
+        path.read_bytes() for path in (tmp_path / "whole", journal_of(tmp_path / "whole"))
+    )
+    ends = [0, 1, 1199, 1200, 1201, 2404, 2500, len(bytes_)]
+    for data_end in ends:
+        for line_end in [*range(0, len(journal), 29), len(journal)]:
+            path, counted = tmp_path / "d", Counted()
+            path.write_bytes(bytes_[:data_end])
+            journal_of(path).write_bytes(journal[:line_end])
+            write_data(path, counted.parts(), recipe="r")
+            assert path.read_bytes() == bytes_
+            assert journal_of(path).read_bytes() == journal
+
+
+def test_a_part_is_on_the_disk_before_the_journal_names_it(tmp_path, monkeypatch):
+    path, synced, sync = tmp_path / "d", [], os.fsync
+
+    def noted(handle):
+        sync(handle)
+        lines = journal_of(path).read_text().splitlines()
+        synced.append((os.fstat(handle).st_size, len(lines) - 1))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write_data(path, Counted(3).parts(), recipe="r")
+    assert synced == [(1200, 0), (2404, 1), (3612, 2)]
 
 
 def test_without_a_recipe_nothing_is_kept_and_no_journal_is_left(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ris.calibration.numerics.half import emulate_half
+from ris.calibration.numerics.ranges import Ranges, TensorRange
 from ris.engines import TensorSpec
 from ris.engines.onnx_widen import widened
 from ris.export.families import DESIGNS
@@ -200,10 +201,23 @@ def halved(stages):
         ("fp32", ("language_question",), (), False),
         ("fp16", (), ("language_prefix",), False),
         ("bf16", (), ("language_question",), False),
-        ("bf16", ("language_question",), ("language_question",), True),
+        # asked for in FP32, whatever its matrices are stored in
+        ("bf16", ("language_question",), ("language_question",), False),
+        ("fp32", ("language_prefix", "language_question"), ("language_prefix",), False),
+        ("bf16", ("language_question",), (), True),
     ],
 )
 def test_what_a_scene_keeps_is_fp16_where_both_graphs_are_narrow(precision, narrow, fp32, kept):
     stages = halve_kept(keep_fp32(LISA, fp32, precision), precision, narrow)
     assert halved(stages) == ({"prefix_keys", "prefix_values"} if kept else set())
     assert not halved(map(full_edges, stages))
+
+
+@pytest.mark.parametrize("largest", [40_000.0, np.inf, np.nan])
+def test_what_comes_near_the_end_of_fp16_is_kept_in_fp32(largest):
+    def seen(value):
+        return TensorRange("node", "Concat", value)
+
+    measured = {"prefix_keys": seen(largest), "prefix_values": seen(30_000.0)}
+    ranges = Ranges({"language_prefix": measured}, 1, {})
+    assert halved(halve_kept(LISA, "fp16", (), ranges)) == {"prefix_values"}

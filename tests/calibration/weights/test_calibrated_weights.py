@@ -13,10 +13,12 @@ from click.testing import CliRunner
 from held_files import UNTRAINED, Files
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from threadpoolctl import threadpool_info
 
 from ris.calibration.command import main as calibrate
 from ris.calibration.samples import scene_set
-from ris.calibration.weights.gptq import output_error
+from ris.calibration.weights import data
+from ris.calibration.weights.gptq import output_error, round_for_inputs
 from ris.calibration.weights.groups import Rounded, round_in_groups
 from ris.engines import EngineOptions, create
 from ris.engines.errors import RisError
@@ -27,16 +29,18 @@ from ris.export.families import DESIGNS
 from ris.export.graph_writer import GraphJob, write_graphs
 from ris.export.held import held_back
 from ris.export.reference_pass import reference_pass
-from ris.export.rounded_file import About, RoundedFile
+from ris.export.rounded_file import About, Record, RoundedFile
 from ris.export.sources import made_up
-from ris.export.weight_calibration import Running, _Model, calibrate_weights
+from ris.export.weight_calibration import Running, _Model, calibrate_weights, on_threads
 from ris.reference.families import FAMILIES
 from ris.runtime import load, open_bundle
 from ris.runtime.parity import check_stage
 
 INT4 = {"": "int4"}
 QUESTION = "language_question"
+UP = "layers.0.mlp.up_proj.weight"
 SOURCE = made_up("tiny-lisa", 0)
+FEW = scene_set(2)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +57,22 @@ def made(tmp_path_factory, samples):
 
 
 @pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """The same of few samples."""
+    path = tmp_path_factory.mktemp("few") / "rounded.safetensors"
+    calibrate_weights(SOURCE, FEW, path, INT4)
+    return path
+
+
+@pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """The same model, whose matrices are read from files."""
     return Files("lisa", "tiny-lisa", tmp_path_factory.mktemp("files"))
+
+
+def matrix_of(model, name):
+    """A matrix [K, N] of a model, by its parameter's name."""
+    return np.ascontiguousarray(model.get_parameter(name).detach().numpy().T)
 
 
 def about(source=SOURCE, **formats):
@@ -77,7 +94,8 @@ def test_products_change_less_on_scenes_that_the_levels_were_not_chosen_on(made)
     assert len(targets) == 23
     for one, gram in grams.items():
         matrix = model.matrix(one.layer)
-        nearest, chosen = (how(matrix, "int4", one.group) for how in (round_in_groups, rounded))
+        nearest = round_in_groups(matrix, "int4", one.group)
+        chosen = rounded(matrix, "int4", one.group, one.name)
         errors = output_error(matrix, nearest, gram), output_error(matrix, chosen, gram)
         assert 0 < errors[1] < 0.9 * errors[0], one.name
 
@@ -104,9 +122,9 @@ def test_nearest_levels_are_kept_where_they_change_products_less(tmp_path, sampl
     found = calibrate_weights(SOURCE, samples, tmp_path / "r", INT4, running=running)
     assert all(one.chosen == one.nearest for one in found.errors().values())
     assert all(line.endswith("nearest levels kept") for line in said)
-    matrix = np.ascontiguousarray(SOURCE.make().layers[0].mlp.up_proj.weight.detach().numpy().T)
+    matrix = matrix_of(SOURCE.make(), UP)
     nearest = round_in_groups(matrix, "int4", 128)
-    np.testing.assert_array_equal(found(matrix, "int4", 128).levels, nearest.levels)
+    np.testing.assert_array_equal(found(matrix, "int4", 128, UP).levels, nearest.levels)
 
 
 def test_a_model_that_does_not_hold_its_matrices_gives_the_same_file(
@@ -145,6 +163,78 @@ def test_a_stopped_calibration_goes_on_behind_the_last_matrix(made, samples, tmp
     assert [file.name for file in tmp_path.iterdir()] == [out.name]
 
 
+def kill(monkeypatch, matrix, what):
+    """Lets a calibration die at a matrix, counted from 1, once `what` of it is written."""
+    append, note = data._append, data._Journal._note
+    parts, lines = [], []
+
+    def append_or_die(file, part):
+        parts.append(part)
+        if len(parts) < matrix + 1:  # behind the header
+            return append(file, part)
+        if what == "half of the record":
+            file.write(np.ascontiguousarray(part.make()).tobytes()[: part.length // 2])
+        elif what != "nothing":
+            return append(file, part)
+        raise KeyboardInterrupt
+
+    def note_or_die(journal, line):
+        lines.append(line)
+        if len(lines) == matrix + 2:  # behind the recipe and the header
+            if what == "half of its line":
+                journal._file.write(json.dumps(line)[:20])
+            elif what == "its line":
+                note(journal, line)
+            raise KeyboardInterrupt
+        note(journal, line)
+
+    monkeypatch.setattr(data, "_append", append_or_die)
+    monkeypatch.setattr(data._Journal, "_note", note_or_die)
+
+
+STEPS = ["nothing", "half of the record", "the record", "half of its line", "its line"]
+
+
+@pytest.mark.parametrize("what", STEPS)
+@pytest.mark.parametrize("matrix", [1, 23])
+def test_a_run_killed_at_any_step_is_gone_on_with_to_the_same_bytes(
+    few, matrix, what, tmp_path, monkeypatch
+):
+    out = tmp_path / "rounded.safetensors"
+    with monkeypatch.context() as patch:
+        kill(patch, matrix, what)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate_weights(SOURCE, FEW, out, INT4)
+    assert not out.exists()
+    calibrate_weights(SOURCE, FEW, out, INT4)
+    assert out.read_bytes() == few.read_bytes()
+    assert [file.name for file in tmp_path.iterdir()] == [out.name]
+
+
+def test_a_matrix_has_levels_and_scales_of_one_run(few, tmp_path, monkeypatch):
+    """The run that goes on computes other levels and scales, as it may with other threads."""
+
+    def otherwise(matrix, gram, format, group):
+        found = round_for_inputs(matrix, gram, format, group)
+        return Rounded(format, -found.levels, -1.0001 * found.scales)
+
+    stopped, other = tmp_path / "stopped", tmp_path / "other"
+    with monkeypatch.context() as patch:
+        kill(patch, 5, "half of the record")
+        with pytest.raises(KeyboardInterrupt):
+            calibrate_weights(SOURCE, FEW, stopped, INT4)
+    monkeypatch.setattr("ris.export.weight_calibration.round_for_inputs", otherwise)
+    for out in (stopped, other):
+        calibrate_weights(SOURCE, FEW, out, INT4)
+    first, second, mixed = (load_file(path) for path in (few, other, stopped))
+    names = list(RoundedFile(few).errors())
+    for i, name in enumerate(names):
+        of = first if i < 4 else second
+        for part in ("levels", "scales"):
+            np.testing.assert_array_equal(mixed[f"{name}.{part}"], of[f"{name}.{part}"])
+        assert not np.array_equal(first[f"{name}.scales"], second[f"{name}.scales"])
+
+
 def test_other_samples_do_not_go_on_with_what_is_there(tmp_path):
     out, count = tmp_path / "rounded.safetensors", []
 
@@ -155,6 +245,26 @@ def test_other_samples_do_not_go_on_with_what_is_there(tmp_path):
         calibrate_weights(SOURCE, scene_set(4), out, INT4, running=Running(say=stop))
     calibrate_weights(SOURCE, scene_set(2), out, INT4, running=Running(say=count.append))
     assert len(count) == 23
+
+
+def test_as_many_threads_compute_as_were_asked_for(few, tmp_path, monkeypatch):
+    """PyTorch's, and those of numpy's products; what was set before is set again."""
+    seen = []
+
+    def look(*given, **named):
+        seen.extend(pool["num_threads"] for pool in threadpool_info())
+        seen.append(torch.get_num_threads())
+        return RoundedFile(few)
+
+    monkeypatch.setattr("ris.export.weight_calibration.calibrate_weights", look)
+    with on_threads(2):
+        before = threadpool_info(), torch.get_num_threads()
+        words = ["--preset", "tiny-lisa", "--random-weights", "0", "--samples", "1", "--threads"]
+        done = CliRunner().invoke(calibrate, ["weights", *words, "1", "--out", str(tmp_path / "n")])
+        assert done.exit_code == 0, done.output
+        assert (threadpool_info(), torch.get_num_threads()) == before
+    assert {pool["user_api"] for pool in threadpool_info()} >= {"blas", "openmp"}
+    assert set(seen) == {1}
 
 
 # --- graphs and bundles ---
@@ -215,6 +325,53 @@ def test_matrices_that_are_read_on_the_way_give_the_same_graph(
     assert entry.weights.rounding == "gptq"
 
 
+def twins(model):
+    """The model, with the same matrix in two layers, whose inputs differ."""
+    layers = model.layers
+    layers[1].mlp.up_proj.weight.data = layers[0].mlp.up_proj.weight.data.clone()
+    return model
+
+
+def test_equal_matrices_have_the_levels_of_their_own_inputs(tmp_path, monkeypatch):
+    """Where the model has all of them, and where they are read from files."""
+    source = dataclasses.replace(SOURCE, make=lambda: twins(SOURCE.make()))
+    path = tmp_path / "rounded.safetensors"
+    calibrate_weights(source, FEW, path, INT4)
+    tensors, names = load_file(path), (UP, "layers.1.mlp.up_proj.weight")
+    first, second = (Rounded("int4", tensors[f"{n}.levels"], tensors[f"{n}.scales"]) for n in names)
+    assert np.array_equal(*(tensors[f"{name}.sha256"] for name in names))
+    assert not np.array_equal(first.levels, second.levels)
+
+    entry, graph, _ = write(source.make(), RoundedFile(path), tmp_path / "whole")
+    written = graph.path.with_name(f"{graph.path.name}.data").read_bytes()
+    assert 0 < written.find(first.packed().tobytes()) < written.find(second.packed().tobytes())
+
+    files = Files("lisa", "tiny-lisa", tmp_path)
+    files.weights = {n: v.detach() for n, v in source.make().state_dict().items()}
+    monkeypatch.setattr(graph_writer, "DIRECT_FROM", 0)
+    held, _, _ = write(files.model(), RoundedFile(path), tmp_path / "held")
+    assert held.sha256 == entry.sha256
+
+
+def test_a_matrix_whose_place_is_not_known_is_found_by_its_values_where_one_has_them(
+    made, tmp_path
+):
+    matrix = matrix_of(SOURCE.make(), UP)
+    found, nearest = RoundedFile(made), round_in_groups(matrix, "int4", 128)
+    np.testing.assert_array_equal(
+        found(matrix, "int4", 128, "").levels, found(matrix, "int4", 128, UP).levels
+    )
+    assert found.require_taken().startswith("1 of 1 matrices")
+    elsewhere = found(matrix, "int4", 128, "layers.1.mlp.up_proj.weight")
+    np.testing.assert_array_equal(elsewhere.levels, nearest.levels)
+
+    digest = load_file(made)[f"{UP}.sha256"]
+    other = "layers.1.mlp.up_proj.weight"
+    twice = changed(made, tmp_path / "f", other, "sha256", slice(None), digest)
+    np.testing.assert_array_equal(twice(matrix, "int4", 128, "").levels, nearest.levels)
+    assert not np.array_equal(twice(matrix, "int4", 128, other).levels, nearest.levels)
+
+
 def test_the_commands_make_a_bundle_with_these_levels_that_both_engines_open(tmp_path, monkeypatch):
     """Of EVF-SAM, whose graph has matrices that the export computes: they are in the file too."""
     monkeypatch.chdir(tmp_path)
@@ -267,39 +424,84 @@ def test_what_is_no_such_file_is_refused(made, tmp_path, damage):
     elif damage == "other tensors":
         save_file({"a": np.zeros(3)}, path)
     elif damage == "later":
-        save_file(load_file(made), path, metadata | {"version": "2"})
+        save_file(load_file(made), path, metadata | {"version": "3"})
     else:
         tensors = {name: value for name, value in load_file(made).items() if ".scales" not in name}
         save_file(tensors, path, metadata)
-    message = "reads 1; run" if damage == "later" else "f is no (whole )?file of ris-calibrate"
+    message = "reads 2; run" if damage == "later" else "f is no (whole )?file of ris-calibrate"
     with pytest.raises(RisError, match=message):
         RoundedFile(path)
 
 
+def changed(made, path, name, part, index, value):
+    """Another file, in which a number of a matrix is another, and its check is right."""
+    tensors = load_file(made)
+    tensors[f"{name}.{part}"][index] = value
+    with safe_open(made, "numpy") as opened:
+        about = opened.metadata()
+    record = Record(*(tensors[f"{name}.{one}"] for one in ("levels", "scales", "sha256", "errors")))
+    tensors[f"{name}.check"] = record.check(about, name)
+    save_file(tensors, path, about)
+    return RoundedFile(path)
+
+
 @pytest.mark.parametrize(("part", "value"), [("levels", 8), ("scales", np.nan), ("scales", 0)])
 def test_levels_that_four_bits_do_not_hold_and_odd_scales_are_refused(made, tmp_path, part, value):
-    tensors, name = load_file(made), "layers.0.mlp.up_proj.weight"
-    tensors[f"{name}.{part}"][0, 0] = value
-    with safe_open(made, "numpy") as opened:
-        save_file(tensors, tmp_path / "f", opened.metadata())
-    matrix = np.ascontiguousarray(SOURCE.make().layers[0].mlp.up_proj.weight.detach().numpy().T)
-    with pytest.raises(RisError, match=f"is damaged at {name}; run ris-calibrate weights again"):
-        RoundedFile(tmp_path / "f")(matrix, "int4", 128)
+    found = changed(made, tmp_path / "f", UP, part, (0, 0), value)
+    with pytest.raises(RisError, match=f"has levels at {UP} that int4 does not; copy it again"):
+        found(matrix_of(SOURCE.make(), UP), "int4", 128, UP)
 
 
 def test_matrices_that_it_does_not_have_are_counted_and_none_at_all_is_refused(made, tmp_path):
-    tensors, name = load_file(made), "layers.0.mlp.up_proj.weight"
-    tensors[f"{name}.sha256"][0] ^= 1
-    with safe_open(made, "numpy") as opened:
-        save_file(tensors, tmp_path / "f", opened.metadata())
-    found, layer = RoundedFile(tmp_path / "f"), SOURCE.make().layers[0].mlp
+    digest = load_file(made)[f"{UP}.sha256"]
+    found = changed(made, tmp_path / "f", UP, "sha256", 0, digest[0] ^ 1)
     with pytest.raises(RisError, match="f has none of the matrices of these graphs; run ris-"):
         found.require_taken()
-    for each in (layer.up_proj, layer.gate_proj):
-        matrix = np.ascontiguousarray(each.weight.detach().numpy().T)
-        rounded, nearest = found(matrix, "int4", 128), round_in_groups(matrix, "int4", 128)
-        assert np.array_equal(rounded.levels, nearest.levels) == (each is layer.up_proj)
+    for name in (UP, "layers.0.mlp.gate_proj.weight"):
+        matrix = matrix_of(SOURCE.make(), name)
+        rounded, nearest = found(matrix, "int4", 128, name), round_in_groups(matrix, "int4", 128)
+        assert np.array_equal(rounded.levels, nearest.levels) == (name == UP)
     assert found.require_taken() == f"1 of 2 matrices as {tmp_path / 'f'} says"
+
+
+def flipped(made, path, tensor):
+    """A copy with one bit of a tensor flipped."""
+    found = bytearray(made.read_bytes())
+    begin = 8 + int.from_bytes(found[:8], "little")
+    found[begin + json.loads(found[8:begin])[tensor]["data_offsets"][0]] ^= 1
+    path.write_bytes(found)
+
+
+@pytest.mark.parametrize("part", ["levels", "scales", "sha256", "errors", "check"])
+def test_one_flipped_bit_is_found_before_anything_is_written(made, tmp_path, part):
+    flipped(made, tmp_path / "f", f"{UP}.{part}")
+    message = f"f is damaged at {UP}: its hash differs; copy it again, or run ris-calibrate weights"
+    with pytest.raises(RisError, match=message):
+        RoundedFile(tmp_path / "f").require(about(**RoundedFile(made).formats))
+    if part != "sha256":  # by that it is found
+        with pytest.raises(RisError, match=message):
+            RoundedFile(tmp_path / "f")(matrix_of(SOURCE.make(), UP), "int4", 128, UP)
+
+
+def test_so_is_one_in_what_the_file_says_of_itself(made, tmp_path):
+    with safe_open(made, "numpy") as opened:
+        inputs = opened.metadata()["inputs"]
+    for text in (inputs, f"{UP}.levels", f"{UP}.check"):
+        found = bytearray(made.read_bytes())
+        found[found.index(text.encode())] ^= 1
+        (tmp_path / "f").write_bytes(found)
+        with pytest.raises(RisError, match=r"f is (damaged at|no whole file)"):
+            RoundedFile(tmp_path / "f").require(about(**RoundedFile(made).formats))
+
+
+def test_an_export_of_a_damaged_file_writes_no_bundle(made, tmp_path):
+    flipped(made, tmp_path / "f", f"{UP}.levels")
+    words = ["--preset", "tiny-lisa", "--random-weights", "0", "--weight-format", "int4"]
+    words += ["--weights-from", str(tmp_path / "f"), "--out", str(tmp_path / "b")]
+    done = CliRunner().invoke(export, words)
+    assert done.exit_code == 2, done.output
+    assert f"is damaged at {UP}: its hash differs; copy it again" in done.output
+    assert not (tmp_path / "b").exists()
 
 
 def test_matrices_whose_inputs_are_not_seen_are_named(tmp_path):
