@@ -15,10 +15,6 @@ A graph of which only a part may be bfloat16 is compiled in two parts, cut at th
 part begins. OpenVINO's own marks for nodes that stay FP32 would not do: they are lost when it makes
 fully connected layers of products.
 
-What is compiled on a CPU leaves weights in the graph's own file where it can (`openvino_weights`).
-Those of products are then not turned around: OpenVINO does it when it opens the graph, of pages of
-the file.
-
 Weights in 8 or 4 bits stay so, and what they are multiplied with is not rounded unless
 `EngineOptions.int8_activations` asks for it.
 
@@ -57,7 +53,6 @@ from ris.engines.openvino_model import (
     turn_weights,
 )
 from ris.engines.openvino_session import Imported, OpenVinoSession, reason
-from ris.engines.openvino_weights import SMALL, leaves_weights, reading, weights_file
 from ris.engines.processor import core_limit
 from ris.engines.recipe import Recipe, graph_hashes
 
@@ -148,9 +143,6 @@ class OpenVinoEngine(Engine):
                 OpenVINO refuses it.
         """
         data = entry.map_checked(artifact, self.name)
-        recipe, beside = entry.recipe_of(artifact), {}
-        if "weights" in recipe["options"]:
-            beside = reading(graph, artifact, recipe)
         blobs = _read_blobs(data, artifact)
         computes = self._parts(graph)
         if len(blobs) < len(computes):  # the graph has no value where bfloat16 may begin
@@ -160,9 +152,7 @@ class OpenVinoEngine(Engine):
             # an imported graph does not remember what it was compiled for
             return [
                 self._core.import_model(
-                    openvino.Tensor(blob, shared_memory=True),
-                    self.device,
-                    self._settings(compute) | beside,
+                    openvino.Tensor(blob, shared_memory=True), self.device, self._settings(compute)
                 )
                 for blob, compute in zip(blobs, computes, strict=True)
             ]
@@ -186,8 +176,6 @@ class OpenVinoEngine(Engine):
             options["int8"] = "widened" if widens else "joins held"
         if graph.weights or graph.int8:
             options["activations"] = "int8" if self.options.int8_activations else "kept"
-        if self._leaves_weights(graph):
-            options["weights"] = "in the graph's file"
         version, device = self.here
         return Recipe(
             stage=graph.stage,
@@ -213,8 +201,6 @@ class OpenVinoEngine(Engine):
         settings = [self._settings(compute) for compute in computes]
         if widens:
             settings = [setting | {"LP_TRANSFORMS_MODE": False} for setting in settings]
-        if self._leaves_weights(graph):
-            settings = [setting | SMALL for setting in settings]
 
         def compile_parts() -> list[Any]:
             return [
@@ -225,16 +211,12 @@ class OpenVinoEngine(Engine):
         return self._tried("compile", graph, compile_parts)
 
     def _read(self, graph: Graph, onnx: Path) -> Any:
-        """OpenVINO's model of the graph, with fixed axes, turned weights and held joins.
-
-        Weights that stay in the graph's file are not turned.
-        """
+        """OpenVINO's model of the graph, with fixed axes, turned weights and held joins."""
         model = self._core.read_model(str(onnx))
         _reshape(model, graph, self._fixed())
         if has_as_many_heads_as_queries(model):
             _reshape(model, graph, {})
-        if not self._leaves_weights(graph):
-            turn_weights(model)
+        turn_weights(model)
         if graph.int8:
             hold_joins(model)
         return model
@@ -287,10 +269,6 @@ class OpenVinoEngine(Engine):
             "fp16": ("fp16", "bf16", "fp32") if graph.bf16 else ("fp16", "fp32"),
         }[wanted]
         return next((name for name in order if name in self.computes()), "fp32")
-
-    def _leaves_weights(self, graph: Graph) -> bool:
-        """Whether what is compiled reads weights of the graph's file, and does not have them."""
-        return leaves_weights(self.device) and weights_file(graph) is not None
 
     def _widens(self, graph: Graph) -> bool:
         """Whether the graph's INT8 products run in floating point here."""

@@ -116,15 +116,16 @@ def _pass(
 
     Gives how many runs there are with it, its feeds, and what shows the group's activations.
     """
-    stage, samples = reader.graph.stage, range(len(chain.samples))
-    runs = list(enumerate(itertools.product(reader.groups, samples), 1))[done:]
+    stage, samples = reader.graph.stage, len(chain.samples)
+    runs = range(done, len(reader.groups) * samples)
     if not runs:
         return
     shown = chain.execution.track(runs, len(runs), f"{title} {stage}")
-    for names, group in itertools.groupby(shown, lambda run: run[1][0]):
-        with reader.opened(names) as show:
-            for number, (_, i) in group:
-                yield number, chain.feeds(stage, i, chain.samples[i], {}), show
+    for group, of_it in itertools.groupby(shown, lambda run: run // samples):
+        with reader.opened(reader.groups[group]) as show:
+            for run in of_it:
+                i = run % samples
+                yield run + 1, chain.feeds(stage, i, chain.samples[i], {}), show
 
 
 def _reader(chain: Chain, graph: Graph, layers: Sequence[Layer], work: Work) -> ActivationReader:

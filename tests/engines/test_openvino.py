@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -14,14 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 from stages import BF16_STAGES, STAGES
 
 from ris.engines import EngineOptions, Graph, TensorSpec, create, select
-from ris.engines.errors import EngineError, PlanError
+from ris.engines.errors import EngineError
 from ris.runtime import load, open_bundle
 from ris.runtime.parity import TOLERANCES, check_model, graph_feeds, load_golden
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
-# they need OpenVINO
-from ris.engines.openvino import _read_blobs, _write_blobs  # noqa: E402
-from ris.engines.openvino_weights import leaves_weights, weights_file  # noqa: E402
+from ris.engines.openvino import _read_blobs, _write_blobs  # noqa: E402 - it needs OpenVINO
 
 BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 NEEDS_BF16 = pytest.mark.skipif(not BF16, reason="this CPU has no bfloat16")
@@ -354,110 +351,3 @@ def test_throughput_gives_several_threads_their_share(tiny_bundle):
             np.testing.assert_allclose(
                 one, usual.run({"input_ids": feed})["text_features"], rtol=1e-4, atol=1e-5
             )
-
-
-# --- weights that stay in the graph's file ---
-
-LEAVES = leaves_weights("CPU")
-NEEDS_LEAVING = pytest.mark.skipif(not LEAVES, reason="this OpenVINO compiles weights in")
-
-
-@NEEDS_LEAVING
-@pytest.mark.parametrize(
-    ("name", "compute"),
-    [
-        ("tiny", "fp32"),
-        pytest.param("tiny", "bf16", marks=NEEDS_BF16),
-        ("tiny_bf16", "fp32"),
-        ("lisa_narrow", "fp32"),
-    ],
-)
-def test_weights_are_not_repeated_and_the_answers_are_the_same(
-    request, name, compute, monkeypatch, tmp_path
-):
-    """Bit for bit what OpenVINO computes of weights that are compiled in."""
-    bundle = open_bundle(request.getfixturevalue(f"{name}_bundle"))
-    golden = load_golden(bundle)
-    engine = create("openvino", EngineOptions(compute=compute))
-    sizes = {}
-    for stage in bundle.stages:
-        graph = replace(bundle.graph(stage), cache=tmp_path)
-        found = []
-        for leaves in (True, False):
-            with monkeypatch.context() as patch:
-                patch.setattr("ris.engines.openvino.leaves_weights", {"CPU": leaves}.get)
-                artifact = engine.compile(graph)
-                sizes.setdefault(stage, []).append(artifact.stat().st_size)
-                with engine.open(graph, artifact) as session:
-                    found.append(session.run(graph_feeds(graph, golden)))
-        for output, value in found[0].items():
-            np.testing.assert_array_equal(value, found[1][output], err_msg=f"{stage}.{output}")
-    small, whole = sizes["sam_image_encoder"]
-    assert small < 0.4 * whole
-    assert all(one < other for one, other in sizes.values())
-
-
-@pytest.fixture
-def own_graph(tiny_bundle, tmp_path):
-    """A graph of a bundle of its own, whose files tests change."""
-    folder = shutil.copytree(tiny_bundle, tmp_path / "own")
-    return replace(open_bundle(folder).graph("text_encoder"), cache=None)
-
-
-def change_weights(graph):
-    """Doubles a weight of a graph in place: the file keeps its size."""
-    data = graph.path.with_name(f"{graph.path.name}.data")
-    np.memmap(data, np.float32, "r+")[:4096] *= 2
-
-
-@NEEDS_LEAVING
-def test_other_weights_are_not_read_with_what_was_compiled(own_graph):
-    engine = create("openvino")
-    artifact = engine.compile(own_graph)
-    change_weights(own_graph)
-    changed = r"text_encoder: .*\.data is not the file that was exported \(sha256 differs\)"
-    with pytest.raises(EngineError, match=changed):
-        engine.open(own_graph, artifact)
-    own_graph.path.with_name(f"{own_graph.path.name}.data").unlink()
-    with pytest.raises(EngineError, match=r"\.data cannot be read \(No such file"):
-        engine.open(own_graph, artifact)
-
-
-@NEEDS_LEAVING
-def test_a_graph_without_hashes_is_compiled_again_for_other_weights(own_graph):
-    engine, graph = create("openvino"), replace(own_graph, sha256={})
-    feeds = {"input_ids": np.ones((1, 35), np.int32)}
-    artifact = engine.compile(graph)
-    with engine.open(graph, artifact) as session:
-        before = session.run(feeds)["text_features"]
-    change_weights(graph)
-    with pytest.raises(PlanError, match=r"was compiled with other weights than .*\.data has"):
-        engine.open(graph, artifact)
-    with engine.load(graph) as session:
-        assert not np.array_equal(session.run(feeds)["text_features"], before)
-
-
-@pytest.mark.parametrize(
-    ("version", "device", "leaves"),
-    [
-        ("2026.3.0-1-abc", "CPU", False),
-        ("2026.4.0-1-abc", "CPU", True),
-        ("2027.0.0-1-abc", "CPU", True),
-        ("2027.0.0-1-abc", "GPU", False),
-        ("custom_branch_abc", "CPU", False),
-    ],
-)
-def test_weights_are_left_by_the_versions_and_devices_that_were_seen_to(
-    monkeypatch, version, device, leaves
-):
-    monkeypatch.setattr("openvino.get_version", lambda: version)
-    assert leaves_weights(device) == leaves
-
-
-def test_weights_are_left_where_one_file_has_them(tmp_path):
-    path = tmp_path / "graphs" / "g.onnx"
-    graph = Graph("g", path, (), (), sha256={"graphs/g.onnx": "1", "graphs/all.data": "2"})
-    assert weights_file(graph) == tmp_path / "graphs" / "all.data"
-    assert weights_file(replace(graph, sha256={"graphs/g.onnx": "1"})) is None
-    several = {**graph.sha256, "graphs/more.data": "3"}
-    assert weights_file(replace(graph, sha256=several)) is None
