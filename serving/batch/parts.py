@@ -283,6 +283,10 @@ class Journal:
     hang: Hang | None
     """What the worker before this one did not come back from; `begin` and `rest` forget it."""
 
+    openings: int
+    """How many workers before this one died while they opened the model; `begin` and `rest` forget
+    it."""
+
     is_slow: bool
     """Whether writing to it takes longer than an image may take: it is not on a file system."""
 
@@ -291,7 +295,7 @@ class Journal:
         self.is_slow = is_remote(file)
         self._deaths: dict[str, int] = {}
         self._failures: dict[str, list[str]] = {}
-        self.hang = None
+        self.hang, self.openings = None, 0
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             before = json.loads(file.read_text())
@@ -299,6 +303,7 @@ class Journal:
             self._failures = before.get("failures", {})
             if before.get("hang"):
                 self.hang = Hang(**before["hang"])
+            self.openings = int(before.get("opening", 0))
             for image in before["images"]:
                 self._deaths[str(image)] = self.deaths(image) + 1
         except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -323,6 +328,13 @@ class Journal:
     def begin(self, *images: int) -> None:
         """Notes which of the part's images are worked on from now on, and no others."""
         self._write({"images": images})
+
+    def opening(self) -> None:
+        """Notes that the model is being opened, in case that no line of Python's comes after it."""
+        entry: dict[str, Any] = {"images": [], "opening": self.openings + 1}
+        if self.hang:
+            entry["hang"] = asdict(self.hang)
+        self._write(entry)
 
     def hung(self, hang: Hang) -> None:
         """Notes that the worker ends since it does not come back, which is no death of an image."""

@@ -333,8 +333,11 @@ def _do(todo: dict[int, bool], tally: _Tally, work: Round, failing: Callable[[in
         failing(0)
         worked, failures = False, 0
         for done in track(work(left), len(left), "Parts tried again" if number else "Parts"):
-            if tally.take(done) or done.get("well"):  # an image that fails is no engine that does
-                worked, failures = True, 0
+            is_well = tally.take(done) or bool(done.get("well"))
+            worked = worked or is_well
+            # an image that fails is no engine that does; one that hangs takes long, image by image
+            if is_well and not done.get("hung"):
+                failures = 0
             else:
                 # one that hangs at everything takes long over each: it has had its failures
                 failures += _MOST_FAILURES if done.get("sick") else 1

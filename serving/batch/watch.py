@@ -16,6 +16,7 @@ It is sixteen times the slowest first mask that was measured, of LISA-7B on two 
 """
 
 _LOOKED_FOR = 0.5  # seconds
+_FOR_EVER = 1e6  # seconds; faulthandler takes no infinity
 _STDERR = 2
 
 
@@ -34,17 +35,19 @@ class Watch:
             longest: Seconds that no step takes.
             late: Called from another thread where a step takes too long.
         """
-        self._longest, self._late = longest, late
+        self._longest = longest if longest < _FOR_EVER else _FOR_EVER  # also where it is no number
+        self._late = late
         self._end = math.inf
+        self._lock = threading.Lock()  # a step that ends meanwhile is not late
 
     @contextmanager
     def on(self) -> Iterator[None]:
         """Looks for the block, which has the steps in it."""
         done = threading.Event()
         looking = threading.Thread(target=self._look, args=(done,), name="watch", daemon=True)
-        faulthandler.dump_traceback_later(self._longest, exit=True, file=_STDERR)
         looking.start()
         try:
+            faulthandler.dump_traceback_later(self._longest, exit=True, file=_STDERR)
             yield
         finally:
             done.set()
@@ -58,10 +61,12 @@ class Watch:
         try:
             yield
         finally:
-            self._end = math.inf
+            with self._lock:  # or what `late` does would be undone, until the process ends
+                self._end = math.inf
 
     def _look(self, done: threading.Event) -> None:
         while not done.wait(_LOOKED_FOR):
             faulthandler.dump_traceback_later(self._longest, exit=True, file=_STDERR)
-            if time.monotonic() > self._end:
-                self._late()
+            with self._lock:
+                if time.monotonic() > self._end:
+                    self._late()

@@ -39,6 +39,12 @@ _OPENING = 4
 Graphs are compiled meanwhile, some of them for the first answer.
 """
 
+_MOST_OPENINGS = 3
+"""So many workers that died one after the other while they opened the model, and none tries again.
+
+Ray would start one after the other.
+"""
+
 
 @dataclass(frozen=True)
 class _Counts:
@@ -100,7 +106,7 @@ class Worker:
         self._job = Job(place(out))
         self._threshold = no_target_threshold
         self._limits, self._sources = limits, sources
-        self._failed = self._is_well = self._is_sick = False
+        self._failed = self._is_well = self._is_sick = self._has_hung = False
         self._refused = ""
         self._kept = ExitStack()  # what lives as long as the worker
         self._at: tuple[Journal, Hang] | None = None  # the step
@@ -150,27 +156,30 @@ class Worker:
         Returns:
             part, rows, errors, images: numbers; seconds: of the work, without reading the plan or
             writing; failed: why the part could not be done, "" where it was; well: whether the
-            engine is well all the same; sick: whether it does not come back from anything.
+            engine is well all the same; hung: whether a worker did not come back; sick: whether it
+            does not come back from anything.
         """
-        done, failed, well, sick = [], [], [], []
+        done, failed, well, hung, sick = [], [], [], [], []
         again = batch.get("again", [False] * len(batch["part"]))
         for part, once_more in zip(batch["part"], again, strict=True):
             counts, reason = self._try(int(part), bool(once_more))
             done.append(counts)
             failed.append(one_line(reason))
             well.append(bool(reason) and self._is_well)
+            hung.append(bool(reason) and self._has_hung)
             sick.append(bool(reason) and self._is_sick)
         columns: dict[str, Any] = {
             name: np.array([getattr(counts, name) for counts in done])
             for name in ("rows", "errors", "images", "seconds")
         }
-        columns |= {"failed": np.array(failed), "well": np.array(well), "sick": np.array(sick)}
+        columns |= {"failed": np.array(failed), "well": np.array(well)}
+        columns |= {"hung": np.array(hung), "sick": np.array(sick)}
         return {"part": batch["part"], **columns}
 
     def _try(self, part: int, again: bool) -> tuple[_Counts, str]:
         """What was done of a part, and why it could not be done."""
         try:
-            self._is_well = self._is_sick = False
+            self._is_well = self._is_sick = self._has_hung = False
             if self._job.halted():
                 return _Counts(), NOT_TRIED
             if self._failed:
@@ -179,6 +188,7 @@ class Worker:
                 raise EngineError(self._refused)
             return self._part(part, again), ""
         except HungError as error:
+            self._has_hung = True
             return _Counts(), _reason(error)
         except Exception as error:
             self._is_well = isinstance(error, ItemError)
@@ -234,14 +244,19 @@ class Worker:
         if hang and hang.is_sick:
             self._is_sick = True
             raise HungError(hang.said)
+        if journal.openings >= _MOST_OPENINGS:
+            self._is_sick = True
+            raise HungError(f"{journal.openings} workers died while they opened the model")
         if "_answerer" not in vars(self):
             said = "the model did not open and answer about a small picture"
+            journal.opening()
             try:
                 with self._step(journal, said, opening=True):
                     self._answerer  # noqa: B018
             except Exception as error:
                 self._refused = _reason(error)
                 raise EngineError(self._refused) from error
+            journal.rest()
         if hang and not (hang.image is not None and _given_up(journal, hang.image)):
             self._is_well = True  # it has just answered
             raise HungError(hang.said)

@@ -30,6 +30,7 @@ _WIDE_COPIES = 5  # more, of a text with a character that needs four bytes
 _FREE = 250_000  # bytes beside the body that every request may take
 _MOST_QUOTES = 100_000
 _BACKSLASH = ord("\\")
+_NO_BASE64 = "image is not base64"
 _DATA_URL = re.compile(r"data:[\w.+/-]*(?:;[\w=-]+)*;base64,", re.ASCII)
 _FORM, _JSON = "multipart/form-data", "application/json"
 
@@ -152,7 +153,14 @@ async def read_json(request: Request, limits: Limits, model: type[Model]) -> Mod
             raise LimitError("the JSON has too many parts", 413)
         return body
 
-    return await parsed(request, lambda body: validated(body, model), without=few)
+    def read(body: bytes) -> Model:
+        found = validated(body, model)
+        # a wide text is several times as long, and what follows would hold it
+        if not (getattr(found, "image", None) or "").isascii():
+            raise ImageError(_NO_BASE64)
+        return found
+
+    return await parsed(request, read, without=few)
 
 
 async def parsed(
@@ -179,9 +187,22 @@ async def parsed(
     visit = visit_of(request.scope)
     before = visit.held.size if visit.held else 0
     visit.hold(max(before, await asyncio.to_thread(json_bytes, bodies[0], part_bytes)))
-    found = await asyncio.to_thread(lambda: parse(bodies.pop()))
+    found = await _to_its_end(lambda: parse(bodies.pop()))
     visit.hold(before)
     return found
+
+
+async def _to_its_end(work: Callable[[], T]) -> T:
+    """What `work` returns, in a thread. A client that goes is not gone before the thread is done.
+
+    So what was booked for it stays booked as long as it is there.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def json_bytes(body: bytes, part_bytes: int = _PART_BYTES) -> int:
@@ -255,7 +276,7 @@ def decode_base64(text: str) -> bytes:
     try:
         return binascii.a2b_base64(text[start.end() :] if start else text, strict_mode=True)
     except (ValueError, binascii.Error):
-        raise ImageError("image is not base64") from None
+        raise ImageError(_NO_BASE64) from None
 
 
 class _InMemory(MultiPartParser):

@@ -36,8 +36,15 @@ class Held:
         self._door, self.size = door, size
 
     def resize(self, size: int) -> None:
-        """Takes so many bytes from now on. Raises BusyError where there are not as many more."""
+        """Takes so many bytes from now on.
+
+        Raises BusyError where there are not as many more, and LimitError where there never are.
+        """
         more = size - self.size
+        if more > 0 and size > self._door.most_bytes:
+            raise LimitError(
+                "the request, or its answer, takes more memory than all of them may together", 413
+            )
         if more > 0 and self._door.bytes + more > self._door.most_bytes:
             raise BusyError(
                 "requests, and answers that their clients have not fetched yet, fill the memory"

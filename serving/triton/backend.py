@@ -37,6 +37,7 @@ from ris.serving.triton.columns import Columns
 
 _RUNNING = ("engine", "device", "threads", "compute", "overlap", "low_memory", "throughput")
 _STDERR = 2
+_FOR_EVER = 1e6  # seconds; faulthandler takes no infinity
 _CODES = {400: "INVALID_ARG", 413: "INVALID_ARG", 504: "UNAVAILABLE"}  # INTERNAL for any other
 
 
@@ -345,7 +346,8 @@ def _ends_if_it_hangs(limits: Limits) -> Iterator[None]:
     Python's own watchdog does it, with each thread's traceback: it needs no lock of Python's, which
     a library may hold.
     """
-    faulthandler.dump_traceback_later(limits.hang_seconds, exit=True, file=_STDERR)
+    seconds = min(limits.hang_seconds, _FOR_EVER)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
     try:
         yield
     finally:

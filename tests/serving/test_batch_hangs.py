@@ -160,6 +160,37 @@ def test_an_image_that_is_not_read_is_no_fault_of_the_image(job, served_bundle, 
     assert tried(worker(job, served_bundle)) == ("0.png was not read within 60 s", True, False)
 
 
+def test_workers_that_die_while_they_open_the_model_are_not_started_for_ever(job, served_bundle):
+    """A library that holds Python's lock, or one that crashes, leaves no other word."""
+
+    def die():
+        raise EndedError
+
+    for _ in range(3):
+        ours = worker(job, served_bundle)
+        ours._open = die
+        with pytest.raises(EndedError):
+            ours({"part": [0]})
+    assert tried(worker(job, served_bundle)) == (
+        "3 workers died while they opened the model",
+        False,
+        True,
+    )
+    assert tried(worker(job, served_bundle)) == ("", False, False), "the next try is a new one"
+
+
+def test_an_engine_that_hangs_at_one_part_after_the_other_is_seen():
+    """Each of them takes long, though the engine answers about a picture of the house."""
+    failing = []
+
+    def work(parts):
+        for part in parts:
+            yield {"part": part, "failed": "it hangs", "well": True, "hung": True, "sick": False}
+
+    batch_run._do(dict.fromkeys(range(3), False), batch_run._Tally(), work, failing.append)
+    assert failing == [0, 1, 2, 3] * 3
+
+
 @pytest.mark.parametrize(("sick", "halts"), [(True, [0, 8, 0, 8]), (False, [0, 1, 0, 1])])
 def test_a_worker_that_hangs_at_everything_has_had_its_failures(sick, halts):
     failing = []
@@ -182,6 +213,30 @@ def test_a_step_that_takes_too_long_is_seen_and_no_other(monkeypatch):
         assert not late.wait(0.1), "nothing is at work"
         with looked.step(0):
             assert late.wait(60)
+
+
+def test_a_step_does_not_end_while_it_is_said_to_be_late(monkeypatch):
+    """What `late` notes would be undone by the next step."""
+    monkeypatch.setattr(watch, "_LOOKED_FOR", 0.01)
+    begun, noted = threading.Event(), []
+
+    def late():
+        begun.set()
+        time.sleep(0.2)
+        noted.append("late")
+
+    looked = watch.Watch(600, late)
+    with looked.on():
+        with looked.step(0):
+            assert begun.wait(60)
+        assert noted
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", "5e10"])
+def test_a_time_without_an_end_is_none(seconds):
+    looked = watch.Watch(5 * float(seconds), lambda: pytest.fail("late"))
+    with looked.on(), looked.step(float(seconds)):
+        pass
 
 
 def test_a_library_that_holds_pythons_lock_does_not_keep_its_process():
@@ -244,13 +299,13 @@ def ris_batch(monkeypatch, double, folder, bundle, seconds):
 def test_a_batch_whose_engine_hangs_at_one_image_answers_all_others(
     folder, served_bundle, monkeypatch
 ):
-    done = ris_batch(monkeypatch, HangsAtOneImage, folder, served_bundle, 5)
+    done = ris_batch(monkeypatch, HangsAtOneImage, folder, served_bundle, 8)
     assert "6 rows, 1 of them errors, in 3 files" in done.output, done.output
     assert done.exit_code == 2
     rows = pq.read_table(folder.parent / "out").sort_by("row").to_pylist()
     errors = {row["image"]: row["error"] for row in rows if row["error"]}
     assert list(errors) == ["1.png"]
-    assert errors["1.png"].endswith("the engine did not answer about 1.png within 5 s")
+    assert errors["1.png"].endswith("the engine did not answer about 1.png within 8 s")
 
 
 @pytest.mark.ray

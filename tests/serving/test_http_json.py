@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,12 @@ for needed in ("fastapi", "uvicorn", "prometheus_client", "fastapi_offline"):
 
 import json_memory  # noqa: E402
 from http_helper import serving, wait_until  # noqa: E402
+from ris.serving.http import reading  # noqa: E402
+from ris.serving.http.labelling.label_config import (  # noqa: E402
+    LabelConfigError,
+    read_label_config,
+)
+from ris.serving.http.labelling.tasks import Task  # noqa: E402
 from ris.serving.http.reading import json_bytes  # noqa: E402
 from ris.serving.http.settings import BODY_COPIES  # noqa: E402
 from serving_helpers import picture_bytes  # noqa: E402
@@ -70,10 +78,17 @@ def test_json_that_does_not_fit_into_the_memory_is_refused_before_it_is_parsed(
     running, monkeypatch
 ):
     service = running.service
-    monkeypatch.setattr(service.door, "most_bytes", 10_000_000)
+    monkeypatch.setattr(service.door, "most_bytes", 70_000_000)
+    monkeypatch.setattr(service.door, "bytes", 60_000_000)
     found = running.client().segment_json(expression=[[]] * 50_000)
     assert found.status == 503
     assert found.message.startswith("requests, and answers")
+    wait_until(lambda: service.door.requests == 0 and service.door.bytes == 60_000_000)
+
+    monkeypatch.setattr(service.door, "most_bytes", 10_000_000)
+    monkeypatch.setattr(service.door, "bytes", 0)
+    found = running.client().segment_json(expression=[[]] * 50_000)
+    assert (found.status, found.message[:11]) == (413, "the request"), "it never fits"
     wait_until(lambda: service.door.requests == service.door.bytes == 0)
 
     image = base64.b64encode(picture_bytes(1)).decode()
@@ -85,6 +100,48 @@ def test_a_large_body_that_is_alone_is_let_in_with_honest_json(running, monkeypa
     monkeypatch.setattr(running.service.door, "most_bytes", 1000)
     image = base64.b64encode(picture_bytes(1)).decode()
     assert running.client().segment_json(image=image, expression="\u5de6").status == 200
+
+
+def test_what_is_booked_stays_as_long_as_the_thread_that_it_is_booked_for():
+    """A client that goes while its JSON is parsed would free it for others."""
+    goes_on, done = threading.Event(), []
+
+    def parse():
+        assert goes_on.wait(60)
+        done.append("parsed")
+
+    async def run():
+        task = asyncio.ensure_future(reading._to_its_end(parse))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        goes_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert done
+
+    asyncio.run(run())
+
+
+def test_an_image_in_other_letters_than_base64s_is_refused_as_it_is_read(running):
+    image = "data:image/png;base64," + base64.b64encode(picture_bytes(1)).decode() + "\u5de6"
+    found = running.client().segment_json(image=image, expression=["left man"])
+    assert (found.status, found.message) == (400, "image is not base64")
+
+
+def test_of_a_task_nothing_is_kept_that_is_not_asked_for():
+    data = {"image": "data:,", "more": {"a": [{}] * 9}, "phrases": ["a", {"b": 1}], "n": 5}
+    task = Task(id={"nested": 1}, data=data)
+    kept = task.only({"image", "phrases", "n", "none"})
+    assert kept.data == {"image": "data:,", "phrases": ["a"], "n": None}
+    assert kept.id is None
+    assert Task(id=7).only(()).id == 7
+
+
+def test_a_configuration_of_very_many_tags_is_refused():
+    with pytest.raises(LabelConfigError, match="has 30001 tags"):
+        read_label_config("<View>" + "<a/>" * 30_000)
 
 
 @pytest.mark.parametrize(

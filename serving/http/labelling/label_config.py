@@ -25,6 +25,7 @@ ANSWER = "answer"
 
 _KINDS = {"BrushLabels": BRUSH, "PolygonLabels": POLYGON, "RectangleLabels": BOX}
 _LONGEST = 1_000_000  # characters of a configuration
+_MOST_TAGS = 20_000  # of a configuration; one takes some 40 times its characters
 _LONGEST_NAME = 1000  # characters of a label
 _MOST_CONTROLS = 100  # tags that mark regions
 MOST_LABELS = 1000
@@ -161,6 +162,8 @@ def read_label_config(text: str) -> LabelConfig:
 def _parsed(text: str) -> ElementTree.Element:
     if len(text) > _LONGEST:
         raise LabelConfigError(f"the labelling configuration has {len(text)} characters")
+    if (tags := text.count("<")) > _MOST_TAGS:
+        raise LabelConfigError(f"the labelling configuration has {tags} tags")
     if "<!DOCTYPE" in text or "<!ENTITY" in text:  # entities may grow beyond all bounds
         raise LabelConfigError("the labelling configuration has a document type, which is not read")
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -32,6 +32,20 @@ class Task(BaseModel):
 
     id: Any = None
     data: dict[str, Any] = {}
+
+    def only(self, fields: Collection[str]) -> Task:
+        """The task with these of its fields, and of them what is a text or a list of texts.
+
+        The rest of what a request sends goes with its JSON, as its memory is booked no longer.
+        """
+        data = {name: _plain(self.data[name]) for name in fields if name in self.data}
+        return Task(id=self.id if isinstance(self.id, int | str) else None, data=data)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [text for text in value if isinstance(text, str)]
+    return value if isinstance(value, str) else None
 
 
 class _Typed(BaseModel):
@@ -135,12 +149,16 @@ def read_order(body: bytes) -> Order:
         )
     context = request.params.context if request.params else None
     waits, config = context is not None, None
+    typed, failed = None, None
     try:
         config = read_label_config(request.label_config)
         typed = None if context is None else _texts(context, config)
     except RisError as error:
-        return Order(request.tasks, waits, config, error=error)
-    return Order(request.tasks, waits, config, typed)
+        failed = error
+    fields: set[str] = set()
+    if config is not None:
+        fields = {config.field, *filter(None, config.prompts.values())}
+    return Order([task.only(fields) for task in request.tasks], waits, config, typed, failed)
 
 
 def counted(body: bytes) -> bytes:
