@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ris.engines.base import first_line
-from ris.engines.errors import EngineError, ExpressionError, RisError
-from ris.engines.text import echoed, one_line, shown
-from ris.runtime import Model, Segmentation, open_bundle
+from ris.engines.errors import EngineError, RisError
+from ris.engines.text import echoed, one_line
+from ris.runtime import Model, open_bundle
 from ris.runtime.bundle import MANIFEST, sha256_of
 from ris.runtime.choice import AUTO
 from ris.runtime.loading import open_model
@@ -27,6 +27,7 @@ from ris.serving.batch.images import Ahead, StorageError, check_storage
 from ris.serving.batch.inputs import ImageTask
 from ris.serving.batch.parts import DEATHS, FAILURES, Hang, Job, Journal
 from ris.serving.batch.precision import with_compute
+from ris.serving.batch.rows import error_rows, row_of
 from ris.serving.batch.watch import Watch
 from ris.serving.limits import Limits
 
@@ -319,7 +320,7 @@ class Worker:
         spared: EngineError | None = None
         for number, following in zip(numbers, [*numbers[1:], None], strict=True):
             if reason := _given_up(journal, number):
-                yield from _errors(tasks[number], reason)
+                yield from error_rows(tasks[number], reason)
                 continue
             # an image under suspicion is alone, so that the next death is its own or never again
             alone = journal.is_suspect(number) or following is None or journal.is_suspect(following)
@@ -369,7 +370,7 @@ class Worker:
             self._failed = not is_well
             if self._failed and not is_last:
                 raise
-        return _errors(task, _given_up(journal, number))
+        return error_rows(task, _given_up(journal, number))
 
     def _engine_is_well(self, journal: Journal) -> bool:
         said = "the engine did not answer about a picture that nothing is wrong with"
@@ -389,7 +390,7 @@ class Worker:
             StorageError: Where no image could be read.
         """
         if task.location is None:
-            return _errors(task, task.error or "no image")
+            return error_rows(task, task.error or "no image")
         try:
             name = echoed(task.name)
             with self._step(journal, f"{name} was not read"):  # a storage's fault, perhaps
@@ -405,16 +406,16 @@ class Worker:
             # an answer becomes its row at once: a mask may be large, and expressions many
             for i in range(len(task.expressions)):
                 with self._step(journal, said, number):
-                    rows.append(_row(task, i, next(answers)))
+                    rows.append(row_of(task, i, next(answers)))
             return rows
         except EngineError as error:
             raise EngineError(f"{error} (at {echoed(task.name)})") from error
         except StorageError:
             raise
         except RisError as error:
-            return _errors(task, str(error))
+            return error_rows(task, str(error))
         except Exception as error:
-            return _errors(task, f"internal error: {_reason(error)}")
+            return error_rows(task, f"internal error: {_reason(error)}")
 
 
 def _given_up(journal: Journal, number: int) -> str:
@@ -463,39 +464,4 @@ def _about(model: Model) -> dict[str, str]:
         "computes_in": ", ".join(sorted(computes)),
         "compute": model.choice.words if model.choice else "",
         "trained": str(model.trained).lower(),
-    }
-
-
-def _errors(task: ImageTask, reason: str) -> list[dict[str, Any]]:
-    """The same error in every row of an image."""
-    return [_error(task, i, reason) for i in range(len(task.rows))]
-
-
-def _base(task: ImageTask, i: int) -> dict[str, Any]:
-    # Arrow's text is valid Unicode; a file name or an expression need not be
-    name, expression = shown(task.name), shown(task.expressions[i])
-    return {"row": task.rows[i], "image": name, "expression": expression}
-
-
-def _error(task: ImageTask, i: int, reason: str) -> dict[str, Any]:
-    return {**_base(task, i), "error": one_line(reason)}
-
-
-def _row(task: ImageTask, i: int, answer: Segmentation | ExpressionError) -> dict[str, Any]:
-    if isinstance(answer, Segmentation):
-        return _answer(task, i, answer)
-    return _error(task, i, str(answer))
-
-
-def _answer(task: ImageTask, i: int, answer: Segmentation) -> dict[str, Any]:
-    return {
-        **_base(task, i),
-        "category": answer.category,
-        "form": answer.form,
-        "rle": dict(answer.rle()),
-        "score": answer.score,
-        "no_target": answer.no_target,
-        "is_no_target": answer.is_no_target,
-        "notes": list(answer.notes),
-        "error": None,
     }
