@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import socket
 import tarfile
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,14 @@ def picture_bytes(seed: int, width: int = 96, height: int = 64, kind: str = "PNG
     buffer = io.BytesIO()
     small.resize((width, height), Image.Resampling.BICUBIC).save(buffer, kind)
     return buffer.getvalue()
+
+
+def pictures_in(folder: Path) -> Path:
+    """The folder, made, with six pictures in it: 0.png to 5.png."""
+    folder.mkdir()
+    for i in range(6):
+        (folder / f"{i}.png").write_bytes(picture_bytes(i))
+    return folder
 
 
 def shard_bytes() -> bytes:

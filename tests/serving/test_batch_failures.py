@@ -28,7 +28,7 @@ from ris.serving.batch.parts import DEATHS, Job
 from ris.serving.batch.run import BatchOptions, BatchReport, plan_batch, run_batch
 from ris.serving.batch.worker import NOT_TRIED, Worker
 from ris.serving.limits import Limits
-from serving_helpers import picture_bytes
+from serving_helpers import picture_bytes, pictures_in
 
 RUNNING = {"engine": "onnxruntime", "device": "cpu", "threads": 1, "compute": None}
 GIVEN = Given(("left man", "the dog"))
@@ -37,10 +37,7 @@ GIVEN = Given(("left man", "the dog"))
 @pytest.fixture
 def folder(tmp_path):
     """Six images, the third of which is no image."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for i in range(6):
-        (folder / f"{i}.png").write_bytes(picture_bytes(i))
+    folder = pictures_in(tmp_path / "in")
     (folder / "2.png").write_bytes(b"broken")
     return folder
 

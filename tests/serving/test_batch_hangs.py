@@ -25,7 +25,7 @@ from ris.serving.batch.inputs import group_by_image, read_sources
 from ris.serving.batch.parts import Job
 from ris.serving.batch.worker import Worker
 from ris.serving.limits import Limits
-from serving_helpers import picture_bytes
+from serving_helpers import picture_bytes, pictures_in
 
 RUNNING = {"engine": "onnxruntime", "device": "cpu", "threads": 1, "compute": None}
 HUNG = picture_bytes(1)
@@ -34,11 +34,7 @@ HUNG = picture_bytes(1)
 @pytest.fixture
 def folder(tmp_path):
     """Six images."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for i in range(6):
-        (folder / f"{i}.png").write_bytes(picture_bytes(i))
-    return folder
+    return pictures_in(tmp_path / "in")
 
 
 @pytest.fixture
