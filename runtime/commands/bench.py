@@ -84,7 +84,7 @@ def main() -> None:
     multiple=True,
     metavar="ENGINE[:COMPUTE][,GRAPH=COMPUTE...][,SWITCH=VALUE...][@BUNDLE]",
     help="A way of running it; may be repeated: openvino, openvino:bf16, "
-    "openvino:bf16,fusion=fp32, openvino:bf16@other-bundle. Switches: overlap, low_memory, "
+    "openvino:bf16,GRAPH=fp32, openvino:bf16@other-bundle. Switches: overlap, low_memory, "
     "throughput and cuda_graphs (0 or 1), max_expressions. Default: auto.",
 )
 @click.option(

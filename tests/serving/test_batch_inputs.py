@@ -257,11 +257,11 @@ def test_an_image_that_kills_workers_is_given_up(job, served_bundle, monkeypatch
     doing = worker(job, open_bundle(served_bundle))
     honest, tried = doing._image, []
 
-    def image(task):
+    def image(task, *more):
         if task.name == "1.png":
             tried.append(1)
             raise KilledError
-        return honest(task)
+        return honest(task, *more)
 
     monkeypatch.setattr(doing, "_image", image)
     for _ in range(DEATHS):
