@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import faulthandler
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from ris.serving.watchdog import end_after, let_live
 
 MAX_SECONDS = 900.0
 """Seconds that no step takes which is still to end.
@@ -16,15 +17,13 @@ It is sixteen times the slowest first mask that was measured, of LISA-7B on two 
 """
 
 _LOOKED_FOR = 0.5  # seconds
-_FOR_EVER = 1e6  # seconds; faulthandler takes no infinity
-_STDERR = 2
 
 
 class Watch:
     """Looks, from a thread of its own, at how long a step takes.
 
     A thread that is inside a library cannot be interrupted, so `late` is to end the process. A
-    library that holds Python's lock meanwhile stops the looking thread, too: faulthandler's, which
+    library that holds Python's lock meanwhile stops the looking thread, too: the watchdog, which
     needs no lock, then ends the process after the longest time that any step has.
     """
 
@@ -35,8 +34,7 @@ class Watch:
             longest: Seconds that no step takes.
             late: Called from another thread where a step takes too long.
         """
-        self._longest = longest if longest < _FOR_EVER else _FOR_EVER  # also where it is no number
-        self._late = late
+        self._longest, self._late = longest, late
         self._end = math.inf
         self._lock = threading.Lock()  # a step that ends meanwhile is not late
 
@@ -47,12 +45,12 @@ class Watch:
         looking = threading.Thread(target=self._look, args=(done,), name="watch", daemon=True)
         looking.start()
         try:
-            faulthandler.dump_traceback_later(self._longest, exit=True, file=_STDERR)
+            end_after(self._longest)
             yield
         finally:
             done.set()
             looking.join()
-            faulthandler.cancel_dump_traceback_later()
+            let_live()
 
     @contextmanager
     def step(self, seconds: float) -> Iterator[None]:
@@ -66,7 +64,7 @@ class Watch:
 
     def _look(self, done: threading.Event) -> None:
         while not done.wait(_LOOKED_FOR):
-            faulthandler.dump_traceback_later(self._longest, exit=True, file=_STDERR)
+            end_after(self._longest)
             with self._lock:
                 if time.monotonic() > self._end:
                     self._late()

@@ -254,7 +254,6 @@ def validated(body: bytes, model: type[Model], whole: str = "") -> Model:
         found = from_json(body)
     except ValueError as error:
         raise ExpressionError(f"{whole and f'{whole}: '}Invalid JSON: {error}") from None
-    del body
     try:
         return model.model_validate(found)
     except ValidationError as error:

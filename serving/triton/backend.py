@@ -9,7 +9,6 @@ requests that come later. Each is answered as soon as it is done, and is timed b
 
 from __future__ import annotations
 
-import faulthandler
 import hashlib
 import json
 import os
@@ -34,10 +33,9 @@ from ris.serving.answering import Answerer
 from ris.serving.limits import Deadline, LimitError, Limits, status_of
 from ris.serving.triton.bls import triton_sessions
 from ris.serving.triton.columns import Columns
+from ris.serving.watchdog import end_after, let_live
 
 _RUNNING = ("engine", "device", "threads", "compute", "overlap", "low_memory", "throughput")
-_STDERR = 2
-_FOR_EVER = 1e6  # seconds; faulthandler takes no infinity
 _CODES = {400: "INVALID_ARG", 413: "INVALID_ARG", 504: "UNAVAILABLE"}  # INTERNAL for any other
 
 
@@ -343,15 +341,13 @@ def _costs(asks: list[Ask]) -> Iterator[None]:
 def _ends_if_it_hangs(limits: Limits) -> Iterator[None]:
     """Ends this process where the block does not come back, as where an engine fails at everything.
 
-    Python's own watchdog does it, with each thread's traceback: it needs no lock of Python's, which
-    a library may hold.
+    It does so where a library holds Python's lock meanwhile, too.
     """
-    seconds = min(limits.hang_seconds, _FOR_EVER)
-    faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
+    end_after(limits.hang_seconds)
     try:
         yield
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        let_live()
 
 
 def _failed(error: RisError | None) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ris.engines.errors import EngineError
+from ris.serving import watchdog
 from ris.serving.answering import Answerer
 from ris.serving.limits import Limits
 from serving_helpers import picture_bytes
@@ -232,12 +233,12 @@ def test_an_engine_that_does_not_come_back_ends_the_instance(
     ours = model(seconds=limit)
     set_to, work = [0], []
     monkeypatch.setattr(
-        backend.faulthandler,
+        watchdog.faulthandler,
         "dump_traceback_later",
         lambda seconds, exit, file: set_to.append(seconds * exit),
     )
     monkeypatch.setattr(
-        backend.faulthandler, "cancel_dump_traceback_later", lambda: set_to.append(0)
+        watchdog.faulthandler, "cancel_dump_traceback_later", lambda: set_to.append(0)
     )
     honest = ours._answerer.scene
 
