@@ -1,64 +1,85 @@
-"""Files of `ris-calibrate weights`, with another header or other levels."""
+"""Files of `ris-calibrate weights`: other headers and bytes, and other levels with a right hash."""
 
 from __future__ import annotations
 
-import functools
 import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 
 from fuzz.kinds import Input, Kind, require
 from fuzz.mutate import mutate
 from fuzz.weights import mutated_header
 from ris.calibration.weights.groups import round_in_groups
-from ris.export.rounded_file import About, RoundedFile, digest_of
+from ris.engines.errors import RisError
+from ris.export.rounded_file import (
+    About,
+    Record,
+    RoundedFile,
+    digest_of,
+    forms_of,
+    header,
+)
 from ris.export.sources import made_up
 
 FILE = "rounded.safetensors"
 SOURCE = made_up("tiny", 0)
+NAME = "layer.weight"
+ABOUT = About(SOURCE.family, SOURCE.config, SOURCE.describe(), {"fusion": "int4"})
+MATRIX: Any = np.random.default_rng(1).standard_normal((128, 3)).astype(np.float32)
+ROUNDED = round_in_groups(-MATRIX, "int4", 128)
+"""Other levels than the nearest, so that it shows whose they are."""
+
+RECORD = Record(
+    ROUNDED.levels,
+    ROUNDED.scales,
+    np.frombuffer(digest_of(MATRIX, "int4"), np.uint8),
+    np.array([0.2, 0.1], np.float32),
+)
 
 
-@functools.cache
-def _matrix() -> Any:
-    return np.random.default_rng(1).standard_normal((128, 3)).astype(np.float32)
+def _file(record: Record) -> bytes:
+    about = ABOUT.metadata()
+    begin: bytes = header(about, forms_of(NAME, 128, 3, 128)).tobytes()
+    return begin + record.whole(about, NAME).tobytes()
 
 
-def _about() -> About:
-    return About(SOURCE.family, SOURCE.config, SOURCE.describe(), {"fusion": "int4"})
-
-
-@functools.cache
-def _good() -> bytes:
-    rounded = round_in_groups(-_matrix(), "int4", 128)
-    tensors = {
-        "layer.weight.levels": rounded.levels,
-        "layer.weight.scales": rounded.scales,
-        "layer.weight.sha256": np.frombuffer(digest_of(_matrix(), "int4"), np.uint8),
-        "layer.weight.errors": np.array([0.2, 0.1], np.float32),
-    }
-    data: bytes = save(tensors, _about().metadata())
-    return data
+def _mutated_record(rng: random.Random) -> Record:
+    """Some of its numbers are others; its check will be right."""
+    parts: list[Any] = [part.copy() for part in RECORD]
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        part = rng.choice(parts).reshape(-1).view(np.uint8)
+        part[rng.randrange(part.size)] = rng.choice((0, 7, 8, 0x7F, 0x80, 0xFF, rng.randrange(256)))
+    return Record(*parts)
 
 
 def _make(rng: random.Random, control: bool) -> Input:
     if control:
-        return Input({FILE: _good()}, expected=True)
-    data = mutated_header(_good(), rng) if rng.random() < 0.6 else mutate(_good(), rng)
-    return Input({FILE: data})
+        return Input({FILE: _file(RECORD)}, expected=True)
+    steps = (
+        lambda: mutated_header(_file(RECORD), rng),
+        lambda: mutate(_file(RECORD), rng),
+        lambda: _file(_mutated_record(rng)),
+    )
+    return Input({FILE: rng.choice(steps)()})
 
 
 def _read(folder: Path, expected: Any) -> list[str]:
     opened = RoundedFile(folder / FILE)
-    opened.require(_about())
+    opened.require(ABOUT)
     opened.errors()
-    rounded = opened(_matrix(), "int4", 128)
-    require(rounded.values().shape == _matrix().shape, "another shape")
+    rounded = opened(MATRIX, "int4", 128, NAME)
+    require(rounded.values().shape == MATRIX.shape, "another shape")
+    require(bool(np.isfinite(rounded.values()).all()), "values that are no numbers")
     if expected is not None:
-        wanted = round_in_groups(-_matrix(), "int4", 128)
-        require(bool((rounded.levels == wanted.levels).all()), "other levels")
+        require(bool((rounded.levels == ROUNDED.levels).all()), "other levels")
+        return []
+    try:
+        opened.require_taken()
+    except RisError:
+        require(NAME in opened.missed, "a matrix that is neither taken nor missed")
+        raise
     return []
 
 
