@@ -22,13 +22,21 @@ from ris.engines.processor import core_limit
 from ris.evaluation.run import Answer
 from ris.export.families import DESIGNS
 from ris.export.reference_pass import Arrays, Asked, Image, reference_pass, text_values
-from ris.export.sources import rebuild_model
+from ris.export.sources import checked_files, rebuild_model
 from ris.reference.checkpoint import WeightFiles, load_model
 from ris.reference.families import family_named
 from ris.runtime.bundle import Bundle
 from ris.runtime.letterbox import letterbox_size
 from ris.runtime.manifest import PICTURE, mask_rule
 from ris.runtime.masks import MaskRule
+
+
+def require_files(bundle: Bundle, files: Mapping[str, Path | None]) -> None:
+    """Raises CheckpointError where the files are not those that the bundle was made from.
+
+    files: By the names of `WeightFiles`.
+    """
+    checked_files(bundle, WeightFiles(**files))
 
 
 def live_reference(

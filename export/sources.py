@@ -208,6 +208,23 @@ def rebuild_model(bundle: Bundle, files: WeightFiles | None = None) -> Any:
 
     It is made up again, or read from the same files. The built-in demo needs none.
 
+    Raises CheckpointError as `checked_files` does.
+    """
+    inspection = checked_files(bundle, files)
+    if inspection is not None:
+        return build_model(inspection)
+    source, family = bundle.manifest.source, family_named(bundle.manifest.family)
+    assert source.seed is not None
+    return family.made_up_model(
+        family.carried_config(bundle.manifest.model, bundle.path), source.seed
+    )
+
+
+def checked_files(bundle: Bundle, files: WeightFiles | None = None) -> Inspection | None:
+    """What is in the files that a bundle was exported from; None for made-up weights.
+
+    The built-in demo needs no files.
+
     Raises CheckpointError where a file of the export is not given, is not the same (sha256), or was
     not part of it.
     """
@@ -221,8 +238,7 @@ def rebuild_model(bundle: Bundle, files: WeightFiles | None = None) -> Any:
                 f"{bundle.path} was made with made-up weights; leave --checkpoint and the others "
                 "out"
             )
-        config = family.carried_config(bundle.manifest.model, bundle.path)
-        return family.made_up_model(config, source.seed)
+        return None
 
     wanted = _wanted(source)
     _require_given(bundle, wanted, files)
@@ -230,7 +246,7 @@ def rebuild_model(bundle: Bundle, files: WeightFiles | None = None) -> Any:
     inspection = inspect(files, family.name, chosen=chosen)
     _require_same(bundle, wanted, files, inspection)
     inspection.require()
-    return build_model(inspection)
+    return inspection
 
 
 class _Wanted(NamedTuple):

@@ -61,6 +61,9 @@ class Families(Protocol):
 class PyTorchReference(Protocol):
     """What the entry point `reference` offers."""
 
+    def require_files(self, bundle: Bundle, files: Files) -> None:
+        """Raises CheckpointError where the files are not those that the bundle was made from."""
+
     def live_reference(
         self,
         bundle: Bundle,

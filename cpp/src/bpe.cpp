@@ -56,7 +56,7 @@ BytePairs::BytePairs(const BpeFile &file, const std::string &path)
         const auto found = vocabulary_.find(token);
         if (found != vocabulary_.end()) return found->second;
         throw Error(RIS_ERROR_BUNDLE,
-                    path + " has no token " + quoted(token) + "; export the bundle again");
+                    path + " has no token " + in_quotes(token) + "; export the bundle again");
     };
     const char *const digits = "0123456789ABCDEF";
     for (size_t i = 0; i < bytes_.size(); ++i) {

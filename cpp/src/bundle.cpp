@@ -43,7 +43,7 @@ void find_unhashed_data(const Bundle &bundle, const Stage &stage,
     const fs::path folder = fs::path(stage.file).parent_path();
     for (const std::string &name : data_files(read_file(path, "graph", kLargestGraph), path)) {
         if (stage.sha256.count((folder / name).string()) != 0) continue;
-        problems.push_back(stage.file + " keeps weights in " + quoted(name) +
+        problems.push_back(stage.file + " keeps weights in " + in_quotes(name) +
                            ", which has no sha256 in the manifest");
     }
 }
@@ -94,13 +94,13 @@ const Form *Text::form_named(const std::string &name) const {
     if (found != forms.end()) return &found->second;
     if (forms.empty()) {
         throw Error(RIS_ERROR_EXPRESSION,
-                    "the model asks every expression as it is; leave the form " + quoted(name) +
+                    "the model asks every expression as it is; leave the form " + in_quotes(name) +
                         " out");
     }
     std::string names;
     for (const auto &[known, about] : forms) names += (names.empty() ? "" : " and ") + known;
     throw Error(RIS_ERROR_EXPRESSION,
-                "there is no form " + quoted(name) + "; the model has " + names);
+                "there is no form " + in_quotes(name) + "; the model has " + names);
 }
 
 int Text::row_length(size_t tokens) const {

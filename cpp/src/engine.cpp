@@ -254,8 +254,8 @@ Providers parse_providers(const std::string &text) {
         for (const Provider one : {Provider::cpu, Provider::cuda, Provider::tensorrt}) {
             if (name == provider_name(one)) return one;
         }
-        throw Error(RIS_ERROR_ARGUMENT, "options.providers: there is no provider " + quoted(name) +
-                                            "; there are cpu, cuda and tensorrt");
+        throw Error(RIS_ERROR_ARGUMENT, "options.providers: there is no provider " +
+                                            in_quotes(name) + "; there are cpu, cuda and tensorrt");
     };
 
     Providers asked;
@@ -268,7 +268,7 @@ Providers parse_providers(const std::string &text) {
         const bool digits = !number.empty() && number.size() <= 4 &&
                             number.find_first_not_of("0123456789") == std::string::npos;
         if (!digits || found == Provider::cpu || std::stoi(number) > kLastDevice) {
-            throw Error(RIS_ERROR_ARGUMENT, "options.providers: " + quoted(name) +
+            throw Error(RIS_ERROR_ARGUMENT, "options.providers: " + in_quotes(name) +
                                                 " names no GPU; write cuda:1 for the second one");
         }
         asked.device_id = std::stoi(number);
@@ -284,7 +284,7 @@ Providers parse_providers(const std::string &text) {
         } else if (start == 0) {
             asked.all = numbered(part);
         } else {
-            throw Error(RIS_ERROR_ARGUMENT, "options.providers: " + quoted(part) +
+            throw Error(RIS_ERROR_ARGUMENT, "options.providers: " + in_quotes(part) +
                                                 " names no graph; write NAME=" + cut(part, 80) +
                                                 " for an exception");
         }
@@ -302,7 +302,7 @@ std::vector<Provider> providers_of(const Providers &asked, const Manifest &manif
         }
         std::string names;
         for (const Stage &stage : stages) names += (names.empty() ? "" : ", ") + stage.name;
-        throw Error(RIS_ERROR_ARGUMENT, "options.providers: there is no graph " + quoted(name) +
+        throw Error(RIS_ERROR_ARGUMENT, "options.providers: there is no graph " + in_quotes(name) +
                                             "; there are " + cut(names, 400));
     }
     return all;
@@ -317,7 +317,7 @@ void check_engine_cache(const std::string &folder, const std::vector<Provider> &
     std::error_code error;
     if (!std::filesystem::is_directory(folder, error)) {
         throw Error(RIS_ERROR_ARGUMENT, "options.engine_cache: there is no folder " +
-                                            quoted(folder, 400) + "; make it first");
+                                            in_quotes(folder, 400) + "; make it first");
     }
 }
 

@@ -26,8 +26,8 @@ inline std::string cut(const std::string &text, size_t most = 200) {
     return text.substr(0, end) + "...";
 }
 
-// The same in quotes.
-inline std::string quoted(const std::string &text, size_t most = 80) {
+// The same in quotes. (`quoted` of a std::string would be <iomanip>'s wherever that is included.)
+inline std::string in_quotes(const std::string &text, size_t most = 80) {
     return "'" + cut(text, most) + "'";
 }
 

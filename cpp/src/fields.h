@@ -235,7 +235,7 @@ private:
         if (at.empty()) at = "the manifest";
         if (at.back() == '.') at.pop_back();
         const std::string shown = found.dump(-1, ' ', true, json::error_handler_t::replace);
-        problems_.push_back(at + " should be " + expected + ", found " + quoted(shown, 40));
+        problems_.push_back(at + " should be " + expected + ", found " + in_quotes(shown, 40));
     }
 
     const json &value_;

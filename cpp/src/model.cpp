@@ -90,7 +90,7 @@ Model::Model(const std::string &path, const Options &options)
                     continue;
                 }
                 throw Error(RIS_ERROR_BUNDLE, features + " has rows of " + std::to_string(width) +
-                                                  " numbers, the stage " + quoted(stage.name) +
+                                                  " numbers, the stage " + in_quotes(stage.name) +
                                                   " takes " + std::to_string(spec.shape[1]) +
                                                   "; export the bundle again");
             }
@@ -242,7 +242,7 @@ std::vector<size_t> Model::category_rows(const Question &question) const {
             if (name != "auto") {
                 throw Error(RIS_ERROR_EXPRESSION,
                             "this model does not ask by category; leave the category " +
-                                quoted(name) + " out");
+                                in_quotes(name) + " out");
             }
         }
         return {};
@@ -256,9 +256,9 @@ std::vector<size_t> Model::category_rows(const Question &question) const {
         const auto found = std::find(category_names_.begin(), category_names_.end(), name);
         if (found == category_names_.end()) {
             const std::string count = std::to_string(category_names_.size());
-            throw Error(RIS_ERROR_EXPRESSION, "there is no category " + quoted(name) +
+            throw Error(RIS_ERROR_EXPRESSION, "there is no category " + in_quotes(name) +
                                                   "; ris_info lists all " + count + ", such as " +
-                                                  quoted(category_names_.front()));
+                                                  in_quotes(category_names_.front()));
         }
         rows.push_back(static_cast<size_t>(found - category_names_.begin()));
     }

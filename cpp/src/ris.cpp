@@ -352,7 +352,7 @@ ris_status ris_ask_tokens(const ris_scene *scene, const int32_t *ids, size_t cou
         Question question = question_of(options, count);
         if (!question.form.empty()) {
             throw Error(RIS_ERROR_ARGUMENT, "token ids are a whole question; leave the form " +
-                                                quoted(question.form) + " out");
+                                                in_quotes(question.form) + " out");
         }
         for (size_t i = 0; i < count; ++i) {
             question.expressions.push_back(model->tokens_of(ids + i * length, length));

@@ -84,7 +84,7 @@ Tokens Tokenizer::operator()(std::string_view expression, const Form *form) cons
     refuse_own_tokens(expression, tokens);
     if (tokens.empty()) {
         throw Error(RIS_ERROR_EXPRESSION,
-                    "the expression " + quoted(std::string(expression)) + " has no words in it");
+                    "the expression " + in_quotes(std::string(expression)) + " has no words in it");
     }
     const auto around = [](int32_t id) { return Token{id, 0, 0}; };
     std::transform(before_.begin(), before_.end(), std::inserter(tokens, tokens.begin()), around);
@@ -92,7 +92,7 @@ Tokens Tokenizer::operator()(std::string_view expression, const Form *form) cons
 
     if (form != nullptr && tokens.size() > static_cast<size_t>(max_tokens_)) {
         throw Error(RIS_ERROR_EXPRESSION,
-                    "the expression " + quoted(std::string(expression)) +
+                    "the expression " + in_quotes(std::string(expression)) +
                         " is too long: its question has " + std::to_string(tokens.size()) +
                         " tokens, and the model reads " + std::to_string(max_tokens_) +
                         "; say it in fewer words");
@@ -112,7 +112,7 @@ Tokens Tokenizer::cut(std::string_view expression, std::vector<Token> tokens) co
         const size_t read = most - (is_ended ? 1 : 0);
         const std::string rest = stripped(expression.substr(tokens[read - 1].end));
         const std::string lost =
-            rest.empty() ? "the token behind the text" : quoted(rest, 4 * kMaxCharacters);
+            rest.empty() ? "the token behind the text" : in_quotes(rest, 4 * kMaxCharacters);
         result.notes.push_back("the model reads " + std::to_string(max_tokens_) +
                                " tokens: it did not see " + lost);
     }
@@ -204,8 +204,8 @@ void Tokenizer::refuse_own_tokens(std::string_view expression,
         if (own != own_tokens_.end()) found = &own->second;
     }
     if (found == nullptr) return;
-    throw Error(RIS_ERROR_EXPRESSION, "the expression " + quoted(std::string(expression)) +
-                                          " has " + quoted(*found) +
+    throw Error(RIS_ERROR_EXPRESSION, "the expression " + in_quotes(std::string(expression)) +
+                                          " has " + in_quotes(*found) +
                                           " in it, a token of the model's own; leave it out");
 }
 

@@ -25,7 +25,7 @@ std::string type_of(const json &part) { return part.at("type").get<std::string>(
 
 void check_type(const json &part, const char *expected, const std::string &path) {
     const std::string found = type_of(part);
-    if (found != expected) other_form(path, quoted(found), expected);
+    if (found != expected) other_form(path, in_quotes(found), expected);
 }
 
 int token_id(const json &value) {
@@ -200,7 +200,7 @@ void check_added_ids(const std::unordered_map<std::string, int32_t> &ids, size_t
         const auto known = ids.find(token.content);
         const int64_t id = known != ids.end() ? known->second : next++;
         if (id == token.id) continue;
-        throw Error(RIS_ERROR_BUNDLE, path + " gives " + quoted(token.content) + " the id " +
+        throw Error(RIS_ERROR_BUNDLE, path + " gives " + in_quotes(token.content) + " the id " +
                                           std::to_string(token.id) + ", it should be " +
                                           std::to_string(id) + "; export the bundle again");
     }
@@ -209,7 +209,7 @@ void check_added_ids(const std::unordered_map<std::string, int32_t> &ids, size_t
 // A tokenizer.json of SentencePiece's kind.
 void read_sentence_pieces(const json &data, const std::string &path, TokenizerFile &file) {
     const json &splits = data.at("pre_tokenizer"), &processor = data.at("post_processor");
-    if (!splits.is_null()) other_form(path, quoted(type_of(splits)), "no pre_tokenizer");
+    if (!splits.is_null()) other_form(path, in_quotes(type_of(splits)), "no pre_tokenizer");
     if (!processor.is_null()) check_type(processor, "TemplateProcessing", path);
 
     std::unordered_map<std::string, int32_t> ids;
@@ -244,7 +244,7 @@ TokenizerFile parse_tokenizer(const std::string &text, const std::string &path) 
             file.added = added_tokens(data, path);
             read_sentence_pieces(data, path, file);
         } else {
-            other_form(path, quoted(kind), "WordPiece, Unigram and BPE");
+            other_form(path, in_quotes(kind), "WordPiece, Unigram and BPE");
         }
     } catch (const json::exception &error) {
         throw Error(RIS_ERROR_BUNDLE, path + " is not a tokenizer that can be read (" +

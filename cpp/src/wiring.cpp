@@ -93,7 +93,7 @@ private:
     void find_hash(const std::string &field, const std::string &name,
                    const std::map<std::string, std::string> &hashes) {
         if (hashes.count(name) != 0) return;
-        tell(field + " is " + quoted(name) + ", which has no sha256 in the manifest");
+        tell(field + " is " + in_quotes(name) + ", which has no sha256 in the manifest");
     }
 
     void find_two_hashes() {
@@ -101,7 +101,7 @@ private:
         for (const Stage &stage : manifest_.stages) {
             for (const auto &[name, sha256] : stage.sha256) {
                 if (first.insert({name, sha256}).first->second == sha256) continue;
-                tell(quoted(name) + " has two different sha256 in the manifest");
+                tell(in_quotes(name) + " has two different sha256 in the manifest");
             }
         }
     }
@@ -111,14 +111,14 @@ private:
         std::set<std::string> seen;
         for (const Stage &stage : manifest_.stages) {
             if (seen.insert(stage.name).second) continue;
-            tell("two stages are called " + quoted(stage.name));
+            tell("two stages are called " + in_quotes(stage.name));
         }
         const Host &host = manifest_.host;
         const char *const shares =
             " has the name of another step, and steps are timed by their names";
         for (const Stage &stage : manifest_.stages) {
             if (kHostSteps.count(stage.name) == 0) continue;
-            tell("the stage " + quoted(stage.name) + shares);
+            tell("the stage " + in_quotes(stage.name) + shares);
         }
         for (const Resize &resize : host.resizes) {
             if (kHostSteps.count(resize.name) + seen.count(resize.name) == 0) continue;
@@ -144,7 +144,7 @@ private:
         }
         for (const Stage &stage : manifest_.stages) {
             for (const TensorSpec &spec : stage.outputs) {
-                give(spec.name, "the stage " + quoted(stage.name), spec.dtype, spec.shape,
+                give(spec.name, "the stage " + in_quotes(stage.name), spec.dtype, spec.shape,
                      stage.name);
                 outputs_[spec.name] = &given_[spec.name];
             }
@@ -164,11 +164,11 @@ private:
         const auto [first, is_new] =
             given_.insert({name, {{name, name, dtype, std::move(shape)}, by, place}});
         if (kKeptNames.count(name) != 0) {
-            tell("the value " + quoted(name) + " has a name that is kept for something else");
+            tell("the value " + in_quotes(name) + " has a name that is kept for something else");
             return;
         }
         if (is_new) return;
-        tell("the value " + quoted(name) + " is given twice, by " + first->second.place +
+        tell("the value " + in_quotes(name) + " is given twice, by " + first->second.place +
              " and by " + place);
     }
 
@@ -184,17 +184,17 @@ private:
             const bool is_first = image.is_of_picture();
             const bool is_cubic = image.filter == Interpolation::bicubic;
             if (!is_first && of == nullptr) {
-                tell(place + "of " + quoted(image.of) + ", which is no image of the host");
+                tell(place + "of " + in_quotes(image.of) + ", which is no image of the host");
             } else if (!is_first && !of->is_of_picture()) {
-                tell(place + "of " + quoted(image.of) + ", which is not made of the picture");
+                tell(place + "of " + in_quotes(image.of) + ", which is not made of the picture");
             } else if (!is_first && of->fit != "square") {
-                tell(place + "of " + quoted(image.of) + ", which is a " + of->fit +
+                tell(place + "of " + in_quotes(image.of) + ", which is a " + of->fit +
                      " and no square");
             } else if (!is_first && !of->antialias) {
-                tell(place + "of " + quoted(image.of) + ", which has no 8-bit levels");
+                tell(place + "of " + in_quotes(image.of) + ", which has no 8-bit levels");
             } else if (is_first && image.antialias ? image.is_crop() != is_cubic
                                                    : image.fit != "square" || image.antialias) {
-                tell(place + "in a way that this version does not have: of " + quoted(image.of) +
+                tell(place + "in a way that this version does not have: of " + in_quotes(image.of) +
                      ", fit " + image.fit + (is_cubic ? ", bicubic, " : ", bilinear, ") +
                      (image.antialias ? "with" : "without") + " antialias");
             }
@@ -206,7 +206,8 @@ private:
         if (text.form.empty() && !text.forms.empty()) {
             tell("host.text.form is null, and host.text.forms has some");
         } else if (!text.form.empty() && text.forms.count(text.form) == 0) {
-            tell("host.text.form is " + quoted(text.form) + ", which is none of host.text.forms");
+            tell("host.text.form is " + in_quotes(text.form) +
+                 ", which is none of host.text.forms");
         }
     }
 
@@ -224,8 +225,8 @@ private:
             for (const TensorSpec &spec : stage.inputs) taken.insert(spec.value);
         }
         for (const Resize &resize : manifest_.host.resizes) {
-            const std::string place =
-                "host.resizes." + resize.name + " is of the value " + quoted(resize.of) + ", which";
+            const std::string place = "host.resizes." + resize.name + " is of the value " +
+                                      in_quotes(resize.of) + ", which";
             const Given *const of = output(resize.of);
             if (of == nullptr) {
                 tell(place + " no stage gives");
@@ -239,14 +240,14 @@ private:
     }
 
     void find_stage(const Stage &stage, std::set<std::string> &ran) {
-        const std::string place = "the stage " + quoted(stage.name);
+        const std::string place = "the stage " + in_quotes(stage.name);
         for (const TensorSpec &spec : stage.inputs) {
-            const std::string takes = place + " takes the value " + quoted(spec.value);
+            const std::string takes = place + " takes the value " + in_quotes(spec.value);
             const auto value = given_.find(spec.value);
             if (value == given_.end()) {
                 tell(takes + ", which nothing gives");
             } else if (ran.count(value->second.by) == 0) {
-                tell(takes + ", which the stage " + quoted(value->second.by) +
+                tell(takes + ", which the stage " + in_quotes(value->second.by) +
                      " gives, and that runs no earlier");
             } else if (!fits(spec, value->second)) {
                 tell(takes + " as " + words(spec) + "; it is " + words(value->second));
@@ -260,7 +261,7 @@ private:
                 std::none_of(shape.begin() + 1, shape.end(), varies)) {
                 continue;
             }
-            tell(place + " gives the value " + quoted(spec.name) + " as " + words(spec) +
+            tell(place + " gives the value " + in_quotes(spec.name) + " as " + words(spec) +
                  "; its inputs say that the first axis is " + (asks ? "expressions" : "images") +
                  ", and the only one that varies");
         }
@@ -300,7 +301,7 @@ private:
     void find_mean() {
         const std::string &name = manifest_.mean_of;
         if (name.empty()) return;
-        const std::string place = "answer.mean_of is the value " + quoted(name) + ", which";
+        const std::string place = "answer.mean_of is the value " + in_quotes(name) + ", which";
         const Given *const value = output(name);
         if (value == nullptr) return tell(place + " no stage gives");
         if (value->dtype != Dtype::float32) tell(place + " is " + words(*value) + ", not float32");
@@ -313,7 +314,8 @@ private:
         const std::set<std::string> averaged = made_of({name}).second;
         for (const Stage &stage : manifest_.stages) {
             if (averaged.count(stage.name) == 0 || drawn.count(stage.name) == 0) continue;
-            tell("the stage " + quoted(stage.name) + " takes random numbers beside answer.mean_of");
+            tell("the stage " + in_quotes(stage.name) +
+                 " takes random numbers beside answer.mean_of");
         }
         for (const auto &[field, logits] :
              {std::pair{"mask_logits", manifest_.mask_logits},
@@ -344,7 +346,7 @@ private:
             tell("answer.letterbox_of names none of the letterboxes of host.images: " +
                  letterboxes);
         } else if (!manifest_.letterbox_of.empty() && !is_named) {
-            tell("answer.letterbox_of is " + quoted(manifest_.letterbox_of) +
+            tell("answer.letterbox_of is " + in_quotes(manifest_.letterbox_of) +
                  ", which is no letterbox of host.images");
         }
     }
@@ -352,7 +354,7 @@ private:
     void find_answer(const char *field, const std::string &name, const std::vector<int> &shape) {
         const TensorSpec wanted{name, name, Dtype::float32, shape};
         const std::string place =
-            std::string("answer.") + field + " is the value " + quoted(name) + ", which";
+            std::string("answer.") + field + " is the value " + in_quotes(name) + ", which";
         const Given *const value = output(name);
         if (value == nullptr) {
             tell(place + " no stage gives");

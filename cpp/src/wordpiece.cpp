@@ -53,7 +53,7 @@ public:
             if (token == file.unknown) unknown_ = id;
         }
         if (unknown_ < 0) {
-            throw Error(RIS_ERROR_BUNDLE, path + " has no token " + quoted(file.unknown) +
+            throw Error(RIS_ERROR_BUNDLE, path + " has no token " + in_quotes(file.unknown) +
                                               "; export the bundle again");
         }
     }

@@ -73,11 +73,12 @@ class Plan:
     def steps(self, alternatives: Sequence[Alternative]) -> int:
         """How often `run_plan` reports."""
         bundles = sum(a.kind == "bundle" for a in alternatives)
+        files = bundles < len(alternatives)  # of PyTorch
         starts = bundles * (1 + self.cold_starts)
         turns = (len(alternatives) + 1) * (1 + self.rounds)  # matrix products take turns, too
         photo = 1
         batches = (self.batches + 1) * (len(IMAGES) + len(EXPRESSIONS)) if self.batches else 0
-        return starts + turns + photo + batches
+        return files + starts + turns + photo + batches
 
 
 @dataclass(frozen=True)

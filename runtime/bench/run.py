@@ -53,6 +53,7 @@ def run_plan(
         contextlib.ExitStack() as stack,
     ):
         run = _Run(alternatives, workload.save(Path(folder)), plan, report)
+        run.check_files()
         run.start_cold()
         run.start_workers(bundle, stack)
         run.take_turns(stack)
@@ -79,6 +80,19 @@ class _Run:
             turns={a.name: [] for a in alternatives},
             starts={a.name: [] for a in alternatives},
         )
+
+    def check_files(self) -> None:
+        """Raises CheckpointError for weight files that are not the bundle's, before all else."""
+        found = [a for a in self._alternatives if a.kind == "pytorch"]
+        if not found:
+            return
+        self._report("weight files")
+        spec = self._shared | vars(found[0]) | {"kind": "files"}  # all have the same
+        with (
+            contextlib.suppress(WorkerError),  # each way says it itself
+            Worker(spec, self._shared["threads"], self._plan.limit) as worker,
+        ):
+            worker.ask("about")
 
     def start_cold(self) -> None:
         """A start of each bundle that compiles what is needed, then the measured cold starts."""

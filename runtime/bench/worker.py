@@ -178,6 +178,10 @@ class BundleWorker:
         return found
 
 
+def _files(spec: Answer) -> dict[str, Path | None]:
+    return {name: Path(file) if file else None for name, file in spec["files"].items()}
+
+
 class PyTorchWorker:
     """The PyTorch model of the same bundle.
 
@@ -186,7 +190,6 @@ class PyTorchWorker:
     """
 
     def __init__(self, spec: Answer) -> None:
-        files = {name: Path(file) if file else None for name, file in spec["files"].items()}
         bundle = open_bundle(spec["bundle"], verify=False)
         self._manifest = bundle.manifest
         self._run = pytorch_reference().timed_reference(
@@ -194,7 +197,7 @@ class PyTorchWorker:
             np.load(spec["image"]),
             tuple(spec["expressions"]),
             spec["threads"],
-            files,
+            _files(spec),
             spec["compile"],
             spec["precision"],
         )
@@ -215,6 +218,20 @@ class PyTorchWorker:
         """Seconds of a first mask and of a further expression."""
         first, following = self._run()
         return {"first_mask": first, "next_expression": following, "host": None, "stages": {}}
+
+
+class FilesWorker:
+    """Whether the weight files are those of the bundle; PyTorch is in this process alone.
+
+    spec: bundle, files.
+    """
+
+    def __init__(self, spec: Answer) -> None:
+        pytorch_reference().require_files(open_bundle(spec["bundle"], verify=False), _files(spec))
+
+    def about(self) -> Answer:
+        """Nothing: they are."""
+        return {}
 
 
 class RatesWorker:
@@ -240,6 +257,7 @@ class RatesWorker:
 KINDS: dict[str, Callable[[Answer], Any]] = {
     "bundle": BundleWorker,
     "pytorch": PyTorchWorker,
+    "files": FilesWorker,
     "rates": RatesWorker,
 }
 """What a process runs, by the `kind` of its SPEC; made of the whole SPEC."""

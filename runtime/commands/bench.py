@@ -6,6 +6,7 @@ Beside it, as asked for: PyTorch, and the machine's own speed.
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -189,8 +190,8 @@ def run(
     """
     request = Request(**given)
     request.check()
-    if out is not None and importlib.util.find_spec("matplotlib") is None:
-        raise RisError(f"--out draws a plot, which needs matplotlib: {pip_install('eval')}")
+    if out is not None:
+        _require_writable(out)
     path = find_bundle(bundle)
     opened = open_bundle(path)
     alternatives = request.alternatives(path)
@@ -201,14 +202,14 @@ def run(
     with StepProgress("Bench", plan.steps(alternatives)) as progress:
         report = run_plan(opened, alternatives, workload, plan, progress)
 
-    if out is not None:
-        _write(report, out)
     if as_json:
         click.echo(report.to_json(), nl=False)
     else:
         Console(width=140).print(Markdown(markdown(report)))
     for name, reason in report.failed.items():
         click.echo(f"Not measured: {name}: {reason}", err=True)
+    if out is not None:
+        _write(report, out)
 
 
 @dataclass(frozen=True)
@@ -350,11 +351,20 @@ def _noise() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
 
 
+def _require_writable(out: Path) -> None:
+    """Makes the folder of the report. Raises RisError where that, or a plot, cannot be written."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise RisError(f"--out draws a plot, which needs matplotlib: {pip_install('eval')}")
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+
+
 def _write(report: BenchReport, out: Path) -> None:
     """Writes the report as JSON, Markdown and a plot, and says where."""
     data, text, picture = (out.with_name(f"{out.name}.{kind}") for kind in ("json", "md", "png"))
     with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
         data.write_text(report.to_json(), encoding="utf-8")
         text.write_text(markdown(report), encoding="utf-8")
         plot(report, picture)

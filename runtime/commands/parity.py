@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ris.engines.errors import ExpressionError, ParityError
-from ris.runtime.bundle import open_bundle
+from ris.runtime.bundle import Bundle, open_bundle
 from ris.runtime.choice import AUTO
 from ris.runtime.commands.console import RisCommand, find_bundle, print_json
 from ris.runtime.commands.named_files import with_named
@@ -87,6 +87,7 @@ def main(
     against = Against(**given)
     against.check()
     path = find_bundle(bundle)
+    against.check_files(open_bundle(path, verify=False))  # `load` checks the hashes
     with _as_asked(running, path).load(path) as model:
         _say_precision(model)
         report = check_model(model, against.arrays(model))
@@ -130,15 +131,22 @@ class Against:
         if (self.expressions or self.categories) and self.image is None:
             raise ExpressionError("--expression and --category need --image")
 
+    def check_files(self, bundle: Bundle) -> None:
+        """Raises CheckpointError for weight files that are not the bundle's, before it is opened.
+
+        Raises RisError where PyTorch is needed and not installed.
+        """
+        if self.reference:
+            require_pytorch("--reference")
+            pytorch_reference().require_files(bundle, with_named(self.files))
+
     def arrays(self, model: Model) -> Mapping[str, NDArray[Any]]:
         """The reference's arrays, as `check_model` takes them.
 
-        Raises BundleError, CheckpointError and ImageError for files that do not fit or cannot be
-        read.
+        Raises BundleError and ImageError for files that do not fit or cannot be read.
         """
         if not self.reference:
             return load_golden(model.bundle)
-        require_pytorch("--reference")
         if self.image is not None:
             rgb, expressions, categories = load_rgb(self.image), self.expressions, self.categories
         else:

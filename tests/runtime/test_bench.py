@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from stages import STAGES
 
 from ris.engines import EngineOptions, create
-from ris.engines.errors import RisError
+from ris.engines.errors import CheckpointError, RisError
 from ris.export import torch_rates
 from ris.export.live_reference import timed_reference
 from ris.runtime.bench.compare import compare
-from ris.runtime.bench.plan import IMAGES, Alternative
+from ris.runtime.bench.plan import IMAGES, Alternative, Plan
 from ris.runtime.bench.process import Worker, WorkerError
 from ris.runtime.bench.report import (
     BenchReport,
@@ -25,6 +25,7 @@ from ris.runtime.bench.report import (
     Spread,
     read_report,
 )
+from ris.runtime.bench.run import run_plan
 from ris.runtime.bench.show import markdown, warnings
 from ris.runtime.bundle import open_bundle
 from ris.runtime.commands.bench import Request, main, parse_engine
@@ -323,6 +324,28 @@ def test_single_graphs_run_in_what_was_asked(tiny_bundle, folder):
     assert bfloat16 == ("bf16" in create("openvino", EngineOptions()).computes())
     assert measured.precision["fusion"] == "fp32"
     assert "there is no graph text" in done.output
+
+
+def test_wrong_weight_files_are_found_before_anything_is_measured(tiny_bundle):
+    asked = Request((), "auto", 1, None, True, False, (), {"checkpoint": tiny_bundle / "other.pth"})
+    bundle, said = open_bundle(tiny_bundle), []
+    with pytest.raises(CheckpointError, match="made-up weights; leave --checkpoint and the others"):
+        run_plan(
+            bundle, asked.alternatives(tiny_bundle), asked.workload(bundle), Plan(), said.append
+        )
+    assert said == ["weight files"]
+
+
+def test_a_report_that_cannot_be_written_is_said_before_anything_is_measured(
+    tiny_bundle, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "ris.runtime.commands.bench.run_plan", lambda *a: pytest.fail("measured first")
+    )
+    (tmp_path / "file").touch()
+    done = run(tiny_bundle, "--out", tmp_path / "file" / "here")
+    assert done.exit_code == 2
+    assert f"cannot write {tmp_path / 'file' / 'here'}" in done.stderr
 
 
 def test_the_same_way_twice(tiny_bundle):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from dataclasses import fields, replace
@@ -19,6 +20,14 @@ from ris.engines.table import TABLE, EngineSpec, select
 from ris.runtime import BundleError, doctor, open_bundle, system
 from ris.runtime.commands.doctor import main
 from ris.runtime.onnx_weights import count_weights
+
+ASKED = functools.cache(doctor.probe_apart)
+"""Each question starts a process, and is asked once for all tests."""
+
+
+@pytest.fixture(autouse=True)
+def asked_once(monkeypatch):
+    monkeypatch.setattr(doctor, "probe_apart", ASKED)
 
 
 @pytest.fixture

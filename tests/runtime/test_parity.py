@@ -81,6 +81,13 @@ def test_the_live_reference_on_another_image(tiny_bundle, tmp_path):
     assert "--image needs --reference" in parity(tiny_bundle, *options).output
 
 
+def test_wrong_weight_files_are_found_before_the_bundle_is_opened(tiny_bundle, monkeypatch):
+    monkeypatch.setattr("ris.runtime.commands.running.load", lambda *a, **k: pytest.fail("opened"))
+    done = parity(tiny_bundle, "--reference", "--checkpoint", tiny_bundle / "manifest.json")
+    assert done.exit_code == 2
+    assert "made-up weights; leave --checkpoint and the others out" in done.output
+
+
 def test_a_wrong_weight_is_found(bundle_copy):
     """Parity sees what hashes cannot: one changed bias, with the hashes changed too."""
     path = bundle_copy / "graphs" / "mask_decoder.onnx"
