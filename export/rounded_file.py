@@ -296,7 +296,7 @@ class RoundedFile:
             levels.shape == matrix.shape
             and scales.shape == (len(matrix) // group, matrix.shape[1])
             and np.abs(levels.astype(np.int16)).max() <= largest_level(format)
-            and np.isfinite(scales).all()
+            and scales.max() <= np.finfo(np.float32).max / largest_level(format)
             and scales.min() > 0
         )
         if not is_sound:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -288,6 +289,18 @@ def _require_given(bundle: Bundle, wanted: dict[str, _Wanted], files: WeightFile
         )
 
 
+def _hash_of(path: Path) -> str:
+    """The sha256 of a file, which is asked for twice where it is checked before it is used."""
+    about = path.stat()
+    return _hash_once(path, (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=16)
+def _hash_once(path: Path, state: tuple[int, ...]) -> str:
+    """state: what changes where the file does."""
+    return sha256_of(path)
+
+
 def _require_same(
     bundle: Bundle, wanted: dict[str, _Wanted], files: WeightFiles, inspection: Inspection
 ) -> None:
@@ -304,7 +317,7 @@ def _require_same(
     given = _given(files)
     for option, file in wanted.items():
         path = used.get(option)
-        if path is None or sha256_of(path) != file.sha256:
+        if path is None or _hash_of(path) != file.sha256:
             raise CheckpointError(
                 f"{path or given[option]}, given as {option}, is not the {file.name} that "
                 f"{bundle.path} was made from (sha256 differs); give that file, or export again"

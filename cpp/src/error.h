@@ -26,7 +26,7 @@ inline std::string cut(const std::string &text, size_t most = 200) {
     return text.substr(0, end) + "...";
 }
 
-// The same in quotes. (`quoted` of a std::string would be <iomanip>'s wherever that is included.)
+// The same in quotes. (Called `quoted`, a std::string that is not const would get <iomanip>'s.)
 inline std::string in_quotes(const std::string &text, size_t most = 80) {
     return "'" + cut(text, most) + "'";
 }

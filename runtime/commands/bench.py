@@ -6,6 +6,7 @@ Beside it, as asked for: PyTorch, and the machine's own speed.
 from __future__ import annotations
 
 import importlib.util
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -191,7 +192,7 @@ def run(
     request = Request(**given)
     request.check()
     if out is not None:
-        _require_writable(out)
+        _require_plot(out)
     path = find_bundle(bundle)
     opened = open_bundle(path)
     alternatives = request.alternatives(path)
@@ -199,17 +200,26 @@ def run(
 
     workload = request.workload(opened)
     plan = Plan(rounds=runs, cold_starts=cold, batches=batches, limit=limit, anew=anew)
+    if out is not None:
+        _require_writable(out)
     with StepProgress("Bench", plan.steps(alternatives)) as progress:
         report = run_plan(opened, alternatives, workload, plan, progress)
 
+    try:
+        if out is not None:
+            _write(report, out)
+    finally:  # what was measured is shown though a disk is full
+        _show(report, as_json)
+
+
+def _show(report: BenchReport, as_json: bool) -> None:
+    """Prints the report."""
     if as_json:
         click.echo(report.to_json(), nl=False)
     else:
         Console(width=140).print(Markdown(markdown(report)))
     for name, reason in report.failed.items():
         click.echo(f"Not measured: {name}: {reason}", err=True)
-    if out is not None:
-        _write(report, out)
 
 
 @dataclass(frozen=True)
@@ -351,19 +361,33 @@ def _noise() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
 
 
-def _require_writable(out: Path) -> None:
-    """Makes the folder of the report. Raises RisError where that, or a plot, cannot be written."""
+def _require_plot(out: Path) -> None:
+    """Raises RisError where --out begins no file's name, or no plot can be drawn."""
+    if not out.name:
+        raise RisError(f"--out {out}: give what the files' names begin with, such as bench/here")
     if importlib.util.find_spec("matplotlib") is None:
         raise RisError(f"--out draws a plot, which needs matplotlib: {pip_install('eval')}")
-    with disk_errors(out):
+
+
+def _files_of(out: Path) -> list[Path]:
+    """The report as JSON, as Markdown and as a plot."""
+    return [out.with_name(f"{out.name}.{kind}") for kind in ("json", "md", "png")]
+
+
+def _require_writable(out: Path) -> None:
+    """Makes the folder of the report. Raises RisError where its files cannot be written there."""
+    with disk_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent):
             pass
+    for file in _files_of(out):
+        if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
+            raise RisError(f"cannot write {file}: it is there, and no file that can be written")
 
 
 def _write(report: BenchReport, out: Path) -> None:
     """Writes the report as JSON, Markdown and a plot, and says where."""
-    data, text, picture = (out.with_name(f"{out.name}.{kind}") for kind in ("json", "md", "png"))
+    data, text, picture = _files_of(out)
     with disk_errors(out):
         data.write_text(report.to_json(), encoding="utf-8")
         text.write_text(markdown(report), encoding="utf-8")

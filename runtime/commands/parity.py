@@ -87,7 +87,7 @@ def main(
     against = Against(**given)
     against.check()
     path = find_bundle(bundle)
-    against.check_files(open_bundle(path, verify=False))  # `load` checks the hashes
+    against = against.with_files(open_bundle(path, verify=False))  # `load` checks the hashes
     with _as_asked(running, path).load(path) as model:
         _say_precision(model)
         report = check_model(model, against.arrays(model))
@@ -131,19 +131,24 @@ class Against:
         if (self.expressions or self.categories) and self.image is None:
             raise ExpressionError("--expression and --category need --image")
 
-    def check_files(self, bundle: Bundle) -> None:
-        """Raises CheckpointError for weight files that are not the bundle's, before it is opened.
+    def with_files(self, bundle: Bundle) -> Against:
+        """The same, with paths for the weight files that were named: those are fetched.
 
-        Raises RisError where PyTorch is needed and not installed.
+        Raises CheckpointError for weight files that are not the bundle's, before its graphs are
+        opened, HubError where one cannot be fetched, and RisError where PyTorch is not installed.
         """
-        if self.reference:
-            require_pytorch("--reference")
-            pytorch_reference().require_files(bundle, with_named(self.files))
+        if not self.reference:
+            return self
+        require_pytorch("--reference")
+        files = with_named(self.files)
+        pytorch_reference().require_files(bundle, files)
+        return dataclasses.replace(self, files=files)
 
     def arrays(self, model: Model) -> Mapping[str, NDArray[Any]]:
         """The reference's arrays, as `check_model` takes them.
 
-        Raises BundleError and ImageError for files that do not fit or cannot be read.
+        Raises BundleError, CheckpointError and ImageError for files that do not fit or cannot be
+        read.
         """
         if not self.reference:
             return load_golden(model.bundle)
@@ -155,7 +160,7 @@ class Against:
             expressions = tuple(map(str, golden["expressions"]))
             categories = tuple(map(str, golden.get("categories", ())))
         return pytorch_reference().live_reference(
-            model.bundle, rgb, expressions, categories or None, with_named(self.files)
+            model.bundle, rgb, expressions, categories or None, self.files
         )
 
 

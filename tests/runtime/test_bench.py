@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +31,7 @@ from ris.runtime.bench.report import (
 from ris.runtime.bench.run import run_plan
 from ris.runtime.bench.show import markdown, warnings
 from ris.runtime.bundle import open_bundle
+from ris.runtime.commands import bench as command
 from ris.runtime.commands.bench import Request, main, parse_engine
 
 
@@ -52,6 +56,9 @@ def test_the_report(done, folder, tiny_bundle):
     assert done.exit_code == 0, done.output
     report = read_report(folder / "here.json")
     assert done.stdout == report.to_json()
+    ways = [Alternative(kind, kind, "") for kind in ("pytorch", "bundle", "bundle")]
+    steps = Plan(rounds=2, cold_starts=1, batches=1).steps(ways)
+    assert done.stderr.count("] Bench: ") == steps
     assert [m.name for m in report.alternatives] == ["PyTorch eager FP32", "onnxruntime"]
     reason = "engine 'onnxruntime' has no option compute"
     assert reason in report.failed["onnxruntime:bf16"]  # and the others went on
@@ -336,16 +343,39 @@ def test_wrong_weight_files_are_found_before_anything_is_measured(tiny_bundle):
     assert said == ["weight files"]
 
 
+@pytest.mark.parametrize(
+    ("out", "sentence"),
+    [
+        ("file/here", "cannot write .*file: File exists"),
+        ("taken", r"cannot write .*taken.json: it is there, and no file"),
+        (".", "give what the files' names begin with"),
+    ],
+)
 def test_a_report_that_cannot_be_written_is_said_before_anything_is_measured(
-    tiny_bundle, tmp_path, monkeypatch
+    tiny_bundle, tmp_path, monkeypatch, out, sentence
 ):
-    monkeypatch.setattr(
-        "ris.runtime.commands.bench.run_plan", lambda *a: pytest.fail("measured first")
-    )
+    monkeypatch.setattr(command, "run_plan", lambda *a: pytest.fail("measured first"))
     (tmp_path / "file").touch()
-    done = run(tiny_bundle, "--out", tmp_path / "file" / "here")
+    (tmp_path / "taken.json").mkdir()
+    monkeypatch.chdir(tmp_path)
+    done = run(tiny_bundle, "--out", out)
     assert done.exit_code == 2
-    assert f"cannot write {tmp_path / 'file' / 'here'}" in done.stderr
+    assert re.search(sentence, done.stderr), done.stderr
+
+
+def test_what_was_measured_is_shown_though_it_cannot_be_written(
+    done, folder, tiny_bundle, tmp_path, monkeypatch
+):
+    def fail(*given):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    report = read_report(folder / "here.json")
+    monkeypatch.setattr(command, "run_plan", lambda *a: report)
+    monkeypatch.setattr(command, "plot", fail)
+    again = run(tiny_bundle, "--out", tmp_path / "full", "--json")
+    assert again.exit_code == 2
+    assert again.stdout == report.to_json()
+    assert f"cannot write {tmp_path / 'full'}: No space left on device" in again.stderr
 
 
 def test_the_same_way_twice(tiny_bundle):

@@ -54,7 +54,9 @@ def test_what_is_no_such_file_is_refused(made, tmp_path, damage):
         RoundedFile(path)
 
 
-@pytest.mark.parametrize(("part", "value"), [("levels", 8), ("scales", np.nan), ("scales", 0)])
+@pytest.mark.parametrize(
+    ("part", "value"), [("levels", 8), ("scales", np.nan), ("scales", 0), ("scales", 1e38)]
+)
 def test_levels_that_four_bits_do_not_hold_and_odd_scales_are_refused(made, tmp_path, part, value):
     found = changed(made, tmp_path / "f", UP, part, (0, 0), value)
     with pytest.raises(RisError, match=f"has levels at {UP} that int4 does not; copy it again"):
