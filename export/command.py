@@ -21,7 +21,12 @@ from ris.reference.families import FAMILIES, all_choices
 from ris.runtime.bundle import Bundle
 from ris.runtime.categories import CategoryTable
 from ris.runtime.commands.compile import build_options, compile_and_show
-from ris.runtime.commands.console import RisCommand, StepProgress, print_json
+from ris.runtime.commands.console import (
+    RisCommand,
+    StepProgress,
+    print_json,
+    require_writable,
+)
 from ris.runtime.commands.downloading import DownloadProgress
 from ris.runtime.commands.models import announced, pushed_data, pushed_line
 from ris.runtime.commands.named_files import fetch_given, would_download
@@ -271,10 +276,10 @@ def _require_way_out(request: Request) -> None:
 
     It is asked before gigabytes are downloaded, or an export takes minutes.
     """
-    if request.entry is not None:
-        from ris.runtime.bundle_folder import check_target
+    from ris.runtime.bundle_folder import check_target
 
-        check_target(request.out, request.force)
+    check_target(request.out, request.force)
+    require_writable(request.out, folder=True)
     if request.target is not None:
         require_login(request.target)
 

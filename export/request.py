@@ -289,6 +289,11 @@ class Request:
         create(row.name, self.compiling.engine_options(row, None))
         if self.engine == "auto":
             click.echo(f"--engine auto: {row.name}", err=True)
+        if self.precision not in row.precisions:
+            raise EngineError(
+                f"engine {row.name!r} does not run {self.precision} graphs; it runs"
+                f" {', '.join(row.precisions)}"
+            )
         if row.needs_gathers and self.grid_sample == "native":
             raise EngineError(
                 f"engine {row.name!r} needs --grid-sample gather; leave --grid-sample out"

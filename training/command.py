@@ -23,7 +23,7 @@ from rich.progress import Progress as Bar
 from ris import pip_install
 from ris.data.datasets import DATASETS
 from ris.engines.errors import RisError, Skipped
-from ris.runtime.commands.console import LeftOut, RisCommand
+from ris.runtime.commands.console import LeftOut, RisCommand, require_writable
 from ris.runtime.commands.named_files import fetch_given, would_download
 from ris.runtime.hub.given import given_names
 from ris.training.command_options import run_options
@@ -49,6 +49,7 @@ PACKAGES = (
     "accelerate",
     "matplotlib",
     "scipy",
+    "pycocotools",
 )
 """What the command needs beyond the runtime."""
 
@@ -81,9 +82,11 @@ def main(
     _require_packages()
     request = _request(files, given)
 
-    from ris.training.devices import is_main
+    from ris.training.devices import is_main, require_device
     from ris.training.prepare import prepare_run
 
+    require_writable(out, folder=True)
+    require_device(request.hardware.device)
     request = _with_named(request, dry_run, quiet=not is_main())
     left = LeftOut()
     untold: list[str] = []  # what others than the main process leave out
@@ -282,9 +285,7 @@ def _run(trainer: Trainer, given: dict[str, Any], skipped: Skipped) -> None:
             bar.update(task, completed=line.step)
             bar.console.print(_words(line), highlight=False, soft_wrap=True)
             if line.validation:
-                from ris.training.plot import plot_log
-
-                plot_log(trainer.keeper.folder / "log.jsonl", trainer.keeper.folder / "log.png")
+                _draw(trainer.keeper.folder)
 
         trainer.run(
             log_every=given["log_every"],
@@ -294,6 +295,16 @@ def _run(trainer: Trainer, given: dict[str, Any], skipped: Skipped) -> None:
             report=report,
             skipped=skipped,
         )
+
+
+def _draw(folder: Path) -> None:
+    """The log as a picture, which no run ends for."""
+    from ris.training.plot import plot_log
+
+    try:
+        plot_log(folder / "log.jsonl", folder / "log.png")
+    except (OSError, ValueError) as error:
+        click.echo(f"{folder / 'log.png'} was not drawn: {error}", err=True)
 
 
 def _words(line: Progress) -> str:

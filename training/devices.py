@@ -61,6 +61,16 @@ def repeatable(device: torch.device) -> Iterator[None]:
         settings.fill_uninitialized_memory = fills
 
 
+def require_device(device: str) -> None:
+    """Raises RisError where PyTorch does not see the device here."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise RisError(f"--device {device}: there is no such device; give cpu or cuda") from None
+    if kind != "cpu" and not torch.cuda.is_available():
+        raise RisError(f"--device {device}: PyTorch sees no CUDA device here")
+
+
 def make_accelerator(device: str, *, mixed: bool) -> Accelerator:
     """The device of this process, and what joins it with the run's others.
 
@@ -72,12 +82,10 @@ def make_accelerator(device: str, *, mixed: bool) -> Accelerator:
         RisError: Where there is no such device, or this process has trained on another one or in
             another precision.
     """
+    require_device(device)
     chosen = torch.device(device)
-    if chosen.type != "cpu":
-        if not torch.cuda.is_available():
-            raise RisError(f"--device {device}: PyTorch sees no CUDA device here")
-        if chosen.index is not None:
-            torch.cuda.set_device(chosen)
+    if chosen.type != "cpu" and chosen.index is not None:
+        torch.cuda.set_device(chosen)
     # what a step leaves unused (the lessons' decoder) differs from step to step
     wrapping = DistributedDataParallelKwargs(find_unused_parameters=True)
     try:

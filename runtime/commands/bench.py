@@ -6,8 +6,6 @@ Beside it, as asked for: PyTorch, and the machine's own speed.
 from __future__ import annotations
 
 import importlib.util
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -37,6 +35,7 @@ from ris.runtime.commands.console import (
     StepProgress,
     disk_errors,
     find_bundle,
+    require_writable,
 )
 from ris.runtime.commands.named_files import with_named
 from ris.runtime.commands.options import DeviceName
@@ -192,7 +191,7 @@ def run(
     request = Request(**given)
     request.check()
     if out is not None:
-        _require_plot(out)
+        _require_files(out)
     path = find_bundle(bundle)
     opened = open_bundle(path)
     alternatives = request.alternatives(path)
@@ -200,8 +199,6 @@ def run(
 
     workload = request.workload(opened)
     plan = Plan(rounds=runs, cold_starts=cold, batches=batches, limit=limit, anew=anew)
-    if out is not None:
-        _require_writable(out)
     with StepProgress("Bench", plan.steps(alternatives)) as progress:
         report = run_plan(opened, alternatives, workload, plan, progress)
 
@@ -361,12 +358,14 @@ def _noise() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
 
 
-def _require_plot(out: Path) -> None:
-    """Raises RisError where --out begins no file's name, or no plot can be drawn."""
+def _require_files(out: Path) -> None:
+    """Raises RisError where the report's files cannot be written."""
     if not out.name:
         raise RisError(f"--out {out}: give what the files' names begin with, such as bench/here")
     if importlib.util.find_spec("matplotlib") is None:
         raise RisError(f"--out draws a plot, which needs matplotlib: {pip_install('eval')}")
+    for file in _files_of(out):
+        require_writable(file)
 
 
 def _files_of(out: Path) -> list[Path]:
@@ -374,21 +373,11 @@ def _files_of(out: Path) -> list[Path]:
     return [out.with_name(f"{out.name}.{kind}") for kind in ("json", "md", "png")]
 
 
-def _require_writable(out: Path) -> None:
-    """Makes the folder of the report. Raises RisError where its files cannot be written there."""
-    with disk_errors(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    for file in _files_of(out):
-        if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
-            raise RisError(f"cannot write {file}: it is there, and no file that can be written")
-
-
 def _write(report: BenchReport, out: Path) -> None:
     """Writes the report as JSON, Markdown and a plot, and says where."""
     data, text, picture = _files_of(out)
     with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
         data.write_text(report.to_json(), encoding="utf-8")
         text.write_text(markdown(report), encoding="utf-8")
         plot(report, picture)

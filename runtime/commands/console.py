@@ -350,6 +350,18 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise RisError(f"cannot write {path}: {error.strerror or error}") from None
 
 
+def require_writable(path: Path, *, folder: bool = False) -> None:
+    """Raises RisError where `path` cannot be written, for what is written after long work.
+
+    Nothing is made, and a full disk is not seen. folder: `path` is to be a folder.
+    """
+    place = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if place.is_dir() != (folder or place != path):
+        raise RisError(f"cannot write {path}: {place} is {'no' if place.is_file() else 'a'} folder")
+    if not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0)):
+        raise RisError(f"cannot write {path}: no permission to write to {place}")
+
+
 def size(count: float) -> str:
     """A number of bytes for people."""
     for unit in ("B", "kB", "MB"):

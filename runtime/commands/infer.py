@@ -12,12 +12,14 @@ import click
 from ris.engines.errors import ExpressionError, ImageError, Skipped, refuse
 from ris.engines.text import one_line, typed
 from ris.runtime.asking import segment_each
+from ris.runtime.bundle import open_bundle
 from ris.runtime.commands.console import (
     LeftOut,
     RisCommand,
     disk_errors,
     find_bundle,
     print_json,
+    require_writable,
     track,
 )
 from ris.runtime.commands.drawing import draw_options
@@ -143,15 +145,18 @@ def main(
       ris-infer photo.jpg "left man" --category auto
     """
     options = Options(**given)
+    require_writable(options.out, folder=True)
     left = LeftOut()
     sources, expressions = _split(arguments)
     asked = [typed(expression) for expression in (*expressions, *more)]
     requests = collect(sources, asked, categories, left, left.note, options.out)
     images = [request.image for request in requests]
     writer = ResultWriter(options.out, options.formats, images, options.simplify)
-    with running.load(find_bundle(bundle), verify=not no_verify, build=not no_build) as model:
-        options.draws.check(model.bundle.manifest.host.drawn)
-        model.bundle.manifest.host.text.form_named(options.form)  # raises for an unknown one
+    path = find_bundle(bundle)
+    host = open_bundle(path, verify=False).manifest.host  # `load` checks the hashes
+    options.draws.check(host.drawn)
+    host.text.form_named(options.form)  # raises for an unknown one
+    with running.load(path, verify=not no_verify, build=not no_build) as model:
         if not model.trained:
             click.echo(
                 "Warning: this bundle has made-up weights; its masks mean nothing.", err=True

@@ -124,12 +124,17 @@ class Against:
         return "the PyTorch model" if self.reference else "golden.npz"
 
     def check(self) -> None:
-        """Raises CheckpointError and ExpressionError for options that do not go together."""
+        """Raises CheckpointError and ExpressionError for options that do not go together.
+
+        Raises ImageError where the image cannot be read.
+        """
         require_flag(self.files, "--reference", self.reference)
         if self.image is not None and not (self.reference and self.expressions):
             raise ExpressionError("--image needs --reference and at least one --expression")
         if (self.expressions or self.categories) and self.image is None:
             raise ExpressionError("--expression and --category need --image")
+        if self.image is not None:
+            load_rgb(self.image)
 
     def with_files(self, bundle: Bundle) -> Against:
         """The same, with paths for the weight files that were named: those are fetched.

@@ -40,6 +40,27 @@ def test_grid_sample_nodes_and_tensorrt_contradict_each_other(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_engine_without_the_precision_is_said_before_anything_is_written(tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    engine = ["--engine", "tensorrt-rtx", "--precision", "bf16"]
+    done = export("--preset", "tiny", *engine, "--out", tmp_path / "bundle")
+    assert done.exit_code == 2
+    assert "engine 'tensorrt-rtx' does not run bf16 graphs; it runs fp32, fp16" in done.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("weights", [["--preset", "tiny"], ["--sam-checkpoint", "sam-vit-b"]])
+def test_where_no_bundle_can_be_written_is_said_before_anything_is_fetched(
+    tmp_path, monkeypatch, weights
+):
+    monkeypatch.setattr("ris.export.command._fetch_parts", lambda *a: pytest.fail("fetched"))
+    (tmp_path / "file").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").touch()
+    assert "file is no folder" in export(*weights, "--out", tmp_path / "file" / "b").output
+    assert "exists and is not a bundle" in export(*weights, "--out", tmp_path / "mine").output
+
+
 def test_auto_says_what_it_took(tmp_path):
     done = export("--preset", "tiny", "--engine", "auto", "--dry-run", "--out", tmp_path / "bundle")
     assert done.exit_code == 0

@@ -346,8 +346,8 @@ def test_wrong_weight_files_are_found_before_anything_is_measured(tiny_bundle):
 @pytest.mark.parametrize(
     ("out", "sentence"),
     [
-        ("file/here", "cannot write .*file: File exists"),
-        ("taken", r"cannot write .*taken.json: it is there, and no file"),
+        ("file/here", r"cannot write file/here.json: .*file is no folder"),
+        ("taken", "cannot write taken.json: taken.json is a folder"),
         (".", "give what the files' names begin with"),
     ],
 )

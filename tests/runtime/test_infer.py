@@ -196,6 +196,23 @@ def test_one_sentence_for_each_mistake(infer, here, arguments, message):
     assert not Path("ris-output").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "coco", "--out", "file/masks"], "file is no folder"),
+        (["--form", "typo"], "leave the form 'typo' out"),
+        (["--seed", "3"], "leave seed and draws out"),
+    ],
+)
+def test_what_is_known_at_once_is_said_before_the_model_is_loaded(
+    infer, here, monkeypatch, arguments, message
+):
+    (here / "file").touch()
+    monkeypatch.setattr("ris.runtime.commands.running.load", lambda *a, **k: pytest.fail("loaded"))
+    done = infer("park.png", "left man", *arguments)
+    assert (done.exit_code, message in done.output) == (2, True), done.output
+
+
 def test_a_full_disk_keeps_what_was_there(infer, monkeypatch):
     def contents():
         return {name: (Path("ris-output") / name).read_bytes() for name in files("ris-output")}

@@ -86,6 +86,8 @@ def test_wrong_weight_files_are_found_before_the_bundle_is_opened(tiny_bundle, m
     done = parity(tiny_bundle, "--reference", "--checkpoint", tiny_bundle / "manifest.json")
     assert done.exit_code == 2
     assert "made-up weights; leave --checkpoint and the others out" in done.output
+    done = parity(tiny_bundle, "--reference", "--image", tiny_bundle / "no.jpg", "-e", "tree")
+    assert (done.exit_code, "no.jpg" in done.output) == (2, True), done.output
 
 
 def test_a_wrong_weight_is_found(bundle_copy):

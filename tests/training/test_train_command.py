@@ -287,6 +287,27 @@ def test_bad_input_is_a_sentence(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_device_and_folder_are_asked_for_before_anything_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr("ris.training.command._with_named", lambda *a, **k: pytest.fail("fetched"))
+    named = ["--sam-checkpoint", "sam-vit-b"]
+    (tmp_path / "file").touch()
+    code, text = run(*named, "--out", tmp_path / "file" / "run")
+    assert (code, "file is no folder" in text) == (2, True), text
+    code, text = run(*named, "--device", "cdua", "--out", tmp_path / "run")
+    assert (code, "--device cdua: there is no such device" in text) == (2, True), text
+
+
+def test_a_picture_that_cannot_be_drawn_ends_no_run(tmp_path, monkeypatch):
+    def fail(*given):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("ris.training.plot.plot_log", fail)
+    code, text = run("--out", tmp_path / "run", "--steps", 1)
+    assert code == 0, text
+    assert f"{tmp_path / 'run' / 'log.png'} was not drawn: no space left" in text
+    assert (tmp_path / "run" / "state-00000001.pt").exists()
+
+
 def test_a_missing_and_a_damaged_picture_are_named_and_the_others_learnt(tmp_path):
     write_refer(tmp_path)
     pictures = tmp_path / "images" / "train2014"

@@ -1,0 +1,47 @@
+"""What the commands share on the terminal."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ris.engines.errors import RisError
+from ris.runtime.commands.console import require_writable
+
+
+def test_what_can_be_written_is_not_made(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    require_writable(file)
+    require_writable(tmp_path, folder=True)
+    require_writable(tmp_path / "new" / "file")
+    require_writable(tmp_path / "new" / "folder", folder=True)
+    assert [*tmp_path.iterdir()] == [file]
+
+
+def test_a_path_of_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    require_writable(type(tmp_path)("new") / "file")
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "sentence"),
+    [
+        ("file/below", False, "cannot write .*file/below: .*file is no folder"),
+        ("file/a/b", True, "cannot write .*file/a/b: .*file is no folder"),
+        ("file", True, "cannot write .*file: .*file is no folder"),
+        ("folder", False, "cannot write .*folder: .*folder is a folder"),
+    ],
+)
+def test_what_is_in_the_way_is_named(tmp_path, path, folder, sentence):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RisError, match=sentence):
+        require_writable(tmp_path / path, folder=folder)
+
+
+def test_no_permission_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path)
+    with pytest.raises(RisError, match=f"a/b: no permission to write to {tmp_path}"):
+        require_writable(tmp_path / "a" / "b")
