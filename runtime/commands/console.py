@@ -5,12 +5,14 @@ Progress is a bar on a terminal and plain lines elsewhere.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Generator, Iterable, Iterator
@@ -351,15 +353,19 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def require_writable(path: Path, *, folder: bool = False) -> None:
-    """Raises RisError where `path` cannot be written, for what is written after long work.
+    """Tries whether `path` can be written, before the work whose results it is for.
 
-    Nothing is made, and a full disk is not seen. folder: `path` is to be a folder.
+    Nothing stays behind. Raises RisError where it cannot. folder: `path` is to be a folder.
     """
     place = next(one for one in (path, *path.absolute().parents) if one.exists())
     if place.is_dir() != (folder or place != path):
-        raise RisError(f"cannot write {path}: {place} is {'no' if place.is_file() else 'a'} folder")
-    if not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0)):
-        raise RisError(f"cannot write {path}: no permission to write to {place}")
+        raise RisError(f"cannot write {path}: {place} is {'a' if place.is_dir() else 'no'} folder")
+    with disk_errors(path):
+        if place.is_dir():
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        elif not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def size(count: float) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 
 import pytest
 
@@ -42,6 +44,14 @@ def test_what_is_in_the_way_is_named(tmp_path, path, folder, sentence):
 
 
 def test_no_permission_is_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path)
-    with pytest.raises(RisError, match=f"a/b: no permission to write to {tmp_path}"):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "access", lambda *given: False)
+    with pytest.raises(RisError, match=r"cannot write .*file: Permission denied"):
+        require_writable(tmp_path / "file")
+
+    def refuse(*given, **named):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(RisError, match=r"cannot write .*a/b: Read-only file system"):
         require_writable(tmp_path / "a" / "b")
