@@ -164,7 +164,7 @@ def main(
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("pyarrow") is None:
         raise RisError(f"ris-batch needs Ray and pyarrow: {pip_install('cpu', 'ray')}")
     from ris.serving.batch.asked import Given
-    from ris.serving.batch.run import BatchOptions, plan_batch, run_batch
+    from ris.serving.batch.run import BatchOptions, check_run, plan_batch, run_batch
 
     if cpus is None:
         cpus = float(running.threads or 1) if address else usable_cores() / workers
@@ -182,6 +182,7 @@ def main(
     with local_bundle(here) as found:
         # or each worker says so
         computes_by_stage(running.compute, open_bundle(found, verify=False))
+        check_run(found, running, options, restart)
         with disk_errors(out):
             job, parts = plan_batch(out, found, sources, given, options, restart, LeftOut.note)
             before = parts - len(job.open_parts(parts))

@@ -68,7 +68,8 @@ def read_sources(
 ) -> Iterator[Asked]:
     """The lines of all sources, in order.
 
-    A source that cannot be read, or not to its end, costs a row with its error.
+    A source that cannot be read, or not to its end, costs a row with its error. What is refused is
+    refused before the first line.
 
     Args:
         sources: Folders, .jsonl, .parquet and .tar files.
@@ -79,6 +80,8 @@ def read_sources(
         RisError: Where no source can be read.
         ExpressionError: Where there is a folder and nothing to look for.
     """
+    if not given.expressions and (folder := next((s for s in sources if s.is_dir()), None)):
+        raise ExpressionError(f'nothing to look for in {folder}: add -e, such as -e "left man"')
     problems: list[str] = []
     usable = False
     for source in sources:
@@ -86,8 +89,6 @@ def read_sources(
             for line in _source(source, given, noted):
                 usable = True
                 yield line
-        except ExpressionError:
-            raise
         except RisError as error:
             problems.append(str(error))
     if problems and not usable:
@@ -123,9 +124,6 @@ def _folder(source: Path, given: Given, noted: Skipped) -> Iterator[Asked]:
         images = found.images
         for note in found.notes():
             noted(note)
-    if not given.expressions:
-        raise ExpressionError(f'nothing to look for in {source}: add -e, such as -e "left man"')
-
     categories = categories_of(given.category, given.expressions)
     for image in images:
         name = str(image.relative_to(source))

@@ -95,7 +95,8 @@ class Job:
     ) -> int:
         """Cuts the images into parts of about `rows_per_part` rows; an image's rows stay together.
 
-        Whatever ends the writing early, there is no plan then.
+        Whatever ends the writing early, there is no plan then. The answers of an earlier batch are
+        thrown away last, once all parts are planned.
 
         Args:
             tasks: The images, one of which is in memory at a time.
@@ -144,6 +145,7 @@ class Job:
             self._write_part_plan(count, part)
             count, total = count + 1, total + rows
 
+        self._clear()
         self._write_plan({"asked": asked, "parts": count, "rows": total})
         return count
 
@@ -245,12 +247,11 @@ class Job:
             for partial in self.folder.glob(".part-*.partial-*"):
                 partial.unlink(missing_ok=True)
 
-    def clear(self) -> None:
-        """Throws plan and answers away, and nothing else that is in the folder."""
+    def _clear(self) -> None:
+        """Throws answers and journals away, and nothing else that is in the folder."""
         for file in self.folder.glob("part-*.parquet"):
             file.unlink()
-        for name in ("_plan", "_running"):
-            remove_folder(self.folder / name)
+        remove_folder(self.folder / "_running")
 
     def journal(self, part: int) -> Journal:
         """The journal of a worker that begins a part."""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ import ray
 import ray.data
 import ray.exceptions
 
-from ris.engines import select
+from ris.engines import EngineOptions, create
 from ris.engines.base import first_line
+from ris.engines.devices import CUDA, kind_of
 from ris.engines.errors import EngineError, RisError, Skipped
 from ris.engines.processor import usable_cores
 from ris.runtime import open_bundle
-from ris.runtime.bundle import MANIFEST, sha256_of
+from ris.runtime.bundle import MANIFEST, Bundle, sha256_of
+from ris.runtime.categories import AUTO, CategoryTable, categories_to_ask
 from ris.runtime.commands.console import track
 from ris.runtime.commands.running import Running
+from ris.runtime.loading import select_for
 from ris.serving.batch.addresses import place
-from ris.serving.batch.asked import Given
+from ris.serving.batch.asked import Asked, Given
 from ris.serving.batch.grouping import grouped
 from ris.serving.batch.inputs import read_sources
 from ris.serving.batch.parts import Job, fingerprint
@@ -126,7 +130,8 @@ def plan_batch(
 ) -> tuple[Job, int]:
     """The job and how many parts it has.
 
-    An earlier plan of the same question is kept, with what is done of it.
+    An earlier plan of the same question is kept, with what is done of it. Whatever is refused, an
+    earlier batch is as it was.
 
     Args:
         out: The batch's folder.
@@ -134,21 +139,21 @@ def plan_batch(
         sources: Folders, .jsonl, .parquet and .tar files.
         given: What is asked where the sources do not say.
         options: Of them the rows of a part, the threshold and the form.
-        restart: Throw away an earlier batch in the folder.
+        restart: Throw away an earlier batch in the folder, once the new one is planned.
         noted: Gets a sentence for what folders have that looks like a picture and is not taken.
 
     Raises:
         RisError: Where the folder has the plan of another question, or files that are not a
             batch's, and where the sources cannot be read or have nothing in them.
         BundleError: Where the bundle is missing or damaged.
-        ExpressionError: Where the model has no form of that name.
+        ExpressionError: Where the model has no form or category of that name, and where folders
+            have images that nothing, or no category, is asked of.
     """
     opened = open_bundle(bundle)  # the hashes are checked once, here
     text = opened.manifest.host.text
     text.form_named(options.form)  # raises for an unknown one
+    _check_category(opened, sources, given)
     job = Job(out)
-    if restart:
-        job.clear()
 
     asked = {
         **_question(sources, given),
@@ -156,15 +161,14 @@ def plan_batch(
         "no_target_threshold": options.no_target_threshold,
         "form": text.form if options.form is None else options.form,
     }
-    plan = job.planned()
+    plan = None if restart else job.planned()
     if plan is None:
-        if next(out.glob("part-*.parquet"), None) is not None:
+        if not restart and next(out.glob("part-*.parquet"), None) is not None:
             raise RisError(
                 f"{out} has parts but no plan; use another --out, or --restart to throw them away"
             )
-        tasks = grouped(read_sources(sources, given, noted), job.plan_folder)
-        if not job.write_plan(tasks, options.rows_per_part, asked):
-            raise RisError("there is nothing in the input")
+        lines = _not_empty(read_sources(sources, given, noted))
+        job.write_plan(grouped(lines, job.plan_folder), options.rows_per_part, asked)
         plan = job.planned()
     elif differing := _differing({"form": text.form} | plan["asked"], asked, sources, options):
         raise RisError(
@@ -175,6 +179,33 @@ def plan_batch(
     if plan["asked"] != asked:  # images were mended, and are what is planned from now on
         job.note(asked=asked)
     return job, int(plan["parts"])
+
+
+def _check_category(bundle: Bundle, sources: Sequence[Path], given: Given) -> None:
+    """Raises ExpressionError where no image could be asked for want of a category that there is.
+
+    Lines and rows may name their own, and have their own errors.
+    """
+    files = bundle.manifest.categories
+    if files is None:
+        return
+    table = CategoryTable.read(bundle.file(files.names))
+    if given.category is None:
+        if any(source.is_dir() for source in sources):
+            categories_to_ask(table, given.expressions, None)  # raises
+    elif given.category != AUTO:
+        table.known(given.category)
+
+
+def _not_empty(lines: Iterator[Asked]) -> Iterator[Asked]:
+    """The lines, the first of which is read now: before it all of an input is refused that is.
+
+    Raises RisError where there is none.
+    """
+    first = next(lines, None)
+    if first is None:
+        raise RisError("there is nothing in the input")
+    return chain([first], lines)
 
 
 def _differing(
@@ -200,6 +231,30 @@ def _question(sources: Sequence[Path], given: Given) -> dict[str, Any]:
     }
 
 
+def check_run(bundle: Path, running: Running, options: BatchOptions, restart: bool) -> None:
+    """What can be seen of a run before its input is planned.
+
+    Args:
+        bundle: The model.
+        running: What runs it in each worker.
+        options: Of them the cluster.
+        restart: Whether an earlier batch is to be thrown away, so that a cluster must answer first.
+
+    Raises:
+        EngineError: Where this machine alone is to run it and lacks the engine or the device.
+        RisError: Where the cluster does not answer.
+    """
+    if options.address is None:
+        device, memory = running.device, running.low_memory
+        row = select_for(open_bundle(bundle, verify=False), running.engine, device)
+        create(row.name, EngineOptions(device, low_memory=memory, throughput=running.throughput))
+        if kind_of(device) == CUDA and (reason := row.lacks_cuda()):
+            raise EngineError(f"engine {row.name!r} cannot run on {device} here: {reason}")
+    elif restart:
+        with _cluster(options):
+            pass
+
+
 def run_batch(
     job: Job,
     parts: int,
@@ -222,14 +277,10 @@ def run_batch(
         limits: What an image may be; None: `Limits()`. Its seconds are those of the options.
 
     Raises:
-        EngineError: Where this machine alone is to run it and lacks the engine.
+        EngineError: Where this machine alone is to run it and lacks the engine or the device.
         RisError: Where the cluster cannot be reached, or the workers cannot start.
     """
-    if options.address is None:
-        reason = select(running.engine, running.device).unusable()
-        if reason:
-            raise EngineError(f"engine {running.engine!r} cannot run here: {reason}")
-
+    check_run(bundle, running, options, restart=False)
     todo = dict.fromkeys(job.open_parts(parts), False)
     if options.retry_errors:
         done = [part for part in range(parts) if part not in todo]

@@ -22,7 +22,7 @@ from ris.serving.http.labelling.pictures import KEY_VARIABLE, PictureSource
 from ris.serving.http.settings import HttpSettings
 from ris.serving.limits import Limits
 from ris.serving.options import host_option, limit_options
-from ris.serving.triton.load_report import table
+from ris.serving.triton.load_report import LoadReport, table
 
 TOKEN = "RIS_HTTP_TOKEN"
 """The variable that may hold the server's token."""
@@ -297,10 +297,14 @@ def load_test_http(
     from ris.serving.http.load_test import HttpLoadOptions, run_http_load_test
 
     options = HttpLoadOptions(requests, clients, workers, parallel, triton, port)
-    reports = run_http_load_test(find_bundle(bundle), running, options)
-    if as_json:
-        print_json({name: asdict(report) for name, report in reports.items()}, indent=1)
-    else:
-        click.echo("\n".join(f"{name}: {table(report)}" for name, report in reports.items()))
+    reports: dict[str, LoadReport] = {}
+    try:
+        for name, report in run_http_load_test(find_bundle(bundle), running, options):
+            reports[name] = report
+            if not as_json:
+                click.echo(f"{name}: {table(report)}")
+    finally:  # what is done is not lost where the next server fails
+        if as_json and reports:
+            print_json({name: asdict(report) for name, report in reports.items()}, indent=1)
     for report in reports.values():
         report.check()

@@ -15,18 +15,18 @@ from pathlib import Path
 
 from ris.engines.errors import RisError
 from ris.runtime.commands.running import Running, as_arguments
-from ris.serving.triton.load_report import Half, LoadReport
+from ris.serving.triton.load_report import LoadReport
 from ris.serving.triton.load_test import (
     Answers,
     Connect,
     LoadOptions,
     LoadRequest,
     Loop,
-    ask_from,
+    ask_halves,
     ask_triton,
-    half_of,
     loops_over,
     patient_limits,
+    require_triton,
 )
 
 _PATIENCE = 600.0  # seconds
@@ -55,25 +55,32 @@ class HttpLoadOptions:
     port: int
     """The first of three ports for Triton; the HTTP server takes any that is free."""
 
+    @property
+    def for_triton(self) -> LoadOptions:
+        """The same for Triton, over HTTP."""
+        return LoadOptions(self.requests, self.clients, self.workers, True, self.port)
+
 
 def run_http_load_test(
     bundle: Path, running: Running, options: HttpLoadOptions
-) -> dict[str, LoadReport]:
+) -> Iterator[tuple[str, LoadReport]]:
     """Runs the loop, and then lets the clients at each server in turn.
 
-    Returns:
-        A report by server: "http", and "triton" where it was asked.
+    Yields:
+        Each server, "http" and "triton" where it is asked, with its report, once it is done: the
+        next one may fail.
 
     Raises:
-        RisError: Where the loop fails or a server does not start.
+        RisError: Where something that Triton needs is missing, which is seen before the loop, and
+            where the loop fails or a server does not start.
     """
+    if options.triton:
+        require_triton(options.for_triton)
     limits = patient_limits(options.clients)
     loops, category = loops_over(bundle, running, options.requests, limits)
-    reports = {"http": _ask_http(bundle, running, options, loops, category)}
+    yield "http", _ask_http(bundle, running, options, loops, category)
     if options.triton:
-        triton = LoadOptions(options.requests, options.clients, options.workers, True, options.port)
-        reports["triton"] = ask_triton(bundle, running, triton, loops, category)
-    return reports
+        yield "triton", ask_triton(bundle, running, options.for_triton, loops, category)
 
 
 def _ask_http(
@@ -83,16 +90,9 @@ def _ask_http(
     loops: list[Loop],
     category: str | None,
 ) -> LoadReport:
-    found: list[Half] = []
-    first_error = None
     with http_server(bundle, running, options) as port:
-        for loop in loops:
-            before = _hits(port)
-            connect = http_clients(port, category)
-            served = ask_from(loop.requests, options.clients, connect, "ris-serve http")
-            found.append(half_of(loop, served, _hits(port) - before))
-            first_error = first_error or next(iter(served.errors), None)
-    return LoadReport(options.clients, found[0], found[1], first_error)
+        connect = http_clients(port, category)
+        return ask_halves(loops, options.clients, connect, lambda: _hits(port), "ris-serve http")
 
 
 @contextmanager

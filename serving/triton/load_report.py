@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from ris.engines.errors import RisError
 
+KINDS = ("an image each", "repeated images")
+"""What the requests of the two halves have."""
+
 
 @dataclass(frozen=True)
 class Half:
@@ -74,18 +77,20 @@ class LoadReport:
 
 def table(report: LoadReport) -> str:
     """The report for people."""
-    lines = [f"{report.clients} clients"]
-    for name, half in (("an image each", report.distinct), ("repeated images", report.repeated)):
-        if half.lost >= 0:
-            change = f"{half.lost:.1%} lost"
-        else:
-            change = f"{1 - half.lost:.2f} times the loop"
-        lines.append(
-            f"{name}: {half.requests} requests, {half.images} images: "
-            f"plain loop {half.loop_per_second:.1f} requests/s, "
-            f"server {half.server_per_second:.1f} ({change}); "
-            f"p50 {half.server_p50_ms:.0f} ms, p99 {half.server_p99_ms:.0f} ms; "
-            f"{half.cache_hits} found in the cache; "
-            f"{half.errors} errors, {half.different_masks} different"
-        )
-    return "\n".join(lines)
+    halves = zip(KINDS, (report.distinct, report.repeated), strict=True)
+    lines = [f"{kind}: {half_line(half)}" for kind, half in halves]
+    return "\n".join([f"{report.clients} clients", *lines])
+
+
+def half_line(half: Half) -> str:
+    """The figures of a half for people."""
+    gain = f"{1 - half.lost:.2f} times the loop"
+    change = f"{half.lost:.1%} lost" if half.lost >= 0 else gain
+    return (
+        f"{half.requests} requests, {half.images} images: "
+        f"plain loop {half.loop_per_second:.1f} requests/s, "
+        f"server {half.server_per_second:.1f} ({change}); "
+        f"p50 {half.server_p50_ms:.0f} ms, p99 {half.server_p99_ms:.0f} ms; "
+        f"{half.cache_hits} found in the cache; "
+        f"{half.errors} errors, {half.different_masks} different"
+    )

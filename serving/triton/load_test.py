@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from ris import pip_install
 from ris.data.samples import scene_images
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
@@ -22,9 +27,9 @@ from ris.runtime.commands.running import Running
 from ris.serving.answering import Answerer
 from ris.serving.limits import Limits
 from ris.serving.triton.config import ServerOptions
-from ris.serving.triton.load_report import Half, LoadReport
+from ris.serving.triton.load_report import KINDS, Half, LoadReport, half_line
 from ris.serving.triton.repository import write_repository
-from ris.serving.triton.server import Address, TritonServer
+from ris.serving.triton.server import Address, TritonServer, find_server
 
 _SCENES = 40
 _SIDES = (256, 480, 800)  # of the images, pixels
@@ -49,6 +54,11 @@ class LoadOptions:
 
     port: int
     """The first of three ports: HTTP, gRPC, metrics."""
+
+    @property
+    def address(self) -> Address:
+        """Where the server listens."""
+        return Address(http=self.port, grpc=self.port + 1, metrics=self.port + 2)
 
 
 @dataclass(frozen=True)
@@ -135,12 +145,41 @@ def _jpeg(rgb: np.ndarray, side: int, brightness: float) -> bytes:
 def run_load_test(bundle: Path, running: Running, options: LoadOptions) -> LoadReport:
     """Runs the loop, starts a server that runs the bundle alike, and lets the clients at it.
 
-    Raises RisError where the loop fails or the server does not start. What goes wrong with single
-    requests is in the report.
+    Raises RisError where something that the server needs is missing, which is seen before the loop,
+    and where the loop fails or the server does not start. What goes wrong with single requests is
+    in the report.
     """
+    require_triton(options)
     limits = patient_limits(options.clients)
     loops, category = loops_over(bundle, running, options.requests, limits)
     return ask_triton(bundle, running, options, loops, category)
+
+
+def require_triton(options: LoadOptions) -> None:
+    """Raises RisError where there is no tritonserver or client, or a port is taken."""
+    find_server()
+    _client_module(options.http)
+    address = options.address
+    with ExitStack() as held:
+        for port in (address.http, address.grpc, address.metrics):
+            try:
+                held.enter_context(socket.create_server((address.host, port)))
+            except OSError as error:
+                raise RisError(
+                    f"nothing can listen at {address.host}, port {port}: {error}; choose another"
+                    " --port, the first of three that are free"
+                ) from None
+
+
+def _client_module(http: bool) -> Any:
+    """Triton's client over HTTP or gRPC. Raises RisError where it is not installed."""
+    name = f"tritonclient.{'http' if http else 'grpc'}"
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise RisError(
+            f"the load test needs {name} ({error}): {pip_install('cpu', 'triton')}"
+        ) from None
 
 
 def patient_limits(clients: int) -> Limits:
@@ -152,6 +191,8 @@ def loops_over(
     bundle: Path, running: Running, count: int, limits: Limits
 ) -> tuple[list[Loop], str | None]:
     """So many requests, an image each and then repeated images, answered by the plain runtime.
+
+    What each half took is said at once on standard error: what comes after it may fail.
 
     Args:
         bundle: The bundle.
@@ -167,7 +208,12 @@ def loops_over(
         # which category is asked does not matter here
         category = model.categories[0] if model.categories else None
         answerer = Answerer(model, limits, cached_images=0)
-        return [plain_loop(answerer, requests, category) for requests in halves], category
+        loops = []
+        for kind, requests in zip(KINDS, halves, strict=True):
+            loops.append(plain_loop(answerer, requests, category))
+            per_second = len(requests) / loops[-1].seconds
+            click.echo(f"Plain runtime, {kind}: {per_second:.1f} requests/s", err=True)
+        return loops, category
 
 
 def ask_triton(
@@ -183,28 +229,48 @@ def ask_triton(
         category: Asked with every expression, for models that ask by category.
     """
     limits = patient_limits(options.clients)
-    port = options.port
-    address = Address(http=port, grpc=port + 1, metrics=port + 2)
     server_options = ServerOptions(
         running, instances=options.instances, cached_images=64, limits=limits
     )
-    found: list[Half] = []
-    first_error = None
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "models"
         write_repository(open_bundle(bundle), repository, server_options)
         log = (Path(folder) / "log").open("w")
-        with log, TritonServer(repository, address, log) as server:
-            connect = triton_clients(options.http, address, category)
-            for loop in loops:
-                before = _hits(server)
-                served = ask_from(loop.requests, options.clients, connect, "Triton")
-                found.append(half_of(loop, served, round(_hits(server) - before)))
-                first_error = first_error or next(iter(served.errors), None)
-    return LoadReport(options.clients, found[0], found[1], first_error)
+        with log, TritonServer(repository, options.address, log) as server:
+            connect = triton_clients(options.http, options.address, category)
+            return ask_halves(loops, options.clients, connect, lambda: _hits(server), "Triton")
 
 
-def half_of(loop: Loop, served: ServedHalf, cache_hits: int) -> Half:
+def ask_halves(
+    loops: list[Loop],
+    clients: int,
+    connect: Connect,
+    hits: Callable[[], float],
+    server: str,
+) -> LoadReport:
+    """Lets the clients ask what the loops asked, one half after the other.
+
+    The figures of each half are said at once on standard error: the other half may fail.
+
+    Args:
+        loops: The requests of both halves, with the plain runtime's answers.
+        clients: How many ask at once.
+        connect: Makes a client, in its thread.
+        hits: How many images the server has found in its cache so far.
+        server: The server's name, for the progress.
+    """
+    found: list[Half] = []
+    first_error = None
+    for kind, loop in zip(KINDS, loops, strict=True):
+        before = hits()
+        served = ask_from(loop.requests, clients, connect, server)
+        found.append(_half_of(loop, served, round(hits() - before)))
+        click.echo(f"{server}, {kind}: {half_line(found[-1])}", err=True)
+        first_error = first_error or next(iter(served.errors), None)
+    return LoadReport(clients, found[0], found[1], first_error)
+
+
+def _half_of(loop: Loop, served: ServedHalf, cache_hits: int) -> Half:
     """The figures of a server's answers beside the loop's."""
     pairs = zip(served.answers, loop.answers, strict=True)
     # what failed has no answer, and is counted as failed alone
@@ -250,11 +316,8 @@ def plain_loop(answerer: Answerer, requests: list[LoadRequest], category: str | 
 
 
 def triton_clients(http: bool, address: Address, category: str | None) -> Connect:
-    """Clients of the server at this address."""
-    if http:
-        import tritonclient.http as client_module
-    else:
-        import tritonclient.grpc as client_module
+    """Clients of the server at this address. Raises RisError where the client is missing."""
+    client_module = _client_module(http)
 
     def connect() -> Callable[[LoadRequest], Answers]:
         url = f"{address.reach}:{address.http if http else address.grpc}"

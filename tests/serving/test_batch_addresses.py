@@ -98,7 +98,13 @@ def test_another_input_is_refused_and_a_restart_begins_anew(memory, sources, ser
     put(memory, t_parquet=table_bytes() + b" ")
     with pytest.raises(RisError, match="has a batch with other files"):
         plan_batch(out, served_bundle, sources, GIVEN, options)
-    plan_batch(out, served_bundle, sources[:1], GIVEN, options, restart=True)
+    before = (out / "_plan" / "plan.json").read_bytes()
+    with pytest.raises(RisError, match="no such file or folder"):
+        plan_batch(out, served_bundle, [memory / "absent"], GIVEN, options, restart=True)
+    assert (out / "_plan" / "plan.json").read_bytes() == before
+    put(out, **{"part-00000_parquet": b"answers"})
+    job, parts = plan_batch(out, served_bundle, sources[:1], GIVEN, options, restart=True)
+    assert job.open_parts(parts) == [0], "the answers of the earlier batch are gone"
 
 
 def test_storage_that_fails_never_makes_a_row(memory, sources, served_bundle, monkeypatch):

@@ -183,7 +183,7 @@ def test_the_load_test_finds_the_loops_masks(served_bundle):
     options = HttpLoadOptions(
         requests=8, clients=2, workers=1, parallel=2, triton=False, port=18000
     )
-    report = run_http_load_test(served_bundle, running, options)["http"]
+    [(_, report)] = run_http_load_test(served_bundle, running, options)
     report.check()
     assert (report.distinct.images, report.repeated.images) == (4, 1)
     assert report.distinct.cache_hits == 0
