@@ -23,9 +23,10 @@ from ris.evaluation.metrics import SCENES, Figures
 from ris.evaluation.protocols.table import PROTOCOLS
 from ris.evaluation.results import ResultsFolder
 from ris.evaluation.run import AT, BundleSegmenter, Evaluation, Segmenter, evaluate
-from ris.evaluation.sources import SCENE_SAMPLES, SampleSource
-from ris.runtime.bundle import MANIFEST
+from ris.evaluation.sources import SCENE_SAMPLES, Read, SampleSource
+from ris.runtime.bundle import MANIFEST, open_bundle
 from ris.runtime.commands.console import LeftOut
+from ris.runtime.commands.named_files import with_named
 from ris.runtime.commands.options import Command, add_options
 from ris.runtime.commands.running import Running, running_options
 from ris.runtime.drawn import ONE_DRAW, Draws
@@ -202,11 +203,11 @@ def open_bundle_to_ask(
         RisError: Where the model draws nothing, and a seed or a number of draws is given, and where
             it has no such form.
     """
+    host = open_bundle(path, verify=False).manifest.host  # `load` checks the hashes
+    drawn, text = host.drawn, host.text
+    draws.check(drawn)
+    text.form_named(form)  # raises for an unknown one
     with running.load(path) as model:
-        drawn = model.bundle.manifest.host.drawn
-        draws.check(drawn)
-        text = model.bundle.manifest.host.text
-        text.form_named(form)  # raises for an unknown one
         if cache is not None and not model.bundle.wiring.image_stages:
             click.echo(
                 "--features keeps nothing: no stage of this model runs once an image", err=True
@@ -242,7 +243,7 @@ def open_reference(
     Its answers depend on the files, the family, what was chosen of it, and the device.
 
     Args:
-        files: The weight files by their options' names.
+        files: The weight files by their options' names; those that are named are fetched.
         family: The name of the checkpoint's family; None for what its keys say.
         chosen: What was chosen of the family's choices, by field.
         running: The CPU threads and the device; nothing else of it is used.
@@ -251,7 +252,8 @@ def open_reference(
         RisError: Where PyTorch is not installed, the files are not a model's, the family has no
             such choice, or the device is not there.
     """
-    require_pytorch("--pytorch")
+    require_pytorch("--pytorch")  # before gigabytes are downloaded
+    files = with_named(files)
     segmenter = pytorch_reference().ReferenceSegmenter(
         files, running.threads, running.device, family, chosen
     )
@@ -270,23 +272,29 @@ def open_reference(
 
 
 def evaluate_showing(
-    asked: Asked, opened: Opened, out: Path | None, restart: bool = False, skipped: Skipped = refuse
+    asked: Asked,
+    read: Read,
+    opened: Opened,
+    out: Path | None,
+    restart: bool = False,
+    skipped: Skipped = refuse,
 ) -> Evaluation:
     """`evaluate` on scenes or own pictures, with its progress on the terminal.
 
     Args:
         asked: The samples, and how answers are counted.
+        read: What the samples' `read` gave.
         opened: The model.
         out: The folder for the answers, of an evaluation that was stopped perhaps; None for none.
         restart: Whether to throw away what the folder has.
-        skipped: Gets a sentence for each line, image and expression that cannot be used.
+        skipped: Gets a sentence for each image and expression that cannot be used.
 
     Raises:
-        RisError: Where the samples cannot be read at all, or the folder cannot be written or has
-            results of something else; by default in place of leaving something out.
+        RisError: Where the folder cannot be written or has results of something else; by default in
+            place of leaving something out.
     """
     source, at = asked.source, asked.at or "image"
-    read, total = source.read(skipped)
+    lines, total = read
     folder = None
     if out is not None:
         setup = {"name": opened.name, **opened.about, "at": at, "samples": source.to_dict()}
@@ -303,7 +311,7 @@ def evaluate_showing(
         try:
             return evaluate(
                 opened.segmenter,
-                source.stream(read, done, skipped, LeftOut.note),
+                source.stream(lines, done, skipped, LeftOut.note),
                 threshold=asked.threshold,
                 at=at,
                 folder=folder,

@@ -7,6 +7,7 @@ scores is what `ris-eval score` says of its file.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ris.data.datasets.polygons import coco_masks
 from ris.data.datasets.refer_files import ReferFiles, splits_of
 from ris.engines.errors import RisError, Skipped, refuse
-from ris.evaluation.answers import answer_all, to_ask
+from ris.evaluation.answers import ToAsk, answer_all, to_ask
 from ris.evaluation.asking import EvaluationProgress, Opened
 from ris.evaluation.predictions import Predictions
 from ris.evaluation.protocols.table import DEFAULTS
@@ -38,10 +40,46 @@ def protocols_asked(dataset: str, protocol: str | None) -> list[str]:
     return [name]
 
 
+@dataclass(frozen=True)
+class Benchmark:
+    """A split of a data set with all that evaluators ask of it; `benchmark` makes it."""
+
+    source: SampleSource
+    """What was asked for."""
+
+    files: ReferFiles
+    """The data set."""
+
+    split: str
+    """As its authors name it."""
+
+    images: tuple[ToAsk, ...]
+    """What is asked, image by image."""
+
+
+def benchmark(source: SampleSource, files: ReferFiles, names: Sequence[str]) -> Benchmark:
+    """What evaluators ask of a data set, once it is sure that its answers can be counted.
+
+    It needs no model: what is wrong is said before one is opened, and before hours of asking.
+
+    Args:
+        source: What is asked for.
+        files: Its files.
+        names: The evaluators whose texts are asked.
+
+    Raises:
+        RisError: Where the split is not there, or what answers are counted with is not installed.
+    """
+    coco_masks()
+    split = source.split or "val"
+    images = tuple(to_ask(files, split, names))
+    if not images:
+        raise RisError(f"{files.name} has no split {split!r}; it has {', '.join(splits_of(files))}")
+    return Benchmark(source, files, split, images)
+
+
 def answer_showing(
-    source: SampleSource,
-    files: ReferFiles,
-    names: Sequence[str],
+    asked: Benchmark,
     opened: Opened,
     folder: Path,
     restart: bool = False,
@@ -50,31 +88,26 @@ def answer_showing(
     """Asks all that evaluators ask, with progress; returns the file of answers.
 
     Args:
-        source: What is asked.
-        files: Its files.
-        names: The evaluators whose texts are asked.
+        asked: What is asked.
         opened: The model.
         folder: Where the answers are kept; those of a stopped run are gone on from.
         restart: Whether to throw away what the folder has.
         skipped: Gets a sentence for each image and expression that cannot be asked.
 
     Raises:
-        RisError: Where the split is not there, or the folder cannot be written or has answers of
-            something else; by default in place of leaving something out.
+        RisError: Where the folder cannot be written or has answers of something else; by default in
+            place of leaving something out.
     """
-    split = source.split or "val"
-    asked = to_ask(files, split, names)
-    if not asked:
-        raise RisError(f"{files.name} has no split {split!r}; it has {', '.join(splits_of(files))}")
-    samples = source.to_dict() | {"split": split, "split_by": files.split_by}
+    files, images = asked.files, asked.images
+    samples = asked.source.to_dict() | {"split": asked.split, "split_by": files.split_by}
     start_folder(folder, {"name": opened.name, **opened.about, "samples": samples}, restart)
     path = folder / PREDICTIONS
 
     def begun(done: int, total: int) -> None:
         click.echo(f"{folder}: goes on after {done} of {total} expressions", err=True)
 
-    with EvaluationProgress(sum(len(image.questions) for image in asked)) as progress:
-        answer_all(opened.segmenter, files, asked, path, progress, begun, skipped)
+    with EvaluationProgress(sum(len(image.questions) for image in images)) as progress:
+        answer_all(opened.segmenter, files, images, path, progress, begun, skipped)
     return path
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from ris.evaluation.asking import (
 )
 from ris.evaluation.benchmarks import (
     answer_showing,
+    benchmark,
     described,
     protocols_asked,
     score_showing,
@@ -45,7 +46,6 @@ from ris.runtime.commands.console import (
 )
 from ris.runtime.commands.drawing import draw_options
 from ris.runtime.commands.forms import form_option
-from ris.runtime.commands.named_files import with_named
 from ris.runtime.commands.running import Running
 from ris.runtime.commands.weight_files import (
     choice_options,
@@ -57,6 +57,9 @@ from ris.runtime.commands.weight_files import (
 )
 from ris.runtime.drawn import ONE_DRAW, Draws
 from ris.runtime.reference import family_choices
+
+Open = Callable[[], AbstractContextManager[Opened]]
+"""Finds the model, which may download it, and opens it: after all that can be checked without."""
 
 
 @click.group(cls=DefaultGroup)
@@ -136,21 +139,14 @@ def run(
         _require_no_bundle(bundle, asked, running, draws)
 
     cache, left = asked.cache(), LeftOut()
-    if pytorch:
-        model = open_reference(with_named(files), family, chosen, running)
-    else:
-        model = open_bundle_to_ask(find_bundle(bundle), running, cache, draws, form)
-    if asked.source.published:
-        _run_published(asked, model, out, restart, as_json, left)
-    else:
-        with model as opened:
-            found = evaluate_showing(asked, opened, out, restart, left)
-        if as_json:
-            about = {"protocol": SCENES.name, "left_out": left.sentences}
-            print_json(dataclasses.asdict(found) | about, indent=2)
-        else:
-            _print(opened.name, found)
 
+    def model() -> AbstractContextManager[Opened]:
+        if pytorch:
+            return open_reference(files, family, chosen, running)
+        return open_bundle_to_ask(find_bundle(bundle), running, cache, draws, form)
+
+    ask = _run_published if asked.source.published else _run_own
+    ask(asked, model, out, restart, as_json, left)
     if cache is not None:
         click.echo(f"{cache.hits} images were encoded before, {cache.misses} were not", err=True)
     left.finish(
@@ -160,27 +156,46 @@ def run(
     )
 
 
+def _run_own(
+    asked: Asked,
+    model: Open,
+    out: Path | None,
+    restart: bool,
+    as_json: bool,
+    left: LeftOut,
+) -> None:
+    """Asks scenes or own pictures, and prints the figures."""
+    read = asked.source.read(left)
+    with model() as opened:
+        found = evaluate_showing(asked, read, opened, out, restart, left)
+    if as_json:
+        about = {"protocol": SCENES.name, "left_out": left.sentences}
+        print_json(dataclasses.asdict(found) | about, indent=2)
+    else:
+        _print(opened.name, found)
+
+
 def _run_published(
     asked: Asked,
-    model: AbstractContextManager[Opened],
+    model: Open,
     out: Path | None,
     restart: bool,
     as_json: bool,
     left: LeftOut,
 ) -> None:
     """Asks a published data set, and prints what its evaluators count."""
-    source = asked.source
-    files, split = source.files(), source.split or "val"
-    names = protocols_asked(source.data, asked.protocol)
+    files = asked.source.files()
+    names = protocols_asked(asked.source.data, asked.protocol)
+    part = benchmark(asked.source, files, names)
     with _folder(out) as folder:
-        with model as opened:
-            path = answer_showing(source, files, names, opened, folder, restart, left)
+        with model() as opened:
+            path = answer_showing(part, opened, folder, restart, left)
         if not path.stat().st_size:
             raise RisError("nothing could be asked; the reasons are named above")
         # `score` forks: the model and its threads are gone by now
         answers = Predictions(path)
-        found = [score_showing(files, split, name, answers) for name in names]
-    where = described(files, split)
+        found = [score_showing(files, part.split, name, answers) for name in names]
+    where = described(files, part.split)
     print_scored(found, answers, where, opened.name, as_json, skipped=left.sentences)
     say_problems(found, answers, left)
 

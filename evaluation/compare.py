@@ -122,8 +122,7 @@ def compare_runs(runs: Sequence[Run], counting: Counting, resamples: int = RESAM
     Raises:
         RisError: For runs over different samples.
     """
-    for run in runs[1:]:
-        _require_same_samples(runs[0], run)
+    require_same_samples(runs)
     figures = [run.figures for run in runs]
     expressions = runs[0].expressions
     kinds = np.array([expression.kind for expression in expressions])
@@ -159,7 +158,13 @@ def ious_of(figures: Figures) -> NDArray[np.float64]:
     return np.where(kept.union == 0, 1.0, kept.iou)
 
 
-def _require_same_samples(first: Run, other: Run) -> None:
+def require_same_samples(runs: Sequence[Run]) -> None:
+    """Raises RisError where one of the runs is over other samples than the first."""
+    for other in runs[1:]:
+        _require_same(runs[0], other)
+
+
+def _require_same(first: Run, other: Run) -> None:
     asked = [
         [(own, int(truth)) for own, truth in zip(run.expressions, run.figures.truth, strict=True)]
         for run in (first, other)

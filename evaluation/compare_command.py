@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -22,15 +22,15 @@ from ris.evaluation.asking import (
     open_bundle_to_ask,
     sample_options,
 )
-from ris.evaluation.benchmarks import answer_showing, described, protocols_asked
-from ris.evaluation.compare import Comparison, Run, compare_runs
+from ris.evaluation.benchmarks import answer_showing, benchmark, described, protocols_asked
+from ris.evaluation.compare import Comparison, Run, compare_runs, require_same_samples
 from ris.evaluation.compared_runs import published_counting, run_of_answers, run_of_results
 from ris.evaluation.metrics import SCENES
 from ris.evaluation.plots import require_matplotlib
 from ris.evaluation.report import Pictures, to_dict, write_report
 from ris.evaluation.results import PREDICTIONS, SETUP, read_setup, require_answers_to
 from ris.evaluation.sources import SampleSource
-from ris.runtime.bundle import MANIFEST
+from ris.runtime.bundle import MANIFEST, open_bundle
 from ris.runtime.commands.console import (
     BundlePath,
     LeftOut,
@@ -42,6 +42,9 @@ from ris.runtime.commands.console import (
 from ris.runtime.commands.running import Running
 from ris.runtime.hub.address import is_address
 from ris.runtime.image import load_rgb
+
+Ask = Callable[[Opened, Path], None]
+"""Gets a model and the folder in which to leave its answers; those of a stopped run are there."""
 
 
 @click.command(cls=RisCommand)
@@ -81,9 +84,10 @@ def compare(
 
     The first is what the others are measured against.
 
-    Bundles are evaluated first, on what --data says; their answers stay in the report's folder, and
-    a comparison that was stopped goes on from there. Results of other engines, or of the PyTorch
-    model, come from `ris-eval --out`; files of answers to a data set from anywhere.
+    Bundles are evaluated on what --data says, or as the first folder was; their answers stay in the
+    report's folder, and a comparison that was stopped goes on from there. Results of other engines,
+    or of the PyTorch model, come from `ris-eval --out`; files of answers to a data set from
+    anywhere.
 
     \b
     Examples:
@@ -95,21 +99,24 @@ def compare(
     if len(models) < 2:
         raise RisError("give two models or more to compare")
     require_matplotlib()
-    models = tuple(find_bundle(str(model)) if is_address(model) else model for model in models)
     cache, left = asked.cache(), LeftOut()
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
 
-    # folders may have been evaluated on other samples than --data says
-    asked = dataclasses.replace(asked, source=_source(models, asked.source))
+    asked = _as_in_folders(models, asked)
     asked.require_fitting()
     reader = _Published(asked) if asked.source.published else _Own(asked)
 
-    def ask(bundle: Path, folder: Path) -> None:
-        with open_bundle_to_ask(bundle, running, cache) as opened:
-            reader.ask(opened, folder, restart, left)
+    def begin() -> Callable[[Path, Path], None]:
+        into = reader.asking(restart, left)
 
-    runs = _runs(models, out / "answers", ask, reader.read)
+        def ask(bundle: Path, folder: Path) -> None:
+            with open_bundle_to_ask(bundle, running, cache) as opened:
+                into(opened, folder)
+
+        return ask
+
+    runs = _runs(models, out / "answers", begin, reader.read)
     for run in runs:
         for sentence in run.left_out:
             left(sentence)
@@ -126,19 +133,46 @@ def compare(
     left.finish(reader.left_out)
 
 
-def _source(models: Sequence[Path], given: SampleSource) -> SampleSource:
-    """What the first folder was evaluated on; `given` where there is none or where it differs.
+def _as_in_folders(models: Sequence[Path], given: Asked) -> Asked:
+    """`given` with what the first folder was evaluated on, and where its masks were compared.
 
-    A data set may lie elsewhere than it did: its folders are those that are given.
+    Raises RisError where --at says another place.
     """
     folder = next((model for model in models if (model / SETUP).exists()), None)
     if folder is None:
         return given
-    found = SampleSource.from_dict(read_setup(folder)["samples"])
+    setup = read_setup(folder)
+    found, at = SampleSource.from_dict(setup["samples"]), setup.get("at")
+    asked = dataclasses.replace(given, source=_source(found, given.source))
+    if asked.source.published or at is None:
+        return asked
+    if given.at not in (None, at):
+        raise RisError(
+            f"{folder} was evaluated with --at {at}, not with --at {given.at}: leave --at out, or "
+            "evaluate it again"
+        )
+    return dataclasses.replace(asked, at=at)
+
+
+def _source(found: SampleSource, given: SampleSource) -> SampleSource:
+    """What a folder was evaluated on, but for what was given; `given` where it is other data.
+
+    A data set may lie elsewhere than it did: its folders are those that are given.
+    """
     if given.data == found.data and given.published:
         split, by = given.split or found.split, given.split_by or found.split_by
         return dataclasses.replace(given, split=split, split_by=by)
-    return found if given.data == "scenes" else given
+    if given.data != "scenes":
+        return given
+    split, samples = given.split or found.split, given.samples or found.samples
+    return dataclasses.replace(found, split=split, samples=samples)
+
+
+def _about(source: SampleSource) -> str:
+    """What scenes or own pictures are asked, for people; a .jsonl file may lie elsewhere now."""
+    if source.data == "scenes":
+        return f"{source.scenes} expressions about {source.scene_split} scenes"
+    return "own pictures"
 
 
 class _Own:
@@ -150,22 +184,27 @@ class _Own:
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
 
-    def ask(self, opened: Opened, folder: Path, restart: bool, left: LeftOut) -> None:
-        """Evaluates a model into a folder.
+    def asking(self, restart: bool, left: LeftOut) -> Ask:
+        """What evaluates models into folders; the samples are read at once.
 
-        Args:
-            opened: The model.
-            folder: Where its answers are kept; those of a stopped run are gone on from.
-            restart: Whether to throw away what the folder has.
-            left: Gets what cannot be asked.
+        restart: whether to throw away what a folder has. left: gets what cannot be asked.
         """
-        evaluate_showing(self._asked, opened, folder, restart, left)
+        read = self._asked.source.read(left)
+
+        def ask(opened: Opened, folder: Path) -> None:
+            evaluate_showing(self._asked, read, opened, folder, restart, left)
+
+        return ask
 
     def read(self, name: str, path: Path) -> Run:
         """The answers of a folder."""
         if path.is_file():
             raise RisError(f"{path} is a file of answers: it needs --data with a data set's name")
-        return run_of_results(path, self._asked.threshold)
+        run = run_of_results(path, self._asked.threshold)
+        found, wanted = _about(SampleSource.from_dict(run.samples)), _about(self._asked.source)
+        if found != wanted:
+            raise RisError(f"{path} has answers to {found}, not to {wanted}")
+        return run
 
     def pictures(self) -> Pictures:
         """Finds the pixels of an image by its name in the results; None where they are gone."""
@@ -198,17 +237,17 @@ class _Published:
         self._wanted = {name: str(value) for name, value in part.items()}
         self.counting = published_counting(self._protocol, asked.source.data)
 
-    def ask(self, opened: Opened, folder: Path, restart: bool, left: LeftOut) -> None:
-        """Evaluates a model into a folder.
+    def asking(self, restart: bool, left: LeftOut) -> Ask:
+        """What evaluates models into folders; the split is looked for at once.
 
-        Args:
-            opened: The model.
-            folder: Where its answers are kept; those of a stopped run are gone on from.
-            restart: Whether to throw away what the folder has.
-            left: Gets what cannot be asked.
+        restart: whether to throw away what a folder has. left: gets what cannot be asked.
         """
-        names = [self._protocol]
-        answer_showing(self._source, self._files, names, opened, folder, restart, left)
+        asked = benchmark(self._source, self._files, [self._protocol])
+
+        def ask(opened: Opened, folder: Path) -> None:
+            answer_showing(asked, opened, folder, restart, left)
+
+        return ask
 
     def read(self, name: str, path: Path) -> Run:
         """The answers of a folder or a file."""
@@ -232,33 +271,64 @@ class _Published:
 def _runs(
     models: Sequence[Path],
     answers: Path,
-    ask: Callable[[Path, Path], None],
+    begin: Callable[[], Callable[[Path, Path], None]],
     read: Callable[[str, Path], Run],
 ) -> list[Run]:
     """The answers of each model: a bundle, a folder of `ris-eval --out`, or a file.
 
+    All that is there is read before a bundle is fetched or asked: what is wrong with one model is
+    said before another one is asked for hours.
+
     Args:
         models: Their paths.
         answers: The folder below which bundles' answers are kept.
-        ask: Gets a bundle and the folder in which to leave its answers.
+        begin: Called where there are bundles; gives what takes a bundle and the folder in which to
+            leave its answers.
         read: Gets a name and a folder or file of answers.
     """
-    runs: list[Run] = []
+    runs: dict[int, Run] = {}
+
+    def take(number: int, place: Path) -> None:
+        name = place.name if place.is_file() else str(read_setup(place)["name"])
+        runs[number] = dataclasses.replace(read(name, place), name=name)
+        require_same_samples(_told_apart(runs))
+
+    bundles, there = {}, {}
     for number, model in enumerate(models, 1):
-        place = model
-        if (model / MANIFEST).exists():
-            place = answers / f"{number}-{model.name}"
-            ask(model, place)
+        if is_address(model) or (model / MANIFEST).exists():
+            bundles[number] = model
         elif model.is_dir() and not (model / SETUP).exists():
             raise RisError(f"{model} is neither a bundle nor a folder of ris-eval --out")
+        else:
+            there[number] = model
 
-        name = model.name if model.is_file() else str(read_setup(place)["name"])
-        run = read(name, place)
-        run = dataclasses.replace(run, name=name)
-        if run.name in {other.name for other in runs}:
+    for number, model in there.items():
+        take(number, model)
+    if not bundles:
+        return _told_apart(runs)
+
+    ask = begin()
+    bundles = {
+        number: find_bundle(str(model)) if is_address(model) else model
+        for number, model in bundles.items()
+    }
+    for bundle in bundles.values():
+        open_bundle(bundle, verify=False)
+    for number, bundle in bundles.items():
+        place = answers / f"{number}-{bundle.name}"
+        ask(bundle, place)
+        take(number, place)
+    return _told_apart(runs)
+
+
+def _told_apart(runs: Mapping[int, Run]) -> list[Run]:
+    """Models' runs by their numbers, in order; a name that is there already gets the number."""
+    found: list[Run] = []
+    for number, run in sorted(runs.items()):
+        if run.name in {other.name for other in found}:
             run = dataclasses.replace(run, name=f"{run.name} ({number})")
-        runs.append(run)
-    return runs
+        found.append(run)
+    return found
 
 
 def _print(found: Comparison) -> None:

@@ -19,6 +19,9 @@ SCENE_SAMPLES = 2000
 NAMES = ("scenes", *DATASETS)
 """What `--data` takes, beside JSONL files."""
 
+Read = tuple[ReferData | None, int]
+"""The lines of people's own pictures, None for scenes, and the number of expressions."""
+
 
 @dataclass(frozen=True)
 class SampleSource:
@@ -74,7 +77,7 @@ class SampleSource:
         """The files of a published data set. Raises RisError where they are missing or damaged."""
         return read_files(self.root or "", self.data, self.split_by, self.images)
 
-    def read(self, skipped: Skipped = refuse) -> tuple[ReferData | None, int]:
+    def read(self, skipped: Skipped = refuse) -> Read:
         """The lines of people's own pictures, None for scenes, and the number of expressions.
 
         skipped: gets a sentence for each line that cannot be used.

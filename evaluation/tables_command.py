@@ -10,7 +10,7 @@ from ris.data.datasets.refer_files import ReferFiles
 from ris.engines.errors import RisError
 from ris.engines.text import one_line
 from ris.evaluation.asking import open_bundle_to_ask
-from ris.evaluation.benchmarks import answer_showing
+from ris.evaluation.benchmarks import answer_showing, benchmark
 from ris.evaluation.kept import dependencies, kept_answers, note_asked
 from ris.evaluation.plots import require_matplotlib
 from ris.evaluation.sources import SampleSource
@@ -63,10 +63,11 @@ def tables(spec: Path, out: Path, restart: bool, running: Running) -> None:
         anew = restart and folder not in begun  # evaluators share a folder
         if not anew and (kept := kept_answers(folder, needs, files, part.split, names)):
             return kept
+        asked = benchmark(source, files, names)
         click.echo(f"{bundle.name}, {part.name}: asking", err=True)
         with open_bundle_to_ask(bundle, running, None) as opened:
             begun.add(folder)
-            path = answer_showing(source, files, names, opened, folder, anew, left)
+            path = answer_showing(asked, opened, folder, anew, left)
         note_asked(folder, needs)
         return path
 
