@@ -6,8 +6,6 @@ Beside it, as asked for: PyTorch, and the machine's own speed.
 from __future__ import annotations
 
 import importlib.util
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -37,6 +35,7 @@ from ris.runtime.commands.console import (
     StepProgress,
     disk_errors,
     find_bundle,
+    require_writable,
 )
 from ris.runtime.commands.named_files import with_named
 from ris.runtime.commands.options import DeviceName
@@ -201,7 +200,7 @@ def run(
     workload = request.workload(opened)
     plan = Plan(rounds=runs, cold_starts=cold, batches=batches, limit=limit, anew=anew)
     if out is not None:
-        _require_writable(out)
+        _make_ready(out)
     with StepProgress("Bench", plan.steps(alternatives)) as progress:
         report = run_plan(opened, alternatives, workload, plan, progress)
 
@@ -374,15 +373,12 @@ def _files_of(out: Path) -> list[Path]:
     return [out.with_name(f"{out.name}.{kind}") for kind in ("json", "md", "png")]
 
 
-def _require_writable(out: Path) -> None:
+def _make_ready(out: Path) -> None:
     """Makes the folder of the report. Raises RisError where its files cannot be written there."""
     with disk_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
     for file in _files_of(out):
-        if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
-            raise RisError(f"cannot write {file}: it is there, and no file that can be written")
+        require_writable(file)
 
 
 def _write(report: BenchReport, out: Path) -> None:

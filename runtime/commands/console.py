@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Generator, Iterable, Iterator
@@ -348,6 +349,21 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RisError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def require_writable(file: Path) -> None:
+    """Tries whether a file can be written, before the work whose results it is for.
+
+    Raises RisError where its folder is not there or takes no file, and where something is in the
+    way.
+    """
+    folder = file.parent
+    if not folder.is_dir():
+        raise RisError(f"{folder}: no such folder; make it, or choose another one")
+    with disk_errors(folder), tempfile.TemporaryFile(dir=folder):
+        pass
+    if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
+        raise RisError(f"cannot write {file}: it is there, and no file that can be written")
 
 
 def size(count: float) -> str:
