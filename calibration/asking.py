@@ -16,9 +16,14 @@ from ris.calibration.samples import (
     scene_samples,
     scene_set,
 )
+from ris.calibration.usable import prepared_by, usable
 from ris.data.samples import PER_SCENE
-from ris.engines.errors import RisError
+from ris.engines.errors import RisError, Skipped
+from ris.runtime import Bundle
+from ris.runtime.commands.console import track
 from ris.runtime.commands.options import Command, Option, add_options
+from ris.runtime.host import HostSide
+from ris.runtime.image import image_size, load_rgb
 from ris.runtime.requests import Request, collect
 
 threads_option = click.option(
@@ -48,20 +53,44 @@ class Asked:
         if self.expressions and not self.images:
             raise RisError("--expression is asked of IMAGES; give some")
 
-    def requests(self) -> list[Request]:
-        """The user's images and expressions. Raises ImageError, ExpressionError, RisError."""
-        return collect(list(self.images), self.expressions, self.categories or None)
+    def stream(self, bundle: Bundle, skipped: Skipped) -> tuple[Iterator[CalibrationSample], int]:
+        """The samples, to be looked at once, and how many they are.
 
-    def stream(self) -> tuple[Iterator[CalibrationSample], int]:
-        """The samples, to be looked at once, and how many they are."""
+        Of an image the header is read now, and the rest when its turn comes.
+
+        Args:
+            bundle: The bundle that is calibrated.
+            skipped: Gets a sentence for each line, image and expression that cannot be used.
+
+        Raises:
+            RisError: Where none is left.
+        """
         if not self.images:
             return scene_samples(self.samples), -(-self.samples // PER_SCENE)
-        requests = self.requests()
-        return request_samples(requests), len(requests)
+        requests = usable(self._requests(skipped), HostSide(bundle), image_size, skipped)
+        return request_samples(requests, skipped), len(requests)
 
-    def sample_set(self) -> SampleSet:
-        """The samples, to be looked at more than once."""
-        return request_set(self.requests()) if self.images else scene_set(self.samples)
+    def sample_set(self, bundle: Bundle | None, skipped: Skipped) -> SampleSet:
+        """The samples, to be looked at more than once. Each image is read once now.
+
+        Args:
+            bundle: The bundle that is calibrated. None: a model without one; then the expressions
+                are not tried.
+            skipped: As for `stream`.
+
+        Raises:
+            RisError: Where none is left.
+        """
+        if not self.images:
+            return scene_set(self.samples)
+        requests = self._requests(skipped)
+        host = None if bundle is None else HostSide(bundle)
+        look = load_rgb if host is None else prepared_by(host)
+        asked = track(requests, len(requests), "Pictures")
+        return request_set(usable(asked, host, look, skipped))
+
+    def _requests(self, skipped: Skipped) -> list[Request]:
+        return collect(list(self.images), self.expressions, self.categories or None, skipped)
 
 
 def sample_options(default: int) -> Option:

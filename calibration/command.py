@@ -21,11 +21,13 @@ from ris.calibration.weights.command import weights
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
 from ris.runtime.commands.console import (
+    LeftOut,
     RisCommand,
     RisGroup,
     disk_errors,
     find_bundle,
     print_json,
+    require_writable,
     track,
 )
 
@@ -87,22 +89,29 @@ def ranges(
     from ris.calibration.numerics import measure_ranges
 
     asked.check()
-    if out and not out.parent.is_dir():
-        raise RisError(f"{out.parent}: no such folder; make it, or choose another --out")
+    if out:
+        if not out.parent.is_dir():
+            raise RisError(f"{out.parent}: no such folder; make it, or choose another --out")
+        require_writable(out)
 
+    left = LeftOut()
     opened = open_bundle(find_bundle(bundle))
-    samples, count = asked.stream()
-    found = measure_ranges(opened, track(samples, count, "Ranges"), threads=threads)
+    samples, count = asked.stream(opened, left)
+    tracked = track(samples, count, "Ranges")
+    found = measure_ranges(opened, tracked, threads=threads, skipped=left)
 
-    if out:
-        with disk_errors(out):
-            found.write(out)
-    if as_json:
-        print_json(dataclasses.asdict(found), indent=1)
-        return
-    _print(found)
-    if out:
+    try:
+        if out:
+            with disk_errors(out):
+                found.write(out)
+    finally:  # what was measured is shown though a disk is full
+        if as_json:
+            print_json(dataclasses.asdict(found), indent=1)
+        else:
+            _print(found)
+    if out and not as_json:
         click.echo(f"Wrote {out}")
+    left.finish(f"the ranges are those of {found.samples} expressions")
 
 
 def _print(found: Ranges) -> None:

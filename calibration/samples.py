@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ris.calibration.usable import refusal
 from ris.data.samples import scene_images
-from ris.engines.errors import ImageError
+from ris.engines.errors import ImageError, Skipped, refuse
 from ris.runtime.image import load_rgb
 from ris.runtime.requests import Request
 
@@ -51,12 +52,26 @@ def scene_samples(expressions: int, size: int = 256) -> Iterator[CalibrationSamp
         )
 
 
-def request_samples(requests: Sequence[Request]) -> Iterator[CalibrationSample]:
-    """The user's images and expressions. An image is read when its turn comes."""
+def request_samples(
+    requests: Sequence[Request], skipped: Skipped = refuse
+) -> Iterator[CalibrationSample]:
+    """The user's images and expressions. An image is read when its turn comes.
+
+    skipped: gets a sentence for each image that cannot be read.
+    """
     for request in requests:
-        rgb = load_rgb(request.image)
-        expressions, name = tuple(request.expressions), str(request.image)
-        yield CalibrationSample(rgb, expressions, request.categories, name=name)
+        try:
+            sample = _read(request)
+        except ImageError as error:
+            skipped(refusal(request, error))
+            continue
+        yield sample
+
+
+def _read(request: Request) -> CalibrationSample:
+    """The sample of a request. Raises ImageError."""
+    rgb, name = load_rgb(request.image), str(request.image)
+    return CalibrationSample(rgb, tuple(request.expressions), request.categories, name=name)
 
 
 @dataclass(frozen=True)
@@ -108,10 +123,6 @@ def _parts(request: Request) -> Iterator[Request]:
         part = slice(start, start + EXPRESSIONS)
         categories = request.categories[part] if request.categories else None
         yield Request(request.image, request.expressions[part], categories)
-
-
-def _read(request: Request) -> CalibrationSample:
-    return next(request_samples([request]))
 
 
 def _fingerprint(requests: Sequence[Request]) -> str:

@@ -129,13 +129,16 @@ def timed_reference(
 
 
 def calibrate_weights(
-    model: Mapping[str, Any], samples: SampleSet, out: Path, running: Mapping[str, Any]
+    model: Mapping[str, Any],
+    samples: Callable[[], SampleSet],
+    out: Path,
+    running: Mapping[str, Any],
 ) -> dict[str, tuple[float, float]]:
     """Writes levels for a model's matrices, for `ris-calibrate weights`.
 
     Args:
         model: What the command line says of the model, by the fields of `Request`.
-        samples: What its layers' inputs are taken from.
+        samples: Makes what its layers' inputs are taken from.
         out: The file to write.
         running: The fields of `ris.export.weight_calibration.Running`, and `threads`.
 

@@ -126,11 +126,11 @@ def calibrate_weights(
     """
     stages = DESIGNS[source.family].stages(source.config)
     formats = formats_of(stages, asked)
-    about = About(
-        source.family, source.config, source.describe(), formats, inputs=samples.fingerprint
-    )
     target = behind_links(out)
-    with alone(out):
+    with alone(out):  # before the weight files are hashed
+        about = About(
+            source.family, source.config, source.describe(), formats, inputs=samples.fingerprint
+        )
         kept = kept_folder(out) / "weights.safetensors"
         model = _Model(source, about, vocabulary or source.vocabulary)
         targets = model.targets([stage for stage in stages if stage.name in formats])
@@ -142,13 +142,17 @@ def calibrate_weights(
 
 
 def calibrate_request(
-    asked: Mapping[str, Any], samples: SampleSet, out: Path, running: Mapping[str, Any]
+    asked: Mapping[str, Any],
+    samples: Callable[[], SampleSet],
+    out: Path,
+    running: Mapping[str, Any],
 ) -> dict[str, tuple[float, float]]:
     """The same as a command line asks for it.
 
     Args:
         asked: By the fields of `Request`.
-        samples: As of `calibrate_weights`.
+        samples: Makes those of `calibrate_weights`. Called when the options are found to fit
+            together, and before anything is downloaded.
         out: As of `calibrate_weights`.
         running: By the fields of `Running`, and the number of CPU `threads`; None for all.
 
@@ -168,12 +172,13 @@ def calibrate_request(
             f"there is no preset {quoted(str(request.preset))}; there are {', '.join(PRESET_NAMES)}"
         )
     request.check()
+    made = samples()
     request = with_files(request)
     source = request.find()
     with on_threads(threads):
         found = calibrate_weights(
             source,
-            samples,
+            made,
             out,
             request.weights,
             vocabulary=request.vocabulary,

@@ -130,14 +130,19 @@ class PyTorchReference(Protocol):
         """
 
     def calibrate_weights(
-        self, model: Mapping[str, Any], samples: Any, out: Path, running: Mapping[str, Any]
+        self,
+        model: Mapping[str, Any],
+        samples: Callable[[], Any],
+        out: Path,
+        running: Mapping[str, Any],
     ) -> Mapping[str, tuple[float, float]]:
         """Writes levels for a model's matrices, for `ris-calibrate weights`.
 
         Args:
             model: What the command line says of the model and of its matrices' formats, by the
                 fields of `ris.export.request.Request`.
-            samples: A `ris.calibration.samples.SampleSet`.
+            samples: Makes a `ris.calibration.samples.SampleSet`, when the options are found to fit
+                together.
             out: The file to write.
             running: The fields of `ris.export.weight_calibration.Running`.
 

@@ -24,7 +24,7 @@ from ris.engines.errors import RisError
 from ris.engines.onnxruntime import OnnxRuntimeEngine
 from ris.engines.temporary import clear_folder, write_atomically
 from ris.runtime import Bundle
-from ris.runtime.categories import CategoryTable
+from ris.runtime.categories import CategoryTable, categories_to_ask
 from ris.runtime.comparing import mask_iou
 from ris.runtime.host import HostSide
 from ris.runtime.masks import mask_from_logits
@@ -139,7 +139,8 @@ class Chain:
             changed: Outputs, by stage and name, that replace the recorded ones.
 
         Raises:
-            RisError: The model asks by category and the sample has none.
+            ExpressionError: The model cannot be asked an expression of the sample, or asks by
+                category and the sample has none that it knows.
         """
         takes = {spec.name: spec.value for spec in self.bundle.manifest.graphs[stage].inputs}
         wanted = set(takes.values())
@@ -227,14 +228,8 @@ def _names(specs: Iterable[TensorSpec]) -> set[str]:
 def _rows(table: CategoryTable | None, sample: CalibrationSample) -> list[int]:
     """The row of each expression's category."""
     assert table is not None  # the manifest has a table
-    if sample.categories is None:
-        raise RisError("this model asks by category: give --category for each expression, or auto")
-    pairs = zip(sample.categories, sample.expressions, strict=True)
-    found = [
-        table.guess(expression) if category == "auto" else table.known(category)
-        for category, expression in pairs
-    ]
-    return [table.row(guess.category) for guess in found]
+    found = categories_to_ask(table, sample.expressions, sample.categories)
+    return [table.row(guess.category) for guess in found if guess is not None]
 
 
 def _mean(scores: list[_MaskScore]) -> Score:

@@ -13,7 +13,15 @@ from ris.calibration.asking import Asked, sample_options, threads_option
 from ris.calibration.int8.options import Execution, Int8Options
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
-from ris.runtime.commands.console import RisCommand, disk_errors, find_bundle, track
+from ris.runtime.bundle_folder import behind_links
+from ris.runtime.commands.console import (
+    LeftOut,
+    RisCommand,
+    disk_errors,
+    find_bundle,
+    require_writable,
+    track,
+)
 from ris.runtime.commands.options import Command, Option, add_options
 
 if TYPE_CHECKING:
@@ -133,23 +141,29 @@ def int8(
       ris-calibrate int8 ris-bundle requests.jsonl --out int8-bundle --calibrator percentile
     """
     _require_packages()
-    from ris.calibration.int8.quantise import quantise_bundle
+    from ris.calibration.int8.quantise import planned, quantise_bundle
     from ris.calibration.int8.report import write_report
 
     _check(asked, options)
+    left = LeftOut()
     opened = open_bundle(find_bundle(bundle))
-    samples = asked.sample_set()
+    options = planned(opened, out, options, force)
+    reports = report_folder or out.with_name(f"{out.name}-report")
+    _require_report(reports, out)
+    samples = asked.sample_set(opened, left)
     execution = Execution(threads, track, say=lambda line: click.echo(line, err=True))
     with disk_errors(out):
         report = quantise_bundle(
             opened, samples, out, options, overwrite=force, execution=execution
         )
-    written = write_report(report, report_folder or out.with_name(f"{out.name}-report"))
 
-    if as_json:
-        click.echo(report.to_json(), nl=False)
-    else:
-        _print(report, opened.path, out, written)
+    try:
+        written = write_report(report, reports)
+    finally:  # what was found is shown though a disk is full
+        _show(report, out, as_json)
+    if not as_json:
+        _say_next(opened.path, out, written)
+    left.finish(f"INT8 was calibrated on {report.samples} expressions")
 
 
 def _require_packages() -> None:
@@ -167,11 +181,28 @@ def _check(asked: Asked, options: Int8Options) -> None:
         )
 
 
-def _print(report: Int8Report, bundle: Path, out: Path, written: list[Path]) -> None:
-    """The findings, the files, and what to do next."""
+def _require_report(folder: Path, out: Path) -> None:
+    """Raises RisError where the files of the report cannot be written to its folder."""
+    from ris.calibration.int8.report import files_of
+
+    if behind_links(folder).is_relative_to(behind_links(out)):
+        return  # it is in the new bundle, which is not there yet
+    for file in files_of(folder):
+        require_writable(file)
+
+
+def _show(report: Int8Report, out: Path, as_json: bool) -> None:
+    """The findings."""
     from ris.calibration.int8.report import lines
 
+    if as_json:
+        click.echo(report.to_json(), nl=False)
+        return
     click.echo(f"Wrote {out}")
     click.echo("\n".join(lines(report)))
+
+
+def _say_next(bundle: Path, out: Path, written: list[Path]) -> None:
+    """The files of the report, and what to do next."""
     click.echo(f"Wrote {', '.join(map(str, written))}")
     click.echo(f"Next:\n  ris-parity {out}\n  ris-eval compare {bundle} {out} --samples 500")

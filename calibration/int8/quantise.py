@@ -61,18 +61,16 @@ def quantise_bundle(
         RisError: There are no samples, there is no such graph, or the target cannot be held.
     """
     execution = execution or Execution()
-    _check(bundle, samples)
-    stages = _stages(bundle, options.graphs)
-    options = dataclasses.replace(options, graphs=stages)
-    recover(out)
-    check_target(out, overwrite)  # before the work, and again when it is done
+    options = planned(bundle, out, options, overwrite)
+    if not len(samples):
+        raise RisError("there are no calibration samples")
 
     work = _open_work(out, _setup(bundle, samples, options), execution)
     chain = Chain(bundle, samples, work.folder / "recorded", execution)
     chain.record()
     graphs = {
         stage: measure(chain, stage, work, alpha=options.alpha, attention=options.attention)
-        for stage in stages
+        for stage in options.graphs or ()
     }
     quantiser = Quantiser(
         chain, graphs, work, against=options.against, percentile=options.percentile
@@ -83,7 +81,28 @@ def quantise_bundle(
     return dataclasses.replace(report, mask_iou=mask_iou)
 
 
-def _check(bundle: Bundle, samples: SampleSet) -> None:
+def planned(bundle: Bundle, out: Path, options: Int8Options, overwrite: bool) -> Int8Options:
+    """The options with the stages to quantise, of a request that can be done as far as is known
+    before the work.
+
+    Args:
+        bundle: As of `quantise_bundle`, as are the others.
+        out: The new bundle.
+        options: What to do.
+        overwrite: Whether a bundle that is there already is replaced.
+
+    Raises:
+        BundleError: `bundle` is not FP32, or `out` is in the way.
+        RisError: There is no such graph.
+    """
+    _require_fp32(bundle)
+    stages = _stages(bundle, options.graphs)
+    recover(out)
+    check_target(out, overwrite)  # again when the work is done
+    return dataclasses.replace(options, graphs=stages)
+
+
+def _require_fp32(bundle: Bundle) -> None:
     precision = bundle.manifest.precision
     if precision != "fp32":
         raise BundleError(f"{bundle.path} is {precision}; INT8 is made from an FP32 bundle")
@@ -91,8 +110,6 @@ def _check(bundle: Bundle, samples: SampleSet) -> None:
         raise BundleError(
             f"{bundle.path} has {narrow.format} weights; INT8 is made from a bundle without them"
         )
-    if not len(samples):
-        raise RisError("there are no calibration samples")
 
 
 def _stages(bundle: Bundle, asked: tuple[str, ...] | None) -> tuple[str, ...]:

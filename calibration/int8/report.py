@@ -60,15 +60,19 @@ class Int8Report:
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 
 
+def files_of(folder: Path) -> tuple[Path, Path]:
+    """The files of a report: the data, and the picture of the layers' costs."""
+    return folder / "report.json", folder / "layers.png"
+
+
 def write_report(report: Int8Report, folder: Path) -> list[Path]:
     """Writes report.json, and layers.png where single layers were measured; returns both paths."""
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        data = folder / "report.json"
+        data, picture = files_of(folder)
         data.write_text(report.to_json(), encoding="utf-8")
         if not report.layers:
             return [data]
-        picture = folder / "layers.png"
         _plot(report, picture)
     return [data, picture]
 

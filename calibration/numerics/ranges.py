@@ -19,7 +19,7 @@ from ris.calibration.numerics.half import value_types
 from ris.calibration.numerics.weights import content_of
 from ris.calibration.samples import CalibrationSample
 from ris.engines import EngineOptions, Graph, Session, TensorSpec, Value
-from ris.engines.errors import BundleError, RisError
+from ris.engines.errors import BundleError, ImageError, RisError, Skipped, refuse
 from ris.engines.onnxruntime import OnnxRuntimeEngine
 from ris.engines.temporary import write_atomically
 from ris.runtime import Bundle, Model
@@ -214,11 +214,23 @@ class _RangeSession(Session):
 
 
 def measure_ranges(
-    bundle: Bundle, samples: Iterable[CalibrationSample], *, threads: int | None = None
+    bundle: Bundle,
+    samples: Iterable[CalibrationSample],
+    *,
+    threads: int | None = None,
+    skipped: Skipped = refuse,
 ) -> Ranges:
     """Runs the bundle's graphs over all images and expressions with ONNX Runtime on the CPU.
 
-    Raises BundleError where a graph's weights are missing, RisError without samples.
+    Args:
+        bundle: The bundle.
+        samples: The images and expressions.
+        threads: CPU threads of ONNX Runtime. None: all cores.
+        skipped: Gets a sentence for each image that the model does not take; the others go on.
+
+    Raises:
+        BundleError: A graph's weights are missing.
+        RisError: There are no samples, and by default in place of leaving something out.
     """
     engine = OnnxRuntimeEngine(EngineOptions("cpu", threads))
     sessions: dict[str, _RangeSession] = {}
@@ -228,7 +240,7 @@ def measure_ranges(
                 place = Path(folder) / stage
                 place.mkdir()
                 sessions[stage] = _open(engine, bundle.graph(stage), place)
-            done = _run_all(bundle, sessions, samples)
+            done = _run_all(bundle, sessions, samples, skipped)
         finally:
             for session in sessions.values():
                 session.close()
@@ -257,7 +269,10 @@ def content_hash(folder: Path, file: str) -> dict[str, str]:
 
 
 def _run_all(
-    bundle: Bundle, sessions: Mapping[str, _RangeSession], samples: Iterable[CalibrationSample]
+    bundle: Bundle,
+    sessions: Mapping[str, _RangeSession],
+    samples: Iterable[CalibrationSample],
+    skipped: Skipped,
 ) -> int:
     """Asks the model every sample; returns how many expressions they had."""
     done = 0
@@ -266,7 +281,11 @@ def _run_all(
             for session in sessions.values():
                 session.picture = sample.name
             categories = sample.categories if model.categories else None
-            scene = model.encode_image(sample.rgb)
+            try:
+                scene = model.encode_image(sample.rgb)
+            except ImageError as error:
+                skipped(f"{sample.name}: {error}")
+                continue
             scene.segment_many(sample.expressions, categories=categories)
             done += len(sample.expressions)
     return done

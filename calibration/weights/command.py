@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from collections.abc import Mapping
@@ -14,7 +15,14 @@ from ris import pip_install
 from ris.calibration.asking import Asked, sample_options, threads_option
 from ris.engines.errors import RisError
 from ris.runtime.bundle_folder import behind_links
-from ris.runtime.commands.console import RisCommand, disk_errors, print_json, track
+from ris.runtime.commands.console import (
+    LeftOut,
+    RisCommand,
+    disk_errors,
+    print_json,
+    require_writable,
+    track,
+)
 from ris.runtime.commands.options import Command, Option, add_options
 from ris.runtime.commands.weight_files import choice_options, family_option, weight_file_options
 from ris.runtime.reference import family_choices, pytorch_reference
@@ -129,8 +137,9 @@ def weights(
         raise RisError(f"{out} exists; choose another --out, or --force to replace it")
     if not behind_links(out).parent.is_dir():
         raise RisError(f"{out.parent}: no such folder; make it, or choose another --out")
+    require_writable(behind_links(out))
 
-    samples = asked.sample_set()
+    left = LeftOut()
     running = {
         "memory": int(memory * 1e9),
         "threads": threads,
@@ -138,11 +147,14 @@ def weights(
         "say": lambda line: click.echo(line, err=True),
     }
     with disk_errors(out):
+        # the samples are made when the model's options are found to fit together
+        samples = functools.partial(asked.sample_set, None, left)
         errors = pytorch_reference().calibrate_weights(model, samples, out, running)
     if as_json:
         print_json(_report(errors), indent=1)
     else:
         click.echo("\n".join(_lines(errors, out, model["weight_format"])))
+    left.finish("the levels were chosen on the others")
 
 
 def _require_packages() -> None:
