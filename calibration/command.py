@@ -92,7 +92,7 @@ def ranges(
     if out:
         if not out.parent.is_dir():
             raise RisError(f"{out.parent}: no such folder; make it, or choose another --out")
-        require_writable(out)
+        require_writable(out.parent, folder=True)
 
     left = LeftOut()
     opened = open_bundle(find_bundle(bundle))

@@ -13,7 +13,7 @@ from ris.engines.text import quoted
 from ris.runtime.categories import categories_to_ask
 from ris.runtime.host import HostSide
 from ris.runtime.image import load_rgb
-from ris.runtime.requests import Request
+from ris.runtime.requests import Request, together
 
 Look = Callable[[Path], object]
 """Reads as much of an image as is to be checked; raises ImageError."""
@@ -46,12 +46,10 @@ def usable(
             continue
         found.append(asked)
 
-    if not found and len(set(problems)) == 1:
-        raise RisError(problems[0])
+    if not found:
+        raise RisError(together(problems) or "there is nothing to calibrate with")
     for problem in problems:
         skipped(problem)
-    if not found:
-        raise RisError("no image and expression is left to calibrate with")
     return found
 
 

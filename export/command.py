@@ -276,10 +276,10 @@ def _require_way_out(request: Request) -> None:
 
     It is asked before gigabytes are downloaded, or an export takes minutes.
     """
-    from ris.runtime.bundle_folder import check_target
+    from ris.runtime.bundle_folder import behind_links, check_target
 
     check_target(request.out, request.force)
-    require_writable(request.out, folder=True)
+    require_writable(behind_links(request.out).parent, folder=True)
     if request.target is not None:
         require_login(request.target)
 

@@ -83,7 +83,7 @@ def collect(
         except RisError as error:
             problems.append(str(error))
     if not requests:
-        raise RisError(_together(problems) or "no image was given")
+        raise RisError(together(problems) or "no image was given")
     for problem in problems:
         skipped(problem)
     return requests
@@ -139,7 +139,7 @@ def _asked_by_hand(
             continue
         asked.append(_Asked(text, name, None))
     if not asked:
-        raise ExpressionError(_together(problems))
+        raise ExpressionError(together(problems))
     for problem in problems:
         skipped(problem)
     return tuple(asked)
@@ -166,7 +166,7 @@ def _images(path: Path, noted: Skipped, results: Path | None) -> Sequence[Path]:
     return found.images
 
 
-def _together(problems: Sequence[str]) -> str:
+def together(problems: Sequence[str]) -> str:
     """Problems in one sentence; of many, the first."""
     more = len(problems) - _MOST_NAMED
     rest = [f"and {more} more"] if more > 0 else []

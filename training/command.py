@@ -85,8 +85,9 @@ def main(
     from ris.training.devices import is_main, require_device
     from ris.training.prepare import prepare_run
 
-    require_writable(out, folder=True)
-    require_device(request.hardware.device)
+    if not dry_run:  # that lists all that is missing
+        require_writable(out, folder=True)
+        require_device(request.hardware.device)
     request = _with_named(request, dry_run, quiet=not is_main())
     left = LeftOut()
     untold: list[str] = []  # what others than the main process leave out

@@ -64,11 +64,15 @@ def repeatable(device: torch.device) -> Iterator[None]:
 def require_device(device: str) -> None:
     """Raises RisError where PyTorch does not see the device here."""
     try:
-        kind = torch.device(device).type
+        asked = torch.device(device)
     except RuntimeError:
         raise RisError(f"--device {device}: there is no such device; give cpu or cuda") from None
-    if kind != "cpu" and not torch.cuda.is_available():
+    if asked.type == "cpu":
+        return
+    if not torch.cuda.is_available():
         raise RisError(f"--device {device}: PyTorch sees no CUDA device here")
+    if (asked.index or 0) >= (count := torch.cuda.device_count()):
+        raise RisError(f"--device {device}: PyTorch sees {count} CUDA devices here, from 0 on")
 
 
 def make_accelerator(device: str, *, mixed: bool) -> Accelerator:

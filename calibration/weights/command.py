@@ -137,7 +137,9 @@ def weights(
         raise RisError(f"{out} exists; choose another --out, or --force to replace it")
     if not behind_links(out).parent.is_dir():
         raise RisError(f"{out.parent}: no such folder; make it, or choose another --out")
-    require_writable(behind_links(out))
+    require_writable(behind_links(out).parent, folder=True)
+    if "auto" in asked.categories:
+        raise RisError("--category auto needs a bundle; name the category of each expression")
 
     left = LeftOut()
     running = {

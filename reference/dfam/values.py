@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ris.engines.errors import ExpressionError
+from ris.engines.text import quoted
 from ris.reference.dfam.categories import COCO_PANOPTIC
 from ris.reference.dfam.model import RISModel
 from ris.reference.dfam.preprocess import prepare_image
@@ -25,8 +27,14 @@ def prepare(model: RISModel, rgb: np.ndarray) -> dict[str, Tensor]:
 
 
 def category_features(model: RISModel, categories: Sequence[str | None]) -> Tensor:
-    """The rows of the category table, [N, embed_dim]; None is asked as "background"."""
-    rows = [COCO_PANOPTIC.index(name or _NO_CATEGORY) for name in categories]
+    """The rows of the category table, [N, embed_dim]; None is asked as "background".
+
+    Raises ExpressionError where there is no such category.
+    """
+    names = [name or _NO_CATEGORY for name in categories]
+    if unknown := [name for name in names if name not in COCO_PANOPTIC]:
+        raise ExpressionError(f"there is no category {quoted(unknown[0])}")
+    rows = [COCO_PANOPTIC.index(name) for name in names]
     return model.text_embeddings[torch.tensor(rows, device=model.text_embeddings.device)]
 
 

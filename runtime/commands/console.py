@@ -355,12 +355,16 @@ def disk_errors(path: Path) -> Iterator[None]:
 def require_writable(path: Path, *, folder: bool = False) -> None:
     """Tries whether `path` can be written, before the work whose results it is for.
 
-    Nothing stays behind. Raises RisError where it cannot. folder: `path` is to be a folder.
+    Nothing stays behind. Raises RisError where it cannot.
+
+    folder: `path` is to be a folder. What takes the place of a file or bundle when it is whole is
+    written beside it: then ask for the folder around it.
     """
-    place = next(one for one in (path, *path.absolute().parents) if one.exists())
-    if place.is_dir() != (folder or place != path):
-        raise RisError(f"cannot write {path}: {place} is {'a' if place.is_dir() else 'no'} folder")
     with disk_errors(path):
+        place = next(one for one in (path, *path.absolute().parents) if one.exists())
+        if place.is_dir() != (folder or place != path):
+            kind = "a" if place.is_dir() else "no"
+            raise RisError(f"cannot write {path}: {place} is {kind} folder")
         if place.is_dir():
             with tempfile.TemporaryFile(dir=place):
                 pass

@@ -182,7 +182,8 @@ def main(
     with local_bundle(here) as found:
         # or each worker says so
         computes_by_stage(running.compute, open_bundle(found, verify=False))
-        check_run(found, running, options, restart)
+        if restart:
+            check_run(found, running, options, restart)
         with disk_errors(out):
             job, parts = plan_batch(out, found, sources, given, options, restart, LeftOut.note)
             before = parts - len(job.open_parts(parts))

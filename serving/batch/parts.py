@@ -95,8 +95,8 @@ class Job:
     ) -> int:
         """Cuts the images into parts of about `rows_per_part` rows; an image's rows stay together.
 
-        Whatever ends the writing early, there is no plan then. The answers of an earlier batch are
-        thrown away last, once all parts are planned.
+        Whatever ends the writing early, there is no plan then: that of an earlier batch is thrown
+        away first, and its answers last, once all parts are planned.
 
         Args:
             tasks: The images, one of which is in memory at a time.
@@ -107,6 +107,7 @@ class Job:
             How many parts there are; for none there is no plan.
         """
         is_new = not self.folder.exists()
+        (self._plan / "plan.json").unlink(missing_ok=True)  # first: without it there is no plan
         remove_folder(self._plan)
         self._plan.mkdir(parents=True)
         parts = 0

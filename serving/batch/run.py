@@ -130,8 +130,9 @@ def plan_batch(
 ) -> tuple[Job, int]:
     """The job and how many parts it has.
 
-    An earlier plan of the same question is kept, with what is done of it. Whatever is refused, an
-    earlier batch is as it was.
+    An earlier plan of the same question is kept, with what is done of it. Where something is
+    refused an earlier batch is as it was; what ends the planning itself early costs its plan, and
+    no answer.
 
     Args:
         out: The batch's folder.
@@ -280,7 +281,6 @@ def run_batch(
         EngineError: Where this machine alone is to run it and lacks the engine or the device.
         RisError: Where the cluster cannot be reached, or the workers cannot start.
     """
-    check_run(bundle, running, options, restart=False)
     todo = dict.fromkeys(job.open_parts(parts), False)
     if options.retry_errors:
         done = [part for part in range(parts) if part not in todo]
@@ -288,6 +288,7 @@ def run_batch(
     start = time.perf_counter()
     tally = _Tally()
     if todo:
+        check_run(bundle, running, options, restart=False)
         threads = running.threads or max(1, int(options.cpus))
         running = replace(of_worker(running, options.gpus), threads=threads)
         given = {

@@ -56,7 +56,7 @@ def test_ranges_that_cannot_be_written_are_not_measured(made_up_bundle, locked, 
         "ris.calibration.numerics.measure_ranges", lambda *a, **k: pytest.fail("measured first")
     )
     done = command("ranges", made_up_bundle, "--out", locked / "ranges.json")
-    refused(done, f"cannot write {locked / 'ranges.json'}: Permission denied")
+    refused(done, f"cannot write {locked}: Permission denied")
     done = command("ranges", made_up_bundle, "--out", locked.parent / "none" / "ranges.json")
     refused(done, "none: no such folder; make it")
 
@@ -142,9 +142,10 @@ MODEL = ["--preset", "tiny-lisa", "--random-weights", "0"]
 @pytest.mark.parametrize(
     ("model", "out", "sentence"),
     [
-        (MODEL, "locked/rounded", "locked/rounded: Permission denied"),
+        (MODEL, "locked/rounded", "locked: Permission denied"),
         (MODEL, "none/rounded", "none: no such folder; make it"),
         (["--preset", "nothing"], "rounded", "there is no preset 'nothing'"),
+        ([*MODEL, "park.png", "-e", "man", "--category", "auto"], "rounded", "auto needs a bundle"),
         ([*MODEL, "--family", "lisa"], "rounded", "--checkpoint"),
         ([*MODEL, "--weight-format", "int3"], "rounded", "int3"),
     ],

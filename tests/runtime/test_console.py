@@ -43,6 +43,11 @@ def test_what_is_in_the_way_is_named(tmp_path, path, folder, sentence):
         require_writable(tmp_path / path, folder=folder)
 
 
+def test_what_the_disk_refuses_to_look_at_is_a_sentence(tmp_path):
+    with pytest.raises(RisError, match=r"cannot write .*: File name too long"):
+        require_writable(tmp_path / ("n" * 300))
+
+
 def test_no_permission_is_a_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(os, "access", lambda *given: False)
