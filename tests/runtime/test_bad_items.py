@@ -138,7 +138,7 @@ def test_a_folder_named_as_the_output_is_one_sentence(infer):
     Path("file").write_text("")
     done = infer("a.png", "left man", "--out", "file")
     assert done.exit_code == 2
-    assert "Error: cannot write file: File exists" in done.stderr
+    assert "Error: cannot write file: file is no folder" in done.stderr
 
 
 @pytest.mark.parametrize(
