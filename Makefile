@@ -22,9 +22,9 @@ demo: $(VENV)/installed
 	    --bundle demo/ris-bundle --out demo
 	@echo "Look at demo/park.left-man.overlay.png"
 
-# Two processes share the tests and the cores (tests/conftest.py says how). Commands in processes of
-# their own come on top, so OpenMP's threads sleep where they would spin. The tests of Triton and
-# the page have an environment of their own: make test-serving
+# Two processes share the tests (tests/conftest.py says how). There are then more OpenMP threads
+# than cores, so they sleep where they would spin. The tests of Triton and the page have an
+# environment of their own: make test-serving
 PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 SERVING_TESTS := tests/serving/test_triton.py tests/serving/test_page.py
 SHARED := $(SERVING_TESTS:%=--ignore=%) -n 2 --no-loadscope-reorder --max-worker-restart=0

@@ -16,11 +16,6 @@ from made_up_exports import export_made_up
 # the same on every CPU; tests of what `auto` takes leave it out
 os.environ["RIS_COMPUTE"] = "fp32"
 
-# processes that share the tests share the cores: more OpenMP threads than those only wait
-if count := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
-    share = max(1, len(os.sched_getaffinity(0)) // count)
-    os.environ.setdefault("OMP_NUM_THREADS", str(share))
-
 GOLDEN = Path(__file__).parent / "golden"
 REPO = Path(__file__).parent.parent
 
