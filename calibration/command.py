@@ -86,7 +86,7 @@ def ranges(
       ris-calibrate ranges ris-bundle requests.jsonl
     """
     _require_onnx()
-    from ris.calibration.numerics import measure_ranges
+    from ris.calibration.numerics import MeasuringStopped, measure_ranges
 
     asked.check()
     if out:
@@ -98,7 +98,11 @@ def ranges(
     opened = open_bundle(find_bundle(bundle))
     samples, count = asked.stream(opened, left)
     tracked = track(samples, count, "Ranges")
-    found = measure_ranges(opened, tracked, threads=threads, skipped=left)
+    stopped: MeasuringStopped | None = None
+    try:
+        found = measure_ranges(opened, tracked, threads=threads, skipped=left)
+    except MeasuringStopped as early:
+        found, stopped = early.found, early
 
     try:
         if out:
@@ -111,6 +115,9 @@ def ranges(
             _print(found)
     if out and not as_json:
         click.echo(f"Wrote {out}")
+    if stopped is not None:
+        click.echo(f"Stopped early: these are the ranges of {found.samples} expressions", err=True)
+        raise stopped
     left.finish(f"the ranges are those of {found.samples} expressions")
 
 

@@ -258,7 +258,8 @@ class OnnxRuntimeEngine(Engine):
             EngineError: As in `open`.
         """
         of_artifact = replace(graph, path=artifact)
-        session = self.start(of_artifact, str(artifact), self.providers(), in_order=True)
+        entries = self._weight_entries(of_artifact)
+        session = self.start(of_artifact, str(artifact), self.providers(), entries, in_order=True)
         return self._session(graph, session)
 
     def _session(self, graph: Graph, session: Any) -> Session:
@@ -323,6 +324,10 @@ class OnnxRuntimeEngine(Engine):
             EngineError: Where ONNX Runtime cannot open the model, or starts another provider.
         """
         options = self._session_options(entries or {}, in_order)
+        if graph.weights is None and not has_vnni():
+            # INT8 products that do not overflow, but are slower; with VNNI it would take them too.
+            # Of narrow weights there are none, and it would break their groups (1.31)
+            options.add_session_config_entry("session.x64quantprecision", "1")
         first = providers[0][0]
         if first != CPU and self.options.strict:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -369,9 +374,6 @@ class OnnxRuntimeEngine(Engine):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # without it `nodes_by` finds nothing
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        if not has_vnni():
-            # INT8 products that do not overflow, but are slower; with VNNI it would take them too
-            options.add_session_config_entry("session.x64quantprecision", "1")
         for name, value in entries.items():
             options.add_session_config_entry(name, value)
         return options

@@ -41,7 +41,6 @@ from ris.runtime.commands.console import (
     DefaultGroup,
     LeftOut,
     RisCommand,
-    find_bundle,
     print_json,
 )
 from ris.runtime.commands.drawing import draw_options
@@ -143,7 +142,7 @@ def run(
     def model() -> AbstractContextManager[Opened]:
         if pytorch:
             return open_reference(files, family, chosen, running)
-        return open_bundle_to_ask(find_bundle(bundle), running, cache, draws, form)
+        return open_bundle_to_ask(running.find_bundle(bundle), running, cache, draws, form)
 
     ask = _run_published if asked.source.published else _run_own
     ask(asked, model, out, restart, as_json, left)

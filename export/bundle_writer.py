@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 
 from ris import __version__
 from ris.calibration.numerics import emulated
+from ris.calibration.weights.groups import WeightFormat
 from ris.engines.errors import BundleError, RisError
 from ris.export.alone import alone
 from ris.export.families import DESIGNS
@@ -116,15 +117,8 @@ def export_bundle(
         ParityError: Where a graph does not agree with the reference.
     """
     design = DESIGNS[family]
-    stages = keep_fp32(design.stages(config), options.fp32, options.precision)
-    host = design.host(config)
-    if options.resizing == "graph":
-        require_resizes(host, family)
-        stages, host = resizes_inside(stages, host)
-    formats = formats_of(stages, options.weights)
+    stages, host, formats = chosen_graphs(family, config, options)
     stages = halve_kept(stages, options.precision, formats, options.ranges)
-    if formats and options.precision == "fp16":
-        raise RisError("narrow weights are for products in FP32 or bfloat16, not for FP16")
     rounded = options.rounded
     if rounded is not None:
         rounded.require(About(family, config, source, formats))
@@ -174,6 +168,26 @@ def export_bundle(
         if kept is not None:
             kept.remove()
     return ExportResult(out, manifest, checked)
+
+
+def chosen_graphs(
+    family: str, config: Config, options: ExportOptions
+) -> tuple[tuple[StageDesign, ...], Host, dict[str, WeightFormat]]:
+    """The graphs that the options ask for, the host's part, and the formats of narrow weights.
+
+    It reads no weights, so that whoever hashes gigabytes for a `Source` asks it before. Raises
+    RisError for options that name a graph, resizes or weights that the model does not have.
+    """
+    design = DESIGNS[family]
+    stages = keep_fp32(design.stages(config), options.fp32, options.precision)
+    host = design.host(config)
+    if options.resizing == "graph":
+        require_resizes(host, family)
+        stages, host = resizes_inside(stages, host)
+    formats = formats_of(stages, options.weights)
+    if formats and options.precision == "fp16":
+        raise RisError("narrow weights are for products in FP32 or bfloat16, not for FP16")
+    return stages, host, formats
 
 
 def _planned(

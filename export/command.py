@@ -363,7 +363,7 @@ def _export(
     reads_weights = bool(request.files) or request.is_demo
     with StepProgress("Export") as progress:
         progress("libraries")
-        from ris.export.bundle_writer import ExportOptions, export_bundle, steps
+        from ris.export.bundle_writer import ExportOptions, chosen_graphs, export_bundle, steps
         from ris.runtime.bundle_folder import check_target
 
         check_target(request.out, request.force)
@@ -373,8 +373,6 @@ def _export(
             from ris.export.plan import found_lines
 
             click.echo("\n".join(found_lines(source)), err=True)
-        if reads_weights:
-            progress("checkpoint")
         options = ExportOptions(
             precision=request.precision,
             fp32=request.fp32,
@@ -386,6 +384,9 @@ def _export(
             weights=request.weights,
             rounded=rounded,
         )
+        chosen_graphs(source.family, source.config, options)  # raises before files are hashed
+        if reads_weights:
+            progress("checkpoint")
         result = export_bundle(
             source.make,
             source.config,

@@ -19,13 +19,18 @@ from ris.engines import EngineOptions, Graph, create
 from ris.export import precision
 from ris.export.families.design import IslandRules
 from ris.runtime.manifest import StageParity
-from ris.runtime.parity import TOLERANCES, Arrays, check_stage, graph_feeds
+from ris.runtime.parity import Arrays, check_stage, graph_feeds
+from ris.runtime.tolerance import TOLERANCES
 
 ACCEPTED = TOLERANCES["fp16"].stage
 """The relative error of an FP16 graph's outputs that is accepted."""
 
 Parity = dict[str, StageParity]
 """The errors of a graph's outputs, by "stage.output"."""
+
+Special = tuple[str | None, Mapping[str, float]]
+"""The row of the no-target logits, whose error has no bound; those behind a threshold, and the
+error that is accepted there."""
 
 
 class _Attempt(NamedTuple):
@@ -35,7 +40,7 @@ class _Attempt(NamedTuple):
     """The errors in true FP16 arithmetic."""
 
     error: float
-    """The largest relative one that is judged."""
+    """The largest relative one that is judged, as `_error` counts."""
 
 
 def make_fp16(
@@ -44,7 +49,7 @@ def make_fp16(
     rules: IslandRules,
     reference: Arrays,
     known: Mapping[str, TensorRange] | None = None,
-    no_target: str | None = None,
+    special: Special = (None, {}),
     report: Callable[[str], None] = lambda what: None,
 ) -> tuple[dict[str, str], Parity]:
     """Rewrites the FP32 graph's file in FP16, with FP32 islands.
@@ -57,7 +62,7 @@ def make_fp16(
         rules: What the family keeps in FP32.
         reference: The arrays that the graph is measured on.
         known: Ranges of the graph's values over more samples. None: there are none.
-        no_target: The row of the no-target logits, whose error has no bound.
+        special: The rows of which more is accepted.
         report: Called with the name of a step that takes long.
 
     Returns:
@@ -74,7 +79,7 @@ def make_fp16(
         def attempt(islands: Mapping[str, str]) -> _Attempt:
             precision.convert_to_fp16(graph.path, half.path, islands)
             rows = check_half(half, reference)
-            return _Attempt(rows, _error(rows, no_target))
+            return _Attempt(rows, _error(rows, special))
 
         tried = attempt(islands)
         if tried.error > ACCEPTED:
@@ -97,13 +102,15 @@ def _widest(
     return ranges
 
 
-def _error(rows: Parity, no_target: str | None) -> float:
+def _error(rows: Parity, special: Special) -> float:
     """The largest relative error of a graph's outputs; infinite where one is not finite.
 
-    The size of the no-target logits' error does not count (`Tolerance.no_target_logits`).
+    The size of the no-target logits' error does not count (`Tolerance.no_target_logits`), and that
+    of what lies behind a threshold for as much as is accepted of others.
     """
+    no_target, behind = special
     judged = (
-        row.relative
+        row.relative * ACCEPTED / max(ACCEPTED, behind.get(name, 0.0))
         for name, row in rows.items()
         if name != no_target or not math.isfinite(row.relative)
     )

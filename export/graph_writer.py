@@ -38,13 +38,8 @@ from ris.export.weights import every_tenth, require_finite, require_matrices, st
 from ris.runtime.bundle import hash_files
 from ris.runtime.manifest import GraphEntry, Manifest, Precision, StageParity
 from ris.runtime.manifest_weights import Rounding
-from ris.runtime.parity import (
-    TOLERANCES,
-    check_stage,
-    failed_rows,
-    no_target_row,
-    thresholded_rows,
-)
+from ris.runtime.parity import check_stage
+from ris.runtime.tolerance import TOLERANCES, failed_rows, no_target_row, thresholded_rows
 
 Rows = dict[str, StageParity]
 """The parity of outputs, by "stage.output"."""
@@ -345,7 +340,7 @@ def _convert(stage: StageDesign, job: GraphJob, scopes: dict[str, list[str]]) ->
             stage.islands,
             job.reference.first_image().arrays,
             known,
-            no_target_row(job.planned),
+            (no_target_row(job.planned), thresholded_rows(job.planned, TOLERANCES["fp16"])),
             lambda what: job.report(f"{stage.name}: {what}"),
         )
         converted = _Converted("fp16", kept, rounded)
@@ -394,7 +389,7 @@ def _check_graph(graph: Graph, graph_precision: Precision, job: GraphJob) -> Row
         single = check_stage(graph.stage, session, reference.first_image(expressions=1).arrays)
 
     tolerance = TOLERANCES[graph_precision]
-    special = no_target_row(planned), thresholded_rows(planned)
+    special = no_target_row(planned), thresholded_rows(planned, tolerance)
     require(failed_rows(rows, tolerance, *special), graph.stage)
     require(failed_rows(single, tolerance, *special), f"{graph.stage} with batch 1")
     return rows

@@ -12,7 +12,7 @@ from ris.export.sources import ModelSource
 from ris.export.weights import worst_layers
 from ris.runtime.commands.console import size
 from ris.runtime.manifest_weights import StoredWeights
-from ris.runtime.parity import END_TO_END
+from ris.runtime.tolerance import END_TO_END
 
 
 def print_summary(source: ModelSource, result: ExportResult, seconds: float) -> None:

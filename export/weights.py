@@ -13,7 +13,8 @@ from ris.engines.errors import RisError
 from ris.engines.text import quoted
 from ris.export.families.design import StageDesign
 from ris.runtime.manifest_weights import Rounding, StoredWeights
-from ris.runtime.parity import StageParity, Tolerance
+from ris.runtime.parity import StageParity
+from ris.runtime.tolerance import Tolerance
 
 ANY = Tolerance(
     stage=math.inf,

@@ -35,7 +35,8 @@ from ris.engines.recipe import Recipe
 from ris.runtime.bundle import Bundle
 from ris.runtime.choice import AUTO, CHOICES, Choice
 from ris.runtime.model import Model
-from ris.runtime.parity import check_model, load_golden, tolerance_of
+from ris.runtime.parity import check_model, load_golden
+from ris.runtime.tolerance import tolerance_of
 
 Compute = str | Mapping[str, str] | None
 """A precision for the whole model, precisions by graph, or None where nobody asks for one.

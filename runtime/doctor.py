@@ -28,8 +28,9 @@ from ris.runtime.computing import Settled
 from ris.runtime.from_json import read_json
 from ris.runtime.loading import NOT_MEASURED, open_model, settle_as_measured, settle_for
 from ris.runtime.onnx_weights import count_weights
-from ris.runtime.parity import END_TO_END, ParityReport, check_model, load_golden
+from ris.runtime.parity import ParityReport, check_model, load_golden
 from ris.runtime.system import Cpu, Gpus, Memory
+from ris.runtime.tolerance import END_TO_END
 
 
 @dataclass(frozen=True)

@@ -311,6 +311,8 @@ def _draw(folder: Path) -> None:
 def _words(line: Progress) -> str:
     """A line of the log for people; the validation's figures in lines of their own."""
     now = time.strftime("%H:%M:%S")
+    if line.note is not None:
+        return f"{now} step {line.step}  {line.note}"
     losses = _figures(line.losses)
     text = f"{now} step {line.step}  {losses}  rate {line.rate:.1e}  {line.seconds:.0f} s"
     if line.skipped:

@@ -31,7 +31,7 @@ from ris.training.run_folder import (
     write_weights,
     writing,
 )
-from ris.training.trackers import start_trackers
+from ris.training.trackers import Note, finish_trackers, start_trackers
 
 
 @dataclass(frozen=True)
@@ -170,10 +170,11 @@ class Keeper:
         return f"{kept}; go on with a lower --learning-rate"
 
     @contextlib.contextmanager
-    def folder_held(self) -> Iterator[None]:
+    def folder_held(self, note: Note) -> Iterator[None]:
         """Holds the folder and opens its logs; all processes begin and end together.
 
-        Raises RisError where another process holds it, or its state was not resumed.
+        note: gets a sentence where a log cannot be ended as it should. Raises RisError where
+        another process holds the folder, its state was not resumed, or a log cannot begin.
         """
         accelerator, step = self.learner.accelerator, self.learner.step
         main = accelerator.is_main_process
@@ -189,9 +190,7 @@ class Keeper:
             try:
                 yield
             finally:
-                for tracker in accelerator.trackers:
-                    tracker.finish()
-                accelerator.trackers = []
+                finish_trackers(accelerator, note)
         accelerator.wait_for_everyone()
 
     def _require_own_state(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from ris.training.pretext import PretextHeads
 from ris.training.recipe import Recipe
 from ris.training.run_folder import Progress, Window, append_log
 from ris.training.samples import Sources
-from ris.training.trackers import log_picture, log_progress
+from ris.training.trackers import Note, log_picture, log_progress
 
 PATIENCE = 5
 """So many steps in a row may fail to change the weights before the run stops."""
@@ -151,7 +152,7 @@ class Trainer:
             save_every: Steps between states.
             validate_every: Steps between validations. The lessons have none: they teach no masks.
             stop: Leave after this step instead; None: the recipe's last one.
-            report: Called with each line of the log.
+            report: Called with each line of the log; one with a `note` has no figures.
             skipped: Gets a sentence for each sample that cannot be used; some may come again.
 
         Raises:
@@ -161,7 +162,8 @@ class Trainer:
         """
         last = min(self.recipe.steps, stop or self.recipe.steps)
         self.model.train()
-        with self.keeper.folder_held(), self._signals():
+        note = functools.partial(self._note, report=report)
+        with self.keeper.folder_held(note), self._signals():
             try:
                 window = Window()
                 for groups in self.batches(last):
@@ -170,10 +172,12 @@ class Trainer:
                     self._take(window, groups)
                     done = self.step == last
                     due = self.step % validate_every == 0 and self.step > self.recipe.lessons
-                    figures = self._validated(skipped) if due or done else None
+                    figures = self._validated(skipped, note) if due or done else None
                     if figures is not None or self.step % log_every == 0:
                         rate = self.recipe.rate(self.step - 1)
-                        self._log(window.line(self.step, rate, figures), report)
+                        line = window.line(self.step, rate, figures)
+                        self._log(line, report)
+                        log_progress(self.accelerator, line, note)
                         window = Window()
                     if done or (self.step % save_every == 0 and not self._idle):
                         self.keeper.save()
@@ -245,18 +249,22 @@ class Trainer:
         """Whether the recipe's first steps are lessons."""
         return self.sources.lessons is not None and self.learner.heads is not None
 
-    def _validated(self, skipped: Skipped) -> dict[str, dict[str, float]]:
+    def _validated(self, skipped: Skipped, note: Note) -> dict[str, dict[str, float]]:
         found = self.validate(skipped)
         self.keeper.keep_best(found.figures)
         if found.picture is not None:
-            log_picture(self.accelerator, found.picture, self.step)
+            log_picture(self.accelerator, found.picture, self.step, note)
         return found.figures
 
     def _log(self, line: Progress, report: Callable[[Progress], None]) -> None:
         if self.accelerator.is_main_process:
             append_log(self.keeper.folder, line)
-            log_progress(self.accelerator, line)
             report(line)
+
+    def _note(self, sentence: str, report: Callable[[Progress], None]) -> None:
+        """A line of the log about what happened beside the steps."""
+        rate = self.recipe.rate(max(0, self.step - 1))
+        self._log(Progress(self.step, {}, rate, 0.0, note=sentence), report)
 
     def batches(self, last: int) -> Iterator[list[Batch]]:
         """The groups of the steps from here to `last`: lessons first, then expressions."""

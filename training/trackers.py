@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,14 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from numpy.typing import NDArray
 
+from ris.engines.base import first_line
+from ris.engines.errors import RisError
 from ris.engines.temporary import write_atomically
 from ris.runtime.commands.console import without_nan
 from ris.training.run_folder import Progress
+
+Note = Callable[[str], None]
+"""Called with a sentence about a tracker that is left out from there on."""
 
 CSV = "log.csv"
 """The CSV file: a line for each of the log's, a column for each figure."""
@@ -89,26 +94,35 @@ def start_trackers(
         folder: The run's folder.
         step: The steps done; TensorBoard and CSV drop what is there about later ones.
         config: What the run does, for W&B.
+
+    Raises:
+        RisError: Where one cannot begin, as W&B without a login.
     """
     if not accelerator.is_main_process:
         return
-    trackers: list[Any] = []
-    if "csv" in names:
-        trackers.append(CsvTracker(folder / CSV, step))
-    if "tensorboard" in names:
+    for name in names:
+        try:
+            tracker = _tracker(name, folder, step, config)
+            tracker.start()
+        except Exception as error:  # whatever the package raises
+            finish_trackers(accelerator, lambda sentence: None)  # the reason is the other's
+            raise RisError(f"--log {name} cannot begin: {first_line(error)}") from error
+        accelerator.trackers = [*accelerator.trackers, tracker]
+
+
+def _tracker(name: str, folder: Path, step: int, config: dict[str, Any]) -> GeneralTracker:
+    if name == "csv":
+        return CsvTracker(folder / CSV, step)
+    if name == "tensorboard":
         from accelerate.tracking import TensorBoardTracker
 
-        trackers.append(TensorBoardTracker("tensorboard", folder, purge_step=step + 1))
-    if "wandb" in names:
-        from accelerate.tracking import WandBTracker
+        return TensorBoardTracker("tensorboard", folder, purge_step=step + 1)
+    from accelerate.tracking import WandBTracker
 
-        trackers.append(WandBTracker("ris-train", dir=str(folder), name=folder.name, config=config))
-    for tracker in trackers:
-        tracker.start()
-    accelerator.trackers = trackers
+    return WandBTracker("ris-train", dir=str(folder), name=folder.name, config=config)
 
 
-def log_progress(accelerator: Accelerator, line: Progress) -> None:
+def log_progress(accelerator: Accelerator, line: Progress, note: Note) -> None:
     """A line of the log as figures by name."""
     values: dict[str, Any] = {f"loss/{name}": value for name, value in line.losses.items()}
     values |= {"loss": sum(line.losses.values()), "rate": line.rate, "skipped": line.skipped}
@@ -116,13 +130,41 @@ def log_progress(accelerator: Accelerator, line: Progress) -> None:
         values["norm"] = line.norm
     for kind, figures in (line.validation or {}).items():
         values |= {f"validation/{kind}/{name}": value for name, value in figures.items()}
-    accelerator.log(values, step=line.step)
+    _each(accelerator, lambda tracker: tracker.log(values, step=line.step), note)
 
 
-def log_picture(accelerator: Accelerator, picture: NDArray[np.uint8], step: int) -> None:
-    """A picture, uint8 RGB [H, W, 3], for the trackers that show pictures."""
-    for tracker in accelerator.trackers:
+def log_picture(
+    accelerator: Accelerator, picture: NDArray[np.uint8], step: int, note: Note
+) -> None:
+    """A picture for the trackers that show pictures.
+
+    Args:
+        accelerator: The run's.
+        picture: uint8 RGB [H, W, 3].
+        step: The steps done.
+        note: As of `_each`.
+    """
+
+    def show(tracker: GeneralTracker) -> None:
         if tracker.name == "tensorboard":
             tracker.log_images({"answers": picture[None]}, step=step, dataformats="NHWC")
         elif tracker.name == "wandb":
             tracker.log_images({"answers": [picture]}, step=step)
+
+    _each(accelerator, show, note)
+
+
+def finish_trackers(accelerator: Accelerator, note: Note) -> None:
+    """Closes the trackers; there are none afterwards."""
+    _each(accelerator, lambda tracker: tracker.finish(), note)
+    accelerator.trackers = []
+
+
+def _each(accelerator: Accelerator, act: Callable[[Any], object], note: Note) -> None:
+    """Does it with each tracker. No run ends for one that fails: it is left out from there on."""
+    for tracker in [*accelerator.trackers]:
+        try:
+            act(tracker)
+        except Exception as error:  # whatever the package raises
+            accelerator.trackers = [one for one in accelerator.trackers if one is not tracker]
+            note(f"--log {tracker.name} ends here, the run goes on: {first_line(error)}")

@@ -24,7 +24,7 @@ from ris.calibration.numerics.smoothing import find_folds, smooth
 from ris.engines import Graph
 from ris.engines.errors import ParityError
 from ris.runtime.comparing import compare
-from ris.runtime.parity import TOLERANCES
+from ris.runtime.tolerance import TOLERANCES
 
 _RUNS = "runs"
 """What says among kept arrays how many runs they are of."""

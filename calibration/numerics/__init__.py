@@ -7,6 +7,7 @@ from ris.calibration.numerics.bundles import emulate_bundle, emulated
 from ris.calibration.numerics.half import emulate_half
 from ris.calibration.numerics.ranges import (
     FP16_MAX,
+    MeasuringStopped,
     Ranges,
     TensorRange,
     measure_ranges,
@@ -15,6 +16,7 @@ from ris.calibration.numerics.ranges import (
 
 __all__ = [
     "FP16_MAX",
+    "MeasuringStopped",
     "Ranges",
     "TensorRange",
     "emulate_bundle",

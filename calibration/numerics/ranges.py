@@ -231,26 +231,46 @@ def measure_ranges(
     Raises:
         BundleError: A graph's weights are missing.
         RisError: There are no samples, and by default in place of leaving something out.
+        MeasuringStopped: Ctrl-C, once a sample was asked.
     """
     engine = OnnxRuntimeEngine(EngineOptions("cpu", threads))
     sessions: dict[str, _RangeSession] = {}
+    asked, stopped = [0], False
     with tempfile.TemporaryDirectory(prefix="ris-ranges-") as folder:
         try:
             for stage in bundle.stages:
                 place = Path(folder) / stage
                 place.mkdir()
                 sessions[stage] = _open(engine, bundle.graph(stage), place)
-            done = _run_all(bundle, sessions, samples, skipped)
+            try:
+                _run_all(bundle, sessions, samples, skipped, asked)
+            except KeyboardInterrupt:
+                if not sum(asked):
+                    raise
+                stopped = True
         finally:
             for session in sessions.values():
                 session.close()
 
+    done = sum(asked)
     if not done:
         raise RisError("there are no calibration samples")
     stages = {stage: session.ranges() for stage, session in sessions.items()}
     hashes = {entry.name: _measured(bundle, entry) for entry in bundle.manifest.stages}
     edges = {stage: found for stage, session in sessions.items() if (found := session.edges())}
-    return Ranges(stages, done, hashes, edges)
+    ranges = Ranges(stages, done, hashes, edges)
+    if stopped:
+        raise MeasuringStopped(ranges)
+    return ranges
+
+
+class MeasuringStopped(KeyboardInterrupt):
+    """Ctrl-C in `measure_ranges`, which loses nothing."""
+
+    def __init__(self, found: Ranges) -> None:
+        super().__init__(f"stopped after {found.samples} expressions")
+        self.found = found
+        """Of the expressions that were asked before it."""
 
 
 def _measured(bundle: Bundle, entry: GraphEntry) -> dict[str, str]:
@@ -273,9 +293,9 @@ def _run_all(
     sessions: Mapping[str, _RangeSession],
     samples: Iterable[CalibrationSample],
     skipped: Skipped,
-) -> int:
-    """Asks the model every sample; returns how many expressions they had."""
-    done = 0
+    asked: list[int],
+) -> None:
+    """Asks the model every sample; `asked` gets how many expressions each had."""
     with Model(bundle, sessions, max_expressions=4) as model:
         for sample in samples:
             for session in sessions.values():
@@ -287,8 +307,7 @@ def _run_all(
                 skipped(f"{sample.name}: {error}")
                 continue
             scene.segment_many(sample.expressions, categories=categories)
-            done += len(sample.expressions)
-    return done
+            asked.append(len(sample.expressions))
 
 
 def copy_data(graph: Path, folder: Path) -> None:

@@ -179,8 +179,11 @@ Ort::SessionOptions session_options(Provider provider, const EngineOptions &opti
     session.DisableMemPattern();
     // idle threads of one graph would spin on the cores that the next graph and the host need
     session.AddConfigEntry("session.force_spinning_stop", "1");
-    // INT8 products that do not overflow; slower ones, which it would take with VNNI too
-    if (!has_vnni()) session.AddConfigEntry("session.x64quantprecision", "1");
+    // INT8 products that do not overflow; slower ones, which it would take with VNNI too. Of narrow
+    // weights there are none, and it would break their groups
+    if (stage.weights.empty() && !has_vnni()) {
+        session.AddConfigEntry("session.x64quantprecision", "1");
+    }
     session.SetIntraOpNumThreads(options.threads);
     if (provider == Provider::cpu) {
         keep_activations(session, stage);

@@ -24,6 +24,9 @@ from ris.runtime.bundle import Bundle
 Report = Callable[[str], None]
 """Called as each step begins, with its name."""
 
+Failed = Callable[[str, str], None]
+"""Called with the name of a way that cannot be measured, and why."""
+
 _RATES = "matrix products"
 
 
@@ -33,6 +36,7 @@ def run_plan(
     workload: Workload,
     plan: Plan,
     report: Report,
+    failed: Failed = lambda name, reason: None,
 ) -> BenchReport:
     """Measures all alternatives.
 
@@ -42,6 +46,7 @@ def run_plan(
         workload: What each of them is asked.
         plan: How much is measured.
         report: Called `plan.steps(alternatives)` times.
+        failed: Called at once for whatever fails; the report has it, too.
 
     Raises:
         RisError: Where not a single alternative could be measured.
@@ -52,7 +57,7 @@ def run_plan(
         tempfile.TemporaryDirectory(prefix="ris-bench-") as folder,
         contextlib.ExitStack() as stack,
     ):
-        run = _Run(alternatives, workload.save(Path(folder)), plan, report)
+        run = _Run(alternatives, workload.save(Path(folder)), plan, report, failed)
         run.check_files()
         run.start_cold()
         run.start_workers(bundle, stack)
@@ -70,10 +75,11 @@ class _Run:
         shared: dict[str, Any],
         plan: Plan,
         report: Report,
+        failed: Failed,
     ) -> None:
         """shared: the part of a worker's SPEC that all have in common (`Workload.save`)."""
         self._alternatives, self._shared = alternatives, shared
-        self._plan, self._report = plan, report
+        self._plan, self._report, self._failed = plan, report, failed
         self._bundles = [a for a in alternatives if a.kind == "bundle"]
         self._workers: dict[str, Worker] = {}
         self.found = Measurements(
@@ -218,6 +224,7 @@ class _Run:
             yield
         except WorkerError as error:
             self.found.failed[name] = str(error)
+            self._failed(name, str(error))
 
 
 def _require_memory(bundle: Bundle) -> None:

@@ -200,7 +200,7 @@ def run(
     workload = request.workload(opened)
     plan = Plan(rounds=runs, cold_starts=cold, batches=batches, limit=limit, anew=anew)
     with StepProgress("Bench", plan.steps(alternatives)) as progress:
-        report = run_plan(opened, alternatives, workload, plan, progress)
+        report = run_plan(opened, alternatives, workload, plan, progress, _say_failed)
 
     try:
         if out is not None:
@@ -215,8 +215,10 @@ def _show(report: BenchReport, as_json: bool) -> None:
         click.echo(report.to_json(), nl=False)
     else:
         Console(width=140).print(Markdown(markdown(report)))
-    for name, reason in report.failed.items():
-        click.echo(f"Not measured: {name}: {reason}", err=True)
+
+
+def _say_failed(name: str, reason: str) -> None:
+    click.echo(f"Not measured: {name}: {reason}", err=True)
 
 
 @dataclass(frozen=True)
@@ -260,6 +262,8 @@ class Request:
             raise RisError("--pytorch-precision is for --pytorch and --torch-compile")
         if with_pytorch:
             require_pytorch("--pytorch")
+        for text in self.engines:
+            _require_known(text, self.device)
 
     def alternatives(self, bundle: Path) -> list[Alternative]:
         """The ways of running the bundle, PyTorch first.
@@ -310,17 +314,7 @@ def parse_engine(text: str, bundle: Path, device: str, threads: int | None) -> A
     rest, _, other = text.partition("@")
     first, *switches = rest.split(",")
     engine, _, compute = first.partition(":")
-    if engine not in ENGINE_NAMES:
-        raise RisError(
-            f"--engine {text}: there is no engine {engine!r};"
-            f" this version has {', '.join(ENGINE_NAMES)}"
-        )
-    if compute and compute not in CHOICES:
-        raise RisError(
-            f"--engine {text}: there is no precision {compute!r}; known are {', '.join(CHOICES)}"
-        )
-
-    chosen = select(engine, device).name
+    chosen = _require_known(text, device)
     options: dict[str, Any] = {"engine": chosen, "device": device, "threads": threads}
     by_graph = []
     for switch in switches:
@@ -341,6 +335,24 @@ def parse_engine(text: str, bundle: Path, device: str, threads: int | None) -> A
     if is_address(other):  # a round must not wait for a Hub
         other = str(find_bundle(other))
     return Alternative(shown, "bundle", other or str(bundle), options)
+
+
+def _require_known(text: str, device: str) -> str:
+    """The engine of a way, by its name where "auto" takes one.
+
+    Raises RisError where there is no such engine or precision, or the engine is not installed.
+    """
+    engine, _, compute = text.partition("@")[0].partition(",")[0].partition(":")
+    if engine not in ENGINE_NAMES:
+        raise RisError(
+            f"--engine {text}: there is no engine {engine!r};"
+            f" this version has {', '.join(ENGINE_NAMES)}"
+        )
+    if compute and compute not in CHOICES:
+        raise RisError(
+            f"--engine {text}: there is no precision {compute!r}; known are {', '.join(CHOICES)}"
+        )
+    return select(engine, device).name
 
 
 def _require_one_model(path: Path, bundle: Bundle, alternatives: Sequence[Alternative]) -> None:

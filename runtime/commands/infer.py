@@ -17,7 +17,6 @@ from ris.runtime.commands.console import (
     LeftOut,
     RisCommand,
     disk_errors,
-    find_bundle,
     print_json,
     require_writable,
     track,
@@ -152,7 +151,7 @@ def main(
     requests = collect(sources, asked, categories, left, left.note, options.out)
     images = [request.image for request in requests]
     writer = ResultWriter(options.out, options.formats, images, options.simplify)
-    path = find_bundle(bundle)
+    path = running.find_bundle(bundle)
     host = open_bundle(path, verify=False).manifest.host  # `load` checks the hashes
     options.draws.check(host.drawn)
     host.text.form_named(options.form)  # raises for an unknown one

@@ -29,7 +29,7 @@ from ris.runtime.hub.entries import (
     unverified,
 )
 from ris.runtime.hub.models import Entry, PublishedFile, as_data, is_known, read_table
-from ris.runtime.hub.push import Pushed, push
+from ris.runtime.hub.push import Pushed, push, require_publishable
 
 _KINDS = {"model": "Models", "part": "Parts of models", "data": "Data sets"}
 
@@ -179,6 +179,7 @@ def push_bundle(
       ris-models push ris-bundle hf://org/name --licence mit --private
     """
     target = parse(address)
+    require_publishable(open_bundle(bundle, verify=False).manifest, target, licence)
     pushed = push(open_bundle(bundle), target, licence, private=private)
     if as_json:
         print_json(pushed_data(pushed), indent=2)

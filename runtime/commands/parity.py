@@ -17,7 +17,7 @@ from rich.table import Table
 from ris.engines.errors import ExpressionError, ParityError
 from ris.runtime.bundle import Bundle, open_bundle
 from ris.runtime.choice import AUTO
-from ris.runtime.commands.console import RisCommand, find_bundle, print_json
+from ris.runtime.commands.console import RisCommand, print_json
 from ris.runtime.commands.named_files import with_named
 from ris.runtime.commands.running import Running, running_options
 from ris.runtime.commands.weight_files import require_flag, weight_file_options
@@ -25,15 +25,9 @@ from ris.runtime.computing import VARIABLE, as_written
 from ris.runtime.image import load_rgb
 from ris.runtime.loading import select_for
 from ris.runtime.model import Model
-from ris.runtime.parity import (
-    ParityReport,
-    Tolerance,
-    check_model,
-    load_golden,
-    thresholded_rows,
-    tolerance_of,
-)
+from ris.runtime.parity import ParityReport, check_model, load_golden
 from ris.runtime.reference import pytorch_reference, require_pytorch
+from ris.runtime.tolerance import Tolerance, thresholded_rows, tolerance_of
 
 
 @click.command(cls=RisCommand)
@@ -86,7 +80,7 @@ def main(
     """
     against = Against(**given)
     against.check()
-    path = find_bundle(bundle)
+    path = running.find_bundle(bundle)
     against = against.with_files(open_bundle(path, verify=False))  # `load` checks the hashes
     with _as_asked(running, path).load(path) as model:
         _say_precision(model)
@@ -204,7 +198,7 @@ def _print(model: Model, report: ParityReport, against: str) -> None:
     tolerance = tolerance_of(model)
     logits = tolerance.no_target_logits
     head = "" if logits is None else f" {logits:.0e} no-target logits,"
-    step = max(thresholded_rows(manifest).values(), default=0.0)
+    step = max(thresholded_rows(manifest, tolerance).values(), default=0.0)
     behind = f", {step:.0e} behind a threshold" if tolerance.stage < step else ""
     click.echo(
         f"masks: IoU {report.mask_iou:.6f} (accepted from {tolerance.mask_iou:.5g}),"

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from ris.engines import COMPUTES, ENGINE_NAMES
+from ris.engines import COMPUTES, ENGINE_NAMES, select
+from ris.engines.errors import EngineError
 from ris.runtime.choice import AUTO, CHOICES
-from ris.runtime.commands.console import CompileProgress
+from ris.runtime.commands.console import CompileProgress, find_bundle
 from ris.runtime.commands.options import Command, DeviceName, add_options
 from ris.runtime.computing import WHOLE, Compute
 from ris.runtime.loading import load
@@ -41,6 +42,16 @@ class Running:
 
     throughput: bool = False
     """Share the cores among requests that come at once."""
+
+    def find_bundle(self, given: str | None) -> Path:
+        """The bundle to use, as `console.find_bundle` finds it.
+
+        Raises EngineError, before anything is downloaded, where the engine cannot run here.
+        """
+        row = select(self.engine, self.device)
+        if reason := row.unusable():
+            raise EngineError(f"engine {row.name!r} cannot run here: {reason}")
+        return find_bundle(given)
 
     def load(self, bundle: str | Path, **more: Any) -> Model:
         """`ris.runtime.load`, with progress where an engine compiles first.

@@ -10,8 +10,8 @@ from ris.runtime.bundle import Bundle
 from ris.runtime.hub.address import Address
 from ris.runtime.hub.models import Entry
 from ris.runtime.manifest import Manifest
-from ris.runtime.parity import END_TO_END
 from ris.runtime.reference import family_choices
+from ris.runtime.tolerance import END_TO_END
 
 LIBRARY = "ris-runtime"
 """What the card's head has as `library_name`."""

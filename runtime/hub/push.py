@@ -119,6 +119,16 @@ def require_login(address: Address) -> None:
         raise failures.explained(error, f"publishing at {address}", address.repository) from None
 
 
+def require_publishable(manifest: Manifest, address: Address, licence: str | None) -> str:
+    """The licence word to publish a bundle under, by somebody who is logged in.
+
+    It is asked before files are read, which may take minutes. Raises HubError as `push` does.
+    """
+    word = require_licence(licence, entry_of(manifest), manifest)
+    require_login(address)
+    return word
+
+
 def push(bundle: Bundle, address: Address, licence: str | None, *, private: bool = False) -> Pushed:
     """Publishes a bundle: the files that its manifest names, the manifest, and a card.
 
@@ -137,12 +147,10 @@ def push(bundle: Bundle, address: Address, licence: str | None, *, private: bool
         HubError: Where the licence word is missing or wrong (`require_licence`), the repository is
             public and was to be private, its README.md is somebody's, or the Hub refuses.
     """
-    entry = entry_of(bundle.manifest)
-    word = require_licence(licence, entry, bundle.manifest)
-    require_login(address)
+    word = require_publishable(bundle.manifest, address, licence)
     hub = library()
     api = hub.HfApi(library_name="ris-runtime")
-    card = model_card(bundle, address, word, entry)
+    card = model_card(bundle, address, word, entry_of(bundle.manifest))
     names = [*sorted(bundle.hashes()), MANIFEST]
     operations = [hub.CommitOperationAdd(name, str(bundle.path / name)) for name in names]
     operations.append(hub.CommitOperationAdd(CARD, card.encode()))

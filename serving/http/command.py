@@ -13,7 +13,7 @@ import click
 from ris import pip_install
 from ris.engines.errors import RisError
 from ris.runtime import open_bundle
-from ris.runtime.commands.console import RisCommand, find_bundle, print_json
+from ris.runtime.commands.console import RisCommand, print_json
 from ris.runtime.commands.forms import default_form_option
 from ris.runtime.commands.options import Command, add_options
 from ris.runtime.commands.running import Running, running_options
@@ -221,8 +221,9 @@ def serve_bundle(
     require_http()
     from ris.serving.http.server import Serving, listen, serve
 
+    listen(host, port).close()  # a port that is taken shows before a download, or hashing
     place = bundle or os.environ.get("RIS_BUNDLE")
-    found = find_bundle(bundle)
+    found = running.find_bundle(bundle)
     # a mistake shows here, before workers start
     open_bundle(found, verify=False).manifest.host.text.form_named(settings.form)
     again = place if place and is_address(place) else str(found.absolute())
@@ -299,7 +300,7 @@ def load_test_http(
     options = HttpLoadOptions(requests, clients, workers, parallel, triton, port)
     reports: dict[str, LoadReport] = {}
     try:
-        for name, report in run_http_load_test(find_bundle(bundle), running, options):
+        for name, report in run_http_load_test(running.find_bundle(bundle), running, options):
             reports[name] = report
             if not as_json:
                 click.echo(f"{name}: {table(report)}")

@@ -229,6 +229,6 @@ def load_test(
     from ris.serving.triton.load_test import LoadOptions, run_load_test
 
     options = LoadOptions(requests, clients, instances, http, port)
-    report = run_load_test(find_bundle(bundle), running, options)
+    report = run_load_test(running.find_bundle(bundle), running, options)
     click.echo(json.dumps(dataclasses.asdict(report), indent=1) if as_json else table(report))
     report.check()

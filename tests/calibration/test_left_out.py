@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -11,10 +14,10 @@ from PIL import Image
 
 from ris.calibration.command import main
 from ris.calibration.int8.chain import Chain
-from ris.calibration.numerics import measure_ranges
+from ris.calibration.numerics import measure_ranges, read_ranges
 from ris.calibration.samples import CalibrationSample
 from ris.engines.errors import RisError
-from ris.runtime import open_bundle
+from ris.runtime import Model, open_bundle
 
 GOOD = {"image": "good.png", "expression": "left man", "category": "person"}
 
@@ -155,3 +158,39 @@ def test_levels_are_chosen_on_the_others_and_what_was_left_out_is_named(files, m
     sentences = ["cut.png is damaged or cut short", "missing.png: no such image file"]
     assert said_of(done, sentences) == "Error: as far as this goes"
     assert seen == ["good.png"]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_ranges_that_are_stopped_are_those_of_what_was_asked(tiny_bundle, files, monkeypatch, sign):
+    """The third picture is never asked."""
+    for name in ("a.png", "b.png", "c.png"):
+        shutil.copyfile("good.png", name)
+    whole, asked = Model.encode_image, []
+
+    def encode_image(self, rgb):
+        asked.append(rgb)
+        if len(asked) == 3:
+            os.kill(os.getpid(), sign)
+        return whole(self, rgb)
+
+    monkeypatch.setattr(Model, "encode_image", encode_image)
+    given = ("a.png", "b.png", "c.png", "-e", "left man", "-e", "the dog")
+    done = command("ranges", tiny_bundle, *given, "--out", "ranges.json")
+    assert done.exit_code == 130, done.output
+    assert "Stopped early: these are the ranges of 4 expressions" in done.stderr
+    kept = read_ranges(files / "ranges.json")
+    assert kept.samples == 4
+    assert kept == measure_ranges(
+        open_bundle(tiny_bundle),
+        [CalibrationSample(rgb, ("left man", "the dog")) for rgb in asked[:2]],
+    )
+
+
+def test_ranges_that_are_stopped_before_the_first_answer(tiny_bundle, files, monkeypatch):
+    def interrupted(self, rgb):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Model, "encode_image", interrupted)
+    done = command("ranges", tiny_bundle, "good.png", "-e", "x", "--out", "ranges.json")
+    assert done.exit_code == 130
+    assert not (files / "ranges.json").exists()

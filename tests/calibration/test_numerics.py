@@ -42,7 +42,8 @@ from ris.reference.families import FAMILIES
 from ris.reference.tokenizer import tokenizer_from
 from ris.runtime import open_bundle
 from ris.runtime.loading import open_model
-from ris.runtime.parity import TOLERANCES, check_model, check_stage, load_golden
+from ris.runtime.parity import check_model, check_stage, load_golden
+from ris.runtime.tolerance import TOLERANCES
 
 HALF, FULL = TensorProto.FLOAT16, TensorProto.FLOAT
 

@@ -190,8 +190,10 @@ def test_int8_products_are_asked_to_be_exact_where_they_overflow(
 ):
     monkeypatch.setattr(processor, "cpu_features", lambda: frozenset(features))
     create("onnxruntime").open(graph, graph.path)
-    [session] = gpu.made
+    create("onnxruntime").open(replace(graph, weights="int4"), graph.path)
+    session, narrow = gpu.made
     assert session.entry("session.x64quantprecision") == entry
+    assert narrow.entry("session.x64quantprecision") is None, "it has no INT8 products"
 
 
 def test_what_stays_on_the_device_is_bound_there(gpu, graph, monkeypatch):

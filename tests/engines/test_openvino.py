@@ -15,7 +15,8 @@ from stages import BF16_STAGES, STAGES
 from ris.engines import EngineOptions, Graph, TensorSpec, create, select
 from ris.engines.errors import EngineError
 from ris.runtime import load, open_bundle
-from ris.runtime.parity import TOLERANCES, check_model, graph_feeds, load_golden
+from ris.runtime.parity import check_model, graph_feeds, load_golden
+from ris.runtime.tolerance import TOLERANCES
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
 from ris.engines.openvino import _read_blobs, _write_blobs  # noqa: E402 - it needs OpenVINO

@@ -265,3 +265,21 @@ def test_a_category_checkpoint(files, tmp_path, picture):
     assert "--category person" in done.output
     with load(bundle) as model:
         assert model.segment(picture, "left man", category="person").mask.shape == picture.shape[:2]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--precision", "fp16", "--fp32", "decoder"], "there is no graph 'decoder' to keep FP32"),
+        (["--weight-format", "text=int8"], "there is no graph 'text' whose weights"),
+        (["--weight-format", "int8"], "does not say which graphs narrow weights are for"),
+    ],
+)
+def test_a_graph_that_there_is_not_is_said_before_files_are_hashed(
+    files, tmp_path, monkeypatch, options, said
+):
+    monkeypatch.setattr("ris.export.sources.sha256_of", lambda path: pytest.fail("hashed first"))
+    done = run(main, *weight_options(files), *options, "--out", tmp_path / "bundle")
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert not (tmp_path / "bundle").exists()

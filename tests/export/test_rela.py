@@ -32,7 +32,8 @@ from ris.reference.rela.values import MAPS
 from ris.runtime import load, open_bundle
 from ris.runtime.commands.running import Running
 from ris.runtime.comparing import compare
-from ris.runtime.parity import TOLERANCES, check_model, failed_rows, load_golden
+from ris.runtime.parity import check_model, load_golden
+from ris.runtime.tolerance import TOLERANCES, failed_rows
 from ris.serving.triton.config import ServerOptions, graph_config
 from ris.serving.triton.repository import write_repository
 

@@ -26,14 +26,8 @@ from ris.export.weights import formats_of, parse_formats
 from ris.reference.evfsam.config import PRESETS
 from ris.runtime import load, open_bundle
 from ris.runtime.commands.parity import main as parity_command
-from ris.runtime.parity import (
-    END_TO_END,
-    TOLERANCES,
-    check_model,
-    failed_rows,
-    load_golden,
-    tolerance_of,
-)
+from ris.runtime.parity import check_model, load_golden
+from ris.runtime.tolerance import END_TO_END, TOLERANCES, failed_rows, tolerance_of
 
 STAGE = "fusion"
 """The graph that EVF-SAM names."""

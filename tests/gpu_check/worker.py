@@ -153,7 +153,8 @@ def _model(model: Any, runs: int, cuda_graphs: bool | None, before: float | None
 
 
 def _parity(model: Any) -> dict[str, Any]:
-    from ris.runtime.parity import END_TO_END, check_model, load_golden
+    from ris.runtime.parity import check_model, load_golden
+    from ris.runtime.tolerance import END_TO_END
 
     report = check_model(model, load_golden(model.bundle))
     rows = {name: row.relative for name, row in report.rows.items()}

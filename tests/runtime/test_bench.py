@@ -322,15 +322,20 @@ def test_a_way_names_the_precision_of_single_graphs(tmp_path):
 
 
 def test_single_graphs_run_in_what_was_asked(tiny_bundle, folder):
-    ways = ["--engine", "openvino:fp32,text_encoder=bf16", "--engine", "openvino:fp32,text=bf16"]
+    """And a CPU without bfloat16 says so."""
+    single, unknown = "openvino:fp32,text_encoder=bf16", "openvino:fp32,text=bf16"
+    ways = [part for way in ("openvino:fp32", single, unknown) for part in ("--engine", way)]
     done = run(tiny_bundle, "--runs", 1, "--cold", 0, *ways, "--out", folder / "single")
     assert done.exit_code == 0, done.output
     report = read_report(folder / "single.json")
-    [measured] = report.alternatives
-    bfloat16 = measured.precision["text_encoder"] == "bf16"
-    assert bfloat16 == ("bf16" in create("openvino", EngineOptions()).computes())
-    assert measured.precision["fusion"] == "fp32"
-    assert "there is no graph text" in done.output
+    precision = {measured.name: measured.precision for measured in report.alternatives}
+    assert set(precision["openvino:fp32"].values()) == {"fp32"}
+    if "bf16" in create("openvino", EngineOptions()).computes():
+        assert precision[single]["text_encoder"] == "bf16"
+        assert precision[single]["fusion"] == "fp32"
+    else:
+        assert "does not compute in bf16; it has fp32" in report.failed[single]
+    assert "there is no graph text" in report.failed[unknown]
 
 
 def test_wrong_weight_files_are_found_before_anything_is_measured(tiny_bundle):
@@ -382,3 +387,19 @@ def test_the_same_way_twice(tiny_bundle):
     refused = run(tiny_bundle, "--engine", "onnxruntime", "--engine", "onnxruntime")
     assert refused.exit_code == 2
     assert "--engine onnxruntime is given twice" in refused.output
+
+
+def test_a_way_that_cannot_be_measured_is_said_before_a_bundle_is_looked_for(monkeypatch):
+    monkeypatch.setattr(command, "find_bundle", lambda given: pytest.fail("looked first"))
+    for way, said in (("vulkan", "no engine 'vulkan'"), ("openvino:fp8", "no precision 'fp8'")):
+        refused = run("hf://org/name", "--engine", way)
+        assert refused.exit_code == 2
+        assert said in refused.stderr
+
+
+def test_a_way_that_fails_is_said_at_once(done):
+    """Not when the others are done, which may take an hour."""
+    lines = done.stderr.splitlines()
+    failed = next(i for i, line in enumerate(lines) if line.startswith("Not measured: onnxru"))
+    assert "first start, compiles what is needed" in lines[failed - 1]
+    assert sum(line.startswith("Not measured: ") for line in lines) == 1

@@ -18,16 +18,15 @@ from ris.runtime.bundle import sha256_of
 from ris.runtime.commands.parity import main
 from ris.runtime.comparing import compare, compare_mask, mask_iou
 from ris.runtime.masks import PLAIN
-from ris.runtime.parity import (
+from ris.runtime.parity import check_model, load_golden
+from ris.runtime.segmentation import Segmentation
+from ris.runtime.tolerance import (
     TOLERANCES,
-    check_model,
     failed_rows,
-    load_golden,
     no_target_row,
     thresholded_rows,
     tolerance_of,
 )
-from ris.runtime.segmentation import Segmentation
 
 NO_TARGET = "fusion.no_target_logits"
 
@@ -189,7 +188,7 @@ def test_no_target_logits_are_finite_and_in_fp32_exact():
 def test_more_is_accepted_of_what_lies_behind_a_threshold():
     """One blocked key more or less is a step in it, in FP32 too; a wrong value is not accepted."""
     manifest = open_bundle(BUILT_IN).manifest
-    rows = thresholded_rows(manifest)
+    rows = thresholded_rows(manifest, TOLERANCES["fp32"])
     behind = ("image_features.object_queries", "image_features.object_masks", NO_TARGET)
     assert rows == dict.fromkeys(behind, 1e-3)
     values = np.random.default_rng(0).normal(size=(100, 64))
@@ -201,6 +200,22 @@ def test_more_is_accepted_of_what_lies_behind_a_threshold():
     [failure] = failed_rows(found, TOLERANCES["fp32"], NO_TARGET, rows)
     assert failure.startswith("image_features.object_masks")
     assert len(failed_rows(found, TOLERANCES["fp32"], NO_TARGET)) == 2
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_narrow_arithmetic_may_take_more_steps_but_for_the_answer(precision):
+    tolerance = TOLERANCES[precision]
+    rows = thresholded_rows(open_bundle(BUILT_IN).manifest, tolerance)
+    inner = ("image_features.object_queries", "image_features.object_masks")
+    assert rows == {**dict.fromkeys(inner, 5e-2), NO_TARGET: 1e-3}
+    values = np.random.default_rng(0).normal(size=(100, 64))
+    steps, wrong = values.copy(), values.copy()
+    steps[7] *= 1.3
+    wrong[:10] = 0
+    assert tolerance.stage < compare(steps, values).relative
+    found = {inner[0]: compare(steps, values), inner[1]: compare(wrong, values)}
+    [failure] = failed_rows(found, tolerance, NO_TARGET, rows)
+    assert failure.startswith(inner[1])
 
 
 @pytest.mark.parametrize(("moved", "accepted"), [(0.5, True), (2.0, False)])

@@ -154,8 +154,11 @@ def test_a_port_that_is_taken_is_one_sentence(served_bundle):
     [port] = free_ports(1)
     with socket.create_server(("127.0.0.1", port)):
         done = run(served_bundle, "--port", port)
-    assert done.returncode == 2
-    assert f"Error: nothing can listen at 127.0.0.1, port {port}" in done.stderr
+        # before a bundle is looked for, which may be a download
+        missing = run("nowhere", "--port", port)
+    for refused in (done, missing):
+        assert refused.returncode == 2
+        assert f"Error: nothing can listen at 127.0.0.1, port {port}" in refused.stderr
 
 
 def test_a_token_is_never_an_option(served_bundle):

@@ -206,3 +206,13 @@ def test_an_option_that_load_does_not_know_downloads_nothing(hub, published):
 def test_no_address(hub):
     with pytest.raises(HubError, match="hf://name is no address on a Hub"):
         load("hf://name")
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_an_engine_that_cannot_run_is_said_before_a_download(hub, published, photo, device):
+    """TensorRT is not installed here, or there is no GPU."""
+    given = ("--bundle", ADDRESS, "--engine", "tensorrt", "--device", device)
+    done = run(infer.main, "photo.png", "left man", *given)
+    assert done.exit_code == 2
+    assert "engine 'tensorrt' cannot run here: " in done.stderr
+    assert not hub.sent()

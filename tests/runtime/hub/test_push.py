@@ -93,6 +93,16 @@ def test_somebody_elses_card_stays(hub, more):
     assert hub.repositories["me/demo"].files("main") == {"README.md": b"# My thesis\n", **more}
 
 
+@pytest.mark.parametrize("licence", [[], ["--licence", "mit"]])
+def test_what_is_refused_is_refused_before_files_are_read(hub, monkeypatch, licence):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("ris.runtime.bundle.sha256_of", lambda path: pytest.fail("read first"))
+    done = run("push", BUILT_IN, ADDRESS, *licence)
+    assert done.exit_code == 2
+    said = "there is no login here" if licence else "under the licence that you give it"
+    assert said in done.stderr or "under the licence of its weights" in done.stderr
+
+
 def test_files_of_the_bundle_before_go(hub, tmp_path):
     """And what else is in the repository stays."""
     older = shutil.copytree(BUILT_IN, tmp_path / "older")
@@ -264,7 +274,7 @@ def test_a_damaged_bundle_is_not_published(hub, tmp_path):
     (bundle / "tokenizer.json").write_text("{}")
     done = run("push", bundle, ADDRESS, "--licence", "mit")
     assert "is damaged" in done.stderr
-    assert hub.requests == []
+    assert [seen.path for seen in hub.requests] == ["/api/whoami-v2"]
     with pytest.raises(BundleError):
         open_bundle(bundle)
 
