@@ -103,6 +103,8 @@ def ranges(
         found = measure_ranges(opened, tracked, threads=threads, skipped=left)
     except MeasuringStopped as early:
         found, stopped = early.found, early
+    finally:
+        tracked.close()  # or the bar would stay while the table is printed
 
     try:
         if out:

@@ -293,7 +293,9 @@ class OpenVinoEngine(Engine):
         """As `SessionInfo.activations`. A CPU without VNNI rounds none, though it is asked to."""
         if not (graph.weights and self.options.int8_activations):
             return None
-        return "int8" if self.device != "CPU" or rounds_activations() else None
+        on_cpu = self.device == "CPU"
+        rounded = not on_cpu or any(rounds_activations(_HINTS[one]) for one in self._parts(graph))
+        return "int8" if rounded else None
 
     def _mode(self) -> str:
         return "THROUGHPUT" if self.options.throughput else "LATENCY"

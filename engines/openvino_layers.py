@@ -46,11 +46,13 @@ def int8_overflows() -> bool:
 
 
 @functools.cache
-def rounds_activations() -> bool:
+def rounds_activations(hint: str) -> bool:
     """Whether OpenVINO on this CPU rounds to INT8 what narrow weights are multiplied with.
 
-    It does where it is asked to, with VNNI alone. A product is tried, of which it would lose a part
-    of a thousandth.
+    It does not always do so where it is asked to: it needs VNNI. A product is tried, of which it
+    would lose an eighth of 1, far more than bfloat16 does.
+
+    hint: what it computes in, as of INFERENCE_PRECISION_HINT.
     """
     rows, length, columns = 16, 128, 32
     x = opset.parameter([rows, length], np.float32)
@@ -58,14 +60,14 @@ def rounds_activations() -> bool:
     scaled = opset.multiply(weights, np.ones((columns, 1), np.float32))
     model = openvino.Model([opset.matmul(x, scaled, False, True)], [x])
     settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": hint,
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": ACTIVATION_GROUP,
     }
     compiled = openvino.Core().compile_model(model, "CPU", settings)
     values = np.full((rows, length), 1e-3, np.float32)
     values[:, ::ACTIVATION_GROUP] = 1  # of which the others' scale is the 127th part
     found = compiled(values)[0]
-    return bool((np.abs(found - values.sum(1, keepdims=True)) > 1e-3).any())
+    return bool((np.abs(found - values.sum(1, keepdims=True)) > 0.06).any())
 
 
 @functools.cache

@@ -60,7 +60,7 @@ Between its products a graph is not faster. CPUs that were tried have 0.5, or 2 
 
 _NARROW = "bf16"
 _RECORD = "auto-compute"  # its name in the cache, as of a graph
-_FORMAT = 2  # of what is in it
+_FORMAT = 3  # of what is in it, and of what was accepted
 _FEATURES = ("amx", "avx512", "avx_vnni")
 
 

@@ -284,7 +284,8 @@ def _run(trainer: Trainer, given: dict[str, Any], skipped: Skipped) -> None:
 
         def report(line: Progress) -> None:
             bar.update(task, completed=line.step)
-            bar.console.print(_words(line), highlight=False, soft_wrap=True)
+            # no markup: a note may have words of others
+            bar.console.print(_words(line), highlight=False, soft_wrap=True, markup=False)
             if line.validation:
                 _draw(trainer.keeper.folder)
 

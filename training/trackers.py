@@ -100,7 +100,7 @@ def start_trackers(
     """
     if not accelerator.is_main_process:
         return
-    for name in names:
+    for name in dict.fromkeys(names):
         try:
             tracker = _tracker(name, folder, step, config)
             tracker.start()

@@ -270,7 +270,7 @@ class MeasuringStopped(KeyboardInterrupt):
     def __init__(self, found: Ranges) -> None:
         super().__init__(f"stopped after {found.samples} expressions")
         self.found = found
-        """Of the expressions that were asked before it."""
+        """Of the expressions that were asked before it, and of what was seen of the next."""
 
 
 def _measured(bundle: Bundle, entry: GraphEntry) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ris.engines import COMPUTES, ENGINE_NAMES, select
+from ris.engines.devices import CUDA, kind_of
 from ris.engines.errors import EngineError
 from ris.runtime.choice import AUTO, CHOICES
 from ris.runtime.commands.console import CompileProgress, find_bundle
@@ -48,8 +49,11 @@ class Running:
 
         Raises EngineError, before anything is downloaded, where the engine cannot run here.
         """
-        row = select(self.engine, self.device)
-        if reason := row.unusable():
+        row, kind = select(self.engine, self.device), kind_of(self.device)
+        reason = row.unusable() or (row.lacks_cuda() if kind == CUDA else None)
+        if kind not in ("auto", *row.devices):
+            reason = f"it has no device {self.device!r}; it has {', '.join(row.devices)}"
+        if reason:
             raise EngineError(f"engine {row.name!r} cannot run here: {reason}")
         return find_bundle(given)
 

@@ -161,8 +161,13 @@ def test_levels_are_chosen_on_the_others_and_what_was_left_out_is_named(files, m
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_ranges_that_are_stopped_are_those_of_what_was_asked(tiny_bundle, files, monkeypatch, sign):
+def test_ranges_that_are_stopped_are_those_of_what_was_asked(
+    tiny_bundle, files, monkeypatch, request, sign
+):
     """The third picture is never asked."""
+    # a test run in the background has SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     for name in ("a.png", "b.png", "c.png"):
         shutil.copyfile("good.png", name)
     whole, asked = Model.encode_image, []

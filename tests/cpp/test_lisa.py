@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -66,6 +67,28 @@ def test_it_keeps_keys_and_values_in_fp16(libris, precision, request):
             for got, one in zip(libris.ask(scene, texts), want, strict=True):
                 np.testing.assert_allclose(got["logits"], one.logits, atol=1e-3)
                 assert mask_iou(got["mask"], one.mask) >= 0.9999
+    libris.check(libris.abi.ris_free_scene(scene))
+    libris.check(libris.abi.ris_close(opened))
+
+
+def test_weights_in_8_bits_that_are_many_are_widened_in_each_run(
+    libris, lisa_narrow_bundle, tmp_path
+):
+    """As LISA-7B's; the manifest says of these that there are so many. Without VNNI, too."""
+    many = shutil.copytree(lisa_narrow_bundle, tmp_path / "many")
+    manifest = json.loads((many / "manifest.json").read_text())
+    [stage] = (one for one in manifest["stages"] if one["name"] == "language_prefix")
+    assert stage["weights"]["format"] == "int8"
+    stage["weights"]["elements"] = 6_500_000_000
+    (many / "manifest.json").write_text(json.dumps(manifest))
+    opened = libris.open(many)
+    rgb, expressions = asked(3)
+    scene = libris.encode_image(opened, rgb)
+    with load(lisa_narrow_bundle, engine="onnxruntime") as python:
+        want = python.encode_image(rgb).segment_many(expressions)
+        for got, one in zip(libris.ask(scene, expressions), want, strict=True):
+            np.testing.assert_allclose(got["logits"], one.logits, atol=1e-3)
+            assert mask_iou(got["mask"], one.mask) >= 0.9999
     libris.check(libris.abi.ris_free_scene(scene))
     libris.check(libris.abi.ris_close(opened))
 

@@ -9,9 +9,9 @@ import pytest
 from accelerate.tracking import GeneralTracker
 
 from ris.engines.errors import RisError
-from ris.training import trackers
+from ris.training import command, trackers
 from ris.training.command import _words
-from ris.training.run_folder import WEIGHTS, states
+from ris.training.run_folder import WEIGHTS, Progress, states
 from training_runs import scenes_run
 
 
@@ -69,6 +69,31 @@ def test_a_tracker_that_fails_is_named_and_the_run_goes_on(tmp_path, monkeypatch
     assert [line["note"] for line in kept if line["note"]] == notes
     assert states(tmp_path)[-1].exists()
     assert (tmp_path / WEIGHTS).exists()
+
+
+def test_a_tracker_that_is_named_twice_is_one(tmp_path):
+    run = scenes_run(tmp_path, trackers=("csv", "csv"))
+    run.run(log_every=1, stop=2)
+    with (tmp_path / "log.csv").open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
+
+
+def test_a_note_is_printed_as_it_is(tmp_path, capsys):
+    """It may have another's words, which are no markup."""
+
+    class Noted:
+        """A trainer that reports one line."""
+
+        keeper = type("Kept", (), {"folder": tmp_path})
+        accelerator = type("Main", (), {"is_main_process": True})
+        step = 0
+
+        def run(self, report, **given):
+            report(Progress(1, {}, 0.1, 0.0, note="--log wandb ends here: [/tmp/x] at [fe80::1]"))
+
+    given = dict.fromkeys(("log_every", "save_every", "validate_every")) | {"stop": 1}
+    command._run(Noted(), given, lambda sentence: None)
+    assert "--log wandb ends here: [/tmp/x] at [fe80::1]" in capsys.readouterr().out
 
 
 def test_a_tracker_that_cannot_begin_is_said_before_the_first_step(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from ris.engines import EngineSpec
 from ris.runtime import BUILT_IN, BundleError, HubError, load, open_bundle
 from ris.runtime.bundle import sha256_of
 from ris.runtime.commands import bench, doctor, infer, models, parity
@@ -208,11 +209,22 @@ def test_no_address(hub):
         load("hf://name")
 
 
-@pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_an_engine_that_cannot_run_is_said_before_a_download(hub, published, photo, device):
-    """TensorRT is not installed here, or there is no GPU."""
-    given = ("--bundle", ADDRESS, "--engine", "tensorrt", "--device", device)
+@pytest.mark.parametrize(
+    ("engine", "device", "reason"),
+    [
+        ("tensorrt", "auto", "there is no driver"),
+        ("onnxruntime", "cuda:1", "it has no CUDA"),
+        ("onnxruntime", "npu", "it has no device 'npu'; it has cpu, cuda"),
+    ],
+)
+def test_an_engine_that_cannot_run_is_said_before_a_download(
+    hub, published, photo, monkeypatch, engine, device, reason
+):
+    monkeypatch.setattr(EngineSpec, "missing", lambda row: None)
+    monkeypatch.setattr("ris.engines.table.driver_problem", lambda: "there is no driver")
+    monkeypatch.setattr(EngineSpec, "lacks_cuda", lambda row: "it has no CUDA")
+    given = ("--bundle", ADDRESS, "--engine", engine, "--device", device)
     done = run(infer.main, "photo.png", "left man", *given)
     assert done.exit_code == 2
-    assert "engine 'tensorrt' cannot run here: " in done.stderr
+    assert f"engine {engine!r} cannot run here: {reason}" in done.stderr
     assert not hub.sent()
