@@ -21,7 +21,7 @@ from ris.export.families.cgformer.modules import GroupPlaces, MaskHead, Pyramid
 from ris.export.families.worded_swin import CentredAttention, ImageStem, WordsInImage
 from ris.reference.cgformer.config import PRESETS
 from ris.reference.cgformer.deterministic import deterministic_model
-from ris.runtime import load, open_bundle, parity
+from ris.runtime import load, open_bundle, tolerance
 from ris.runtime.bundle import Bundle
 from ris.runtime.commands.running import Running
 from ris.runtime.loading import open_model
@@ -202,7 +202,7 @@ def test_what_stays_fp32_says_why(cgformer_half_bundle, cgformer_bf16_bundle):
 def test_a_graph_stays_fp32_where_it_is_asked_for(tmp_path, monkeypatch):
     """And a bundle that is not accepted says which graph is farthest off."""
     asked = ("--preset", "tiny-cgformer", "--precision", "fp16", "--out", str(tmp_path / "b"))
-    monkeypatch.setattr(parity, "MADE_UP_FP16_IOU", 0.99999)
+    monkeypatch.setattr(tolerance, "MADE_UP_FP16_IOU", 0.99999)
     refused = CliRunner().invoke(main, asked)
     assert refused.exit_code == 1
     assert "--fp32 backbone keeps FP32 the graph that is farthest off" in refused.stderr
