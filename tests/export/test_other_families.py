@@ -275,7 +275,14 @@ def test_a_no_target_error_that_is_not_finite_counts():
     def row(relative):
         return StageParity(relative, relative, relative, 1.0)
 
-    assert _error({"a.x": row(0.1), "a.y": row(3.0)}, "a.y") == 0.1
-    assert _error({"a.x": row(0.1), "a.y": row(3.0)}, None) == 3.0
-    assert _error({"a.x": row(0.1), "a.y": row(np.inf)}, "a.y") == np.inf
-    assert _error({"a.y": row(3.0)}, "a.y") == 0.0
+    assert _error({"a.x": row(0.1), "a.y": row(3.0)}, ("a.y", {})) == 0.1
+    assert _error({"a.x": row(0.1), "a.y": row(3.0)}, (None, {})) == 3.0
+    assert _error({"a.x": row(0.1), "a.y": row(np.inf)}, ("a.y", {})) == np.inf
+    assert _error({"a.y": row(3.0)}, ("a.y", {})) == 0.0
+
+
+@pytest.mark.parametrize(("relative", "accepted"), [(0.04, True), (0.06, False)])
+def test_behind_a_threshold_an_error_counts_by_what_is_accepted_there(relative, accepted):
+    rows = {"a.x": StageParity(relative, relative, relative, 1.0)}
+    assert (_error(rows, (None, {"a.x": 5e-2})) <= ACCEPTED) == accepted
+    assert _error(rows, (None, {"a.x": 1e-3})) == relative
