@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ _ACCURACY, _IN_FP32, _IN_INT8 = "session.qdq_matmulnbits_accuracy_level", "1", "
 _WIDENED_ONCE = {"session.disable_quant_qdq": "1"}
 # or stays a node that makes FP32 of a matrix, whose memory the next one takes
 _IN_EACH_RUN = {"optimization.disable_specified_optimizers": "QDQSelectorActionTransformer"}
+
+_DESCRIPTORS = Path("/proc/self/fd")
 
 # versions without it do not refuse weights outside of the graph's folder
 _FROM_MEMORY = "add_external_initializers_from_files_in_memory"
@@ -239,14 +242,16 @@ class OnnxRuntimeEngine(Engine):
         Raises:
             EngineError: Where the file cannot be loaded or the provider does not start.
         """
-        of_artifact = replace(graph, path=artifact)
-        entries = self._weight_entries(of_artifact)
-        if self.options.device == "cpu" and graph.precision == "fp16":
-            folder = str(artifact.parent.resolve())  # of the data file, which the bytes do not name
-            entries["session.model_external_initializers_file_folder_path"] = folder
-            session = self.start(of_artifact, widened(artifact), self.providers(), entries)
-        else:
-            session = self.start(of_artifact, str(artifact), self.providers(), entries)
+        with _named_in_utf8(artifact) as file:
+            of_artifact = replace(graph, path=file)
+            entries = self._weight_entries(of_artifact)
+            if self.options.device == "cpu" and graph.precision == "fp16":
+                # where the data file is, which the bytes do not name
+                folder = file.parent.resolve() if file == artifact else file.parent
+                entries["session.model_external_initializers_file_folder_path"] = str(folder)
+                session = self.start(of_artifact, widened(file), self.providers(), entries)
+            else:
+                session = self.start(of_artifact, str(file), self.providers(), entries)
         return self._session(graph, session)
 
     def open_in_order(self, graph: Graph, artifact: Path) -> Session:
@@ -257,9 +262,10 @@ class OnnxRuntimeEngine(Engine):
         Raises:
             EngineError: As in `open`.
         """
-        of_artifact = replace(graph, path=artifact)
-        entries = self._weight_entries(of_artifact)
-        session = self.start(of_artifact, str(artifact), self.providers(), entries, in_order=True)
+        with _named_in_utf8(artifact) as file:
+            of_artifact = replace(graph, path=file)
+            entries = self._weight_entries(of_artifact)
+            session = self.start(of_artifact, str(file), self.providers(), entries, in_order=True)
         return self._session(graph, session)
 
     def _session(self, graph: Graph, session: Any) -> Session:
@@ -377,6 +383,31 @@ class OnnxRuntimeEngine(Engine):
         for name, value in entries.items():
             options.add_session_config_entry(name, value)
         return options
+
+
+@contextlib.contextmanager
+def _named_in_utf8(file: Path) -> Iterator[Path]:
+    """The file under a name that is UTF-8, as ONNX Runtime's bindings want it.
+
+    In a locale without UTF-8, and of a name in another encoding, Python has what it cannot decode
+    as surrogates. During the block the folder is then named by its descriptor, where there is such
+    a name.
+    """
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        pass
+    else:
+        yield file
+        return
+    if not _DESCRIPTORS.is_dir():
+        yield file
+        return
+    descriptor = os.open(file.parent, os.O_RDONLY)
+    try:
+        yield _DESCRIPTORS / str(descriptor) / file.name
+    finally:
+        os.close(descriptor)
 
 
 def provider_problem(name: str) -> str | None:

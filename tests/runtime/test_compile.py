@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -19,7 +20,7 @@ from ris.engines import EngineOptions, create
 from ris.engines.errors import EngineError
 from ris.engines.recipe import file_hash
 from ris.engines.trust import seal
-from ris.runtime import open_bundle
+from ris.runtime import load, open_bundle
 from ris.runtime.commands.compile import main
 from ris.runtime.parity import graph_feeds, load_golden
 
@@ -98,6 +99,18 @@ def test_all_are_compiled_again_where_that_is_asked(compiled):
     refused = CliRunner().invoke(main, [str(compiled), "--force", "--no-build"])
     assert refused.exit_code == 2
     assert "--force compiles all graphs and --no-build none" in refused.output
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", ["tiny_bundle", "tiny_fp16_bundle"])
+def test_a_bundle_whose_name_is_no_utf8(name, engine, request, tmp_path, picture):
+    """Python then has surrogates in its path, which not every engine's bindings take."""
+    pytest.importorskip(engine)
+    bundle = request.getfixturevalue(name)
+    there = shutil.copytree(bundle, tmp_path / os.fsdecode(b"b\xfcndel"))
+    with load(bundle, engine=engine) as model, load(there, engine=engine) as same:
+        want = model.segment(picture, "left man").logits
+        np.testing.assert_array_equal(same.segment(picture, "left man").logits, want)
 
 
 @pytest.mark.parametrize("command", ["ris-infer", "ris-doctor", "ris-compile"])
