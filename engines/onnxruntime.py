@@ -393,21 +393,30 @@ def _named_in_utf8(file: Path) -> Iterator[Path]:
     as surrogates. During the block the folder is then named by its descriptor, where there is such
     a name.
     """
-    try:
-        str(file).encode()
-    except UnicodeEncodeError:
-        pass
-    else:
+    descriptor = None if _is_utf8(file) else _descriptor(file.parent)
+    if descriptor is None:
         yield file
         return
-    if not _DESCRIPTORS.is_dir():
-        yield file
-        return
-    descriptor = os.open(file.parent, os.O_RDONLY)
     try:
         yield _DESCRIPTORS / str(descriptor) / file.name
     finally:
         os.close(descriptor)
+
+
+def _is_utf8(file: Path) -> bool:
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _descriptor(folder: Path) -> int | None:
+    """The folder, opened; None where it cannot be, or a descriptor is no name here."""
+    if _DESCRIPTORS.is_dir():
+        with contextlib.suppress(OSError):
+            return os.open(folder, os.O_RDONLY)
+    return None
 
 
 def provider_problem(name: str) -> str | None:
