@@ -45,14 +45,7 @@ from ris.engines.base import (
 )
 from ris.engines.errors import EngineError, PlanError
 from ris.engines.linked import without_links
-from ris.engines.openvino_layers import (
-    ACTIVATION_GROUP,
-    bf16_gain,
-    int8_overflows,
-    layers,
-    main_precision,
-    rounds_activations,
-)
+from ris.engines.openvino_layers import bf16_gain, int8_overflows, layers, main_precision
 from ris.engines.openvino_model import (
     has_as_many_heads_as_queries,
     hold_joins,
@@ -60,7 +53,7 @@ from ris.engines.openvino_model import (
     turn_weights,
 )
 from ris.engines.openvino_session import Imported, OpenVinoSession, reason
-from ris.engines.processor import core_limit
+from ris.engines.processor import core_limit, has_vnni
 from ris.engines.recipe import Recipe, graph_hashes
 
 T = TypeVar("T")
@@ -69,6 +62,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
 _FILE = 3  # the format of what is kept; 1 was one blob, 2 had attention that was computed wrongly
 _QUANTISES = ("CPU", "GPU")  # devices that may round activations by themselves
+_ACTIVATION_GROUP = 32  # activations that share a scale; what it takes by itself on a CPU
 # where the blobs of a compiled graph begin in its file: OpenVINO reads their weights in place
 _PAGE = 4096
 
@@ -290,12 +284,14 @@ class OpenVinoEngine(Engine):
         return "fp32" if self._widens(graph) else None
 
     def _activations(self, graph: Graph) -> str | None:
-        """As `SessionInfo.activations`. A CPU without VNNI rounds none, though it is asked to."""
+        """As `SessionInfo.activations`.
+
+        On a CPU OpenVINO rounds those of FP32 alone, and without VNNI none, though it is asked to.
+        """
         if not (graph.weights and self.options.int8_activations):
             return None
-        on_cpu = self.device == "CPU"
-        rounded = not on_cpu or any(rounds_activations(_HINTS[one]) for one in self._parts(graph))
-        return "int8" if rounded else None
+        rounds = self.device != "CPU" or (has_vnni() and "fp32" in self._parts(graph))
+        return "int8" if rounds else None
 
     def _mode(self) -> str:
         return "THROUGHPUT" if self.options.throughput else "LATENCY"
@@ -308,7 +304,7 @@ class OpenVinoEngine(Engine):
         }
         if self.device in _QUANTISES:
             # left to itself, it rounds to INT8 what compressed weights are multiplied with
-            group = ACTIVATION_GROUP if self.options.int8_activations else 0
+            group = _ACTIVATION_GROUP if self.options.int8_activations else 0
             settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = group
         threads = self.options.threads or core_limit()
         if threads is not None and self.device == "CPU":

@@ -1,6 +1,6 @@
 """What OpenVINO really runs: the precision of a compiled graph's layers, and by trial the rest.
 
-That is whether INT8 overflows, whether activations are rounded, and how fast bfloat16 is.
+That is whether INT8 overflows, and how fast bfloat16 is.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from openvino import opset13 as opset
 _NAMES = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
 _SIDE, _TRIES = 1024, 10  # of the product that is timed
 _NO_WORK = ("Input", "Output", "Const", "Reorder", "")
-
-ACTIVATION_GROUP = 32
-"""Activations that share a scale where they are rounded; what OpenVINO takes by itself on a CPU."""
 
 PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "Deconvolution", "ScaledDotProductAttention")
 """The kinds of layers that are matrix products and convolutions."""
@@ -43,31 +40,6 @@ def int8_overflows() -> bool:
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = compiled(np.full((rows, length), 127, np.float32))[0]
     return bool((found != length * 127 * 127).any())
-
-
-@functools.cache
-def rounds_activations(hint: str) -> bool:
-    """Whether OpenVINO on this CPU rounds to INT8 what narrow weights are multiplied with.
-
-    It does not always do so where it is asked to: it needs VNNI. A product is tried, of which it
-    would lose an eighth of 1, far more than bfloat16 does.
-
-    hint: what it computes in, as of INFERENCE_PRECISION_HINT.
-    """
-    rows, length, columns = 16, 128, 32
-    x = opset.parameter([rows, length], np.float32)
-    weights = opset.convert(opset.constant(np.ones((columns, length), np.int8)), np.float32)
-    scaled = opset.multiply(weights, np.ones((columns, 1), np.float32))
-    model = openvino.Model([opset.matmul(x, scaled, False, True)], [x])
-    settings = {
-        "INFERENCE_PRECISION_HINT": hint,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": ACTIVATION_GROUP,
-    }
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
-    values = np.full((rows, length), 1e-3, np.float32)
-    values[:, ::ACTIVATION_GROUP] = 1  # of which the others' scale is the 127th part
-    found = compiled(values)[0]
-    return bool((np.abs(found - values.sum(1, keepdims=True)) > 0.06).any())
 
 
 @functools.cache
